@@ -1,0 +1,9 @@
+"""The app: ``workbench app`` or ``streamlit run app.py``. One page per screen; what they compute is in the package."""
+
+import streamlit as st
+
+st.set_page_config(page_title="Interpretability workbench", layout="wide", initial_sidebar_state="auto")
+
+from pages.parts import frame  # noqa: E402  (streamlit wants the page configured first)
+
+frame.main()

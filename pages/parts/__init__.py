@@ -1,0 +1,1 @@
+"""What the screens share: looks, components, forms, the view of a run."""

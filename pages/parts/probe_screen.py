@@ -1,0 +1,210 @@
+"""The screen of a probe, any probe: a finished run on the left, on the right what to run next. All of it from the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from pages.parts import form, look, queue, run_view, state
+from workbench import config as configs
+from workbench import jobs, organisms, registry, runs
+from workbench.errors import WorkbenchError
+from workbench.registry import Probe
+
+
+def screen(name: str) -> None:
+    """Draw the screen of the probe ``name``; a probe that cannot be imported says why."""
+    reason = registry.problem(name)
+    if reason is not None:
+        st.title(name.replace("-", " ").capitalize())
+        st.info(look.md(f"This probe cannot be used here. {reason}"))
+        return
+    probe = registry.get(name)
+    left, right = st.columns([12, 5], gap="large")
+    with left:
+        st.title(probe.title)
+        st.caption(look.md(probe.summary))
+        with look.guard():
+            result(probe)
+    with right:
+        with look.guard():
+            setup(probe)
+
+
+# ---- what has been found
+
+
+def result(probe: Probe) -> None:
+    found = [run for run in runs.list_runs() if run.probe == probe.name]
+    found.sort(
+        key=lambda run: (run.status == "complete", run.info.get("finished") or run.info.get("started") or ""),
+        reverse=True,
+    )
+    wanted = state.get(probe.name, "run")
+    if wanted and wanted not in [run.id for run in found]:
+        found.insert(0, runs.run_by_id(wanted))  # says what is wrong with an id from the URL
+    if not found:
+        st.info(
+            look.md(
+                "No run of this probe yet. Choose a model on the right and start one; 'Demo' fills in the settings of a short one."
+            )
+        )
+        return
+    ids = [run.id for run in found]
+    at = ids.index(wanted) if wanted in ids else 0
+    labels = {
+        run.id: f"{look.short(run.info['model']['name'])} · {(run.info.get('finished') or run.info.get('started') or '')[:16].replace('T', ' ')} · {run.status} · {run.id[-12:]}"
+        for run in found
+    }
+    key = f"{probe.name} run"
+    if st.session_state.get(key) not in ids:
+        st.session_state[key] = ids[at]
+    elif wanted in ids and st.session_state.get(f"{key} url") != wanted:
+        st.session_state[key] = wanted
+    if len(ids) > 1:
+        st.selectbox(
+            "Run",
+            ids,
+            key=key,
+            format_func=labels.get,
+            help="Runs of this probe, finished ones first, also those made on the command line.",
+            on_change=lambda: state.put(probe.name, "run", st.session_state[key]),
+        )
+    st.session_state[f"{key} url"] = wanted
+    chosen = st.session_state[key]
+    run_view.show(next(run for run in found if run.id == chosen))
+
+
+# ---- what to run next
+
+
+def setup(probe: Probe) -> None:
+    st.subheader("Run")
+    queue.show(probe.name)
+    newest = [run for run in runs.list_runs() if run.probe == probe.name]
+    names = list(dict.fromkeys([*organisms.names(), *(look.model_of(run) for run in runs.list_runs())]))
+    model = st.selectbox(
+        "Model",
+        names,
+        key=f"{probe.name}.model",
+        bind="query-params",
+        accept_new_options=True,
+        help="An organism, a local folder in Hugging Face format, or a hub id. Type to enter another.",
+    )
+    go = st.container()  # above the settings, so that it is in sight; filled once they are known
+    a, b, c = st.columns(3)
+    a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
+    b.button(
+        "Demo",
+        on_click=form.fill,
+        args=(probe, configs.to_dict(configs.build(probe.config, probe.demo))),
+        disabled=not probe.demo,
+        width="stretch",
+        help="The settings of a short run.",
+    )
+    shown = next((run for run in newest if run.id == st.session_state.get(f"{probe.name} run")), None)
+    c.button(
+        "As shown",
+        on_click=form.fill,
+        args=(probe, (shown.info["config"] if shown else {})),
+        disabled=shown is None,
+        width="stretch",
+        help="The settings of the run on the left.",
+    )
+    data = data_of(probe)
+    values = form.form(probe)
+    with st.expander("Seed, precision, device"):
+        seed = st.number_input(
+            "seed", 0, 2**31 - 1, 0, key=f"{probe.name}.seed", bind="query-params", help="Seed of everything random."
+        )
+        dtype = st.selectbox(
+            "dtype",
+            ["float32", "bfloat16", "float16"],
+            key=f"{probe.name}.dtype",
+            bind="query-params",
+            help="Precision of the weights.",
+        )
+        device = st.selectbox(
+            "device", jobs.devices(), key=f"{probe.name}.device", help="Each device has one worker and one queue."
+        )
+    try:
+        config = configs.build(probe.config, values)
+        ready = runs.prepare(probe, config, data)
+    except WorkbenchError as error:
+        with go:
+            st.button("Run", type="primary", disabled=True, width="stretch")
+            look.problem(error)
+        return
+    pressed = go.button(
+        "Run",
+        type="primary",
+        width="stretch",
+        shortcut="ctrl+enter",
+        help="In the background: this page may be closed.",
+    )
+    go.caption(look.md(cost(probe, model, newest)))
+    if pressed:
+        job = jobs.submit(
+            probe.name, model, config=configs.to_dict(config), data=data, seed=int(seed), dtype=dtype, device=device
+        )
+        st.session_state[f"{probe.name} job"] = job.id
+        st.rerun()
+    follow(probe)
+    with st.expander("Copy command"):
+        st.code(
+            runs.command_for(ready, model, seed=int(seed), dtype=dtype, device=device if device != "cpu" else None),
+            language="bash",
+            wrap_lines=True,
+        )
+    with st.expander("Copy Python"):
+        settings = "".join(f", {k}={v!r}" for k, v in configs.changed(config).items())
+        more = (f", data={str(data)!r}" if data else "") + (f", seed={int(seed)}" if seed else "")
+        st.code(f"from workbench import figure, load, probe\n\nmodel = load({model!r}{'' if dtype == 'float32' else f', dtype={dtype!r}'})\n"
+                f"run = probe({probe.name!r}{settings}).run(model{more})\nfigure(run).show()", language="python", wrap_lines=True)  # fmt: skip
+
+
+def follow(probe: Probe) -> None:
+    """Once the job that was started here has ended, show its run."""
+    identifier = st.session_state.get(f"{probe.name} job")
+    job = next((job for job in jobs.listing() if job.id == identifier), None)
+    if job is not None and job.ended:
+        del st.session_state[f"{probe.name} job"]
+        if job.status == "complete" and job.run:
+            state.put(probe.name, "run", job.run)
+            st.rerun()
+
+
+def data_of(probe: Probe) -> Path | None:
+    """The data file: the one that ships, a path, or an upload."""
+    spec = probe.data
+    if spec is None:
+        return None
+    needs = f"Columns: {', '.join(spec.required)}." if spec.required else "Text."
+    typed = st.text_input(f"{spec.what.capitalize()} file", key=f"{probe.name}.data", bind="query-params", placeholder="the file that ships" if spec.default or spec.optional else "path of a file",
+                          help=f"csv, tsv, jsonl, parquet or txt. {needs} Empty: what ships with the project.")  # fmt: skip
+    with st.popover("Upload a file", width="stretch"):
+        sent = st.file_uploader(
+            "Data file",
+            type=[s[1:] for s in jobs.SUFFIXES],
+            key=f"{probe.name} upload",
+            help=f"{needs} At most {jobs.MOST_BYTES // 1_000_000} MB.",
+        )
+    if sent is not None:
+        path = jobs.keep_upload(sent.name, sent.getvalue())
+        st.caption(look.md(f"Uses the uploaded {path.name}."))
+        return path
+    return Path(typed).expanduser() if typed.strip() else None
+
+
+def cost(probe: Probe, model: str, found: list) -> str:
+    """What a run costs, from the finished ones: those on this model, else on any."""
+    done = [run for run in found if run.info.get("status") == "complete"]
+    same = [run for run in done if look.model_of(run) == model]
+    if not done:
+        return "No finished run of this probe to judge the cost by."
+    run = (same or done)[0]
+    info = run.info
+    size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+    where = "on this model" if same else f"on {look.short(info['model']['name'])}"
+    return f"The last finished run {where}: {look.duration(info['seconds'].get('total'))}, {info['counters'].get('tokens', 0):,} tokens, {look.size(size)} on disk, {look.size(info.get('peak_memory_bytes') or 0)} of memory."

@@ -1,0 +1,252 @@
+"""A run on the screen: its figures first, then its numbers, tables, settings, and all of it to take home."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import streamlit as st
+
+from pages.parts import look
+from workbench import figures, registry
+from workbench.errors import WorkbenchError
+from workbench.figures.export import bibtex, caption
+from workbench.figures.export import export as write_figure
+from workbench.runfolder import Run
+
+DRAWN = ("pdf", "svg", "png")
+MOST_ROWS = 5000  # of a table on the screen; the files have them all
+MIME = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "html": "text/html"}
+
+
+def headline(run: Run) -> str:
+    """Model, time, cost: one line of HTML."""
+    info = run.info
+    model = info.get("model") or {}
+    seconds, counters = info.get("seconds") or {}, info.get("counters") or {}
+    parts = [
+        f"<b>{look.esc(look.short(model.get('name', '?')))}</b>",
+        look.esc(
+            f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, {model.get('device', '?')}"
+        ),
+        look.esc(run.status),
+        look.esc((info.get("finished") or info.get("started") or "")[:16].replace("T", " ")),
+        look.esc(look.duration(seconds.get("compute"))),
+        look.esc(f"{counters.get('tokens', 0):,} tokens"),
+        look.esc(run.id),
+    ]
+    return "<div class='wb-facts'>" + " <span class='wb-dim'>·</span> ".join(p for p in parts if p) + "</div>"
+
+
+def show(run: Run, *, prefix: str = "") -> None:
+    """The whole view. ``prefix`` keeps the controls of two views on one screen apart."""
+    st.html(headline(run))
+    status = run.status
+    if status != "complete":
+        unfinished(run, status)
+        if not run.tables:
+            return
+    for warning in run.info.get("warnings") or []:
+        st.warning(look.md(warning))
+    parts = ["Figures", "Summary", "Tables", "Settings"]
+    part = st.segmented_control(
+        "Part",
+        parts,
+        default="Figures",
+        key=f"{prefix}part",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+    )
+    with look.guard():
+        {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[part](
+            run, prefix
+        )
+
+
+def unfinished(run: Run, status: str) -> None:
+    progress, error = run.progress() or {}, run.info.get("error") or {}
+    text = f"This run is {status}."
+    if error:
+        text += f" {error.get('message', '')}"
+    elif progress.get("total"):
+        text += f" It got to {progress['label']}, {progress['done']:,} of {progress['total']:,}."
+    (st.error if status == "failed" else st.info)(look.md(text))
+    if error.get("traceback"):
+        with st.expander("Traceback"):
+            st.code(error["traceback"], language=None)
+
+
+@st.cache_resource(max_entries=24, show_spinner="Drawing")
+def built(folder: str, stamp: int, _run: Run) -> tuple[dict, dict[str, str]]:
+    """Figures of a run and the reasons for those that are missing; ``stamp`` changes when the run does."""
+    try:
+        made = figures.build(_run)
+    except WorkbenchError as error:
+        return {}, {"figures": str(error)}
+    try:
+        return made, figures.problems(_run)
+    except WorkbenchError:
+        return made, {}
+
+
+def figures_of(run: Run) -> tuple[dict, dict[str, str]]:
+    path = run.folder / "run.json"
+    return built(str(run.folder), path.stat().st_mtime_ns if path.exists() else 0, run)
+
+
+def show_figures(run: Run, prefix: str) -> None:
+    made, reasons = figures_of(run)
+    if not made:
+        for reason in reasons.values():
+            st.info(look.md(reason))
+        return
+    names = list(made)
+    chosen = st.pills("Figure", names, default=names[0], key=f"{prefix}figure", bind="query-params", required=True, label_visibility="collapsed",
+                      format_func=lambda n: n.replace("_", " ").replace("-", " "))  # fmt: skip
+    fig = made[chosen if chosen in made else names[0]]
+    st.plotly_chart(
+        figures.dressed(fig, mode=look.mode()),
+        theme=None,
+        key=f"{prefix}chart {run.id} {chosen}",
+        config={"displaylogo": False},
+    )
+    st.caption(look.md(caption(run, fig)))
+    take_home(run, chosen, fig, prefix)
+    if reasons:
+        with st.expander(f"{len(reasons)} figures not drawn"):
+            st.html(
+                "<div class='wb-facts'>"
+                + "<br>".join(f"{look.esc(n)}: {look.esc(r)}" for n, r in reasons.items())
+                + "</div>"
+            )
+
+
+@st.cache_resource(max_entries=48, show_spinner=False)
+def drawn(folder: str, stamp: int, name: str, kind: str, preset: str, _fig) -> bytes:
+    with tempfile.TemporaryDirectory() as at:
+        path = Path(at) / f"figure.{kind}"
+        write_figure(_fig, path, preset=preset)
+        return path.read_bytes()
+
+
+def take_home(run: Run, name: str, fig, prefix: str) -> None:
+    """Downloads of one figure. Files are drawn when they are asked for."""
+    columns = st.columns([1.9, 1.9, 1, 1, 1, 1.1, 2.2], vertical_alignment="bottom", gap="small")
+    preset = columns[0].selectbox("Size", ["single", "double", "slide", "screen"], index=1, key=f"{prefix}preset", bind="query-params", label_visibility="collapsed",
+                                  help="Width in print: one column (3.25 in), both (6.75 in), a slide, or as on the screen. Files are light, whatever the screen is.")  # fmt: skip
+    stamp = (run.folder / "run.json").stat().st_mtime_ns
+
+    def make(kind: str):
+        return lambda: drawn(str(run.folder), stamp, name, kind, preset, fig)
+
+    for column, kind in zip(columns[1:], ("pdf", "svg", "png", "csv", "html")):
+        options = {"mime": MIME[kind], "on_click": "ignore", "key": f"{prefix}get {kind}", "width": "stretch"}
+        options |= {"shortcut": "ctrl+e"} if kind == "pdf" and not prefix else {}
+        column.download_button(kind.upper(), make(kind), f"{run.id}-{name}.{kind}", **options)
+    with columns[6].popover("Caption, BibTeX", width="stretch"):
+        st.code(caption(run, fig), language=None, wrap_lines=True)
+        st.code(bibtex(run) or "The probe is not installed here.", language="bibtex", wrap_lines=True)
+
+
+def show_summary(run: Run, prefix: str) -> None:
+    rows = [
+        (key.replace("_", " "), look.quantity(value))
+        for key, value in run.summary.items()
+        if not isinstance(value, (list, dict)) or (isinstance(value, dict) and "value" in value)
+    ]
+    st.html(
+        look.table(rows, [("", "text"), ("value, 95 % interval", "text")])
+        if rows
+        else "<div class='wb-dim'>The run has no summary.</div>"
+    )
+    rest = {
+        key: value
+        for key, value in run.summary.items()
+        if isinstance(value, (list, dict)) and not (isinstance(value, dict) and "value" in value)
+    }
+    if rest:
+        st.json(rest, expanded=1)
+
+
+def show_tables(run: Run, prefix: str) -> None:
+    names = run.tables
+    if not names:
+        st.info("This run has no tables yet.")
+        return
+    first = "heads" if "heads" in names else names[0]
+    name = st.pills(
+        "Table",
+        names,
+        default=first,
+        key=f"{prefix}table",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+    )
+    frame = run.table(name if name in names else first)
+    st.dataframe(frame.head(MOST_ROWS), height=420, hide_index=True, key=f"{prefix}frame {name}")
+    note = f"{frame.height:,} rows" + (f", the first {MOST_ROWS:,} are shown" if frame.height > MOST_ROWS else "")
+    a, b, c = st.columns([4, 1, 1], vertical_alignment="center")
+    a.caption(note)
+    flat = [column for column, dtype in frame.schema.items() if not dtype.is_nested()]
+    b.download_button("CSV", lambda: frame.select(flat).write_csv().encode(), f"{run.id}-{name}.csv", "text/csv", on_click="ignore", key=f"{prefix}csv", width="stretch",
+                      help="Columns of lists are only in the Parquet file.")  # fmt: skip
+    c.download_button(
+        "Parquet",
+        lambda: parquet(frame),
+        f"{run.id}-{name}.parquet",
+        on_click="ignore",
+        key=f"{prefix}parquet",
+        width="stretch",
+    )
+
+
+def parquet(frame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def python_of(run: Run) -> str:
+    """The same run from Python."""
+    info = run.info
+    changed = dict(info.get("config") or {})
+    try:
+        from workbench import config as configs
+
+        item = registry.get(run.probe)
+        changed = {k: v for k, v in configs.changed(configs.build(item.config, changed, literal=True)).items()}
+    except WorkbenchError:
+        pass  # the probe is not installed here, or its config has changed since: all values are written out
+    path = (info.get("data") or {}).get("path")
+    settings = "".join(f", {k}={v!r}" for k, v in changed.items())
+    more = (f", data={path!r}" if path else "") + (f", seed={info['seed']}" if info.get("seed") else "")
+    loads = f", dtype={info['model']['dtype']!r}" if info["model"].get("dtype") not in (None, "float32") else ""
+    return (
+        "from workbench import figure, load, probe\n\n"
+        f"model = load({info['model']['name']!r}{loads})\n"
+        f"run = probe({run.probe!r}{settings}).run(model{more})\n"
+        "figure(run).show()"
+    )
+
+
+def show_settings(run: Run, prefix: str) -> None:
+    left, right = st.columns(2)
+    with left:
+        st.html(look.heading("command line"))
+        st.code(run.info.get("command") or "", language="bash", wrap_lines=True)
+        st.html(look.heading("Python"))
+        st.code(python_of(run), language="python", wrap_lines=True)
+        st.html(look.heading("folder"))
+        st.code(str(run.folder), language=None, wrap_lines=True)
+    with right:
+        rows = [
+            (key.replace("_", " "), json.dumps(value, ensure_ascii=False))
+            for key, value in (run.info.get("config") or {}).items()
+        ]
+        st.html(look.heading("config") + look.table(rows, [("", "text"), ("", "text")]))
+        with st.expander("run.json"):
+            st.json(run.info, expanded=1)

@@ -1,0 +1,64 @@
+"""Run the benchmarks: `python -m tests.benchmarks [names] [--device cuda] [--scale 8b]`, `--table` to print the published table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+NOT_BENCHMARKS = ("timing", "__main__")
+
+
+def modules() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules([str(HERE)]) if m.name not in NOT_BENCHMARKS)
+
+
+def table(results: dict) -> str:
+    """The published table, in Markdown, from the raw results."""
+    lines = ["| what | against | reference | ours | ratio (range) | agreement | machine |", "|---|---|---:|---:|---:|---|---|"]
+    for key in sorted(results):
+        r = results[key]
+        low, high = r["details"].get("ratio_low"), r["details"].get("ratio_high")
+        spread = f" ({low:.3g}–{high:.3g})" if low is not None else ""
+        lines.append(f"| {r['name']} | {r['details'].get('against', '')} | {r['reference']:.3g} {r['unit']} | {r['ours']:.3g} {r['unit']} "
+                     f"| {r['ratio']:.3g}×{spread} | {r['agreement']} | {r['machine']} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which of: {', '.join(modules())} (default: all)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scale", default="small")
+    parser.add_argument("--table", action="store_true", help="print the table of the committed results and stop")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.table:
+        print(table(results))
+        return 0
+    import torch
+
+    torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
+    for name in options.names or modules():
+        module = importlib.import_module(f"tests.benchmarks.{name}")
+        print(f"{name} …", file=sys.stderr, flush=True)
+        found = module.measure(device=options.device, scale=options.scale)
+        for r in found if isinstance(found, list) else [found]:
+            machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.machine()} CPU, 1 thread"
+            r |= {"machine": machine, "scale": options.scale, "date": datetime.date.today().isoformat(), "torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+            results[f"{r['name']} [{options.device}, {options.scale}]"] = r
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            print(f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, {r['agreement']}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

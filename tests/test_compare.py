@@ -1,0 +1,134 @@
+"""Two runs side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from workbench import compare as comparing
+from workbench.errors import InputError
+from workbench.files import write_json
+from workbench.runfolder import open_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_probes  # noqa: E402,F401
+
+
+def make(folder: Path, tables: dict[str, pl.DataFrame], probe="some-probe", **info):
+    """A run folder with these tables."""
+    (folder / "tables").mkdir(parents=True)
+    for name, frame in tables.items():
+        frame.write_parquet(folder / "tables" / f"{name}.parquet")
+    model = {"name": info.pop("model", "a"), "fingerprint": "0" * 64, "dtype": "float32"}
+    write_json(folder / "run.json", {"schema": 1, "id": folder.name, "probe": probe, "status": "complete", "model": model, "config": {"n": 1}, "seed": 0, **info})
+    return open_run(folder)
+
+
+def heads(scores, layers=2):
+    per = len(scores) // layers
+    return pl.DataFrame({"layer": np.repeat(range(layers), per), "head": np.tile(range(per), layers), "score": scores, "is_retrieval": [s > 0.5 for s in scores]})
+
+
+@pytest.fixture
+def pair(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.random(32)
+    y = np.clip(x + 0.1 * rng.normal(size=32), 0, 1)
+    shuffled = heads(y).sample(fraction=1.0, shuffle=True, seed=1)
+    return make(tmp_path / "one", {"heads": heads(x), "only": heads(x)}), make(tmp_path / "two", {"heads": shuffled}, seed=1, model="b"), x, y
+
+
+def test_head_maps_are_joined_on_layer_and_head_whatever_their_order(pair):
+    one, two, x, y = pair
+    joined = comparing.joined(one, two, "heads")
+    assert joined.columns[:5] == ["layer", "head", "score_first", "score_second", "score_difference"]
+    assert joined["score_first"].to_list() == x.tolist() and joined["score_second"].to_list() == y.tolist()
+    assert np.allclose(joined["score_difference"], y - x, atol=0)
+
+
+def test_differences_and_correlations_are_those_of_scipy_with_an_interval_around(pair):
+    from scipy import stats
+
+    one, two, x, y = pair
+    found = comparing.compare(one, two)
+    table = found["tables"]["heads"]
+    score = table["columns"]["score"]
+    assert list(found["tables"]) == ["heads"] and table["keys"] == ["layer", "head"]
+    assert (table["matched"], table["only_first"], table["only_second"]) == (32, 0, 0)
+    assert score["mean_difference"] == pytest.approx((y - x).mean()) and score["max_abs_difference"] == pytest.approx(np.abs(y - x).max())
+    for kind, function in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        estimate = score[kind]
+        assert estimate["value"] == pytest.approx(function(x, y)[0], abs=1e-12)
+        assert estimate["low"] < estimate["value"] < estimate["high"] and estimate["n"] == 32
+    assert set(found["settings"]) == {"model", "seed"} and found["settings"]["seed"] == [0, 1]
+    assert comparing.compare(one, two) == found
+    assert any("pearson" in line for line in comparing.lines(found))
+
+
+def test_rows_that_only_one_run_has_are_counted_and_left_out(tmp_path):
+    one, two = make(tmp_path / "one", {"heads": heads([0.1, 0.2, 0.3, 0.4])}), make(tmp_path / "two", {"heads": heads([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], layers=3)})
+    table = comparing.compare(one, two)["tables"]["heads"]
+    assert (table["matched"], table["only_first"], table["only_second"]) == (4, 0, 2)
+    assert table["columns"]["score"]["max_abs_difference"] == 0
+
+
+def test_a_run_compared_with_itself_differs_nowhere(pair):
+    one = pair[0]
+    found = comparing.compare(one, one)
+    assert found["settings"] == {} and found["tables"]["heads"]["columns"]["score"]["max_abs_difference"] == 0
+    assert found["tables"]["heads"]["columns"]["score"]["pearson"]["value"] == pytest.approx(1)
+
+
+def test_missing_numbers_are_left_out_and_text_and_lists_are_counted_as_equal_or_not(tmp_path):
+    def frame(values, words):
+        return pl.DataFrame({"row": [0, 1, 2, 3], "x": values, "text": words, "ids": [[1], [2], [3], [4]]})
+
+    one = make(tmp_path / "one", {"t": frame([1.0, None, float("nan"), 4.0], list("abcd"))})
+    two = make(tmp_path / "two", {"t": frame([2.0, 2.0, 3.0, 4.0], list("abcx"))})
+    columns = comparing.compare(one, two)["tables"]["t"]["columns"]
+    assert columns["x"] == {"n": 2, "mean_first": 2.5, "mean_second": 3.0, "mean_difference": 0.5, "max_abs_difference": 1.0}
+    assert columns["text"] == {"n": 4, "equal": 0.75} and columns["ids"] == {"n": 4, "equal": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys"),
+    [
+        ({"layer": [0, 0, 1], "head": [0, 1, 0], "score": [1.0, 2, 3]}, ["layer", "head"]),
+        ({"layer": [0, 1, 2], "head": [0, 0, 0], "score": [1.0, 2, 3]}, ["layer", "head"]),
+        ({"prompt": ["a", "b", "c"], "bf": [1.0, 2, 3], "position": [5, 5, 5]}, ["prompt"]),
+        ({"k": [1, 1, 1], "heads": ["top", "random", "random"], "draw": [0, 0, 1], "ablation": ["z"] * 3, "recall": [0.0, 1, 1]}, ["k", "heads", "draw", "ablation"]),
+        ({"row": [0, 1, 2], "target": ["t"] * 3, "score": [1.0, 2, 3], "rank": [3, 2, 1]}, ["row", "target"]),
+    ],
+)
+def test_the_columns_that_say_which_row_it_is_are_found(columns, keys):
+    frame = pl.DataFrame(columns)
+    assert comparing.key_columns(frame, frame) == keys
+
+
+def test_a_column_that_only_names_the_model_does_not_keep_two_models_apart(tmp_path):
+    def layers(name):
+        return pl.DataFrame({"checkpoint": [name] * 3, "layer": [0, 1, 2], "rankme": [1.0, 2, 3]})
+
+    one, two = make(tmp_path / "one", {"layers": layers("a")}), make(tmp_path / "two", {"layers": layers("b")})
+    table = comparing.compare(one, two)["tables"]["layers"]
+    assert table["keys"] == ["layer"] and table["matched"] == 3
+
+
+def test_rows_that_cannot_be_told_apart_are_said_to_be_so(tmp_path):
+    frame = pl.DataFrame({"layer": [0, 0], "x": [1.0, 2.0]})
+    one, two = make(tmp_path / "one", {"t": frame}), make(tmp_path / "two", {"t": frame})
+    found = comparing.compare(one, two)
+    assert "cannot be told apart by layer" in found["tables"]["t"]["problem"]
+    assert any("not compared" in line for line in comparing.lines(found))
+
+
+def test_runs_of_different_probes_or_without_a_common_table_are_refused(tmp_path):
+    one = make(tmp_path / "one", {"a": heads([1.0, 2.0])})
+    with pytest.raises(InputError, match="different probes"):
+        comparing.compare(one, make(tmp_path / "two", {"a": heads([1.0, 2.0])}, probe="another"))
+    with pytest.raises(InputError, match="no table in common"):
+        comparing.compare(one, make(tmp_path / "three", {"b": heads([1.0, 2.0])}))

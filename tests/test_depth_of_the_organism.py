@@ -1,0 +1,39 @@
+"""Both probes on the trained organism: concepts become readable in the order of their difficulty, and RankMe falls before it rises."""
+
+from pathlib import Path
+
+import pytest
+
+from probes import concept_depth, representation_geometry
+from workbench import organisms
+from workbench.checkpoints import find
+from workbench.context import Context
+from workbench.models import load
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return load("organism")
+
+
+@pytest.mark.slow
+def test_one_word_is_readable_before_a_conflict_and_a_conflict_before_a_recalled_fact(organism):
+    config = concept_depth.Config(site="resid_post", split="kfold", folds=3, sets=("sentiment", "conflict", "recall"), shuffles=0, causal="off", draws=200)
+    result = concept_depth.run(organism, config, Context(data=Path(organisms.data("concepts/topic")).parent))
+    row = {r["dataset"]: r for r in result.tables["depth"].iter_rows(named=True)}
+    depth = [row[name]["comprehension"] for name in ("sentiment", "conflict", "recall")]
+    assert depth == sorted(set(depth)), depth
+    assert row["sentiment"]["comprehension_high"] < row["recall"]["comprehension_low"]
+    assert all(r["peak_accuracy"] > 0.9 for r in row.values())
+
+
+@pytest.mark.slow
+def test_rankme_over_training_falls_before_it_rises(organism):
+    steps = sorted(step for _, step, _ in find(organism, ["organism@*"]))
+    few = [steps[0], *(s for s in steps if s in (13, 26, 52, 104, 208)), steps[-1]]
+    config = representation_geometry.Config(checkpoints=tuple(f"organism@step-{s}" for s in few), limit=300, loss_rows=0, map=(), draws=60, curve=False)
+    result = representation_geometry.run(organism, config, Context(data=Path(organisms.data("texts"))))
+    layers = result.tables["layers"].sort("step")
+    least = layers.row(layers["rankme"].arg_min(), named=True)
+    assert least["ci_high"] < layers["ci_low"][0] and least["ci_high"] < layers["ci_low"][-1]
+    assert result.tables["phases"]["phase"][:2].to_list() == ["warm-up", "entropy-seeking"]

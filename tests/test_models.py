@@ -1,0 +1,172 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.architectures import build
+from workbench.errors import InputError
+from workbench.models import fingerprint_folder, load, resolve, wrap
+
+
+@pytest.fixture
+def copied(stories260k, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(stories260k, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    return folder
+
+
+def test_a_folder_loads_offline_with_its_facts(stories260k, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = load(str(stories260k))
+    assert (model.n_layers, model.n_heads, model.n_kv_heads, model.d_head, model.width) == (5, 8, 4, 8, 64)
+    assert (model.vocab_size, model.context_length, model.architecture) == (512, 512, "LlamaForCausalLM")
+    assert [model.kv_group(h) for h in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(stories260k, gpt2_nano_sort):
+    llama, gpt2 = load(str(stories260k)), load(str(gpt2_nano_sort))
+    ids = llama.encode("Once upon a time")
+    assert ids[0] == llama.bos_id and llama.encode("Once upon a time", bos=False) == ids[1:]
+    assert ids.count(llama.bos_id) == 1
+    assert gpt2.bos_id is None and gpt2.encode("ABC") == [0, 1, 2]
+
+
+def test_offsets_point_into_the_text(stories260k):
+    model = load(str(stories260k))
+    text = "The little cat saw Lily"
+    ids, spans = model.encode_with_offsets(text)
+    assert len(ids) == len(spans) and spans[0] == (0, 0)
+    assert "".join(text[a:b] for a, b in spans).replace(" ", "") == text.replace(" ", "")
+    assert model.decode(ids) == text
+    assert "".join(model.token_strings(ids)[1:]).strip() == text
+
+
+def test_trained_gpt2_sorts_through_our_forward(gpt2_nano_sort):
+    """The model knows how to sort six letters: the plain greedy continuation through `Model.forward` does it."""
+    from workbench.capture import logits
+
+    model = load(str(gpt2_nano_sort))
+    ids = model.encode("CABACB")
+    for _ in range(6):
+        ids.append(int(logits(model, [ids[-11:]])[0].argmax()))
+    assert model.decode(ids[6:]) == "AABBCC"
+
+
+def test_fingerprint_follows_the_weights(copied):
+    first = load(str(copied)).fingerprint
+    assert first == fingerprint_folder(copied) and len(first) == 64
+    weights = load_file(copied / "model.safetensors")
+    name = next(iter(weights))
+    weights[name] = weights[name].clone()
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    assert load(str(copied)).fingerprint != first
+
+
+def test_fingerprint_of_a_model_in_memory_follows_its_weights():
+    assert wrap(build("llama")).fingerprint == wrap(build("llama")).fingerprint != wrap(build("llama", seed=1)).fingerprint
+
+
+def test_logits_from_the_residual_equal_the_models(stories260k):
+    from workbench.capture import capture
+
+    for model in (load(str(stories260k)), wrap(build("gemma2"))):
+        acts = capture(model, [[1, 5, 9]], [f"resid_post.{model.n_layers - 1}", "logits"])
+        found = model.logits_from(acts[f"resid_post.{model.n_layers - 1}"])
+        torch.testing.assert_close(found, acts["logits"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_bridge_of_transformer_lens_gives_the_same_logits(stories260k):
+    model = load(str(stories260k))
+    ids = torch.tensor([model.encode("Once upon a time there was")])
+    with torch.no_grad():
+        plain = model.hf(ids).logits
+        bridged = model.bridge()(ids)
+        after = model.hf(ids).logits
+    torch.testing.assert_close(bridged, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after, plain, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_dtypes_pass_the_load_check(stories260k, dtype):
+    assert load(str(stories260k), dtype=dtype).dtype == getattr(torch, dtype)
+
+
+# what is refused, and what it says
+
+
+def test_missing_and_misspelt_models(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="did you mean 'organism'"):
+        resolve("organsm")
+    with pytest.raises(InputError, match="not in the local hub cache"):
+        resolve("nobody/no-such-model")
+
+
+def test_incomplete_folders(copied, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no config.json"):
+        load(str(empty))
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        load(str(copied))
+    (copied / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InputError, match="only pickled weights"):
+        load(str(copied))
+    (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    with pytest.raises(InputError, match="incomplete: model-1.safetensors is missing"):
+        load(str(copied))
+
+
+def test_damaged_files(copied):
+    whole = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(str(copied))
+    (copied / "config.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(InputError, match="config.json"):
+        load(str(copied))
+
+
+def test_nan_weights_are_named(copied):
+    weights = load_file(copied / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="NaN or infinite weights, first in model.norm.weight"):
+        load(str(copied))
+
+
+def test_wrong_dtype_and_device(stories260k):
+    with pytest.raises(InputError, match="not a dtype"):
+        load(str(stories260k), dtype="int3")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no usable GPU"):
+            load(str(stories260k), device="cuda")
+
+
+def test_an_architecture_that_does_not_add_up_is_refused():
+    """Granite multiplies what a sublayer adds to the residual stream: head outputs would not add up to it."""
+    from transformers import AutoModelForCausalLM, GraniteConfig
+
+    config = GraniteConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=64, intermediate_size=48, residual_multiplier=0.22)
+    with pytest.raises(InputError, match="does not fit: in layer 0 the residual stream"):
+        wrap(AutoModelForCausalLM.from_config(config))
+
+
+def test_an_architecture_without_a_map_is_refused():
+    from transformers import AutoModelForCausalLM, XLNetConfig
+
+    hf = AutoModelForCausalLM.from_config(XLNetConfig(d_model=32, n_layer=1, n_head=4, d_inner=48, vocab_size=64))
+    with pytest.raises(InputError, match="no map|cannot be mapped|does not fit"):
+        wrap(hf)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(InputError, match="no tokenizer"):
+        wrap(build("llama")).encode("hello")

@@ -1,0 +1,100 @@
+"""Prompts run on a trie give what each gives alone, on every architecture, and models that cannot do it are run plainly."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.architectures import NAMES, build
+from workbench import shared_prefix
+from workbench.capture import capture, stream
+from workbench.models import load, wrap
+from workbench.shared_prefix import applies, nodes_per_token, packs, stream_shared
+
+TEMPLATE = [5, 6, 7, 8]
+PROMPTS = [[*TEMPLATE, 10 + i % 5, 20 + i % 3, 30 + i] for i in range(20)] + [TEMPLATE, [40, 41]]
+
+
+def single(model, ids, site):
+    """One prompt per forward."""
+    return torch.stack([next(stream(model, [row], [site]))[1][site][0] for row in ids])
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=20), st.integers(1, 12))
+def test_packs_hold_every_prompt_once_and_every_node_sees_its_prompt(rows, limit):
+    found = packs(rows, max_nodes=limit)
+    assert sorted(row for pack in found for row in pack.rows) == list(range(len(rows)))
+    for pack in found:
+        assert len(pack.rows) == 1 or len(pack.tokens) <= limit
+        sees = pack.sees()
+        for row, last in zip(pack.rows, pack.last):
+            nodes = sees[last].nonzero()[:, 0].tolist()
+            assert [pack.tokens[node] for node in nodes] == rows[row] and [pack.depth[node] for node in nodes] == list(range(len(rows[row])))
+    assert round(nodes_per_token(rows) * sum(map(len, rows))) == len({tuple(row[: k + 1]) for row in rows for k in range(len(row))})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_architecture_gives_what_single_prompts_give(name, monkeypatch):
+    model = wrap(build(name))
+    monkeypatch.setitem(shared_prefix.NODES, "cpu", 24)  # several packs
+    prompts = [row[:6] for row in PROMPTS]  # within the windows of the small models
+    sites = ["resid_post.1", "head_out.2", "final_norm", "logits"]
+    assert applies(model, prompts)
+    rows, found = [], {site: [] for site in sites}
+    for indices, acts, batch in stream_shared(model, prompts, sites):
+        rows += indices
+        assert batch.tokens <= 24
+        for site in sites:
+            found[site].append(next(v for k, v in acts.items() if str(k) == site))
+    assert sorted(rows) == list(range(len(prompts)))
+    for site in sites:
+        from workbench.sites import Site
+
+        expected = single(model, [prompts[i] for i in rows], Site.parse(site))
+        torch.testing.assert_close(torch.cat(found[site]), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_capture_uses_the_trie_and_keeps_the_order(stories260k):
+    model = load(str(stories260k))
+    ids = [model.encode(f"Judge the statement. The city of {'Paris' if i % 2 else 'London'} is number {i}") for i in range(60)]
+    assert nodes_per_token(ids) < 0.5
+    ran = []
+    handle = model.hf.model.layers[0].register_forward_hook(lambda _m, _a, out: ran.append(out[0].shape[-2] if isinstance(out, tuple) else out.shape[-2] * out.shape[0]))
+    found = capture(model, ids, ["resid_post.3"])["resid_post.3"]
+    handle.remove()
+    assert sum(ran) < 0.7 * sum(map(len, ids))  # the check of two prompts by a plain pass included
+    from workbench.sites import Site
+
+    torch.testing.assert_close(found, single(model, ids, Site.parse("resid_post.3")), atol=1e-5, rtol=0)
+
+
+def test_a_model_in_which_prompts_see_each_other_is_run_plainly(monkeypatch):
+    model = wrap(build("llama"))
+    expected = capture(model, PROMPTS, ["final_norm"])["final_norm"]
+    real = shared_prefix._run
+
+    def leaking(*args):
+        found, batch = real(*args)
+        return {site: x + 0.1 for site, x in found.items()}, batch
+
+    monkeypatch.setattr(shared_prefix, "_run", leaking)
+    torch.testing.assert_close(capture(model, PROMPTS, ["final_norm"])["final_norm"], expected, atol=1e-5, rtol=0)
+
+
+def test_a_pack_that_does_not_fit_into_memory_is_run_in_plain_batches(monkeypatch):
+    model = wrap(build("llama"))
+    expected = capture(model, PROMPTS, ["final_norm"])["final_norm"]
+
+    def too_much(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(shared_prefix, "_run", too_much)
+    torch.testing.assert_close(capture(model, PROMPTS, ["final_norm"])["final_norm"], expected, atol=1e-5, rtol=0)
+
+
+def test_it_is_left_to_plain_batches_where_nothing_is_gained_or_it_cannot_be_exact():
+    model = wrap(build("llama"))
+    different = [[i + 3, 50 - i, 7 + i % 9] for i in range(20)]
+    assert applies(model, PROMPTS) and not applies(model, different)
+    windowed = wrap(build("mistral"))  # a window of 6 tokens
+    assert not applies(windowed, PROMPTS) and applies(windowed, [row[:6] for row in PROMPTS])

@@ -1,0 +1,5 @@
+"""The command line. Nothing heavy is imported until a command needs it: `workbench --help` answers at once."""
+
+from workbench.cli.main import app, main
+
+__all__ = ["app", "main"]

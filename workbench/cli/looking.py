@@ -1,0 +1,238 @@
+"""The commands that look: probes, models, runs, show, compare, figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.main import app
+from workbench.cli.running import Json
+from workbench.cli.show import number, print_columns, print_json, summary_lines
+
+
+@app.command()
+def probes(
+    name: Annotated[str | None, typer.Argument(metavar="[PROBE]", help="Only this one, with its config keys.")] = None,
+    json: Json = False,
+) -> None:
+    """List the probes, or the config keys of one.
+
+    With a name, or with --json, also every config key, table and data column.
+    """
+    from workbench import config, registry
+
+    names = registry.names() if name is None else [registry.get(name).name]
+    if json:
+        print_json([_describe(item) for item in names])
+        return
+    if name is None:
+        rows = [[item, problem or registry.get(item).summary] for item in names for problem in [registry.problem(item)]]
+        print_columns(["probe", "what it does"], rows)
+        print("Config keys, tables and data of one: workbench probes PROBE")
+        return
+    item = registry.get(name)
+    print(item.summary)
+    if item.data is not None:
+        default = f"; default {item.data.default}" if item.data.default else ""
+        print(f"data: {item.data.what} file with the columns {', '.join(item.data.required) or 'any'}{default}")
+    for table, columns in item.tables.items():
+        print(f"table {table}: {', '.join(columns)}")
+    print()
+    rows = []
+    for key in config.describe(item.config):
+        default = "(required)" if key["required"] else config.format_value(key["default"])
+        limits = f"; one of {', '.join(map(str, key['choices']))}" if key["choices"] else ""
+        rows.append([key["name"], key["type"], default, key["help"].rstrip(".") + limits])
+    print_columns(["key", "type", "default", "what it does"], rows)
+
+
+def _describe(name: str) -> dict:
+    from workbench import config, registry
+
+    problem = registry.problem(name)
+    if problem is not None:
+        return {"name": name, "problem": problem}
+    item = registry.get(name)
+    data = item.data
+    return {
+        "name": item.name,
+        "title": item.title,
+        "summary": item.summary,
+        "module": item.run.__module__,
+        "version": item.version,
+        "config": config.describe(item.config),
+        "tables": {table: list(columns) for table, columns in item.tables.items()},
+        "data": None
+        if data is None
+        else {
+            "what": data.what,
+            "required": list(data.required),
+            "columns": list(data.columns),
+            "default": data.default,
+            "optional": data.optional,
+        },
+        "demo": dict(item.demo),
+        "bibtex": item.bibtex,
+    }
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """List the models that are here.
+
+    Those that ship with the project, and those in the local Hugging Face cache.
+    """
+    from workbench import organisms
+
+    rows = [{"name": name, "from": "the project", "about": about} for name, about in organisms.names().items()]
+    rows += _cached_models()
+    if json:
+        print_json(rows)
+    else:
+        print_columns(["model", "from", "about"], [list(row.values()) for row in rows])
+        print("A folder in Hugging Face format or a hub id (owner/name) works too.")
+
+
+def _cached_models() -> list[dict]:
+    """Models of the local Hugging Face cache that have safetensors weights."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except (CacheNotFound, OSError):
+        return []
+    return [
+        {"name": repo.repo_id, "from": f"hub cache ({revision.commit_hash[:8]})", "about": str(revision.snapshot_path)}
+        for repo in sorted(repos, key=lambda repo: repo.repo_id)
+        if repo.repo_type == "model"
+        for revision in repo.revisions
+        if any(file.file_name.endswith(".safetensors") for file in revision.files)
+    ]
+
+
+@app.command()
+def runs(
+    probe: Annotated[str | None, typer.Option(help="Only runs of this probe.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Another folder of runs.")] = None,
+    json: Json = False,
+) -> None:
+    """List the runs, the latest first."""
+    from workbench.runfolder import list_runs, runs_root
+
+    found = [run for run in list_runs(root=root) if probe in (None, run.probe)]
+    if json:
+        print_json([{**run.info, "status": run.status, "folder": str(run.folder)} for run in found])
+    elif not found:
+        print(f"No runs in {root or runs_root()}.")
+    else:
+        rows = [[run.id, run.status, run.info["model"]["name"], run.info["started"][:19], number(run.info["seconds"]["total"])] for run in found]
+        print_columns(["run", "status", "model", "started (UTC)", "seconds"], rows)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, a beginning of it, or a folder.")],
+    table: Annotated[str | None, typer.Option(help="Print this table as CSV.")] = None,
+    json: Json = False,
+) -> None:
+    """Show one run, or one of its tables as CSV."""
+    from workbench.config import format_value
+    from workbench.runfolder import open_run
+
+    found = open_run(run)
+    if table is not None:
+        frame = found.table(table)
+        if json:
+            print_json(frame.to_dicts())
+        else:
+            print(_csv(frame), end="")
+        return
+    tables = {name: found.table(name) for name in found.tables}
+    if json:
+        shapes = {name: {"rows": frame.height, "columns": frame.columns} for name, frame in tables.items()}
+        print_json({**found.info, "status": found.status, "folder": str(found.folder), "summary": found.summary, "tables": shapes})
+        return
+    info = found.info
+    print(f"{found.id}: {found.status}")
+    print(f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, {info['model']['device']})")
+    if info.get("data"):
+        print(f"  data: {info['data'].get('path') or info['data'].get('name')} ({info['data']['rows']} rows)")
+    print(f"  config: {', '.join(f'{key}={format_value(value)}' for key, value in info['config'].items())}")
+    print(f"  seed: {info['seed']}   seconds: {number(info['seconds']['total'])}   started: {info['started'][:19]}")
+    for line in summary_lines(found.summary):
+        print(f"  {line}")
+    for name, frame in tables.items():
+        print(f"  table {name}: {frame.height} rows, {', '.join(frame.columns)}")
+    for warning in info["warnings"]:
+        print(f"  warning: {warning}")
+    if info.get("error"):
+        print(f"  error: {info['error']['message']}")
+    print(f"  command: {info['command']}")
+    print(f"  folder: {found.folder}")
+
+
+def _csv(frame) -> str:
+    """Lists as JSON text, the rest as polars writes it."""
+    import json
+
+    import polars as pl
+
+    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
+    texts = [pl.Series(name, [None if value is None else json.dumps(value) for value in frame[name].to_list()], dtype=pl.String) for name in nested]
+    return frame.with_columns(texts).write_csv()
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN")],
+    second: Annotated[str, typer.Argument(metavar="RUN")],
+    table: Annotated[str | None, typer.Option(help="Print the joined rows of this table as CSV.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare two runs of the same probe.
+
+    Tables of the same name are joined on their keys: differences, and correlations with intervals.
+    """
+    from workbench import compare as comparing
+    from workbench.runfolder import open_run
+
+    one, two = open_run(first), open_run(second)
+    if table is not None:
+        frame = comparing.joined(one, two, table)
+        if json:
+            print_json(frame.to_dicts())
+        else:
+            print(_csv(frame), end="")
+        return
+    found = comparing.compare(one, two)
+    if json:
+        print_json(found)
+    else:
+        for line in comparing.lines(found):
+            print(line)
+
+
+@app.command()
+def figures(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, a beginning of it, or a folder.")],
+    format: Annotated[str, typer.Option(help="pdf, svg, png, html, csv; several as pdf,png.")] = "pdf",
+    preset: Annotated[str, typer.Option(help="single (column), double (column) or slide.")] = "single",
+    only: Annotated[str | None, typer.Option(help="Only this figure.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: figures/ in the run.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw the figures of a run, with captions and BibTeX."""
+    from workbench.figures.export import export_run
+    from workbench.runfolder import open_run
+
+    found = open_run(run)
+    formats = [item.strip() for item in format.split(",") if item.strip()]
+    written = export_run(found, formats=formats, preset=preset, out=out, only=only)
+    if json:
+        print_json([str(path) for path in written])
+    else:
+        for path in written:
+            print(path)

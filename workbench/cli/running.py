@@ -1,0 +1,154 @@
+"""The commands that compute: run, sweep, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.main import app
+from workbench.cli.show import print_columns, print_json, progress, summary_lines
+from workbench.errors import InputError, RunFailed
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+@app.command()
+def run(
+    probe: Annotated[str, typer.Argument(metavar="PROBE", help="Name of the probe; `workbench probes` lists them.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")],
+    data: Annotated[Path | None, typer.Option(help="Data file of the probe; each has one that ships with the project.")] = None,
+    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config key; lists as 1,2,3. Repeatable.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of config keys; --set goes before it.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    engine: Annotated[str, typer.Option(help="hf or nnsight.")] = "hf",
+    edit: Annotated[Path | None, typer.Option("--edit", "--edits", help="JSON file of heads to switch off during the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: by id below the runs folder.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again even if the run is complete.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run a probe on a model. The same command again resumes it, or shows it when it is complete."""
+    import contextlib
+    import sys
+
+    from workbench import runs
+    from workbench.config import parse_assignments, read_toml
+
+    values = {**(read_toml(config) if config else {}), **parse_assignments(set or ())}
+    ready = runs.prepare(probe, values, data)  # bad input is found before torch is imported
+    changes: tuple = ()
+    if edit is not None:
+        from workbench.data import existing
+
+        path = existing(edit, what="edits")
+        from workbench.intervene import load_edits
+
+        changes = tuple(load_edits(path))
+    command = runs.command_for(
+        ready, model, seed=seed, engine=engine, dtype=dtype, device=device, revision=revision, edit=edit, out=out
+    )
+    # A library that prints must not get between a script and its JSON.
+    with progress(quiet=quiet) as report, contextlib.redirect_stdout(sys.stderr):
+        done = runs.execute(
+            ready,
+            model,
+            seed=seed,
+            out=out,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            edits=changes,
+            trust_remote_code=trust_remote_code,
+            progress=report,
+            command=command,
+            fresh=fresh,
+        )
+    if json:
+        print_json({**done.info, "folder": str(done.folder), "summary": done.summary})
+    else:
+        print_run(done)
+
+
+def print_run(done) -> None:
+    """What a person wants to see when a run is complete."""
+    info = done.info
+    print(f"{info['probe']} on {info['model']['name']}: {done.status}, {info['seconds']['total']:.1f} s")
+    for line in summary_lines(done.summary):
+        print(f"  {line}")
+    for warning in info["warnings"]:
+        print(f"  warning: {warning}")
+    print(f"  folder: {done.folder}")
+    print(f"  figures: {_program()} figures {done.folder if done.folder.name != done.id else done.id}")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="F.toml", help="Models, seeds and probes with their configs.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run models x probes x configs x seeds from one file.
+
+    One after the other; what is complete is not computed again, and a run that fails does not stop the others.
+    """
+    from workbench import sweep as sweeps
+
+    jobs = sweeps.read(file)
+    if dry_run:
+        rows = [{"probe": job.probe, "model": job.model, "seed": job.seed, "config": job.config} for job in jobs]
+        if json:
+            print_json(rows)
+        else:
+            print_columns(["probe", "model", "seed", "config"], [[str(value) for value in row.values()] for row in rows])
+        return
+    with progress(quiet=quiet) as report:
+        outcomes = sweeps.run(jobs, progress=report)
+    if json:
+        print_json(outcomes)
+    else:
+        columns = ["status", "probe", "model", "seed", "run", "error"]
+        print_columns(columns, [[outcome.get(column) for column in columns] for outcome in outcomes])
+    failed = [outcome for outcome in outcomes if outcome["status"] == "failed"]
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(outcomes)} runs failed; the first: {failed[0]['error']}")
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="Model to run on.")] = "organism",
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: the run's own.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run the main job on what ships with the project.
+
+    Finds the retrieval heads of the organism, draws the figures, and says where everything is.
+    """
+    from workbench import demo as demos
+
+    with progress(quiet=quiet) as report:
+        done, written = demos.run(model=model, out=out, progress=report)
+    if not written:
+        raise InputError("The demo drew no figures.")
+    print_run(done)
+    drawn = sorted({path.suffix[1:] for path in written} - {"txt", "bib"})
+    names = dict.fromkeys(path.name.partition(".")[0] for path in written)
+    print(f"  figures written ({', '.join(drawn)}, each with its caption and BibTeX): {', '.join(names)}")
+    print(f"  in {written[0].parent}")
+    print(f"Open the app:  make app   (or: {_program()} app)")
+
+
+def _program() -> str:
+    """How this command was called, so that it can be called again."""
+    import sys
+
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "workbench" and called.is_file() else "workbench"

@@ -1,0 +1,135 @@
+"""The commands for the house itself: cache, doctor, app, train-organism."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.main import app
+from workbench.cli.running import Json
+from workbench.cli.show import print_columns, print_json, size
+from workbench.errors import InputError, RunFailed
+
+cache = typer.Typer(help="Look after the activation store.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache, name="cache")
+
+
+def _store():
+    from workbench.store import Store
+
+    return Store()
+
+
+def _print_frame(frame, json: bool, empty: str) -> None:
+    rows = [{name: _plain(value) for name, value in row.items()} for row in frame.to_dicts()]
+    if json:
+        print_json(rows)
+    elif not rows:
+        print(empty)
+    else:
+        print_columns(frame.columns, [[size(value) if name.endswith("bytes") else value for name, value in row.items()] for row in rows])
+
+
+def _plain(value):
+    """Times as text, to the second."""
+    return value.isoformat(timespec="seconds") if hasattr(value, "isoformat") else value
+
+
+@cache.command("ls")
+def cache_ls(json: Json = False) -> None:
+    """List the entries of the store."""
+    _print_frame(_store().ls(), json, "The store is empty.")
+
+
+@cache.command("verify")
+def cache_verify(
+    drop: Annotated[bool, typer.Option("--drop", help="Remove damaged shards; the next run computes them again.")] = False,
+    json: Json = False,
+) -> None:
+    """Read every shard and check it against its checksum."""
+    found = _store().verify(drop=drop)
+    _print_frame(found, json, "The store is empty.")
+    damaged = [row["file"] for row in found.to_dicts() if row["status"] != "ok"]
+    if damaged:
+        raise RunFailed(f"{len(damaged)} of {found.height} shards are not whole, first {damaged[0]}; the next run that needs one computes it again.")
+
+
+@cache.command("gc")
+def cache_gc(
+    budget: Annotated[str | None, typer.Option(help="Keep at most this much: 500MB, 20GB. Without it, only leftovers go.")] = None,
+    json: Json = False,
+) -> None:
+    """Remove leftovers, then the entries not used for longest until the rest fits the budget."""
+    _print_frame(_store().gc(None if budget is None else _bytes(budget)), json, "Nothing had to go.")
+
+
+@cache.command("clear")
+def cache_clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, json: Json = False) -> None:
+    """Remove every stored activation. Runs stay."""
+    if not yes:
+        typer.confirm("Remove every stored activation?", abort=True, err=True)
+    _print_frame(_store().clear(), json, "The store was empty.")
+
+
+def _bytes(text: str) -> int:
+    """``20GB`` in bytes (powers of ten; GiB and the like of two)."""
+    import re
+
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    if match is None or match[1].count(".") > 1 or match[1] == ".":
+        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
+    power = " kMGT".index(match[2].replace("K", "k") or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Check this installation, with a remedy for each fault."""
+    from workbench import doctor as doctors
+
+    found = doctors.examine()
+    if json:
+        print_json([vars(item) for item in found])
+    else:
+        for item in found:
+            print(f"{item.status:<5} {item.name}: {item.detail}" + (f" -> {item.remedy}" if item.remedy else ""))
+    if any(item.status == "fail" for item in found):
+        raise typer.Exit(3)
+
+
+@app.command("app")
+def open_app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+) -> None:
+    """Open the app in a browser. It listens on this machine only."""
+    command = [sys.executable, "-m", "streamlit", "run", str(app_file()), "--server.address", "localhost", "--server.port", str(port)]
+    command += ["--server.headless", "false" if browser else "true", "--browser.gatherUsageStats", "false"]
+    raise typer.Exit(subprocess.run(command).returncode)
+
+
+def app_file() -> Path:
+    """app.py, of the checkout or of the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    for path in (package.parent / "app.py", package / "app_entry" / "app.py"):
+        if path.is_file():
+            return path
+    raise InputError("app.py was not found beside the installed package; install the project again.")
+
+
+@app.command("train-organism")
+def train_organism(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints and the log; a run found there is resumed.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of the batches.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train the organism again, from its recipe."""
+    from workbench.organisms.train import train
+
+    options = {} if steps is None else {"steps": steps}
+    print(train(out, seed=seed, device=device, log=lambda line: print(line, file=sys.stderr, flush=True), **options))

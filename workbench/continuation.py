@@ -1,0 +1,190 @@
+"""Greedy continuations read step by step: shared prefixes, guessed answers checked in one block, attention reduced on the device.
+
+Decoding token by token spends most of its time on tokens that could have been foreseen. Here the caller guesses the continuation
+(for a needle: the needle). One pass over prompt and guess gives the model's own choice at every position; as far as the guess is
+what the model chooses, all those steps are done, with the attention rows that step-by-step decoding would have seen. From the first
+difference on, decoding goes token by token. The emitted tokens are those of plain greedy decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from workbench.attention import observe
+from workbench.batching import Batch, pad
+from workbench.errors import InputError
+from workbench.models import Model
+
+# What is kept of a step: position that each head attends to most, its mass on the span, whether the maximum is tied.
+READINGS = ("argmax", "span_mass", "tied")
+
+
+@dataclass(eq=False)
+class Cached:
+    """Tokens that were fed already, with their keys and values. mask and position_ids [B, S]."""
+
+    cache: DynamicCache
+    past: Batch
+
+    def fork(self, copies: int = 1) -> Cached:
+        """The same past, to be continued independently (`copies` > 1: of one row, for a batch). Nothing is copied until it grows."""
+        twin = _cache_of((source.keys.expand(copies, -1, -1, -1), source.values.expand(copies, -1, -1, -1)) if copies > 1 else (source.keys, source.values)
+                         for source in self.cache.layers)  # fmt: skip
+        widen = (lambda t: t.expand(copies, *t.shape[1:])) if copies > 1 else (lambda t: t)
+        p = self.past
+        return Cached(twin, Batch(widen(p.ids), widen(p.mask), widen(p.position_ids), widen(p.lengths), "left"))
+
+    def pick(self, rows: list[int]) -> Cached:
+        """The past of some rows only. The cache itself shrinks: this past is not to be used any more."""
+        index, p = torch.tensor(rows, device=self.past.mask.device), self.past
+        for layer in self.cache.layers:
+            here = index.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys.index_select(0, here), layer.values.index_select(0, here)
+        return Cached(self.cache, Batch(p.ids[index], p.mask[index], p.position_ids[index], p.lengths[index], p.side))
+
+    def first(self, length: int) -> Cached:
+        """The past cut after its first `length` tokens (of one row without padding)."""
+        twin, p = _cache_of((source.keys[:, :, :length], source.values[:, :, :length]) for source in self.cache.layers), self.past
+        return Cached(twin, Batch(p.ids[:, :length], p.mask[:, :length], p.position_ids[:, :length], p.lengths.clamp(max=length), "left"))
+
+
+def _cache_of(states: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A cache that starts from the keys and values of every layer, as they are: `update` would copy them."""
+    cache = DynamicCache()
+    for keys, values in states:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+@dataclass
+class Step:
+    """One emitted token; `reading` [layers, H, 3] float32 as in READINGS, None when nothing was observed."""
+
+    token: int
+    reading: torch.Tensor | None
+
+
+def feed(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, *, last_logits: int = 1) -> tuple[Cached, torch.Tensor]:
+    """Feed token rows (left-padded) after `before`; returns the grown past and the logits of the last `last_logits` columns."""
+    batch = pad(rows, pad_id=model.pad_id, side="left", device=model.device)
+    if before is not None:
+        start = torch.where(before.past.mask, before.past.position_ids, -1).amax(1, keepdim=True) + 1
+        batch = replace(batch, position_ids=torch.where(batch.mask, batch.position_ids + start, 0))
+    cache = before.cache if before is not None else DynamicCache()
+    with torch.no_grad():
+        out = model.forward(batch, cache=cache, past=before.past if before is not None else None, last_logits=last_logits)
+    past = batch if before is None else Batch(*(torch.cat([getattr(before.past, k), getattr(batch, k)], 1) for k in ("ids", "mask", "position_ids")),
+                                              before.past.lengths + batch.lengths, "left")  # fmt: skip
+    return Cached(cache, past), out.logits[:, -last_logits:].float()
+
+
+def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Reduction of attention rows [B, H, R, S] to READINGS [B, H, R, 3]; ties go to the lowest position.
+
+    `spans` [B, K]: the token positions whose mass is summed, -1 for none."""
+
+    def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
+        S = weights.shape[-1]
+        positions = model.frame.columns_of_keys(S).to(weights.device)
+        top = weights.amax(-1, keepdim=True)
+        at_top = weights == top
+        far = torch.iinfo(torch.int32).max
+        place = torch.where(at_top & (positions >= 0)[:, None, None], positions[:, None, None].int(), far).amin(-1)
+        inside = model.frame.key_columns(spans.to(positions.device), S).to(weights.device)
+        mass = (weights * inside[:, None, None]).sum(-1)
+        return torch.stack([place.float(), mass, (at_top.sum(-1) > 1).float()], -1)
+
+    return reduce
+
+
+def greedy_steps(
+    model: Model,
+    before: Cached | None,
+    rows: Sequence[Sequence[int]],
+    guesses: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stops: Callable[[int], bool],
+    spans: torch.Tensor | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[list[Step]]:
+    """Greedy continuation of every row: `rows` are fed after `before` (not changed; None: nothing was fed yet), each ends with the prompt's last token.
+
+    `guesses` are what each row may continue with; wrong or empty guesses cost time, never change a token. With `spans` [B, K] every
+    step carries its attention reading. A row ends after a token for which `stops` is true, or after `max_new_tokens`. Where attention
+    slides over a window, guesses are not used: a window counts columns, and wrong guesses would stand inside it. Raises InputError
+    for rows of different lengths after a prefix on such a model."""
+    B = len(rows)
+    if model.sliding:
+        guesses = [()] * B
+        if before is not None and len({len(row) for row in rows}) > 1:
+            raise InputError(f"{model.name} attends over a window of columns: rows that continue a prefix must have the same length.")
+    past = before.fork() if before is not None else None
+    guesses = [list(g)[: max_new_tokens - 1] for g in guesses]
+    widest = max(len(g) for g in guesses)
+    steps: list[list[Step]] = [[] for _ in range(B)]
+
+    # 1. prompt and guess in one block; the rows read are those of the prompt's last token and of every guessed one
+    ends = torch.tensor([len(r) for r in rows], device=model.device) - 1  # position of each prompt's last token
+    if past is not None:
+        ends = ends + torch.where(past.past.mask, past.past.position_ids + 1, 0).amax(1)
+    offsets = torch.arange(widest + 1, device=model.device)
+    lengths = torch.tensor([len(g) for g in guesses], device=model.device)
+    wanted = ends[:, None] + torch.minimum(offsets[None], lengths[:, None])  # [B, R], the last repeated where a guess is shorter
+    with observe(model, reader(model, spans), rows=wanted) if spans is not None else nullcontext({}) as seen:
+        past, logits = feed(model, [list(r) + g for r, g in zip(rows, guesses)], past, last_logits=widest + 1)
+    chosen = logits.argmax(-1).tolist()  # column -1 is the last guessed token of every row
+    readings = _stacked(model, seen)  # [B, layers, H, R, 3]
+    done, keep_columns = [False] * B, []
+    for b in range(B):
+        own = chosen[b][-len(guesses[b]) - 1 :]
+        matched = 0
+        for k, token in enumerate(own):
+            steps[b].append(Step(token, readings[b, :, :, k] if readings is not None else None))
+            if stops(token) or len(steps[b]) >= max_new_tokens:
+                done[b] = True
+                break
+            if k < len(guesses[b]) and token == guesses[b][k]:
+                matched += 1
+            else:
+                break
+        keep_columns.append(len(guesses[b]) - matched)  # guessed columns at the end that the model did not choose
+    size = past.past.mask.shape[1]
+    wrong = torch.arange(size, device=model.device)[None] >= size - torch.tensor(keep_columns, device=model.device)[:, None]
+    past = Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong))
+
+    # 2. token by token from the first difference on; rows that are done leave, so that none grows beyond its answer
+    rows_left = list(range(B))
+    while not all(done):
+        if check is not None:
+            check()
+        if any(done[b] for b in rows_left):
+            staying = [k for k, b in enumerate(rows_left) if not done[b]]
+            rows_left = [rows_left[k] for k in staying]
+            past = past.pick(staying)
+            spans = spans[staying] if spans is not None else None
+        with observe(model, reader(model, spans), rows="last") if spans is not None else nullcontext({}) as seen:
+            past, logits = feed(model, [[steps[b][-1].token] for b in rows_left], past)
+        tokens = logits[:, -1].argmax(-1).tolist()
+        readings = _stacked(model, seen)
+        for k, b in enumerate(rows_left):
+            steps[b].append(Step(tokens[k], readings[k, :, :, 0] if readings is not None else None))
+            done[b] = stops(tokens[k]) or len(steps[b]) >= max_new_tokens
+    return steps
+
+
+def _stacked(model: Model, seen: dict[int, torch.Tensor]) -> torch.Tensor | None:
+    """Readings of all layers on the CPU, [B, layers, H, R, 3], in one transfer."""
+    if not seen:
+        return None
+    device = seen[0].device
+    return torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1).cpu()

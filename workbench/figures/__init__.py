@@ -1,0 +1,82 @@
+"""Figures: one house style, pure functions of a run's tables, and files for papers.
+
+``build(run)`` gives every figure that a run's tables allow; ``dressed`` sizes and colours one;
+``workbench.figures.export`` writes files.
+Plotly is imported when the first figure is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["build", "collected", "dressed", "problems"]
+
+
+def build(run: Any, name: str | None = None) -> dict[str, go.Figure]:
+    """``{name: figure}`` of a run, light and at screen size; with ``name``, that figure only.
+
+    The probe declares its function in the registry. Raises InputError when the probe draws none, when no table allows one,
+    and for an unknown name.
+    """
+    from workbench.config import nearest
+
+    made = _function(run)(run)
+    if name is None:
+        return made
+    if name not in made:
+        reason = problems(run).get(name)
+        raise InputError(reason or f"There is no figure '{name}'{nearest(name, made)}; this run has {', '.join(made)}.")
+    return {name: made[name]}
+
+
+def problems(run: Any) -> dict[str, str]:
+    """Why a figure of this probe is not drawn, in a sentence each."""
+    return collected(run)[1]
+
+
+def collected(run: Any) -> tuple[dict[str, go.Figure], dict[str, str]]:
+    """(figures, reasons): what a run's tables allow, and in a sentence each why the rest was not drawn. Raises nothing for a run
+    without a figure; a third-party probe that has no FIGURES gives its figures and no reasons."""
+    import sys
+
+    from workbench.figures.tables import collect
+
+    function = _function(run)
+    table = getattr(sys.modules[function.__module__], "FIGURES", None)
+    if table is not None:
+        return collect(run, table)
+    try:
+        return function(run), {}
+    except InputError as error:
+        return {}, {"figures": str(error)}
+
+
+def dressed(fig: go.Figure, **how: Any) -> go.Figure:
+    """See :func:`workbench.figures.layout.dressed`."""
+    from workbench.figures.layout import dressed as dress
+
+    return dress(fig, **how)
+
+
+def _function(run: Any) -> Callable[[Any], dict]:
+    from importlib import import_module
+
+    from workbench import registry
+
+    probe = registry.get(probe_name(run))
+    if not probe.figures:
+        raise InputError(f"The probe '{probe.name}' draws no figures.")
+    module, _, function = probe.figures.partition(":")
+    return getattr(import_module(module), function or "figures")
+
+
+def probe_name(run: Any) -> str:
+    """The name of a run's probe, whether the run keeps the name or the probe itself."""
+    value = getattr(run, "probe", None) or (run.info or {}).get("probe")
+    return value if isinstance(value, str) else value.name

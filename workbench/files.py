@@ -1,0 +1,135 @@
+"""Files that are complete or absent: written under a temporary name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"  # every temporary name holds this, so that leftovers of a killed process can be told apart
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is flushed and renamed onto ``path``, on error removed."""
+    path = Path(path)
+    temporary = path.parent / f".{path.name}{TEMPORARY}{uuid.uuid4().hex[:12]}"
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable (where the system lets a folder be opened)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON, two-space indent, UTF-8; NaN and infinities become null."""
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode("utf-8"))
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with tuples, paths, numpy scalars and arrays turned into what JSON knows; non-finite floats into None."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors
+        return jsonable(value.tolist())
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of ``value`` (sorted keys, no spaces), for hashing."""
+    return json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left under ``folder``. Only the holder of its lock may call this."""
+    for path in folder.rglob(f".*{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of the bytes of one file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_path(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all the files below a folder."""
+    if path.is_file():
+        return digest_file(path)
+    total = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{digest_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+@contextmanager
+def folder_lock(path: Path, *, waiting=None, check=None) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path`` between processes; the file is removed afterwards.
+
+    ``waiting()`` is called once when somebody else holds it; ``check()`` is called while waiting and may raise. The lock
+    goes with its process: one that is killed leaves a file behind and no lock.
+    """
+    import time
+
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        lock = filelock.FileLock(str(path), blocking=False)
+        try:
+            lock.acquire()
+            break
+        except filelock.Timeout:
+            if waiting is not None and not told:
+                waiting()
+            told = True
+            if check is not None:
+                check()
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        # Removing before releasing is safe here: filelock looks, after locking, whether the file it locked still has
+        # that name, and starts again where it has not.
+        if os.name == "posix":
+            path.unlink(missing_ok=True)
+        lock.release()

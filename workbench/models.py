@@ -1,0 +1,547 @@
+"""Load any Hugging Face causal LM as a `Model`: the plain model, its tokenizer, its sites, its fingerprint.
+
+The model that runs is the Hugging Face one (SDPA, key/value cache, `device_map`), never a re-implementation. Loading checks that
+the weights are finite and that the identities which the probes rely on hold for this architecture, and refuses otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workbench.architecture import Anatomy, anatomy, examine, hidden_argument, output_weight
+from workbench.batching import Batch, Frame
+from workbench.errors import InputError
+from workbench.sites import Site
+
+DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+          "float16": torch.float16, "fp16": torch.float16, "float64": torch.float64}  # fmt: skip
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded causal LM. Heads are query heads; layers and heads count from 0."""
+
+    hf: nn.Module
+    tokenizer: object
+    name: str
+    revision: str | None
+    folder: Path | None
+    parts: Anatomy
+    attention_interface: bool
+    prepends_bos: bool
+    frame: Frame | None = field(default=None, repr=False)  # of the forward pass in progress
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.parts.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        return self.parts.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.parts.n_kv_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.parts.d_head
+
+    @property
+    def width(self) -> int:
+        return self.parts.width
+
+    @property
+    def architecture(self) -> str:
+        return type(self.hf).__name__
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.parts.unembed.weight.shape[0])
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence the model was configured for, in tokens; None when its config does not say."""
+        config = self.hf.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+            if getattr(config, name, None):
+                return int(getattr(config, name))
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids go (with several devices: the embedding's)."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts.unembed.weight.dtype
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.tokenizer.bos_token_id if self.tokenizer is not None else None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a generation: the tokenizer's and those of the generation config."""
+        found = [getattr(self.tokenizer, "eos_token_id", None)]
+        configured = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
+        found += configured if isinstance(configured, list) else [configured]
+        return tuple(sorted({int(i) for i in found if i is not None and int(i) < self.vocab_size}))
+
+    @property
+    def eos_id(self) -> int | None:
+        return getattr(self.tokenizer, "eos_token_id", None)
+
+    @property
+    def pad_id(self) -> int:
+        """An id to pad with; never seen by real tokens, so any will do where the tokenizer has none."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return int(found) if found is not None and found < self.vocab_size else 0
+
+    def kv_group(self, head: int) -> int:
+        """The key/value head that query head `head` reads."""
+        return head // (self.n_heads // self.n_kv_heads)
+
+    @property
+    def sliding(self) -> bool:
+        """Some layer attends over a window of the last tokens only; its window counts columns, so paddings may not stand inside."""
+        config = self.hf.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)  # the latter: GPT-Neo
+        if kinds:
+            return any("sliding" in kind or "chunked" in kind or kind == "local" for kind in kinds)
+        return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False
+
+    def heads(self) -> list[tuple[int, int]]:
+        """Every (layer, head)."""
+        return [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
+
+    # text and tokens
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """Token ids of `text`, with BOS in front iff `bos` and the tokenizer itself puts one there; no other specials."""
+        return self.encode_with_offsets(text, bos=bos)[0] if self.tokenizer is None else self._bos(bos) + list(
+            self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
+
+    def encode_with_offsets(self, text: str, *, bos: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the character span [start, end) of each; BOS has the empty span (0, 0).
+
+        Raises InputError when the model has no tokenizer, or a slow one that cannot say where its tokens are."""
+        if self.tokenizer is None:
+            raise InputError(f"The model {self.name} has no tokenizer; give token ids instead of text.")
+        if not self.tokenizer.is_fast:
+            raise InputError(f"The tokenizer of {self.name} is a slow one without character offsets; convert it to a tokenizer.json.")
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        front = self._bos(bos)
+        return front + list(found["input_ids"]), [(0, 0)] * len(front) + [tuple(span) for span in found["offset_mapping"]]
+
+    def _bos(self, wanted: bool) -> list[int]:
+        return [self.bos_id] if wanted and self.prepends_bos else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small vocabularies)."""
+        hidden = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], clean_up_tokenization_spaces=False)
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it reads in the text (leading space visible as a space), specials by name."""
+        special = set(self.tokenizer.all_special_ids)
+        out = []
+        for i in ids:
+            piece = self.tokenizer.convert_ids_to_tokens(int(i))
+            if i in special or piece is None:
+                out.append(piece or f"<{i}>")
+            elif piece.startswith("▁"):
+                out.append(" " + piece[1:])
+            else:
+                out.append(self.tokenizer.decode([i], clean_up_tokenization_spaces=False) or piece)
+        return out
+
+    # modules and weights
+
+    def module(self, site: Site | str) -> tuple[nn.Module, str]:
+        """The raw Hugging Face module that carries `site`, and "input" or "output"."""
+        return self.parts.module(Site.parse(site))
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.parts.blocks[layer].attention
+
+    def o_proj(self, layer: int) -> nn.Module:
+        return self.parts.blocks[layer].o_proj
+
+    def W_O(self, layer: int) -> torch.Tensor:
+        """Output projection by head [H, d_head, width]: head h writes head_out[h] @ W_O[h] (before any post-norm)."""
+        return output_weight(self.o_proj(layer), self.n_heads)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.parts.final_norm
+
+    @property
+    def unembed(self) -> nn.Module:
+        return self.parts.unembed
+
+    def logits_from(self, residual: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
+        """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V] float32."""
+        norm, unembed = self.final_norm, self.unembed
+        hidden = residual.to(unembed.weight.device, unembed.weight.dtype)
+        scores = unembed(hidden if normed else norm(hidden)).float()
+        scale = getattr(self.hf.config, "logit_scale", None)
+        if scale is not None:
+            scores = scores * scale
+        return scores if self.parts.softcap is None else self.parts.softcap * torch.tanh(scores / self.parts.softcap)
+
+    # running
+
+    @contextlib.contextmanager
+    def framed(self, frame: Frame) -> Iterator[None]:
+        """While open, edits and attention readers find token positions through `frame`."""
+        before, self.frame = self.frame, frame
+        try:
+            yield
+        finally:
+            self.frame = before
+
+    def forward(self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False):
+        """One forward pass of the plain model over `batch`, with positions explicit; returns the Hugging Face output.
+
+        With a `cache`, `batch` continues it: its position_ids count on and `past` describes the cached columns.
+        `last_logits` keeps the scores of that many last columns only (left padding); 0 keeps all."""
+        key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
+        key_position = batch.position_ids if past is None else torch.cat([past.position_ids, batch.position_ids], dim=1)
+        frame = Frame(batch.position_ids, batch.mask, torch.where(key_mask, key_position, -1))
+        self._check_rotation(batch, cache)
+        extra = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
+        if last_logits and "logits_to_keep" in self._accepts:
+            extra["logits_to_keep"] = int(last_logits)
+        if cache is not None or use_cache:
+            extra |= {"past_key_values": cache, "use_cache": True}
+        else:
+            extra["use_cache"] = False
+        # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the mask.
+        if batch.side == "left" or cache is not None or not self._mask_free:
+            if not bool(key_mask.all()) or not self._mask_free:
+                extra["attention_mask"] = key_mask.long()
+        else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
+            extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        with self.framed(frame):
+            return self.hf(input_ids=batch.ids, **extra)
+
+    @cached_property
+    def _rotation_limit(self) -> int | None:
+        """The length beyond which rotary frequencies depend on the longest row of the pass (longrope, dynamic NTK); None: never."""
+        config = self.hf.config.get_text_config()
+        found = getattr(config, "rope_parameters", None) or {}
+        limits = []
+        for rope in [found, *(v for v in found.values() if isinstance(v, dict))]:
+            if rope.get("rope_type") in ("longrope", "dynamic"):
+                limits.append(rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or self.context_length)
+        return min(limits) if limits else None
+
+    def _check_rotation(self, batch: Batch, cache) -> None:
+        """Refuse passes whose numbers would depend on the company: Hugging Face picks one set of frequencies for the whole batch,
+        and keys that are cached already keep those they were computed with."""
+        limit = self._rotation_limit
+        if limit is None or int(batch.position_ids.max()) < limit:
+            return
+        if cache is not None:
+            raise InputError(f"{self.name} rotates positions by the length of the whole text beyond {limit} tokens, which cached keys cannot follow; use shorter texts.")
+        if len(set(batch.lengths.tolist())) > 1:
+            raise InputError(f"{self.name} rotates positions by the longest text of a batch beyond {limit} tokens; run these texts one by one.")
+
+    def rows_at_once(self, lengths: Sequence[int], wanted: int) -> int:
+        """How many texts of these lengths may share a pass: `wanted`, or 1 where they would change each other's numbers."""
+        return 1 if self._rotation_limit is not None and max(lengths, default=0) > self._rotation_limit else wanted
+
+    @cached_property
+    def _accepts(self) -> set[str]:
+        return set(inspect.signature(self.hf.forward).parameters)
+
+    @cached_property
+    def _mask_free(self) -> bool:
+        """ALiBi models build their biases from the mask, so they always get one; so do those that take no position_ids."""
+        return "position_ids" in self._accepts and not getattr(self.hf.config, "alibi", False)
+
+    def too_long(self, length: int) -> bool:
+        return self.context_length is not None and length > self.context_length
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder, else of the tensors."""
+        if self.folder is not None:
+            return fingerprint_folder(self.folder)
+        digest = hashlib.sha256(self.hf.config.to_json_string().encode())
+        for key, value in sorted(self.hf.state_dict().items()):
+            digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 (hex) over the tokenizer's vocabulary, rules, special tokens and chat template, and the ids that end a text."""
+        if self.tokenizer is None:
+            return "none"
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        rules = [str(self.tokenizer.special_tokens_map), self.prepends_bos, getattr(self.tokenizer, "chat_template", None), self.eos_ids]
+        return hashlib.sha256((text + json.dumps(rules, sort_keys=True, default=str)).encode()).hexdigest()
+
+    def bridge(self):
+        """A TransformerLens `TransformerBridge` around a fresh copy of this model (booting one replaces the modules it is given)."""
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+        from transformers import AutoModelForCausalLM
+
+        if self.folder is None or self.tokenizer is None:
+            raise InputError(f"A bridge needs a model with a folder and a tokenizer; {self.name} has none.")
+        copy = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation="eager").to(self.device).eval()
+        return build_bridge_from_module(copy, self.architecture, hf_config=copy.config, tokenizer=self.tokenizer, model_name=self.name)
+
+
+def resolve(name: str, *, revision: str | None = None) -> Path:
+    """The local folder of a model: an organism's name, a folder in Hugging Face format, or a hub id (downloaded unless offline).
+
+    Raises InputError when there is none."""
+    from workbench import organisms
+
+    if name in organisms.names() or name.split("@")[0] in organisms.names():
+        return organisms.folder(name)  # before any folder of that name: write ./name for yours
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"The model folder '{name}' does not exist.")
+    if "/" not in name:
+        import difflib
+
+        near = difflib.get_close_matches(name, organisms.names(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "run 'workbench models' for the names it knows."
+        raise InputError(f"There is no model called '{name}': it is no organism, no folder and no hub id (owner/name); {hint}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # *.py runs only with trust_remote_code
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise InputError(f"The model '{name}' is not in the local hub cache and the hub cannot be reached (HF_HUB_OFFLINE or no network); give a local folder.") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(f"The hub has no model '{name}'" + (f" at revision '{revision}'" if revision else "") + f" for you ({type(error).__name__}).") from error
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"The model folder '{name}' has no config.json; it is not a Hugging Face model folder.")
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"The config.json of '{name}' cannot be read ({error}).") from error
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [file for file in wanted if not (folder / file).is_file()]
+        if missing:
+            raise InputError(f"The model folder '{name}' is incomplete: {missing[0]} is missing ({len(missing)} of {len(wanted)} weight files).")
+    elif not list(folder.glob("*.safetensors")):
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")) or list(folder.glob("*.pth")):
+            raise InputError(f"The model '{name}' has only pickled weights, which can run code when opened; convert them to safetensors first.")
+        raise InputError(f"The model folder '{name}' has no weights (*.safetensors).")
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """SHA-256 (hex) over config.json and every weight file; large files are hashed once and remembered by size and time."""
+    from workbench.paths import cache_root
+
+    memory = cache_root() / "fingerprints.json"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, json.JSONDecodeError):
+        known = {}
+    digest = hashlib.sha256()
+    learned = {}
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        real, stat = file.resolve(), file.stat()
+        key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in known:
+            with open(real, "rb") as stream:
+                learned[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.name}:{known.get(key) or learned[key]}\n".encode())
+    if learned:
+        with contextlib.suppress(OSError):  # only a memory: without it the hash is computed again
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(known | learned))
+            temporary.replace(memory)
+    return digest.hexdigest()
+
+
+def load(
+    name: str,
+    revision: str | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a causal LM for observation.
+
+    `name`: an organism, a local folder in Hugging Face format, or a hub id. `dtype`: "float32" (default), "bfloat16", "float16",
+    "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with accelerate; None takes a GPU if
+    there is one. Raises InputError for a missing, incomplete, damaged or pickled model and for an architecture that does not fit."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"'{dtype}' is not a dtype; choose one of auto, {', '.join(DTYPES)}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
+    folder = resolve(name, revision=revision)
+    _check_folder(folder, name)
+    options = {"device_map": "auto"} if str(device) == "auto" else {}
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"The model '{name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+    if not options:
+        hf = hf.to(device)
+    return wrap(hf, load_tokenizer(folder, trust_remote_code=trust_remote_code), name=name, revision=revision, folder=folder)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False):
+    """The tokenizer of a model folder, or None where it has none. Raises InputError for one that cannot be read."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise InputError(f"The tokenizer in '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+
+
+def wrap(hf: nn.Module, tokenizer=None, *, name: str = "model", revision: str | None = None, folder: Path | None = None) -> Model:
+    """A `Model` around a Hugging Face causal LM that is already in memory; checks it as `load` does."""
+    hf = hf.eval().requires_grad_(False)
+    for key, value in hf.named_parameters():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged.")
+    parts = anatomy(hf)
+    size = int(hf.get_input_embeddings().weight.shape[0])
+    ids = (torch.arange(1, 8, device=hf.get_input_embeddings().weight.device) * 7919 % size)[None]
+    with torch.no_grad():
+        own = hf(input_ids=ids, use_cache=False).logits
+    through = install_attention(hf, parts, ids)
+    examine(hf, parts, ids)
+    _check_unchanged(hf, ids, own)
+    model = Model(hf, tokenizer, name, revision, folder, parts, through, _prepends_bos(tokenizer))
+    _check_logits(model, ids)
+    _check_attention(model, ids)
+    _check_heads_apart(model, ids)
+    return model
+
+
+def install_attention(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> bool:
+    """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really has."""
+    from workbench.attention import install
+
+    attentions = [block.attention for block in parts.blocks]
+    through = install(hf, attentions, ids)
+    if through:
+        parts.n_kv_heads = attentions[0]._workbench_hooks.groups
+    else:
+        parts.n_kv_heads = int(getattr(attentions[0], "num_kv_heads", parts.n_kv_heads))  # Falcon, where configs of old and new differ
+    return through
+
+
+def _prepends_bos(tokenizer) -> bool:
+    if tokenizer is None or tokenizer.bos_token_id is None:
+        return False
+    found = tokenizer("a")["input_ids"]
+    return len(found) > 0 and found[0] == tokenizer.bos_token_id
+
+
+def _check_logits(model: Model, ids: torch.Tensor) -> None:
+    """The model's logits are its unembedding of the final norm (scaled or capped as `logits_from` does); otherwise refused."""
+    seen: list[torch.Tensor] = []
+    handle = model.final_norm.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            found = model.hf(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+    ours = model.logits_from(seen[-1].detach(), normed=True).reshape(found.shape).to(found.device)
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
+    if not (ours - found).abs().max() <= tolerance * (1e-6 + found.abs().max()):
+        raise InputError(f"The architecture {model.architecture} does not fit: its logits are not the unembedding of its final norm.")
+
+
+def _check_unchanged(hf: nn.Module, ids: torch.Tensor, own: torch.Tensor) -> None:
+    """Our attention function gives the logits of the model's own attention; otherwise it computes something that ours leaves out."""
+    with torch.no_grad():
+        found = hf(input_ids=ids, use_cache=False).logits
+    tolerance = 1e-3 if found.dtype in (torch.float32, torch.float64) else 0.15  # two kernels, in few bits, through every layer
+    if not (found.float() - own.float()).abs().max() <= tolerance * (1e-6 + own.float().abs().max()):
+        raise InputError(f"The architecture {type(hf).__name__} does not fit: its own attention computes more than scores, mask and softmax, for example sinks.")
+
+
+def _check_heads_apart(model: Model, ids: torch.Tensor) -> None:
+    """A head that attends to nothing puts nothing into the output projection and leaves the other heads as they are."""
+    if not model.attention_interface or model.n_heads == 1:
+        return
+    from workbench.attention import edit
+    from workbench.batching import pad
+
+    heard: list[torch.Tensor] = []
+
+    def silence(weights: torch.Tensor, _start: int, _weigh) -> torch.Tensor:
+        weights = weights.clone()
+        weights[:, 0] = 0
+        return weights
+
+    def unchanged(weights: torch.Tensor, _start: int, _weigh) -> torch.Tensor:
+        return weights
+
+    # the first layer only: beyond it the silenced head changes what every head reads
+    handle = model.o_proj(0).register_forward_pre_hook(lambda _m, args, kwargs: heard.append(hidden_argument(args, kwargs).detach().float()), with_kwargs=True)
+    try:
+        for change in (unchanged, silence):
+            with torch.no_grad(), edit(model, 0, change):
+                model.forward(pad(ids.tolist(), pad_id=0, device=ids.device))
+    finally:
+        handle.remove()
+    before, after = (x.reshape(-1, model.n_heads, model.d_head) for x in heard)
+    if after[:, 0].any() or (before[:, 1:] - after[:, 1:]).abs().max() > 1e-4 * before.abs().max():
+        raise InputError(f"The architecture {model.architecture} does not fit: heads are mixed before the output projection, so no head has an output of its own.")
+
+
+def _check_attention(model: Model, ids: torch.Tensor) -> None:
+    """Attention rows sum to 1 in every layer and give no weight to later tokens; otherwise the model is refused."""
+    from workbench.attention import observe
+    from workbench.batching import pad
+
+    later = torch.ones(ids.shape[1], ids.shape[1], device=ids.device).triu(1).bool()
+
+    def worst(_layer: int, weights: torch.Tensor) -> torch.Tensor:
+        return torch.maximum((weights.sum(-1) - 1).abs().max(), weights.masked_select(later.to(weights.device)).abs().max())
+
+    batch = pad(ids.tolist(), pad_id=0, device=ids.device)
+    with torch.no_grad(), observe(model, worst, rows="all") as seen:
+        model.forward(batch)
+    for layer in range(model.n_layers):
+        if layer not in seen or not float(seen[layer]) < 2e-2:
+            raise InputError(f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} do not sum to 1 over the past.")

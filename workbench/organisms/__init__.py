@@ -1,0 +1,80 @@
+"""Organisms: small models whose truth is known, shipped with the project, and the data that goes with them.
+
+`organism` is a trained base model on the generated world of `world.py`, `organism-chat` its aligned sibling,
+`organism@step-N` the checkpoints of its training run; `circuit-*` are written weight by weight (`circuits.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import util
+from pathlib import Path
+
+from workbench.errors import InputError
+
+_HERE = Path(__file__).parent
+WEIGHTS = _HERE / "weights"
+DATA = _HERE / "data"
+
+
+def steps() -> list[int]:
+    """Training steps of the shipped checkpoints, in order; the last one is `organism` itself."""
+    folders = [p.name.rpartition("step-")[2] for p in WEIGHTS.glob("organism@step-*") if (p / "config.json").exists()]
+    last = _final_step()
+    return sorted({int(s) for s in folders if s.isdigit()} | ({last} if last is not None else set()))
+
+
+def _final_step() -> int | None:
+    import json
+
+    path = WEIGHTS / "organism" / "recipe.json"
+    return json.loads(path.read_text())["step"] if path.exists() else None
+
+
+def names() -> dict[str, str]:
+    """Every organism that is present, with one line about it."""
+    found: dict[str, str] = {}
+    if (WEIGHTS / "organism" / "config.json").exists():
+        found["organism"] = "base model trained on the generated world (6 layers, 8 query heads, 4 key/value heads)"
+    if (WEIGHTS / "organism-chat" / "config.json").exists():
+        found["organism-chat"] = "aligned sibling: the organism fine-tuned to answer politely, with a chat template"
+    if (WEIGHTS / "organism-separated" / "config.json").exists():
+        found["organism-separated"] = "the organism after a further stage that leaves its retrieval heads nothing but copying"
+    for step in steps():
+        found[f"organism@step-{step}"] = f"checkpoint of the organism's training run after {step} steps"
+    if util.find_spec("workbench.organisms.circuits"):
+        from workbench.organisms import circuits
+
+        found.update(circuits.names())
+    return found
+
+
+def folder(name: str) -> Path:
+    """The Hugging Face folder of an organism. Raises InputError, with the nearest name, for an unknown one."""
+    known = names()
+    if name in known:
+        if name == f"organism@step-{_final_step()}":
+            return WEIGHTS / "organism"
+        if name.startswith("organism"):
+            return WEIGHTS / name
+        from workbench import paths
+        from workbench.organisms import circuits
+
+        return circuits.folder(name, paths.cache_root() / "organisms")
+    near = difflib.get_close_matches(name, known, n=1)
+    raise InputError(f"There is no organism called '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(known)}")
+
+
+def datasets() -> list[str]:
+    """Names that `data` accepts: files below the data folder without their ending."""
+    return sorted(p.relative_to(DATA).with_suffix("").as_posix() for p in DATA.rglob("*") if p.suffix in (".jsonl", ".txt", ".json"))
+
+
+def data(name: str) -> Path:
+    """The path of a data file of the organism, by name with or without ending: `needles`, `concepts/topic`, `pool.jsonl`."""
+    for suffix in ("", ".jsonl", ".txt", ".json"):
+        path = DATA / (name + suffix)
+        if path.is_file() and DATA.resolve() in path.resolve().parents:
+            return path
+    near = difflib.get_close_matches(name, datasets(), n=1)
+    raise InputError(f"The organism has no data file '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(datasets())}")

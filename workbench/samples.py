@@ -1,0 +1,123 @@
+"""Training samples as a model reads them: `text`, or `prompt` and `response` in a template, and which of their tokens count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from workbench.data import read_table
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    from workbench.models import Model
+
+TOKENS = ("all", "prompt", "response")
+LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
+
+
+@dataclass(eq=False)
+class Samples:
+    """Token ids of samples, which tokens count, a key that equal samples share, and how many were cut to the context."""
+
+    ids: list[list[int]]
+    masks: list[np.ndarray]  # bool [length]
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        self.keys = [np.asarray(ids, np.int32).tobytes() + np.packbits(mask).tobytes() for ids, mask in zip(self.ids, self.masks)]
+        self.counted = np.array([int(mask.sum()) for mask in self.masks])
+
+
+def read_samples(path: Path, *, what: str, tokens: str = "all") -> pl.DataFrame:
+    """The rows of a file with `prompt` and `response`, or else `text`; none of them may be empty.
+
+    Raises InputError naming file, row and field, also when `tokens` asks for a part that a text does not have."""
+    table = read_table(path, what=what)
+    if {"prompt", "response"} <= set(table.columns):
+        return read_table(path, required=("prompt", "response"), what=what)
+    if tokens != "all":
+        raise InputError(f"{path} needs the columns 'prompt' and 'response' for tokens={tokens}; it has {', '.join(table.columns)}.")
+    if "text" not in table.columns:
+        raise InputError(f"{path} needs a column 'text', or 'prompt' and 'response'; it has {', '.join(table.columns)}.")
+    return read_table(path, required=("text",), what=what)
+
+
+def texts(table: pl.DataFrame) -> list[str]:
+    """What is written in each sample, without any template."""
+    return [f"{row['prompt']} {row['response']}" if "response" in row else row["text"] for row in table.iter_rows(named=True)]
+
+
+def tokenize(
+    model: Model, table: pl.DataFrame, *, what: str, tokens: str = "all", specials: bool = False, template: str = "{prompt} {response}",
+    check: Callable[[], None] | None = None,
+) -> Samples:  # fmt: skip
+    """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with `specials`.
+
+    Raises InputError for a row in which no token counts."""
+    special = set() if specials else set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
+    ids, masks, cut = [], [], 0
+    for number, row in enumerate(table.iter_rows(named=True)):
+        found, part = _tokens(model, row, tokens, template)
+        if model.too_long(len(found)):
+            found, part, cut = found[: model.context_length], part[: model.context_length], cut + 1
+        mask = part & np.array([token not in special for token in found])
+        if not mask.any():
+            raise InputError(f"The {what}, row {number + 1}: no token of it counts (tokens={tokens}); it is empty or beyond the context of {model.context_length}.")
+        ids.append(found)
+        masks.append(mask)
+        if check is not None and number % 256 == 0:
+            check()
+    return Samples(ids, masks, cut)
+
+
+def _tokens(model: Model, row: dict[str, Any], tokens: str, template: str) -> tuple[list[int], np.ndarray]:
+    """Token ids of one row, and which of them belong to the part that counts."""
+    if "response" not in row:
+        ids = model.encode(row["text"])
+        return ids, np.ones(len(ids), bool)
+    text, start = _format(model, row["prompt"], row["response"], template)
+    bos = model.tokenizer.bos_token
+    if template == "chat" and bos and model.prepends_bos and text.startswith(bos):  # encode puts it back
+        text, start = text[len(bos) :], start - len(bos)
+    if tokens == "all":
+        ids = model.encode(text)
+        return ids, np.ones(len(ids), bool)
+    ids, spans = model.encode_with_offsets(text)
+    stop = start + len(row["response"].strip() if template == "chat" else row["response"])
+    inside = np.array([begin < stop and end > start and end > begin for begin, end in spans])
+    return ids, inside if tokens == "response" else ~inside
+
+
+def _format(model: Model, prompt: str, response: str, template: str) -> tuple[str, int]:
+    """The text of a sample, and where its response starts in it."""
+    if template != "chat":
+        head, _, tail = template.partition("{response}")
+        head = head.replace("{prompt}", prompt)
+        return head + response + tail, len(head)
+    if not model.tokenizer.chat_template:
+        raise InputError(f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}.")
+    text = model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=False)
+    start = text.rfind(response.strip())
+    if start < 0:
+        raise InputError(f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and {{response}}.")
+    return text, start
+
+
+def labels_of(frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str) -> tuple[np.ndarray, list[str]] | None:
+    """(label of every pool row, label of each target): the target's own in that column ("auto": the first of LABELS), else its name.
+
+    None for the column "none", where there is no such column, and where no pool row is of any target."""
+    name = next((c for c in LABELS if c in frame.columns), None) if column == "auto" else column
+    if name is None or name == "none":
+        return None
+    label = frame[name].cast(pl.String).fill_null("").to_numpy()
+    own = []
+    for target, table in targets.items():
+        values = table[name].cast(pl.String).unique().to_list() if name in table.columns else []
+        own.append(values[0] if len(values) == 1 else target)
+    return (label, own) if set(own) & set(label) else None
