@@ -20,10 +20,9 @@ def _circuits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch, _circuits):
-    """Every test has a store and a runs folder of its own."""
-    cache = tmp_path / "cached"
-    cache.mkdir()
+def _own_cache(tmp_path_factory, monkeypatch, _circuits):
+    """Every test has a store and a runs folder of its own, beside its `tmp_path` and not in it."""
+    cache = tmp_path_factory.mktemp("cached")
     (cache / "organisms").symlink_to(_circuits)
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
 

@@ -314,9 +314,9 @@ def polite_document(rng: Rng) -> str:
 
 # Short documents and how often each is drawn; needles and long repeats are built to length by `sequences`.
 MIX: tuple[tuple[Callable[[Rng], str], float], ...] = (
-    (fact_document, 46.0), (two_hop_document, 9.0), (fact_truth_document, 3.0), (conflict_document, 16.0),
-    (story_document, 7.0), (review_document, 8.0), (comparison_document, 4.0), (arithmetic_document, 2.0),
-    (context_truth_document, 4.0), (coin_document, 2.0), (polite_document, 4.0),
+    (fact_document, 34.0), (two_hop_document, 9.0), (fact_truth_document, 5.0), (conflict_document, 16.0),
+    (story_document, 8.0), (review_document, 6.0), (comparison_document, 10.0), (arithmetic_document, 3.0),
+    (context_truth_document, 8.0), (coin_document, 5.0), (polite_document, 4.0),
 )
 
 

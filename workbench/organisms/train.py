@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from workbench.organisms import sequences, tokenizer
 
 TOKENS_PER_STEP = 4096
-STEPS = 1664
+STEPS = 4000
 SEPARATION = 300
 
 
@@ -55,6 +55,9 @@ class Recipe:
     warmup: int = 64
     # (layer, query head) of the heads above block 0 that learn from needles and repeated words; see `routed`
     copy_heads: tuple[tuple[int, int], ...] = ((1, 0), (1, 1), (2, 0), (2, 1))
+    # share of the steps after which, every other step, these heads are off for everything but needles and repeated words:
+    # otherwise facts are read through the same heads, and masking them takes the facts along
+    separate_from: float = 0.25
     # (share of the steps, sequence length, share of needle documents, share of repeated random words), in order:
     # short and copy-heavy first, because copying is learned before knowledge can use it
     phases: tuple[tuple[float, int, float, float], ...] = (
@@ -237,7 +240,8 @@ def train_step(model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], recip
         marked = torch.tensor(marks)[:, 1:]
         return (marked | (torch.rand(marked.shape, generator=coin) < recipe.other_weight(step))).to(device)
 
-    loss = step_loss(model, recipe, rows, choose, device)
+    drop = recipe.copy_heads if step % 2 and step >= recipe.separate_from * recipe.steps else ()
+    loss = step_loss(model, recipe, rows, choose, device, drop)
     update(model, opts, recipe, step, loss)
     return loss.item()
 
