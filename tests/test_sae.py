@@ -15,7 +15,7 @@ from workbench.sites import Site
 KINDS = ("topk", "topk scaled", "jumprelu", "standard", "gated")
 
 
-def make(folder, kind="topk", *, d_in=64, d_sae=256, hook="blocks.2.hook_resid_post", seed=0, **metadata):
+def make(folder, kind="topk", *, d_in=64, d_sae=256, hook="blocks.2.hook_resid_post", seed=0, normalize="none", **metadata):
     """A random autoencoder, saved by sae-lens."""
     from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
@@ -24,7 +24,7 @@ def make(folder, kind="topk", *, d_in=64, d_sae=256, hook="blocks.2.hook_resid_p
     cls, config = get_sae_class(name)
     extra = {"k": 8, "rescale_acts_by_decoder_norm": bool(scaled)} if name == "topk" else {}
     torch.manual_seed(seed)
-    made = cls(config(d_in=d_in, d_sae=d_sae, metadata=SAEMetadata(hook_name=hook, **metadata), **extra))
+    made = cls(config(d_in=d_in, d_sae=d_sae, normalize_activations=normalize, metadata=SAEMetadata(hook_name=hook, **metadata), **extra))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
@@ -59,6 +59,37 @@ def test_sparse_rows_are_what_sae_lens_encodes_and_decodes(tmp_path, kind, activ
     assert 0 < len(rows.value) == int((expected != 0).sum()) < expected.numel()
     torch.testing.assert_close(made.decode(rows), reference.decode(expected), atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(made.reconstruct(activations), reference(activations), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reconstructions_are_those_of_sae_lens_in_every_normalisation_and_order(tmp_path, kind, normalize, activations, monkeypatch):
+    """Tokens are encoded in chunks, and another batch comes in between: each token is rebuilt with its own scale."""
+    from sae_lens import SAE
+
+    made = sae.load(make(tmp_path / "sae", kind, normalize=normalize))
+    reference = SAE.load_from_disk(tmp_path / "sae")
+    monkeypatch.setitem(sae.PRE_ACTIVATIONS, "cpu", 256 * 5)
+    rows = made.encode(activations)
+    made.encode(activations[:3] * 7)
+    torch.testing.assert_close(rows.dense(), reference.encode(activations), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(made.decode(rows, activations), reference(activations), atol=1e-4, rtol=1e-4)
+    if normalize != "none":
+        with pytest.raises(InputError, match="needs the activations"):
+            made.decode(rows)
+
+
+def test_an_autoencoder_of_whole_heads_is_rebuilt_head_by_head(tmp_path):
+    from sae_lens import SAE
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    cls, config = get_sae_class("topk")
+    torch.manual_seed(0)
+    cls(config(d_in=32, d_sae=64, k=4, reshape_activations="hook_z", metadata=SAEMetadata(hook_name="blocks.1.attn.hook_z"))).save_model(tmp_path / "sae")
+    x = torch.randn(9, 4, 8, generator=torch.Generator().manual_seed(0))
+    made, reference = sae.load(tmp_path / "sae"), SAE.load_from_disk(tmp_path / "sae")
+    torch.testing.assert_close(made.decode(made.encode(x), x), reference(x), atol=1e-5, rtol=1e-4)
 
 
 def test_rows_do_not_depend_on_how_many_tokens_are_encoded_at_once(tmp_path, activations, monkeypatch):
@@ -129,6 +160,22 @@ def test_an_autoencoder_of_another_site_width_or_depth_is_refused(tmp_path, mode
     assert sae.load(tmp_path / "lost", site="resid_post.1").site == Site("resid_post", 1)
     other = sae.load(make(tmp_path / "other", model_fingerprint="0" * 64, model_name="another"))
     assert "trained on other weights (another)" in sae.check_fits(other, model)[0]
+
+
+def test_an_autoencoder_of_another_model_by_name_is_pointed_out(tmp_path, model):
+    other = sae.check_fits(sae.load(make(tmp_path / "other", model_name="gpt2-small")), model)
+    assert len(other) == 1 and "trained on the model 'gpt2-small', not on" in other[0]
+    assert sae.check_fits(sae.load(make(tmp_path / "own", model_name="stories260k")), model) == []
+    assert sae.check_fits(sae.load(make(tmp_path / "same", model_name="elsewhere", model_fingerprint=model.fingerprint)), model) == []
+    assert sae.same_model("gpt2-small", "openai-community/gpt2") and sae.same_model("/models/Llama-X", "meta/llama-x/")
+    assert not sae.same_model("gpt2-medium", "gpt2")
+
+
+def test_the_autoencoder_that_ships_is_of_the_organism_that_ships():
+    from workbench import organisms
+
+    made = sae.load(organisms.WEIGHTS / "sae" / "organism")
+    assert made.trained_on["model_fingerprint"] and sae.check_fits(made, load("organism")) == []
 
 
 def test_what_is_no_autoencoder_is_refused_in_one_sentence(tmp_path):

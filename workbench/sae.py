@@ -87,22 +87,36 @@ class Sae:
         active = value > 0
         return row[active], feature[active], value[active]
 
-    def decode(self, rows: Rows) -> torch.Tensor:
-        """Reconstructions [n, d] (or [n, H, d_head]) of sparse token rows."""
+    @property
+    def scales_input(self) -> bool:
+        """Whether each token's activations are normalised first: a reconstruction then needs that token's own scale."""
+        return self.inner.cfg.normalize_activations not in ("none", "expected_average_only_in")
+
+    def decode(self, rows: Rows, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Reconstructions [n, d] (or [n, H, d_head]) of sparse token rows (ascending), float32.
+
+        `like` [n, ...]: the activations that were encoded. An autoencoder that normalises its input takes the scale of every token
+        from them, one of whole heads their shape. Raises InputError where they are needed and absent."""
+        inner = self.inner
+        heads = inner.cfg.reshape_activations == "hook_z"
+        if like is None and (self.scales_input or heads):
+            raise InputError(f"The sparse autoencoder '{self.path}' needs the activations that it encoded to rebuild them (like=).")
         with torch.no_grad():
-            if self.architecture == "topk" and self.inner.cfg.normalize_activations == "none" and self.inner.cfg.reshape_activations == "none":
-                value = rows.value
-                if self.inner.cfg.rescale_acts_by_decoder_norm:
-                    value = value / self.inner.W_dec.norm(dim=-1)[rows.feature]
-                starts = torch.searchsorted(rows.row, torch.arange(rows.n, device=rows.row.device))
-                mixed = torch.nn.functional.embedding_bag(rows.feature, self.inner.W_dec, starts, mode="sum", per_sample_weights=value)
-                return mixed + self.inner.b_dec
-            return self.inner.decode(rows.dense())
+            value = rows.value
+            if getattr(inner.cfg, "rescale_acts_by_decoder_norm", False):
+                value = value / inner.W_dec.norm(dim=-1)[rows.feature]
+            starts = torch.searchsorted(rows.row, torch.arange(rows.n, device=rows.row.device))
+            mixed = torch.nn.functional.embedding_bag(rows.feature, inner.W_dec, starts, mode="sum", per_sample_weights=value) + inner.b_dec
+            if self.scales_input or heads:
+                inner.process_sae_in(like.float() if heads else like.flatten(1).float())  # leaves the scales of exactly these tokens behind
+                mixed = inner.reshape_fn_out(inner.run_time_activation_norm_fn_out(mixed), inner.d_head)
+            return mixed
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Activations [n, d] through the autoencoder and back."""
         with torch.no_grad():
-            return self.inner.decode(self.inner.encode(x.float())).reshape(x.shape)
+            inside = x if self.inner.cfg.reshape_activations == "hook_z" else x.flatten(1)
+            return self.inner.decode(self.inner.encode(inside.float())).reshape(x.shape)
 
     def directions(self) -> torch.Tensor:
         """Decoder directions [d_sae, d_in]: what an activation of one adds to the site."""
@@ -211,15 +225,33 @@ def site_of(hook: str) -> Site | None:
 
 
 def check_fits(sae: Sae, model: Model) -> list[str]:
-    """Raise InputError unless the autoencoder's site exists in `model` and is as wide; return what deserves a warning."""
+    """Raise InputError unless the autoencoder's site exists in `model` and is as wide; return what deserves a warning.
+
+    The weights decide where the autoencoder recorded their fingerprint, else the model's name where it recorded that."""
     model.module(sae.site)
     width = site_size(model, sae.site)
     if width != sae.d_in:
         raise InputError(f"The sparse autoencoder '{sae.path}' reads {sae.d_in} numbers, but {sae.site} of {model.name} has {width}; it belongs to another model.")
-    known = sae.trained_on.get("model_fingerprint")
-    if known and known != model.fingerprint:
-        return [f"The sparse autoencoder '{sae.path}' was trained on other weights ({sae.trained_on.get('model_name', 'unnamed')}) than {model.name}; read its explained variance first."]
+    known, name = sae.trained_on.get("model_fingerprint"), sae.trained_on.get("model_name")
+    if known == model.fingerprint:
+        return []
+    if known:
+        return [f"The sparse autoencoder '{sae.path}' was trained on other weights ({name or 'unnamed'}) than {model.name}; read its explained variance first."]
+    if name and not same_model(str(name), model.name):
+        return [f"The sparse autoencoder '{sae.path}' was trained on the model '{name}', not on {model.name}: its features may mean nothing there; read its explained variance first."]
     return []
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names (hub id, TransformerLens alias, folder) are of one model: the same last part, or aliases of each other."""
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    def known(name: str) -> set[str]:
+        short = name.rstrip("/").rsplit("/", 1)[-1].lower()
+        groups = ({official.rsplit("/", 1)[-1].lower(), *(alias.rsplit("/", 1)[-1].lower() for alias in aliases)} for official, aliases in MODEL_ALIASES.items())
+        return {short}.union(*(group for group in groups if short in group))
+
+    return bool(known(one) & known(other))
 
 
 def read_sparsify(path: str | Path, device: str = "cpu", cfg_overrides: dict | None = None) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -71,7 +71,7 @@ def check_values(value: torch.Tensor) -> None:
     if value.numel() and not bool(torch.isfinite(value).all()):
         raise InputError("A feature activation is NaN or infinite; load the model in float32 or bfloat16.")
     if value.numel() and float(value.min()) < 0:
-        raise InputError(f"A feature activation is negative ({float(value.min()):.3g}); Jaccard similarity needs activations of at least zero.")
+        raise InputError(f"A feature activation is negative ({float(value.min()):.3g}); sparse rows and their similarities need activations of at least zero, as ReLU and TopK autoencoders give them.")
 
 
 def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int) -> Rows:

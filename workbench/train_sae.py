@@ -324,7 +324,7 @@ def quality(model: Model, made: saes.Sae, ids: Sequence[Sequence[int]], *, max_t
         rows = made.encode(part)
         entries += len(rows.value)
         fired += torch.bincount(rows.feature, minlength=made.d_sae)
-        lost += float((part.double() - made.decode(rows).reshape(part.shape).double()).pow(2).sum())
+        lost += float((part.double() - made.decode(rows, part).reshape(part.shape).double()).pow(2).sum())
     variance = float((x.double() - x.double().mean(0)).pow(2).sum())
     losses = {"clean": text_loss(model, ids, max_tokens=max_tokens, check=check)}
     for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
