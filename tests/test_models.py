@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.architectures import build
+from tests.architectures import NAMES, build
 from workbench.errors import InputError
 from workbench.models import fingerprint_folder, load, resolve, wrap
 
@@ -124,6 +124,89 @@ def test_incomplete_folders(copied, tmp_path):
         load(str(copied))
 
 
+def rewrite(folder, change=None, **config):
+    """Change the weights (a function of the dict) and the config of a copied model folder."""
+    weights = load_file(folder / "model.safetensors")
+    if change is not None:
+        change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | config))
+
+
+def test_a_missing_tensor_is_named_not_drawn_at_random(copied):
+    rewrite(copied, lambda weights: weights.pop("model.layers.2.self_attn.q_proj.weight"))
+    with pytest.raises(InputError, match=r"incomplete: model\.layers\.2\.self_attn\.q_proj\.weight is not in its files"):
+        load(str(copied))
+
+
+def test_layers_that_the_files_do_not_have_are_refused(copied):
+    rewrite(copied, num_hidden_layers=12)
+    with pytest.raises(InputError, match=r"incomplete: model\.layers\.5\.input_layernorm\.weight and 62 more"):
+        load(str(copied))
+
+
+def test_layers_that_the_model_would_drop_are_refused(copied):
+    rewrite(copied, num_hidden_layers=4)
+    with pytest.raises(InputError, match=r"leave out weights of its own files, first model\.layers\.4\.input_layernorm\.weight \(9 in all\).*4 layers"):
+        load(str(copied))
+
+
+def test_a_bias_that_the_model_would_drop_is_refused(copied):
+    rewrite(copied, lambda weights: weights.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(64)}))
+    with pytest.raises(InputError, match=r"leave out weights of its own files, first model\.layers\.1\.self_attn\.q_proj\.bias"):
+        load(str(copied))
+
+
+def test_what_is_no_weight_of_a_block_may_be_left_out(copied, gpt2_nano_sort, tmp_path):
+    """Rotary frequencies and causal masks of old checkpoints, and the layers of a multi-token-prediction head."""
+    wanted = load(str(copied)).hf(torch.tensor([[1, 5, 9]])).logits
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "mtp.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}
+    rewrite(copied, lambda weights: weights.update(extra))
+    torch.testing.assert_close(load(str(copied)).hf(torch.tensor([[1, 5, 9]])).logits, wanted, atol=0, rtol=0)
+    old = tmp_path / "gpt2"
+    shutil.copytree(gpt2_nano_sort, old, copy_function=shutil.copyfile)
+    rewrite(old, lambda weights: weights.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4), "transformer.h.1.attn.masked_bias": torch.ones(1)}))
+    assert load(str(old)).n_layers == load(str(gpt2_nano_sort)).n_layers
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_whole_checkpoint_of_every_architecture_loads(name, tied, tmp_path):
+    """Fused, tied and stacked weights are named otherwise in the files; none of them is taken for missing or left over."""
+    hf = build(name, tie_word_embeddings=tied)
+    hf.save_pretrained(tmp_path)
+    ids = torch.tensor([[1, 5, 9, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(load(str(tmp_path)).hf(ids).logits, hf(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_rows_that_are_not_the_models_are_refused(stories260k, monkeypatch):
+    """Rows of wrong scores still sum to 1; only the output of the model's own attention shows that they are wrong."""
+    from workbench.attention import _Weights
+
+    scores = _Weights.scores
+    monkeypatch.setattr(_Weights, "scores", lambda self, rows: 0.37 * scores(self, rows))
+    with pytest.raises(InputError, match="attention rows of layer 0 are not those that its output is mixed with"):
+        load(str(stories260k))
+
+
+def test_rows_of_the_wrong_key_group_are_refused(stories260k, monkeypatch):
+    from workbench.attention import _Weights
+
+    scores = _Weights.scores
+    monkeypatch.setattr(_Weights, "scores", lambda self, rows: scores(self, rows).roll(1, dims=1))
+    with pytest.raises(InputError, match="attention rows of layer 0 are not those"):
+        load(str(stories260k))
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "not json", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
+def test_an_index_of_weight_files_that_cannot_be_used(copied, index):
+    (copied / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json of"):
+        load(str(copied))
+
+
 def test_damaged_files(copied):
     whole = (copied / "model.safetensors").read_bytes()
     (copied / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -145,6 +228,9 @@ def test_nan_weights_are_named(copied):
 def test_wrong_dtype_and_device(stories260k):
     with pytest.raises(InputError, match="not a dtype"):
         load(str(stories260k), dtype="int3")
+    for device in ("foo", "cpu:x", "meta", "gpu"):
+        with pytest.raises(InputError, match=f"'{device}' is not a device"):
+            load(str(stories260k), device=device)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no usable GPU"):
             load(str(stories260k), device="cuda")

@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
+    from workbench.batching import Batch
     from workbench.models import Model
 
 NAME = "workbench"
@@ -59,12 +60,15 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if busy and (kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None):
         raise InputError(f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot be read or edited here.")
-    weigh = _Weights(query, key, attention_mask, scaling, softcap, is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)))
+    weigh = _Weights(query, key, value, attention_mask, scaling, softcap, is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)))
+    if softcap is None and not hooks.edits:
+        result = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    else:
+        result = _mix(weigh, hooks.edits if hooks else ()), None
+    weigh.output = result[0]
     for reader in hooks.readers if hooks else ():
         reader(weigh)
-    if not (hooks and hooks.edits) and softcap is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    return _mix(weigh, value, hooks.edits if hooks else ()), None
+    return result
 
 
 @dataclass(eq=False)
@@ -73,10 +77,12 @@ class _Weights:
 
     query: torch.Tensor  # [B, H, Q, D], after rotation
     key: torch.Tensor  # [B, KV, S, D]
+    value: torch.Tensor  # [B, KV, S, Dv]
     mask: torch.Tensor | None
     scaling: float | None
     softcap: float | None
     is_causal: bool = True
+    output: torch.Tensor | None = None  # what the layer's attention gave, [B, Q, H, Dv]
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """Masked pre-softmax scores of query rows `rows` [R] (or [B, R], one set per sequence) → [B, H, R, S] float32."""
@@ -105,8 +111,9 @@ class _Weights:
         return self.scores(rows).softmax(-1)
 
 
-def _mix(weigh: _Weights, value: torch.Tensor, edits: Sequence[Callable]) -> torch.Tensor:
-    """Attention output [B, Q, H, D] from explicit weights, in blocks of queries; used under edits and under soft-caps."""
+def _mix(weigh: _Weights, edits: Sequence[Callable] = ()) -> torch.Tensor:
+    """Attention output [B, Q, H, Dv] from explicit weights, in blocks of queries; used under edits and under soft-caps."""
+    value = weigh.value
     B, H, Q, _ = weigh.query.shape
     KV, S = value.shape[1:3]
     step = max(1, BLOCK // (B * H * S))
@@ -184,6 +191,29 @@ def observe(
             else:
                 _observe_eager(model, module, layer, reduce, rows, seen, stack)
         yield seen
+
+
+def unexplained(model: Model, batch: Batch) -> dict[int, float]:
+    """How far the attention rows that readers get are from those that the model attends with: per layer, over all queries of `batch`,
+    the largest distance between rows × values and the output of SDPA, as a share of the output's largest number.
+
+    Empty for architectures outside the interface, whose rows are their own. Under a soft-cap there is no SDPA to compare with:
+    both sides are made of the rows, and what holds them is that the logits equal those of the model's own attention."""
+    far: dict[int, float] = {}
+
+    def reader_of(layer: int) -> Callable:
+        def reader(weigh: _Weights) -> None:
+            output = weigh.output.float()
+            far[layer] = float((_mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30))
+
+        return reader
+
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        if model.attention_interface:
+            for layer in range(model.n_layers):
+                stack.enter_context(_hung(model.attention(layer)._workbench_hooks.readers, reader_of(layer)))
+            model.forward(batch)
+    return far
 
 
 @contextlib.contextmanager

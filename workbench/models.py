@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from torch import nn
 from workbench.architecture import Anatomy, anatomy, examine, hidden_argument, output_weight
 from workbench.batching import Batch, Frame
 from workbench.errors import InputError
+from workbench.model_files import check_complete, check_folder, fingerprint_folder, load_tokenizer, resolve
 from workbench.sites import Site
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -308,83 +308,6 @@ class Model:
         return build_bridge_from_module(copy, self.architecture, hf_config=copy.config, tokenizer=self.tokenizer, model_name=self.name)
 
 
-def resolve(name: str, *, revision: str | None = None) -> Path:
-    """The local folder of a model: an organism's name, a folder in Hugging Face format, or a hub id (downloaded unless offline).
-
-    Raises InputError when there is none."""
-    from workbench import organisms
-
-    if name in organisms.names() or name.split("@")[0] in organisms.names():
-        return organisms.folder(name)  # before any folder of that name: write ./name for yours
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"The model folder '{name}' does not exist.")
-    if "/" not in name:
-        import difflib
-
-        near = difflib.get_close_matches(name, organisms.names(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "run 'workbench models' for the names it knows."
-        raise InputError(f"There is no model called '{name}': it is no organism, no folder and no hub id (owner/name); {hint}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]  # *.py runs only with trust_remote_code
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise InputError(f"The model '{name}' is not in the local hub cache and the hub cannot be reached (HF_HUB_OFFLINE or no network); give a local folder.") from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise InputError(f"The hub has no model '{name}'" + (f" at revision '{revision}'" if revision else "") + f" for you ({type(error).__name__}).") from error
-
-
-def _check_folder(folder: Path, name: str) -> None:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"The model folder '{name}' has no config.json; it is not a Hugging Face model folder.")
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"The config.json of '{name}' cannot be read ({error}).") from error
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [file for file in wanted if not (folder / file).is_file()]
-        if missing:
-            raise InputError(f"The model folder '{name}' is incomplete: {missing[0]} is missing ({len(missing)} of {len(wanted)} weight files).")
-    elif not list(folder.glob("*.safetensors")):
-        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")) or list(folder.glob("*.pth")):
-            raise InputError(f"The model '{name}' has only pickled weights, which can run code when opened; convert them to safetensors first.")
-        raise InputError(f"The model folder '{name}' has no weights (*.safetensors).")
-
-
-def fingerprint_folder(folder: Path) -> str:
-    """SHA-256 (hex) over config.json and every weight file; large files are hashed once and remembered by size and time."""
-    from workbench.paths import cache_root
-
-    memory = cache_root() / "fingerprints.json"
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, json.JSONDecodeError):
-        known = {}
-    digest = hashlib.sha256()
-    learned = {}
-    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        real, stat = file.resolve(), file.stat()
-        key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in known:
-            with open(real, "rb") as stream:
-                learned[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name}:{known.get(key) or learned[key]}\n".encode())
-    if learned:
-        with contextlib.suppress(OSError):  # only a memory: without it the hash is computed again
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(known | learned))
-            temporary.replace(memory)
-    return digest.hexdigest()
-
-
 def load(
     name: str,
     revision: str | None = None,
@@ -405,33 +328,44 @@ def load(
     logging.disable_progress_bar()
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"'{dtype}' is not a dtype; choose one of auto, {', '.join(DTYPES)}.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
+    device = _check_device(device)
     folder = resolve(name, revision=revision)
-    _check_folder(folder, name)
+    check_folder(folder, name)
     options = {"device_map": "auto"} if str(device) == "auto" else {}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the table of what was not loaded becomes one sentence below
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-        )
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype, trust_remote_code=trust_remote_code, use_safetensors=True,
+            output_loading_info=True, **options
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise InputError(f"The model '{name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    check_complete(hf, info, name)
     if not options:
         hf = hf.to(device)
     return wrap(hf, load_tokenizer(folder, trust_remote_code=trust_remote_code), name=name, revision=revision, folder=folder)
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False):
-    """The tokenizer of a model folder, or None where it has none. Raises InputError for one that cannot be read."""
-    from transformers import AutoTokenizer
-
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
-        return None
+def _check_device(device: str | torch.device | None) -> str | torch.device:
+    """The device to load on; InputError for one that is misspelt or not there."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device) == "auto":
+        return device
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise InputError(f"The tokenizer in '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"'{device}' is not a device; use cpu, cuda, cuda:1, mps or auto.")
+    if found.type == "mps" and not torch.backends.mps.is_available() or found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"The device '{device}' was asked for but this machine has {torch.cuda.device_count()} GPU, counted from cuda:0.")
+    return device
 
 
 def wrap(hf: nn.Module, tokenizer=None, *, name: str = "model", revision: str | None = None, folder: Path | None = None) -> Model:
@@ -530,8 +464,9 @@ def _check_heads_apart(model: Model, ids: torch.Tensor) -> None:
 
 
 def _check_attention(model: Model, ids: torch.Tensor) -> None:
-    """Attention rows sum to 1 in every layer and give no weight to later tokens; otherwise the model is refused."""
-    from workbench.attention import observe
+    """In every layer the attention rows sum to 1, give no weight to later tokens, and are those that the attention output was mixed
+    with; otherwise the model is refused."""
+    from workbench.attention import observe, unexplained
     from workbench.batching import pad
 
     later = torch.ones(ids.shape[1], ids.shape[1], device=ids.device).triu(1).bool()
@@ -545,3 +480,7 @@ def _check_attention(model: Model, ids: torch.Tensor) -> None:
     for layer in range(model.n_layers):
         if layer not in seen or not float(seen[layer]) < 2e-2:
             raise InputError(f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} do not sum to 1 over the past.")
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
+    for layer, distance in unexplained(model, batch).items():
+        if not distance <= tolerance:
+            raise InputError(f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} are not those that its output is mixed with.")
