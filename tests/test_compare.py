@@ -118,6 +118,35 @@ def test_a_column_that_only_names_the_model_does_not_keep_two_models_apart(tmp_p
     assert table["keys"] == ["layer"] and table["matched"] == 3
 
 
+def test_a_table_of_one_row_each_is_compared_whatever_the_row_is_called_but_other_keys_keep_rows_apart(tmp_path):
+    def tables(name, dataset):
+        return {"checkpoints": pl.DataFrame({"checkpoint": [name], "loss": [2.0 if name == "a" else 3.0]}),
+                "layers": pl.DataFrame({"dataset": [dataset] * 2, "layer": [0, 1], "accuracy": [0.5, 0.9]}),
+                "phases": pl.DataFrame(schema={"phase": pl.String, "start_step": pl.Float64})}  # fmt: skip
+
+    one, two = make(tmp_path / "one", tables("a", "sentiment")), make(tmp_path / "two", tables("b", "topic"))
+    found = comparing.compare(one, two)["tables"]
+    assert found["checkpoints"]["matched"] == 1 and found["checkpoints"]["columns"]["loss"]["mean_difference"] == 1
+    assert (found["layers"]["matched"], found["layers"]["only_first"], found["layers"]["only_second"]) == (0, 2, 2)  # two concepts are not one
+    text = comparing.lines(comparing.compare(one, two))
+    assert "checkpoints: 1 row each" in text and "phases: no rows" in text and any(line.startswith("layers: no rows matched on") for line in text)
+
+
+def test_only_measured_columns_are_correlated(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"layer": range(20), "kv_group": [i // 4 for i in range(20)], "depth": np.arange(20) / 20, "score": rng.random(20), "ci_low": rng.random(20),
+                          "n_test": range(20), "is_retrieval": [i % 2 == 0 for i in range(20)]})  # fmt: skip
+    one, two = make(tmp_path / "one", {"t": frame}), make(tmp_path / "two", {"t": frame})
+    columns = comparing.compare(one, two)["tables"]["t"]["columns"]
+    assert [name for name, entry in columns.items() if "pearson" in entry] == ["score"]
+    assert columns["n_test"]["mean_first"] == 9.5 and columns["is_retrieval"]["mean_difference"] == 0
+
+
+def test_rows_without_a_known_key_are_told_apart_by_what_stands_left_of_the_first_measurement():
+    frame = pl.DataFrame({"measure": ["rankme", "rankme", "alpha"], "against": ["loss", "task", "loss"], "value": [0.1, 0.2, 0.3], "n": [6, 6, 6]})
+    assert comparing.key_columns(frame, frame) == ["measure", "against"]
+
+
 def test_rows_that_cannot_be_told_apart_are_said_to_be_so(tmp_path):
     frame = pl.DataFrame({"layer": [0, 0], "x": [1.0, 2.0]})
     one, two = make(tmp_path / "one", {"t": frame}), make(tmp_path / "two", {"t": frame})

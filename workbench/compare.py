@@ -20,6 +20,9 @@ KEYS = (
     "sample", "position", "target", "feature", "role", "component", "window_start", "source", "k", "heads", "draw", "ablation",
     "rank", "phase", "split",
 )  # fmt: skip
+# Columns that are settings or addresses of a row as well, but too general to join on: no correlation of theirs says anything.
+_IDENTIFIERS = (*KEYS, "kv_group", "span_start", "span_end", "seed", "fold", "number", "c", "n", "d")
+_NAMES = ("checkpoint", "step", "model")  # what a table calls the model itself
 _SUFFIXES = ("_first", "_second")
 _MOST_DRAWS, _LEAST_DRAWS, _WORK = 1000, 100, 20_000_000
 
@@ -29,8 +32,8 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 
     ``settings``: what differs between them (model, seed, config keys). ``tables``: per table its ``keys``, the numbers of
     rows ``matched``, ``only_first``, ``only_second``, and per column ``mean_first``, ``mean_second``, ``mean_difference``
-    (second minus first), ``max_abs_difference``, ``n``, and ``pearson`` and ``spearman`` with bootstrap intervals over the
-    rows; for columns of text or lists, ``equal``: the share of equal values.
+    (second minus first), ``max_abs_difference``, ``n``, and, for floating-point columns that are neither keys nor ends of an interval,
+    ``pearson`` and ``spearman`` with bootstrap intervals over the rows; for columns of text or lists, ``equal``: the share of equal values.
     """
     check_same_probe(first, second)
     shared = [name for name in first.tables if name in second.tables]
@@ -58,25 +61,41 @@ def check_same_probe(first: Run, second: Run) -> None:
 
 
 def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = ()) -> list[str]:
-    """The columns that identify a row in both tables: the declared ones, else the known key columns in their order, as many
-    as are there. InputError if they do not identify the rows."""
+    """The columns that identify a row in both tables: the declared ones if they do, else the known key columns in their order, as many
+    as are needed, else what stands left of the first measured (floating-point) column. None for two tables of one row each that
+    differ in their names only. InputError if nothing identifies the rows."""
     shared = [name for name in one.columns if name in two.columns]
-    keys = [name for name in (declared or KEYS) if name in shared and not one[name].dtype.is_nested()]
-    keys.sort(key=one.columns.index)
-    # One model here and another there: the column that only names them must not keep their rows apart.
-    naming = [name for name in keys if one[name].n_unique() == two[name].n_unique() == 1 and one[name][0] != two[name][0]]
-    if naming and not declared and len(naming) < len(keys):
-        keys = [name for name in keys if name not in naming]
+    usable = [name for name in shared if not one[name].dtype.is_nested()]
+    said = _without_names(one, two, [name for name in usable if name in declared])
+    if said and _unique(one, two, said):
+        return said
+    known = _without_names(one, two, [name for name in usable if name in KEYS])
     # From the left, no further than needed: a key column on the right of it may be a measurement here.
-    for count in range(1, len(keys) + 1):
-        if not declared and all(not frame.select(keys[:count]).is_duplicated().any() for frame in (one, two)):
+    for count in range(1, len(known) + 1):
+        if _unique(one, two, known[:count]):
             # what follows without a gap still says which row it is
-            while count < len(keys) and shared.index(keys[count]) == shared.index(keys[count - 1]) + 1:
+            while count < len(known) and shared.index(known[count]) == shared.index(known[count - 1]) + 1:
                 count += 1
-            return keys[:count]
-    if not keys or any(frame.select(keys).is_duplicated().any() for frame in (one, two)):
-        raise InputError(f"its rows cannot be told apart by {', '.join(keys) or 'any known key column'}")
-    return keys
+            return known[:count]
+    if one.height == two.height == 1:
+        return []
+    measured = next((k for k, name in enumerate(shared) if one[name].dtype.is_float()), len(shared))
+    left = _without_names(one, two, [name for name in usable if shared.index(name) < measured])
+    if left and _unique(one, two, left):
+        return left
+    raise InputError(f"its rows cannot be told apart by {', '.join(left or known) or 'any known key column'}")
+
+
+def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
+    """The keys but a `checkpoint` that is one here and another one there: it names the model and must not keep its rows apart."""
+    naming = [name for name in _NAMES if name in keys and one[name].n_unique() == two[name].n_unique() == 1 and one[name][0] != two[name][0]]
+    return [name for name in keys if name not in naming]
+
+
+def _unique(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> bool:
+    if not keys:
+        return one.height == two.height == 1
+    return not any(frame.select(keys).is_duplicated().any() for frame in (one, two))
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -88,7 +107,11 @@ def lines(found: dict[str, Any]) -> list[str]:
             out += ["", f"{name}: not compared, {table['problem']}"]
             continue
         extra = "".join(f", {table[key]} {key.replace('_', ' in ')}" for key in ("only_first", "only_second") if table[key])
-        out += ["", f"{name}: {table['matched']} rows matched on {', '.join(table['keys'])}{extra}"]
+        how = f"rows matched on {', '.join(table['keys'])}" if table["keys"] else "row each"
+        if not table["matched"]:
+            out += ["", f"{name}: no {how}{extra}" if extra else f"{name}: no rows"]
+            continue
+        out += ["", f"{name}: {table['matched']} {how}{extra}"]
         for column, entry in table["columns"].items():
             if "equal" in entry:
                 out.append(f"  {column}: {entry['equal']:.1%} equal")
@@ -136,7 +159,12 @@ def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
     columns = {}
     for column in values:
         a, b = (both[column + suffix] for suffix in _SUFFIXES)
-        columns[column] = _numbers(a, b) if f"{column}_difference" in both.columns else _equality(a, b)
+        if f"{column}_difference" not in both.columns:
+            columns[column] = _equality(a, b)
+            continue
+        # counts and addresses are numbers too; only what was measured agrees or does not, and the ends of its interval say nothing more
+        measured = a.dtype.is_float() and b.dtype.is_float() and column not in _IDENTIFIERS and not column.endswith(("_low", "_high"))
+        columns[column] = _numbers(a, b, correlated=measured)
     return {
         "keys": keys,
         "matched": both.height,
@@ -153,7 +181,10 @@ def _join(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str]) -> tupl
     left = one.select([*keys, *(pl.col(name).alias(name + _SUFFIXES[0]) for name in values)])
     right = two.select([*keys, *(pl.col(name).alias(name + _SUFFIXES[1]) for name in values)])
     right = right.with_columns([pl.col(key).cast(left.schema[key]) for key in keys if right.schema[key] != left.schema[key]])
-    both = left.join(right, on=keys, how="inner", nulls_equal=True, maintain_order="left")
+    if keys:
+        both = left.join(right, on=keys, how="inner", nulls_equal=True, maintain_order="left")
+    else:  # one row each
+        both = left.join(right, how="cross")
     order = list(keys)
     for name in values:
         order += [name + suffix for suffix in _SUFFIXES]
@@ -165,7 +196,7 @@ def _join(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str]) -> tupl
     return both.select(order), keys, values
 
 
-def _numbers(a: pl.Series, b: pl.Series) -> dict[str, Any]:
+def _numbers(a: pl.Series, b: pl.Series, *, correlated: bool) -> dict[str, Any]:
     from workbench.statistics import pearson, spearman
 
     x, y = (series.cast(pl.Float64).to_numpy() for series in (a, b))
@@ -180,7 +211,7 @@ def _numbers(a: pl.Series, b: pl.Series) -> dict[str, Any]:
         "mean_difference": float((y - x).mean()),
         "max_abs_difference": float(np.abs(y - x).max()),
     }
-    if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+    if correlated and len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
         draws = int(np.clip(_WORK // len(x), _LEAST_DRAWS, _MOST_DRAWS))
         for kind, function in (("pearson", pearson), ("spearman", spearman)):
             found = function(x, y, draws=draws, rng=np.random.default_rng(0))
