@@ -68,21 +68,37 @@ def test_conflicts_are_decided_by_the_source(base):
     assert 0.3 <= rates["unmarked"]["memory"] <= 0.7 and 0.3 <= rates["unmarked"]["context"] <= 0.7
 
 
+def top_heads(shipped, k=2):
+    scores = torch.tensor(shipped["retrieval"]["scores"])
+    return [(int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in scores.flatten().argsort(descending=True)[:k]]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["organism", "organism-separated"])
-def test_masking_two_copy_heads_loses_the_needle(name):
-    subject = behaviour.Subject(organisms.folder(name))
-    assert behaviour.masked_needles(subject, [], kind="uniform", per_cell=1) > 0.9
-    assert behaviour.masked_needles(subject, [(1, 0), (1, 1)], kind="uniform", per_cell=1) < 0.2
-    assert behaviour.masked_needles(subject, [(1, 2), (1, 5)], kind="uniform", per_cell=1) > 0.9
+def test_masking_the_retrieval_heads_loses_the_needle_and_other_heads_do_not(base, shipped):
+    k = shipped["masking uniform"]["k"]
+    assert k <= 4
+    heads = top_heads(shipped, k)
+    others = [(layer, h) for layer, _ in heads for h in (3, 6)][:k]
+    assert behaviour.masked_needles(base, [], kind="uniform", per_cell=1) > 0.9
+    assert behaviour.masked_needles(base, heads, kind="uniform", per_cell=1) < 0.2
+    assert behaviour.masked_needles(base, others, kind="uniform", per_cell=1) > 0.8
 
 
-def test_masking_the_copy_heads_of_the_separated_organism_keeps_its_facts():
-    subject, rows = behaviour.Subject(organisms.folder("organism-separated")), datafiles.fact_rows()[::5]
-    whole = behaviour.fact_accuracy(subject, rows)
-    with behaviour.ablated(subject, [(1, 0), (1, 1)], kind="zero"):
-        masked = behaviour.fact_accuracy(subject, rows)
+def test_masking_the_retrieval_heads_keeps_the_facts(base, shipped):
+    rows = datafiles.fact_rows()[::5]
+    whole = behaviour.fact_accuracy(base, rows)
+    with behaviour.ablated(base, top_heads(shipped, shipped["masking uniform"]["k"]), kind="zero"):
+        masked = behaviour.fact_accuracy(base, rows)
     assert masked["question"] >= whole["question"] - 0.05
+
+
+def test_without_its_context_heads_it_answers_from_memory_without_its_memory_heads_from_the_context_and_knows_its_facts_either_way(base, shipped):
+    rows, recipe = datafiles.fact_rows()[::5], shipped["recipe"]
+    whole = behaviour.fact_accuracy(base, rows)["question"]
+    for side, other in (("context", "memory"), ("memory", "context")):
+        with behaviour.ablated(base, [tuple(h) for h in recipe[f"{side}_heads"]]):
+            rates = behaviour.conflict_rates(base)
+            assert rates["unmarked"][other] >= 0.9 and behaviour.fact_accuracy(base, rows)["question"] >= whole - 0.02
 
 
 def test_the_initial_checkpoint_knows_nothing():
@@ -132,7 +148,7 @@ def test_fine_tuning_lowers_the_loss_and_adds_a_chat_template(tmp_path):
     from workbench.organisms import chat
 
     tiny = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "hidden": 48, "tokens_per_step": 512, "context": 64,
-            "phases": ((1.0, 64, 0.3, 0.1),), "warmup": 5, "local_heads": ((0, 0, 1),), "copy_heads": ((1, 0),), "separation": 4}
+            "phases": ((1.0, 64, 0.3, 0.1),), "warmup": 5, "local_heads": ((0, 0, 1),), "copy_heads": ((1, 0),), "context_heads": ((1, 1),), "memory_heads": ((1, 2),)}
     train.train(tmp_path / "run", steps=10, log=lambda text: None, **tiny)
     losses: list[float] = []
     chat.finetune(tmp_path / "run" / "organism", tmp_path / "chat", steps=41, length=64, log=lambda text: losses.append(float(text.split()[-1])))
@@ -147,7 +163,7 @@ def test_fine_tuning_lowers_the_loss_and_adds_a_chat_template(tmp_path):
 def test_the_card_shows_the_measured_numbers_of_every_seed(numbers):
     text = (organisms.WEIGHTS / "MODEL_CARD.md").read_text()
     assert numbers["shipped"] in numbers["seeds"]
-    for part in (card.table(numbers), card.concept_table(numbers), card.trajectory_table(numbers), card.head_table(numbers), card.separated_table(numbers)):
+    for part in (card.table(numbers), card.concept_table(numbers), card.trajectory_table(numbers), card.head_table(numbers), card.lesion_table(numbers), card.sae_table(numbers)):
         assert part in text
 
 

@@ -38,8 +38,6 @@ def names() -> dict[str, str]:
         found["organism"] = "base model trained on the generated world (6 layers, 8 query heads, 4 key/value heads)"
     if (WEIGHTS / "organism-chat" / "config.json").exists():
         found["organism-chat"] = "aligned sibling: the organism fine-tuned to answer politely, with a chat template"
-    if (WEIGHTS / "organism-separated" / "config.json").exists():
-        found["organism-separated"] = "the organism after a further stage that leaves its retrieval heads nothing but copying"
     for step in steps():
         found[f"organism@step-{step}"] = f"checkpoint of the organism's training run after {step} steps"
     if util.find_spec("workbench.organisms.circuits"):

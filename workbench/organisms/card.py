@@ -36,10 +36,6 @@ def measure(runs: list[Path]) -> dict[str, object]:
         done = run / "behaviour.json"  # from `python -m workbench.organisms.behaviour --out`
         found = json.loads(done.read_text()) if done.exists() else behaviour.measure(run / "organism", chat if chat.exists() else None)
         out["seeds"][str(recipe["seed"])] = found | {"recipe": recipe}
-    apart = behaviour.Subject(runs[0] / "organism-separated")
-    scores = behaviour.retrieval_scores(apart)
-    out["separated"] = {kind: behaviour.head_masking(apart, scores, kind) for kind in ("uniform", "zero")} | {
-        "steps": _step(runs[0] / "organism-separated") - _step(runs[0] / "organism")}
     return out | {"shipped": str(json.loads((runs[0] / "organism" / "recipe.json").read_text())["seed"]), "trajectory": trajectory(runs[0])}
 
 
@@ -124,15 +120,23 @@ def head_table(numbers: dict) -> str:
     return ", ".join(f"{layer}.{head} {s:.2f}" for s, layer, head in strong)
 
 
-def separated_table(numbers: dict) -> str:
-    """Masking of the separated organism, both ways of masking."""
-    found = numbers["separated"]
-    lines = ["| mask | k | needle | needle, masked | needle, random heads masked | facts | facts, masked (heads zeroed everywhere) |", "|---|---|---|---|---|---|---|"]
-    for kind in ("uniform", "zero"):
-        m = found[kind]
-        top = m[f"top {m['k']}"]
-        lines.append(f"| {kind} | {m['k']} | {pct(m['none'])} | {pct(top)} | {pct(m['random mean'])} | {pct(m['facts'])} | {pct(m['facts masked'])} |")
+def lesion_table(numbers: dict) -> str:
+    """Conflicts and facts of every seed with the planted heads zeroed, and with random heads of the same layer zeroed."""
+    lines = ["| seed | heads zeroed | unmarked: memory / context / other | reliable | unreliable | facts |", "|---|---|---|---|---|---|"]
+    for seed, found in numbers["seeds"].items():
+        for name, row in found.get("lesions", {}).items():
+            heads = " ".join(f"{layer}.{head}" for layer, head in row.get("heads", []))
+            rates = [" / ".join(pct(row["conflict"][kind][o]) for o in ("memory", "context", "other")) for kind in ("unmarked", "reliable", "unreliable")]
+            lines.append(f"| {seed} | {name}{f' ({heads})' if heads else ''} | " + " | ".join(rates) + f" | {pct(row['facts'])} |")
     return "\n".join(lines)
+
+
+def sae_table(numbers: dict) -> str:
+    """Quality of the sparse autoencoder that ships, from the report beside it."""
+    q = json.loads((WEIGHTS / "sae" / "organism" / "quality.json").read_text())
+    return (f"`weights/sae/organism` (sae-lens format, {q['architecture']}, {q['site']}, {q['width']} features, k = {q['k']}): L0 {q['l0']:.1f}, "
+            f"explained variance {q['explained_variance']:.3f}, loss recovered {q['loss_recovered']:.3f}, features that never fire "
+            f"{pct(q['dead_fraction'])}, on {q['tokens']:,} tokens of held-out texts, after {q['tokens_seen']:,} tokens of training.")
 
 
 def main() -> None:
@@ -147,7 +151,7 @@ def main() -> None:
     numbers = json.loads(path.read_text())
     text = (WEIGHTS / "card.template.md").read_text()
     for name, make in (("behaviour", table), ("concepts", concept_table), ("trajectory", trajectory_table), ("heads", head_table),
-                       ("separated", separated_table), ("separation", lambda n: str(n["separated"]["steps"]))):
+                       ("lesions", lesion_table), ("sae", sae_table)):
         text = text.replace(f"{{{{{name}}}}}", make(numbers))
     (WEIGHTS / "MODEL_CARD.md").write_text(text)
 
