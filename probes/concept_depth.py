@@ -5,20 +5,25 @@ A logistic regression per layer reads the class of a text from the state of its 
 gives the jump point (first step of at least 10 %) and the converging point. All layers come from one batched pass, and all their probes from
 one solver that converges to the unique optimum, which the official code (100 iterations of lbfgs) often does not reach.
 
-Where paper and code differ, both are offered: `split=paper` (80/20, classes in proportion) or `split=code` (60/40, random_state 42);
-`noise=paper` (prefix with a space) or `noise=code` (glued). `site=mlp_in` is what the code hooks in Llama: the normalised input of the MLP,
-found by its role, not by the module's name. The converging point is given as written and in the two readings that fit the paper's figures.
-Deviations: sets with a `group` column are split by group (the paper's pairs of true and false statements leak across a random split);
-labels are the file's (1 = true, positive, yes), so the code's F1 is `f1_class0` for the sets where it counts true as class 0; int8
-rounds the weights, per output row, and leaves activations alone; intervals, shuffled-label control, selectivity, the false-positive
-rate of the jump rule and the causal check are additions. Intervals resample test rows (or groups); probes are not refitted.
+Where paper and code differ, both are offered: `split=paper` (80/20, classes in proportion) or `split=code` (60/40, random_state 42, the
+classes listed in the official order); `noise=paper` (before the prompt, with a space) or `noise=code` (glued to the question, which is then
+framed). `site=mlp_in` is what the code hooks in Llama: the normalised input of the MLP, found by its role, not by the module's name. The
+converging point is given as written and in the two readings that fit the paper's figures.
+Deviations: sets with groups are split by group (the paper's pairs of true and false statements leak across a random split); labels are
+the file's (1 = true, positive, yes), so the code's F1 is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights
+only, per output row, where the paper's 8 bits are LLM.int8(), which rounds activations too; not offered are the code's alternative
+classifier (`--clf RF`, a random forest) and the one-shot exemplar of its StrategyQA prompt; intervals, shuffled-label control, selectivity,
+the false-positive rate of the jump rule and the causal check are additions. Intervals resample test rows (or groups); probes are not refitted.
+The causal check edits one site of one layer at one token, with the probe of the first fold: that an answer changes says that the model uses
+the direction there; that it does not says little, least of all at `mlp_in`, past which the residual stream carries the same information.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +47,8 @@ BIBTEX = """@inproceedings{jin2025concept,
   note={arXiv:2404.07066}
 }"""
 ENGLISH = Path(__file__).parent / "material" / "concepts"
+FEW = 30  # test rows below which a warning says so
+OFTEN = 0.05  # false-positive rate of the jump rule that a warning is sure of
 SITES = ("mlp_in", "resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")
 
 
@@ -55,14 +62,14 @@ class Config:
     c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8)
     c_path: tuple[float, ...] = option((), "further values of c to report (table `path`)", low=1e-8)
     standardize: bool = option(False, "divide features by their standard deviation on the training rows")
-    noise: bool | str = option(False, "also with a random prefix: paper (true; 'aaa ' or 'bbb '), code (glued to the text)", choices=("paper", "code"))
-    precision: tuple[str, ...] = option((), "also with weights in these precisions", choices=("float32", "bfloat16", "float16", "int8"))
+    noise: bool | str = option(False, "also with a random prefix: paper (true; 'aaa ' or 'bbb ' before the prompt), code (glued to the text in its prompt)", choices=("paper", "code"))
+    precision: tuple[str, ...] = option((), "also with weights in these precisions (int8: weights only)", choices=("float32", "bfloat16", "float16", "int8"))
     sets: tuple[str, ...] = option((), "which sets: names of files in the --data folder, paths of files, or english (english/NAME), plain-English sets that ship; none: all of --data", file=True)
     pair: tuple[str, ...] = option((), "the two labels to tell apart, class 0 first, where a set has more")
     template: str = option("file", "file: known formats in their official prompt, others as they are; plain; or a text with {text}")
     limit: int = option(0, "rows per class to use, 0 for all", low=0)
     shuffles: int = option(10, "probes on shuffled labels per set: control accuracy and false positives of the jump rule", low=0)
-    causal: str = option("peak", "project the probe's direction out and watch the model's answer, where the set has answer words: at the layer of peak accuracy, all layers, off", choices=("peak", "all", "off"))
+    causal: str = option("peak", "project the probe's direction out and watch the model's answer, where the set has answer words: at the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream", choices=("peak", "all", "off"))
     random_draws: int = option(5, "random directions to project out for comparison", low=1)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
@@ -83,16 +90,18 @@ def validate(config: Config, data: Path | None) -> None:
         "layers": ("dataset", "condition", "layer", "accuracy", "f1", "auc", "ci_low", "ci_high", "control_accuracy", "selectivity"),
         "depth": ("dataset", "condition", "jump", "converge_literal", "converge_stable", "converge_after_jump", "peak_accuracy", "peak_layer"),
         "inputs": ("row", "ids", "dataset", "condition", "label", "split"),
-        "causal": ("dataset", "condition", "layer", "direction", "draw", "answer_accuracy", "separation"),
+        "causal": ("dataset", "condition", "layer", "direction", "draw", "answer_accuracy", "separation", "removed_variance"),
         "controls": ("dataset", "condition", "draw", "jump", "peak_accuracy"),
         "path": ("dataset", "condition", "c", "layer", "accuracy"),
-        "sets": ("dataset", "n", "class0", "class1", "n_class1", "groups", "split_by_group"),
+        "sets": ("dataset", "difficulty", "n", "class0", "class1", "n_class1", "groups", "split_by_group"),
     },
     bibtex=BIBTEX,
     data=DataSpec(required=("text", "label"), columns=("group", "answer"), what="concept", default="workbench:organisms/data/concepts", folder=True),
     validate=validate,
     figures="workbench.figures.concept_depth:figures",
-    keys={"layers": ("dataset", "condition", "layer"), "depth": ("dataset", "condition")},
+    keys={"layers": ("dataset", "condition", "layer"), "depth": ("dataset", "condition"), "inputs": ("row",), "sets": ("dataset",),
+          "causal": ("dataset", "condition", "layer", "direction", "draw"), "controls": ("dataset", "condition", "draw"),
+          "path": ("dataset", "condition", "c", "layer")},  # fmt: skip
     demo={"split": "kfold", "noise": True, "causal": "all"},
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -102,7 +111,7 @@ def run(model, config: Config, context: Context) -> Result:
     sets = read_sets(config, context.data)
     conditions = [("clean", None, None)]
     conditions += [("noise", "paper" if config.noise is True else config.noise, None)] if config.noise else []
-    conditions += [(name, None, name) for name in config.precision]
+    conditions += [("int8 weights" if name == "int8" else name, None, name) for name in config.precision]
     splits = {c.name: concept_data.split(c, config.split, folds=config.folds, groups=config.groups, rng=context.rng(f"split {c.name}")) for c in sets}
     found: dict[str, list[pl.DataFrame]] = {}
     inputs = []
@@ -111,8 +120,8 @@ def run(model, config: Config, context: Context) -> Result:
         for k, concept in enumerate(sets):
             texts = concept.texts
             if noise:
-                texts = concept_data.noisy(texts, spaced=noise == "paper", rng=context.rng(f"noise {concept.name}"))
-            ids = _encode(model, concept, texts)
+                texts = concept_data.noisy(concept, noise, rng=context.rng(f"noise {concept.name}"))
+            ids = _encode(model, concept, texts, config.token)
             inputs.append(_inputs(concept, condition, ids, splits[concept.name][0], start=sum(map(len, inputs))))
             part = context.part(f"{condition} {concept.name}", lambda: _study(subject(), concept, condition, ids, splits[concept.name], config, context))  # noqa: B023
             for name, table in part.items():
@@ -121,7 +130,7 @@ def run(model, config: Config, context: Context) -> Result:
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(parts).with_columns(pl.selectors.float().fill_nan(None)) for name, parts in found.items()}
     tables["inputs"] = pl.concat(inputs)
-    tables["sets"] = pl.DataFrame([_describe(c, splits[c.name][1]) for c in sets])
+    tables["sets"] = pl.DataFrame([_describe(c, splits[c.name][1]) for c in sets], schema_overrides={"difficulty": pl.Int64})
     return Result(tables, {}, _summary(tables))
 
 
@@ -129,16 +138,16 @@ def run(model, config: Config, context: Context) -> Result:
 
 
 def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
-    """The concept sets that a config asks for, in the order asked (a folder: by name)."""
+    """The concept sets that a config asks for, in the order asked (a folder: by difficulty where it is known, else by name)."""
     options = {"pair": config.pair, "template": config.template, "limit": config.limit}
     if not config.sets:
-        sets = concept_data.load(data, **options)
+        sets = _with_difficulty(concept_data.load(data, **options), data)
     else:
         sets = []
         for name in config.sets:
             path = Path(name).expanduser()
             if name == "english":
-                sets += concept_data.load(ENGLISH, **options)
+                sets += _with_difficulty(concept_data.load(ENGLISH, **options), ENGLISH)
                 continue
             if name.startswith("english/"):
                 path = ENGLISH / f"{name.removeprefix('english/')}.jsonl"
@@ -147,18 +156,38 @@ def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
                 if not inside:
                     raise InputError(f"There is no concept set '{name}' in {data}; there are {', '.join(sorted(f.name.split('.')[0] for f in data.iterdir() if f.is_file()))}.")
                 path = inside[0]
-            sets.append(concept_data.load_file(path, **options))
+            sets += _with_difficulty([concept_data.load_file(path, **options)], path.parent)
     twice = [c.name for c in sets if sum(c.name == other.name for other in sets) > 1]
     if twice:
         raise InputError(f"Two concept sets are called '{twice[0]}'; rename a file.")
     return sets
 
 
-def _encode(model, concept: ConceptSet, texts) -> list[list[int]]:
+def _with_difficulty(sets: list[ConceptSet], where: Path) -> list[ConceptSet]:
+    """Sets of a shipped folder (or of a file in it) with their difficulty, the easiest first; others as they are."""
+    from workbench import english_concepts, organisms
+
+    where = Path(where).resolve()
+    if where.is_file():
+        where = where.parent
+    known: dict[str, int] = {}
+    world = Path(organisms.__file__).resolve().parent / "data"
+    if where == ENGLISH.resolve():
+        known = {name: difficulty for name, (difficulty, _, _) in english_concepts.CONCEPTS.items()}
+    elif where == world / "concepts":
+        known = {name: about["difficulty"] for name, about in json.loads((world / "organism.json").read_text(encoding="utf-8"))["concepts"].items()}
+    order = list(known)
+    found = [replace(c, difficulty=known.get(c.name)) for c in sets]
+    return sorted(found, key=lambda c: (c.difficulty or 0, order.index(c.name) if c.name in known else 0))
+
+
+def _encode(model, concept: ConceptSet, texts, token: int | str) -> list[list[int]]:
     ids = [model.encode(text) for text in texts]
     for row, tokens in enumerate(ids):
         if not tokens or model.too_long(len(tokens)):
             raise InputError(f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens; the model takes 1 to {model.context_length}.")
+        if isinstance(token, int) and not -len(tokens) <= token < len(tokens):
+            raise InputError(f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens, and token={token} is beyond them; choose one that every text has.")
     return ids
 
 
@@ -195,12 +224,16 @@ def in_precision(model, precision: str, context: Context):
 
 def _study(model, concept: ConceptSet, condition: str, ids, split, config: Config, context: Context) -> dict[str, pl.DataFrame]:
     """Tables of one set: features of all layers, probes, control, points, causal check."""
+    import torch
+
     from workbench import linear_probe
 
     tests, by_group = split
     labels, n_layers = concept.labels, model.n_layers
     features = _features(model, ids, config, context)
     for layer, x in enumerate(features):
+        if config.store_dtype == "float16" and model.dtype != torch.float16 and bool(x.isinf().any()) and not bool(x.isnan().any()):
+            raise InputError(f"The activations at {config.site}.{layer} for the set '{concept.name}' are too large for float16; set store_dtype=float32.")
         if not bool(x.isfinite().all()):
             raise InputError(f"The activations at {config.site}.{layer} are NaN or infinite for the set '{concept.name}'; load the model in float32 or bfloat16.")
         if bool((x == x[0]).all()) and config.site != "resid_pre":
@@ -211,6 +244,8 @@ def _study(model, concept: ConceptSet, condition: str, ids, split, config: Confi
     units = np.array(concept.groups)[rows] if by_group else None
     if by_group and len(set(units)) < 10:
         context.warn(f"The set '{concept.name}' is tested on {len(set(units))} groups only: its intervals are wide and rough; split=kfold tests every group.")
+    if len(rows) < FEW:
+        context.warn(f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} points of accuracy; add rows, or test all of them with split=kfold.")
     counts = linear_probe.resample_counts(len(rows), units=units, draws=config.draws, rng=context.rng(f"bootstrap {concept.name}"))
 
     def probe_layers(labels: np.ndarray, c: float = config.c):
@@ -228,9 +263,9 @@ def _study(model, concept: ConceptSet, condition: str, ids, split, config: Confi
     if (error > 1e-4).any():
         context.warn(f"The probes of {concept.name} ({condition}) did not converge in layer {int(error.argmax())} (bound on the relative error {error.max():.1e}).")
     curve = linear_probe.metrics(scores, labels[rows])
-    if len(tests) > 1:  # scores of different probes are not on one scale: the mean of the folds' AUC
-        curve["auc"] = np.mean([linear_probe.metrics(scores[:, a:b], labels[rows[a:b]])["auc"] for a, b in zip(starts, starts[1:])], axis=0)
     resampled = linear_probe.resampled_metrics(scores, labels[rows], counts)
+    if len(tests) > 1:
+        curve["auc"], resampled["auc"] = linear_probe.auc_of_folds(scores, labels[rows], counts, starts)
     low, high = ({k: np.nanquantile(v, q, axis=0) for k, v in resampled.items()} for q in (0.025, 0.975))
 
     shuffled, shuffle_rng = [], context.rng(f"shuffle {concept.name}")
@@ -250,9 +285,13 @@ def _study(model, concept: ConceptSet, condition: str, ids, split, config: Confi
                  "selectivity": curve["accuracy"] - control_mean, "iterations": iterations, "error": error,
                  "n_train": len(labels) - len(tests[0]), "n_test": len(rows)}
     )  # fmt: skip
+    points = _points(curve["accuracy"], resampled["accuracy"], control, len(rows))
+    if condition == "clean" and points["false_positive_low"] > OFTEN:
+        fired = round(points["false_positive_rate"] * len(control))
+        context.warn(f"On shuffled labels of '{concept.name}' the jump rule fires in {fired} of {len(control)} courses ({len(rows)} test rows): do not read its jump; more test rows make chance jumps rare.")
     tables = {
         "layers": layers,
-        "depth": pl.DataFrame([where | _points(curve["accuracy"], resampled["accuracy"], control, len(rows))], schema=_DEPTH),
+        "depth": pl.DataFrame([where | points], schema=_DEPTH),
         "controls": pl.DataFrame(
             [where | {"draw": k, "jump": float(depth.points(a)["jump"]), "peak_accuracy": float(a.max())} for k, a in enumerate(control)],
             schema={"dataset": pl.String, "condition": pl.String, "draw": pl.Int64, "jump": pl.Float64, "peak_accuracy": pl.Float64},
@@ -260,7 +299,7 @@ def _study(model, concept: ConceptSet, condition: str, ids, split, config: Confi
         "path": _path(where, config, lambda c: linear_probe.metrics(probe_layers(labels, c)[0], labels[rows]), n_layers),
     }
     chosen = {"peak": [int(curve["accuracy"].argmax())], "all": list(range(n_layers)), "off": []}[config.causal]
-    causal = _causal(model, concept, ids, tests[0], probes, chosen, config, context) if condition == "clean" else []
+    causal = _causal(model, concept, ids, tests[0], features, probes, chosen, config, context) if condition == "clean" else []
     tables["causal"] = pl.DataFrame([where | row for row in causal], schema=_CAUSAL)
     return tables
 
@@ -292,7 +331,7 @@ _DEPTH = {"dataset": pl.String, "condition": pl.String, **{f"{name}{end}": pl.Fl
           "n_shuffles": pl.Int64, "n_layers": pl.Int64, "n_test": pl.Int64}  # fmt: skip
 _CAUSAL = {"dataset": pl.String, "condition": pl.String, "layer": pl.Int64, "direction": pl.String, "draw": pl.Int64, "answer_accuracy": pl.Float64,
            "ci_low": pl.Float64, "ci_high": pl.Float64, "separation": pl.Float64, "separation_low": pl.Float64, "separation_high": pl.Float64,
-           "changed": pl.Float64, "n": pl.Int64}  # fmt: skip
+           "changed": pl.Float64, "removed_variance": pl.Float64, "n": pl.Int64}  # fmt: skip
 
 
 def _points(curve: np.ndarray, resampled: np.ndarray, control: np.ndarray, n_test: int) -> dict:
@@ -326,11 +365,12 @@ def _path(where: dict, config: Config, measure: Callable, n_layers: int) -> pl.D
 # does the model use it?
 
 
-def _causal(model, concept: ConceptSet, ids, test, probes, layers, config: Config, context: Context) -> list[dict]:
+def _causal(model, concept: ConceptSet, ids, test, features, probes, layers, config: Config, context: Context) -> list[dict]:
     """What projecting a direction out of the probed site does to the model's own answer on held-out rows.
 
     The answer is the likelier of the two answer words' first tokens; `separation` is how much further the logit difference lies towards
-    class 1 for texts of class 1 than for texts of class 0; `changed` is the share of answers that differ from the unedited model's."""
+    class 1 for texts of class 1 than for texts of class 0; `changed` is the share of answers that differ from the unedited model's;
+    `removed_variance` is the share of the held-out features' variance that lies along the direction: how much an edit takes out at all."""
     import torch
 
     from workbench.capture import logits
@@ -353,24 +393,27 @@ def _causal(model, concept: ConceptSet, ids, test, probes, layers, config: Confi
         scores = logits(model, chosen, edits=(*context.edits, *edit), max_tokens=_batch(model, config), check=context.check)
         return (scores[:, words[1]] - scores[:, words[0]]).double().numpy()
 
-    def row(layer, direction, draw, difference) -> dict:
+    def row(layer, direction, draw, difference, removed=0.0) -> dict:
         right = (difference > 0) == (label == 1)
         centred = difference - difference.mean()  # the difference of two means does not see it, but their bootstrap would
         signed = np.where(label == 1, centred / (label == 1).mean(), -centred / (label == 0).mean())
         low, high = bootstrap_mean(np.stack([right, signed], 1), draws=config.draws, rng=context.rng("causal"))
         return {"layer": layer, "direction": direction, "draw": draw, "answer_accuracy": float(right.mean()), "ci_low": low[0], "ci_high": high[0],
                 "separation": float(signed.mean()), "separation_low": low[1], "separation_high": high[1],
-                "changed": float(((difference > 0) != (base > 0)).mean()), "n": len(label)}  # fmt: skip
+                "changed": float(((difference > 0) != (base > 0)).mean()), "removed_variance": removed, "n": len(label)}  # fmt: skip
 
     base = answers()
     rows = [row(-1, "none", 0, base)]
     positions = None if config.token == "mean" else (-1 if config.token == "last" else config.token,)
     for layer in layers:
+        x = features[layer][test].double().cpu()
+        x = x - x.mean(0)
         trials = [("probe", 0, probes.coef[layer])]
         trials += [("random", draw, torch.from_numpy(generator.standard_normal(model.width))) for draw in range(config.random_draws)]
         for direction, draw, vector in trials:
             if float(vector.norm()) > 0:
-                rows.append(row(layer, direction, draw, answers([ProjectOut(Site(config.site, layer), vector, positions=positions)])))
+                removed = float((x @ (vector / vector.norm())).square().sum() / x.square().sum().clamp(min=1e-300))
+                rows.append(row(layer, direction, draw, answers([ProjectOut(Site(config.site, layer), vector, positions=positions)]), removed))
     return rows
 
 
@@ -396,7 +439,7 @@ def _inputs(concept: ConceptSet, condition: str, ids, tests, *, start: int) -> p
 
 def _describe(concept: ConceptSet, by_group: bool) -> dict:
     answers = concept.answers or ("", "")
-    return {"dataset": concept.name, "n": len(concept), "class0": concept.classes[0], "class1": concept.classes[1], "n_class1": int(concept.labels.sum()),
+    return {"dataset": concept.name, "difficulty": concept.difficulty, "n": len(concept), "class0": concept.classes[0], "class1": concept.classes[1], "n_class1": int(concept.labels.sum()),
             "groups": len(set(concept.groups)) if concept.groups else 0, "split_by_group": by_group, "answer0": answers[0], "answer1": answers[1]}  # fmt: skip
 
 
@@ -409,7 +452,7 @@ def _summary(tables: dict[str, pl.DataFrame]) -> dict:
         out[f"{name}: peak layer"] = row["peak_layer"]
         for point in ("jump", "converge_stable"):
             out[f"{name}: {point.replace('_', ' ')}"] = {"value": row[point], "low": row[f"{point}_low"], "high": row[f"{point}_high"], "n": n}
-    rates = tables["depth"]
+    rates = tables["depth"].filter(condition="clean")  # the other conditions shuffle the labels in the same way: no further trials
     if rates["n_shuffles"].sum():
         fired = int(round((rates["false_positive_rate"].fill_null(0) * rates["n_shuffles"]).sum()))
         low, high = wilson(fired, int(rates["n_shuffles"].sum()))

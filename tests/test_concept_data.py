@@ -1,8 +1,10 @@
 """Concept sets load as published, splits keep what they promise, and bad files are refused in one sentence."""
 
 import json
+from collections import Counter
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.model_selection import train_test_split
 
@@ -33,8 +35,21 @@ def test_published_sets_have_their_published_counts(file, rows, ones, answers):
     found = concept_data.load_file(shared(f"{CD}/{file}"))
     assert len(found) == rows and int(found.labels.sum()) == ones and found.classes == ("0", "1")
     assert found.answers == answers
+    assert concept_data.load_file(shared(f"{CD}/{file}"), pair=("1", "0")).answers == answers[::-1]
     plain = concept_data.load_file(shared(f"{CD}/{file}"), template="plain")
     assert all(p in framed and len(p) < len(framed) for p, framed in zip(plain.texts, found.texts))
+    assert tuple(map(found.bare, range(rows))) == plain.texts
+
+
+def test_answers_are_those_of_a_question_that_was_asked(tmp_path):
+    """Without its frame a statement asks nothing, and the model's next word is not an answer."""
+    for file in ("cd/cities.csv", "cd/coin_flip.json", "cd/stsa.binary.train"):
+        assert concept_data.load_file(shared(f"concepts/{file}"), template="plain").answers is None
+        assert concept_data.load_file(shared(f"concepts/{file}"), template="It is said: {text}").answers is None
+    for file in ("larger_than.csv", "sp_en_trans.csv"):
+        assert concept_data.load_file(shared(f"concepts/geometry_of_truth/{file}")).answers is None
+    path = write(tmp_path, "own.csv", "statement,label,answer\n" + "".join(f"s{i},{i % 2},{('no', 'yes')[i % 2]}\n" for i in range(8)))
+    assert concept_data.load_file(path, template="Is it so? {text}").answers == ("no", "yes")
 
 
 def test_strategyqa_evidence_does_not_give_the_answer_away():
@@ -48,7 +63,13 @@ def test_statement_files_load_with_their_groups():
     assert cities.texts[0] == "The city of Krasnodar is in Russia." and cities.labels[0] == 1
     assert cities.groups[:2] == ("Krasnodar", "Krasnodar")
     larger = concept_data.load_file(shared("concepts/geometry_of_truth/larger_than.csv"))
-    assert len(larger) == 1980 and larger.groups is None and larger.texts[0] == "Fifty-one is larger than fifty-two."
+    assert len(larger) == 1980 and larger.texts[0] == "Fifty-one is larger than fifty-two."
+    # both orders of two numbers, one true and one false, are one group; so are the two meanings of a Spanish word
+    assert larger.groups[0] == "51-52" and set(Counter(larger.groups).values()) == {2}
+    both = {g: {int(k) for k, other in zip(larger.labels, larger.groups) if other == g} for g in larger.groups[:50]}
+    assert all(labels == {0, 1} for labels in both.values())
+    spanish = concept_data.load_file(shared("concepts/geometry_of_truth/sp_en_trans.csv"))
+    assert spanish.groups[:2] == ("con", "uno") and len(set(spanish.groups)) < len(spanish)
     both = concept_data.load(shared("concepts/geometry_of_truth"))
     assert [s.name for s in both] == ["larger_than", "sp_en_trans"]
 
@@ -103,6 +124,30 @@ def test_the_code_split_is_scikit_learns():
     assert set(test) == set(expected) and len(test) == 41 and not grouped
 
 
+@pytest.mark.parametrize(("file", "listed_first"), [("cities.csv", 1), ("coin_flip.json", 1), ("StrategyQA_task.json", 1), ("stsa.binary.train", 0)])
+def test_the_code_split_of_the_official_sets_lists_their_classes_as_the_official_code_does(file, listed_first):
+    """The official loaders return two lists, true/yes first but for SST, and split what is concatenated."""
+    path = shared(f"{CD}/{file}")
+    if file == "cities.csv":
+        rows = pl.read_csv(path).select("statement", "label").rows()
+    elif file == "coin_flip.json":
+        rows = [(r["question"], int(r["answer"] == "yes")) for r in json.loads(path.read_text())["examples"]]
+    elif file == "StrategyQA_task.json":
+        rows = [(r["input"], r["target_scores"]["Yes"]) for r in json.loads(path.read_text())["examples"]]
+    else:
+        rows = [(line[2:].strip(), int(line[0])) for line in path.read_text().split("\n") if line]
+    lists = [text for text, label in rows if label == listed_first] + [text for text, label in rows if label != listed_first]
+    expected = train_test_split(lists, test_size=0.4, random_state=42)[1]
+    for pair in ((), ("1", "0")):  # which class is called 1 is the user's; the split stays
+        found = concept_data.load_file(path, template="plain", pair=pair)
+        (test,), _ = concept_data.split(found, "code", rng=np.random.default_rng(0))
+        texts = [found.texts[i] for i in test]
+        if file == "StrategyQA_task.json":  # the evidence follows the question
+            assert len(texts) == len(expected) and all(a.startswith(b) for a, b in zip(sorted(texts), sorted(expected)))
+        else:
+            assert sorted(texts) == sorted(expected)
+
+
 def test_the_paper_split_is_a_fifth_with_classes_in_proportion():
     (test,), _ = concept_data.split(toy(1000), "paper", rng=np.random.default_rng(0))
     assert len(test) == 200 and toy(1000).labels[test].sum() == 100
@@ -130,11 +175,17 @@ def test_groups_stay_together_and_few_groups_do_not_count():
 
 
 def test_too_few_rows_for_the_folds_are_refused():
-    with pytest.raises(InputError, match="too few for 5 folds"):
+    with pytest.raises(InputError, match="4 rows in its smaller class: too few for 5 folds"):
         concept_data.split(toy(8), "kfold", folds=5, rng=np.random.default_rng(0))
+    with pytest.raises(InputError, match="50 rows in its smaller class and 4 groups: too few for 5 folds"):
+        concept_data.split(toy(100, tuple(str(i % 4) for i in range(100))), "kfold", folds=5, groups="yes", rng=np.random.default_rng(0))
 
 
 def test_noise_is_independent_of_the_label():
-    texts = concept_data.noisy(["x"] * 2000, spaced=False, rng=np.random.default_rng(0))
-    assert set(texts) == {"aaax", "bbbx"} and abs(texts.count("aaax") - 1000) < 100
-    assert concept_data.noisy(["x"], spaced=True, rng=np.random.default_rng(0))[0][3] == " "
+    concept = concept_data.ConceptSet("toy", ("Judge: x",) * 2000, np.arange(2000) % 2, ("0", "1"), frame="Judge: {text}")
+    rng = np.random.default_rng
+    code, paper = concept_data.noisy(concept, "code", rng=rng(0)), concept_data.noisy(concept, "paper", rng=rng(0))
+    # the official code puts it before the question and frames that
+    assert set(code) == {"Judge: aaax", "Judge: bbbx"} and abs(code.count("Judge: aaax") - 1000) < 100
+    assert set(paper) == {"aaa Judge: x", "bbb Judge: x"}
+    assert abs(sum(t.startswith("aaa") for t in paper[::2]) - 500) < 70

@@ -88,6 +88,57 @@ def test_shuffled_labels_stay_at_chance_and_selectivity_is_the_rest(xor):
     assert row["false_positive_low"] <= row["false_positive_rate"] <= row["false_positive_high"]
 
 
+def chance_jumps(n_test, n_layers=6, draws=4000):
+    """How often a course of independent coin-flip accuracies has a step of 10 %, drawn without the project's code."""
+    hits = np.random.default_rng(5).binomial(n_test, 0.5, (draws, n_layers))
+    return np.mean([any(b >= 1.1 * a for a, b in zip(course, course[1:])) for course in hits.tolist()])
+
+
+@pytest.mark.parametrize(("n_test", "shuffles"), [(40, 60), (200, 60), (1200, 30)])
+def test_shuffled_labels_jump_as_often_as_coin_flips_do(n_test, shuffles):
+    """Probes of pure noise on shuffled labels, 6 layers, against coin flips: 0.96 at 40 test rows, 0.67 at 200, 0.05 at 1,200."""
+    generator = torch.Generator().manual_seed(0)
+    n = 2 * n_test
+    x, rng, accuracy = torch.randn(6, n, 5, generator=generator), np.random.default_rng(0), []
+    for _ in range(shuffles):
+        y = rng.permutation(np.arange(n) % 2)
+        fitted = linear_probe.fit(x[:, :n_test], y[:n_test])
+        accuracy.append(linear_probe.metrics(fitted.scores(x[:, n_test:]), y[n_test:])["accuracy"])
+    accuracy = np.array(accuracy)
+    row = concept_depth._points(accuracy[0], accuracy[:1], accuracy, n_test)
+    expected = chance_jumps(n_test)
+    assert abs(expected - {40: 0.96, 200: 0.67, 1200: 0.05}[n_test]) < 0.02
+    assert abs(row["false_positive_rate"] - expected) < 3.5 * np.sqrt(expected * (1 - expected) / shuffles) + 0.01
+
+
+def test_the_false_positive_rate_pools_the_clean_condition_only_and_warns_where_it_is_high(xor):
+    model, folder, _ = xor
+    context = Context(data=folder)
+    config = Config(draws=100, shuffles=4, causal="off", sets=("animal", "colour"), noise=True, precision=("float32",), limit=60)
+    result = concept_depth.run(model, config, context)
+    controls, pooled = result.tables["controls"].filter(condition="clean"), result.summary["jump rule on shuffled labels"]
+    assert result.tables["controls"].height == 3 * controls.height and pooled["n"] == controls.height == 8
+    assert pooled["value"] == controls["jump"].is_not_null().mean()
+    assert any("the jump rule fires in" in w for w in context.warnings) and any("tested on 24 rows" in w for w in context.warnings)
+
+
+def test_the_auc_of_folds_lies_in_its_interval_and_is_scikit_learns():
+    """Folds whose probes are on different scales: the mean of the folds' AUC, and the same mean in every resample."""
+    rng, inside = np.random.default_rng(0), 0
+    labels, starts = np.tile([0, 1], 45), [0, 30, 60, 90]
+    for _ in range(20):
+        scores = (rng.standard_normal((2, 90)) + 0.8 * labels) * np.repeat([1, 10, 0.1], 30) + np.repeat([0.0, 3, -1], 30)
+        counts = linear_probe.resample_counts(90, draws=200, rng=rng)
+        mean, drawn = linear_probe.auc_of_folds(scores, labels, counts, starts)
+        folds = [slice(a, b) for a, b in zip(starts, starts[1:])]
+        assert np.allclose(mean, [np.mean([roc_auc_score(labels[f], row[f]) for f in folds]) for row in scores], atol=1e-12)
+        slow = np.mean([roc_auc_score(labels[f], scores[1, f], sample_weight=counts[7, f]) for f in folds])
+        assert abs(drawn[7, 1] - slow) < 1e-9
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        inside += int(((low < mean) & (mean < high)).all())
+    assert inside == 20
+
+
 # the official procedure, slowly
 
 
@@ -136,13 +187,13 @@ def test_mean_and_chosen_token_features_are_what_they_say(stories, tmp_path):
 def test_conditions_share_the_split_and_full_precision_changes_nothing(stories):
     path = shared("concepts/geometry_of_truth/sp_en_trans.csv")
     result = probe(stories, path, noise=True, precision=("float32", "bfloat16", "int8"), limit=60)
-    assert result.tables["depth"]["condition"].to_list() == ["clean", "noise", "float32", "bfloat16", "int8"]
+    assert result.tables["depth"]["condition"].to_list() == ["clean", "noise", "float32", "bfloat16", "int8 weights"]
     inputs = result.tables["inputs"]
     clean, noise = inputs.filter(condition="clean"), inputs.filter(condition="noise")
     assert clean["split"].to_list() == noise["split"].to_list() and inputs["row"].n_unique() == inputs.height
     assert all(stories.decode(row.to_list())[:4] in ("aaa ", "bbb ") for row in noise["ids"])
     assert np.array_equal(curve(result, "sp_en_trans"), curve(result, "sp_en_trans", "float32"))
-    assert not np.array_equal(curve(result, "sp_en_trans", column="auc"), curve(result, "sp_en_trans", "int8", "auc"))
+    assert not np.array_equal(curve(result, "sp_en_trans", column="auc"), curve(result, "sp_en_trans", "int8 weights", "auc"))
 
 
 def test_int8_rounds_every_weight_by_at_most_half_a_step(stories):
@@ -208,6 +259,18 @@ def test_the_causal_check_is_a_projection_done_by_hand(stories, tmp_path):
         found = causal.filter(layer=layer if edited else -1, direction="probe" if edited else "none").row(0, named=True)
         assert abs(found["answer_accuracy"] - np.mean(right)) < 1e-9
     assert causal.filter(direction="none")["changed"][0] == 0
+    held_out = torch.stack([states(ids, layer) for ids in inputs["ids"]])
+    held_out = held_out - held_out.mean(0)
+    share = float((held_out @ direction).var() / held_out.var(dim=0).sum())
+    assert abs(causal.filter(layer=layer, direction="probe")["removed_variance"][0] - share) < 1e-6 and 0 < share < 1
+
+
+def test_the_model_is_not_said_to_answer_what_it_was_not_asked(stories):
+    """cities without the prompt that asks for True or False: no causal rows; with it, there are."""
+    path = shared("concepts/cd/cities.csv")
+    for template, asked in (("plain", False), ("file", True)):
+        result = probe(stories, path, template=template, causal="peak", limit=20, groups="no", random_draws=1)
+        assert (result.tables["causal"].height > 0) == asked == (result.tables["sets"]["answer1"][0] == "True")
 
 
 # bad input
@@ -236,6 +299,32 @@ def test_a_folder_holds_several_sets_and_names_choose_among_them(tmp_path):
     assert [s.name for s in concept_depth.read_sets(Config(sets=("c", "a")), tmp_path)] == ["c", "a"]
     with pytest.raises(InputError, match="no concept set 'd'.*a, b, c"):
         concept_depth.read_sets(Config(sets=("d",)), tmp_path)
+
+
+def test_shipped_sets_come_easiest_first_and_the_table_says_how_hard_they_are(stories):
+    from workbench import organisms
+
+    world = organisms.data("concepts/topic").parent
+    for sets, config in ((concept_depth.read_sets(Config(), world), {}), (concept_depth.read_sets(Config(sets=("english",)), None), {"sets": ("english",)})):
+        difficulty = [s.difficulty for s in sets]
+        assert None not in difficulty and difficulty == sorted(difficulty) and len(set(difficulty)) > 2, config
+    assert [s.name for s in concept_depth.read_sets(Config(sets=("coin", "topic")), world)] == ["coin", "topic"]
+    result = probe(stories, world, sets=("coin", "english/plural"), limit=20, groups="no")
+    assert result.tables["sets"].select("dataset", "difficulty").rows() == [("coin", 4), ("plural", 1)]
+
+
+def test_a_token_that_a_text_does_not_have_is_named(stories, tmp_path):
+    path = write(tmp_path, "short.jsonl", [{"text": "Tom saw the dog and the cat" if i != 6 else "Tom", "label": i % 2} for i in range(20)])
+    with pytest.raises(InputError, match="'short', row 7: the text has 3 tokens, and token=5"):
+        probe(stories, path, token=5)
+
+
+def test_what_float16_cannot_hold_is_blamed_on_the_store(tmp_path):
+    model = load(str(shared("models/stories260k")))
+    model.hf.model.layers[3].post_attention_layernorm.weight[5] = 1e7
+    path = write(tmp_path, "set.jsonl", [{"text": f"Tom saw {i} dogs", "label": i % 2} for i in range(20)])
+    with pytest.raises(InputError, match=r"mlp_in\.3 for the set 'set' are too large for float16; set store_dtype=float32"):
+        probe(model, path, store_dtype="float16")
 
 
 def test_a_text_beyond_the_context_is_named(stories, tmp_path):

@@ -22,6 +22,7 @@ from workbench.data import FORMATS, existing, read_table, read_text
 from workbench.errors import InputError
 
 # How the official prompts frame a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to use another frame.
+# The answers are those that these frames ask for.
 _FRAMES = {
     "cities": "Judge the statement is True or False. {text}",
     "coin_flip": "{text} According to the flipping process above, determine if a coin remains heads up after it is either flipped or left "
@@ -30,13 +31,16 @@ _FRAMES = {
     "sst": "{text} The sentence above is a movie review and reflects the writer's overall intention for this review. According to the "
     "sentence, judge whether the emotion is Positive or Negative.",
 }
+_LISTED_FIRST = {"cities": "1", "coin_flip": "1", "strategyqa": "1", "sst": "0"}  # the label that the official code lists first
 _ANSWERS = {"cities": ("False", "True"), "coin_flip": ("No", "Yes"), "strategyqa": ("No", "Yes"), "sst": ("Negative", "Positive")}
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
     """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split should keep together
-    (None where there is no such column); answers: the words that a model would say for class 0 and 1, where they are known."""
+    (None where there is none); answers: the words that a model would say for class 0 and 1, where the texts ask for them; listed_first:
+    the class that the official code lists first, on which its split depends; frame: what is around each text, with {text}; difficulty: of
+    the sets that ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
@@ -44,6 +48,14 @@ class ConceptSet:
     classes: tuple[str, str]
     groups: tuple[str, ...] | None = None
     answers: tuple[str, str] | None = None
+    listed_first: int = 0
+    frame: str = "{text}"
+    difficulty: int | None = None
+
+    def bare(self, row: int) -> str:
+        """The text of a row without its frame."""
+        before, _, after = self.frame.partition("{text}")
+        return self.texts[row][len(before) : len(self.texts[row]) - len(after)]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -69,7 +81,7 @@ def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", 
 def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> ConceptSet:
     """The set of one file; its name is the file's."""
     path = existing(path, what="concept")
-    frame, frames, answers = _read(path)
+    frame, kind = _read(path)
     text, raw = frame["text"].to_list(), [str(x) for x in frame["label"].to_list()]
     classes = _classes(raw, pair, path)
     kept = [i for i, label in enumerate(raw) if label in classes]
@@ -82,20 +94,24 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
                 first.append(i)
         kept = first
     labels = np.array([classes.index(raw[i]) for i in kept])
-    pattern = {"file": frames, "plain": "{text}"}.get(template, template)
-    texts = tuple(pattern.replace("{text}", text[i]) for i in kept)
+    pattern = {"file": _FRAMES.get(kind, "{text}"), "plain": "{text}"}.get(template, template)
+    before, _, after = pattern.partition("{text}")
+    texts = tuple(f"{before}{text[i]}{after}" for i in kept)
     groups = tuple(frame["group"][i] for i in kept) if "group" in frame.columns else None
     if groups is not None and any(g is None for g in groups):
         raise InputError(f"{path}, row {groups.index(None) + 1}: the field 'group' is empty.")
-    if "answer" in frame.columns:
-        answers = _answers([frame["answer"][i] for i in kept], labels)
+    # a model has an answer only where it was asked
+    answers = _ANSWERS[kind] if pattern == _FRAMES.get(kind) and set(classes) == {"0", "1"} else None
     if answers is not None and classes == ("1", "0"):
         answers = answers[::-1]
-    return ConceptSet(path.stem.split(".")[0], texts, labels, classes, groups, answers)
+    if "answer" in frame.columns:
+        answers = _answers([frame["answer"][i] for i in kept], labels)
+    first = classes.index(_LISTED_FIRST[kind]) if _LISTED_FIRST.get(kind) in classes else 0
+    return ConceptSet(path.stem.split(".")[0], texts, labels, classes, groups, answers, first, pattern)
 
 
-def _read(path: Path) -> tuple[pl.DataFrame, str, tuple[str, str] | None]:
-    """Columns text, label and perhaps group, answer; the official frame; the answers of class 0 and 1."""
+def _read(path: Path) -> tuple[pl.DataFrame, str]:
+    """Columns text, label and perhaps group, answer; which of the official sets it is ("" for others)."""
     if path.suffix.lower() == ".json":
         found = _examples(path)
         if found is not None:
@@ -107,23 +123,32 @@ def _read(path: Path) -> tuple[pl.DataFrame, str, tuple[str, str] | None]:
         if bad is not None:
             raise InputError(f"{path}, line {bad}: a line must be a label and a text, as in '1 a stirring film'.")
         table = pl.DataFrame({"text": [m[2] for _, m in rows], "label": [m[1] for _, m in rows]})
-        return table, _FRAMES["sst"], _ANSWERS["sst"]
+        return table, "sst"
     columns = _columns(path)
     if "text" not in columns and "statement" in columns:
         table = read_table(path, required=("text", "label"), columns={"text": "statement"}, what="concept")
-        if "group" not in table.columns and "city" in table.columns:
-            # statements come in true/false pairs that share the city; a random split would put both sides of a pair on both sides
-            table = table.with_columns(pl.col("city").alias("group"))
-        known = path.stem if path.stem in _FRAMES else None
-        return table, _FRAMES.get(known, "{text}"), _ANSWERS["cities"]
-    return read_table(path, required=("text", "label"), optional=("group", "answer"), what="concept"), "{text}", None
+        if "group" not in table.columns:
+            table = table.with_columns(_pairs(table)) if _pairs(table) is not None else table
+        return table, "cities" if path.stem == "cities" else ""
+    return read_table(path, required=("text", "label"), optional=("group", "answer"), what="concept"), ""
+
+
+def _pairs(table: pl.DataFrame) -> pl.Series | None:
+    """Statements come in true/false pairs about one thing (a city, two numbers, a Spanish word); a random split would put one of a pair on
+    each side, and what the probe learns of it there is the opposite."""
+    if "city" in table.columns:
+        return table["city"].cast(pl.String).alias("group")
+    if {"n1", "n2"} <= set(table.columns):
+        return table.select(pl.concat_str(pl.min_horizontal("n1", "n2"), pl.max_horizontal("n1", "n2"), separator="-").alias("group"))["group"]
+    word = table["text"].str.extract(r"^The Spanish word '([^']+)' means ", 1)
+    return word.alias("group") if word.null_count() == 0 else None
 
 
 def _columns(path: Path) -> list[str]:
     return read_table(path, what="concept").columns
 
 
-def _examples(path: Path) -> tuple[pl.DataFrame, str, tuple[str, str]] | None:
+def _examples(path: Path) -> tuple[pl.DataFrame, str] | None:
     """Coin flips and StrategyQA: a JSON object with `examples`; None where the file is none."""
     try:
         whole = json.loads(read_text(path, what="concept"))
@@ -146,7 +171,7 @@ def _examples(path: Path) -> tuple[pl.DataFrame, str, tuple[str, str]] | None:
             raise InputError(f"{path}, example {number}: the field {error} is missing or wrong for a {kind} file.") from None
     if not texts:
         raise InputError(f"{path} has no examples.")
-    return pl.DataFrame({"text": texts, "label": labels}), _FRAMES[kind], _ANSWERS[kind]
+    return pl.DataFrame({"text": texts, "label": labels}), kind
 
 
 def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, str]:
@@ -189,7 +214,7 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
     """Test rows of each fold (one fold unless how="kfold"), and whether groups were kept together.
 
     "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4, random_state=42) draws
-    them from class 0 followed by class 1. "kfold": every row is tested once. `groups`: "auto" keeps the groups of a `group` column together
+    them from the classes one after the other, in the order of the official code (`listed_first`). "kfold": every row is tested once. `groups`: "auto" keeps the groups of a `group` column together
     when there are at least ten, "yes" always, "no" never. Raises InputError where a part would lack a class."""
     n, labels = len(concept), concept.labels
     by_group = concept.groups is not None and (groups == "yes" or (groups == "auto" and len(set(concept.groups)) >= 10 and how != "code"))
@@ -199,10 +224,11 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
     units = np.unique(concept.groups, return_inverse=True)[1] if by_group else np.arange(n)
     least = int(min(np.bincount(labels, minlength=2)))
     if how == "kfold" and (least < folds or units.max() + 1 < folds):
-        raise InputError(f"The set '{concept.name}' has {least} rows in its smaller class and {units.max() + 1} groups: too few for {folds} folds.")
+        grouped = f" and {units.max() + 1} groups" if by_group else ""
+        raise InputError(f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds.")
     for _ in range(100):  # a draw by groups may miss a class; draw again
         if how == "code" and not by_group:
-            order = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)])
+            order = np.concatenate([np.flatnonzero(labels == concept.listed_first), np.flatnonzero(labels != concept.listed_first)])
             tests = [np.sort(order[np.random.RandomState(42).permutation(n)[: int(np.ceil(0.4 * n))]])]
         elif by_group:
             tests = _by_group(units, n, parts, 0.4 if how == "code" else 0.2, rng)
@@ -239,8 +265,11 @@ def _by_group(units: np.ndarray, n: int, folds: int, test_share: float, rng: np.
     return [np.flatnonzero(fold_of[units] == k) for k in range(folds)]
 
 
-def noisy(texts: Sequence[str], *, spaced: bool, rng: np.random.Generator) -> list[str]:
-    """Each text behind "aaa" or "bbb", drawn with probability ½ whatever the label: glued on as in the official code, or spaced as in the
-    paper's example."""
-    prefix = np.where(rng.random(len(texts)) < 0.5, "aaa", "bbb")
-    return [f"{p}{' ' if spaced else ''}{t}" for p, t in zip(prefix, texts)]
+def noisy(concept: ConceptSet, how: str, *, rng: np.random.Generator) -> list[str]:
+    """Each text behind "aaa" or "bbb", drawn with probability ½ whatever the label. "paper": before the whole prompt, with a space, as in
+    its example; "code": glued to the bare text, which is framed afterwards, as in the official code."""
+    prefix = np.where(rng.random(len(concept)) < 0.5, "aaa", "bbb")
+    if how == "paper":
+        return [f"{p} {t}" for p, t in zip(prefix, concept.texts)]
+    before, _, after = concept.frame.partition("{text}")
+    return [f"{before}{p}{concept.bare(row)}{after}" for row, p in enumerate(prefix)]

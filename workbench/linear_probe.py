@@ -263,3 +263,16 @@ def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
             below = np.cumsum(negative, axis=1) - negative / 2
             auc[:, layer] = (positive * below).sum(1) / (ones * (total - ones))[:, 0]
     return {"accuracy": accuracy, "f1": f1, "auc": auc}
+
+
+def auc_of_folds(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the folds' AUC [L] and the same in each resample [draws, L], for scores [L, n] whose fold k is the columns starts[k]:starts[k+1].
+
+    Scores of different probes are not on one scale, so neither number can come from the pooled scores. A resample in which a fold lacks a class
+    is the mean of the others."""
+    parts = [slice(a, b) for a, b in zip(starts, starts[1:])]
+    mean = np.mean([metrics(scores[:, part], labels[part])["auc"] for part in parts], axis=0)
+    drawn = np.stack([resampled_metrics(scores[:, part], labels[part], counts[:, part])["auc"] for part in parts])
+    there = np.isfinite(drawn)
+    with np.errstate(invalid="ignore"):
+        return mean, np.where(there, drawn, 0).sum(0) / there.sum(0)
