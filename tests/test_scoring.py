@@ -38,10 +38,11 @@ def slow(scores, token, rule):
         nucleus = [i for i in nucleus if p[i] >= rule.min_p * p[order[0]]]
         q = {i: p[i] / p[nucleus].sum() for i in nucleus}
     entropy = lambda d: -sum(x * np.log(x) for x in d if x > 0)  # noqa: E731
+    tempered = np.exp((logits - logits.max()) / (rule.temperature or 1))
     with np.errstate(divide="ignore"):
         return {
             "entropy": entropy(q.values()), "logprob": np.log(q.get(token, 0.0)), "entropy_full": entropy(full), "logprob_full": np.log(full[token]),
-            "support": len(q), "top1": full.max(), "top_mass": np.sort(full)[-50:].sum(),
+            "support": len(q), "top1": full.max(), "top_mass": np.sort(tempered)[-50:].sum() / tempered.sum(),
         }  # fmt: skip
 
 
@@ -101,6 +102,46 @@ def test_the_official_entropy_sees_fifty_tokens_and_puts_the_sampled_one_back():
     _, found = step(scores, Rule(top_p=0.9), chosen=torch.tensor([53]))
     assert float(found[0, FIELDS.index("entropy_top")]) == pytest.approx(np.log(51), abs=1e-5)
     assert float(found[0, FIELDS.index("logprob_top")]) == pytest.approx(-np.log(51), abs=1e-5)
+
+
+def official(scores, token, rule):
+    """The methods page's account of the official code, one row, float64: entropy and log-probability of the token. The 50 likeliest
+    tokens and the sampled one, likeliest first, until top_p is reached; the sampled one put back if it was cut; renormalised. Of a
+    rule's other cuts, which the official code does not have, top_k ends the list earlier and min_p leaves out what is too unlikely."""
+    p = np.exp((scores.astype(np.float64) - scores.max()) / rule.temperature)
+    p /= p.sum()
+    order = sorted(range(len(p)), key=lambda i: (-p[i], i))
+    seen = order[:50] if rule.top_k == 0 else order[: min(50, rule.top_k)]
+    mass = p[order[: rule.top_k]].sum() if 0 < rule.top_k <= 50 else 1.0
+    kept, reached = [], 0.0
+    for i in seen:
+        if p[i] < 1e-12 or p[i] < rule.min_p * p[order[0]]:
+            continue
+        kept.append(i)
+        reached += p[i] / mass
+        if rule.top_p < 1 and reached >= rule.top_p - 1e-6:
+            break
+    if token not in kept:
+        kept.append(token)
+    q = p[kept] / p[kept].sum()
+    return -(q * np.log(q)).sum(), np.log(q[kept.index(token)])
+
+
+@pytest.mark.parametrize("rule", [Rule(top_p=0.9), Rule(), Rule(temperature=0.6, top_p=0.9), Rule(temperature=1.7, top_p=0.95), Rule(top_k=2), Rule(top_k=7, top_p=0.8),
+                                  Rule(top_k=300, top_p=0.9), Rule(min_p=0.05), Rule(temperature=0.5, top_k=20, top_p=0.8, min_p=0.02)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("size", [60, 1500])
+def test_the_official_entropy_equals_a_slow_transcription_also_of_tokens_that_were_cut(rule, size):
+    scores = torch.randn(5, size, generator=torch.Generator().manual_seed(4)) * torch.tensor([[0.3], [1.0], [2.0], [4.0], [9.0]])
+    drawn, found = step(scores, rule, keys=row_keys(0, range(5), [0] * 5))
+    rare = scores.topk(55).indices[:, 52]  # outside the 50, so cut by every rule here
+    put_back = step(scores, rule, chosen=rare)[1]
+    for row in range(5):
+        for token, seen in ((int(drawn[row]), found[row]), (int(rare[row]), put_back[row])):
+            entropy, logprob = official(scores[row].numpy(), token, rule)
+            assert float(seen[FIELDS.index("entropy_top")]) == pytest.approx(entropy, abs=2e-5)
+            assert float(seen[FIELDS.index("logprob_top")]) == pytest.approx(logprob, abs=2e-5, rel=1e-5)
+    if rule.top_k and rule.top_k <= 50:
+        assert found[:, FIELDS.index("entropy_top")].exp().max() <= rule.top_k + 1e-4
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(top_p=0.9), Rule(temperature=0.5)], ids=str)

@@ -27,6 +27,7 @@ class Condition:
     answers: list[str] | None = None
     given: list[list[int]] = field(default_factory=list)  # part of the output that was not sampled but given
     stream: str = "samples"  # conditions of one stream share their random numbers, prompt by prompt
+    template: str = "raw"  # how the prompts are written: raw, or in the model's chat template
 
 
 @dataclass(eq=False)
@@ -47,12 +48,12 @@ class Continuations:
         return self.ids[p, m, : self.lengths[p, m]].tolist()
 
 
-def shorten(text: str, level: int, unit: str) -> str:
-    """The first `level` sentences, ten-word groups, or few-shot blocks (the last block, the question, always stays) of a prompt."""
+def shorten(text: str, level: int, unit: str, *, words: int = 10) -> str:
+    """The first `level` sentences, groups of `words` words, or few-shot blocks (the last block, the question, always stays) of a prompt."""
     if level < 0:
         return text
     if unit == "words":
-        return " ".join(text.split()[: 10 * level])
+        return " ".join(text.split()[: words * level])
     if unit == "blocks":
         *shots, question = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
         return "\n\n".join([*shots[:level], question])

@@ -244,7 +244,7 @@ def sample(
     """`samples` continuations of every prompt (token ids), with the statistics of every step under `rule`.
 
     Rows end as in `greedy`. What sample m of prompt p says depends on `seed`, its prompt's key (by default its place in `prompts`)
-    and m, not on the batch it is computed in. `max_rows` rows and `max_tokens` cached tokens are decoded together; a batch that
+    and m, not on the batch it is computed in. At temperature 0 they are all the same, and one is decoded. `max_rows` rows and `max_tokens` cached tokens are decoded together; a batch that
     runs out of memory is halved. `check` is called every step and may raise to cancel. Raises InputError for bad prompts."""
     check_ids(model, prompts)
     if samples < 1 or max_new_tokens < 1:
@@ -252,7 +252,8 @@ def sample(
     keys = range(len(prompts)) if prompt_keys is None else prompt_keys
     ends = _Ends.of(model, stop_ids, stop_strings, eos)
     room = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
-    rows = [(p, m) for p in range(len(prompts)) for m in range(samples)]
+    alike = rule is not None and rule.temperature == 0  # every sample is the likeliest text: decode it once
+    rows = [(p, m) for p in range(len(prompts)) for m in range(1 if alike else samples)]
     widest = max(room)
     out = Samples(
         torch.full((len(prompts), samples, widest), -1), torch.zeros(len(prompts), samples, dtype=torch.long),
@@ -266,7 +267,9 @@ def sample(
             model, prompts, [p for p, _ in chosen], room, rule or Rule(), key, ends, edits, max_new_tokens, tick
         )
         p, m = torch.tensor(chosen).T
-        out.ids[p, m, : ids.shape[1]], out.steps[p, m, : ids.shape[1]] = ids, steps
+        if alike:
+            p, m, ids, steps, lengths, finish = p[:, None], torch.arange(samples), ids[:, None], steps[:, None], lengths[:, None], finish[:, None]
+        out.ids[p, m, : ids.shape[-1]], out.steps[p, m, : ids.shape[-1]] = ids, steps
         out.lengths[p, m], out.finish[p, m] = lengths, finish
 
     done = 0
@@ -276,7 +279,8 @@ def sample(
         if check is not None:
             check()
         if progress is not None:
-            progress(done + int(share * here), len(rows), "sample")
+            copies = samples if alike else 1
+            progress((done + int(share * here)) * copies, len(rows) * copies, "sample")
 
     sizes = [range(len(prompts[p]) + room[p]) for p, _ in rows]  # in_batches only asks for lengths: those that may be reached
     for indices in in_batches(sizes, run, max_tokens=max_tokens, max_rows=max_rows, check=check):
@@ -331,19 +335,26 @@ def _sample_batch(model, prompts, prompt_of: list[int], room, rule: Rule, keys, 
     return ids[:, :longest].cpu(), steps[:, :longest].cpu(), (ids >= 0).sum(1).cpu(), finish.cpu()
 
 
+def template_of(model: Model, template: str = "auto") -> str:
+    """How `prompt_ids` writes a prompt for this model: "chat" or "raw". Raises InputError for "chat" on a model without a template."""
+    if template not in ("auto", "chat", "raw"):
+        raise InputError(f"'{template}' is no way to write prompts; choose auto, chat or raw.")
+    has_one = bool(getattr(model.tokenizer, "chat_template", None))
+    if template == "chat" and not has_one:
+        raise InputError(f"The model {model.name} has no chat template (a base model?); use template=raw to give it the bare text.")
+    return "chat" if has_one and template != "raw" else "raw"
+
+
 def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str = "") -> list[int]:
     """Token ids of a prompt. "raw": the text itself (BOS where the tokenizer puts one); "chat": as the user's turn in the model's
     chat template, ready for its answer, after the message `system` if there is one; "auto": chat iff the model has a template.
 
-    Raises InputError for "chat" on a model without a template."""
-    if template not in ("auto", "chat", "raw"):
-        raise InputError(f"'{template}' is no way to write prompts; choose auto, chat or raw.")
+    Raises InputError for "chat" on a model without a template, and for a system message where no template is used."""
     if model.tokenizer is None:
         raise InputError(f"The model {model.name} has no tokenizer, so it cannot read prompts.")
-    has_one = bool(getattr(model.tokenizer, "chat_template", None))
-    if template == "chat" and not has_one:
-        raise InputError(f"The model {model.name} has no chat template (a base model?); use template=raw to give it the bare text.")
-    if template == "raw" or not has_one:
+    if template_of(model, template) == "raw":
+        if system:
+            raise InputError(f"A system message needs a chat template, and {model.name} is given raw text here; leave out system.")
         ids = model.encode(text)
         if not ids and model.bos_id is not None:
             ids = [model.bos_id]

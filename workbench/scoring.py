@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,7 +31,7 @@ FIELDS = (
     "logprob_full",
     "support",  # tokens that the truncation keeps
     "top1",  # probability of the likeliest token, full distribution
-    "top_mass",  # probability of the 50 likeliest tokens, full distribution
+    "top_mass",  # probability of the 50 likeliest tokens under the temperature, before anything is cut
     "entropy_top",  # as the official code computes it, from the 50 likeliest tokens and the sampled one
     "logprob_top",
 )
@@ -130,7 +130,7 @@ def _block(scores: torch.Tensor, rule: Rule, chosen: torch.Tensor | None, keys: 
                 "entropy": torch.special.entr(log_q.exp()).sum(-1),
                 "logprob": torch.where(match.any(-1), log_q.masked_fill(~match, 0).sum(-1), -torch.inf),
                 "support": kept.sum(-1),
-                "top_mass": ((log_p[:, :TOP] + log_total[rows, None]) * T).exp().sum(-1) / total[rows],
+                "top_mass": log_p[:, :TOP].exp().sum(-1),
                 "entropy_top": entropy_top,
                 "logprob_top": logprob_top,
             }
@@ -203,12 +203,12 @@ def _nucleus(log_p: torch.Tensor, rule: Rule) -> torch.Tensor:
 
 def _as_the_official_code(log_p, ids, own, token, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy and log-probability from the 50 likeliest tokens [r, 50]: cut at top_p, the token put back if it was cut (its
-    log-probability is `own` [r]), renormalised."""
+    log-probability is `own` [r]), renormalised. The official code knows top_p only; a rule's top_k and min_p cut here as they do
+    everywhere, so that no more tokens count than can be drawn."""
     if rule.temperature == 0:
         zero = torch.zeros_like(own)
         return zero, torch.where(token == ids[:, 0], zero, -torch.inf)
-    kept = log_p.exp() >= 1e-12
-    kept[:, 1:] &= log_p.exp().cumsum(-1)[:, :-1] < rule.top_p - MARGIN
+    kept = _nucleus(log_p, rule if rule.top_k <= TOP else replace(rule, top_k=0)) & (log_p.exp() >= 1e-12)
     there = ((ids == token[:, None]) & kept).any(-1)
     log_q = torch.cat([torch.where(kept, log_p, -torch.inf), torch.where(there, -torch.inf, own)[:, None]], dim=1)
     norm = log_q.logsumexp(-1)
