@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from workbench.config import nearest
 from workbench.context import Context, Result
 from workbench.errors import InputError
 from workbench.files import write_bytes
-from workbench.rankings import bm25, compare, ranked
+from workbench.rankings import bm25, compare, ranked, resample_counts, selected_share, verdict
 from workbench.registry import DataSpec, option, probe
 from workbench.samples import LABELS, TOKENS, Samples, labels_of, read_samples, texts, tokenize
-from workbench.statistics import bootstrap_mean, paired_difference
 
 BIBTEX = """@inproceedings{ma2025mona,
   title={Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations},
@@ -43,7 +43,9 @@ BIBTEX = """@inproceedings{ma2025mona,
   note={arXiv:2503.15573}
 }"""
 METHODS = ("bm25", "neurons", "hidden", "random")
-QUALITY_TOKENS = 2048  # tokens of each part of the pool that are also decoded, for the explained variance
+RANDOM_DRAWS = 5  # of the baseline `random`, whose numbers are their means
+LOW_VARIANCE = 0.5  # explained variance below which the features are not to be trusted
+DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are kept, for `selected_share`
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Config:
     template: str = option("{prompt} {response}", "how prompt and response become one text; chat: the tokenizer's chat template")
     baselines: tuple[str, ...] = option(METHODS, "other rankings to compare with: bm25, neurons (TopK of the MLP gate), hidden (cosine of the residual stream), random", choices=METHODS)
     ratios: tuple[float, ...] = option((0.01, 0.05, 0.1), "shares of the pool at which precision, overlap and lengths are reported", low=0, high=1)
+    resamples: int = option(50, "resamples of a target's examples, for score_low, score_high and selected_share; 0: none", low=0)
     neurons_k: int | None = option(None, "neurons kept per token by the baseline `neurons`; none: the autoencoder's k, else 32", low=1)
     label: str = option("auto", f"column of the pool that says what a sample is of (for precision); auto: {', '.join(LABELS)}; none")
-    exclude_duplicates: bool = option(False, "never select a pool row whose tokens are those of a target example")
+    exclude_duplicates: bool = option(False, "never select a pool row for a target that has the same tokens among its examples")
     features: int = option(12, "features per target to explain", low=0)
     passages: int = option(3, "top passages per explained feature", low=0)
     explain: int = option(10, "selected samples per target whose shared features are listed", low=0)
@@ -76,24 +79,35 @@ class Config:
             raise ValueError(f"the template '{self.template}' needs {{prompt}} and then {{response}}, or is chat")
         if self.sae == "none" and not self.baselines:
             raise ValueError("sae=none leaves the baselines, and there are none")
+        if min(self.ratio, *self.ratios, 1) == 0:
+            raise ValueError("a ratio of 0 selects nothing; give one above 0, or a number of samples (k)")
 
 
 def validate(config: Config, data: Path | None) -> None:
     """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
     pool = read_samples(data, what="pool", tokens=config.tokens)
+    targets = {}
     for name, path in target_files(config).items():
-        target = read_samples(path, what=f"target {name}", tokens=config.tokens)
-        if config.prototype == "subtask" and "subtask" not in target.columns:
+        targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
+        if config.prototype == "subtask" and "subtask" not in targets[name].columns:
             raise InputError(f"{path} has no column 'subtask', which prototype=subtask needs.")
     wanted = config.k or max(1, round(config.ratio * pool.height))
     if wanted > pool.height:
         raise InputError(f"{data} has {pool.height} rows, fewer than the {wanted} to select (k).")
     if config.label not in ("auto", "none") and config.label not in pool.columns:
         raise InputError(f"{data} has no column '{config.label}' (label); it has {', '.join(pool.columns)}.")
-    if config.sae not in ("default", "none") and ":" not in config.sae:
-        from workbench.sae import find
+    labels_of(pool, targets, config.label)
+    site = None
+    if config.site != "auto":
+        from workbench.sites import Site
 
-        find(config.sae)
+        site = Site.parse(config.site)
+    if config.sae not in ("default", "none") and (":" not in config.sae or Path(config.sae).expanduser().is_dir()):
+        from workbench.sae import find, recorded_site
+
+        there = recorded_site(find(config.sae))
+        if site is not None and there is not None and there != site:
+            raise InputError(f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features mean nothing there.")
 
 
 @probe(
@@ -119,6 +133,7 @@ def validate(config: Config, data: Path | None) -> None:
     data=DataSpec(what="pool", default="workbench:organisms/data/pool.jsonl", columns=("text", "prompt", "response", "topic")),
     validate=validate,
     figures="workbench.figures.data_selection:figures",
+    version=2,
     keys={"scores": ("row", "target"), "features": ("target", "feature"), "precision": ("target", "method", "ratio")},
     demo={"target": ("sea", "music", "facts"), "features": 8},
 )
@@ -128,44 +143,52 @@ def run(model, config: Config, context: Context) -> Result:
     Raises InputError for an autoencoder that does not fit the model and for targets without any active feature."""
     if context.engine != "hf":
         raise InputError("data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it with --engine hf.")
+    reader = Reader.of(model, config, context)
     frame = read_samples(context.data, what="pool", tokens=config.tokens)
     targets = {name: read_samples(path, what=f"target {name}", tokens=config.tokens) for name, path in target_files(config).items()}
+    labels, said = labels_of(frame, targets, config.label)
+    if said:
+        context.warn(said)
     pool = _tokenized(model, frame, "pool", config, context)
     examples = {name: _tokenized(model, table, f"target {name}", config, context) for name, table in targets.items()}
-    reader = Reader.of(model, config, context)
-    context.count(prompts=len(pool.ids) + sum(len(e.ids) for e in examples.values()))
+    usable = {name: np.flatnonzero(samples.counted > 0) for name, samples in examples.items()}
+    targets = {name: table[usable[name]] for name, table in targets.items()}
+    examples = {name: samples.take(usable[name]) for name, samples in examples.items()}
+    context.count(prompts=len(pool) + sum(map(len, examples.values())))
 
-    prototypes, group = _prototypes(reader, examples, targets, config, context)
+    prototypes, resampled, group = _prototypes(reader, examples, targets, config, context)
     wanted, features = _top_features(prototypes.get("sae"), group, list(targets), config)
-    scores, facts = _score_pool(reader, pool, prototypes, group, len(targets), wanted, config, context)
+    scores, spread, facts = _score_pool(reader, pool, prototypes, resampled, group, len(targets), wanted, config, context)
     if "bm25" in config.baselines:
         scores["bm25"] = bm25(texts(frame), {name: texts(table) for name, table in targets.items()})
+    chance = [np.stack([context.rng(f"random {name} {i}").random(frame.height) for name in targets], axis=1) for i in range(RANDOM_DRAWS)]
     if "random" in config.baselines:
-        scores["random"] = np.stack([context.rng(f"random {name}").random(frame.height) for name in targets], axis=1)
+        scores["random"] = chance[0]
 
-    taken = {key for example in examples.values() for key in example.keys}
-    duplicate = np.array([key in taken for key in pool.keys])
+    duplicate = np.array([[key in taken for taken in [set(example.keys) for example in examples.values()]] for key in pool.keys])
     if duplicate.any():
-        fate = "excluded" if config.exclude_duplicates else "left in; exclude_duplicates=true takes them out"
-        context.warn(f"{int(duplicate.sum())} pool rows are also target examples ({fate}).")
-    allowed = np.flatnonzero(~(duplicate & config.exclude_duplicates))
-    size = config.k or max(1, round(config.ratio * len(pool.ids)))
-    if size > len(allowed):
-        raise InputError(f"Without the {int(duplicate.sum())} duplicates of targets, {len(allowed)} pool rows are left, fewer than the {size} to select.")
-    main = "sae" if reader.sae is not None else config.baselines[0]
-    order = {method: [ranked(found[:, t], allowed) for t in range(len(targets))] for method, found in scores.items()}
+        fate = "excluded from the target's selection" if config.exclude_duplicates else "left in; exclude_duplicates=true takes them out"
+        context.warn(f"{int(duplicate.any(1).sum())} pool rows are also target examples ({fate}).")
+    allowed = [np.flatnonzero((pool.counted > 0) & ~(duplicate[:, t] & config.exclude_duplicates)) for t in range(len(targets))]
+    size = config.k or max(1, round(config.ratio * len(pool)))
+    for t, name in enumerate(targets):
+        if size > len(allowed[t]):
+            raise InputError(f"Without the {int(duplicate[:, t].sum())} duplicates of the target {name} and rows that do not count, {len(allowed[t])} pool rows are left, "
+                             f"fewer than the {size} to select.")  # fmt: skip
+    main = reader.main
+    orders = {m: [[ranked(draw[:, t], allowed[t]) for t in range(len(targets))] for draw in (chance if m == "random" else [found])] for m, found in scores.items()}
 
-    labels = labels_of(frame, targets, config.label)
-    tables = _score_tables(frame, pool, list(targets), scores[main], order[main], size, duplicate, labels)
-    sizes = {size / len(allowed) if config.k else config.ratio: size} | {r: max(1, round(r * len(allowed))) for r in config.ratios if config.k or r != config.ratio}
+    tables = _score_tables(frame, pool, list(targets), scores[main], spread, orders[main][0], allowed, size, duplicate, labels)
+    sizes = {size / len(pool) if config.k else config.ratio: size} | {r: max(1, round(r * len(pool))) for r in config.ratios if config.k or r != config.ratio}
     lengths = {"lengths": pool.counted, "target_lengths": [e.counted.mean() for e in examples.values()]}
-    tables |= compare(list(targets), scores, order, dict(sorted(sizes.items())), labels=labels, **lengths)
-    tables |= {"inputs": _inputs(pool, examples), "features": _density(features, facts), "quality": _quality(reader, facts)}
-    tables |= _explain(reader, model, pool, prototypes.get("sae"), group, list(targets), [o[: config.explain] for o in order[main]], wanted, facts, config, context)
+    tables |= compare(list(targets), scores, orders, dict(sorted(sizes.items())), labels=labels, **lengths)
+    tables |= {"inputs": _inputs(pool, examples), "features": _density(features, wanted, facts), "quality": _quality(reader, model, facts, context)}
+    best = [o[: config.explain] for o in orders[main][0]]
+    tables |= _explain(reader, model, pool, prototypes.get("sae"), group, list(targets), best, wanted, facts, config, context)
     tables["map"] = _map(reader, pool, config, context)
     if context.out is not None:
         _export(context.out, tables["selected"], list(targets))
-    return Result(tables, {}, _summary(tables, main, size, pool, duplicate, reader, config, context))
+    return Result(tables, {}, _summary(tables, main, size, pool, duplicate, reader, context))
 
 
 # reading
@@ -181,7 +204,10 @@ def target_files(config: Config) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in config.target:
         path = Path(entry).expanduser()
-        path = shipped[entry] if not path.exists() and entry in shipped else path
+        if not path.exists() and entry in shipped:
+            path = shipped[entry]
+        elif not path.exists() and not path.suffix:
+            raise InputError(f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of {', '.join(shipped)}.")
         if path.stem in found:
             raise InputError(f"Two targets are called '{path.stem}'; rename a file.")
         found[path.stem] = path
@@ -191,7 +217,10 @@ def target_files(config: Config) -> dict[str, Path]:
 def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> Samples:
     found = tokenize(model, table, what=what, tokens=config.tokens, specials=config.specials, template=config.template, check=context.check)
     if found.cut:
-        context.warn(f"{found.cut} of {len(found.ids)} rows of the {what} are longer than the model's context of {model.context_length} tokens and were cut there.")
+        context.warn(f"{found.cut} of {len(found)} rows of the {what} are longer than the model's context of {model.context_length} tokens and were cut there.")
+    if lost := int((found.counted == 0).sum()):
+        where = "they are not scored and never selected" if what == "pool" else "they are left out"
+        context.warn(f"{lost} of {len(found)} rows of the {what} have no token that counts (tokens={config.tokens}, within the context); {where}.")
     return found
 
 
@@ -209,6 +238,11 @@ class Reader:
     neurons_k: int
     config: Config
     edits: tuple
+
+    @property
+    def main(self) -> str:
+        """The method whose selection is the result: the features, else the first baseline."""
+        return "sae" if self.sae is not None else self.config.baselines[0]
 
     @staticmethod
     def of(model, config: Config, context: Context) -> Reader:
@@ -234,7 +268,7 @@ class Reader:
         return Reader(model, loaded, site, neurons, config.neurons_k or (loaded.k if loaded and loaded.k else 32), config, context.edits)
 
     def read(self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray], context: Context) -> Iterator[tuple[list[int], dict[str, Any], Any, Any, Any]]:
-        """Yield (row indices, {method: one vector per sample}, activations of the counted tokens, their sparse rows, their owners)."""
+        """Yield (row indices, {method: one vector per sample}, activations of all counted tokens, their sparse rows, their owners)."""
         import torch
 
         from workbench.capture import stream
@@ -246,58 +280,75 @@ class Reader:
             x = found[self.site]
             counted = torch.from_numpy(np.concatenate([masks[i] for i in indices])).to(x.device)
             owner = torch.repeat_interleave(torch.arange(len(indices)), batch.lengths.cpu()).to(x.device)
-            if self.config.aggregate == "last":
-                last = torch.zeros(len(indices), dtype=torch.int64, device=x.device).scatter_reduce(0, owner[counted], counted.nonzero()[:, 0], "amax")
-                counted = torch.zeros_like(counted).index_fill_(0, last, True)
             x, owner = x[counted], owner[counted]
             n = len(indices)
-            per = torch.bincount(owner, minlength=n) if self.config.aggregate != "sum" else torch.ones(n, device=x.device)
+            which = torch.arange(len(x), device=x.device)  # the tokens that make the vector of a sample
+            if self.config.aggregate == "last":
+                which = torch.zeros(n, dtype=torch.int64, device=x.device).scatter_reduce(0, owner, which, "amax")
+            whose = owner[which]
+            per = torch.bincount(whose, minlength=n) if self.config.aggregate != "sum" else torch.ones(n, device=x.device)
             out: dict[str, Any] = {}
             tokens = None
             if self.sae is not None:
                 tokens = self.sae.encode(x)
-                out["sae"] = sum_tokens(tokens, owner, n).divided(per)
+                out["sae"] = sum_tokens(tokens if self.config.aggregate != "last" else tokens.only(which), owner, n).divided(per)
             if self.neurons:
-                values = self.neurons[1](found[self.neurons[0]][counted])
-                out["neurons"] = sum_tokens(neuron_rows(values, self.neurons_k), owner, n).divided(per)
+                values = self.neurons[1](found[self.neurons[0]][counted][which])
+                out["neurons"] = sum_tokens(neuron_rows(values, self.neurons_k), whose, n).divided(per)
             if "hidden" in self.config.baselines:
-                flat = x.flatten(1).double()
-                out["hidden"] = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device).index_add_(0, owner, flat) / per[:, None]
+                flat = x[which].flatten(1).double()
+                out["hidden"] = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device).index_add_(0, whose, flat) / per[:, None]
             context.count(tokens=batch.tokens, forwards=1)
             yield indices, out, x, tokens, owner
 
 
 def _prototypes(reader: Reader, examples: dict[str, Samples], tables: dict[str, pl.DataFrame], config: Config, context: Context):
-    """({method: [P, width] float64}, target of each prototype [P]): the mean of a target's examples, or one per example or subtask."""
+    """({method: [P, width] float64}, what resampling needs, target of each prototype [P]): the mean of a target's examples, or one per
+    example or subtask. For `max`, how often an example is drawn: one array [B, P of the target] per target; otherwise, and for the main
+    method only, the prototypes of resampled examples: one tensor [B, P of the target, width] in float32 per target (None: one example)."""
     import torch
 
     found: dict[str, list] = {}
     group: list[int] = []
+    resampled: list[Any] = []
+    main = reader.main
     for t, (name, samples) in enumerate(examples.items()):
         if config.prototype == "subtask":
             names = tables[name]["subtask"].cast(pl.String).fill_null("").to_list()
             kinds = sorted(set(names))
-            member = torch.tensor([kinds.index(s) for s in names])
+            member = np.array([kinds.index(s) for s in names])
         else:
-            member = torch.arange(len(samples.ids)) if config.prototype == "max" else torch.zeros(len(samples.ids), dtype=torch.int64)
+            member = np.arange(len(samples)) if config.prototype == "max" else np.zeros(len(samples), np.int64)
         p = int(member.max()) + 1
+        drawn = resample_counts(len(samples), np.zeros_like(member) if config.prototype == "max" else member, config.resamples, context.rng(f"resamples {name}"))
+        boot = None
         sums: dict[str, Any] = {}
-        for indices, vectors, *_ in reader.read(samples.ids, samples.masks, context):
+        for indices, vectors, *_ in reader.read(samples.lists(range(len(samples))), samples.masks, context):
+            where = torch.as_tensor(member[indices], device=reader.model.device)
             for method, rows in vectors.items():
-                where = member[indices].to(reader.model.device)
                 if method == "hidden":
                     total = sums.setdefault(method, torch.zeros(p, rows.shape[1], dtype=torch.float64, device=rows.device))
                     total.index_add_(0, where, rows)
                 else:
                     total = sums.setdefault(method, torch.zeros(p, rows.width, dtype=torch.float64, device=rows.value.device))
                     total.view(-1).index_add_(0, where[rows.row] * rows.width + rows.feature, rows.value)
-        count = torch.bincount(member, minlength=p).to(reader.model.device)
+                if method != main or drawn is None or config.prototype == "max":
+                    continue
+                boot = total.new_zeros(len(drawn), *total.shape, dtype=torch.float32) if boot is None else boot
+                weight = torch.as_tensor(drawn[:, indices], device=total.device, dtype=torch.float32)
+                for b in range(len(drawn)):
+                    if method == "hidden":
+                        boot[b].index_add_(0, where, rows.float() * weight[b, :, None])
+                    else:
+                        boot[b].view(-1).index_add_(0, where[rows.row] * rows.width + rows.feature, rows.value.float() * weight[b, rows.row])
+        count = torch.as_tensor(np.bincount(member, minlength=p), device=reader.model.device)
         for method, total in sums.items():
             if method == "sae" and not bool((total > 0).any()):
                 raise InputError(f"No feature of the sparse autoencoder is active on any example of the target '{name}'.")
             found.setdefault(method, []).append(total / count[:, None])
+        resampled.append(drawn if config.prototype == "max" else None if boot is None else boot / count[:, None])
         group += [t] * p
-    return {method: torch.cat(parts) for method, parts in found.items()}, np.array(group)
+    return {method: torch.cat(parts) for method, parts in found.items()}, resampled, np.array(group)
 
 
 def _top_features(prototypes, group: np.ndarray, names: list[str], config: Config) -> tuple[list[int], list[dict]]:
@@ -313,26 +364,35 @@ def _top_features(prototypes, group: np.ndarray, names: list[str], config: Confi
 # one pass over the pool
 
 
-def _score_pool(reader: Reader, pool: Samples, prototypes, group, n_targets: int, wanted: list[int], config: Config, context: Context):
-    """({method: scores [N, targets]}, facts about the features): equal samples are computed once, in resumable parts."""
+def _score_pool(reader: Reader, pool: Samples, prototypes, resampled, group, n_targets: int, wanted: list[int], config: Config, context: Context):
+    """({method: scores [N, targets]}, {low, high, draws} of the main method, facts about the features): equal samples are computed once,
+    in resumable parts whose facts are added up as they come. Rows in which nothing counts score NaN."""
     first: dict[bytes, int] = {}
-    place = np.array([first.setdefault(key, len(first)) for key in pool.keys])
-    rows = np.unique(place, return_index=True)[1]
-    parts = []
+    for key, counted in zip(pool.keys, pool.counted):
+        if counted:
+            first.setdefault(key, len(first))
+    place = np.array([first.get(key, len(first)) for key in pool.keys])
+    rows = np.unique(place, return_index=True)[1][: len(first)]  # the place after the last is of rows that do not count
+    keep = len(rows) * n_targets * config.resamples <= DRAWS_KEPT
+    found: dict[str, np.ndarray] = {}
+    facts: dict[str, Any] = {}
     for number, start in enumerate(range(0, len(rows), config.chunk)):
         mine = rows[start : start + config.chunk]
-        parts.append(context.part(f"pool {number}", lambda mine=mine: _score_part(reader, pool, mine, prototypes, group, n_targets, wanted, config, context)))
+        part = context.part(f"pool {number}", lambda mine=mine: _score_part(reader, pool, mine, prototypes, resampled, group, n_targets, wanted, keep, config, context))
+        for key, value in part.items():
+            if key.startswith("row "):
+                whole = found.setdefault(key[4:], np.full((len(rows) + 1, *value.shape[1:]), np.nan, value.dtype))
+                whole[start : start + len(mine)] = value
+            elif not key.startswith("top "):
+                _add(facts, key, value)
+        if "top value" in part:
+            _keep_highest(facts, part, config.passages)
         context.progress(min(start + config.chunk, len(rows)), len(rows), "samples")
-    scores = {m: np.concatenate([part[f"score {m}"] for part in parts])[place] for m in prototypes}
-    facts = {key: sum(part[key] for part in parts) for key in parts[0] if key not in ("top value", "top row") and not key.startswith("score")}
-    if "top value" in parts[0]:
-        value, row = (np.concatenate([part[key] for part in parts], axis=1) for key in ("top value", "top row"))
-        best = _highest(value, config.passages)
-        facts |= {"top value": np.take_along_axis(value, best, 1), "top row": np.take_along_axis(row, best, 1)}
-    return scores, facts
+    found = {key: value[place] for key, value in found.items()}
+    return {m: found[m] for m in prototypes}, {key: found[key] for key in ("low", "high", "draws") if key in found}, facts
 
 
-def _score_part(reader: Reader, pool: Samples, rows, prototypes, group, n_targets: int, wanted, config: Config, context: Context) -> dict[str, np.ndarray]:
+def _score_part(reader: Reader, pool: Samples, rows, prototypes, resampled, group, n_targets: int, wanted, keep: bool, config: Config, context: Context) -> dict[str, np.ndarray]:
     """Scores of some pool samples, and sums over their tokens: how often features fire, how well the activations are rebuilt, where
     the wanted features fire most."""
     import torch
@@ -340,40 +400,59 @@ def _score_part(reader: Reader, pool: Samples, rows, prototypes, group, n_target
     from workbench.features import column_of
     from workbench.similarity import dense_cosine, similarity
 
-    scores = {f"score {m}": np.empty((len(rows), n_targets)) for m in prototypes}
+    main = reader.main
+    out = {f"row {m}": np.empty((len(rows), n_targets)) for m in prototypes}
+    if main in prototypes and any(r is not None for r in resampled):
+        out |= {"row low": np.full((len(rows), n_targets), np.nan), "row high": np.full((len(rows), n_targets), np.nan)}
+        out |= {"row draws": np.full((len(rows), n_targets, config.resamples), np.nan, np.float32)} if keep else {}
     facts: dict[str, Any] = {}
     peak = np.zeros((len(wanted), len(rows)), np.float32)
     column = column_of(wanted, reader.sae.d_sae).to(reader.model.device) if reader.sae is not None else None
-    decoded = 0
-    for indices, vectors, x, tokens, owner in reader.read([pool.ids[i] for i in rows], [pool.masks[i] for i in rows], context):
+    for indices, vectors, x, tokens, owner in reader.read(pool.lists(rows), [pool.masks[i] for i in rows], context):
         for method, vector in vectors.items():
             found = dense_cosine(vector, prototypes[method]) if method == "hidden" else similarity(vector, prototypes[method], config.similarity)
             found = found.cpu().numpy()
-            scores[f"score {method}"][indices] = np.stack([found[:, group == t].max(1) for t in range(n_targets)], axis=1)
+            out[f"row {method}"][indices] = np.stack([found[:, group == t].max(1) for t in range(n_targets)], axis=1)
+            if method == main and "row low" in out:
+                for t, again in enumerate(resampled):
+                    if again is None:
+                        continue
+                    if config.prototype == "max":
+                        drawn = np.stack([found[:, group == t][:, some > 0].max(1) for some in again], axis=1)
+                    else:
+                        flat = again.flatten(0, 1)
+                        near = dense_cosine(vector, flat) if method == "hidden" else similarity(vector, flat, config.similarity, dtype=flat.dtype)
+                        drawn = near.view(len(indices), *again.shape[:2]).amax(2).cpu().numpy()
+                    out["row low"][indices, t], out["row high"][indices, t] = np.quantile(drawn, [0.025, 0.975], axis=1)
+                    if keep:
+                        out["row draws"][indices, t] = drawn
         if tokens is None:
             continue
         _add(facts, "fired", torch.bincount(tokens.feature, minlength=tokens.width))
-        _add(facts, "tokens", torch.tensor([tokens.n, len(tokens.value)]))
-        _add(facts, "pool weight", torch.zeros(tokens.width, dtype=torch.float64, device=x.device).index_add_(0, vectors["sae"].feature, vectors["sae"].value))
-        _add(facts, "samples", torch.tensor(len(indices)))
+        _add(facts, "tokens", torch.tensor([tokens.n, len(tokens.value), len(indices)]))
         if wanted:
+            sums = vectors["sae"]
+            mine = column[sums.feature] >= 0
+            _add(facts, "pool weight", torch.zeros(len(wanted), dtype=torch.float64, device=x.device).index_add_(0, column[sums.feature[mine]], sums.value[mine]))
             mine = column[tokens.feature] >= 0
             flat = column[tokens.feature[mine]] * len(indices) + owner[tokens.row[mine]]
             best = torch.zeros(len(wanted) * len(indices), device=x.device).scatter_reduce(0, flat, tokens.value[mine], "amax")
             peak[:, indices] = best.view(len(wanted), -1).cpu().numpy()
-        if decoded < QUALITY_TOKENS:
-            some = x[: QUALITY_TOKENS - decoded].float()
-            part = tokens.row < len(some)
-            rebuilt = reader.sae.decode(type(tokens)(tokens.row[part], tokens.feature[part], tokens.value[part], len(some), tokens.width))
-            some, error = some.flatten(1).double(), (some - rebuilt.reshape(some.shape)).flatten(1).double()
-            decoded += len(some)
-            _add(facts, "sum", some.sum(0))
-            _add(facts, "squares", torch.stack([(some * some).sum(), (error * error).sum(), torch.tensor(float(len(some)), device=x.device, dtype=torch.float64)]))
-    out = scores | {key: value.cpu().numpy() for key, value in facts.items()}
+        error = (x.float() - reader.sae.decode(tokens, x).reshape(x.shape)).double()
+        _add(facts, "sum", x.flatten(1).sum(0, dtype=torch.float64))
+        _add(facts, "squares", torch.stack([(x.double() ** 2).sum(), (error * error).sum()]))
+    out |= {key: value.cpu().numpy() for key, value in facts.items()}
     if wanted and config.passages:
         best = _highest(peak, config.passages)
         out |= {"top value": np.take_along_axis(peak, best, 1), "top row": np.asarray(rows)[best]}
     return out
+
+
+def _keep_highest(facts: dict[str, Any], part: dict[str, np.ndarray], n: int) -> None:
+    """Add the strongest rows of one more part; of equal ones the earlier."""
+    value, row = (np.concatenate([facts[key], part[key]], axis=1) if key in facts else part[key] for key in ("top value", "top row"))
+    best = _highest(value, n)
+    facts |= {"top value": np.take_along_axis(value, best, 1), "top row": np.take_along_axis(row, best, 1)}
 
 
 def _highest(values: np.ndarray, n: int) -> np.ndarray:
@@ -389,13 +468,17 @@ def _add(facts: dict[str, Any], key: str, value) -> None:
 # tables
 
 
-def _score_tables(frame, pool: Samples, names, scores, order, size: int, duplicate, labels) -> dict[str, pl.DataFrame]:
+def _score_tables(frame, pool: Samples, names, scores, spread, order, allowed, size: int, duplicate, labels) -> dict[str, pl.DataFrame]:
     """`scores` of every row and target, and `selected`: the rows of the file that were chosen, with their scores."""
     found, chosen = [], []
     for t, name in enumerate(names):
         rank = np.zeros(len(scores), np.int64)
         rank[order[t]] = np.arange(1, len(order[t]) + 1)
-        table = pl.DataFrame({"row": np.arange(len(scores)), "target": name, "score": scores[:, t], "rank": rank, "length": pool.counted, "duplicate": duplicate})
+        columns = {"row": np.arange(len(scores)), "target": name, "score": scores[:, t], "rank": rank, "length": pool.counted, "duplicate": duplicate[:, t]}
+        nothing = np.full(len(scores), np.nan)
+        columns |= {"score_low": spread["low"][:, t] if "low" in spread else nothing, "score_high": spread["high"][:, t] if "high" in spread else nothing}
+        columns["selected_share"] = selected_share(spread["draws"][:, t], allowed[t], size) if "draws" in spread else nothing
+        table = pl.DataFrame(columns).with_columns(pl.col("score", "score_low", "score_high", "selected_share").fill_nan(None))
         if labels is not None:
             table = table.with_columns(label=pl.Series(labels[0]), relevant=pl.Series(labels[0] == labels[1][t]))
         found.append(table.with_columns(rank=pl.when(pl.col("rank") > 0).then("rank"), selected=(pl.col("rank") > 0) & (pl.col("rank") <= size)))
@@ -406,31 +489,41 @@ def _score_tables(frame, pool: Samples, names, scores, order, size: int, duplica
     return {"scores": pl.concat(found), "selected": pl.concat(chosen)}
 
 
-def _density(rows: list[dict], facts: dict[str, np.ndarray]) -> pl.DataFrame:
+def _density(rows: list[dict], wanted: list[int], facts: dict[str, np.ndarray]) -> pl.DataFrame:
     """`features` with the share of pool tokens on which each fires, and its mean weight in the pool."""
     schema = {"target": pl.String, "feature": pl.Int64, "weight": pl.Float64, "share": pl.Float64, "density": pl.Float64, "pool_weight": pl.Float64}
-    extra = [{"density": facts["fired"][r["feature"]] / facts["tokens"][0], "pool_weight": facts["pool weight"][r["feature"]] / facts["samples"]} for r in rows]
+    place = {feature: i for i, feature in enumerate(wanted)}
+    extra = [{"density": facts["fired"][r["feature"]] / facts["tokens"][0], "pool_weight": facts["pool weight"][place[r["feature"]]] / facts["tokens"][2]} for r in rows]
     return pl.DataFrame([a | b for a, b in zip(rows, extra)], schema=schema)
 
 
-def _quality(reader: Reader, facts: dict[str, np.ndarray]) -> pl.DataFrame:
-    """Mean active features per token, explained variance (on the tokens that were decoded), features that never fire on the pool."""
-    schema = {"site": pl.String, "l0": pl.Float64, "explained_variance": pl.Float64, "dead_fraction": pl.Float64, "tokens": pl.Int64, "decoded_tokens": pl.Int64, "d_sae": pl.Int64, "k": pl.Int64, "loss_recovered": pl.Float64}
+def _quality(reader: Reader, model, facts: dict[str, np.ndarray], context: Context) -> pl.DataFrame:
+    """Mean active features per token, explained variance, features that never fire: over every token of the pool that counts.
+
+    `loss_recovered_training` is of the autoencoder's training report, and only where it was trained on these weights."""
+    schema = {"site": pl.String, "l0": pl.Float64, "explained_variance": pl.Float64, "dead_fraction": pl.Float64, "tokens": pl.Int64, "d_sae": pl.Int64, "k": pl.Int64,
+              "loss_recovered_training": pl.Float64}  # fmt: skip
     if reader.sae is None:
         return pl.DataFrame(schema=schema)
-    total, error, n = facts["squares"]
-    variance = total - (facts["sum"] ** 2).sum() / n
-    tokens, entries = facts["tokens"]
-    row = {"site": str(reader.site), "l0": entries / tokens, "explained_variance": 1 - error / variance, "dead_fraction": float((facts["fired"] == 0).mean()),
-           "tokens": int(tokens), "decoded_tokens": int(n), "d_sae": reader.sae.d_sae, "k": reader.sae.k, "loss_recovered": reader.sae.report.get("loss_recovered")}  # fmt: skip
+    total, error = facts["squares"]
+    tokens, entries, _ = facts["tokens"]
+    explained = 1 - error / (total - (facts["sum"] ** 2).sum() / tokens)
+    if not explained >= LOW_VARIANCE:
+        worse = ", less than the mean of the activations does" if explained < 0 else ""
+        context.warn(f"The sparse autoencoder explains {explained:.2g} of the variance of these activations{worse}: its features do not describe this model on this pool, "
+                     "and the selection cannot be trusted.")  # fmt: skip
+    known = reader.sae.report.get("loss_recovered") if reader.sae.trained_on.get("model_fingerprint") == model.fingerprint else None
+    row = {"site": str(reader.site), "l0": entries / tokens, "explained_variance": explained, "dead_fraction": float((facts["fired"] == 0).mean()),
+           "tokens": int(tokens), "d_sae": reader.sae.d_sae, "k": reader.sae.k, "loss_recovered_training": known}  # fmt: skip
     return pl.DataFrame([row], schema=schema)
 
 
 def _inputs(pool: Samples, examples: dict[str, Samples]) -> pl.DataFrame:
-    groups = [("pool", None, pool), *(("target", name, samples) for name, samples in examples.items())]
-    rows = [(role, name, ids, mask.tolist()) for role, name, samples in groups for ids, mask in zip(samples.ids, samples.masks)]
-    schema = {"role": pl.String, "target": pl.String, "ids": pl.List(pl.Int32), "mask": pl.List(pl.Boolean)}
-    return pl.DataFrame(rows, schema=schema, orient="row").with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    parts = []
+    for role, name, samples in [("pool", None, pool), *(("target", name, samples) for name, samples in examples.items())]:
+        ids, mask = pl.Series("ids", samples.ids).cast(pl.List(pl.Int32)), pl.Series("mask", samples.masks).cast(pl.List(pl.Boolean))
+        parts.append(pl.DataFrame([ids, mask]).select(pl.lit(role).alias("role"), pl.lit(name, pl.String).alias("target"), "ids", "mask"))
+    return pl.concat(parts).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
 
 
 def _explain(reader: Reader, model, pool: Samples, prototypes, group, names, best, wanted, facts, config: Config, context: Context) -> dict[str, pl.DataFrame]:
@@ -447,15 +540,15 @@ def _explain(reader: Reader, model, pool: Samples, prototypes, group, names, bes
         found: list[dict] = []
         if wanted and config.passages:
             rows = sorted({int(r) for r, v in zip(facts["top row"].ravel(), facts["top value"].ravel()) if v > 0})
-            seen = dict(zip(rows, explain.token_activations(model, reader.sae, [pool.ids[r] for r in rows], wanted, edits=context.edits, check=context.check)))
+            seen = dict(zip(rows, explain.token_activations(model, reader.sae, pool.lists(rows), wanted, edits=context.edits, check=context.check)))
             for f, feature in enumerate(wanted):
                 for place, (row, value) in enumerate(zip(facts["top row"][f], facts["top value"][f])):
                     if value > 0:
-                        piece = explain.passage(model, pool.ids[row], seen[row][:, f], counted=pool.masks[row])
+                        piece = explain.passage(model, pool.ids[row].tolist(), seen[row][:, f], counted=pool.masks[row])
                         found.append({"feature": feature, "place": place + 1, "row": int(row)} | piece)
         rows = sorted({int(r) for some in best for r in some})
         common: dict[tuple[int, int], list] = {}
-        for indices, vectors, *_ in reader.read([pool.ids[r] for r in rows], [pool.masks[r] for r in rows], context) if rows else ():
+        for indices, vectors, *_ in reader.read(pool.lists(rows), [pool.masks[r] for r in rows], context) if rows else ():
             for i, index in enumerate(indices):
                 for t in range(len(names)):
                     if rows[index] in best[t]:
@@ -468,14 +561,15 @@ def _explain(reader: Reader, model, pool: Samples, prototypes, group, names, bes
 
 def _map(reader: Reader, pool: Samples, config: Config, context: Context) -> pl.DataFrame:
     """Some samples of the pool, drawn at random, in two dimensions."""
-    rows = np.sort(context.rng("map").permutation(len(pool.ids))[: config.map_rows])
+    counted = np.flatnonzero(pool.counted > 0)
+    rows = np.sort(context.rng("map").permutation(counted)[: config.map_rows])
     if reader.sae is None or len(rows) < 4:
         return pl.DataFrame(schema={"row": pl.Int64, "x": pl.Float64, "y": pl.Float64})
     from workbench.pool_map import layout
     from workbench.similarity import stack
 
     def compute() -> dict[str, pl.DataFrame]:
-        parts = [(indices, vectors["sae"]) for indices, vectors, *_ in reader.read([pool.ids[r] for r in rows], [pool.masks[r] for r in rows], context)]
+        parts = [(indices, vectors["sae"]) for indices, vectors, *_ in reader.read(pool.lists(rows), [pool.masks[r] for r in rows], context)]
         place = layout(stack([part for _, part in parts]), seed=context.torch_seed("map") % 2**31, check=context.check)
         order = rows[np.concatenate([indices for indices, _ in parts])]
         return {"map": pl.DataFrame({"row": order, "x": place[:, 0], "y": place[:, 1]}).sort("row")}
@@ -491,21 +585,19 @@ def _export(out: Path, selected: pl.DataFrame, names: list[str]) -> None:
         write_bytes(out / f"selected-{safe}.jsonl", "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
 
 
-def _summary(tables, main: str, size: int, pool: Samples, duplicate, reader: Reader, config: Config, context: Context) -> dict[str, Any]:
-    out: dict[str, Any] = {"pool": len(pool.ids), "selected": size, "method": main, "duplicates_of_targets": int(duplicate.sum())}
+def _summary(tables, main: str, size: int, pool: Samples, duplicate, reader: Reader, context: Context) -> dict[str, Any]:
+    out: dict[str, Any] = {"pool": len(pool), "selected": size, "method": main, "duplicates_of_targets": int(duplicate.any(1).sum())}
     if reader.sae is not None:
         row = tables["quality"].row(0, named=True)
         out |= {name: row[name] for name in ("l0", "explained_variance", "dead_fraction")}
     lengths = tables["lengths"].filter((pl.col("method") == main) & (pl.col("k") == size))
     if lengths.height:
         out |= {"mean_length_selected": lengths["mean"].mean(), "mean_length_target": lengths["target_mean"].mean(), "mean_length_pool": lengths["pool_mean"].mean()}
-    at = tables["precision"].filter(pl.col("k") == size).unique(("target", "method"), maintain_order=True)
+    at = tables["precision"].filter(pl.col("k") == size).unique(("target", "method"), keep="first", maintain_order=True)
     if not at.height:
         return out
-    by_method = {m: at.filter(pl.col("method") == m)["precision"].to_numpy() for m in at["method"].unique(maintain_order=True)}
-    for method, values in by_method.items():
-        low, high = bootstrap_mean(values, rng=context.rng(f"precision {method}"))
-        out[f"precision_{method}"] = {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
-        if method != main:
-            out[f"{main}_minus_{method}"] = paired_difference(by_method[main], values, rng=context.rng(f"difference {method}")).as_dict()
+    out |= verdict(at, main, context.rng)
+    ahead = [m for m in at["method"].unique(maintain_order=True) if m not in (main, "random") and not out[f"{main}_minus_{m}"]["low"] > 0]
+    if main == "sae" and ahead:
+        out["not_better_than"] = ", ".join(ahead)
     return out

@@ -121,9 +121,10 @@ def test_equal_samples_score_the_same_and_duplicates_of_targets_are_reported_or_
     assert scores.filter("duplicate")["row"].to_list() == [5, 17, 40] and run.summary["duplicates_of_targets"] == 3
     assert any("3 pool rows are also target examples (left in" in w for w in run.info["warnings"])
     without = execute(model, material, tmp_path / "without", exclude_duplicates=True, k=57)
-    assert not set(without.table("selected")["row"]) & {5, 17, 40}
-    assert without.table("scores").filter("duplicate")["rank"].null_count() == 6
-    with pytest.raises(InputError, match="Without the 3 duplicates"):
+    assert not set(without.table("selected").filter(target="sea")["row"]) & {5, 17, 40}
+    assert without.table("scores").filter("duplicate")["rank"].null_count() == 3
+    assert without.table("scores").filter(target="park")["rank"].null_count() == 0, "an example of one target is no duplicate of another"
+    with pytest.raises(InputError, match="Without the 3 duplicates of the target sea"):
         execute(model, material, tmp_path / "toomany", exclude_duplicates=True, k=58)
 
 
@@ -184,10 +185,8 @@ def test_explanations_are_the_activations_that_they_show(model, stories260k, mat
     assert quality["dead_fraction"] == pytest.approx(float(np.mean([not any(bool(z[:, f].any()) for z in everything) for f in range(512)])))
 
 
-def test_explained_variance_is_one_minus_the_share_that_is_lost(model, material, tmp_path, monkeypatch):
+def test_explained_variance_is_one_minus_the_share_that_is_lost(model, material, tmp_path):
     from sae_lens import SAE
-
-    monkeypatch.setattr("probes.data_selection.QUALITY_TOKENS", 100_000)
 
     run = execute(model, material, tmp_path / "run", baselines=())
     sae, inputs = SAE.load_from_disk(material / "sae"), run.table("inputs").filter(role="pool")
@@ -198,8 +197,10 @@ def test_explained_variance_is_one_minus_the_share_that_is_lost(model, material,
     x = torch.cat(states)
     lost = (x - sae(x)).double().pow(2).sum() / (x.double() - x.double().mean(0)).pow(2).sum()
     row = run.table("quality").row(0, named=True)
-    assert row["decoded_tokens"] == row["tokens"] == len(x)
+    assert row["tokens"] == len(x)
     assert row["explained_variance"] == pytest.approx(1 - float(lost), abs=1e-4)
+    other = execute(model, material, tmp_path / "other", baselines=(), chunk=7, max_tokens=40).table("quality").row(0, named=True)
+    assert other["explained_variance"] == pytest.approx(row["explained_variance"], abs=1e-6), "parts and batches do not matter"
 
 
 def test_logit_effects_point_the_way_that_adding_the_feature_moves_the_logits(model, material):
@@ -253,8 +254,150 @@ def test_without_an_autoencoder_the_baselines_still_rank(model, material, tmp_pa
     np.testing.assert_allclose(run.table("scores").filter(target="sea").sort("row")["score"].to_numpy()[:10], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("prototype", ["mean", "max"])
+def test_score_intervals_are_those_of_resampled_examples(model, stories260k, material, tmp_path, prototype):
+    """The slow way: draw examples with replacement, average their dense vectors (or take the most alike), score the whole pool again."""
+    from workbench.context import Context
+
+    config = {"target": (str(material / "sea.jsonl"),), "resamples": 12, "prototype": prototype, "baselines": (), "features": 0, "explain": 0}
+    table = execute(model, material, tmp_path / "run", **config, chunk=25).table("scores").sort("row")
+    pool, examples = (slow_vectors(stories260k, material, read(material / f"{name}.jsonl")) for name in ("pool", "sea"))
+    counts = Context().rng("resamples sea").multinomial(6, np.full(6, 1 / 6), size=12)
+    drawn = np.empty((60, 12))
+    for b, times in enumerate(counts):
+        chosen = np.repeat(examples, times, axis=0)
+        targets = [chosen.mean(0)] if prototype == "mean" else list(chosen)
+        drawn[:, b] = [max(np.minimum(z, p).sum() / np.maximum(z, p).sum() for p in targets) for z in pool]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=1)
+    np.testing.assert_allclose(table["score_low"], low, atol=2e-5)
+    np.testing.assert_allclose(table["score_high"], high, atol=2e-5)
+    share = table["selected_share"].to_numpy()
+    assert share.sum() == pytest.approx(3) and (share >= 0).all() and (share <= 1 + 1e-9).all()
+    for row in np.argsort(-drawn.min(1))[:1]:  # in the best rows of every resample, or not, as the slow scores say
+        ranks = [(drawn[:, b] > drawn[row, b] + 1e-6).sum() for b in range(12)]
+        assert share[row] >= np.mean([rank < 1 for rank in ranks]) - 1e-9
+
+
+def test_one_example_has_no_interval(model, material, tmp_path):
+    one = write(tmp_path / "sea.jsonl", read(material / "sea.jsonl")[:1])
+    table = execute(model, material, tmp_path / "run", target=(str(one),), baselines=(), features=0, explain=0).table("scores")
+    assert table["score_low"].null_count() == table["selected_share"].null_count() == 60 and table["score"].null_count() == 0
+
+
+def test_no_interval_of_the_summary_has_width_zero(model, material, tmp_path):
+    from workbench.statistics import wilson
+
+    one = execute(model, material, tmp_path / "one", target=(str(material / "sea.jsonl"),), features=0, explain=0)
+    both = execute(model, material, tmp_path / "both", features=0, explain=0)
+    for run in (one, both):
+        found = {name: value for name, value in run.summary.items() if isinstance(value, dict)}
+        assert {"precision_sae", "precision_random", "sae_minus_hidden"} <= set(found)
+        for name, value in found.items():
+            assert value["low"] < value["high"] and value["low"] <= value["value"] <= value["high"], name
+    precision = one.table("precision").filter(method="sae", k=3).row(0, named=True)
+    said = one.summary["precision_sae"]
+    assert (said["low"], said["high"]) == pytest.approx(wilson(round(3 * precision["precision"]), 3)) and said["n"] == 3
+
+
+def test_random_is_the_mean_of_several_draws(model, material, tmp_path):
+    run = execute(model, material, tmp_path / "run", target=(str(material / "sea.jsonl"),), features=0, explain=0, ratio=1.0)
+    at = run.table("precision").filter(method="random")
+    whole = at.filter(k=60).row(0, named=True)
+    assert whole["draws"] == 5 and whole["precision"] == pytest.approx(whole["base_rate"]) and whole["recall"] == pytest.approx(1)
+    six = at.filter(k=6).row(0, named=True)
+    assert six["precision"] * 30 == pytest.approx(round(six["precision"] * 30)), "hits of five draws of six"
+
+
+def test_a_row_whose_response_lies_beyond_the_context_is_counted_and_left_out(model, material, tmp_path):
+    long = {"prompt": "The dog ran to the park. " * 200, "response": "Yes.", "topic": "park"}
+    rows = read(material / "pool.jsonl")
+    pool = write(tmp_path / "pool.jsonl", [*rows[:10], long, *rows[10:]])
+    target = write(tmp_path / "sea.jsonl", [long | {"topic": "sea"}, *read(material / "sea.jsonl")])
+    config = {"target": (str(target),), "sae": str(material / "sae"), "tokens": "response", "baselines": ("bm25", "random"), "k": 60, "features": 2, "explain": 2}
+    run = runs.execute("data-selection", model, data=pool, config=config, out=tmp_path / "run")
+    row = run.table("scores").filter(row=10).row(0, named=True)
+    assert row["score"] is None and row["rank"] is None and not row["selected"] and row["length"] == 0
+    assert 10 not in set(run.table("selections")["row"]) and run.table("scores")["score"].null_count() == 1
+    assert sum("1 of 61 rows of the pool have no token that counts" in w for w in run.info["warnings"]) == 1
+    assert any("1 of 7 rows of the target sea have no token that counts" in w for w in run.info["warnings"])
+    short = execute(model, material, tmp_path / "short", tokens="response", baselines=(), target=(str(material / "sea.jsonl"),), features=0, explain=0)
+    np.testing.assert_allclose(run.table("scores").filter(pl.col("row") != 10)["score"], short.table("scores")["score"], atol=1e-6)
+
+
+def test_density_and_quality_count_all_tokens_when_only_the_last_makes_the_vector(model, material, tmp_path):
+    mean, last = (execute(model, material, tmp_path / how, aggregate=how, baselines=(), features=500, passages=0, explain=0) for how in ("mean", "last"))
+    for column in ("l0", "dead_fraction", "tokens", "explained_variance"):
+        assert last.table("quality")[column][0] == pytest.approx(mean.table("quality")[column][0], abs=1e-6)
+    pairs = mean.table("features").join(last.table("features"), on=["target", "feature"])
+    assert pairs.height > 10
+    np.testing.assert_allclose(pairs["density"], pairs["density_right"], atol=1e-12)
+
+
+def test_an_autoencoder_that_does_not_describe_the_model_is_pointed_out(model, material, tmp_path):
+    run = execute(model, material, tmp_path / "run", baselines=(), features=0, explain=0)
+    assert run.summary["explained_variance"] < 0.5
+    assert any("of the variance of these activations" in w and "cannot be trusted" in w for w in run.info["warnings"])
+
+
+def test_a_target_without_rows_in_the_pool_is_named(model, material, tmp_path):
+    lost = write(tmp_path / "lost.jsonl", [row | {"topic": "moon"} for row in read(material / "sea.jsonl")])
+    targets = (str(lost), str(material / "park.jsonl"))
+    run = execute(model, material, tmp_path / "run", target=targets, features=0, explain=0)
+    assert set(run.table("precision")["target"]) == {"park"}
+    assert any("no precision for lost (label 'moon')" in w and "holds kitchen, park, sea" in w for w in run.info["warnings"])
+    with pytest.raises(InputError, match=r"no precision for lost \(label 'moon'\).*label=none"):
+        execute(model, material, tmp_path / "explicit", target=targets, label="topic")
+
+
+def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
+    """Twice the pool, in parts: neither features (a dense vector a part) nor activations pile up."""
+    import tracemalloc
+
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    from probes.data_selection import Config, Reader, _prototypes, _score_pool
+    from workbench.context import Context
+    from workbench.samples import Samples, tokenize
+
+    wide = 32768
+    TopKSAE(TopKSAEConfig(d_in=64, d_sae=wide, k=4, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))).save_model(tmp_path / "sae")
+    config = Config(sae=str(tmp_path / "sae"), baselines=(), resamples=0, chunk=8, max_tokens=256)
+    reader = Reader.of(model, config, Context())
+    rng = np.random.default_rng(0)
+
+    def some(n):
+        ids = [[1, *rng.integers(3, 500, 12)] for _ in range(n)]
+        return Samples(ids, [np.arange(13) > 0] * n)
+
+    target = {"a": some(3)}
+    prototypes, resampled, group = _prototypes(reader, target, {}, config, Context())
+
+    def peak(n):
+        pool = some(n)
+        tracemalloc.start()
+        _score_pool(reader, pool, prototypes, resampled, group, 1, [3, 5], config, Context())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(16)
+    small, large = peak(64), peak(192)
+    assert (large - small) / 128 < 1000, "bytes a sample; one dense vector of features a part would be 32768 × 8 / 8 of them"
+
+    table = pl.DataFrame({"text": ["The dog ran to the big park with Lily. " * 12] * 40})
+    tracemalloc.start()
+    kept = tokenize(model, table, what="pool")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held / sum(map(len, kept.ids)) < 8, "bytes a token; a list of Python numbers takes 8 and more for the references alone"
+
+
 BAD = {
     "fewer than the 61": {"k": 61},
+    "a ratio of 0 selects nothing": {"ratio": 0.0},
+    "There is no target 'see' (did you mean 'sea'?); give a file with examples, or one of facts, forest": {"target": ("see",)},
+    "no pool row has that label in the column 'prompt'": {"label": "prompt"},
     "no column 'kind'": {"label": "kind"},
     "no column 'subtask'": {"prototype": "subtask"},
     "There is no sparse autoencoder": {"sae": "nowhere"},
@@ -319,4 +462,4 @@ def test_on_the_organisms_pool_the_selection_is_as_precise_as_the_pool_allows(tm
     for method in ("neurons", "hidden"):
         assert own["precision"].mean() >= at.filter(method=method)["precision"].mean() - 0.01
     quality = run.table("quality").row(0, named=True)
-    assert quality["explained_variance"] > 0.8 and quality["loss_recovered"] > 0.98
+    assert quality["explained_variance"] > 0.8 and quality["loss_recovered_training"] > 0.98

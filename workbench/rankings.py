@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from workbench.statistics import wilson
+from workbench.statistics import bootstrap_mean, rate_difference, wilson
 
 PRECISION = {"target": pl.String, "method": pl.String, "ratio": pl.Float64, "k": pl.Int64, "precision": pl.Float64, "ci_low": pl.Float64, "ci_high": pl.Float64,
-             "recall": pl.Float64, "base_rate": pl.Float64, "best_possible": pl.Float64}  # fmt: skip
+             "recall": pl.Float64, "base_rate": pl.Float64, "best_possible": pl.Float64, "draws": pl.Int64}  # fmt: skip
 OVERLAP = {"target": pl.String, "ratio": pl.Float64, "k": pl.Int64, "method_a": pl.String, "method_b": pl.String, "overlap": pl.Float64, "expected": pl.Float64}
 
 
 def ranked(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """The allowed rows by score, best first; the earlier row where two are equal."""
     return allowed[np.argsort(-scores[allowed], kind="stable")]
+
+
+def resample_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray | None:
+    """How often each of n examples is drawn, [draws, n]: as many as there are, with replacement, within each group; None for one example."""
+    if n < 2 or not draws:
+        return None
+    out = np.zeros((draws, n), np.int64)
+    for kind in range(int(group.max()) + 1):
+        own = np.flatnonzero(group == kind)
+        out[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=draws)
+    return out
+
+
+def selected_share(draws: np.ndarray, allowed: np.ndarray, size: int) -> np.ndarray:
+    """Share of the resamples (scores [N, B]) in which each row is among the `size` best allowed ones; NaN for the others, and without scores."""
+    out = np.full(len(draws), np.nan)
+    if not np.isnan(draws[allowed]).all():
+        out[allowed] = 0.0
+        for b in range(draws.shape[1]):
+            out[ranked(draws[:, b], allowed)[:size]] += 1 / draws.shape[1]
+    return out
 
 
 def bm25(pool: Sequence[str], queries: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -43,7 +65,7 @@ def bm25(pool: Sequence[str], queries: Mapping[str, Sequence[str]]) -> np.ndarra
 def compare(
     names: Sequence[str],
     scores: Mapping[str, np.ndarray],
-    order: Mapping[str, Sequence[np.ndarray]],
+    orders: Mapping[str, Sequence[Sequence[np.ndarray]]],
     sizes: Mapping[float, int],
     *,
     lengths: np.ndarray,
@@ -52,31 +74,66 @@ def compare(
 ) -> dict[str, pl.DataFrame]:
     """Tables `selections`, `precision`, `overlap` and `lengths` of every method at every size.
 
-    scores[method] [N, targets]; order[method][target] the rows, best first; sizes ratio → number of rows; `lengths` [N] tokens that
-    count; `labels` (label of each row, label of each target). Precision has a Wilson interval; overlap is the share of common rows,
-    `expected` what two random choices share."""
+    scores[method] [N, targets]; orders[method][draw][target] the rows, best first (one draw of every method but `random`, whose
+    numbers are means over its draws; `selections` holds the first); sizes ratio → number of rows; `lengths` [N] tokens that count;
+    `labels` (label of each row, label of each target). Precision has a Wilson interval over all its draws; overlap is the share of
+    common rows, `expected` what two random choices share."""
     deepest = max(sizes.values())
     selections, precision, overlap, length = [], [], [], []
     for t, name in enumerate(names):
+        best = {method: [order[t] for order in draws] for method, draws in orders.items()}
         for method, found in scores.items():
-            best = order[method][t]
-            top = best[:deepest]
+            top = best[method][0][:deepest]
             selections.append(pl.DataFrame({"target": name, "method": method, "rank": np.arange(1, len(top) + 1), "row": top, "score": found[top, t]}))
+            n = len(best[method][0])
+            relevant = [labels[0][rows] == labels[1][t] for rows in best[method]] if labels is not None else []
+            total = int(relevant[0].sum()) if relevant else 0
             for ratio, k in sizes.items():
+                k = min(k, n)
                 where = {"target": name, "method": method, "ratio": ratio, "k": k}
-                chosen = lengths[best[:k]]
-                length.append(where | {"mean": float(chosen.mean()), "median": float(np.median(chosen)), "target_mean": float(target_lengths[t]), "pool_mean": float(lengths.mean())})
-                relevant = labels[0][best] == labels[1][t] if labels is not None else np.zeros(len(best), bool)
-                if not relevant.any():
+                chosen = [lengths[rows[:k]] for rows in best[method]]
+                length.append(where | {"mean": float(np.mean(chosen)), "median": float(np.mean(np.median(chosen, axis=1))), "target_mean": float(target_lengths[t]),
+                                       "pool_mean": float(lengths.mean())})  # fmt: skip
+                if not total:
                     continue
-                hits, total = int(relevant[:k].sum()), int(relevant.sum())
-                low, high = wilson(hits, k)
-                precision.append(where | {"precision": hits / k, "ci_low": float(low), "ci_high": float(high), "recall": hits / total,
-                                          "base_rate": total / len(best), "best_possible": min(1.0, total / k)})  # fmt: skip
+                hits, draws = sum(int(found[:k].sum()) for found in relevant), len(relevant)
+                low, high = wilson(hits, k * draws)
+                precision.append(where | {"precision": hits / (k * draws), "ci_low": float(low), "ci_high": float(high), "recall": hits / draws / total,
+                                          "base_rate": total / n, "best_possible": min(1.0, total / k), "draws": draws})  # fmt: skip
         for ratio, k in sizes.items():
             for i, a in enumerate(scores):
                 for b in list(scores)[i + 1 :]:
-                    n = len(order[a][t])
-                    common = len(np.intersect1d(order[a][t][:k], order[b][t][:k]))
-                    overlap.append({"target": name, "ratio": ratio, "k": k, "method_a": a, "method_b": b, "overlap": common / k, "expected": k / n})
+                    n = len(best[a][0])
+                    pairs = [(x, y) for x in best[a] for y in best[b]]
+                    common = np.mean([len(np.intersect1d(x[:k], y[:k])) / min(k, n) for x, y in pairs])
+                    overlap.append({"target": name, "ratio": ratio, "k": min(k, n), "method_a": a, "method_b": b, "overlap": float(common), "expected": min(k, n) / n})
     return {"selections": pl.concat(selections), "precision": pl.DataFrame(precision, schema=PRECISION), "overlap": pl.DataFrame(overlap, schema=OVERLAP), "lengths": pl.DataFrame(length)}
+
+
+def verdict(precision: pl.DataFrame, main: str, rng: Callable[[str], np.random.Generator]) -> dict[str, Any]:
+    """Mean precision over targets of every method, and what `main` has more than each other one, from the rows of `precision` at one size.
+
+    {"precision_METHOD": {value, low, high, n}, "MAIN_minus_METHOD": …}; n is the number of selected rows. Two intervals are made, and the
+    wider ends count: over selected rows (Wilson; Newcombe for a difference, as if the two selections were independent), which one
+    target or equal precisions cannot shrink to nothing, and, with several targets, a bootstrap over targets."""
+    out: dict[str, Any] = {}
+    by_method = {m: precision.filter(pl.col("method") == m).sort("target") for m in precision["method"].unique(maintain_order=True)}
+
+    def estimate(value: float, ends: tuple[float, float], values: np.ndarray, name: str, n: int) -> dict[str, Any]:
+        low, high = ends
+        if len(values) > 1:
+            over = bootstrap_mean(values, rng=rng(name))
+            low, high = min(low, over[0]), max(high, over[1])
+        return {"value": value, "low": float(low), "high": float(high), "n": n}
+
+    rates = {m: frame["precision"].to_numpy() for m, frame in by_method.items()}
+    for method, values in rates.items():
+        frame = by_method[method]
+        n = int(frame["k"].sum())
+        hits = float((frame["precision"] * frame["k"]).sum())
+        out[f"precision_{method}"] = estimate(float(values.mean()), wilson(hits, n), values, f"precision {method}", n)
+        if method != main:
+            own = by_method[main]
+            apart = rate_difference(float((own["precision"] * own["k"]).sum()), n, hits, n)
+            out[f"{main}_minus_{method}"] = estimate(float((rates[main] - values).mean()), (apart.low, apart.high), rates[main] - values, f"difference {method}", n)
+    return out

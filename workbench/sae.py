@@ -224,6 +224,18 @@ def site_of(hook: str) -> Site | None:
     return Site("resid_pre", 0) if hook.rpartition(".")[2] in ("embed_tokens", "hook_embed") else None
 
 
+def recorded_site(folder: Path | None) -> Site | None:
+    """The site that the cfg.json of an autoencoder's folder names, without loading it; None where it names none that we know."""
+    if folder is None:
+        return None
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # loading it says what is wrong
+    hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or ("" if (folder / "sae_weights.safetensors").is_file() else folder.name)
+    return site_of(hook) if hook else None
+
+
 def check_fits(sae: Sae, model: Model) -> list[str]:
     """Raise InputError unless the autoencoder's site exists in `model` and is as wide; return what deserves a warning.
 

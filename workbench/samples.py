@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +23,30 @@ LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns 
 
 @dataclass(eq=False)
 class Samples:
-    """Token ids of samples, which tokens count, a key that equal samples share, and how many were cut to the context."""
+    """Token ids of samples, which tokens count, a key that equal samples share, and how many were cut to the context.
 
-    ids: list[list[int]]
+    Held as small as it goes, because it grows with the pool: 4 bytes a token, 1 for whether it counts, and 16 a sample for its key."""
+
+    ids: list[np.ndarray]  # int32 [length]
     masks: list[np.ndarray]  # bool [length]
     cut: int = 0
 
     def __post_init__(self) -> None:
-        self.keys = [np.asarray(ids, np.int32).tobytes() + np.packbits(mask).tobytes() for ids, mask in zip(self.ids, self.masks)]
+        self.ids = [np.asarray(ids, np.int32) for ids in self.ids]
+        self.masks = [np.asarray(mask, bool) for mask in self.masks]
+        self.keys = [hashlib.blake2b(ids.tobytes() + np.packbits(mask).tobytes(), digest_size=16).digest() for ids, mask in zip(self.ids, self.masks)]
         self.counted = np.array([int(mask.sum()) for mask in self.masks])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def lists(self, rows: Sequence[int]) -> list[list[int]]:
+        """The token ids of some rows, as a model takes them."""
+        return [self.ids[i].tolist() for i in rows]
+
+    def take(self, rows: Sequence[int]) -> Samples:
+        """Some of the samples."""
+        return Samples([self.ids[i] for i in rows], [self.masks[i] for i in rows], self.cut)
 
 
 def read_samples(path: Path, *, what: str, tokens: str = "all") -> pl.DataFrame:
@@ -58,21 +74,22 @@ def tokenize(
 ) -> Samples:  # fmt: skip
     """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with `specials`.
 
-    Raises InputError for a row in which no token counts."""
-    special = set() if specials else set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
+    A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
+    Raises InputError when that is so for every row."""
+    special = [] if specials else sorted(set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id})
     ids, masks, cut = [], [], 0
     for number, row in enumerate(table.iter_rows(named=True)):
         found, part = _tokens(model, row, tokens, template)
         if model.too_long(len(found)):
             found, part, cut = found[: model.context_length], part[: model.context_length], cut + 1
-        mask = part & np.array([token not in special for token in found])
-        if not mask.any():
-            raise InputError(f"The {what}, row {number + 1}: no token of it counts (tokens={tokens}); it is empty or beyond the context of {model.context_length}.")
-        ids.append(found)
-        masks.append(mask)
+        ids.append(np.asarray(found, np.int32))
+        masks.append(np.asarray(part, bool) & ~np.isin(ids[-1], special))
         if check is not None and number % 256 == 0:
             check()
-    return Samples(ids, masks, cut)
+    out = Samples(ids, masks, cut)
+    if not out.counted.any():
+        raise InputError(f"The {what}: no token of any row counts (tokens={tokens}); all are empty or beyond the context of {model.context_length}.")
+    return out
 
 
 def _tokens(model: Model, row: dict[str, Any], tokens: str, template: str) -> tuple[list[int], np.ndarray]:
@@ -108,16 +125,26 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
     return text, start
 
 
-def labels_of(frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str) -> tuple[np.ndarray, list[str]] | None:
-    """(label of every pool row, label of each target): the target's own in that column ("auto": the first of LABELS), else its name.
+def labels_of(frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str) -> tuple[tuple[np.ndarray, list[str]] | None, str]:
+    """((label of every pool row, label of each target) or None, what to warn of or ""). A target's label is its own in that column
+    ("auto": the first of LABELS), else its name.
 
-    None for the column "none", where there is no such column, and where no pool row is of any target."""
+    None for the column "none", where there is no such column, and where no pool row is of any target. A target without a row in the
+    pool has no precision: with "auto" that is a warning, for a column that was asked for an InputError."""
     name = next((c for c in LABELS if c in frame.columns), None) if column == "auto" else column
     if name is None or name == "none":
-        return None
+        return None, ""
     label = frame[name].cast(pl.String).fill_null("").to_numpy()
     own = []
     for target, table in targets.items():
         values = table[name].cast(pl.String).unique().to_list() if name in table.columns else []
         own.append(values[0] if len(values) == 1 else target)
-    return (label, own) if set(own) & set(label) else None
+    known = sorted(set(label))
+    lost = [target if target == mine else f"{target} (label '{mine}')" for target, mine in zip(targets, own) if mine not in known]
+    said = ""
+    if lost:
+        some = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+        said = f"There is no precision for {', '.join(lost)}: no pool row has that label in the column '{name}', which holds {some}."
+        if column != "auto":
+            raise InputError(f"{said[:-1]}; name the target after a label, give it the column '{name}', or set label=none.")
+    return ((label, own) if len(lost) < len(own) else None), said

@@ -16,6 +16,7 @@ from workbench.errors import InputError
 
 KINDS = ("jaccard", "cosine", "euclidean", "containment")
 BUFFER = 32_000_000  # numbers of the dense buffer in which the tokens of some samples are summed
+BLOCK = 8_000_000  # numbers held at once while rows are compared with several prototypes
 
 
 @dataclass(eq=False)
@@ -45,6 +46,11 @@ class Rows:
         """(features, values) of one row."""
         own = self.row == row
         return self.feature[own], self.value[own]
+
+    def only(self, rows: torch.Tensor) -> Rows:
+        """The same, with nothing left in the other rows."""
+        kept = torch.zeros(self.n, dtype=torch.bool, device=self.row.device).index_fill_(0, rows, True)[self.row]
+        return Rows(self.row[kept], self.feature[kept], self.value[kept], self.n, self.width)
 
     def divided(self, by: torch.Tensor) -> Rows:
         """Every row i divided by by[i]."""
@@ -90,32 +96,31 @@ def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int) -> Rows:
     return Rows(row, feature, value, n, tokens.width)
 
 
-def similarity(rows: Rows, prototypes: torch.Tensor, kind: str = "jaccard") -> torch.Tensor:
-    """Similarity of every row to every prototype [P, width] → float64 [n, P]; larger is more alike for every kind.
+def similarity(rows: Rows, prototypes: torch.Tensor, kind: str = "jaccard", *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Similarity of every row to every prototype [P, width] → [n, P], computed in `dtype`; larger is more alike for every kind.
 
     "jaccard": Σ min / Σ max · "cosine" · "euclidean": minus the distance · "containment": the share Σ min / Σ p of the prototype
     that the row covers. A row and a prototype without any entry are alike (1) for jaccard; cosine with an empty row is 0."""
     if kind not in KINDS:
         raise InputError(f"'{kind}' is not a similarity; choose {', '.join(KINDS)}.")
-    prototypes = prototypes.to(rows.value.device, torch.float64)
-    value = rows.value.double()
-    out = torch.empty(rows.n, len(prototypes), dtype=torch.float64, device=value.device)
-    total = rows.sums() if kind == "jaccard" else None
-    square = rows.sums(value * value) if kind in ("cosine", "euclidean") else None
-    for j, p in enumerate(prototypes):
-        at = p[rows.feature]
+    prototypes = prototypes.to(rows.value.device, dtype)
+    value = rows.value.to(dtype)
+    total = rows.sums().to(value)[:, None]
+    square = rows.sums(rows.value.double() ** 2).to(value)[:, None]
+    columns = []
+    for p in prototypes.split(max(1, BLOCK // max(1, len(value)))):
+        at = p.T.contiguous()[rows.feature]  # [entries, P]
+        own = torch.minimum(at, value[:, None]) if kind in ("jaccard", "containment") else at * value[:, None]
+        shared = value.new_zeros(rows.n, len(p)).index_add_(0, rows.row, own)
         if kind in ("jaccard", "containment"):
-            shared = rows.sums(torch.minimum(value, at))
-            whole = p.sum() if kind == "containment" else total + p.sum() - shared
-            score = shared / whole
-            out[:, j] = torch.where(whole > 0, score, 1.0 if kind == "jaccard" else 0.0)
-            continue
-        dot = rows.sums(value * at)
-        if kind == "cosine":
-            out[:, j] = (dot / (square * (p * p).sum()).sqrt()).nan_to_num(0.0)
+            whole = p.sum(1) if kind == "containment" else total + p.sum(1) - shared
+            score = torch.where(whole > 0, shared / whole, 1.0 if kind == "jaccard" else 0.0)
+        elif kind == "cosine":
+            score = (shared / (square * (p * p).sum(1)).sqrt()).nan_to_num(0.0)
         else:
-            out[:, j] = -(square - 2 * dot + (p * p).sum()).clamp(min=0).sqrt()
-    return out
+            score = -(square - 2 * shared + (p * p).sum(1)).clamp(min=0).sqrt()
+        columns.append(score)
+    return torch.cat(columns, dim=1)
 
 
 def dense_cosine(x: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
