@@ -17,6 +17,8 @@ from workbench.figures.words import word_table
 
 METHODS = {"sae": "SAE features", "neurons": "raw neurons", "hidden": "hidden state", "bm25": "BM25", "random": "random"}
 TOP = 12
+PASSAGES = 2  # of a feature, on its card
+MAPS = 9  # panels of the map
 
 
 def scores(run: Any) -> go.Figure:
@@ -70,6 +72,9 @@ def precision(run: Any) -> go.Figure:
     names = [str(t) if len(targets) > 1 else "" for t in targets]
     n = f"{frame['k'].min()} to {frame['k'].max()} selected rows" if "k" in frame.columns else None
     note = "Dotted: share of such rows in the pool." if "base_rate" in frame.columns else ""
+    if rivals := (run.summary or {}).get("not_better_than"):
+        names_of = ", ".join(_method(m) for m in str(rivals).split(", "))
+        note = f"{note} SAE features do not select better than {names_of} here: the interval of the difference reaches zero.".strip()
     ratios = sorted(set(frame["ratio"].to_list()))
     if len(ratios) > 1:
         fig = sheet(names, title=title, x="selected share of the pool", y="precision", interval="95 % Wilson", n=n, note=note)
@@ -202,20 +207,23 @@ def features(run: Any) -> go.Figure:
 
 
 def cards(run: Any) -> go.Figure:
-    """The heaviest features: the passages that they fire on, and the tokens that they make more likely."""
+    """The heaviest features: how often they fire, the passages that they fire on, and the tokens that they make more likely."""
     frame = need(run, "passages", ("feature", "place", "tokens", "activation"))
     weights = need(run, "features", ("feature", "weight"))
+    density = dict(weights.select("feature", "density").iter_rows()) if "density" in weights.columns else {}
     order = weights.group_by("feature").agg(pl.col("weight").cast(pl.Float64).max()).sort("weight", "feature", descending=[True, False])
     effects = maybe(run, "effects", ("feature", "promotes"))
     promoted = dict(effects.select("feature", "promotes").iter_rows()) if effects is not None else {}
     rows = []
     for feature, weight in order.iter_rows():
-        own = frame.filter(pl.col("feature") == feature).sort("place").head(1)
-        for row in own.iter_rows(named=True):
+        for i, row in enumerate(frame.filter(pl.col("feature") == feature).sort("place").head(PASSAGES).iter_rows(named=True)):
             words = ", ".join(str(t).strip() for t in (promoted.get(feature) or [])[:4])
-            rows.append((feature, parts.number(weight), _passage(row), *([words] if promoted else [])))
-    columns = ["feature", "weight", "fires on (strongest token in brackets)", *(["makes likelier"] if promoted else [])]
-    return word_table(columns, rows, title="Features and the passages that they fire on", most=TOP)
+            fires = f"{density[feature]:.2%}" if density.get(feature) is not None else ""
+            first = [feature, parts.number(weight), *([fires] if density else [])] if i == 0 else [""] * (3 if density else 2)
+            rows.append((*first, _passage(row), *([words if i == 0 else ""] if promoted else [])))
+    columns = ["feature", "weight", *(["fires on"] if density else []), "passages (strongest token in brackets)", *(["makes likelier"] if promoted else [])]
+    note = "Fires on: share of the pool's tokens." if density else ""
+    return word_table(columns, rows, title="Features and the passages that they fire on", most=TOP, note=note)
 
 
 def lengths(run: Any) -> go.Figure:
@@ -250,30 +258,62 @@ def lengths(run: Any) -> go.Figure:
     return dressed(fig)
 
 
+def overlap_by_ratio(run: Any) -> go.Figure:
+    """How much of the selection each other method shares, by how much is selected."""
+    frame = finite(need(run, "overlap", ("target", "ratio", "method_a", "method_b", "overlap", "expected")), "overlap", what="overlap")
+    main = frame["method_a"][0]
+    frame = frame.filter(pl.col("method_a") == main)
+    ratios = sorted(set(frame["ratio"].to_list()))
+    if len(ratios) < 2:
+        raise InputError("The run has one size of selection only: there is nothing to draw over it.")
+    targets, methods = (frame[c].unique(maintain_order=True).to_list() for c in ("target", "method_b"))
+    looks = _looks([main, *methods])
+    fig = sheet(
+        [str(t) if len(targets) > 1 else "" for t in targets],
+        title=f"Rows that {_method(main)} shares with the other methods, {model_name(run)}",
+        x="selected share of the pool",
+        y="common rows",
+        note="Dotted: what two random choices share.",
+    )
+    for i, target in enumerate(targets):
+        here = frame.filter(pl.col("target") == target).sort("ratio")
+        for method in methods:
+            part = here.filter(pl.col("method_b") == method)
+            parts.add_curve(fig, i, numbers(part, "ratio"), numbers(part, "overlap"), name=_method(method), style=looks[method], legend=i == 0,
+                            hover="%{x:.1%} selected: %{y:.1%}")  # fmt: skip
+        chance = here.unique("ratio", keep="first").sort("ratio")
+        parts.add_curve(fig, i, numbers(chance, "ratio"), numbers(chance, "expected"), name="two random choices", style=theme.Style(theme.NEUTRAL, "dot"), legend=i == 0,
+                        hover="%{x:.1%} selected: %{y:.1%}")  # fmt: skip
+        y_axis(fig, i).update(range=[-0.04, 1.04], tickformat=".0%")
+        x_axis(fig, i).update(type="log", tickmode="array", tickvals=ratios, ticktext=[f"{100 * r:.3g}%" for r in ratios])
+    return dressed(fig)
+
+
 def embedding(run: Any) -> go.Figure:
-    """Map of the pool coloured by its score (optional table ``map``: row, x, y[, method])."""
+    """Map of the pool, one panel per target, coloured by the score (optional table ``map``: row, x, y[, method])."""
     frame = need(run, "map", ("x", "y"))
     scored = maybe(run, "scores", ("row", "target", "score"))
-    colour, label = None, ""
-    if "score" in frame.columns:
-        colour, label = "score", "similarity"
-    elif scored is not None and "row" in frame.columns:
-        first = scored["target"][0]
-        part = scored.filter(pl.col("target") == first).select("row", "score")
-        frame, colour, label = frame.join(part, on="row", how="left"), "score", f"similarity to {first}"
-    methods = frame["method"].unique(maintain_order=True).to_list() if "method" in frame.columns else ["umap"]
-    names = {"pca": "PCA", "umap": "UMAP"}
-    maps = [(names.get(m, str(m)), frame.filter(pl.col("method") == m) if "method" in frame.columns else frame) for m in methods]
-    return map_figure(maps, colour=colour, label=label, title=f"Map of the pool, {model_name(run)}", n=f"{maps[0][1].height} rows")
+    if "method" in frame.columns:
+        frame = frame.filter(pl.col("method") == frame["method"][0])
+    title, n = f"Map of the pool, {model_name(run)}", f"{frame.height} rows"
+    if scored is None or "row" not in frame.columns:
+        return map_figure([("", frame)], colour=None, title=title, n=n)
+    targets = scored["target"].unique(maintain_order=True).to_list()
+    shown = targets[:MAPS]
+    maps = [("" if len(targets) == 1 else str(t), frame.join(scored.filter(pl.col("target") == t).select("row", "score"), on="row", how="left")) for t in shown]
+    label = f"similarity to {targets[0]}" if len(targets) == 1 else "similarity to the target"
+    if len(targets) > MAPS:
+        title += f" (the first {MAPS} of {len(targets)} targets)"
+    return map_figure(maps, colour="score", label=label, title=title, n=n)
 
 
 def quality(run: Any) -> go.Figure:
     """How good the sparse autoencoder is on this model."""
     frame = need(run, "quality", ("site", "l0", "explained_variance", "dead_fraction"))
     names = {"site": "site", "l0": "active features (L0)", "explained_variance": "explained variance", "dead_fraction": "dead features",
-             "loss_recovered": "loss recovered", "width": "width", "k": "k"}  # fmt: skip
+             "loss_recovered_training": "loss recovered (in training)", "width": "width", "k": "k"}  # fmt: skip
     columns = [c for c in names if c in frame.columns]
-    shares = {"explained_variance", "dead_fraction", "loss_recovered"}
+    shares = {"explained_variance", "dead_fraction", "loss_recovered_training"}
 
     def word(column: str, value: Any) -> str:
         if isinstance(value, float):
@@ -288,6 +328,7 @@ FIGURES = {
     "scores": scores,
     "precision": precision,
     "overlap": overlap,
+    "overlap_by_ratio": overlap_by_ratio,
     "features": features,
     "feature_map": feature_map,
     "cards": cards,
@@ -354,9 +395,13 @@ def _plain(token: str) -> str:
 
 
 def _at_ratio(frame: pl.DataFrame, run: Any) -> tuple[pl.DataFrame, float | None]:
-    """The rows at the ratio that the run selected (or the nearest), and that ratio."""
+    """The rows at the size that the run selected (or the nearest), and its share of the pool."""
     if "ratio" not in frame.columns:
         return frame, None
-    wanted = info(run, "config", "ratio", default=0.05)
-    ratio = min(set(frame["ratio"].to_list()), key=lambda r: abs(r - wanted))
-    return frame.filter(pl.col("ratio") == ratio), ratio
+    k = info(run, "config", "k", default=None)
+    if k is not None and "k" in frame.columns:
+        near = min(set(frame.select("k", "ratio").iter_rows()), key=lambda pair: (abs(pair[0] - k), pair[1]))[1]
+    else:
+        wanted = info(run, "config", "ratio", default=0.05)
+        near = min(set(frame["ratio"].to_list()), key=lambda r: abs(r - wanted))
+    return frame.filter(pl.col("ratio") == near), near
