@@ -151,6 +151,37 @@ def test_what_cannot_be_trained_is_refused_first(model, ids, tmp_path, options, 
         train(model, ids, tmp_path / "sae", short(**options))
 
 
+def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(stories260k, model, tmp_path, capsys, monkeypatch):
+    import os
+    import signal
+
+    rng = np.random.default_rng(1)
+    (tmp_path / "texts.txt").write_text("\n".join(" ".join(rng.choice(WORDS, 20)) for _ in range(60)))
+    options = ["train-sae", "--model", str(stories260k), "--site", "resid_post.1", "--data", str(tmp_path / "texts.txt"), "--width", "2x", "--k", "4",
+               "--tokens", "4k", "--batch", "128"]  # fmt: skip
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    plain = SAETrainer.step
+
+    def step(self, batch):
+        if self.n_training_steps == 12:
+            os.kill(os.getpid(), signal.SIGINT)  # while a step is computed
+        return plain(self, batch)
+
+    monkeypatch.setattr(SAETrainer, "step", step)
+    assert command([*options, "--out", str(tmp_path / "sae")]) == 130
+    assert f"the same command goes on with the training in {tmp_path / 'sae'}" in capsys.readouterr().err
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "sae" / "training.safetensors", "pt") as kept:
+        assert json.loads(kept.metadata()["counts"])["steps"] == 13
+    monkeypatch.setattr(SAETrainer, "step", plain)
+    assert command([*options, "--out", str(tmp_path / "sae")]) == command([*options, "--out", str(tmp_path / "whole")]) == 0
+    one, other = (saes.load(tmp_path / name).inner.state_dict() for name in ("sae", "whole"))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=1e-5)
+
+
 def test_the_command_trains_reports_and_refuses(stories260k, tmp_path, capsys):
     rng = np.random.default_rng(1)
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(rng.choice(WORDS, 20)) for _ in range(60)))

@@ -172,8 +172,9 @@ def train(
 ) -> dict[str, Any]:
     """Train on the activations of `ids`, write the autoencoder in sae-lens's format and the report into `out`, return the report.
 
-    What `out` already holds of the same training is resumed; a finished one is returned. `dtype` is that of the stored weights; the
-    report is of the stored autoencoder on held-out texts. Raises InputError for what does not fit, and for another training in `out`."""
+    What `out` already holds of the same training is resumed; a finished one is returned. `progress` and `check` are called between two
+    steps; what they raise stops the training, and what is done by then is kept. `dtype` is that of the stored weights; the report is of
+    the stored autoencoder on held-out texts. Raises InputError for what does not fit, and for another training in `out`."""
     recipe.check(model)
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
@@ -204,10 +205,14 @@ def train(
             raise InputError(f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate (lr).")
         if done % save_every == 0 and done < total:
             _save(trainer, state, identity)
-        if progress is not None and (done % 20 == 0 or done == total):
-            progress(done * recipe.batch, total * recipe.batch, f"loss {float(step.losses['mse_loss']):.4g}")
-        if check is not None:
-            check()
+        try:
+            if progress is not None and (done % 20 == 0 or done == total):
+                progress(done * recipe.batch, total * recipe.batch, f"loss {float(step.losses['mse_loss']):.4g}")
+            if check is not None:
+                check()
+        except BaseException:  # asked to stop, between two steps
+            _save(trainer, state, identity)
+            raise
 
     inner = trainer.sae
     inner.fold_activation_norm_scaling_factor(scale)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,9 +42,6 @@ def train_sae(
     json: Json = False,
 ) -> None:
     """Train a sparse autoencoder on a model's activations, and report how faithful it is."""
-    import contextlib
-    import sys
-
     from workbench.samples import read_samples, texts
 
     found = texts(read_samples(data, what="text"))
@@ -56,14 +58,43 @@ def train_sae(
         from workbench.store import Store
 
         kept = Store()
-    with progress(quiet=quiet) as report, contextlib.redirect_stdout(sys.stderr):
-        result = train(loaded, windows(loaded, found, context), out, recipe, store=kept, dtype=store_dtype, progress=report)
+    with progress(quiet=quiet) as report, contextlib.redirect_stdout(sys.stderr), stopping(out) as check:
+        result = train(loaded, windows(loaded, found, context), out, recipe, store=kept, dtype=store_dtype, progress=report, check=check)
     if json:
         print_json(result)
     else:
         print(f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active per token.")
         print(f"Explained variance {result['explained_variance']:.3f}, loss recovered {result['loss_recovered']:.3f}, features that never fire {result['dead_fraction']:.1%}")
         print(f"({result['tokens']:,} tokens of {result['texts']} held-out texts).")
+
+
+@contextlib.contextmanager
+def stopping(out: Path) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM end the training after the step in progress, so that what is kept is the state between two steps; a second one
+    ends it at once. Yields the check that raises Cancelled."""
+    from workbench.errors import Cancelled
+
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    def check() -> None:
+        if asked:
+            raise Cancelled(f"Cancelled; the same command goes on with the training in {out}.")
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            before.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
+        yield check
+    except KeyboardInterrupt:
+        raise Cancelled(f"Cancelled; the same command goes on with what was last saved of the training in {out}.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def count(text: str) -> int:
