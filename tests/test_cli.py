@@ -215,8 +215,8 @@ def test_compare_prints_differences_and_correlations(fake, capsys):
     from workbench.runs import list_runs
 
     two, one = (run.id for run in list_runs())
-    # `part` is no column that the workbench knows as a key, and `draw` alone does not tell the rows apart
-    assert command_line(["compare", one, two]) == 0 and "cannot be told apart" in capsys.readouterr().out
+    # `draw` alone, the column that the workbench knows as a key, does not tell the rows apart: the probe's own `part` joins it
+    assert command_line(["compare", one, two]) == 0 and "8 rows matched on part, draw" in capsys.readouterr().out
     assert command_line(["compare", one, two, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"] == {"seed": [0, 1]}
 

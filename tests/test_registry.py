@@ -209,6 +209,8 @@ def test_a_function_with_other_arguments_or_without_a_config_is_refused():
         probe("x", summary="S.", tables={}, bibtex="")(lambda model, config, context: None)
     with pytest.raises(TypeError, match="lower-case words"):
         _declare("Not A Name")
+    with pytest.raises(TypeError, match="no key 'texts' that could name the data file"):
+        _declare(data=registry.DataSpec(("text",), option="texts"))
 
 
 def test_an_unknown_probe_is_refused_and_the_nearest_one_named():

@@ -108,7 +108,9 @@ class Frame:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+    """Whether a device or the CPU (which torch reports as a plain RuntimeError) had no room for a tensor."""
+    refused = isinstance(error, RuntimeError) and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
+    return refused or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def in_batches(

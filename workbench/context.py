@@ -46,6 +46,7 @@ class Context:
     on_progress: Callable[[int, int, str], None] | None = None
     cancelled: Callable[[], bool] | None = None
     sae: dict[str, Any] | None = None  # {path, width, k}: recorded in run.json where one is used
+    rows_used: int | None = None  # rows of the data file that were used; set by the probe where not all were, recorded in run.json
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     warnings: list[str] = field(default_factory=list)
     parts_loaded: int = 0

@@ -34,7 +34,8 @@ GROUP = "workbench.probes"
 @dataclass(frozen=True)
 class DataSpec:
     """The data file of a probe. ``required``: columns. ``default``: the file that ships with the project, as
-    ``"package:path/inside/it"``. ``optional``: the probe also runs without one. ``folder``: a folder of such files also does."""
+    ``"package:path/inside/it"``. ``optional``: the probe also runs without one. ``folder``: a folder of such files also does.
+    ``option``: the config key that may name the file in place of --data (any text but its default does)."""
 
     required: tuple[str, ...] = ()
     default: str | None = None
@@ -44,6 +45,7 @@ class DataSpec:
     # The file that ships with a model of that name (an organism), None for any other model; goes before `default`.
     for_model: Callable[[str], Path | None] | None = None
     folder: bool = False
+    option: str | None = None
 
     def default_path(self) -> Path | None:
         """The shipped file; None where there is none."""
@@ -72,6 +74,7 @@ class Probe:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     title: str = ""
     version: int = 1
+    material: Callable[[Any, str], Mapping[str, Any]] | None = None
 
 
 _registered: dict[str, Probe] = {}
@@ -90,6 +93,7 @@ def probe(
     keys: Mapping[str, tuple[str, ...]] | None = None,
     title: str = "",
     version: int = 1,
+    material: Callable[[Any, str], Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is unchanged.
 
@@ -97,6 +101,8 @@ def probe(
     data_path)``: raises InputError before any model is loaded. ``figures``: ``"module:function"`` giving ``{name: Figure}``
     of a run. ``demo``: config values of a short run. ``keys``: table -> columns that identify a row (for ``compare``; found
     by itself where absent). ``version``: raise it when the numbers change, so that old runs are not taken for new ones.
+    ``material(config, model name)``: what the numbers depend on besides config and data file, for example a text that ships with the
+    project, by name: paths, which count by their content, or plain values. It goes into the identity of a run and into run.json.
     """
     import inspect
 
@@ -112,6 +118,8 @@ def probe(
         if annotation is None:
             raise TypeError(f"{where}: annotate the argument `config` with the config dataclass")
         check_class(annotation, where=where)
+        if data is not None and data.option is not None and data.option not in annotation.__dataclass_fields__:
+            raise TypeError(f"{where}: the config has no key '{data.option}' that could name the data file")
         register(
             Probe(
                 name=name,
@@ -127,6 +135,7 @@ def probe(
                 keys={table: tuple(columns) for table, columns in (keys or {}).items()},
                 title=title or name.replace("-", " ").capitalize(),
                 version=version,
+                material=material,
             )
         )
         return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -10,6 +11,7 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -51,7 +53,7 @@ def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = No
     item = registry.get(probe) if isinstance(probe, str) else probe
     if not isinstance(config, item.config):
         config = configs.build(item.config, config, where=f"the config of {item.name}")
-    path, name = _data_file(item, data)
+    path, name = _data_file(item, config, data)
     if item.validate is not None:
         item.validate(config, path)
     elif path is not None and item.data is not None and item.data.required:
@@ -110,6 +112,7 @@ def execute(
         identity = identify(ready, model, seed=seed, engine=engine, edits=edits)
         name = f"{ready.probe.name}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
         folder = Path(out).expanduser().resolve() if out is not None else runs_root() / name
+        made = not folder.exists()
         _own_folder(folder, name)
         with folder_lock(
             folder / ".lock",
@@ -119,6 +122,11 @@ def execute(
             return _locked(ready, model, context, folder, name, command, fresh, begun, loaded)
     except KeyboardInterrupt:
         raise Cancelled("Cancelled; the same command resumes the run.") from None
+    except InputError:
+        if folder is not None and made:  # nothing came of it, and nothing can be resumed; _locked has emptied it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
     except OSError as error:  # the first write of the run
         raise error if folder is None else _failure(error, ready.probe, folder) from error
 
@@ -147,6 +155,7 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         "config": configs.to_dict(ready.config),
         "model": describe_model(model),
         "data": _describe_data(ready),
+        **({"material": material} if (material := _material(ready, model.name)) else {}),
         "seed": context.seed,
         "engine": context.engine,
         "edits": _edits(context.edits),
@@ -183,6 +192,9 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
             info["peak_device_memory_bytes"] = on_device
         if context.sae is not None:
             info["sae"] = dict(context.sae)
+        if context.rows_used is not None and info["data"] is not None:
+            there = info["data"].get("rows_in_file", info["data"]["rows"])
+            info["data"] |= {"rows": context.rows_used} | ({"rows_in_file": there} if there not in (None, context.rows_used) else {})
         if error is not None:
             info["error"] = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
         write_json(folder / "run.json", info)
@@ -197,6 +209,9 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
             close("cancelled")
             raise Cancelled(f"Cancelled; the same command resumes the run {name}.") from None
     except BaseException as error:
+        if isinstance(error, InputError) and not before and not (folder / "parts").exists():
+            _clear(folder)  # refused before anything was computed: no run
+            raise
         try:
             close("failed", error)
         except OSError:
@@ -212,10 +227,18 @@ def _failure(error: BaseException, probe: Probe, folder: Path) -> BaseException:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunFailed(f"The disk of {folder} is full; free some space, and the same command resumes the run.")
-    if isinstance(error, MemoryError):
+    if _out_of_memory(error):
         return RunFailed(f"The probe '{probe.name}' ran out of memory; use a smaller batch, model or dtype.")
     text = " ".join(str(error).split()).rstrip(".") or "no message"
     return RunFailed(f"The probe '{probe.name}' failed with {type(error).__name__}: {text}.")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from workbench.batching import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def identify(ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edits: Sequence[Any] = ()) -> dict[str, Any]:
@@ -224,6 +247,7 @@ def identify(ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edit
     for field in dataclasses.fields(ready.config):
         if field.metadata["file"]:
             values[field.name] = _by_content(values[field.name])
+    material = {name: entry.get("fingerprint", entry.get("value")) for name, entry in _material(ready, model.name).items()}
     return {
         "probe": ready.probe.name,
         "version": ready.probe.version,
@@ -235,6 +259,7 @@ def identify(ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edit
         "engine": engine,
         "dtype": _dtype(model),
         "edits": _edits(edits),
+        **({"material": material} if material else {}),
     }
 
 
@@ -266,21 +291,22 @@ def command_for(
     edit: str | Path | None = None,
     out: str | Path | None = None,
 ) -> str:
-    """The command line that does the same. ``model``: a Model or a name."""
-    words = ["workbench", "run", ready.probe.name, "--model", str(model if isinstance(model, (str, Path)) else model.name)]
+    """The command line that does the same, from any folder: files by their absolute paths. ``model``: a Model or a name."""
+    words = ["workbench", "run", ready.probe.name, "--model", _model_word(str(model if isinstance(model, (str, Path)) else model.name))]
     revision = revision or getattr(model, "revision", None)
     words += ["--revision", str(revision)] if revision else []
-    if ready.data is not None and ready.data_name is None:
+    if ready.data is not None and ready.data_name is None and _named_in(ready.config, ready.probe) is None:
         words += ["--data", str(ready.data)]
+    files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}
     for key, value in configs.changed(ready.config).items():
-        words += ["--set", f"{key}={configs.format_value(value)}"]
+        words += ["--set", f"{key}={configs.format_value(_absolute(value) if key in files else value)}"]
     words += ["--seed", str(seed)] if seed else []
     words += ["--engine", engine] if engine != "hf" else []
     dtype = dtype if isinstance(model, (str, Path)) else _dtype(model)
     words += ["--dtype", dtype] if dtype not in (None, "float32") else []
     words += ["--device", device] if device else []
-    words += ["--edit", str(edit)] if edit is not None else []
-    words += ["--out", str(out)] if out is not None else []
+    words += ["--edit", str(Path(edit).expanduser().resolve())] if edit is not None else []
+    words += ["--out", str(Path(out).expanduser().resolve())] if out is not None else []
     return shlex.join(words)
 
 
@@ -321,7 +347,20 @@ def figure(run: Run | str | Path, name: str | None = None):
 # ---- pieces
 
 
-def _data_file(item: Probe, data: str | Path | None) -> tuple[Path | None, str | None]:
+def _named_in(config: Any, item: Probe) -> str | None:
+    """The data file that the config names, where the probe has a key for that and it is not left at its default."""
+    key = item.data.option if item.data is not None else None
+    value = getattr(config, key) if key is not None else None
+    return value if isinstance(value, str) and key in configs.changed(config) else None
+
+
+def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path | None, str | None]:
+    named = _named_in(config, item)
+    if named is not None:
+        path = existing(named, what=item.data.what).resolve()
+        if data is not None and Path(data).expanduser().resolve() != path:
+            raise InputError(f"The {item.data.what} file is given twice, --data {data} and {item.data.option}={named}; keep one.")
+        return path, None
     if data is not None:
         if item.data is None:
             raise InputError(f"The probe '{item.name}' takes no data file.")
@@ -358,6 +397,15 @@ def _describe_data(ready: Prepared) -> dict[str, Any] | None:
         rows = None
     where = {"path": str(ready.data)} if ready.data_name is None else {"name": ready.data_name}
     return {**where, "fingerprint": fingerprint_file(ready.data), "rows": rows}
+
+
+def _material(ready: Prepared, model: str) -> dict[str, dict[str, Any]]:
+    """What the probe says it reads besides its data: {file, fingerprint} of a path, {value} of anything else."""
+    found = dict(ready.probe.material(ready.config, model)) if ready.probe.material is not None else {}
+    return {
+        name: {"file": value.name, "fingerprint": digest_path(value)} if isinstance(value, Path) else {"value": value}
+        for name, value in found.items()
+    }
 
 
 def _own_folder(folder: Path, name: str) -> None:
@@ -404,6 +452,25 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
 
 def _dtype(model: Any) -> str:
     return str(model.dtype).removeprefix("torch.")
+
+
+def _model_word(name: str) -> str:
+    """The name of a model for a command line: a local folder by its absolute path."""
+    from workbench import organisms
+
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() and name not in organisms.names() else name
+
+
+def _absolute(value: Any) -> Any:
+    """A path that exists as an absolute one; anything else as it is (a single word that is a folder may be a name as well)."""
+    if isinstance(value, tuple):
+        return tuple(_absolute(item) for item in value)
+    if isinstance(value, str) and value:
+        path = Path(value).expanduser()
+        if path.is_file() or (path.is_dir() and value.startswith((".", "~", "/"))):
+            return str(path.resolve())
+    return value
 
 
 def _by_content(value: Any) -> Any:
