@@ -201,7 +201,7 @@ def geometry(*, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 400
             name = f"step{step}" if step is not None else None
             rows.append({
                 "checkpoint": name, "step": step, "layer": layer, "rankme": rankme, "rankme_singular": rankme * 1.6, "alpha": alpha,
-                "alpha_r2": 0.98, "n": 2000, "d": width, "ci_low": rankme - 0.8, "ci_high": rankme + 0.8,
+                "alpha_intercept": 0.1, "alpha_r2": 0.98, "n": 2000, "d": width, "ci_low": rankme - 0.8, "ci_high": rankme + 0.8,
             })  # fmt: skip
             value = np.arange(1, width + 1.0) ** -alpha * np.exp(rng.normal(0, 0.03, width))
             spectrum += [{"checkpoint": name or "model", "layer": layer, "rank": r + 1, "eigenvalue": float(v)} for r, v in enumerate(value)]
@@ -215,11 +215,12 @@ def geometry(*, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 400
             for m in ("pca", "umap")
         ]),
         "ablation": pl.DataFrame([
-            {"checkpoint": "model", "k": k, "directions": how, "loss": loss, "ci_low": loss - 0.1, "ci_high": loss + 0.1,
+            {"checkpoint": "model", "k": k, "directions": how, "draw": draw, "loss": loss + 0.1 * draw, "ci_low": loss - 0.1, "ci_high": loss + 0.1,
              "accuracy": None, "n": 64}
             for k in (1, 5, 10, 20, 50)
             for how, loss in (("remove", 3 + 0.02 * k), ("keep", 3 + 2 / k), ("remove random", 3 + 0.005 * k), ("keep random", 5.0))
-        ] + [{"checkpoint": "model", "k": 0, "directions": "none", "loss": 2.8, "ci_low": 2.7, "ci_high": 2.9, "accuracy": None, "n": 64}]),
+            for draw in range(5 if "random" in how else 1)
+        ] + [{"checkpoint": "model", "k": 0, "directions": "none", "draw": 0, "loss": 2.8, "ci_low": 2.7, "ci_high": 2.9, "accuracy": None, "n": 64}]),
         "curve": pl.DataFrame([{"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
                                for layer in range(layers) for m in (250, 500, 1000, 2000)]),
         "correlation": pl.DataFrame([

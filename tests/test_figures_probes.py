@@ -291,6 +291,9 @@ def test_the_fitted_line_of_a_spectrum_has_the_slope_of_alpha():
         name = fit.name.removesuffix(": fit")
         alpha = layers.filter((pl.col("checkpoint") == name) & (pl.col("layer") == 7))["alpha"][0]
         assert -slope == pytest.approx(alpha)
+        # at the height of the stored intercept, in shares of the total: the fit's own weights, not the figure's
+        total = run.table("spectrum").filter((pl.col("checkpoint") == name) & (pl.col("layer") == 7))["eigenvalue"].sum()
+        assert np.log(fit.y[0]) == pytest.approx(0.1 - alpha * np.log(3) - np.log(total))
         assert (fit.x[0], fit.x[-1]) == (3, 40)
 
 
@@ -302,6 +305,14 @@ def test_the_trajectory_shades_the_phases_and_a_single_model_has_none():
     single = figure_runs.geometry(steps=())
     made, reasons = collect(single, representation_geometry.FIGURES)
     assert "trajectory" in reasons and "two checkpoints" in reasons["trajectory"] and "layers" in made
+
+
+def test_random_directions_are_drawn_as_mean_and_range_over_their_draws():
+    _, figures, _ = drawn("geometry")
+    x, y = curve(figures["eigen_ablation"], "random k removed")
+    assert x.tolist() == [1, 5, 10, 20, 50] and y == pytest.approx([3.2 + 0.005 * k for k in x])
+    table = data_of(figures["eigen_ablation"]).filter(trace="random k removed", x=10)
+    assert (table["low"][0], table["high"][0]) == pytest.approx((3.05, 3.45))
 
 
 def test_one_layer_has_no_course_over_layers():

@@ -47,9 +47,16 @@ def test_a_monotone_course_is_one_phase_and_noise_adds_none():
     rise = phases.segment(steps, np.log(steps), rng=np.random.default_rng(0))
     assert [p.name for p in rise] == ["entropy-seeking"] and (rise[0].start_step, rise[0].end_step) == (100, 3000)
     fall = phases.segment(steps, -np.log(steps), rng=np.random.default_rng(0))
-    assert [p.name for p in fall] == ["warm-up"]
+    assert [p.name for p in fall] == ["compression-seeking"]  # at 3 % of the training the warm-up is over
     noisy = [np.log(steps) + 0.1 * np.random.default_rng(seed).standard_normal(30) for seed in range(60)]
     assert sum(len(phases.segment(steps, course, error=0.1, draws=0, rng=np.random.default_rng(0))) > 1 for course in noisy) <= 3
+
+
+def test_a_fall_is_a_warm_up_only_at_the_beginning_of_training():
+    values = np.array([9, 6, 3, 1, 3, 6, 9, 12, 9, 6.0])
+    for first, name in ((0, "warm-up"), (10, "warm-up"), (50_000, "compression-seeking")):
+        steps = np.append(first, np.linspace(60_000, 143_000, 9))
+        assert [p.name for p in phases.segment(steps, values, error=0.1, rng=np.random.default_rng(0))] == [name, "entropy-seeking", "compression-seeking"]
 
 
 def test_rise_then_fall_has_no_warm_up():

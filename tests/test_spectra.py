@@ -82,16 +82,33 @@ def test_white_noise_at_fifteen_thousand_samples_is_the_golden_value():
     assert abs(spectra.power_law(spectrum.eigenvalues).alpha - 0.048) < 0.005
 
 
+def test_the_null_without_samples_is_that_of_white_samples():
+    """Golden values of the method page, and the same distribution as features that are drawn, centred and decomposed."""
+    rng = np.random.default_rng(0)
+    for n, golden in ((1000, 613.8), (500, 390.7)):
+        assert abs(spectra.rankme(spectra.white_eigenvalues(n, 1024, rng=rng)) - golden) < 0.005 * golden
+    for n, d in ((60, 20), (20, 60), (20, 20)):
+        drawn, made = [], []
+        for _ in range(60):
+            x = rng.standard_normal((n, d))
+            drawn.append(np.linalg.svd(x - x.mean(0), compute_uv=False)[: min(n, d)] ** 2 / n)
+            made.append(spectra.white_eigenvalues(n, d, rng=rng))
+        assert made[0].shape == (min(n, d),)
+        for statistic in (spectra.rankme, lambda v: v.max(-1), lambda v: v.sum(-1)):
+            a, b = statistic(np.array(drawn)), statistic(np.array(made))
+            assert abs(a.mean() - b.mean()) < 4 * np.sqrt((a.var() + b.var()) / 60) and 0.5 < a.std() / b.std() < 2
+
+
 def test_an_uncentred_mean_collapses_rankme_and_centring_prevents_it():
     rng = np.random.default_rng(0)
-    white = rng.standard_normal((15000, 256))
-    for norm, golden in ((0, 252.0), (16, 31.0), (64, 1.7)):
+    white = rng.standard_normal((5000, 256))
+    for norm, golden in ((0, 249.0), (16, 31.0), (64, 1.7)):
         shifted = torch.tensor(white + norm * np.eye(256)[3])
         moments = spectra.Moments.like(shifted)
         moments.add(shifted)
         uncentred = float(spectra.rankme(torch.linalg.eigvalsh(moments.second_moment()).numpy()))
-        assert abs(uncentred - golden) < 0.1 * golden
-        assert spectra.from_moments(moments).rankme > 245
+        assert abs(uncentred - golden) < (1 if norm == 0 else 0.1 * golden)
+        assert abs(spectra.from_moments(moments).rankme - 249) < 1
 
 
 def test_rank_eight_in_2048_dimensions_is_eight():

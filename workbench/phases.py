@@ -1,7 +1,7 @@
 """Phases of a training run from the course of a number over checkpoints (RankMe: arXiv 2509.23024, Figs. 1-2).
 
-A phase is a stretch over which the number only falls or only rises: fall = "warm-up" before the first rise, rise =
-"entropy-seeking", later falls = "compression-seeking". The course is cut into alternately falling and rising pieces, each fitted by
+A phase is a stretch over which the number only falls or only rises: a first fall = "warm-up" if the course begins near step 0 (at no
+more than 1 % of its last step), rise = "entropy-seeking", other falls = "compression-seeking". The course is cut into alternately falling and rising pieces, each fitted by
 isotonic regression, at the least total squared error; a further piece must pay for itself (a penalty in log t). Nothing is
 assumed about the form of the course, the steps need not be evenly spaced, and a course without a phase simply lacks it.
 """
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.errors import InputError
+
+NEAR_ZERO = 0.01  # share of the last step up to which a course begins with the training
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,10 @@ def segment(
     for _ in range(draws if len(cuts) > 2 else 0):
         again = fitted + sigma * rng.standard_normal(len(values))
         redrawn.append(_best(again, sigma, [len(cuts) - 1], first_rising=rising)[0])
-    phases, risen = [], False
+    phases, warm = [], steps[0] <= NEAR_ZERO * steps[-1]
     for k in range(len(cuts) - 1):
         up = rising ^ (k % 2 == 1)
-        risen |= up
-        name = "entropy-seeking" if up else "compression-seeking" if risen else "warm-up"
+        name = "entropy-seeking" if up else "warm-up" if warm and k == 0 else "compression-seeking"
         start, end = cuts[k], cuts[k + 1]
         low_start, high_start = _interval(steps, redrawn, k, level) if k else (steps[0], steps[0])
         last = k == len(cuts) - 2

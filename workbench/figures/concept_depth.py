@@ -12,7 +12,7 @@ import polars as pl
 from workbench.errors import InputError
 from workbench.figures import parts, theme
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
-from workbench.figures.tables import drawn, finite, maybe, model_name, need, numbers
+from workbench.figures.tables import drawn, finite, info, maybe, model_name, need, numbers
 
 INTERVAL = "95 % bootstrap over test rows, or over groups where the rows have one"
 # what the points of the depth table are called in a figure, and their marker
@@ -201,6 +201,8 @@ def causal(run: Any) -> go.Figure:
     """The model's own answer when the probe's direction is projected out, against random directions."""
     frame = finite(need(run, "causal", ("dataset", "layer", "direction", "separation")), "separation", what="answer")
     concepts = frame["dataset"].unique(maintain_order=True).to_list()
+    site = info(run, "config", "site")
+    where = "" if site is None else f" ({site}; the residual stream still carries what is removed there)" if not str(site).startswith("resid") else f" ({site})"
     fig = sheet(
         concepts,
         title=f"Answers of {model_name(run)} without the direction that the probe reads",
@@ -209,7 +211,7 @@ def causal(run: Any) -> go.Figure:
         aspect=0.7,
         share_y=False,
         share_x=False,
-        note="Dotted: the unedited model. Random directions: mean and range over draws.",
+        note=f"Dotted: the unedited model. Random directions: mean and range over draws. One token's state in one layer is edited{where}.",
         interval=INTERVAL,
         n=int(frame["n"].max()) if "n" in frame.columns else None,
     )

@@ -103,7 +103,7 @@ def spectrum(run: Any) -> go.Figure:
     over_layers = len(keys) == 1
     names = sorted(set(frame["layer"].to_list())) if over_layers else keys
     colours = _ordered(len(names))
-    measured = maybe(run, "layers", ("checkpoint", "layer", "alpha"))
+    measured = maybe(run, "layers", ("checkpoint", "layer", "alpha", "alpha_intercept"))
     first, last = _fit_range(run, measured)
     fig = sheet(
         title=f"Spectrum of the representations of {model_name(run)}" + ("" if over_layers else f", layer {chosen}"),
@@ -124,11 +124,10 @@ def spectrum(run: Any) -> go.Figure:
         rank, share = numbers(part, "rank"), numbers(part, "share")
         label = f"layer {name}" if over_layers else str(name)
         parts.add_curve(fig, 0, rank, share, name=label, style=theme.Style(colour), markers=False, hover="rank %{x}: %{y:.3g}")
-        alpha = _alpha(measured, key, layer)
+        fit = _fit(measured, key, layer)
         inside = (rank >= first) & (rank <= last)
-        if alpha is not None and inside.sum() > 1:
-            weights = 1 / rank[inside]
-            level = np.average(np.log(share[inside]) + alpha * np.log(rank[inside]), weights=weights)
+        if fit is not None and inside.sum() > 1:
+            alpha, level = fit[0], fit[1] - np.log(float(part["total"][0]))  # the line is drawn in shares
             x = np.array([rank[inside].min(), rank[inside].max()])
             fig.add_scatter(
                 x=x, y=np.exp(level - alpha * np.log(x)), mode="lines", line={"color": theme.RED, "dash": "dash"}, showlegend=False,
@@ -171,7 +170,7 @@ def eigen_ablation(run: Any) -> go.Figure:
         x="directions (k)",
         y=[m[1] for m in measures],
         share_y=False,
-        interval="95 % bootstrap over texts",
+        interval="95 % bootstrap over texts; of the random directions, the range over draws",
         n=f"{frame['n'].max()} texts" if "n" in frame.columns else None,
     )
     names = {"remove": "top k removed", "keep": "top k kept", "remove random": "random k removed", "keep random": "random k kept"}
@@ -181,6 +180,9 @@ def eigen_ablation(run: Any) -> go.Figure:
             hue, symbol = hues.get(str(how).split()[0], (theme.OCHRE, "diamond"))
             style = theme.Style(hue, "dash", f"{symbol}-open") if "random" in str(how) else theme.Style(hue, "solid", symbol)
             part = edited.filter(pl.col("directions") == how).sort("k")
+            if part["k"].is_duplicated().any():  # several draws of random directions
+                value = pl.col(measure).cast(pl.Float64)
+                part = part.group_by("k").agg(value.mean(), value.min().alias(low), value.max().alias(high)).sort("k")
             parts.add_curve(
                 fig, i, numbers(part, "k"), numbers(part, measure), name=names.get(how, str(how)), style=style, legend=i == 0,
                 low=numbers(part, low), high=numbers(part, high), hover="k = %{x}: %{y:.4g}",
@@ -426,9 +428,10 @@ def _fit_range(run: Any, measured: pl.DataFrame | None) -> tuple[int, int]:
         return 12, 100
 
 
-def _alpha(measured: pl.DataFrame | None, checkpoint: str, layer: int) -> float | None:
+def _fit(measured: pl.DataFrame | None, checkpoint: str, layer: int) -> tuple[float, float] | None:
+    """(alpha, ln eigenvalue at rank 1) of the line that was fitted, whatever its weights were."""
     if measured is None:
         return None
     row = measured.filter((pl.col("checkpoint").cast(pl.String) == str(checkpoint)) & (pl.col("layer") == layer))
-    value = row["alpha"][0] if row.height else None
-    return float(value) if value is not None and np.isfinite(value) else None
+    found = [float(numbers(row, c)[0]) for c in ("alpha", "alpha_intercept")] if row.height else [np.nan]
+    return (found[0], found[1]) if np.isfinite(found).all() else None
