@@ -17,14 +17,19 @@ from workbench.patching import activation_patching, attribution, direct_effects,
 
 # grouped queries; fused projections; parallel blocks; post-norms, soft-caps and a sliding window; post-norms only; experts
 NAMES = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "mixtral")
+FURTHER = ("mistral", "qwen3", "gemma3_text", "phi3", "opt", "falcon", "gptj")
 CLOSE = 1e-4
 N, K = 3, 2
 
 
 def parts(hf):
     """(output projection, module whose output the MLP adds to the stream) of every layer, by their names in transformers."""
+    if hf.config.model_type == "falcon":
+        return [(b.self_attention.dense, b.mlp) for b in hf.transformer.h]
+    if hf.config.model_type == "opt":
+        return [(b.self_attn.out_proj, b.fc2) for b in hf.model.decoder.layers]
     if hasattr(hf, "transformer"):
-        return [(b.attn.c_proj, b.mlp) for b in hf.transformer.h]
+        return [(getattr(b.attn, "c_proj", None) or b.attn.out_proj, b.mlp) for b in hf.transformer.h]
     if hasattr(hf, "gpt_neox"):
         return [(b.attention.dense, b.mlp) for b in hf.gpt_neox.layers]
     return [(b.self_attn.o_proj, b.mlp) for b in hf.model.layers]
@@ -308,16 +313,58 @@ def test_a_prompt_of_one_token_can_be_patched(case):
     torch.testing.assert_close(activation_patching(model, [[5]], [[9]], [[7]], "head_out", layers=[1], head=2).change()[0, 0], found[0, 6])
 
 
-@pytest.mark.parametrize("name", ("mistral", "qwen3", "gemma3_text", "phi3", "opt", "falcon", "gptj"))
-def test_further_architectures_give_the_same_total_effect_by_patching_whole_passes(name):
-    """The replay of single blocks against whole forward passes of the same model, one head at a time."""
-    model = wrap(build(name), None, name=name)
-    ids, donors = [[5, 9, 13, 21, 40, 33, 7, 28]], [[5, 31, 13, 22, 41, 33, 8, 28]]
-    found = total_effects(model, ids, donors, [[11, 12]], heads=[(0, 1), (1, 3), (2, 2)])
-    for number, (layer, head) in enumerate([(0, 1), (1, 3), (2, 2)]):
-        alone = activation_patching(model, ids, donors, [[11, 12]], "head_out", layers=[layer], positions=[-1], head=head)
-        torch.testing.assert_close(found.patched_logits[:, number], alone.patched_logits[:, 0], atol=1e-4, rtol=0)
-    assert found.change().abs().max() > 1e-3
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_architectures_equal_one_forward_per_head(case, name):
+    """All three variants against one plain pass per head, written out above; one prompt each."""
+    model, exact, ids, donors, tokens = (part[:1] if isinstance(part, list) else part for part in case(name))
+    assert len(parts(exact)) == model.n_layers
+    for effects, frozen_heads, frozen_mlps in ((direct_effects, True, True), (direct_mlp_effects, True, False), (total_effects, False, False)):
+        wanted = expected((model, exact, ids, donors, tokens), freeze_heads=frozen_heads, freeze_mlps=frozen_mlps)
+        assert wanted.abs().max() > 0.02
+        torch.testing.assert_close(effects(model, ids, donors, tokens).change().double(), wanted.double(), atol=CLOSE, rtol=0)
+
+
+def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_numbers(case, monkeypatch):
+    """Passes that hold more than one prompt, or more than 14 rows, run out of memory; a single unit too large is an error."""
+    from workbench import patching, replay
+
+    model, _, ids, donors, tokens = case("llama")
+    calls = [(direct_effects, {}), (total_effects, {}), (direct_mlp_effects, {}), (activation_patching, {"kind": "mlp_out", "positions": [-1, -2, -3]})]
+    wanted = [call(model, ids, donors, tokens, **options).change() for call, options in calls]
+    slopes = attribution(model, ids, donors, tokens)
+    refused = []
+
+    def full(function, size, most):
+        def run(*args, **options):
+            if size(*args) > most:
+                refused.append(function.__name__)
+                raise torch.OutOfMemoryError("no room")
+            return function(*args, **options)
+
+        return run
+
+    monkeypatch.setattr(patching, "_both", full(patching._both, lambda model, residual, patched, tokens: len(residual), 1))
+    monkeypatch.setattr(replay, "_replay", full(replay._replay, lambda model, seen, jobs: len(jobs), 5))
+    monkeypatch.setattr(patching, "_one_batch", full(patching._one_batch, lambda model, ids, edits: len(ids), 2))
+    monkeypatch.setattr(patching, "pad", full(patching.pad, lambda rows: len(rows), 1))
+    for (call, options), expected_change in zip(calls, wanted):
+        torch.testing.assert_close(call(model, ids, donors, tokens, **options).change(), expected_change, atol=2e-5, rtol=0)
+    torch.testing.assert_close(attribution(model, ids, donors, tokens), slopes, atol=2e-5, rtol=0)
+    assert set(refused) == {"_both", "_replay", "_one_batch", "pad"}
+    monkeypatch.setattr(patching, "_both", full(patching._both, lambda model, residual, patched, tokens: len(residual), 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        direct_effects(model, ids, donors, tokens)
+
+
+def test_the_prompts_that_are_patched_together_are_bounded_by_heads_and_width(case, monkeypatch):
+    from workbench import patching
+
+    model, _, ids, donors, tokens = case("llama")
+    wanted, sizes, both = direct_effects(model, ids, donors, tokens).change(), [], patching._both
+    monkeypatch.setattr(patching, "STATES", 2 * model.n_layers * model.n_heads * model.width)
+    monkeypatch.setattr(patching, "_both", lambda model, residual, *rest: (sizes.append(len(residual)), both(model, residual, *rest))[1])
+    torch.testing.assert_close(direct_effects(model, ids, donors, tokens).change(), wanted, atol=2e-5, rtol=0)
+    assert sorted(sizes) == [1, 2]
 
 
 def test_bad_input_is_refused_with_a_reason(case):

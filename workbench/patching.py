@@ -16,12 +16,12 @@ normaliser are always computed on the patched stream, never reused. (Jin et al. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from workbench.batching import batches, pad
+from workbench.batching import batches, in_batches, is_out_of_memory, pad
 from workbench.capture import check_ids, stream
 from workbench.errors import InputError
 from workbench.intervene import Edit, Patch, apply
@@ -31,6 +31,7 @@ from workbench.sites import Site, sites
 
 Head = tuple[int, int]
 SCORES = 1 << 26  # most numbers of (rows × vocabulary) held at once
+STATES = 1 << 27  # most numbers of (prompts × patches × width) held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,8 @@ def direct_effects(
             patched[:, [i for i, _ in these]] = residual[:, None] + added[:, [h for _, h in these]].to(residual.device)
         return _both(model, residual, patched, tokens[rows])
 
-    return gather(len(ids), batches([len(row) for row in ids], max_tokens=max_tokens), compute, check)
+    most = max(1, STATES // (len(chosen) * model.width))
+    return gather(len(ids), batches([len(row) for row in ids], max_tokens=max_tokens, max_rows=most), compute, check)
 
 
 def direct_scores(
@@ -179,16 +181,39 @@ def _both(model: Model, residual: torch.Tensor, patched: torch.Tensor, tokens: t
 
 
 def gather(n: int, plan: list[list[int]], compute: Callable, check) -> Effects:
-    """Run `compute(rows, first)` on every group of the plan and put the results in the order of the prompts."""
+    """Run `compute(rows, first)` on every group of the plan and put the results in the order of the prompts; a group that runs out
+    of memory is halved."""
     out: list[torch.Tensor] | None = None
-    for number, rows in enumerate(plan):
+    for group in plan:
+        for rows, found in halving(group, lambda rows: compute(rows, out is None), check):  # noqa: B023
+            out = out or [t.new_empty(n, *t.shape[1:]) for t in found]
+            for whole, part in zip(out, found):
+                whole[rows] = part
+    return Effects(*out)
+
+
+def halving(items: Sequence, compute: Callable, check: Callable[[], None] | None = None) -> Iterator[tuple[list, object]]:
+    """(part, compute(part)) for all the items at once or, where that runs out of memory, for their halves, quarters, … in order.
+
+    Raises the error when one item alone is too much. `check` is called before every part and may raise (cancellation)."""
+    queue = [list(items)]
+    while queue:
         if check is not None:
             check()
-        found = compute(rows, number == 0)
-        out = out or [t.new_empty(n, *t.shape[1:]) for t in found]
-        for whole, part in zip(out, found):
-            whole[rows] = part
-    return Effects(*out)
+        part, found, failed = queue.pop(), None, False
+        try:
+            found = compute(part)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+            failed = True  # the tensors of the pass are free once this block is left
+        if not failed:
+            yield part, found
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(part) // 2
+        queue += [part[half:], part[:half]]
 
 
 # ---- everything after the head computed again, at the last position only
@@ -218,7 +243,11 @@ def _recomputed(model, ids, donors, tokens, heads, edits, check, *, frozen: bool
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
         donor = _at_last(model, [donors[i] for i in rows], list(z_sites.values()), edits)
         jobs = [Injection(layer, head, donor[z_sites[layer]][:, head]) for layer, head in chosen]
-        return injected(model, [ids[i] for i in rows], jobs, tokens[rows], frozen=frozen, edits=edits)
+        run = lambda some: injected(model, [ids[i] for i in rows], some, tokens[rows], frozen=frozen, edits=edits)  # noqa: E731
+        if len(rows) > 1:  # prompts are halved first, by `gather`
+            return run(jobs)
+        parts = [found for _, found in halving(jobs, run, check)]
+        return *parts[0][:2], *(torch.cat([part[k] for part in parts], 1) for k in (2, 3))
 
     return gather(len(ids), plan, compute, check)
 
@@ -256,9 +285,8 @@ def attribution(
     tokens = check_pairs(model, ids, donors, tokens)
     z_sites = sites("head_out", range(model.n_layers))
     out = torch.empty(len(ids), model.n_layers * model.n_heads, tokens.shape[1])
-    for rows in batches([len(row) for row in ids], max_tokens=max_tokens):
-        if check is not None:
-            check()
+
+    def step(rows: list[int]) -> None:
         mine = [ids[i] for i in rows]
         before, after = (_at_last(model, part, z_sites, edits) for part in (mine, [donors[i] for i in rows]))
         batch = pad(mine, pad_id=model.pad_id, device=model.device)
@@ -266,7 +294,7 @@ def attribution(
         leaves: list[torch.Tensor] = [None] * model.n_layers
         states: list[torch.Tensor] = []
 
-        def add(_module, args, layer: int, rows=rows, last=last, batch=batch, leaves=leaves):
+        def add(_module, args, layer: int):
             x = args[0]
             leaves[layer] = x.new_zeros(len(rows), x.shape[-1]).requires_grad_()
             at = torch.zeros(batch.ids.shape, dtype=x.dtype, device=x.device)
@@ -274,7 +302,7 @@ def attribution(
             rowed = x.unflatten(0, batch.ids.shape) if x.ndim == 2 else x
             return ((rowed + at[..., None] * leaves[layer][:, None]).reshape(x.shape), *args[1:])
 
-        def stop(_module, _args, output, states=states):
+        def stop(_module, _args, output):
             states.append(output)
             raise _Enough
 
@@ -282,7 +310,7 @@ def attribution(
             stack.enter_context(torch.enable_grad())
             stack.enter_context(apply(model, edits))
             for layer in range(model.n_layers):
-                handle = model.o_proj(layer).register_forward_pre_hook(lambda m, a, layer=layer, add=add: add(m, a, layer))
+                handle = model.o_proj(layer).register_forward_pre_hook(lambda m, a, layer=layer: add(m, a, layer))
                 stack.callback(handle.remove)
             stack.callback(model.final_norm.register_forward_hook(stop).remove)
             with contextlib.suppress(_Enough):
@@ -297,6 +325,9 @@ def attribution(
                     difference = after[site].float() - before[site].float()
                     effect = (slopes[layer].reshape(difference.shape).float() * difference).sum(-1)
                     out[rows, layer * model.n_heads : (layer + 1) * model.n_heads, k] = effect.cpu()
+
+    for _ in in_batches(ids, step, max_tokens=max_tokens, check=check):
+        pass
     return out
 
 
@@ -332,14 +363,16 @@ def activation_patching(
         columns = [p % length for p in positions]
         step = max(1, max_tokens // length)
         for site in spots:
-            for start in range(0, len(columns), step):
-                part = columns[start : start + step]
+
+            def patched(part: list[int], site=site) -> torch.Tensor:
                 value = base[site].expand(len(part), *base[site].shape).clone()
                 value[torch.arange(len(part)), part] = donor[site][part]
-                edit = Patch(site, value, tuple(range(length)))
-                found = _one_batch(model, [ids[row]] * len(part), (*edits, edit))
-                logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
-                normaliser.append(found.logsumexp(-1))
+                return _one_batch(model, [ids[row]] * len(part), (*edits, Patch(site, value, tuple(range(length)))))
+
+            for start in range(0, len(columns), step):
+                for part, found in halving(columns[start : start + step], patched, check):
+                    logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
+                    normaliser.append(found.logsumexp(-1))
         plain = _one_batch(model, [ids[row]], edits)
         return plain.gather(1, tokens[[row]]), plain.logsumexp(-1), torch.cat(logits)[None], torch.cat(normaliser)[None]
 
