@@ -8,8 +8,8 @@ Where definitions differ, both are given. `rankme`: covariance eigenvalues, cent
 the uncentred features with 1e-7 added (Garrido et al., arXiv 2210.02885). `rankme_code`: as the official code computes the first, that is from
 the 2048 largest eigenvalues with 1e-7 added. alpha is the official weighted fit over ranks 12 to 100. The last layer is read after the final norm
 (`final=norm`, what `hidden_states[-1]` is in Hugging Face), the others are block outputs. Deviations: the full spectrum in float64, never
-a truncated one; the last token is found whatever the padding; intervals, the finite-sample curve and its extrapolation are additions. The
-paper does not say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the unembedding.
+a truncated one; the last token is found whatever the padding; intervals, the finite-sample curve and its extrapolation, and the null
+(`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper does not say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the unembedding.
 Features are streamed; memory grows with width² per layer, not with the number of samples.
 """
 
@@ -45,7 +45,6 @@ BIBTEX = """@inproceedings{li2025tracing,
   booktitle={International Conference on Machine Learning},
   year={2023}
 }"""
-ABLATIONS = ("remove", "keep", "remove random", "keep random")
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,16 @@ class Config:
     layers: str = option("last", "last: the last layer, as in the paper; all: every layer", choices=("last", "all"))
     final: str = option("norm", "the last layer's states: norm (after the final norm, as in the paper) or residual (before it)", choices=("norm", "residual"))
     token: int | str = option("last", "the sample of a sequence: its last token, the mean over its tokens, or a position (negative from the end)", choices=("last", "mean"))
-    checkpoints: tuple[str, ...] = option((), "checkpoints to follow: folders, a folder of step* folders, organism or hub names (name@revision); name@* for all of an organism; none: the model alone", file=True)
+    checkpoints: tuple[str, ...] = option((), "checkpoints to follow: folders, a folder of step* or checkpoint-* folders, organism or hub names (name@revision); name@* for all of an organism; none: the model alone", file=True)
     fit_range: tuple[int, int] = option((12, 100), "first and last rank of the power-law fit", low=1)
     fit_weights: str = option("rank", "rank: weights 1/rank, as in the official code; none: ordinary least squares", choices=("rank", "none"))
-    max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=1)
+    max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=2)
     min_length: int = option(1, "texts with fewer tokens are left out", low=1)
     limit: int = option(15000, "sequences to use", low=2)
     draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0)
     curve: bool = option(True, "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and the value extrapolated to infinitely many")
     ablate: tuple[int, ...] = option((10, 50), "how many top eigen-directions to remove or keep; none: no ablation", low=1)
+    random_draws: int = option(5, "sets of random directions that the eigen-directions are compared with", low=1)
     loss_rows: int = option(64, "sequences for the next-token loss, the ablations and the memorisation curve; 0: none", low=0)
     choices: str = option("", "multiple-choice file (prompt, choices, answer: the right one's number from 0) to score under the ablations", file=True)
     ngram: str = option("", "text to fit an n-gram model on: correlation of its token probabilities with the model's", file=True)
@@ -79,6 +79,8 @@ def validate(config: Config, data: Path | None) -> None:
         raise InputError(f"{data} has no column '{config.colour}' to colour the maps by; it has {', '.join(frame.columns)}.")
     if not config.fit_range[0] < config.fit_range[1]:
         raise InputError(f"fit_range must grow, not {config.fit_range[0]},{config.fit_range[1]}.")
+    if config.min_length > config.max_length:
+        raise InputError(f"No text can have at least min_length={config.min_length} tokens when it is cut at max_length={config.max_length}.")
     if config.choices:
         read_choices(config.choices)
     if config.ngram:
@@ -92,12 +94,12 @@ def validate(config: Config, data: Path | None) -> None:
     title="Representation geometry",
     summary="How many dimensions representations use (RankMe, alpha-ReQ), over layers and over training.",
     tables={
-        "layers": ("checkpoint", "step", "layer", "rankme", "rankme_singular", "alpha", "alpha_r2", "n", "d", "ci_low", "ci_high"),
+        "layers": ("checkpoint", "step", "layer", "rankme", "rankme_singular", "alpha", "alpha_r2", "n", "d", "ci_low", "ci_high", "rankme_null", "alpha_null"),
         "spectrum": ("checkpoint", "layer", "rank", "eigenvalue"),
-        "phases": ("phase", "start_step", "end_step"),
+        "phases": ("number", "phase", "start_step", "end_step"),
         "checkpoints": ("checkpoint", "step", "loss", "loss_low", "loss_high", "memorisation"),
         "curve": ("checkpoint", "layer", "n", "rankme"),
-        "ablation": ("checkpoint", "step", "k", "directions", "loss", "accuracy"),
+        "ablation": ("checkpoint", "step", "k", "directions", "draw", "loss", "accuracy"),
         "correlation": ("measure", "against", "method", "value", "low", "high", "n"),
         "map": ("checkpoint", "layer", "method", "row", "x", "y"),
         "inputs": ("row", "ids"),
@@ -106,7 +108,9 @@ def validate(config: Config, data: Path | None) -> None:
     data=DataSpec(required=("text",), what="text", default="workbench:organisms/data/texts.jsonl"),
     validate=validate,
     figures="workbench.figures.representation_geometry:figures",
-    keys={"layers": ("checkpoint", "layer"), "spectrum": ("checkpoint", "layer", "rank"), "checkpoints": ("checkpoint",)},
+    keys={"layers": ("checkpoint", "layer"), "spectrum": ("checkpoint", "layer", "rank"), "checkpoints": ("checkpoint",), "phases": ("number",),
+          "curve": ("checkpoint", "layer", "n"), "ablation": ("checkpoint", "k", "directions", "draw"), "correlation": ("measure", "against", "method"),
+          "map": ("checkpoint", "layer", "method", "row"), "inputs": ("row",)},  # fmt: skip
     demo={"layers": "all", "checkpoints": ("organism@*",), "limit": 600, "ablate": (4, 16)},
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -120,14 +124,24 @@ def run(model, config: Config, context: Context) -> Result:
     if len(kept) < 2:
         raise InputError(f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs two, and means something with many more.")
     ids = [encoded[row] for row in kept]
+    if isinstance(config.token, int):
+        short = next((row for row in kept if not -len(encoded[row]) <= config.token < len(encoded[row])), None)
+        if short is not None:
+            raise InputError(f"{context.data}, row {short + 1}: the text has {len(encoded[short])} tokens, and token={config.token} is beyond them; leave short texts out with min_length.")
+    needed, most = config.fit_range[1], min(len(ids) - 1, model.width)
+    if needed > most:
+        context.warn(f"There is no alpha: the fit needs {needed} eigenvalues and there are at most {most} ({len(ids)} texts, width {model.width}); give a shorter fit_range or more texts.")
     counted = _count_ngrams(model, config, ids[: config.loss_rows])
     questions = encode_choices(model, config.choices) if config.choices else []
     found_at = checkpoints.find(model, config.checkpoints)
+    if config.task:
+        _task_steps(config.task, [step for _, step, _ in found_at], context)
+    null = _null(len(ids), model.width, config, context)
     found: dict[str, list[pl.DataFrame]] = {}
     for number, (name, step, make) in enumerate(found_at):
         colours = None if not config.colour else [str(frame[config.colour][row]) for row in kept]
         maps = config.map if number == len(found_at) - 1 else ()
-        part = context.part(f"checkpoint {name}", lambda: _study(make(), name, step, ids, counted, questions, colours, maps, config, context))  # noqa: B023
+        part = context.part(f"checkpoint {name}", lambda: _study(make(), name, step, ids, kept, null, counted, questions, colours, maps, config, context))  # noqa: B023
         for table, rows in part.items():
             found.setdefault(table, []).append(rows)
         context.progress(number + 1, len(found_at), "checkpoints")
@@ -141,7 +155,7 @@ def run(model, config: Config, context: Context) -> Result:
 # one checkpoint
 
 
-def _study(model, name, step, ids, counted, questions, colours, maps, config: Config, context: Context) -> dict[str, pl.DataFrame]:
+def _study(model, name, step, ids, kept, null, counted, questions, colours, maps, config: Config, context: Context) -> dict[str, pl.DataFrame]:
     """Tables of one checkpoint: spectra of its layers, loss, ablations, memorisation, maps."""
     sites = {layer: Site("resid_post", layer) for layer in range(model.n_layers)}
     if config.final == "norm":
@@ -153,9 +167,11 @@ def _study(model, name, step, ids, counted, questions, colours, maps, config: Co
     layers, spectrum, curve = [], [], []
     for layer, site in sites.items():
         measured, bootstraps, nested = found[site]
-        layers.append(where | {"layer": layer, "site": str(site)} | _numbers(measured, bootstraps, nested, config))
-        if layer == model.n_layers - 1 and layers[-1]["alpha_missing"]:
-            context.warn(f"There is no alpha: {layers[-1]['alpha_missing']}; give a shorter fit_range or more texts.")
+        layers.append(where | {"layer": layer, "site": str(site)} | _numbers(measured, bootstraps, nested, config) | null)
+        if not measured.eigenvalues.sum() > 0:
+            context.warn(f"The features at {site} of {name} are the same for every text: there is no spectrum to describe.")
+        elif layer == model.n_layers - 1 and layers[-1]["alpha_missing"] and config.fit_range[1] <= min(len(ids) - 1, model.width):
+            context.warn(f"There is no alpha: {layers[-1]['alpha_missing']}; give a shorter fit_range or more varied texts.")
         spectrum.append(pl.DataFrame(where | {"layer": layer, "rank": np.arange(1, len(measured.eigenvalues) + 1), "eigenvalue": measured.eigenvalues}, schema_overrides={"step": pl.Int64, "layer": pl.Int64}))
         curve += [where | {"layer": layer, "n": s.n, "rankme": s.rankme, "rankme_singular": s.rankme_singular, "alpha": _alpha(s, config).alpha} for s in nested]
     last = found[Site("final_norm")][0]
@@ -165,7 +181,7 @@ def _study(model, name, step, ids, counted, questions, colours, maps, config: Co
         "curve": pl.DataFrame(curve, schema={"checkpoint": pl.String, "step": pl.Int64, "layer": pl.Int64, "n": pl.Int64, "rankme": pl.Float64, "rankme_singular": pl.Float64, "alpha": pl.Float64}),
     }
     tables |= _losses(model, where, ids[: config.loss_rows], last, counted, questions, config, context)
-    tables["map"] = _maps(model, where, ids, sites[model.n_layers - 1], found[sites[model.n_layers - 1]][0], colours, maps, config, context)
+    tables["map"] = _maps(model, where, ids, kept, sites[model.n_layers - 1], found[sites[model.n_layers - 1]][0], colours, maps, config, context)
     return tables
 
 
@@ -243,6 +259,13 @@ def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
     return out
 
 
+def _null(n: int, d: int, config: Config, context: Context) -> dict[str, float]:
+    """RankMe and alpha of white Gaussian features [n, d]: what finite samples alone make of features without any structure."""
+    white = spectra.white_eigenvalues(n, d, rng=context.rng("null"))
+    fit = spectra.power_law(white, fit_range=config.fit_range, weighted=config.fit_weights == "rank")
+    return {"rankme_null": float(spectra.rankme(white)), "alpha_null": fit.alpha}
+
+
 def _alpha(spectrum, config: Config) -> spectra.PowerLaw:
     return spectra.power_law(spectrum.eigenvalues, fit_range=config.fit_range, weighted=config.fit_weights == "rank")
 
@@ -279,19 +302,24 @@ def _losses(model, where, ids, last, counted, questions, config: Config, context
     import torch
 
     generator = torch.Generator().manual_seed(context.torch_seed("random directions"))
-    variants: list[tuple[int, str, torch.Tensor | None]] = [(0, "none", None)]
+    variants: list[tuple[int, str, int, torch.Tensor | None]] = [(0, "none", 0, None)]
+    there = min(len(last.directions), int((last.eigenvalues > last.eigenvalues.max(initial=0) * 1e-14).sum()))
     for k in config.ablate:
-        top = last.directions[:k].float()
-        random = torch.linalg.qr(torch.randn(last.d, min(k, last.d), generator=generator))[0].T
-        variants += [(k, how, random if "random" in how else top) for how in ABLATIONS]
+        if k > there:
+            context.warn(f"The ablation of the top {k} eigen-directions was left out: {last.n} texts have {there} ({last.d} dimensions).")
+            continue
+        variants += [(k, how, 0, last.directions[:k].float()) for how in ("remove", "keep")]
+        for draw in range(config.random_draws):
+            random = torch.linalg.qr(torch.randn(last.d, k, generator=generator))[0].T
+            variants += [(k, how, draw, random) for how in ("remove random", "keep random")]
     rows, memorised = [], (float("nan"),) * 3
     options = {"edits": context.edits, "max_tokens": min(_batch(model, config), 4096), "check": context.check}
-    loss = final_state_losses(model, ids, [v[1:] for v in variants], **options) if ids else []
-    right = right_choices(model, questions, [v[1:] for v in variants], **options) if questions else None
+    loss = final_state_losses(model, ids, [(how, v) for _, how, _, v in variants], **options) if ids else []
+    right = right_choices(model, questions, [(how, v) for _, how, _, v in variants], **options) if questions else None
     context.count(prompts=len(ids), tokens=sum(map(len, ids)))
     measured = (float("nan"),) * 3
-    for k, (size, how, _) in enumerate(variants):
-        row = where | {"k": size, "directions": how, "loss": None, "ci_low": None, "ci_high": None, "accuracy": None, "accuracy_low": None, "accuracy_high": None, "n": len(ids)}
+    for k, (size, how, draw, _) in enumerate(variants):
+        row = where | {"k": size, "directions": how, "draw": draw, "loss": None, "ci_low": None, "ci_high": None, "accuracy": None, "accuracy_low": None, "accuracy_high": None, "n": len(ids)}
         if ids:
             sequence = np.array([x[k].mean() for x in loss if x.shape[1]])
             low, high = bootstrap_mean(sequence, rng=context.rng("loss"))
@@ -323,8 +351,8 @@ def _count_ngrams(model, config: Config, rows) -> list[np.ndarray] | None:
 # maps, phases, correlations
 
 
-def _maps(model, where, ids, site, spectrum, colours, methods, config: Config, context: Context) -> pl.DataFrame:
-    """Two dimensions of the last layer's features, one row per sequence and method."""
+def _maps(model, where, ids, kept, site, spectrum, colours, methods, config: Config, context: Context) -> pl.DataFrame:
+    """Two dimensions of the last layer's features, one row per sequence and method; `row` is that of the data file, as in `inputs`."""
     schema = {"checkpoint": pl.String, "step": pl.Int64, "layer": pl.Int64, "method": pl.String, "row": pl.Int64, "x": pl.Float64, "y": pl.Float64, "colour": pl.String, "seed": pl.Int64}
     if not methods or len(spectrum.directions) < 2:
         return pl.DataFrame(schema=schema)
@@ -344,7 +372,7 @@ def _maps(model, where, ids, site, spectrum, colours, methods, config: Config, c
         else:
             xy = _umap(features, seed)
         colour = pl.Series([None if colours is None else colours[i] for i in chosen], dtype=pl.String)
-        out.append(pl.DataFrame(where | {"layer": model.n_layers - 1, "method": method, "row": chosen, "x": xy[:, 0], "y": xy[:, 1], "colour": colour, "seed": seed}, schema=schema))
+        out.append(pl.DataFrame(where | {"layer": model.n_layers - 1, "method": method, "row": np.asarray(kept)[chosen], "x": xy[:, 0], "y": xy[:, 1], "colour": colour, "seed": seed}, schema=schema))
     return pl.concat(out)
 
 
@@ -366,7 +394,7 @@ def _course(layers: pl.DataFrame) -> pl.DataFrame:
 
 
 def _phases(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
-    course, schema = _course(layers), {"phase": pl.String, "layer": pl.Int64, **{f"{end}_{of}": pl.Float64 for end in ("start", "end") for of in ("step", "low", "high", "rankme")}}
+    course, schema = _course(layers), {"number": pl.Int64, "phase": pl.String, "layer": pl.Int64, **{f"{end}_{of}": pl.Float64 for end in ("start", "end") for of in ("step", "low", "high", "rankme")}}
     if course.height < 4 or course["rankme"].null_count():
         if layers["checkpoint"].n_unique() > 1:
             context.warn(f"Phases need at least four checkpoints with a step in their names; there are {course.height}.")
@@ -374,9 +402,9 @@ def _phases(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
     error = None if course["ci_low"].null_count() else (course["ci_high"] - course["ci_low"]).to_numpy() / (2 * 1.96)
     found = phases.segment(course["step"].to_numpy(), course["rankme"].to_numpy(), error=error, rng=context.rng("phases"))
     rows = [
-        {"phase": p.name, "layer": course["layer"][0], "start_step": p.start_step, "end_step": p.end_step, "start_low": p.start_low, "start_high": p.start_high,
+        {"number": k, "phase": p.name, "layer": course["layer"][0], "start_step": p.start_step, "end_step": p.end_step, "start_low": p.start_low, "start_high": p.start_high,
          "end_low": p.end_low, "end_high": p.end_high, "start_rankme": course["rankme"][p.start], "end_rankme": course["rankme"][p.end]}
-        for p in found
+        for k, p in enumerate(found, 1)
     ]  # fmt: skip
     return pl.DataFrame(rows, schema=schema)
 
@@ -384,12 +412,24 @@ def _phases(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
 def _task(path: str) -> pl.DataFrame:
     frame = read_table(path, required=("step",), what="task")
     try:
-        frame = frame.with_columns(pl.col("step").cast(pl.Float64).cast(pl.Int64), *(pl.col(c).cast(pl.Float64) for c in frame.columns if c != "step"))
+        frame = frame.with_columns(pl.col("step").cast(pl.Float64).cast(pl.Int64), *(pl.col(c).cast(pl.Float64).fill_nan(None) for c in frame.columns if c != "step"))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: a task table holds numbers only ({str(error).splitlines()[0]}).") from None
     if frame.width < 2 or frame["step"].is_duplicated().any():
         raise InputError(f"{path} needs a column of numbers besides `step`, and each step once.")
     return frame
+
+
+def _task_steps(path: str, steps: list[int | None], context: Context) -> None:
+    """Say which checkpoints a task table has nothing for, before anything is computed; InputError where it has nothing for any."""
+    known = set(_task(path)["step"].to_list())
+    missing = [step for step in steps if step not in known]
+    if len(missing) == len(steps):
+        own = ", ".join(str(s) for s in steps[:6] if s is not None)
+        have = f"steps {own}{', …' if len(steps) > 6 else ''}" if own else "no step in their names"
+        raise InputError(f"{path}: no row is of a checkpoint that is measured; the checkpoints have {have}, the table {', '.join(map(str, sorted(known)[:6]))}{', …' if len(known) > 6 else ''}.")
+    if missing:
+        context.warn(f"{path} has no row for {len(missing)} of {len(steps)} checkpoints ({', '.join(map(str, missing[:6]))}): its correlations are over the others.")
 
 
 def _correlations(tables, config: Config, context: Context) -> pl.DataFrame:

@@ -9,7 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests import figure_runs
+from tests.conftest import shared
 from workbench import compare as comparing
+from workbench import runs
+from workbench.cli.main import run as command_line
 from workbench.errors import InputError
 from workbench.files import write_json
 from workbench.runfolder import open_run
@@ -161,3 +165,56 @@ def test_runs_of_different_probes_or_without_a_common_table_are_refused(tmp_path
         comparing.compare(one, make(tmp_path / "two", {"a": heads([1.0, 2.0])}, probe="another"))
     with pytest.raises(InputError, match="no table in common"):
         comparing.compare(one, make(tmp_path / "three", {"b": heads([1.0, 2.0])}))
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    """The same weights twice, under two names and a little apart."""
+    from workbench.models import load
+
+    one, two = (load(str(shared("models/stories260k"))) for _ in range(2))
+    two.hf.model.layers[2].mlp.down_proj.weight.mul_(1.05)
+    two.name, two.fingerprint = "another", "f" * 64
+    return one, two
+
+
+@pytest.mark.parametrize("probe", ["concept-depth", "representation-geometry"])
+def test_two_models_are_compared_from_the_command_line_in_every_table(two_models, probe, tmp_path, capsys):
+    """Rows differ in the model's name only: all of them are matched, and a table without rows says so."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f'{{"text": "{who} saw {i} dogs because", "label": {k}, "answer": "{("he", "she")[k]}"}}\n' for i in range(20) for k, who in enumerate(("Tom", "Lily"))))
+    config = {"concept-depth": {"draws": 100, "shuffles": 2, "random_draws": 2, "c_path": (0.1,), "split": "code"},
+              "representation-geometry": {"draws": 10, "fit_range": (3, 20), "loss_rows": 4, "ablate": (4,), "layers": "all"}}[probe]  # fmt: skip
+    made = [runs.execute(probe, model, config=config, data=data, out=tmp_path / model.name.split("/")[-1]) for model in two_models]
+    assert command_line(["compare", *(str(run.folder) for run in made)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line and line[0] != " "]
+    for name in made[0].tables:
+        line = next(line for line in said if line.startswith(f"{name}: "))
+        rows = made[0].table(name).height
+        matched = {0: f"{name}: no rows", 1: f"{name}: 1 row"}.get(rows, f"{name}: {rows} rows matched on ")
+        assert line.startswith(matched) and "only" not in line
+    found = comparing.compare(*made)["tables"]
+    first, second = (run.table("layers") for run in made)
+    column = "accuracy" if probe == "concept-depth" else "rankme"
+    assert found["layers"]["columns"][column]["max_abs_difference"] == pytest.approx((first[column] - second[column]).abs().max())
+
+
+def test_several_runs_are_drawn_in_one_figure_from_the_command_line(tmp_path, capsys):
+    """Two models of different depth over relative depth; a figure that a probe does not have is refused in a sentence."""
+    folders = []
+    for name, layers in (("small", 6), ("larger", 12)):
+        run = figure_runs.depth(layers=layers, conditions=("clean",))
+        folders.append(make(tmp_path / name, run.frames, probe="concept-depth", model=name).folder)
+    geometry = make(tmp_path / "geometry", figure_runs.geometry().frames, probe="representation-geometry").folder
+    assert command_line(["figures", *map(str, folders), "--format", "csv,html", "--out", str(tmp_path / "out")]) == 0
+    drawn = pl.read_csv(tmp_path / "out" / "compare.csv")
+    for name, layers in (("small", 6), ("larger", 12)):
+        part = drawn.filter(trace=name, panel="kind of animal").sort("x")
+        assert part["x"].to_list() == pytest.approx(np.arange(layers) / layers)
+        assert part["y"].to_list() == pytest.approx(open_run(tmp_path / name).table("layers").filter(dataset="kind of animal").sort("layer")["accuracy"].to_list())
+    caption = (tmp_path / "out" / "compare.caption.txt").read_text()
+    assert "Model: small" in caption and "Further runs: larger" in caption and (tmp_path / "out" / "compare.bib").exists()
+    capsys.readouterr()
+    for arguments, sentence in (([folders[0], geometry], "runs of one probe"), ([geometry, geometry], "has no figure of several runs"), ([*folders, "--only", "curves"], "several runs have one figure")):
+        assert command_line(["figures", *map(str, arguments)]) == 2
+        assert sentence in capsys.readouterr().err

@@ -58,6 +58,20 @@ def hidden_states(ids):
     return [np.array([row[layer] for row in rows]) for layer in range(len(rows[0]))]
 
 
+def test_the_mean_over_tokens_is_a_sample_too(stories, texts):
+    result, _ = probe(stories, texts, token="mean", limit=40, layers="all", curve=False, loss_rows=0)
+    hf = AutoModelForCausalLM.from_pretrained(shared("models/stories260k"), attn_implementation="eager", dtype=torch.float64)
+    rows = []
+    with torch.no_grad():
+        for ids in result.tables["inputs"]["ids"]:
+            rows.append([s[0].mean(0).numpy() for s in hf(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states[1:]])
+    for layer in (1, 4):
+        states = np.array([row[layer] for row in rows])
+        p = np.linalg.svd(states - states.mean(0), compute_uv=False) ** 2
+        p /= p.sum()
+        assert abs(result.tables["layers"]["rankme"][layer] / np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()) - 1) < 1e-4
+
+
 @pytest.mark.parametrize("limit", [150, 50])  # covariance path, Gram path
 def test_numbers_are_those_of_hidden_states_and_a_full_svd(stories, texts, limit):
     result, _ = probe(stories, texts, layers="all", limit=limit)
@@ -76,6 +90,8 @@ def test_numbers_are_those_of_hidden_states_and_a_full_svd(stories, texts, limit
         assert abs(row["participation_ratio"] / (eigenvalues.sum() ** 2 / (eigenvalues**2).sum()) - 1) < 1e-4
         assert row["ci_low"] < row["rankme"] < row["ci_high"] and row["alpha_low"] < row["alpha"] < row["alpha_high"]
         assert (row["n"], row["d"]) == (limit, 64)
+        white = np.linalg.svd(np.random.default_rng(1).standard_normal((limit, 64)), compute_uv=False) ** 2
+        assert abs(row["rankme_null"] / np.exp(-(white / white.sum() * np.log(white / white.sum())).sum()) - 1) < 0.05
     spectrum = result.tables["spectrum"].filter(layer=4).sort("rank")["eigenvalue"].to_numpy()
     assert np.allclose(spectrum[:30], eigenvalues[:30], rtol=1e-4)
     assert layers["site"].to_list()[-1] == "final_norm" and layers["site"][0] == "resid_post.0"
@@ -85,7 +101,9 @@ def test_too_few_samples_have_no_alpha_but_its_reason(stories, texts):
     result, context = probe(stories, texts, limit=40, fit_range=(12, 100))
     row = result.tables["layers"].row(0, named=True)
     assert row["alpha"] is None and row["alpha_r2"] is None and "needs 100 eigenvalues" in row["alpha_missing"]
-    assert row["rankme"] > 1 and any("no alpha" in w for w in context.warnings)
+    assert row["rankme"] > 1 and [w for w in context.warnings if "no alpha" in w] == [
+        "There is no alpha: the fit needs 100 eigenvalues and there are at most 39 (40 texts, width 64); give a shorter fit_range or more texts."
+    ]
 
 
 def test_the_curve_is_the_same_numbers_on_fewer_samples(stories, texts):
@@ -140,6 +158,16 @@ def test_loss_and_ablation_are_those_computed_by_hand(stories, texts):
     # with every direction kept nothing changes; with none left every token is equally likely
     assert abs(ablation.filter(directions="keep", k=64)["loss"][0] - np.mean(expected["none"])) < 1e-3
     assert abs(ablation.filter(directions="remove", k=64)["loss"][0] - np.log(stories.vocab_size)) < 1e-3
+
+
+def test_directions_that_the_texts_do_not_have_are_not_ablated(stories, texts):
+    """30 texts span 29 directions: removing 50 of them would be removing 29, and 50 random ones another thing again."""
+    result, context = probe(stories, texts, limit=30, ablate=(4, 29, 50), random_draws=2, loss_rows=4)
+    ablation = result.tables["ablation"]
+    assert sorted(ablation["k"].unique()) == [0, 4, 29] and ablation.height == 1 + 2 * (2 + 2 * 2)
+    assert "The ablation of the top 50 eigen-directions was left out: 30 texts have 29 (64 dimensions)." in context.warnings
+    random = ablation.filter(k=4, directions="keep random")
+    assert random["draw"].to_list() == [0, 1] and random["loss"].n_unique() == 2
 
 
 def test_a_label_in_eigen_directions_beyond_the_removed_ones_survives(stories):
@@ -223,17 +251,63 @@ def test_a_trajectory_has_its_phases_losses_and_correlations(stories, texts, tra
     assert abs(result.tables["checkpoints"]["memorisation"][-1] - spearmanr(mine, theirs).statistic) < 1e-6
 
 
+def test_a_task_table_says_which_checkpoints_it_lacks(stories, texts, training, tmp_path):
+    task = tmp_path / "task.csv"
+    task.write_text("step,score\n7,0.1\n70,0.2\n")
+    options = {"checkpoints": (str(training),), "task": str(task), "loss_rows": 0, "ablate": (), "limit": 70, "draws": 0, "curve": False}
+    with pytest.raises(InputError, match="no row is of a checkpoint that is measured; the checkpoints have steps 0, 10, .* the table 7, 70"):
+        probe(stories, texts, **options)
+    task.write_text("step,score\n0,0.1\n10,NaN\n100,0.3\n500,0.4\n1000,0.2\n")
+    result, context = probe(stories, texts, **options)
+    assert any("no row for 1 of 6 checkpoints (2000)" in w for w in context.warnings)
+    found = result.tables["correlation"].filter(measure="rankme", against="task: score", method="spearman").row(0, named=True)
+    rankme = result.tables["layers"]["rankme"].to_numpy()[[0, 2, 3, 4]]  # a NaN cell is a missing one
+    assert found["n"] == 4 and abs(found["value"] - spearmanr(rankme, [0.1, 0.3, 0.4, 0.2]).statistic) < 1e-9
+
+
 def test_checkpoints_are_found_and_bad_ones_refused(stories, training, tmp_path):
     found = checkpoints.find(stories, [str(training / "step-500"), str(training / "step-10")])
     assert [(name, step) for name, step, _ in found] == [("step-10", 10), ("step-500", 500)]
     assert checkpoints.find(stories, [])[0][:2] == ("stories260k", None)
-    assert [checkpoints.step_of(n) for n in ("step1000-tokens2B", "main@step-7", "final")] == [1000, 7, None]
+    names = ("step1000-tokens2B", "main@step-7", "final", "checkpoint-500", "run/checkpoint_12", "ckpt-3", "global_step40")
+    assert [checkpoints.step_of(n) for n in names] == [1000, 7, None, 500, 12, 3, 40]
+    trainer = tmp_path / "trainer"  # as the Hugging Face Trainer writes them
+    for step in (500, 60):
+        shutil.copytree(training / f"step-{'500' if step == 500 else '10'}", trainer / f"checkpoint-{step}")
+    assert [pair[:2] for pair in checkpoints.find(stories, [str(trainer)])] == [("checkpoint-60", 60), ("checkpoint-500", 500)]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="same step 10"):
         checkpoints.find(stories, [str(training), str(training / "step-10")])
     with pytest.raises(InputError, match="no checkpoint"):
-        checkpoints.find(stories, [str(tmp_path)])
+        checkpoints.find(stories, [str(tmp_path / "empty")])
     with pytest.raises(InputError, match="another tokenizer|layers of width"):
         checkpoints.load_like(str(shared("models/gpt2_nano_sort")), stories)
+
+
+def test_revisions_of_a_hub_model_are_found_in_the_cache_without_a_network(training, texts, tmp_path, monkeypatch):
+    """`name@revision` against a cache laid out as the hub client does: two branches of one repository."""
+    from huggingface_hub import constants
+
+    hub = tmp_path / "hub"
+    for number, (branch, step) in enumerate((("step10", "step-10"), ("step100", "step-100"), ("main", "step-2000"))):
+        repo = hub / "models--lab--tiny"
+        commit = f"{number:040x}"
+        shutil.copytree(training / step, repo / "snapshots" / commit)
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / branch).write_text(commit)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    main = load("lab/tiny")
+    options = {"limit": 70, "loss_rows": 0, "ablate": (), "draws": 0, "curve": False}
+    result, _ = probe(main, texts, checkpoints=("lab/tiny@step100", "step10"), **options)
+    assert result.tables["layers"].select("checkpoint", "step").rows() == [("step10", 10), ("lab/tiny@step100", 100)]
+    for step, rankme in zip(("step-10", "step-100"), result.tables["layers"]["rankme"]):
+        alone, _ = probe(load(str(training / step)), texts, **options)
+        assert abs(alone.tables["layers"]["rankme"][0] - rankme) < 1e-9
+    with pytest.raises(InputError, match="The checkpoint lab/tiny@absent cannot be loaded"):
+        probe(main, texts, checkpoints=("lab/tiny@absent",), **options)
 
 
 def test_a_linear_model_with_skewed_classes_falls_rises_and_falls():
@@ -279,6 +353,11 @@ def test_maps_are_principal_components_and_umap_with_its_seed(stories, texts):
     expected = (states - states.mean(0)) @ v.T
     for k, column in enumerate(("x", "y")):
         assert abs(abs(np.corrcoef(pca[column].to_numpy(), expected[:, k])[0, 1]) - 1) < 1e-6
+    # a row of the map is that of the data file, as in `inputs`
+    few, _ = probe(stories, texts, map=("pca",), colour="kind", min_length=8, limit=60, map_rows=20)
+    here, inputs = few.tables["map"], few.tables["inputs"]
+    kinds = pl.read_ndjson(texts)["kind"]
+    assert set(here["row"]) < set(inputs["row"]) and here["row"].max() > 60 and here["colour"].to_list() == [kinds[row] for row in here["row"]]
     assert pca["colour"].to_list()[:3] == ["a", "b", "a"] and frame["seed"].n_unique() == 1
     umap = frame.filter(method="umap")
     assert umap.height == 150 and umap["x"].is_finite().all()
@@ -299,7 +378,8 @@ def test_bad_input_is_refused_before_a_model_is_loaded(texts, tmp_path):
     table = tmp_path / "task.csv"
     table.write_text("step,score\n1,good\n")
     for config, message in (({"colour": "absent"}, "no column 'absent'"), ({"fit_range": "40,5"}, "fit_range must grow"), ({"task": str(table)}, "numbers only"),
-                            ({"ngram": str(tmp_path / "absent.txt")}, "absent.txt")):  # fmt: skip
+                            ({"ngram": str(tmp_path / "absent.txt")}, "absent.txt"), ({"max_length": 1}, "max_length"),
+                            ({"min_length": 30, "max_length": 20}, "No text can have at least min_length=30")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             runs.prepare("representation-geometry", config, texts)
 
@@ -309,6 +389,17 @@ def test_activations_that_are_not_finite_are_named(texts):
     model.hf.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"resid_post\.2 are NaN"):
         probe(model, texts, layers="all")
+
+
+def test_texts_without_the_token_and_features_without_a_spectrum_are_named(stories, texts, tmp_path):
+    with pytest.raises(InputError, match=r"texts.jsonl, row \d+: the text has \d+ tokens, and token=12 is beyond them"):
+        probe(stories, texts, token=12)
+    same = tmp_path / "same.jsonl"
+    same.write_text(json.dumps({"text": "Tom saw the dog"}) + "\n")
+    same.write_text(same.read_text() * 80)
+    result, context = probe(stories, same, loss_rows=0, draws=0, curve=False)
+    assert result.tables["layers"]["rankme"][0] is None
+    assert any("features at final_norm of stories260k are the same for every text" in w for w in context.warnings)
 
 
 @pytest.mark.slow

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def step_of(name: str) -> int | None:
-    """Training step in a name such as step-1000, step1000-tokens2B or main@step1000; None where there is none."""
-    match = re.search(r"step[-_]?(\d+)", name)
+    """Training step in a name such as step-1000, step1000-tokens2B, main@step1000 or checkpoint-1000; None where there is none."""
+    match = re.search(r"(?:step|checkpoint|ckpt)[-_]?(\d+)", name)
     return int(match[1]) if match else None
 
 
 def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Callable[[], Model]]]:
     """(name, step, function that loads it) of every checkpoint, by step where all have one, else as given.
 
-    An entry is a model folder, a folder of step* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
+    An entry is a model folder, a folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
     (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises InputError for a folder without checkpoints and for
     a step that is there twice; the loading functions for a checkpoint of another shape or tokenizer."""
     if not entries:
@@ -34,7 +34,7 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
         if path.is_dir() and not (path / "config.json").is_file():
             inside = [f for f in path.iterdir() if (f / "config.json").is_file() and step_of(f.name) is not None]
             if not inside:
-                raise InputError(f"The folder {path} holds no checkpoint: no step* folder with a config.json.")
+                raise InputError(f"The folder {path} holds no checkpoint: no step* or checkpoint-* folder with a config.json.")
             names += [(f.name, str(f)) for f in inside]
         elif entry.endswith("@*"):
             from workbench import organisms
@@ -66,7 +66,10 @@ def load_like(where: str, model: Model) -> Model:
         name, at, revision = where.rpartition("@")
         if not at:
             name, revision = (where, None) if "/" in where else (model.name, where)
-    other = load(name, revision, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+    try:
+        other = load(name, revision, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+    except InputError as error:
+        raise InputError(f"The checkpoint {where} cannot be loaded: {error}") from None
     if other.tokenizer_fingerprint != model.tokenizer_fingerprint:
         raise InputError(f"The checkpoint {where} has another tokenizer than {model.name}; the same texts would be other tokens.")
     if (other.n_layers, other.width) != (model.n_layers, model.width):

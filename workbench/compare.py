@@ -66,9 +66,10 @@ def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = 
     differ in their names only. InputError if nothing identifies the rows."""
     shared = [name for name in one.columns if name in two.columns]
     usable = [name for name in shared if not one[name].dtype.is_nested()]
-    said = _without_names(one, two, [name for name in usable if name in declared])
-    if said and _unique(one, two, said):
-        return said
+    if any(name in declared for name in usable):
+        said = _without_names(one, two, [name for name in usable if name in declared])
+        if _unique(one, two, said):
+            return said
     known = _without_names(one, two, [name for name in usable if name in KEYS])
     # From the left, no further than needed: a key column on the right of it may be a measurement here.
     for count in range(1, len(known) + 1):

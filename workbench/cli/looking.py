@@ -217,20 +217,31 @@ def compare(
 
 @app.command()
 def figures(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, a beginning of it, or a folder.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Id of a run, a beginning of it, or a folder; several for one figure of all.")],
     format: Annotated[str, typer.Option(help="pdf, svg, png, html, csv; several as pdf,png.")] = "pdf",
     preset: Annotated[str, typer.Option(help="single (column), double (column) or slide.")] = "single",
     only: Annotated[str | None, typer.Option(help="Only this figure.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: figures/ in the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: figures/ in the (first) run.")] = None,
     json: Json = False,
 ) -> None:
-    """Draw the figures of a run, with captions and BibTeX."""
+    """Draw the figures of a run, with captions and BibTeX.
+
+    Several runs of one probe are drawn in one figure, where the probe has one: concept-depth shows every model's accuracy over
+    relative depth, branching-factor its course along the output, retrieval-heads two head maps against each other.
+    """
+    from workbench.errors import InputError
     from workbench.figures.export import export_run
+    from workbench.figures.together import export_together
     from workbench.runfolder import open_run
 
-    found = open_run(run)
+    found = [open_run(run) for run in runs]
     formats = [item.strip() for item in format.split(",") if item.strip()]
-    written = export_run(found, formats=formats, preset=preset, out=out, only=only)
+    if len(found) == 1:
+        written = export_run(found[0], formats=formats, preset=preset, out=out, only=only)
+    elif only is not None:
+        raise InputError("--only chooses among the figures of one run; several runs have one figure.")
+    else:
+        written = export_together(found, formats=formats, preset=preset, out=out)
     if json:
         print_json([str(path) for path in written])
     else:
