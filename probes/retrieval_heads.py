@@ -7,9 +7,14 @@ token being emitted (Eq. 1). Its score in a trial is the share of the answer's t
 Where paper and code differ, both are offered. `score=set` counts every token of the answer once (Eq. 1), `score=count` every step, as
 the official code does, and can exceed 1. `keep=recalled` drops trials that the model fails (the code), `keep=all` scores them too
 (Eq. 1). Masking acts on decoding only, from the last prompt token on, as in the code (`mask_phase=all` masks the prompt as well);
-`ablation=uniform` is the code's masking, zero and mean are offered beside it. Deviations: the answer's span is found by character
-offsets, not by token-set overlap; random heads never include the masked top heads and are drawn from the same layers; BOS stands only
-at the start; a prompt of length n has at most n tokens, needle and question included, instead of n minus 200 plus these.
+`ablation=uniform` is the code's masking, zero and mean are offered beside it. `mask_on=held_out` chooses the heads to mask on half of
+the answered needles and masks them on the other half (the paper masks on a needle of its own); `same` masks where it has chosen.
+
+Deviations: the answer's span is found by character offsets, not by token-set overlap; random heads never include the masked top heads,
+are drawn from the same layers and stay the same over the grid (the code draws them anew for every cell); BOS stands only at the start;
+a needle is put after a full stop, as in the code, but also after ! or ? and their closing quotes; ROUGE-1 counts the words of every
+script, not of a-z only (the same on English); a prompt of length n has at most n tokens, needle and question included, instead of n
+minus 200 plus these; of the needles that ship the first 12 are used (the paper has 3), of a file of yours all.
 """
 
 from __future__ import annotations
@@ -36,11 +41,13 @@ BIBTEX = """@inproceedings{wu2025retrieval,
 }"""
 COLUMNS = ("needle", "question", "answer")
 MATERIAL = Path(__file__).parent / "material" / "retrieval"
+DEFAULT = MATERIAL / "needles.jsonl"
+SHIPPED = 12  # of the needles that ship with a model, how many are used unless told otherwise
 
 
 @dataclass(frozen=True)
 class Config:
-    needles: int | str = option("default", "needle file (needle, question, answer), 'default' for those that ship, or how many of the given ones to use", low=1, file=True)
+    needles: int | str = option("default", "needle file (needle, question, answer), 'default' for --data or the first 12 that ship, or how many to use", low=1, file=True)
     haystack: str = option("default", "text file that the needles are hidden in; 'default' ships with the project", file=True)
     lengths: str | tuple[int, ...] = option("auto", "prompt lengths in tokens; auto: 20 from 1,000 (or a fifth of the longest) to 50,000 or the model's context", choices=("auto",), low=8)
     depths: tuple[float, ...] = option((0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "needle depths in percent of the haystack", low=0, high=100)
@@ -55,6 +62,7 @@ class Config:
     ablation: str = option("uniform", "what masking does to a head: uniform attention (official code), zero output, mean output", choices=("uniform", "zero", "mean"))
     mask_phase: str = option("decode", "decode: mask from the last prompt token on (official code); all: mask the prompt too", choices=("decode", "all"))
     random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1)
+    mask_on: str = option("held_out", "held_out: choose the heads on half of the answered needles, mask them on the other half; same: mask where they were chosen", choices=("held_out", "same"))
     mask_trials: int = option(60, "how many answered trials the masking test uses, evenly over the grid", low=1)
     resample: str = option("needles", "what the intervals resample: needles (trials of one needle belong together) or trials", choices=("needles", "trials"))
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
@@ -62,19 +70,50 @@ class Config:
 
 
 def validate(config: Config, data: Path | None) -> None:
-    source = Path(config.needles) if isinstance(config.needles, str) and config.needles != "default" else data
+    from workbench.needles import place
+
+    for name in ("lengths", "depths"):
+        if not getattr(config, name):
+            raise InputError(f"The option '{name}' is empty; give at least one number, as in --set {name}={'1000,2000' if name == 'lengths' else '0,50,100'}.")
+    source = _needle_file(config, data)
     if source is not None:
-        read_table(source, required=COLUMNS, what="needles")
+        rows = read_table(source, required=COLUMNS, what="needles")
+        if isinstance(config.needles, int) and source.resolve() != DEFAULT.resolve():  # a model may ship with more than these
+            _first(rows, config.needles, source)
+        for k, row in enumerate(rows.iter_rows(named=True)):
+            try:
+                place(k, row["needle"], row["answer"])
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
     if config.template not in ("default", "paper", "chat") and not ("{context}" in config.template and "{question}" in config.template):
         raise InputError("The option 'template' needs {context} and {question}, once each, or one of default, paper, chat.")
 
 
+def _needle_file(config: Config, data: Path | None) -> Path | None:
+    return Path(config.needles) if isinstance(config.needles, str) and config.needles != "default" else data
+
+
+def _first(rows: pl.DataFrame, wanted: int, source: Path) -> pl.DataFrame:
+    if wanted > rows.height:
+        raise InputError(f"{source} has {rows.height} needles, fewer than needles={wanted}; ask for at most {rows.height}.")
+    return rows.head(wanted)
+
+
 def _own_needles(model: str) -> Path | None:
     from workbench.organisms.material import material
 
     return material(model).get("needles")
+
+
+def _material(config: Config, model: str) -> dict[str, object]:
+    """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the model."""
+    from workbench.organisms.material import material
+
+    own = {"haystack": MATERIAL / "haystack.txt"} | material(model)
+    left = {"haystack": config.haystack == "default", "template": config.template == "default", "stop": config.stop == ("default",)}
+    return {key: own[key] for key, default in left.items() if default and key in own}
 
 
 @probe(
@@ -88,7 +127,8 @@ def _own_needles(model: str) -> Path | None:
         "inputs": ("row", "ids", "span_start", "span_end", "generated_ids"),
     },
     bibtex=BIBTEX,
-    data=DataSpec(required=COLUMNS, what="needles", default="probes:material/retrieval/needles.jsonl", for_model=_own_needles),
+    data=DataSpec(required=COLUMNS, what="needles", default="probes:material/retrieval/needles.jsonl", for_model=_own_needles, option="needles"),
+    material=_material,
     validate=validate,
     figures="workbench.figures.retrieval_heads:figures",
     keys={"heads": ("layer", "head"), "trials": ("trial",), "masking": ("k", "heads", "draw")},
@@ -98,31 +138,38 @@ def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
 
     Scores are per query head. Raises InputError for needles without their answer and for lengths that do not fit the model."""
+    from workbench.needles import recall
+
     if context.engine != "hf":
         raise InputError("retrieval-heads reads attention rows, which only the engine 'hf' gives; run it with --engine hf.")
     if config.ablation == "uniform" and any(config.mask_k) and not model.attention_interface:
         raise InputError(f"Uniform attention cannot be put into {model.architecture}; use --set ablation=zero, or mask_k=0 for no masking test.")
     needles, shared, trials, stops = _grid(model, config, context)
-    measured = _measure(model, config, context, shared, trials, stops)
-    recall = [_rouge_recall(needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)]
-    answered = np.array(recall) > config.recall_threshold
+    context.progress(0, len(trials), f"needles: {len(trials):,} trials, {sum(len(t.ids) for t in trials):,} prompt tokens")
+    prefix = _Prefix(model, shared[: max(t.shared for t in trials)])
+    measured = _measure(model, config, context, prefix, trials, stops)
+    recalls = [recall(needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)]
+    answered = np.array(recalls) > config.recall_threshold
     kept = answered if config.keep == "recalled" else np.ones(len(trials), bool)
 
     scores = np.stack([_score(t, m, config.score) for t, m in zip(trials, measured.steps)])  # [trials, layers, heads]
-    clusters = _clusters(trials, config, context)
-    heads = _head_table(model, scores[kept], measured.mass[kept], clusters[kept], config, context)
+    clusters = _clusters(trials, kept, config, context)
+    heads = _head_table(model, scores[kept], measured.mass[kept], clusters, config, context)
     if not kept.any():
         context.warn(f"The model answered none of the {len(trials)} trials, so no head has a score; try shorter lengths, another template or keep=all.")
     tables = {
         "heads": heads,
-        "trials": _trial_table(model, needles, trials, measured, recall, kept),
+        "trials": _trial_table(model, needles, trials, measured, recalls, kept),
         "inputs": _input_table(trials, measured),
         "enough": _how_many_are_enough(scores[kept], context),
     }
-    chosen = _spread(np.flatnonzero(answered), config.mask_trials)
-    plan = _mask_plan(model, heads, config, context) if kept.any() else []
-    tables["masking"], tables["masked_trials"] = _mask(model, config, context, needles, shared, [(i, trials[i]) for i in chosen], clusters, plan, stops)
-    summary = _summary(heads, scores[kept], answered, kept, clusters, tables["masked_trials"], config, context)
+    choosing, testing = _split(trials, kept, answered, config, context)
+    plan = _mask_plan(model, scores[choosing].mean(0), config, context) if choosing.any() else []
+    chosen = np.isin(np.arange(len(trials)), _spread(np.flatnonzero(testing), config.mask_trials))
+    masked = _mask(model, config, context, needles, shared, prefix, [(i, trials[i]) for i in np.flatnonzero(chosen).tolist()], plan, stops)
+    groups = _clusters(trials, chosen, config, context) if masked.height else np.array([], int)
+    tables["masking"], tables["masked_trials"] = _mask_table(masked, plan, groups, config, context), masked
+    summary = _summary(heads, scores[kept], answered, clusters, masked, groups, config, context)
     return Result(tables, {"trial_scores": scores.astype(np.float32)}, summary | {"tied_maxima": measured.ties})
 
 
@@ -135,23 +182,28 @@ def _grid(model, config: Config, context: Context):
     from workbench.organisms.material import material
 
     own = material(model.name)
-    source = Path(config.needles) if isinstance(config.needles, str) and config.needles != "default" else context.data
+    source = _needle_file(config, context.data)
     haystack = read_text(own.get("haystack", MATERIAL / "haystack.txt") if config.haystack == "default" else config.haystack, what="haystack")
     before, after = split_template(model, own.get("template", "paper") if config.template == "default" else config.template)
     stop = own.get("stop", ("\n",)) if config.stop == ("default",) else config.stop
 
     rows = read_table(source, required=COLUMNS, what="needles")
     if isinstance(config.needles, int):
-        rows = rows.head(config.needles)
+        rows = _first(rows, config.needles, source)
+    elif rows.height > SHIPPED and source.resolve() in (DEFAULT.resolve(), own.get("needles", DEFAULT).resolve()):
+        context.warn(f"{rows.height} needles ship with {model.name} and the first {SHIPPED} were used; needles={rows.height} uses them all.")
+        rows = rows.head(SHIPPED)
     needles = [read_needle(model, k, r["needle"], r["question"], r["answer"], after) for k, r in enumerate(rows.iter_rows(named=True))]
+    context.rows_used = len(needles)
     longest = min(50_000, (model.context_length or 50_000) - config.max_new_tokens)
     lengths = config.lengths
     if lengths == "auto":
         lengths = sorted({int(x) for x in np.linspace(min(1000, longest // 5), longest, 20).round()})
         floor = 8 + max(len(n.ids) + len(n.tail) for n in needles)
         lengths = [x for x in lengths if x > floor] or [longest]
+    lengths, depths = list(dict.fromkeys(lengths)), list(dict.fromkeys(config.depths))
     tokens, _ = encode_after(model, haystack.strip())
-    shared, trials = grid(model, needles, tokens, before, lengths=lengths, depths=config.depths, new_tokens=config.max_new_tokens)
+    shared, trials = grid(model, needles, tokens, before, lengths=lengths, depths=depths, new_tokens=config.max_new_tokens)
     if len(tokens) < len(shared):
         context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
     pieces: dict[int, bool] = {}
@@ -179,12 +231,12 @@ class Measured:
     ties: float
 
 
-def _measure(model, config: Config, context: Context, shared: list[int], trials: list, stops) -> Measured:
+def _measure(model, config: Config, context: Context, prefix: _Prefix, trials: list, stops) -> Measured:
     """Greedy answers of all trials with the position every head attends to most at every step."""
+    context.count(tokens=len(prefix.tokens), forwards=1)  # here, not where it is computed: a resumed run counts it once too
     groups = _groups(model, trials, config.max_tokens)
     found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     tied = steps_seen = 0
-    prefix = _Prefix(model, shared, context)
     for number, rows in enumerate(groups):
         context.progress(len(found), len(trials), "needles")
         part = context.part(f"needles-{number}", lambda rows=rows: _measure_group(model, config, context, prefix, [trials[i] for i in rows], stops))
@@ -203,17 +255,19 @@ def _measure_group(model, config, context, prefix, group, stops) -> dict[str, np
     """Steps of trials that share their haystack prefix, flattened: trial [n], token [n], position, mass and tied [n, layers, H]."""
     import torch
 
-    from workbench.continuation import greedy_steps
+    from workbench.continuation import by_halves, greedy_steps
     from workbench.intervene import apply
 
     length = group[0].shared
-    spans = _span_rows(group, model)
-    with apply(model, context.edits):
-        before = prefix.upto(length, len(group))
-        steps = greedy_steps(
-            model, before, [t.ids[length:] for t in group], [() if model.sliding else t.guess for t in group],
-            max_new_tokens=config.max_new_tokens, stops=stops, spans=spans, check=context.check,
-        )  # fmt: skip
+
+    def read(rows) -> list:
+        with apply(model, context.edits):
+            return greedy_steps(
+                model, prefix.upto(length, len(rows)), [t.ids[length:] for t in rows], [() if model.sliding else t.guess for t in rows],
+                max_new_tokens=config.max_new_tokens, stops=stops, spans=_span_rows(rows, model), check=_each_step(context),
+            )  # fmt: skip
+
+    steps = by_halves(group, read)
     context.count(prompts=len(group), tokens=sum(len(t.ids) - length for t in group), forwards=1)
     flat = [(k, s) for k, row in enumerate(steps) for s in row]
     readings = torch.stack([s.reading for _, s in flat]).numpy()
@@ -230,11 +284,20 @@ def _span_rows(group, model):
     return torch.tensor([[*range(*t.span), *[-1] * (width - t.span[1] + t.span[0])] for t in group], device=model.device)
 
 
-class _Prefix:
-    """Keys and values of the haystack's beginning, computed once for the longest prefix and cut for the others."""
+def _each_step(context: Context):
+    def step() -> None:
+        context.check()
+        context.count(forwards=1)
 
-    def __init__(self, model, shared: list[int], context: Context):
-        self.model, self.shared, self.context, self.cached = model, shared, context, None
+    return step
+
+
+class _Prefix:
+    """Keys and values of the haystack's beginning, as far as any trial of the run shares it: computed when first needed, cut for each
+    group. Never for the remaining trials only: a run that was stopped would round otherwise when it goes on."""
+
+    def __init__(self, model, tokens: list[int]):
+        self.model, self.tokens, self.cached = model, tokens, None
 
     def upto(self, length: int, copies: int):
         """Keys and values of the first `length` tokens for a batch of `copies` rows; None for length 0."""
@@ -242,21 +305,21 @@ class _Prefix:
 
         if length == 0:
             return None
-        if self.cached is None or self.cached.past.mask.shape[1] < length:
-            self.cached, _ = feed(self.model, [self.shared[:length]], None)
-            self.context.count(tokens=length, forwards=1)
+        if self.cached is None:
+            self.cached, _ = feed(self.model, [self.tokens], None)
         return self.cached.first(length).fork(copies)
 
 
 def _groups(model, trials, max_tokens: int) -> list[list[int]]:
     """Trials that can run as one batch: same haystack prefix (and same length where attention slides), longest prefixes first."""
+    from workbench.batching import batches
+
     by_prefix = defaultdict(list)
     for i, trial in enumerate(trials):
         by_prefix[trial.length, trial.shared, len(trial.ids) if model.sliding else 0].append(i)
     out = []
-    for (length, *_), rows in sorted(by_prefix.items(), key=lambda item: (-item[0][1], item[0])):
-        size = max(1, max_tokens // length)
-        out += [rows[k : k + size] for k in range(0, len(rows), size)]
+    for _, rows in sorted(by_prefix.items(), key=lambda item: (-item[0][1], item[0])):
+        out += [[rows[k] for k in batch] for batch in batches([len(trials[i].ids) for i in rows], max_tokens=max_tokens)]
     return out
 
 
@@ -272,14 +335,16 @@ def _score(trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.ndarray:
     return np.stack([copies[emitted == token].any(0) for token in answer]).sum(0) / len(answer)
 
 
-def _clusters(trials, config: Config, context: Context) -> np.ndarray:
-    """Which trials an interval resamples together, [trials]: those of one needle, unless that would leave fewer than two clusters."""
-    needles = np.array([t.needle for t in trials])
+def _clusters(trials, rows: np.ndarray, config: Config, context: Context) -> np.ndarray:
+    """What an interval over the trials `rows` [trials] (bool) resamples together, [rows]: those of one needle, unless they are all of one."""
+    needles = np.array([t.needle for t, wanted in zip(trials, rows) if wanted], int)
     if config.resample == "needles" and len(set(needles.tolist())) > 1:
         return needles
-    if config.resample == "needles":
-        context.warn("There is one needle, so the intervals resample trials; they say nothing about other needles.")
-    return np.arange(len(trials))
+    if len(needles) == 1:
+        context.warn("Only one trial counts, so the intervals have no width; they say nothing about other trials.")
+    elif len(needles) and config.resample == "needles":
+        context.warn("Only one needle counts, so the intervals resample its trials; they say nothing about other needles.")
+    return np.arange(len(needles))
 
 
 def _head_table(model, scores: np.ndarray, mass: np.ndarray, clusters: np.ndarray, config: Config, context: Context) -> pl.DataFrame:
@@ -297,13 +362,6 @@ def _head_table(model, scores: np.ndarray, mass: np.ndarray, clusters: np.ndarra
         "score": mean.ravel(), "ci_low": low, "ci_high": high, "activation_frequency": (scores > 0).mean(0).ravel(),
         "span_mass": mass.mean(0).ravel().astype(np.float64), "n_trials": [n] * (L * H), "is_retrieval": (mean > config.threshold).ravel(),
     })  # fmt: skip
-
-
-def _rouge_recall(answer: str, response: str) -> float:
-    """ROUGE-1 recall of the answer in the response, stemmed, between 0 and 1 (the official success measure, which prints it × 100)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return float(RougeScorer(["rouge1"], use_stemmer=True).score(answer, response)["rouge1"].recall)
 
 
 def _trial_table(model, needles, trials, measured: Measured, recall, kept) -> pl.DataFrame:
@@ -339,10 +397,24 @@ def _how_many_are_enough(scores: np.ndarray, context: Context, *, top: int = 10,
 # the causal test
 
 
-def _mask_plan(model, heads: pl.DataFrame, config: Config, context: Context) -> list[tuple[int, str, int, tuple]]:
-    """(k, "top" or "random", draw, heads) for every masking; random heads come from the top heads' layers and are none of them."""
-    ranked = heads.sort("score", "layer", "head", descending=[True, False, False])
-    order = list(zip(ranked["layer"].to_list(), ranked["head"].to_list()))
+def _split(trials, kept: np.ndarray, answered: np.ndarray, config: Config, context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Which trials choose the heads to mask and which test the masking, both bool [trials]; held out: every second answered needle."""
+    needles = np.array([t.needle for t in trials])
+    met = np.unique(needles[answered])
+    if config.mask_on == "same":
+        return kept, answered
+    if len(met) < 2:
+        if len(met) and any(config.mask_k):
+            context.warn("Only one needle was answered, so heads were masked on the trials that had chosen them.")
+        return kept, answered
+    held = np.isin(needles, met[1::2])
+    return kept & ~held, answered & held
+
+
+def _mask_plan(model, scores: np.ndarray, config: Config, context: Context) -> list[tuple[int, str, int, tuple]]:
+    """(k, "top" or "random", draw, heads) for every masking, by `scores` [layers, H]; random heads come from the top heads' layers and
+    are none of them."""
+    order = [divmod(int(i), model.n_heads) for i in np.argsort(-scores.ravel(), kind="stable")]
     plan = [(0, "top", 0, ())]
     for k in sorted({k for k in config.mask_k if 0 < k <= len(order) // 2}):
         top = order[:k]
@@ -359,59 +431,71 @@ def _mask_plan(model, heads: pl.DataFrame, config: Config, context: Context) -> 
     return plan if len(plan) > 1 else []
 
 
-def _mask(model, config, context, needles, shared, trials, clusters, plan, stops) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Recall of the answered trials under every masking. The prompt is read once per trial, every masking continues from there."""
-    nothing = pl.DataFrame(schema={"k": pl.Int64, "heads": pl.String, "draw": pl.Int64, "ablation": pl.String, "recall": pl.Float64,
-                                   "ci_low": pl.Float64, "ci_high": pl.Float64, "n": pl.Int64, "masked": pl.String})  # fmt: skip
-    empty = pl.DataFrame(schema={"k": pl.Int64, "heads": pl.String, "draw": pl.Int64, "trial": pl.Int64, "length": pl.Int64,
-                                 "depth": pl.Float64, "recall": pl.Float64, "response": pl.String})  # fmt: skip
+def _mask(model, config, context, needles, shared: list[int], prefix: _Prefix, trials: list[tuple], plan, stops) -> pl.DataFrame:
+    """Answers and recall of `trials` (number, trial) under every masking: k, heads, draw, trial, length, depth, recall, response."""
+    schema = {"k": pl.Int64, "heads": pl.String, "draw": pl.Int64, "trial": pl.Int64, "length": pl.Int64, "depth": pl.Float64,
+              "recall": pl.Float64, "response": pl.String}  # fmt: skip
     if not plan or not trials:
-        return nothing, empty
-    only = [t for _, t in trials]
+        return pl.DataFrame(schema=schema)
     mean = _haystack_mean(model, shared, context) if config.ablation == "mean" else None
-    prefix, rows, done = _Prefix(model, shared, context), [], 0
-    for number, group in enumerate(_groups(model, only, config.max_tokens)):
-        part = context.part(f"masking-{number}", lambda group=group: {"trials": _mask_group(model, config, context, needles, prefix, [trials[i] for i in group], plan, mean, stops)})
-        rows.append(part["trials"])
+    groups, parts, done = _groups(model, [t for _, t in trials], config.max_tokens), [], 0
+
+    def compute(group: list[tuple]) -> dict[str, pl.DataFrame]:
+        from workbench.continuation import by_halves
+
+        rows = by_halves(group, lambda half: _mask_group(model, config, context, needles, prefix, half, plan, mean, stops))
+        return {"trials": pl.DataFrame(rows, schema=schema, orient="row")}
+
+    for number, group in enumerate(groups):
+        context.progress(done, len(trials), "masking")
+        parts.append(context.part(f"masking-{number}", lambda group=group: compute([trials[i] for i in group]))["trials"])
         done += len(group)
-        context.progress(done, len(only), "masking")
-    by_trial = pl.concat(rows).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
-    out = []
-    for k, kind, draw, heads in plan:
-        own = by_trial.filter((pl.col("k") == k) & (pl.col("heads") == kind) & (pl.col("draw") == draw))
-        recall = own["recall"].to_numpy()
-        low, high = cluster_bootstrap_mean(recall, clusters[own["trial"].to_numpy()], draws=config.draws, rng=context.rng("masking"))
-        out.append((k, kind, draw, config.ablation, float(recall.mean()), low, high, len(recall), " ".join(f"{l}.{h}" for l, h in heads)))
-    return pl.DataFrame(out, schema=nothing.schema, orient="row"), by_trial
+    context.progress(done, len(trials), "masking")
+    return pl.concat(parts).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
 
 
-def _mask_group(model, config, context, needles, prefix, group, plan, mean, stops) -> pl.DataFrame:
+def _mask_group(model, config, context, needles, prefix, group, plan, mean, stops) -> list[tuple]:
+    """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts too)."""
     from workbench.continuation import feed, greedy_steps
     from workbench.intervene import HeadAblation, apply
+    from workbench.needles import recall
 
-    length = group[0][1].shared
+    length, prompts = group[0][1].shared, [t.ids for _, t in group]
     with apply(model, context.edits):
-        read, _ = feed(model, [t.ids[length:-1] for _, t in group], prefix.upto(length, len(group)))
+        read, _ = feed(model, [ids[length:-1] for ids in prompts], prefix.upto(length, len(group)))
     rows = []
     for k, kind, draw, heads in plan:
         context.check()
         edits = (*context.edits, HeadAblation(heads, config.ablation, mean)) if heads else context.edits
         with apply(model, edits):
-            before = read if config.mask_phase == "decode" else feed(model, [t.ids[:-1] for _, t in group], None)[0]
-            steps = greedy_steps(model, before, [t.ids[-1:] for _, t in group], [() if model.sliding else t.guess for _, t in group],
-                                 max_new_tokens=config.max_new_tokens, stops=stops, check=context.check)  # fmt: skip
-        context.count(forwards=1)
+            before = read if config.mask_phase == "decode" else feed(model, [ids[:-1] for ids in prompts], None)[0]
+            steps = greedy_steps(model, before, [ids[-1:] for ids in prompts], [() if model.sliding else t.guess for _, t in group],
+                                 max_new_tokens=config.max_new_tokens, stops=stops, check=_each_step(context))  # fmt: skip
         for (i, t), row in zip(group, steps):
             text = model.decode([s.token for s in row]).strip()
-            rows.append((k, kind, draw, i, t.length, float(t.depth), _rouge_recall(needles[t.needle].answer, text), text))
-    return pl.DataFrame(rows, schema=["k", "heads", "draw", "trial", "length", "depth", "recall", "response"], orient="row")
+            rows.append((k, kind, draw, i, t.length, float(t.depth), recall(needles[t.needle].answer, text), text))
+    again = config.mask_phase == "all"
+    context.count(tokens=sum(len(ids) - length for ids in prompts) + again * len(plan) * sum(map(len, prompts)), forwards=1 + len(plan) * (1 + again))
+    return rows
 
 
-def _haystack_mean(model, shared, context):
+def _mask_table(masked: pl.DataFrame, plan, clusters: np.ndarray, config: Config, context: Context) -> pl.DataFrame:
+    """Mean recall per masking with its interval; `clusters` belong to the trials in the order of their numbers."""
+    schema = {"k": pl.Int64, "heads": pl.String, "draw": pl.Int64, "ablation": pl.String, "recall": pl.Float64,
+              "ci_low": pl.Float64, "ci_high": pl.Float64, "n": pl.Int64, "masked": pl.String}  # fmt: skip
+    out = []
+    for k, kind, draw, heads in plan if masked.height else ():
+        recalls = masked.filter((pl.col("k") == k) & (pl.col("heads") == kind) & (pl.col("draw") == draw)).sort("trial")["recall"].to_numpy()
+        low, high = cluster_bootstrap_mean(recalls, clusters, draws=config.draws, rng=context.rng("masking"))
+        out.append((k, kind, draw, config.ablation, float(recalls.mean()), low, high, len(recalls), " ".join(f"{l}.{h}" for l, h in heads)))
+    return pl.DataFrame(out, schema=schema, orient="row")
+
+
+def _haystack_mean(model, tokens: list[int], context: Context):
     from workbench.intervene import mean_head_outputs
 
-    context.count(tokens=min(len(shared), 4096), forwards=1)
-    return mean_head_outputs(model, [shared[:4096]])
+    context.count(tokens=min(len(tokens), 4096), forwards=1)
+    return mean_head_outputs(model, [tokens[:4096]])
 
 
 def _spread(rows: np.ndarray, wanted: int) -> list[int]:
@@ -422,17 +506,19 @@ def _spread(rows: np.ndarray, wanted: int) -> list[int]:
 # what a person would quote
 
 
-def _summary(heads: pl.DataFrame, scores: np.ndarray, answered: np.ndarray, kept: np.ndarray, clusters: np.ndarray, masked: pl.DataFrame, config: Config, context: Context) -> dict:
+def _summary(heads: pl.DataFrame, scores: np.ndarray, answered: np.ndarray, clusters: np.ndarray, masked: pl.DataFrame, groups: np.ndarray, config: Config, context: Context) -> dict:
+    """`scores` and `clusters` of the trials that count, `groups`: clusters of those that were masked."""
     low, high = wilson(int(answered.sum()), len(answered))  # of the trials: a bootstrap has no width when all succeed
     summary = {"recalled": {"value": float(answered.mean()), "low": low, "high": high, "n": len(answered)}, "trials_scored": len(scores)}
     if not len(scores):
         return summary | {"note": "No trial was answered, so heads have no score."}
     n = len(scores)
     flat = scores.reshape(n, -1)
-    counts = (clustered_draws(flat, clusters[kept], draws=config.draws, rng=context.rng("count")) > config.threshold).sum(1)
-    over = int((flat.mean(0) > config.threshold).sum())
-    summary["retrieval_heads"] = {"value": over, "low": float(np.quantile(counts, 0.025)), "high": float(np.quantile(counts, 0.975)), "n": flat.shape[1]}
-    summary["share_of_heads"] = over / flat.shape[1]
+    counts = (clustered_draws(flat, clusters, draws=config.draws, rng=context.rng("count")) > config.threshold).sum(1)
+    over, (low, high) = int((flat.mean(0) > config.threshold).sum()), np.quantile(counts, [0.025, 0.975]).tolist()
+    size = flat.shape[1]
+    summary["retrieval_heads"] = {"value": over, "low": low, "high": high, "n": size}
+    summary["share_of_heads"] = {"value": over / size, "low": low / size, "high": high / size, "n": size}
     best = heads.sort("score", descending=True).head(10)
     summary["top_heads"] = ", ".join(f"{r['layer']}.{r['head']} {r['score']:.3f}" for r in best.iter_rows(named=True) if r["score"] > 0)
     order = context.rng("split").permutation(n)
@@ -440,9 +526,11 @@ def _summary(heads: pl.DataFrame, scores: np.ndarray, answered: np.ndarray, kept
     if n > 3 and halves[0].std() > 0 and halves[1].std() > 0:
         summary["split_half_correlation"] = pearson(*halves, rng=context.rng("halves")).as_dict()
     for k in sorted({int(k) for k in masked["k"].to_list() if k > 0} if masked.height else ()):
-        for kind in ("top", "random"):  # over the trials, random draws averaged within each; `masking` shows every draw
-            recall = masked.filter((pl.col("k") == k) & (pl.col("heads") == kind)).group_by("trial").agg(pl.col("recall").mean()).sort("trial")
-            own, recall = clusters[recall["trial"].to_numpy()], recall["recall"].to_numpy()
-            low, high = cluster_bootstrap_mean(recall, own, draws=config.draws, rng=context.rng("masking"))
-            summary[f"recall_masking_{kind}_{k}"] = {"value": float(recall.mean()), "low": low, "high": high, "n": len(recall)}
+        # over the trials, random draws averaged within each; `masking` shows every draw
+        by_trial = masked.filter(pl.col("k") == k).group_by("trial", "heads").agg(pl.col("recall").mean()).pivot("heads", index="trial", values="recall").sort("trial")
+        found = {f"recall_masking_{kind}_{k}": by_trial[kind].to_numpy() for kind in ("top", "random")}
+        found[f"recall_top_minus_random_{k}"] = by_trial["top"].to_numpy() - by_trial["random"].to_numpy()
+        for name, values in found.items():
+            low, high = cluster_bootstrap_mean(values, groups, draws=config.draws, rng=context.rng("masking"))
+            summary[name] = {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
     return summary

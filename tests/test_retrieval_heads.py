@@ -182,7 +182,7 @@ def test_the_statistics_of_many_trials_find_the_planted_heads():
     overlap = dict(zip(enough["trials"].to_list(), enough["overlap"].to_list()))
     assert overlap[1] < overlap[20] < overlap[500] and overlap[500] > 0.9
     heads = pl.DataFrame({"layer": np.repeat(range(32), 32), "head": np.tile(range(32), 32), "score": scores.mean(0).ravel()})
-    summary = _summary(heads, scores, np.ones(586, bool), np.ones(586, bool), np.arange(586), pl.DataFrame(), Config(), Context(seed=0))
+    summary = _summary(heads, scores, np.ones(586, bool), np.arange(586), pl.DataFrame(), np.array([]), Config(), Context(seed=0))
     assert summary["retrieval_heads"]["value"] == 33 and summary["split_half_correlation"]["value"] > 0.98
 
 

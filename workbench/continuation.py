@@ -11,18 +11,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from workbench.attention import observe
-from workbench.batching import Batch, pad
+from workbench.batching import Batch, is_out_of_memory, pad
 from workbench.errors import InputError
 from workbench.models import Model
 
 # What is kept of a step: position that each head attends to most, its mass on the span, whether the maximum is tied.
 READINGS = ("argmax", "span_mass", "tied")
+
+Row = TypeVar("Row")
+Found = TypeVar("Found")
+
+
+def by_halves(rows: Sequence[Row], compute: Callable[[Sequence[Row]], list[Found]]) -> list[Found]:
+    """`compute(rows)`, a list; where memory runs out, that of each half in turn, one after the other in the order of the rows."""
+    try:
+        return compute(rows)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or len(rows) == 1:
+            raise
+    # outside the handler: the error holds on to the frames, and so to the memory, of the pass that failed
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return by_halves(rows[:half], compute) + by_halves(rows[half:], compute)
 
 
 @dataclass(eq=False)
@@ -132,6 +150,10 @@ def greedy_steps(
     guesses = [list(g)[: max_new_tokens - 1] for g in guesses]
     widest = max(len(g) for g in guesses)
     steps: list[list[Step]] = [[] for _ in range(B)]
+    if spans is not None and not model.attention_interface and min(len(row) for row in rows) > 1:
+        # rows are read from full maps there, queries × keys: only the queries that are wanted go through one
+        past, _ = feed(model, [row[:-1] for row in rows], past)
+        rows = [row[-1:] for row in rows]
 
     # 1. prompt and guess in one block; the rows read are those of the prompt's last token and of every guessed one
     ends = torch.tensor([len(r) for r in rows], device=model.device) - 1  # position of each prompt's last token

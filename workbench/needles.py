@@ -7,11 +7,16 @@ length share the same haystack tokens, so that keys and values up to the inserti
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 from workbench.errors import InputError
-from workbench.models import Model
+
+if TYPE_CHECKING:
+    from workbench.models import Model
 
 PAPER_TEMPLATE = "{context}Based on the content of the book, Question: {question}\nAnswer:"
 ANCHOR = "."  # pieces are encoded after a full stop, as they stand in the text, and the full stop is dropped again
@@ -41,6 +46,51 @@ class Trial:
     shared: int
     span: tuple[int, int]
     guess: tuple[int, ...]
+
+
+class Words:
+    """Tokenizer for rouge-score: runs of letters, marks and digits of any script, in lower case, English ones stemmed.
+
+    rouge-score's own keeps a-z and 0-9 only, so that an answer in another script could never be recalled; on ASCII text the two give
+    the same. Scripts written without spaces give one word per character."""
+
+    _UNSPACED = "".join(rf"\p{{{script}}}" for script in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar"))
+
+    def __init__(self) -> None:
+        import regex
+        from nltk.stem.porter import PorterStemmer
+
+        self.pattern = regex.compile(rf"(?V1)[{self._UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{self._UNSPACED}]]+")
+        self.stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        found = self.pattern.findall(unicodedata.normalize("NFC", text).lower())
+        return [self.stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+
+
+@cache
+def _rouge():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1"], tokenizer=Words())
+
+
+def recall(answer: str, response: str) -> float:
+    """ROUGE-1 recall of the answer's words (see Words) in the response, stemmed, between 0 and 1: the official success measure,
+    which prints it × 100."""
+    return float(_rouge().score(answer, response)["rouge1"].recall)
+
+
+def place(row: int, needle: str, answer: str) -> tuple[int, int]:
+    """Characters [start, end) of the answer in its needle, the case aside; `row` counts from 0.
+
+    Raises InputError when the answer is not a literal part of the needle, or has no word that recall could count."""
+    found = re.search(re.escape(answer.strip()), needle.strip(), re.IGNORECASE)
+    if found is None:
+        raise InputError(f"Needle row {row + 1}: the answer '{answer}' does not occur in the needle '{needle}'; the answer must be a literal part of it.")
+    if not any(c.isalnum() for c in answer):
+        raise InputError(f"Needle row {row + 1}: the answer '{answer}' has no letter or digit, so no recall can be measured; give an answer of words.")
+    return found.span()
 
 
 def encode_after(model: Model, text: str, *, leading: str = " ") -> tuple[list[int], list[tuple[int, int]]]:
@@ -75,11 +125,8 @@ def split_template(model: Model, template: str) -> tuple[str, str]:
 
 def read_needle(model: Model, row: int, needle: str, question: str, answer: str, after: str) -> Needle:
     """Encode one needle and place its answer. Raises InputError when the answer is not in the needle or has no tokens of its own."""
+    at, end = place(row, needle, answer)
     ids, spans = encode_after(model, needle.strip())
-    found = re.search(re.escape(answer.strip()), needle.strip(), re.IGNORECASE)
-    if found is None:
-        raise InputError(f"Needle row {row + 1}: the answer '{answer}' does not occur in the needle '{needle}'; the answer must be a literal part of it.")
-    at, end = found.span()
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > at]
     if not inside or any(b <= a for a, b in (spans[i] for i in inside)):
         raise InputError(f"Needle row {row + 1}: the tokenizer cannot say which tokens are the answer '{answer}'.")
