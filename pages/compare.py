@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import polars as pl
 import streamlit as st
 
-from pages.parts import frame, look, run_view, state
-from workbench import compare, figures, runs
+from pages.parts import cached, frame, look, run_view, state
+from workbench import compare, figures, head_sets, runs
 from workbench.figures import heads as head_figures
 from workbench.runfolder import Run
 
 
 def label(run: Run) -> str:
-    when = (run.info.get("finished") or run.info.get("started") or "")[:16].replace("T", " ")
-    return f"{run.probe} · {look.short(run.info['model']['name'])} · {when} · {run.id[-12:]}"
+    return f"{run.probe} · {look.short(look.model_of(run))} · {look.when(run)} · {look.short_id(run.id)}"
+
+
+def comparable() -> dict[str, Run]:
+    """Runs with tables that say which model they are of, by id; those of a probe that has several of them first."""
+    found = [run for run in cached.run_list() if run.tables and isinstance(run.info.get("config"), dict) and "seed" in run.info]
+    found = [run for run in found if {"name", "fingerprint", "dtype"} <= set(head_sets.model_info(run))]
+    times = Counter(run.probe for run in found)
+    return {run.id: run for run in sorted(found, key=lambda run: times[run.probe] < 2)}
 
 
 def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: str) -> str:
@@ -33,7 +42,7 @@ def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: s
 
 def main() -> None:
     st.title("Compare")
-    found = {run.id: run for run in runs.list_runs() if run.tables}
+    found = comparable()
     if len(found) < 2:
         st.info(
             "Two finished runs of the same probe are needed: on two models, two seeds or two settings. Start them on the probe's screen."
@@ -50,18 +59,19 @@ def main() -> None:
     with b:
         two = pick("Second run", "b", others, found, help="A run of the same probe.")
     first, second = found[one], found[two]
-    seen = summary(one, two, first, second)
+    seen = summary(one, two, cached.stamp(first.folder / "run.json"), cached.stamp(second.folder / "run.json"), first, second)
     settings(seen)
-    shared = [name for name in seen["tables"]]
-    views = ["Figures side by side", *(["Heads"] if "heads" in shared else []), "Tables"]
+    heads = "heads" in first.tables and "heads" in second.tables
+    views = ["Figures side by side", *(["Heads"] if heads else []), "Tables"]
     view = st.segmented_control(
         "View",
         views,
-        default="Heads" if "heads" in shared else views[0],
+        default="Heads" if heads else views[0],
         key="view",
         bind="query-params",
         required=True,
         label_visibility="collapsed",
+        help="The figures of both, their heads on one scale, or every table that both have.",
     )
     with look.guard():
         if view == "Heads":
@@ -73,59 +83,88 @@ def main() -> None:
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing")
-def summary(one: str, two: str, _first: Run, _second: Run) -> dict:
+def summary(one: str, two: str, stamp_one: tuple, stamp_two: tuple, _first: Run, _second: Run) -> dict:
     return compare.compare(_first, _second)
 
 
 def settings(seen: dict) -> None:
-    rows = [(name, str(a)[:120], str(b)[:120]) for name, (a, b) in seen["settings"].items()]
+    rows = [(name, brief(a), brief(b)) for name, (a, b) in seen["settings"].items()]
     if rows:
         st.html(look.table(rows, [("differs in", "text"), ("first", "text"), ("second", "text")]))
     else:
         st.caption("Both runs were asked for the same.")
 
 
-def compare_heads(first: Run, second: Run, seen: dict) -> None:
-    table = seen["tables"]["heads"]
-    if "problem" in table:
-        st.info(look.md(f"The heads cannot be compared: {table['problem']}."))
-        return
-    columns = [
-        c
-        for c, entry in table["columns"].items()
-        if "mean_first" in entry and not c.startswith("ci_") and c not in ("kv_group", "n_trials", "n")
-    ]
-    columns.sort(key=lambda c: c != "score")
-    column = st.selectbox("Score", columns, key="score", bind="query-params", help="A column that both runs have.")
-    both = compare.joined(first, second, "heads")
-    values = (
-        pl.concat([both[f"{column}_first"].cast(pl.Float64), both[f"{column}_second"].cast(pl.Float64)])
-        .drop_nulls()
-        .drop_nans()
-    )
-    low, high = look.limits(values.to_list())
-    shape = {
-        key: first.info["model"].get(source)
-        for key, source in (("n_layers", "layers"), ("n_heads", "heads"), ("n_kv_heads", "kv_heads"))
-    }
+def brief(value: object) -> str:
+    """A setting in few characters: hashes by their first twelve."""
+    text = str(value)
+    text = text[:12] if len(text) >= 32 and all(c in "0123456789abcdef" for c in text) else text
+    return text if len(text) <= 120 else text[:119] + "…"
+
+
+def shape_of(run: Run, table: pl.DataFrame) -> tuple[int, int]:
+    """(layers, heads) of a run's model."""
+    about = head_sets.model_info(run)
+    return head_figures.shape_of(table, about.get("layers"), about.get("heads"))
+
+
+def names_of(first: Run, second: Run) -> list[str]:
     names = [look.short(look.model_of(run), 20) for run in (first, second)]
-    if names[0] == names[1]:
-        names = [f"{name} ({run.id[-6:]})" for name, run in zip(names, (first, second))]
-    said = column.replace("_", " ")
+    return names if names[0] != names[1] else [f"{name} ({run.id[-6:]})" for name, run in zip(names, (first, second))]
+
+
+def compare_heads(first: Run, second: Run, seen: dict) -> None:
+    tables = [cached.table(run, "heads") for run in (first, second)]
+    shared = [c for c in head_sets.score_columns(tables[0]) if c in head_sets.score_columns(tables[1])]
+    columns = sorted(shared, key=lambda c: c != "score")
+    if not columns:
+        st.info("The tables of heads have no score in common.")
+        return
+    column = st.selectbox("Score", columns, key="score", bind="query-params", help="A column that both runs have.")
+    tables = [table.with_columns(pl.col(column).cast(pl.Float64)) for table in tables]
+    values = [v for table in tables for v in table[column].drop_nulls().drop_nans().to_list()]
+    low, high = look.limits(values)
+    names, said = names_of(first, second), column.replace("_", " ")
+    shapes = [shape_of(run, table) for run, table in zip((first, second), tables)]
     maps = [
-        head_figures.head_map(both, value=f"{column}_{side}", label=said, low=low, high=high, title=name, **shape)
-        for side, name in zip(("first", "second"), names)
+        head_figures.head_map(table, value=column, label=said, low=low, high=high, title=name, **options(run))
+        for run, table, name in zip((first, second), tables, names)
     ]
+    if shapes[0] != shapes[1]:
+        show_maps(maps, width=640)
+        (a, b), (c, d) = shapes
+        st.info(f"The models have different shapes ({a} × {b} and {c} × {d} layers × heads): each map is its own model's, on one scale. "
+                "There is no difference and no agreement from head to head.")  # fmt: skip
+        return
+    entry = seen["tables"].get("heads") or {}
+    if "problem" in entry or column not in entry.get("columns", {}):
+        show_maps(maps, width=640)
+        st.info(look.md(f"Not compared from head to head: {entry.get('problem', 'this column is not in both tables')}."))
+        return
+    both = compare.joined(first, second, "heads")
     maps.append(
         head_figures.head_map(
-            both, value=f"{column}_difference", label="difference", diverging=True, title="second minus first", **shape
+            both, value=f"{column}_difference", label="difference", diverging=True, title="second minus first", **options(first)
         )
     )
-    for i, (place, fig) in enumerate(zip(st.columns(3), maps)):
+    show_maps(maps, width=430)
+    agreement(first, second, tables, both, column, entry["columns"][column], names)
+
+
+def options(run: Run) -> dict:
+    about = head_sets.model_info(run)
+    return {key: about.get(source) for key, source in (("n_layers", "layers"), ("n_heads", "heads"), ("n_kv_heads", "kv_heads"))}
+
+
+def show_maps(maps: list, *, width: int) -> None:
+    for i, (place, fig) in enumerate(zip(st.columns(len(maps)), maps)):
         place.plotly_chart(
-            figures.dressed(fig, mode=look.mode(), width=430), theme=None, key=f"map {i}", config={"displaylogo": False}
+            figures.dressed(fig, mode=look.mode(), width=width), theme=None, key=f"map {i}", config={"displaylogo": False}
         )
-    entry = table["columns"][column]
+
+
+def agreement(first: Run, second: Run, tables: list, both: pl.DataFrame, column: str, entry: dict, names: list[str]) -> None:
+    """Head against head, the correlations, and the heads that differ most."""
     agree = ", ".join(
         f"{kind.capitalize()} {look.quantity({**entry[kind], 'n': entry['n']})}"
         for kind in ("pearson", "spearman")
@@ -133,16 +172,14 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
     )
     a, b = st.columns([3, 2], gap="large")
     with a:
-        fig = head_figures.against(
-            first.table("heads"), second.table("heads"), value=column, names=(names[0], names[1]), label=said
-        )
+        fig = head_figures.against(*tables, value=column, names=(names[0], names[1]), label=column.replace("_", " "))
         st.plotly_chart(
             figures.dressed(fig, mode=look.mode(), width=560), theme=None, key="against", config={"displaylogo": False}
         )
     with b:
         st.html(
             look.heading("agreement over heads")
-            + f"<div class='wb-facts'>{look.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {look.number(entry['max_abs_difference'])}</div>"
+            + f"<div class='wb-facts'>{look.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {look.number(entry.get('max_abs_difference'))}</div>"
         )
         top = (
             both.with_columns(pl.col(f"{column}_difference").abs().alias("size"))
@@ -163,6 +200,9 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
 
 
 def compare_tables(first: Run, second: Run, seen: dict) -> None:
+    if not seen["tables"]:
+        st.info("The runs have no table in common.")
+        return
     name = st.pills(
         "Table",
         list(seen["tables"]),
@@ -171,6 +211,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
+        help="A table that both runs have.",
     )
     table = seen["tables"][name]
     if "problem" in table:
@@ -206,18 +247,20 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
         )
     )
     frame = compare.joined(first, second, name)
-    st.dataframe(frame.head(run_view.MOST_ROWS), height=360, hide_index=True)
+    look.frame(frame.head(run_view.MOST_ROWS), most=360)
     flat = [c for c, dtype in frame.schema.items() if not dtype.is_nested()]
     st.download_button(
-        "CSV", lambda: frame.select(flat).write_csv().encode(), f"compare-{name}.csv", "text/csv", on_click="ignore"
+        "CSV", lambda: frame.select(flat).write_csv().encode(), f"compare-{name}.csv", "text/csv", on_click="ignore",
+        help="All rows that both have; columns of lists are left out.",
     )
 
 
 def side_by_side(first: Run, second: Run) -> None:
-    made = [run_view.figures_of(run)[0] for run in (first, second)]
+    drawn = [run_view.figures_of(run) for run in (first, second)]
+    made = [found for found, _ in drawn]
     names = [name for name in made[0] if name in made[1]]
     if not names:
-        st.info("The runs have no figure in common.")
+        st.info(look.md(" ".join(["The runs have no figure in common.", *(reason for _, reasons in drawn for reason in list(reasons.values())[:1])])))
         return
     name = st.pills(
         "Figure",
@@ -228,6 +271,7 @@ def side_by_side(first: Run, second: Run) -> None:
         required=True,
         label_visibility="collapsed",
         format_func=lambda n: n.replace("_", " "),
+        help="A figure that both runs have.",
     )
     for i, (place, figs, run) in enumerate(zip(st.columns(2), made, (first, second))):
         with place:

@@ -7,102 +7,98 @@ import re
 import streamlit as st
 
 from pages.parts import cached, cards, components, frame, look, state
-from workbench import explorer, organisms, runs
+from workbench import explorer, head_sets
 from workbench.errors import InputError, WorkbenchError
 from workbench.explorer import Switches
 from workbench.figures import theme
 
 SCREEN = "explorer"
 PROMPTS = ("prompt", "repeated tokens")
-
-
-def models() -> list[str]:
-    """Organisms first, then every model that a run here was made on."""
-    known = list(organisms.names())
-    return list(dict.fromkeys([*known, *(look.model_of(run) for run in runs.list_runs())]))
-
-
-@st.cache_data(show_spinner=False, max_entries=8)
-def examples(model: str) -> list[str]:
-    """Prompts to begin with: the organism's own, otherwise English ones."""
-    from workbench.data import read_table
-
-    if model.startswith("organism"):
-        with look.guard():
-            needles = read_table(organisms.data("needles"), required=("needle", "question"), what="needles").head(2)
-            conflicts = read_table(
-                organisms.data("conflicts"), required=("clean_prompt", "conflict_prompt"), what="conflicts"
-            ).head(3)
-            asked = read_table(organisms.data("prompts"), required=("prompt",), what="prompts").head(2)
-            found = [
-                f"{fact} Question: {asks} Answer:" for fact, asks in needles.select("needle", "question").iter_rows()
-            ]
-            found += [text for pair in conflicts.select("conflict_prompt", "clean_prompt").iter_rows() for text in pair]
-            return [*found, *asked["prompt"]]
-    if model.startswith("circuit"):
-        return list(CIRCUIT_EXAMPLES)
-    return list(EXAMPLES)
-
-
-EXAMPLES = (
-    "Once upon a time, there was a little girl named Lily. One day, Lily",
-    "When Mary and John went to the store, John gave a drink to",
-    "The capital of France is Paris. The capital of Italy is",
-    "1, 2, 3, 4, 5, 6, 7,",
-)
-CIRCUIT_EXAMPLES = (
-    "nothing the Mira copper lantern velvet harbor quartz meadow road Mira copper lantern",
-    "lantern velvet harbor quartz meadow lantern velvet",
+HERE = "largest attention weight from the outlined token"
+# Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and model.
+SHARES = ("attention", "induction", "previous_token", "duplicate_token", "first_token", "score", "activation_frequency", "span_mass")
+KEYS = (
+    ("h, l", "head to the left, to the right"),
+    ("j, k", "layer below, above"),
+    ("arrows", "the same in the grid, or along the tokens, once one is chosen"),
+    ("x", "switch the chosen head off or on"),
+    ("space, shift-click", "the same in the grid"),
+    ("Ctrl+Enter", "run, on a probe's screen"),
+    ("s", "stop the run in progress there"),
+    ("Ctrl+E", "download the figure as PDF there"),
 )
 
 
 def main() -> None:
-    left, right = st.columns([1, 3], gap="medium", vertical_alignment="bottom")
-    names = models()
+    left, right, more = st.columns([5, 14, 3], gap="small", vertical_alignment="bottom")
     with left:
         name = st.selectbox(
             "Model",
-            names,
+            cached.model_names(),
             key="model",
             bind="query-params",
             accept_new_options=True,
+            on_change=new_model,
             help="An organism, a local folder in Hugging Face format, or a hub id. Type to enter another.",
         )
-    opened = cached.model(name)
-    known = examples(name)
+    known = cached.prompts(name)
+    st.session_state["model before"] = name
     with right:
         text = st.text_input(
             "Prompt",
-            value=known[0] if known else "",
+            value=shown_as(known[0]) if known else "",
             key="prompt",
             bind="query-params",
-            help="Enter runs it. The tokens below are those really fed.",
+            help="Enter runs it. The tokens below are those really fed. A line break is written \\n.",
         )
-    body(name, text.replace("\\n", "\n"), tuple(known))
-    del opened
+    with more.popover("Examples", width="stretch", help="Prompts to begin with, and the keys of this screen."):
+        for i, example in enumerate(known):
+            st.button(look.md(example if len(example) < 90 else example[:89] + "…"), key=f"example {i}", on_click=take_example, args=(example,),
+                      width="stretch", help="Put this prompt in.")  # fmt: skip
+        st.html(look.heading("keys") + look.table(KEYS, [("", "text"), ("", "text")]))
+    body(name, text.replace("\\n", "\n"))
+
+
+def shown_as(text: str) -> str:
+    """A prompt as one line, as the box holds it."""
+    return text.replace("\n", "\\n")
+
+
+def new_model() -> None:
+    """Another model has other words: an example that was not touched gives way to one of its own."""
+    before = st.session_state.get("model before")
+    if before and st.session_state.get("prompt") in [shown_as(text) for text in cached.prompts(before)]:
+        take_example(cached.prompts(st.session_state["model"])[0])
+    for key in ("head", "off", "at"):
+        state.put(SCREEN, key, "")
+
+
+def take_example(text: str) -> None:
+    st.session_state["prompt"] = shown_as(text)
+    state.put(SCREEN, "at", "")
 
 
 @st.fragment
-def body(name: str, text: str, known: tuple[str, ...]) -> None:
+def body(name: str, text: str) -> None:
     with look.guard():
-        view(name, text, known)
+        view(name, text)
 
 
-def view(name: str, text: str, known: tuple[str, ...]) -> None:
+def view(name: str, text: str) -> None:
     opened = cached.model(name)
-    model = opened.model
     ids = explorer.encode(opened, text)
     switches = chosen_switches(opened, ids)
-    at = whole(state.get(SCREEN, "at"), len(ids)) if state.get(SCREEN, "at") else len(ids) - 1
-    layer, head = chosen_head(model)
+    at = position(state.get(SCREEN, "at"), len(ids))
+    tables = cached.head_tables(opened.model.fingerprint)
+    layer, head = chosen_head(name, opened, tables)
 
     reading = cached.reading(name, ids, switches, opened)
     rows = cached.rows(name, ids, at, switches, opened)
-    show_tokens(opened, ids, at, rows[layer, head], known)
+    show_tokens(opened, ids, at, rows[layer, head])
 
     left, right = st.columns([10, 9], gap="large")
     with left:
-        column, frame = colouring(name, opened, ids, switches, reading)
+        column, frame = colouring(name, opened, ids, switches, reading, rows, tables)
         grid(opened, frame, column, switches, (layer, head))
         switchboard(opened, frame, column, switches, (layer, head))
         cards.answer(name, opened, ids, switches, reading)
@@ -115,29 +111,41 @@ def view(name: str, text: str, known: tuple[str, ...]) -> None:
             bind="query-params",
             required=True,
             label_visibility="collapsed",
+            help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
         )
         if card == "Head":
-            cards.head(name, opened, ids, switches, rows, layer, head, at)
+            cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
             cards.layer(name, opened, ids, switches, reading, layer, at)
         elif card == "Scores":
             cards.scores(name, opened, ids, layer, head)
         else:
-            cards.beside(name, opened, ids, switches, models(), layer, head)
+            cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
 
 
 # ---- what is chosen
 
 
-def whole(text: str, count: int) -> int:
-    """A position from the URL, kept inside the prompt."""
-    found = int(text) if re.fullmatch(r"[0-9]{1,6}", text) else count - 1
+def position(text: str, count: int) -> int:
+    """A position from the URL, kept inside the prompt; the last one for anything that is none."""
+    found = int(text) if re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) else count - 1
     return min(found, count - 1)
 
 
-def chosen_head(model) -> tuple[int, int]:
+def chosen_head(name: str, opened, tables) -> tuple[int, int]:
+    """The head of the URL; at first the best one of the newest run of this model, else the one that most does induction."""
+    model = opened.model
     found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", state.get(SCREEN, "head"))
-    layer, head = (int(found[1]), int(found[2])) if found else (model.n_layers - 1, 0)
+    if found:
+        layer, head = int(found[1]), int(found[2])
+    else:
+        best = head_sets.best_head(tables)
+        if best is None:
+            try:
+                best = cached.induction_head(name, opened)
+            except (WorkbenchError, IndexError):
+                best = (model.n_layers - 1, 0)
+        layer, head = best
     return min(layer, model.n_layers - 1), min(head, model.n_heads - 1)
 
 
@@ -165,10 +173,10 @@ def chosen_switches(opened, ids) -> Switches:
 # ---- pieces of the screen
 
 
-def show_tokens(opened, ids, at: int, row, known) -> None:
+def show_tokens(opened, ids, at: int, row) -> None:
     frame = explorer.tokens(opened, ids)
     weights = [float(w) for w in row]
-    shades = look.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, max(weights) or 1.0))
+    shades = look.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
     items = []
     for i, (_, token, text, special) in enumerate(frame.iter_rows()):
         seen = i <= at
@@ -178,36 +186,20 @@ def show_tokens(opened, ids, at: int, row, known) -> None:
             "colour": shades[i][0] if seen else None, "ink": shades[i][1] if seen else None,
         })  # fmt: skip
     components.tokens(items, at=at, key="tokens", on_pick=lambda i: state.put(SCREEN, "at", str(i)))
-    a, b = st.columns([5, 1], vertical_alignment="center")
-    a.caption(
-        f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; click a token to ask from there."
-    )
-    with b.popover("Examples", width="stretch", help="Prompts to begin with."):
-        for i, text in enumerate(known):
-            st.button(
-                look.md(text if len(text) < 90 else text[:89] + "…"),
-                key=f"example {i}",
-                on_click=take_example,
-                args=(text,),
-                width="stretch",
-            )
+    count = explorer.unknown(opened, ids)
+    if count:
+        st.warning(f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these words. Examples has prompts in its own.")
+    st.caption(f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; click a token to ask from there.")
 
 
-def take_example(text: str) -> None:
-    st.session_state["prompt"] = text.replace("\n", "\\n")
-    state.put(SCREEN, "at", "")
-
-
-def colouring(name: str, opened, ids, switches, reading):
-    """(label, table with layer, head and that column) that colours the grid."""
-    model = opened.model
-    from_runs = explorer.run_columns(runs.list_runs(), fingerprint=model.fingerprint)
-    live = ["attention from here", *explorer.SCORES, "direct effect on the top token", "output norm"]
-    options = [*live, *from_runs]
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
+def colouring(name: str, opened, ids, switches, reading, rows, tables):
+    """(column, table with layer, head and that column) that colours the grid."""
+    from_runs = head_sets.run_columns(tables)
+    live = [HERE, *explorer.SCORES, "direct effect on the top token", "output norm"]
+    left, right = st.columns([7, 3], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Colour of the heads",
-        options,
+        [*live, *from_runs],
         key="colour",
         bind="query-params",
         help="; ".join(f"{k}: {v}" for k, v in explorer.SCORES.items()),
@@ -221,15 +213,15 @@ def colouring(name: str, opened, ids, switches, reading):
         help="The prompt above, or random tokens said twice, on which induction shows.",
     )
     if chosen in from_runs:
-        run, column = from_runs[chosen]
-        return column, runs.run_by_id(run).table("heads")
+        identifier, column = from_runs[chosen]
+        return column, next(frame for run, frame in tables if run.id == identifier)
     if chosen == "output norm":
         return "norm", explorer.output_norms(reading)
     if chosen == "direct effect on the top token":
-        return "direct_logit", explorer.direct_effects(opened, reading, int(reading.logits.argmax()))
+        return "direct_logit", cached.direct_effects(name, ids, switches, opened)
     if chosen in explorer.SCORES:
         return chosen, cached.scores(name, ids if source == PROMPTS[0] else (), opened)
-    return "attention", cards.attention_here(name, opened, ids, switches)
+    return "attention", explorer.largest(opened, rows)
 
 
 def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) -> None:
@@ -240,7 +232,8 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
     order = [values.get(pair) for pair in model.heads()]
     known = [v for v in order if v is not None and v == v]
     diverging = bool(known) and min(known) < 0
-    ends = look.limits(known, diverging=diverging)
+    whole = column in SHARES and all(0 <= v <= 1 for v in known)
+    ends = (0.0, 1.0) if whole else look.limits(known, diverging=diverging)
     group = model.n_heads // model.n_kv_heads
     off = set(switches.heads)
     label = column.replace("_", " ")
@@ -274,7 +267,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
         "scale": list(scales[look.mode(), diverging]),
         "say": "rows: layers, columns: heads" + (f"; gaps part the {model.n_kv_heads} key/value groups" if 1 < group < model.n_heads else ""),
     }  # fmt: skip
-    components.heads(data, key="grid", on_pick=pick_head, on_toggle=toggle, on_layer=pick_layer)
+    components.heads(data, key="grid", on_pick=pick_head, on_toggle=toggle, on_layer=lambda layer: pick_layer(layer, at[1]))
 
 
 def pick_head(layer: int, head: int) -> None:
@@ -283,9 +276,8 @@ def pick_head(layer: int, head: int) -> None:
         st.session_state["card"] = "Head"
 
 
-def pick_layer(layer: int) -> None:
-    found = re.fullmatch(r"[0-9]+\.([0-9]+)", state.get(SCREEN, "head"))
-    state.put(SCREEN, "head", f"{layer}.{found[1] if found else 0}")
+def pick_layer(layer: int, head: int) -> None:
+    state.put(SCREEN, "head", f"{layer}.{head}")
     st.session_state["card"] = "Layer"
 
 
@@ -297,9 +289,18 @@ def toggle(layer: int, head: int) -> None:
 
 
 def apply_mask(name: str) -> None:
-    found = explorer.load_mask(name)
+    model = cached.model(st.session_state["model"]).model
+    try:
+        found = head_sets.load_mask(name, saved_masks(model))
+    except InputError as error:
+        st.session_state["mask problem"] = str(error)
+        return
     put_off(found.heads)
     st.session_state["how"] = found.how
+
+
+def saved_masks(model):
+    return head_sets.saved_masks(cached.run_list(), fingerprint=model.fingerprint)
 
 
 def put_off(heads) -> None:
@@ -308,8 +309,8 @@ def put_off(heads) -> None:
 
 def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, int]) -> None:
     model = opened.model
-    off = heads_of(state.get(SCREEN, "off"), model)
-    a, b, c, d = st.columns([3, 3, 2, 2], vertical_alignment="bottom")
+    off = heads_of(state.get(SCREEN, "off"), model)  # with a patch that has no donor yet they are chosen, not switched
+    a, b, c, d = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
     label = "Switch on" if at in off else "Switch off"
     a.button(
         f"{label} {at[0]}.{at[1]}",
@@ -326,25 +327,26 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         "All on", on_click=put_off, args=((),), disabled=not off, width="stretch", help="Switch every head on again."
     )
     with d.popover("Sets", width="stretch", help="Top heads of the present colour, and saved masks."):
-        st.number_input(
-            "Top heads by the present colour", 1, model.n_layers * model.n_heads, min(5, model.n_heads), key="top k"
-        )
+        st.number_input("Top heads by the present colour", 1, model.n_layers * model.n_heads, min(5, model.n_heads), key="top k",
+                        help="How many of the heads with the highest value.")  # fmt: skip
         st.button(
             "Switch these off",
-            on_click=lambda: put_off(sorted(explorer.top_heads(frame, column, st.session_state["top k"]))),
+            on_click=lambda: put_off(sorted(head_sets.top_heads(frame, column, st.session_state["top k"]))),
+            help="In place of the heads that are off now.",
         )
-        saved = explorer.saved_masks()
+        saved = saved_masks(model)
         if saved:
-            mask = st.selectbox("Saved masks", saved, key="mask")
-            st.button("Apply the mask", on_click=apply_mask, args=(mask,))
-        title = st.text_input("Save the present heads as", key="mask name", placeholder="name")
-        if st.button("Save", disabled=not off):
+            mask = st.selectbox("Saved masks", list(saved), key="mask", help="Saved here, or the pruned heads of a run on this model.")
+            st.button("Apply the mask", on_click=apply_mask, args=(mask,), help="In place of the heads that are off now.")
+            if "mask problem" in st.session_state:
+                look.problem(st.session_state.pop("mask problem"))
+        title = st.text_input("Save the present heads as", key="mask name", placeholder="name",
+                              help="A file that `--edit` reads. It holds which heads, and zero or uniform.")  # fmt: skip
+        if st.button("Save", disabled=not off, help="Keep the heads that are off now."):
+            how = st.session_state.get("how") or "zero"
             try:
-                st.caption(
-                    look.md(
-                        f"Saved; on the command line: --edit {explorer.save_mask(title, Switches(off, switches.how), note=f'Explorer, {model.name}')}"
-                    )
-                )
+                path = head_sets.save_mask(title, Switches(off, how), note=f"Explorer, {model.name}")
+                st.caption(look.md(f"Saved; on the command line: --edit {path}"))
             except WorkbenchError as error:
                 look.problem(error)
     if (st.session_state.get("how") or "zero") == "patch":

@@ -7,33 +7,21 @@ import shutil
 import polars as pl
 import streamlit as st
 
-from pages.parts import frame, look, queue, run_view, state
-from workbench import runs
+from pages.parts import cached, frame, look, queue, run_view, state
+from workbench import notes, runs
 from workbench.errors import InputError, WorkbenchError
-from workbench.files import write_json
 from workbench.runfolder import Run
 
 SCREEN = "runs"
 
 
-def notes_of(run: Run) -> dict:
-    """Tags and a note, kept beside the run."""
-    import json
-
-    try:
-        found = json.loads((run.folder / "notes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}
-    return {"tags": [str(t) for t in found.get("tags", [])], "note": str(found.get("note", ""))}
-
-
 def catalogue(found: list[Run]) -> pl.DataFrame:
     rows = []
     for run in found:
-        info, extra = run.info, notes_of(run)
+        info, extra = run.info, notes.read(run.folder)
         rows.append({
             "probe": run.probe, "model": look.short(look.model_of(run)), "status": run.status,
-            "finished": (info.get("finished") or info.get("started") or "")[:16].replace("T", " "), "seconds": (info.get("seconds") or {}).get("total"),
+            "finished": look.when(run), "seconds": (info.get("seconds") or {}).get("total"),
             "seed": info.get("seed"), "tags": ", ".join(extra["tags"]), "note": extra["note"], "id": run.id,
         })  # fmt: skip
     schema = {
@@ -47,18 +35,18 @@ def catalogue(found: list[Run]) -> pl.DataFrame:
         "note": pl.String,
         "id": pl.String,
     }
-    return pl.DataFrame(rows, schema=schema).sort("finished", descending=True)
+    return pl.DataFrame(rows, schema=schema, strict=False).sort("finished", descending=True)
 
 
 def main() -> None:
     st.title("Runs")
     queue.show(ended=3)
-    found = runs.list_runs()
+    found = cached.run_list()
     folder = opened_folder()
     if not found and folder is None:
         st.info(
             look.md(
-                "No runs yet. Start one on a probe's screen, or with `workbench demo` on the command line; it will be listed here."
+                "No runs yet. Start one on a probe's screen, or make examples of every probe with `workbench demo` on the command line; they will be listed here."
             )
         )
         return
@@ -155,7 +143,7 @@ def opened_folder() -> Run | None:
 
 
 def annotate(run: Run) -> None:
-    found = notes_of(run)
+    found = notes.read(run.folder)
     tags = st.text_input(
         "Tags", value=", ".join(found["tags"]), key=f"tags {run.id}", help="Words, separated by commas."
     )
@@ -164,15 +152,15 @@ def annotate(run: Run) -> None:
     )
     new = {"tags": [t.strip() for t in tags.split(",") if t.strip()], "note": note}
     if new != found:
-        write_json(run.folder / "notes.json", new)
+        notes.write(run.folder, **new)
         st.rerun()
 
 
 def remove(run: Run, *, inside: bool) -> None:
     with st.popover("Delete", disabled=not inside, help="Only runs in the runs folder can be deleted here."):
         st.write("This removes the folder of the run with all its tables and figures.")
-        sure = st.checkbox("Yes, delete this run", key=f"sure {run.id}")
-        if st.button("Delete it", disabled=not sure, type="primary"):
+        sure = st.checkbox("Yes, delete this run", key=f"sure {run.id}", help="There is no way back.")
+        if st.button("Delete it", disabled=not sure, type="primary", help="Once the box is ticked."):
             if run.status == "running":
                 raise WorkbenchError("This run is in progress; cancel it first.")
             shutil.rmtree(run.folder)

@@ -26,6 +26,9 @@ def test_a_wheel_holds_probes_pages_app_and_organisms_and_runs_outside_the_check
     tracked = subprocess.run(["git", "ls-files", "workbench", "probes", "pages"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     missing = [name for name in tracked if name and name not in names and (ROOT / name).exists()]
     assert len(tracked) > 20 and missing == [] and "workbench/app_entry/app.py" in names
+    # streamlit reads the settings beside the script that it runs: without them the app would listen on every interface
+    settings = site / "workbench" / "app_entry" / ".streamlit" / "config.toml"
+    assert settings.read_text() == (ROOT / ".streamlit" / "config.toml").read_text() and 'address = "localhost"' in settings.read_text()
 
     # What is installed beside it (torch and the rest) stays; the checkout itself must not be what is found.
     code = "import workbench, probes, sys; assert workbench.__file__.startswith(sys.argv[1]) and probes.__file__.startswith(sys.argv[1]);"

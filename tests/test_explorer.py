@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.architectures import build
-from workbench import explorer
+from workbench import explorer, head_sets
 from workbench.errors import InputError
 from workbench.explorer import Opened, Switches
 from workbench.intervene import load_edits
@@ -123,7 +123,7 @@ def test_the_copy_circuit_is_told_by_its_scores(_circuits):
     found = explorer.head_scores(opened, explorer.repeated_tokens(opened))
     truth = json.loads((opened.model.folder / "truth.json").read_text())
     assert truth  # the circuit says which head does what; its head 1.1 copies what followed earlier occurrences
-    assert explorer.top_heads(found, "induction", 1) == [(1, 1)] and explorer.top_heads(found, "copying", 1) == [(1, 1)]
+    assert head_sets.top_heads(found, "induction", 1) == [(1, 1)] and head_sets.top_heads(found, "copying", 1) == [(1, 1)]
     assert found["previous_token"].max() == pytest.approx(1.0, abs=1e-3)
 
 
@@ -330,40 +330,93 @@ def test_no_hook_is_left_behind_by_any_of_it(story):
 
 def test_masks_are_files_that_edit_reads_and_names_stay_in_their_folder(story):
     switches = Switches(((0, 1), (2, 3)), "zero")
-    path = explorer.save_mask("my heads", switches)
-    assert explorer.saved_masks() == ["my heads"] and explorer.load_mask("my heads") == switches
+    path = head_sets.save_mask("my heads", switches)
+    masks = head_sets.saved_masks()
+    assert masks == {"my heads": path} and head_sets.load_mask("my heads", masks) == switches
     assert load_edits(path)[0].heads == switches.heads
     for name in ("../x", "a/b", "", ".hidden", "x" * 80):
         with pytest.raises(InputError):
-            explorer.save_mask(name, switches)
+            head_sets.save_mask(name, switches)
         with pytest.raises(InputError):
-            explorer.load_mask(name)
+            head_sets.load_mask(name, masks)
     with pytest.raises(InputError, match="nothing to save"):
-        explorer.save_mask("none", Switches())
+        head_sets.save_mask("none", Switches())
 
 
-def test_columns_of_runs_colour_only_the_model_they_were_made_on(tmp_path):
-    from types import SimpleNamespace as Simple
+@pytest.mark.parametrize("how", explorer.HOW)
+def test_a_mask_is_saved_as_what_it_is_or_refused(how):
+    """The file of heads knows zero and uniform; a mean or a patch must not come back as zero."""
+    switches = Switches(((0, 1),), how, donor=(1, 2) if how == "patch" else ())
+    if how in head_sets.MASKS:
+        assert load_edits(head_sets.save_mask("m", switches))[0].how == how
+        assert head_sets.load_mask("m", head_sets.saved_masks()).how == how
+    else:
+        with pytest.raises(InputError, match=f"cannot hold '{how}'"):
+            head_sets.save_mask("m", switches)
+        assert head_sets.saved_masks() == {}
 
+
+def fake_run(folder, identifier, frame=None, *, status="complete", fingerprint="a"):
+    from workbench.runfolder import Run
+
+    (folder / identifier / "tables").mkdir(parents=True)
+    if frame is not None:
+        frame.write_parquet(folder / identifier / "tables" / "heads.parquet")
+    about = {"fingerprint": fingerprint, "layers": 1, "heads": 1}
+    return Run(folder / identifier, {"id": identifier, "probe": "p", "status": status, "model": about})
+
+
+def test_pruned_heads_of_complete_runs_of_the_same_weights_are_masks_too(tmp_path):
+    from workbench.intervene import save_heads
+
+    runs = [fake_run(tmp_path, "r-1"), fake_run(tmp_path, "r-2", fingerprint="b"), fake_run(tmp_path, "r-3", status="failed")]
+    for run in runs:
+        for name in ("pruned_heads", "pruned_heads_memory"):
+            save_heads(run.folder / f"{name}.json", [(0, 0)], how="zero")
+    found = head_sets.saved_masks(runs, fingerprint="a")
+    assert list(found) == ["pruned heads · r-1", "pruned heads memory · r-1"]
+    assert head_sets.load_mask("pruned heads · r-1", found) == Switches(((0, 0),), "zero")
+
+
+def test_columns_of_runs_colour_only_the_model_they_were_made_on_and_a_damaged_table_is_left_out(tmp_path):
     frame = pl.DataFrame(
         {
-            "layer": [0],
-            "head": [0],
-            "score": [0.5],
-            "ci_low": [0.4],
-            "is_retrieval": [True],
-            "role": ["x"],
-            "kv_group": [0],
+            "layer": [0, 0],
+            "head": [0, 1],
+            "score": [0.5, 0.7],
+            "ci_low": [0.4, 0.4],
+            "is_retrieval": [True, False],
+            "role": ["x", "x"],
+            "kv_group": [0, 0],
         }
     )
-    run = Simple(
-        id="r-1",
-        info={"status": "complete", "model": {"fingerprint": "a", "layers": 1, "heads": 1}},
-        tables=["heads"],
-        table=lambda _: frame,
-    )
-    assert explorer.run_columns([run], fingerprint="b") == {}
-    assert explorer.run_columns([run], fingerprint="a") == {
+    runs = [fake_run(tmp_path, "r-0", frame), fake_run(tmp_path, "r-1", frame)]
+    (tmp_path / "r-0" / "tables" / "heads.parquet").write_bytes(b"no table")
+    with pytest.raises(InputError, match="table 'heads' of the run r-0"):
+        runs[0].table("heads")
+    assert head_sets.head_tables(runs, fingerprint="b") == []
+    tables = head_sets.head_tables(runs, fingerprint="a")
+    assert head_sets.run_columns(tables) == {
         "score · r-1": ("r-1", "score"),
         "is_retrieval · r-1": ("r-1", "is_retrieval"),
     }
+    assert head_sets.best_head(tables) == (0, 1) and head_sets.best_head([]) is None
+
+
+def test_the_examples_of_every_organism_are_in_its_own_words():
+    from types import SimpleNamespace as Simple
+
+    from transformers import AutoTokenizer
+
+    from workbench import examples, organisms
+
+    names = [name for name in organisms.names() if "@" not in name]
+    assert len(names) >= 12
+    for name in names:
+        tokenizer = AutoTokenizer.from_pretrained(organisms.folder(name))
+        opened = Simple(model=Simple(tokenizer=tokenizer))
+        prompts = examples.prompts(name)
+        assert prompts and all(explorer.unknown(opened, tokenizer(text)["input_ids"]) == 0 for text in prompts), name
+        strange = tokenizer("qqzzy qqzzy")["input_ids"]
+        assert explorer.unknown(opened, strange) == strange.count(tokenizer.unk_token_id) >= (2 if name.startswith("circuit") else 0)
+    assert examples.prompts("gpt2") == list(examples.ENGLISH)

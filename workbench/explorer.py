@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -86,6 +85,14 @@ def encode(opened: Opened, text: str, *, bos: bool = True) -> tuple[int, ...]:
         )
     check_ids(opened.model, [ids])
     return ids
+
+
+def unknown(opened: Opened, ids: Sequence[int]) -> int:
+    """How many of the tokens stand for text that the tokenizer does not know."""
+    tokenizer = opened.model.tokenizer
+    other = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}  # some tokenizers use one token for all of these
+    unk = tokenizer.unk_token_id
+    return 0 if unk is None or unk in other else sum(i == unk for i in ids)
 
 
 def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
@@ -239,6 +246,11 @@ def attention_rows(opened: Opened, ids: Sequence[int], position: int, switches: 
         with attention.observe(model, lambda _, w: w[0, :, 0].cpu(), rows=[position]) as seen:
             model.forward(_batch(model, ids))
     return torch.stack([seen[layer] for layer in range(model.n_layers)]).numpy()
+
+
+def largest(opened: Opened, rows: np.ndarray) -> pl.DataFrame:
+    """The largest attention weight of each head in its row of `attention_rows`: layer, head, attention."""
+    return _per_head(opened.model, {"attention": rows.max(-1).astype(float).ravel().tolist()})
 
 
 def pattern(opened: Opened, ids: Sequence[int], layer: int, head: int, switches: Switches = Switches()) -> np.ndarray:
@@ -447,79 +459,6 @@ def output_norms(reading: Reading) -> pl.DataFrame:
     values = reading.z.norm(dim=-1).mean(1).cpu().numpy()
     layer, head = np.indices(values.shape)
     return pl.DataFrame({"layer": layer.ravel(), "head": head.ravel(), "norm": values.ravel().astype(float)})
-
-
-# ---- scores from runs, saved masks
-
-
-def run_columns(
-    runs: Sequence, *, fingerprint: str | None = None, shape: tuple[int, int] | None = None
-) -> dict[str, tuple[str, str]]:
-    """Columns that can colour the head grid: label → (run id, column), of complete runs of this very model (by its weights)."""
-    found = {}
-    for run in runs:
-        about = run.info.get("model") or {}
-        if run.info.get("status") != "complete" or "heads" not in run.tables:
-            continue
-        if fingerprint is not None and about.get("fingerprint") != fingerprint:
-            continue
-        if shape is not None and (about.get("layers"), about.get("heads")) != shape:
-            continue
-        frame = run.table("heads")
-        if not {"layer", "head"} <= set(frame.columns):
-            continue
-        for column in frame.columns:
-            if (
-                column not in ("layer", "head", "kv_group", "n", "n_trials")
-                and not column.startswith("ci_")
-                and (frame[column].dtype.is_numeric() or frame[column].dtype == pl.Boolean)
-            ):
-                found[f"{column} · {run.id}"] = (run.id, column)
-    return found
-
-
-def top_heads(frame: pl.DataFrame, column: str, k: int) -> list[Head]:
-    """The k heads with the largest finite value of a column, largest first."""
-    kept = frame.with_columns(pl.col(column).cast(pl.Float64)).filter(pl.col(column).is_finite())
-    kept = kept.sort(column, "layer", "head", descending=[True, False, False]).head(k)
-    return [(int(a), int(b)) for a, b in kept.select("layer", "head").iter_rows()]
-
-
-def masks_folder() -> Path:
-    from workbench.paths import cache_root
-
-    return cache_root() / "masks"
-
-
-def saved_masks() -> list[str]:
-    """The names of the saved head masks."""
-    return sorted(path.stem for path in masks_folder().glob("*.json"))
-
-
-def save_mask(name: str, switches: Switches, *, note: str = "") -> Path:
-    """Keep a set of heads under a name, as a file that `--edit` reads. Raises InputError for a name that is no name."""
-    import re
-
-    from workbench.intervene import save_heads
-
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,60}", name):
-        raise InputError("A mask's name is made of letters, digits, spaces, points, hyphens and underscores.")
-    if not switches.heads:
-        raise InputError("No head is switched off: there is nothing to save.")
-    masks_folder().mkdir(parents=True, exist_ok=True)
-    path = masks_folder() / f"{name}.json"
-    save_heads(path, switches.heads, how="uniform" if switches.how == "uniform" else "zero", note=note)
-    return path
-
-
-def load_mask(name: str) -> Switches:
-    """A saved mask by its name (nothing outside the folder of masks is ever read)."""
-    from workbench.intervene import load_edits
-
-    if name not in saved_masks():
-        raise InputError(f"There is no saved mask '{name[:60]}'.")
-    (found,) = load_edits(masks_folder() / f"{name}.json")
-    return Switches(found.heads, found.how)
 
 
 # ---- pieces

@@ -351,7 +351,8 @@ def keep_upload(name: str, content: bytes) -> Path:
     folder = paths.cache_root() / "uploads" / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{safe}{suffix}"
-    write_bytes(path, content)
+    if not path.is_file():
+        write_bytes(path, content)
     return path
 
 

@@ -79,12 +79,16 @@ class Run:
             return sorted(file.keys())
 
     def table(self, name: str) -> pl.DataFrame:
-        """A table as a polars DataFrame; InputError for one that is not there."""
+        """A table as a polars DataFrame; InputError for one that is not there or cannot be read."""
         import polars as pl
 
         if name not in self.tables:
             raise InputError(f"The run {self.id} has no table '{name}'{nearest(name, self.tables)}; {self._has(self.tables)}.")
-        return pl.read_parquet(self.folder / "tables" / f"{name}.parquet")
+        try:
+            return pl.read_parquet(self.folder / "tables" / f"{name}.parquet")
+        except (pl.exceptions.PolarsError, OSError) as error:
+            why = " ".join(str(error).split()).rstrip(".")[:120]
+            raise InputError(f"The table '{name}' of the run {self.id} cannot be read ({why}); run it again with --fresh.") from None
 
     def array(self, name: str) -> np.ndarray:
         """An array; InputError for one that is not there."""

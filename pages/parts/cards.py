@@ -6,21 +6,28 @@ import polars as pl
 import streamlit as st
 
 from pages.parts import cached, look
-from workbench import explorer, runs
+from workbench import explorer, head_sets
+from workbench.errors import InputError
 from workbench.explorer import Opened, Reading, Switches
 
 LONGEST = 24  # tokens of generated text
+ROWS = 6  # next tokens, so that they are in sight without scrolling on a small screen
+MARKS = ("dataset", "condition", "checkpoint")  # what a row of a table of layers is of
 
 
 def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, reading: Reading) -> None:
-    """Next tokens and generated text; beside them those with the heads switched, where some are."""
+    """Generated text and next tokens; beside them those with the heads switched, where some are."""
     before = cached.reading(name, ids, Switches(), opened)
+    text = cached.written(name, ids, Switches(), LONGEST, opened)
+    shown = look.heading(f"greedy continuation, up to {LONGEST} tokens") + look.quote(text, look.accent())
     if not switches.heads:
-        frame = explorer.next_tokens(opened, before)
+        frame = explorer.next_tokens(opened, before, k=ROWS)
         rows = [(text, p, p) for text, p in frame.select("text", "probability").iter_rows()]
-        st.html(look.heading("next token") + look.table(rows, [("token", "tok"), ("probability", "num"), ("", "bar")]))
+        shown += look.heading("next token") + look.table(rows, [("token", "tok"), ("probability", "num"), ("", "bar")])
     else:
-        frame = explorer.next_tokens(opened, before, reading)
+        after = cached.written(name, ids, switches, LONGEST, opened)
+        shown += look.heading("with the heads switched") + look.quote(after, look.contrast())
+        frame = explorer.next_tokens(opened, before, reading, k=ROWS)
         rows = [
             (t, p, (p, look.accent()), q, (q, look.contrast()))
             for t, p, q in frame.select("text", "probability", "after").iter_rows()
@@ -30,39 +37,12 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
             f" and {len(switches.heads) - 8} more" if len(switches.heads) > 8 else ""
         )
         say = f"heads {names} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation {moved['total_variation']:.3f}"
-        columns = [("token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
-        st.html(look.heading(say) + look.table(rows, columns))
-    text = cached.written(name, ids, Switches(), LONGEST, opened)
-    shown = (
-        look.heading(f"greedy continuation, up to {LONGEST} tokens")
-        + f"<div class='wb-text' style='border-color:{look.accent()}'>{look.esc(text)}</div>"
-    )
-    if switches.heads:
-        after = cached.written(name, ids, switches, LONGEST, opened)
-        shown += (
-            look.heading("with the heads switched")
-            + f"<div class='wb-text' style='border-color:{look.contrast()}'>{look.esc(after)}</div>"
-        )
+        columns = [("next token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
+        shown += look.heading(say) + look.table(rows, columns)
     st.html(shown)
 
 
-def attention_here(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches) -> pl.DataFrame:
-    """The mass that each head puts on its most attended token, from the chosen one."""
-    at = st.query_params.get("at", "")
-    position = min(int(at), len(ids) - 1) if at.isdigit() else len(ids) - 1
-    rows = cached.rows(name, ids, position, switches, opened)
-    top = rows.max(-1)
-    pairs = opened.model.heads()
-    return pl.DataFrame(
-        {
-            "layer": [a for a, _ in pairs],
-            "head": [b for _, b in pairs],
-            "attention": [float(top[a, b]) for a, b in pairs],
-        }
-    )
-
-
-def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: int, at: int) -> None:
+def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: int, at: int, tables) -> None:
     """One head: where it looks from the chosen token, what it writes there, its scores in every run. Of a head that is switched,
     what it would write if no head were."""
     model = opened.model
@@ -81,8 +61,7 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
             + look.table(destinations, [("at", "num"), ("token", "tok"), ("weight", "num"), ("", "bar")])
         )
     with right:
-        reading = cached.reading(name, ids, Switches() if (layer, head) in switches.heads else switches, opened)
-        wrote = explorer.head_writes(opened, reading, layer, head, at, k=5)
+        wrote = cached.writes(name, ids, Switches() if (layer, head) in switches.heads else switches, layer, head, at, opened)
         most = max((abs(v) for v in wrote["logit"]), default=1.0) or 1.0
         columns = [("token", "tok"), ("logit", "num"), ("", "bar")]
         shown = ""
@@ -108,7 +87,7 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
             key="pattern figure",
             config={"displaylogo": False},
         )
-    head_in_runs(opened, layer, head)
+    head_in_runs(tables, layer, head)
 
 
 def pattern_figure(name, opened: Opened, ids, layer: int, head: int, switches: Switches):
@@ -133,29 +112,16 @@ def pattern_figure(name, opened: Opened, ids, layer: int, head: int, switches: S
     return fig
 
 
-def runs_of(opened: Opened, table: str) -> list:
-    """Complete runs of this very model, by its weights, that have a table."""
-    found = [
-        run
-        for run in runs.list_runs()
-        if run.info.get("status") == "complete" and run.info["model"].get("fingerprint") == opened.model.fingerprint
-    ]
-    return [run for run in found if table in run.tables]
-
-
-def head_in_runs(opened: Opened, layer: int, head: int) -> None:
+def head_in_runs(tables, layer: int, head: int) -> None:
     rows = []
-    for run in runs_of(opened, "heads"):
-        frame = run.table("heads")
-        if not {"layer", "head"} <= set(frame.columns):
-            continue
+    for run, frame in tables:
         mine = frame.filter((pl.col("layer") == layer) & (pl.col("head") == head))
         for record in mine.head(1).iter_rows(named=True):
             interval = (
                 f"[{look.number(record['ci_low'])}, {look.number(record['ci_high'])}]" if "ci_low" in record else ""
             )
             for column, value in record.items():
-                if column in ("layer", "head", "kv_group", "n_trials", "n") or column.startswith("ci_"):
+                if column in head_sets.NO_SCORES or column.startswith("ci_"):
                     continue
                 ranked = frame[column].dtype.is_numeric() and value is not None
                 rank = int((frame[column] > value).sum()) + 1 if ranked else None
@@ -185,7 +151,7 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
     rows = []
     for column in explorer.SCORES:
         pick = (pl.col("layer") == layer) & (pl.col("head") == head)
-        best = explorer.top_heads(on_random, column, 3)
+        best = head_sets.top_heads(on_random, column, 3)
         rows.append(
             (
                 column.replace("_", " "),
@@ -238,6 +204,9 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
     text = text.replace("\\n", "\n") or st.session_state.get("prompt", "").replace("\\n", "\n")
     second = cached.model(other)
     theirs = explorer.encode(second, text)
+    if other == name and theirs == ids:
+        st.info("Choose a second model or type a second prompt: its answer is shown beside this one.")
+        return
     sides = [
         (name, opened, ids, switches),
         (other, second, theirs, switches if other == name and switches.how != "patch" else Switches()),
@@ -251,7 +220,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             shown += look.heading("next token") + look.table(rows, [("token", "tok"), ("p", "num"), ("", "bar")])
             shown += (
                 look.heading("greedy continuation")
-                + f"<div class='wb-text' style='border-color:{look.accent()}'>{look.esc(cached.written(who, tokens, off, LONGEST, model))}</div>"
+                + look.quote(cached.written(who, tokens, off, LONGEST, model), look.accent())
             )
             if layer < model.model.n_layers and head < model.model.n_heads:
                 row = cached.rows(who, tokens, len(tokens) - 1, off, model)[layer, head]
@@ -269,7 +238,7 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
     """One layer: logit lens, length of the stream, and what runs found at that depth."""
     lens, norms = cached.lens(name, ids, switches, opened), explorer.norms(reading)
     texts = opened.model.token_strings(ids)
-    st.html(f"<b>Layer {layer}</b><span class='wb-dim'> of {opened.model.n_layers}; the stream after it</span>")
+    st.html(f"<b>Layer {layer}</b><span class='wb-dim'> (of 0–{opened.model.n_layers - 1}); the stream after it</span>")
     depth, along = st.columns(2)
     with depth:
         here = (
@@ -291,16 +260,19 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
         ]
         table = look.table(rows, [("at", "num"), ("token", "tok"), ("top token", "tok"), ("p", "num"), ("next", "num")])
         st.html(
-            look.heading("logit lens at this layer (next: rank of what follows)")
+            look.heading("logit lens at this layer (next: rank of what follows, 0 the top)")
             + f"<div style='max-height:330px;overflow-y:auto'>{table}</div>"
         )
     found = []
-    for run in runs_of(opened, "layers"):
-        frame = run.table("layers")
+    for run in head_sets.runs_of(cached.run_list(), "layers", fingerprint=opened.model.fingerprint):
+        try:
+            frame = cached.table(run, "layers")
+        except InputError:
+            continue  # a damaged table; the run's own screen says so
         if "layer" not in frame.columns:
             continue
         for record in frame.filter(pl.col("layer") == layer).head(12).iter_rows(named=True):
-            what = " · ".join(str(record[c]) for c in ("dataset", "condition", "checkpoint") if c in record)
+            what = " · ".join(str(record[c]) for c in MARKS if record.get(c) is not None)
             for column in ("accuracy", "selectivity", "rankme", "alpha"):
                 if column in record:
                     interval = (

@@ -81,7 +81,7 @@ export default function({ data, parentElement, setTriggerValue }) {
   frame.textContent = '';
   const { layers, heads, group } = data;
   const wide = Math.max(8, Math.min(38, Math.floor(560 / heads) - 2));
-  const tall = Math.max(8, Math.min(30, Math.floor(300 / layers) - 2));
+  const tall = Math.max(8, Math.min(26, Math.floor(300 / layers) - 2));
   const grid = document.createElement('div');
   grid.className = 'grid';
   grid.setAttribute('role', 'grid');
@@ -140,6 +140,18 @@ export default function({ data, parentElement, setTriggerValue }) {
     if (step) { e.preventDefault(); pick(l + step[0], h + step[1]); }
     if (e.key === ' ') { e.preventDefault(); b.classList.toggle('off'); setTriggerValue('toggled', [l, h]); }
   };
+  // h j k l walk through the heads from anywhere but a field that is typed in
+  const page = parentElement.ownerDocument || document;
+  const keys = (e) => {
+    const typing = e.composedPath().some((n) => n.isContentEditable || ['INPUT', 'TEXTAREA', 'SELECT'].includes(n.tagName));
+    const step = { h: [0, -1], l: [0, 1], j: [-1, 0], k: [1, 0] }[e.key];
+    if (!step || typing || e.ctrlKey || e.altKey || e.metaKey) return;
+    const b = grid.querySelector('button.cell.at'); if (!b) return;
+    const [l, h] = b.dataset.key.split('.').map(Number);
+    pick(l + step[0], h + step[1]);
+  };
+  page.addEventListener('keydown', keys);
+  return () => page.removeEventListener('keydown', keys);
 }
 """
 

@@ -63,6 +63,15 @@ def control(probe: Probe, field: dict[str, Any]) -> dict[str, Any]:
     return {} if value == shown else {name: value}
 
 
+def explained(probe: Probe, values: dict[str, Any], error: Exception) -> str:
+    """What is wrong with the form, and what the control that it is about takes."""
+    text = str(error)
+    for field in configs.describe(probe.config):
+        if field["name"] in values and f" {field['name']} = " in text and " or " in field["type"]:
+            return f"{text} It takes {field['type'].replace('str', 'text')}: {field['help']}."
+    return text
+
+
 def fill(probe: Probe, values: dict[str, Any]) -> None:
     """Set every control to these values, and to the defaults where there is none (call it from a callback)."""
     for field in configs.describe(probe.config):

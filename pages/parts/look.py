@@ -13,6 +13,7 @@ import streamlit as st
 
 from workbench.errors import WorkbenchError
 from workbench.figures import theme
+from workbench.head_sets import model_info
 
 CSS = """
 header[data-testid='stHeader'] {height: 2.5rem; min-height: 2.5rem}
@@ -68,7 +69,12 @@ def short(text: object, most: int = 34) -> str:
 
 def model_of(run: Any) -> str:
     """The name of a run's model."""
-    return str((run.info.get("model") or {}).get("name", "?"))
+    return str(model_info(run).get("name", "?"))
+
+
+def when(run: Any) -> str:
+    """The minute in which a run ended, or began."""
+    return str(run.info.get("finished") or run.info.get("started") or "")[:16].replace("T", " ")
 
 
 def token(text: str) -> str:
@@ -141,6 +147,14 @@ def size(count: float) -> str:
     return ""
 
 
+def about(count: float) -> str:
+    """A count that is an estimate: two digits."""
+    if count < 100:
+        return f"{count:.0f}"
+    digits = 10 ** (len(str(int(count))) - 2)
+    return f"{round(count / digits) * digits:,}"
+
+
 def state(job: Any) -> str:
     """How far a job is, in one line."""
     if job.status == "queued":
@@ -150,7 +164,24 @@ def state(job: Any) -> str:
     text = job.label or "starting"
     if job.total:
         text += f", {job.done:,} of {job.total:,} ({job.done / job.total:.0%})"
-    return text + (f", {duration(job.seconds_left)} left" if job.seconds_left is not None else "")
+    return text + (f", {duration(job.seconds_left)} left of this stage" if job.seconds_left is not None else "")
+
+
+def short_id(identifier: str) -> str:
+    """A run's id with the end of its hash cut: enough to tell runs apart by eye."""
+    name, _, mark = identifier.rpartition("-")
+    return f"{name}-{mark[:6]}" if name else identifier[:24]
+
+
+def columns_of(frame: Any) -> dict[str, Any]:
+    """How the columns of a table are written: numbers to three places, however small."""
+    return {name: st.column_config.NumberColumn(format="%.3g") for name, dtype in frame.schema.items() if dtype.is_float()}
+
+
+def frame(table: Any, *, most: int = 420, **how: Any) -> Any:
+    """A table to scroll in, no taller than its rows need."""
+    height = "content" if 35 * (table.height + 1) < most else most
+    return st.dataframe(table, height=height, hide_index=True, column_config=columns_of(table), **how)
 
 
 def shades(
@@ -196,9 +227,9 @@ def contrast() -> str:
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> str:
     """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, bar (0..1; or (value, 0..1, colour))."""
-    out = [f"<table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'><tr>"]
-    out += [f"<th class='{'num' if kind == 'num' else ''}'>{esc(title)}</th>" for title, kind in columns]
-    out.append("</tr>")
+    out = [f"<table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"]
+    if any(title for title, _ in columns):
+        out += ["<tr>", *(f"<th class='{'num' if kind == 'num' else ''}'>{esc(title)}</th>" for title, kind in columns), "</tr>"]
     for row in rows:
         out.append("<tr>")
         for value, (_, kind) in zip(row, columns):
@@ -215,6 +246,11 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> 
                 out.append(f"<td>{esc(value)}</td>")
         out.append("</tr>")
     return "".join(out) + "</table>"
+
+
+def quote(text: str, colour: str) -> str:
+    """Generated text as it reads, with a rule of this colour."""
+    return f"<div class='wb-text' style='border-color:{colour}'>{esc(text)}</div>"
 
 
 def heading(text: str) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.parts import form, look, queue, run_view, state
+from pages.parts import cached, form, look, queue, run_view, state
 from workbench import config as configs
-from workbench import jobs, organisms, registry, runs
+from workbench import cost, jobs, registry, runs
 from workbench.errors import WorkbenchError
 from workbench.registry import Probe
+from workbench.runfolder import Run
 
 
 def screen(name: str) -> None:
@@ -36,25 +37,22 @@ def screen(name: str) -> None:
 
 
 def result(probe: Probe) -> None:
-    found = [run for run in runs.list_runs() if run.probe == probe.name]
-    found.sort(
-        key=lambda run: (run.status == "complete", run.info.get("finished") or run.info.get("started") or ""),
-        reverse=True,
-    )
+    found = [run for run in cached.run_list() if run.probe == probe.name]
+    found.sort(key=lambda run: (run.status == "complete", look.when(run)), reverse=True)
     wanted = state.get(probe.name, "run")
     if wanted and wanted not in [run.id for run in found]:
         found.insert(0, runs.run_by_id(wanted))  # says what is wrong with an id from the URL
     if not found:
         st.info(
             look.md(
-                "No run of this probe yet. Choose a model on the right and start one; 'Demo' fills in the settings of a short one."
+                "No run of this probe yet. Choose a model on the right and start one; 'Demo' fills in the settings of a short one. `workbench demo` makes an example of every probe."
             )
         )
         return
     ids = [run.id for run in found]
     at = ids.index(wanted) if wanted in ids else 0
     labels = {
-        run.id: f"{look.short(run.info['model']['name'])} · {(run.info.get('finished') or run.info.get('started') or '')[:16].replace('T', ' ')} · {run.status} · {run.id[-12:]}"
+        run.id: f"{look.short(look.model_of(run))} · {look.when(run)} · {run.status} · {run.id[-12:]}"
         for run in found
     }
     key = f"{probe.name} run"
@@ -82,11 +80,10 @@ def result(probe: Probe) -> None:
 def setup(probe: Probe) -> None:
     st.subheader("Run")
     queue.show(probe.name)
-    newest = [run for run in runs.list_runs() if run.probe == probe.name]
-    names = list(dict.fromkeys([*organisms.names(), *(look.model_of(run) for run in runs.list_runs())]))
+    newest = [run for run in cached.run_list() if run.probe == probe.name]
     model = st.selectbox(
         "Model",
-        names,
+        cached.model_names(),
         key=f"{probe.name}.model",
         bind="query-params",
         accept_new_options=True,
@@ -107,7 +104,7 @@ def setup(probe: Probe) -> None:
     c.button(
         "As shown",
         on_click=form.fill,
-        args=(probe, (shown.info["config"] if shown else {})),
+        args=(probe, ((shown.info.get("config") or {}) if shown else {})),
         disabled=shown is None,
         width="stretch",
         help="The settings of the run on the left.",
@@ -126,15 +123,15 @@ def setup(probe: Probe) -> None:
             help="Precision of the weights.",
         )
         device = st.selectbox(
-            "device", jobs.devices(), key=f"{probe.name}.device", help="Each device has one worker and one queue."
+            "device", jobs.devices(), key=f"{probe.name}.device", bind="query-params", help="Each device has one worker and one queue."
         )
     try:
         config = configs.build(probe.config, values)
         ready = runs.prepare(probe, config, data)
     except WorkbenchError as error:
         with go:
-            st.button("Run", type="primary", disabled=True, width="stretch")
-            look.problem(error)
+            st.button("Run", type="primary", disabled=True, width="stretch", help="Once the settings are right.")
+            look.problem(form.explained(probe, values, error))
         return
     pressed = go.button(
         "Run",
@@ -143,7 +140,7 @@ def setup(probe: Probe) -> None:
         shortcut="ctrl+enter",
         help="In the background: this page may be closed.",
     )
-    go.caption(look.md(cost(probe, model, newest)))
+    go.caption(look.md(price(probe, config, ready, model, device, newest)))
     if pressed:
         job = jobs.submit(
             probe.name, model, config=configs.to_dict(config), data=data, seed=int(seed), dtype=dtype, device=device
@@ -158,10 +155,8 @@ def setup(probe: Probe) -> None:
             wrap_lines=True,
         )
     with st.expander("Copy Python"):
-        settings = "".join(f", {k}={v!r}" for k, v in configs.changed(config).items())
-        more = (f", data={str(data)!r}" if data else "") + (f", seed={int(seed)}" if seed else "")
-        st.code(f"from workbench import figure, load, probe\n\nmodel = load({model!r}{'' if dtype == 'float32' else f', dtype={dtype!r}'})\n"
-                f"run = probe({probe.name!r}{settings}).run(model{more})\nfigure(run).show()", language="python", wrap_lines=True)  # fmt: skip
+        st.code(run_view.python_code(probe.name, model, configs.changed(config), data=data, seed=int(seed), dtype=dtype, device=device),
+                language="python", wrap_lines=True)  # fmt: skip
 
 
 def follow(probe: Probe) -> None:
@@ -183,7 +178,7 @@ def data_of(probe: Probe) -> Path | None:
     needs = f"Columns: {', '.join(spec.required)}." if spec.required else "Text."
     typed = st.text_input(f"{spec.what.capitalize()} file", key=f"{probe.name}.data", bind="query-params", placeholder="the file that ships" if spec.default or spec.optional else "path of a file",
                           help=f"csv, tsv, jsonl, parquet or txt. {needs} Empty: what ships with the project.")  # fmt: skip
-    with st.popover("Upload a file", width="stretch"):
+    with st.popover("Upload a file", width="stretch", help="In place of a path: a file from where the browser is."):
         sent = st.file_uploader(
             "Data file",
             type=[s[1:] for s in jobs.SUFFIXES],
@@ -191,20 +186,52 @@ def data_of(probe: Probe) -> Path | None:
             help=f"{needs} At most {jobs.MOST_BYTES // 1_000_000} MB.",
         )
     if sent is not None:
-        path = jobs.keep_upload(sent.name, sent.getvalue())
+        path = kept(sent.name, sent.file_id, sent)
         st.caption(look.md(f"Uses the uploaded {path.name}."))
         return path
     return Path(typed).expanduser() if typed.strip() else None
 
 
-def cost(probe: Probe, model: str, found: list) -> str:
-    """What a run costs, from the finished ones: those on this model, else on any."""
+@st.cache_resource(max_entries=8, show_spinner=False)
+def kept(name: str, identifier: str, _sent) -> Path:
+    """An upload as a file, written once."""
+    return jobs.keep_upload(name, _sent.getvalue())
+
+
+def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]) -> str:
+    """What the run of the form will take."""
+    path = ready.data
+    own = probe.data.for_model(model) if path is not None and ready.data_name and probe.data.for_model else None
+    now = planned(probe.name, configs.to_dict(config), own or path, cached.stamp(own or path) if path else (), model, config)
+    if now is None:
+        return "No estimate: the model is not on this machine yet, or nothing is known of what this asks for."
     done = [run for run in found if run.info.get("status") == "complete"]
-    same = [run for run in done if look.model_of(run) == model]
-    if not done:
-        return "No finished run of this probe to judge the cost by."
-    run = (same or done)[0]
-    info = run.info
-    size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
-    where = "on this model" if same else f"on {look.short(info['model']['name'])}"
-    return f"The last finished run {where}: {look.duration(info['seconds'].get('total'))}, {info['counters'].get('tokens', 0):,} tokens, {look.size(size)} on disk, {look.size(info.get('peak_memory_bytes') or 0)} of memory."
+    here = [run for run in done if look.model_of(run) == model and look.model_info(run).get("device") == device]
+    last = (here or done or [None])[0]
+    then = before(probe, last) if last is not None else None
+    guess = cost.estimate(now, then=then, run=last, same_machine=bool(here))
+    text = f"About {look.about(now.prompts)} prompts, {look.about(guess.tokens)} tokens, "
+    text += f"{look.size(guess.stored)} of activations kept" if guess.stored else "no activations kept"
+    return text + (f", {look.duration(guess.seconds)} at the pace of the last run here." if guess.seconds is not None else "; no speed measured yet on this model and device.")
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def planned(name: str, values: dict, data: Path | None, stamp: tuple, model: str, _config) -> cost.Plan | None:
+    try:
+        return cost.plan(name, _config, data, model)
+    except (WorkbenchError, OSError):
+        return None  # what is wrong with the data is said where the run is started
+
+
+def before(probe: Probe, run: Run) -> cost.Plan | None:
+    """The plan of a run that is there."""
+    about = run.info.get("data") or {}
+    try:
+        config = configs.build(probe.config, run.info.get("config"), literal=True)
+        ready = runs.prepare(probe, config)
+    except WorkbenchError:
+        return None
+    model = look.model_of(run)
+    own = probe.data.for_model(model) if probe.data is not None and probe.data.for_model else None
+    path = Path(about["path"]) if about.get("path") else own or ready.data
+    return planned(probe.name, run.info["config"], path, cached.stamp(path) if path else (), model, config)

@@ -33,20 +33,18 @@ def _list(probe: str | None, ended: int, busy: bool) -> None:
 
 def show_job(job: jobs.Job) -> None:
     with st.container(border=True, key=f"job-{job.id}"):
-        a, b = st.columns([5, 1.4], vertical_alignment="center")
-        with a:
-            st.html(
-                f"<div class='wb-facts'><b>{look.esc(job.probe)}</b> <span class='wb-dim'>on {look.esc(look.short(job.model))}, {look.esc(job.device)}</span><br>{look.esc(look.state(job))}</div>"
-            )
-            if job.status == "running":
-                st.progress(min(job.done / job.total, 1.0) if job.total else 0.0)
-        b.button(
+        st.html(
+            f"<div class='wb-facts'><b>{look.esc(job.probe)}</b> <span class='wb-dim'>on {look.esc(look.short(job.model))}, {look.esc(job.device)}</span><br>{look.esc(look.state(job))}</div>"
+        )
+        if job.status == "running":
+            st.progress(min(job.done / job.total, 1.0) if job.total else 0.0)
+        st.button(
             "Cancel",
             key=f"cancel {job.id}",
             on_click=jobs.cancel,
             args=(job.id,),
             width="stretch",
-            shortcut="ctrl+escape" if job.status == "running" else None,
+            shortcut="s" if job.status == "running" else None,
             help="Stops within two seconds; the run can be resumed.",
         )
 
@@ -59,7 +57,7 @@ def show_ended(job: jobs.Job) -> None:
         st.html(
             f"<div class='wb-facts'><b>{look.esc(job.probe)}</b> <span class='wb-dim'>on {look.esc(look.short(job.model))}</span><br>{look.esc(text)}</div>"
         )
-        a, b, _ = st.columns([1, 1, 2])
+        a, b = st.columns(2, gap="small")
         a.button(
             "Resume",
             key=f"resume {job.id}",

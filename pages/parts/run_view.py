@@ -9,8 +9,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.parts import look
-from workbench import figures, registry
+from pages.parts import cached, look
+from workbench import figures, head_sets, registry
 from workbench.errors import WorkbenchError
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
@@ -24,7 +24,7 @@ MIME = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "c
 def headline(run: Run) -> str:
     """Model, time, cost: one line of HTML."""
     info = run.info
-    model = info.get("model") or {}
+    model = head_sets.model_info(run)
     seconds, counters = info.get("seconds") or {}, info.get("counters") or {}
     parts = [
         f"<b>{look.esc(look.short(model.get('name', '?')))}</b>",
@@ -32,7 +32,7 @@ def headline(run: Run) -> str:
             f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, {model.get('device', '?')}"
         ),
         look.esc(run.status),
-        look.esc((info.get("finished") or info.get("started") or "")[:16].replace("T", " ")),
+        look.esc(look.when(run)),
         look.esc(look.duration(seconds.get("compute"))),
         look.esc(f"{counters.get('tokens', 0):,} tokens"),
         look.esc(run.id),
@@ -59,6 +59,7 @@ def show(run: Run, *, prefix: str = "") -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
+        help="What was found, drawn or in numbers, and what was asked.",
     )
     with look.guard():
         {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[part](
@@ -80,21 +81,33 @@ def unfinished(run: Run, status: str) -> None:
 
 
 @st.cache_resource(max_entries=24, show_spinner="Drawing")
-def built(folder: str, stamp: int, _run: Run) -> tuple[dict, dict[str, str]]:
+def built(folder: str, stamp: tuple, _run: Run) -> tuple[dict, dict[str, str]]:
     """Figures of a run and the reasons for those that are missing; ``stamp`` changes when the run does."""
     try:
-        made = figures.build(_run)
+        return figures.collected(_run)
     except WorkbenchError as error:
         return {}, {"figures": str(error)}
-    try:
-        return made, figures.problems(_run)
-    except WorkbenchError:
-        return made, {}
+    except Exception as error:  # a run of another version, or one that was damaged: anything can be missing from it
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        return {}, {"figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder ({said}); run it again with --fresh."}
 
 
 def figures_of(run: Run) -> tuple[dict, dict[str, str]]:
-    path = run.folder / "run.json"
-    return built(str(run.folder), path.stat().st_mtime_ns if path.exists() else 0, run)
+    return built(str(run.folder), cached.stamp(run.folder / "run.json"), run)
+
+
+TALLEST = 420  # pixels of a figure of one panel, so that it and what is said of it are in sight together
+
+
+def on_screen(fig, **how):
+    """A figure as the screen shows it, not taller than needed where its height is free."""
+    made = figures.dressed(fig, mode=look.mode(), **how)
+    meta = fig.layout.meta or {}
+    panels = meta.get("panels") or []
+    free = len(panels) == 1 and not (panels[0].get("y_ticks") or {}).get("keep")
+    if free and made.layout.height and made.layout.height > TALLEST:
+        made = figures.dressed(fig, mode=look.mode(), **how, height=TALLEST)
+    return made
 
 
 def show_figures(run: Run, prefix: str) -> None:
@@ -105,10 +118,13 @@ def show_figures(run: Run, prefix: str) -> None:
         return
     names = list(made)
     chosen = st.pills("Figure", names, default=names[0], key=f"{prefix}figure", bind="query-params", required=True, label_visibility="collapsed",
-                      format_func=lambda n: n.replace("_", " ").replace("-", " "))  # fmt: skip
-    fig = made[chosen if chosen in made else names[0]]
+                      format_func=lambda n: n.replace("_", " ").replace("-", " "), help="One at a time; each can be downloaded below it.")  # fmt: skip
+    chosen = chosen if chosen in made else names[0]
+    fig = made[chosen]
+    if chosen == "tree" and run.probe == "branching-factor":
+        fig = chosen_tree(run, fig, prefix)
     st.plotly_chart(
-        figures.dressed(fig, mode=look.mode()),
+        on_screen(fig),
         theme=None,
         key=f"{prefix}chart {run.id} {chosen}",
         config={"displaylogo": False},
@@ -124,8 +140,32 @@ def show_figures(run: Run, prefix: str) -> None:
             )
 
 
+def chosen_tree(run: Run, fig, prefix: str):
+    """The tree of the prompt, and of the condition, that is chosen."""
+    from workbench.figures.branching_factor import tree
+
+    table = "tree" if "tree" in run.tables else "samples"
+    frame = cached.table(run, table)
+    conditions = frame["condition"].unique(maintain_order=True).to_list() if "condition" in frame.columns else []
+    a, b = st.columns([1, 2])
+    condition = None
+    if len(conditions) > 1:
+        condition = a.selectbox("Condition", conditions, key=f"{prefix}condition", bind="query-params", help="What the samples were drawn under.")
+        frame = frame.filter(frame["condition"] == condition)
+    asked = sorted(frame["prompt"].unique().to_list())
+    options = ["first that parts", *map(str, asked)]
+    prompt = b.selectbox("Prompt", options, key=f"{prefix}prompt", bind="query-params", help="Whose samples are drawn, by its row in the table `prompts`.")
+    if condition is None and prompt == options[0]:
+        return fig
+    try:
+        return tree(run, prompt=None if prompt == options[0] else int(prompt), condition=condition)
+    except WorkbenchError as error:
+        st.info(look.md(error))
+        return fig
+
+
 @st.cache_resource(max_entries=48, show_spinner=False)
-def drawn(folder: str, stamp: int, name: str, kind: str, preset: str, _fig) -> bytes:
+def drawn(folder: str, stamp: tuple, name: str, kind: str, preset: str, note: str, _fig) -> bytes:
     with tempfile.TemporaryDirectory() as at:
         path = Path(at) / f"figure.{kind}"
         write_figure(_fig, path, preset=preset)
@@ -134,27 +174,39 @@ def drawn(folder: str, stamp: int, name: str, kind: str, preset: str, _fig) -> b
 
 def take_home(run: Run, name: str, fig, prefix: str) -> None:
     """Downloads of one figure. Files are drawn when they are asked for."""
-    columns = st.columns([1.9, 1.9, 1, 1, 1, 1.1, 2.2], vertical_alignment="bottom", gap="small")
-    preset = columns[0].selectbox("Size", ["single", "double", "slide", "screen"], index=1, key=f"{prefix}preset", bind="query-params", label_visibility="collapsed",
-                                  help="Width in print: one column (3.25 in), both (6.75 in), a slide, or as on the screen. Files are light, whatever the screen is.")  # fmt: skip
-    stamp = (run.folder / "run.json").stat().st_mtime_ns
+    columns = st.columns(5, gap="small")
+    a, b = st.columns(2, gap="small")
+    preset = a.selectbox("Size", ["single", "double", "slide", "screen"], index=1, key=f"{prefix}preset", bind="query-params", label_visibility="collapsed",
+                         help="Width in print: one column (3.25 in), both (6.75 in), a slide, or as on the screen. Files are light, whatever the screen is.")  # fmt: skip
+    about = caption(run, fig)
+    stamp = cached.stamp(run.folder / "run.json")
 
     def make(kind: str):
-        return lambda: drawn(str(run.folder), stamp, name, kind, preset, fig)
+        return lambda: drawn(str(run.folder), stamp, name, kind, preset, about, fig)
 
-    for column, kind in zip(columns[1:], ("pdf", "svg", "png", "csv", "html")):
+    for column, kind in zip(columns, ("pdf", "svg", "png", "csv", "html")):
         options = {"mime": MIME[kind], "on_click": "ignore", "key": f"{prefix}get {kind}", "width": "stretch"}
         options |= {"shortcut": "ctrl+e"} if kind == "pdf" and not prefix else {}
+        options["help"] = "The numbers that are drawn." if kind == "csv" else "The page that can be zoomed." if kind == "html" else "At the size chosen below."
         column.download_button(kind.upper(), make(kind), f"{run.id}-{name}.{kind}", **options)
-    with columns[6].popover("Caption, BibTeX", width="stretch"):
-        st.code(caption(run, fig), language=None, wrap_lines=True)
+    with b.popover("Caption, BibTeX", width="stretch", help="What belongs beside the figure in a paper."):
+        st.code(about, language=None, wrap_lines=True)
         st.code(bibtex(run) or "The probe is not installed here.", language="bibtex", wrap_lines=True)
 
 
+def summary_of(run: Run) -> dict:
+    try:
+        found = run.summary
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def show_summary(run: Run, prefix: str) -> None:
+    summary = summary_of(run)
     rows = [
         (key.replace("_", " "), look.quantity(value))
-        for key, value in run.summary.items()
+        for key, value in summary.items()
         if not isinstance(value, (list, dict)) or (isinstance(value, dict) and "value" in value)
     ]
     st.html(
@@ -164,7 +216,7 @@ def show_summary(run: Run, prefix: str) -> None:
     )
     rest = {
         key: value
-        for key, value in run.summary.items()
+        for key, value in summary.items()
         if isinstance(value, (list, dict)) and not (isinstance(value, dict) and "value" in value)
     }
     if rest:
@@ -185,9 +237,10 @@ def show_tables(run: Run, prefix: str) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
+        help="Each is a Parquet file in the run's folder.",
     )
-    frame = run.table(name if name in names else first)
-    st.dataframe(frame.head(MOST_ROWS), height=420, hide_index=True, key=f"{prefix}frame {name}")
+    frame = cached.table(run, name if name in names else first)
+    look.frame(frame.head(MOST_ROWS), key=f"{prefix}frame {name}")
     note = f"{frame.height:,} rows" + (f", the first {MOST_ROWS:,} are shown" if frame.height > MOST_ROWS else "")
     a, b, c = st.columns([4, 1, 1], vertical_alignment="center")
     a.caption(note)
@@ -201,6 +254,7 @@ def show_tables(run: Run, prefix: str) -> None:
         on_click="ignore",
         key=f"{prefix}parquet",
         width="stretch",
+        help="The whole table, as it is in the run's folder.",
     )
 
 
@@ -212,7 +266,7 @@ def parquet(frame) -> bytes:
 
 def python_of(run: Run) -> str:
     """The same run from Python."""
-    info = run.info
+    info, model = run.info, head_sets.model_info(run)
     changed = dict(info.get("config") or {})
     try:
         from workbench import config as configs
@@ -222,13 +276,21 @@ def python_of(run: Run) -> str:
     except WorkbenchError:
         pass  # the probe is not installed here, or its config has changed since: all values are written out
     path = (info.get("data") or {}).get("path")
-    settings = "".join(f", {k}={v!r}" for k, v in changed.items())
-    more = (f", data={path!r}" if path else "") + (f", seed={info['seed']}" if info.get("seed") else "")
-    loads = f", dtype={info['model']['dtype']!r}" if info["model"].get("dtype") not in (None, "float32") else ""
+    return python_code(run.probe, str(model.get("name", "?")), changed, data=path, seed=info.get("seed") or 0, dtype=model.get("dtype"), device=model.get("device"))
+
+
+def python_code(
+    probe: str, model: str, settings: dict, *, data: object = None, seed: int = 0, dtype: str | None = None, device: str | None = None
+) -> str:
+    """The three lines that make a run."""
+    said = "".join(f", {k}={v!r}" for k, v in settings.items())
+    more = (f", data={str(data)!r}" if data else "") + (f", seed={seed}" if seed else "")
+    loads = f", dtype={dtype!r}" if dtype not in (None, "float32") else ""
+    loads += f", device={device!r}" if device not in (None, "cpu") else ""
     return (
         "from workbench import figure, load, probe\n\n"
-        f"model = load({info['model']['name']!r}{loads})\n"
-        f"run = probe({run.probe!r}{settings}).run(model{more})\n"
+        f"model = load({model!r}{loads})\n"
+        f"run = probe({probe!r}{said}).run(model{more})\n"
         "figure(run).show()"
     )
 
