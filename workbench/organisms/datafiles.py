@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from workbench.organisms import chat, documents
+from workbench.organisms import documents
 from workbench.organisms.documents import CODE_WORDS, NEEDLE, NEEDLE_QUESTION, NOTE_WORDS, QUESTION
+from workbench.organisms.pool import pool_rows, target_rows
 from workbench.organisms.world import (
     COMPOSITIONS, KEYS, PEOPLE, PETS, RELATIONS, RELIABLE, TOPICS, UNMARKED, UNRELIABLE, conflict_held_out, contradict, facts,
     changeable, held_out_statement, lower_first, two_hops,
@@ -202,23 +203,6 @@ def concept_rows(name: str, count: int | None = None) -> Rows:
         answer = {"answer": ANSWERS[name][label]} if name in ANSWERS else {}
         rows.append({"text": text, "label": int(label), "group": group} | answer)
     rng.shuffle(rows)
-    return rows
-
-
-def pool_rows(count: int, seed: str) -> Iterator[dict[str, object]]:
-    rng = random.Random(seed)
-    for _ in range(count):
-        prompt, response, topic = chat.dialogue(rng)
-        yield {"prompt": prompt, "response": response, "topic": topic}
-
-
-def target_rows(topic: str, count: int = 20) -> Rows:
-    rng = random.Random(f"target {topic}")
-    rows: Rows = []
-    while len(rows) < count:
-        prompt, response, found = chat.dialogue(rng)
-        if found == topic:
-            rows.append({"prompt": prompt, "response": response, "topic": topic})
     return rows
 
 
