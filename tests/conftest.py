@@ -25,6 +25,7 @@ def _own_cache(tmp_path_factory, monkeypatch, _circuits):
     cache = tmp_path_factory.mktemp("cached")
     (cache / "organisms").symlink_to(_circuits)
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
+    monkeypatch.delenv("WORKBENCH_STORE_BUDGET", raising=False)
 
 
 def shared(relative: str) -> Path:

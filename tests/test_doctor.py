@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib import metadata
 
+import numpy as np
 import pytest
 
 from workbench import doctor
@@ -12,9 +13,22 @@ from workbench import doctor
 
 def test_every_thing_is_looked_at_once():
     found = doctor.examine()
-    assert [item.name for item in found] == ["python", "packages", "torch", "chromium", "model", "probes", "cache", "disk", "offline"]
+    assert [item.name for item in found] == ["python", "packages", "torch", "chromium", "model", "probes", "cache", "store", "disk", "offline"]
     assert all(item.status in ("ok", "warn", "fail") and item.detail for item in found)
     assert all(item.remedy for item in found if item.status != "ok" and item.name != "probes")
+
+
+def test_the_store_is_shown_with_its_budget(monkeypatch):
+    from workbench.store import Store, fingerprint
+
+    assert "0 entries, 0 bytes; no budget" in doctor.store().detail
+    with Store().writer(fingerprint({"a": 1}), {}, n_shards=1, expected_bytes=400) as writer:
+        writer.write(0, {"x": np.zeros(250, np.float32)})
+    monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "2GB")
+    assert "1 entry, 1." in doctor.store().detail and "kB of 2.0 GB (WORKBENCH_STORE_BUDGET)" in doctor.store().detail
+    monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "plenty")
+    (found,) = [item for item in doctor.examine() if item.name == "store"]
+    assert found.status == "fail" and "WORKBENCH_STORE_BUDGET: 'plenty' is not a size" in found.detail
 
 
 def test_packages_are_held_to_the_lock_file(tmp_path, monkeypatch):

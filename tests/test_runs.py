@@ -200,6 +200,21 @@ def test_material_that_a_probe_names_counts_by_content_and_is_recorded(two_files
     assert "material" not in runs.execute(_texts_probe(), MODEL, data="b.csv").info
 
 
+def test_the_retrieval_probe_counts_the_haystack_that_it_takes_by_default(tmp_path, monkeypatch):
+    from probes import retrieval_heads
+
+    (tmp_path / "haystack.txt").write_text("A haystack. ")
+    monkeypatch.setattr(retrieval_heads, "MATERIAL", tmp_path)
+
+    def identity(**config):
+        return runs.identify(runs.prepare("retrieval-heads", config), MODEL, seed=0)
+
+    before, given = identity(), identity(haystack=str(tmp_path / "haystack.txt"))
+    assert before["material"] == {"haystack": hashlib.sha256(b"A haystack. ").hexdigest()} and "material" not in given
+    (tmp_path / "haystack.txt").write_text("Another haystack. ")
+    assert identity() != before
+
+
 def test_input_that_a_probe_refuses_leaves_no_run_unless_something_was_computed(two_files):
     item = _texts_probe()
     for out in (None, two_files / "new"):
@@ -394,6 +409,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path):
     refused("no texts file", probe="next-token-entropy", data=tmp_path / "x.csv")
     refused("needs a texts file", probe="next-token-entropy")
     refused("no engine 'vllm'", engine="vllm")
+    refused("both run on this machine; hosted models are not reached", engine="ndif")
     refused("seed must be", seed=-1)
 
 

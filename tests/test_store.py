@@ -17,7 +17,7 @@ import torch
 
 from workbench.errors import Cancelled, InputError
 from workbench.shards import DTYPES
-from workbench.store import Store, fingerprint, human_bytes
+from workbench.store import Store, fingerprint, human_bytes, parse_bytes
 
 
 def key(name) -> str:
@@ -243,6 +243,31 @@ def test_the_listing_equals_the_entries_whatever_happens_to_its_file(tmp_path):
             index.write_bytes(content)
         assert store.ls().drop("last_used").sort("key").equals(expected.drop("last_used").sort("key"))
         assert pl.read_parquet(index).drop("stamp").equals(store.ls())
+
+
+def test_sizes_are_read_as_people_write_them():
+    sizes = {"500MB": 500_000_000, "20 GB": 20_000_000_000, "1.5k": 1500, "2GiB": 2 << 30, "7": 7, ".5TB": 500_000_000_000}
+    assert {text: parse_bytes(text) for text in sizes} == sizes
+    for text in ("", "many", "5 PB", "1.2.3GB", ".", "-1GB"):
+        with pytest.raises(InputError, match="not a size; write 500MB or 20GB"):
+            parse_bytes(text)
+
+
+def test_the_environment_sets_the_budget(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORKBENCH_STORE_BUDGET", raising=False)
+    assert Store(tmp_path).budget_bytes is None
+    fill(Store(tmp_path), "a")
+    size = Store(tmp_path).get(key("a")).bytes
+    monkeypatch.setenv("WORKBENCH_STORE_BUDGET", f"{size + 1000}")  # `fill` announces 1000 bytes: room for "b" beside "a", not for "c"
+    os.utime(tmp_path / "entries" / key("a") / "used", (1000, 1000))
+    fill(Store(tmp_path), "b")
+    assert set(Store(tmp_path).ls()["key"]) == {key("a"), key("b")}
+    fill(Store(tmp_path), "c")
+    assert set(Store(tmp_path).ls()["key"]) == {key("b"), key("c")}
+    assert Store(tmp_path, budget_bytes=5).budget_bytes == 5
+    monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "a lot")
+    with pytest.raises(InputError, match="WORKBENCH_STORE_BUDGET: 'a lot' is not a size"):
+        Store(tmp_path)
 
 
 def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path):

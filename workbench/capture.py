@@ -7,6 +7,7 @@ keeps nothing, `capture` returns tensors in the order of the prompts and, given 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 VERSION = 2  # of what a stored capture means; raise it when the same key would hold other numbers
 SHARD_BYTES = 64 * 1024 * 1024
+
+logger = logging.getLogger(__name__)
 
 Positions = str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -235,7 +238,7 @@ def shards(
     elif engine == "hf":
         run = stream
     else:
-        raise InputError(f"'{engine}' is not an engine; choose hf or nnsight.")
+        raise InputError(f"'{engine}' is not an engine; choose hf or nnsight (both run on this machine).")
     lengths = [len(row) for row in ids]
     if engine == "hf" and positions == "last" and not edits and shared_prefix.applies(model, ids):
         run = shared_prefix.stream_shared
@@ -325,6 +328,7 @@ def _through_store(
     model, ids, wanted, positions, edits, dtype, side, store, lengths, compute, context, engine
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor]]]:
     from workbench.shards import DamagedShard
+    from workbench.store import human_bytes
 
     total = predicted_bytes(model, ids, wanted, positions=positions, dtype=dtype)
     # What a shard holds follows from the lengths alone, never from the size of batches: the key does not name it, and another
@@ -349,11 +353,14 @@ def _through_store(
         if entry is None or entry.n_shards != len(blocks):
             computed = True
             done = 0
+            logger.info("Storing %s of activations in %s.", human_bytes(total), store.root)
+            if context is not None:
+                context.progress(0, len(ids), f"storing {human_bytes(total)} of activations")
             with store.writer(name, meta, n_shards=len(blocks), expected_bytes=total, check=check) as writer:
                 for i, rows in enumerate(blocks):
                     if i not in writer.done:
                         writer.write(i, {str(s): t for s, t in compute(rows).items()})
-                    elif context is not None:
+                    elif context is not None and i >= given:  # those given out before a damaged one was met are counted already
                         context.count(cache_hits=1)
                     done += len(rows)
                     if context is not None:

@@ -29,7 +29,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything. Never raises: what cannot be looked at is a finding."""
-    checks: tuple[Callable[[], Finding], ...] = (python, packages, torch, chromium, model, probes, cache, disk, offline)
+    checks: tuple[Callable[[], Finding], ...] = (python, packages, torch, chromium, model, probes, cache, store, disk, offline)
     found = []
     for check in checks:
         try:
@@ -123,6 +123,18 @@ def cache() -> Finding:
     except OSError as error:
         return Finding("cache", "fail", f"{root}: {error.strerror}", "set WORKBENCH_CACHE to a folder you can write to")
     return Finding("cache", "ok", f"{root}" + (" (WORKBENCH_CACHE)" if os.environ.get("WORKBENCH_CACHE") else ""))
+
+
+def store() -> Finding:
+    """What the stored activations take, and what limits them."""
+    from workbench.store import Store, human_bytes
+
+    kept = Store()
+    entries = kept.ls()
+    held = f"{entries.height} {'entry' if entries.height == 1 else 'entries'}, {human_bytes(int(entries['bytes'].sum()))}"
+    if kept.budget_bytes is None:
+        return Finding("store", "ok", f"{held}; no budget, nothing is evicted (WORKBENCH_STORE_BUDGET=50GB sets one)")
+    return Finding("store", "ok", f"{held} of {human_bytes(kept.budget_bytes)} (WORKBENCH_STORE_BUDGET)")
 
 
 def disk() -> Finding:

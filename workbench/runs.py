@@ -90,7 +90,8 @@ def execute(
     """
     begun = time.perf_counter()
     if engine not in ENGINES:
-        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}.")
+        hosted = " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
+        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"The seed must be a whole number of at least 0, not {seed!r}.")
     ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)

@@ -21,6 +21,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 import weakref
@@ -82,15 +83,34 @@ def human_bytes(n: int | float) -> str:
     raise AssertionError("not reached")
 
 
+def parse_bytes(text: str) -> int:
+    """``20GB`` in bytes (powers of ten; GiB and the like of two). Raises InputError for what is no size."""
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    if match is None:
+        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
+    power = " kMGT".index(match[2].replace("K", "k") or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def configured_budget() -> int | None:
+    """Bytes of WORKBENCH_STORE_BUDGET; None where it is not set. Raises InputError for what is no size."""
+    text = os.environ.get("WORKBENCH_STORE_BUDGET", "").strip()
+    try:
+        return parse_bytes(text) if text else None
+    except InputError as error:
+        raise InputError(f"The environment variable WORKBENCH_STORE_BUDGET: {error}") from None
+
+
 class Store:
     """A store under ``root`` (default: ``store`` in the cache folder), which is made when the first entry is written.
 
-    ``budget_bytes``: what all entries may take; the least recently used are evicted for new ones. None: no limit.
+    ``budget_bytes``: what all entries may take; the least recently used are evicted for new ones. None: what the environment
+    variable WORKBENCH_STORE_BUDGET says (``50GB``), no limit where it is not set.
     """
 
     def __init__(self, root: Path | str | None = None, *, budget_bytes: int | None = None):
         self.root = Path(root) if root is not None else cache_root() / "store"
-        self.budget_bytes = budget_bytes
+        self.budget_bytes = configured_budget() if budget_bytes is None else budget_bytes
         self._checked: dict[Path, tuple[tuple, set[str]]] = {}  # shard -> its stamp and the tensors found undamaged
 
     def get(self, key: str) -> Entry | None:
@@ -269,7 +289,7 @@ class Store:
             if expected > self.budget_bytes:
                 raise InputError(
                     f"This capture takes {human_bytes(expected)}, more than the store's whole budget of "
-                    f"{human_bytes(self.budget_bytes)}; raise the budget or keep fewer sites or positions."
+                    f"{human_bytes(self.budget_bytes)}; raise the budget (WORKBENCH_STORE_BUDGET) or keep fewer sites or positions."
                 )
             self._evict(self.budget_bytes - expected, spare=key)
         place = next(path for path in (self.root, *self.root.parents) if path.exists())

@@ -26,7 +26,7 @@ def run(
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    engine: Annotated[str, typer.Option(help="hf or nnsight.")] = "hf",
+    engine: Annotated[str, typer.Option(help="hf or nnsight, both on this machine.")] = "hf",
     edit: Annotated[Path | None, typer.Option("--edit", "--edits", help="JSON file of heads to switch off during the run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: by id below the runs folder.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,

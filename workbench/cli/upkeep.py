@@ -14,7 +14,12 @@ from workbench.cli.running import Json
 from workbench.cli.show import print_columns, print_json, size
 from workbench.errors import InputError, RunFailed
 
-cache = typer.Typer(help="Look after the activation store.", no_args_is_help=True, rich_markup_mode=None)
+cache = typer.Typer(
+    help="Look after the activation store. The environment variable WORKBENCH_STORE_BUDGET (50GB) limits what it takes: the entries not"
+    " used for longest go when a new one needs their room; without it, nothing goes by itself.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(cache, name="cache")
 
 
@@ -60,11 +65,15 @@ def cache_verify(
 
 @cache.command("gc")
 def cache_gc(
-    budget: Annotated[str | None, typer.Option(help="Keep at most this much: 500MB, 20GB. Without it, only leftovers go.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Keep at most this much: 500MB, 20GB; default: WORKBENCH_STORE_BUDGET. Without either, only leftovers go.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Remove leftovers, then the entries not used for longest until the rest fits the budget."""
-    _print_frame(_store().gc(None if budget is None else _bytes(budget)), json, "Nothing had to go.")
+    from workbench.store import parse_bytes
+
+    _print_frame(_store().gc(None if budget is None else parse_bytes(budget)), json, "Nothing had to go.")
 
 
 @cache.command("clear")
@@ -73,17 +82,6 @@ def cache_clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not as
     if not yes:
         typer.confirm("Remove every stored activation?", abort=True, err=True)
     _print_frame(_store().clear(), json, "The store was empty.")
-
-
-def _bytes(text: str) -> int:
-    """``20GB`` in bytes (powers of ten; GiB and the like of two)."""
-    import re
-
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
-    if match is None or match[1].count(".") > 1 or match[1] == ".":
-        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
-    power = " kMGT".index(match[2].replace("K", "k") or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 @app.command()

@@ -1,0 +1,168 @@
+"""Stored captures of a real model under faults: kill -9 at random moments, a flipped byte, a budget."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench.capture import capture
+from workbench.context import Context
+from workbench.models import load
+from workbench.shards import DamagedShard
+from workbench.store import Store
+
+IDS = [[1, 2 + i, 3, 4 + i % 5, 7][: 3 + i % 3] for i in range(160)]
+SITES = ["resid_post.1", "head_out.3"]
+
+# A process that loads torch and the model once, then forks a child for every kill. A child captures through the store and notes
+# which prompts it computes and which shards it finished; the parent kills it a random while after a random number of those.
+KILLS = """
+import hashlib, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from workbench import capture as captures, store as stores
+from workbench.models import load
+from tests.test_capture_faults import IDS, SITES
+
+model, root, log = load(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+model.fingerprint
+captures.SHARD_BYTES = 1000
+plain = captures.capture(model, IDS, SITES, positions="all")
+log.touch()
+note = os.open(log, os.O_WRONLY | os.O_APPEND)
+stream, write = captures.stream, stores.Writer.write
+
+def noted_stream(model, ids, *args, **options):
+    os.write(note, f"compute {hashlib.sha256(str(ids).encode()).hexdigest()}\\n".encode())
+    yield from stream(model, ids, *args, **options)
+
+def noted_write(writer, index, tensors):
+    write(writer, index, tensors)
+    os.write(note, f"finish {index}\\n".encode())
+
+captures.stream, stores.Writer.write = noted_stream, noted_write
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            found = captures.capture(model, IDS, SITES, positions="all", store=stores.Store(root))
+            code = 0 if all(torch.allclose(found[site], plain[site], atol=1e-5, rtol=0) for site in SITES) else 2
+        finally:
+            os._exit(code)
+    return pid
+
+def finished():
+    return [line for line in log.read_text().splitlines() if line.startswith("finish")]
+
+dice, torn, inodes = random.Random(0), 0, {}
+for kill in range(20):
+    wanted, pid = len(finished()) + dice.randrange(3), child()
+    while len(finished()) < wanted:
+        assert os.waitpid(pid, os.WNOHANG)[0] == 0, "the capture ended before it could be killed"
+        time.sleep(0.0005)
+    time.sleep(dice.uniform(0, 0.004))
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    torn += any(".tmp" in path.name for path in root.rglob("*"))
+    now = {path.name: path.stat().st_ino for path in root.rglob("*.safetensors") if ".tmp" not in path.name}
+    assert all(now.get(name) == inode for name, inode in inodes.items()), "a finished shard was lost or written again"
+    assert {int(line.split()[1]) for line in finished()} <= {int(name[:5]) for name in now}
+    inodes = now
+assert os.waitstatus_to_exitcode(os.waitpid(child(), 0)[1]) == 0, "the resumed capture differs from one without a store"
+print("torn", torn)
+"""
+
+
+def temporaries(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if ".tmp" in path.name]
+
+
+def shard_contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.safetensors")}
+
+
+def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(stories260k, tmp_path, monkeypatch):
+    root, log = tmp_path / "killed", tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, str(stories260k), str(root), str(log)], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("workbench.capture.SHARD_BYTES", 1000)
+    model, undisturbed = load(str(stories260k)), Store(tmp_path / "undisturbed")
+    wanted = capture(model, IDS, SITES, positions="all", store=undisturbed)
+    assert shard_contents(root) == shard_contents(undisturbed.root) and temporaries(root) == []
+    n_shards = len(shard_contents(root))
+    assert n_shards > 100  # more than are finished between twenty kills
+    lines = log.read_text().splitlines()
+    computed = [line for line in lines if line.startswith("compute")]
+    finished = [line for line in lines if line.startswith("finish")]
+    assert len(set(computed)) == n_shards and len(computed) <= n_shards + 20  # at most the open shard, once per kill
+    assert len(finished) == len(set(finished))
+    monkeypatch.setattr(model.hf, "forward", None)  # what the killed processes left needs no model any more
+    found = capture(model, IDS, SITES, positions="all", store=Store(root))
+    assert all(torch.equal(found[site], wanted[site]) for site in SITES)
+
+
+@pytest.mark.parametrize("where", [0.02, 0.5, -1])
+def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(stories260k, tmp_path, monkeypatch, caplog, where):
+    """In the header, in the middle of the data, in the last byte: what is read back is what was computed, never the damage."""
+    monkeypatch.setattr("workbench.capture.SHARD_BYTES", 20_000)
+    model = load(str(stories260k))
+    wanted = capture(model, IDS, SITES, positions="all")
+    capture(model, IDS, SITES, positions="all", store=Store(tmp_path))
+    before = shard_contents(tmp_path)
+    assert len(before) > 3
+    path = tmp_path / sorted(before)[1]
+    raw = bytearray(path.read_bytes())
+    raw[int(where * len(raw)) if where > 0 else -1] ^= 1
+    path.write_bytes(bytes(raw))
+    forwards, context = [], Context(store=Store(tmp_path))
+    forward = model.hf.forward
+    monkeypatch.setattr(model.hf, "forward", lambda *args, **kwargs: forwards.append(kwargs["input_ids"].shape[0]) or forward(*args, **kwargs))
+    with caplog.at_level(logging.WARNING):
+        found = capture(model, IDS, SITES, positions="all", store=context.store, context=context)
+    for site in SITES:
+        torch.testing.assert_close(found[site], wanted[site], atol=1e-5, rtol=0)
+    assert 0 < sum(forwards) < len(IDS) / 2  # the prompts of one shard
+    assert shard_contents(tmp_path).keys() == before.keys() and shard_contents(tmp_path) == before
+    assert context.counters["cache_hits"] == len(before) - 1
+
+
+def test_reading_a_damaged_shard_raises_rather_than_returns(stories260k, tmp_path):
+    model = load(str(stories260k))
+    capture(model, IDS[:3], SITES, store=Store(tmp_path))
+    (path,) = tmp_path.rglob("*.safetensors")
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(bytes(raw))
+    store = Store(tmp_path)
+    (key,) = store.ls()["key"]
+    with pytest.raises(DamagedShard, match=path.name):
+        store.get(key).read(0)
+
+
+def test_the_size_of_a_stored_capture_is_told_before_it_starts(stories260k, tmp_path, caplog):
+    model, told = load(str(stories260k)), []
+    context = Context(store=Store(tmp_path), on_progress=lambda *step: told.append(step))
+    expected = 160 * (64 + 8 * 8) * 4
+    with caplog.at_level(logging.INFO):
+        capture(model, IDS, SITES, store=context.store, context=context)
+    assert told[0] == (0, 160, "storing 81.9 kB of activations") and expected == 81_920
+    assert f"Storing 81.9 kB of activations in {tmp_path}." in caplog.text
+    told.clear()
+    capture(model, IDS, SITES, store=context.store, context=context)
+    assert [label for *_, label in told] == ["capture (stored)"]
+
+
+def test_a_budget_evicts_the_capture_not_used_for_longest(stories260k, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "120kB")  # room for one capture of 82 kB
+    model = load(str(stories260k))
+    for layer in (0, 1):
+        capture(model, IDS, [f"resid_post.{layer}", f"head_out.{layer}"], store=Store(tmp_path))
+    (kept,) = Store(tmp_path).ls().to_dicts()
+    assert "resid_post.1" in kept["meta"] and kept["complete"]
