@@ -132,6 +132,7 @@ def _material(config: Config, model: str) -> dict[str, object]:
     validate=validate,
     figures="workbench.figures.retrieval_heads:figures",
     keys={"heads": ("layer", "head"), "trials": ("trial",), "masking": ("k", "heads", "draw")},
+    version=2,
     demo={"lengths": (128, 256, 384, 480), "depths": (0, 25, 50, 75, 100), "needles": 8, "max_new_tokens": 16, "mask_k": (1, 2, 3, 4, 8)},
 )
 def run(model, config: Config, context: Context) -> Result:

@@ -181,3 +181,20 @@ class TestOnARealModel:
 
         with pytest.raises(CheckFailed, match="'batching': one prompt at a time"):
             check_probe(self.entropy_like(padded), model)
+
+    def test_a_probe_whose_batches_cannot_be_taken_apart_is_failed(self, model):
+        """It would be compared with itself."""
+
+        def own_batches(model, config, context: Context):
+            context.progress(1, 1)
+            return table([len(batch) for batch in ([0, 1], [2])])
+
+        def of_one(model, config, context: Context):
+            from workbench.batching import batches
+
+            context.progress(1, 1)
+            return table([len(batch) for batch in batches([3])])
+
+        for run in (own_batches, of_one):
+            with pytest.raises(CheckFailed, match="'batching': no batch of more than one prompt"):
+                check_probe(self.entropy_like(run), model)

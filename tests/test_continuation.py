@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.architectures import NAMES, NO_INTERFACE, build
+from workbench.attention import observe
 from workbench.continuation import feed, greedy_steps
+from workbench.errors import InputError
 from workbench.intervene import HeadAblation, apply
 from workbench.models import wrap
 
@@ -70,6 +72,23 @@ def test_a_shared_prefix_changes_nothing(case):
     else:
         compare(greedy_steps(model, cached.fork(3), rows, guesses, max_new_tokens=N, stops=lambda _t: False, spans=SPANS), reference)
     assert cached.past.mask.shape[1] == 3 and cached.cache.get_seq_length() == 3
+
+
+@pytest.mark.parametrize("name", NO_INTERFACE)
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_where_rows_come_from_full_maps_only_the_queries_wanted_go_through_one(name, prefix, monkeypatch):
+    """Room for maps of the last prompt token and the guess, not for one of the prompt."""
+    import workbench.attention
+
+    reference = [plain_decode(name, p, s.tolist(), {}) for p, s in zip(PROMPTS, SPANS)]
+    model = wrap(build(name), name=name)
+    guesses = [tokens[:2] for tokens, *_ in reference]
+    longest = max(map(len, PROMPTS))
+    monkeypatch.setattr(workbench.attention, "BLOCK", len(PROMPTS) * model.n_heads * 3 * (longest + N) / 4)
+    before = feed(model, [PROMPTS[0][:prefix]], None)[0].fork(3) if prefix else None
+    compare(greedy_steps(model, before, [p[prefix:] for p in PROMPTS], guesses, max_new_tokens=N, stops=lambda _t: False, spans=SPANS), reference)
+    with pytest.raises(InputError, match="full attention maps"), observe(model, lambda _layer, w: w, rows="last"):
+        feed(model, PROMPTS, None)
 
 
 def test_decoding_stops_where_it_should(case):
