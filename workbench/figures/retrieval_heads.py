@@ -122,11 +122,11 @@ def masking(run: Any) -> go.Figure:
         title=f"Masking retrieval heads of {model_name(run)}",
         x="masked heads (K)",
         y="recall",
-        interval=f"retrieval heads {_interval(run)}, random heads the range over draws"
+        interval=f"retrieval heads {_interval(run, masked=True)}, random heads the range over draws"
         if "ci_low" in frame.columns
         else "random heads: the range over draws",
         n=int(frame["n"].max()) if "n" in frame.columns else _height(run, "trials"),
-        note="Random heads are drawn from the same layers.",
+        note="Random heads are drawn from the same layers." + (" Heads were chosen on other needles." if _held_out(run) else ""),
     )
     for i, ablation in enumerate(ablations):
         part = frame.filter(pl.col("ablation") == ablation) if ablation is not None else frame
@@ -249,11 +249,22 @@ def _baseline(run: Any, masking: pl.DataFrame) -> float | None:
     return None
 
 
-def _interval(run: Any) -> str:
-    """What the intervals of the run resample: needles, unless it was told otherwise or has only one."""
-    trials = maybe(run, "trials", ("needle",))
+def _interval(run: Any, *, masked: bool = False) -> str:
+    """What the intervals of the run resample: needles, unless it was told otherwise or the trials that count are all of one."""
+    trials = maybe(run, "trials", ("trial", "needle", "kept"))
+    if trials is not None:
+        chosen = maybe(run, "masked_trials", ("trial",)) if masked else None
+        counts = pl.col("kept") if chosen is None else pl.col("trial").is_in(chosen["trial"].unique().to_list())
+        trials = trials.filter(counts)
     one = trials is not None and trials["needle"].n_unique() < 2
     return f"95 % bootstrap over {'trials' if one else info(run, 'config', 'resample', default='trials')}"
+
+
+def _held_out(run: Any) -> bool:
+    """Heads were masked on other needles than those that chose them."""
+    trials, threshold = maybe(run, "trials", ("needle", "recall")), info(run, "config", "recall_threshold", default=0.5)
+    wanted = info(run, "config", "mask_on", default="same") == "held_out"
+    return wanted and trials is not None and trials.filter(pl.col("recall") > threshold)["needle"].n_unique() > 1
 
 
 def _height(run: Any, table: str) -> int | None:
