@@ -30,9 +30,7 @@ demo: setup
 	$(BIN)/workbench demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile || \
-	{ echo "Once more, one at a time: what failed (a busy machine can break a time limit, a broken property fails again)."; \
-	  HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile || HF_HUB_OFFLINE=1 $(BIN)/python -m tests.again
 
 app: setup
 	$(BIN)/workbench app
