@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+
 from tests.again import main
 
 PROJECT = Path(__file__).resolve().parents[1]
