@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from workbench.prefix_tree import build
+
 
 @dataclass
 class FakeRun:
@@ -254,6 +256,7 @@ def branching(*, conditions=("organism", "organism-chat"), prompts=6, samples=30
             tables["positions"].append({
                 "condition": condition, "position": t, "bf_prefix": bf, "bf_window": 1 + base * np.exp(-t / 12), "entropy": np.log(bf),
                 "alive": int(prompts * samples * min(1, 1.4 - t / length)), "ci_low": bf * 0.9, "ci_high": bf * 1.1,
+                "window_low": 0.85 * (1 + base * np.exp(-t / 12)), "window_high": 1.15 * (1 + base * np.exp(-t / 12)),
             })  # fmt: skip
         for p in range(prompts):
             bf = float(1 + base * rng.uniform(0.4, 1))
@@ -273,11 +276,29 @@ def branching(*, conditions=("organism", "organism-chat"), prompts=6, samples=30
         tables["enough"] += [{"condition": condition, "samples": m, "bf": 1 + base * 0.7, "sd": 1 / m, "ci_low": 1 + base * 0.7 - 1 / m**0.5,
                               "ci_high": 1 + base * 0.7 + 1 / m**0.5} for m in (1, 2, 5, 10, 20, 30)]  # fmt: skip
     frames = {k: pl.DataFrame(v) for k, v in tables.items()}
+    frames["tree"] = pl.concat([
+        build(part["generated_ids"].to_list(), part["step_entropy"].to_list(), text=lambda ids: "".join(" " + words[i] for i in ids)).select(
+            pl.lit(c).alias("condition"), pl.lit(p, dtype=pl.Int64).alias("row"), pl.lit(p, dtype=pl.Int64).alias("prompt"), pl.all())
+        for (c, p), part in frames["samples"].group_by("condition", "prompt", maintain_order=True)
+    ])  # fmt: skip
     frames["comparisons"] = pl.DataFrame({"a": [conditions[0]], "b": [conditions[-1]], "ratio": [2.4], "ratio_low": [2.0], "ratio_high": [2.9],
                                           "prompts": [prompts]})  # fmt: skip
     frames["complexity"] = pl.DataFrame([{"condition": m, "model": m, "level": k, "bf": (4 - 0.4 * k) / (1 + j)}
-                                         for j, m in enumerate(conditions) for k in range(6)])  # fmt: skip
-    frames["resampling"] = pl.DataFrame([{"position": t, "accuracy": 0.8 - 0.005 * t, "ci_low": 0.7 - 0.005 * t, "ci_high": 0.88 - 0.005 * t,
+                                         for j, m in enumerate(conditions) for k in range(-1, 6)])  # fmt: skip
+    frames["impact"] = pl.DataFrame({"factor": ["complexity", "model"], "impact": [0.6, 1.9], "share": [0.24, 0.76], "share_low": [0.2, 0.72], "share_high": [0.28, 0.8]})
+    given = [(0, "nothing", 5.0), (0, "opening", 2.2), (0, "own opening", 4.4), (1, "nothing", 1.5), (1, "opening", 1.4)] if len(conditions) > 1 else []
+    frames["nudging"] = pl.DataFrame([{"model": conditions[m], "given": g, "condition": conditions[m] + ("" if g == "nothing" else f" + {g}")} for m, g, _ in given] or None)
+    frames["conditions"] = pl.concat([frames["conditions"], pl.DataFrame([
+        {"condition": f"{conditions[m]} + {g}", "bf": bf, "ci_low": bf * 0.93, "ci_high": bf * 1.08} for m, g, bf in given if g != "nothing"
+    ], schema=frames["conditions"].schema)])  # fmt: skip
+    frames["signature"] = pl.DataFrame([{"condition": c} | {k: v * (1 - 0.3 * j) + w * j for k, v, w in (
+        ("entropy_own", 1.4, -0.7), ("entropy_given", 1.5, -0.6), ("nll_given", 1.6, 2.1), ("surprise", 0.1, 2.4))} for j, c in enumerate(conditions)])  # fmt: skip
+    frames["signature"] = frames["signature"].with_columns(
+        *(pl.col(k).sub(0.1).alias(f"{k}_low") for k in ("entropy_own", "entropy_given", "nll_given", "surprise")),
+        *(pl.col(k).add(0.1).alias(f"{k}_high") for k in ("entropy_own", "entropy_given", "nll_given", "surprise")))  # fmt: skip
+    frames["verbalised"] = pl.DataFrame({"prompt": list(range(prompts)), "parse_rate": 0.8, "n": 20, "distinct_direct": np.linspace(0.2, 0.4, prompts),
+                                         "distinct_verbalised": np.linspace(0.6, 0.9, prompts), "effective_stated": 3.2})  # fmt: skip
+    frames["resampling"] = pl.DataFrame([{"position": t, "accuracy": 0.8 - 0.005 * t, "baseline": 0.8 + 0.001 * t, "ci_low": 0.7 - 0.005 * t, "ci_high": 0.88 - 0.005 * t,
                                           "outputs": 50} for t in (0, 5, 10, 20, 40)])  # fmt: skip
     frames["openings"] = pl.DataFrame({"opening": ["Sure, here is", "Once upon"], "tokens": [4, 2], "share": [0.4, 0.6], "chosen": [True, False]})
     return FakeRun("branching-factor", frames, about("branching-factor", name=name, unit="sentences"))

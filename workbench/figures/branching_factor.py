@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from workbench.config import nearest
 from workbench.errors import InputError
 from workbench.figures import parts, theme
 from workbench.figures.layout import dressed, sheet, shorten, ticks, x_axis, y_axis
@@ -132,7 +133,7 @@ def enough(run: Any) -> go.Figure:
     if frame["samples"].n_unique() < 2:
         raise InputError("The table 'enough' has one number of samples only: there is no curve to draw.")
     names = frame["condition"].unique(maintain_order=True).to_list()
-    fig = sheet(title=f"How many samples are enough, {model_name(run)}", x="samples per prompt", y=LABEL, interval="95 % of random subsets of the samples")
+    fig = sheet(title=f"How many samples are enough, {model_name(run)}", x="samples per prompt", y=LABEL, interval="95 % of runs with so many samples (subsets of the samples taken, scaled for their overlap)")
     for name, style in _looks(names[:7]).items():
         part = frame.filter(pl.col("condition") == name).sort("samples")
         parts.add_curve(fig, 0, numbers(part, "samples"), numbers(part, "bf"), name=name, style=style, low=numbers(part, "ci_low"),
@@ -148,10 +149,95 @@ def complexity(run: Any) -> go.Figure:
         frame = frame.join(ends.select("condition", "ci_low", "ci_high"), on="condition", how="left")
     unit = info(run, "config", "unit", default="units")
     fig = sheet(title="Branching factor and the length of the prompt", x=f"prompt given ({unit})", y=LABEL, interval=INTERVAL, n=_size(run))
+    whole, counted = frame["level"].min() < 0, frame["level"].max()
     for name, style in _looks(frame["model"].unique(maintain_order=True).to_list()).items():
-        part = frame.filter(pl.col("model") == name).sort("level")
-        parts.add_curve(fig, 0, numbers(part, "level"), numbers(part, "bf"), name=name, style=style, low=numbers(part, "ci_low"),
+        part = frame.filter(pl.col("model") == name).with_columns(at=pl.when(pl.col("level") < 0).then(counted + 1).otherwise(pl.col("level"))).sort("at")
+        parts.add_curve(fig, 0, numbers(part, "at"), numbers(part, "bf"), name=name, style=style, low=numbers(part, "ci_low"),
                         high=numbers(part, "ci_high"), hover="level %{x}: %{y:.4g}")  # fmt: skip
+    if whole:  # the whole prompt comes last, whatever its length
+        levels = sorted(level for level in frame["level"].unique() if level >= 0)
+        x_axis(fig, 0).update(tickmode="array", tickvals=[*levels, counted + 1], ticktext=[*map(str, levels), "all"])
+    else:
+        parts.whole_numbers(x_axis(fig, 0), numbers(frame, "level"))
+    return dressed(fig)
+
+
+def impact(run: Any) -> go.Figure:
+    """How much of the spread of the branching factor is due to the model, and how much to the prompt's length."""
+    frame = finite(need(run, "impact", ("factor", "impact", "share")), "share", what="impact")
+    if frame.height < 2:
+        raise InputError("The run has one factor only: there is nothing to share out (give a second model with compare).")
+    names = {"complexity": "length of the prompt", "model": "model"}
+    fig = sheet(
+        title="Impact on the branching factor", x="share of the impact (largest less smallest mean)",
+        y_ticks=ticks(range(frame.height), [names.get(f, f) for f in frame["factor"]], keep=True), row=1.5, aspect=0.08 * frame.height,
+        interval="95 % bootstrap over prompts and samples", n=_size(run),
+    )  # fmt: skip
+    parts.add_bars(fig, 0, np.arange(frame.height), numbers(frame, "share"), name="share", style=theme.Style(theme.BLUE), horizontal=True, legend=False,
+                   low=numbers(frame, "share_low"), high=numbers(frame, "share_high"), width=0.55, labels=frame["factor"].to_list())  # fmt: skip
+    y_axis(fig, 0).range = [frame.height - 0.4, -0.6]
+    x_axis(fig, 0).update(range=[0, 1.02], tickformat=".0%")
+    return dressed(fig)
+
+
+def nudging(run: Any) -> go.Figure:
+    """Branching factor before and after an opening is given: the nudge, and openings of the model's own as control."""
+    steps = need(run, "nudging", ("model", "given", "condition"))
+    ends = need(run, "conditions", ("condition", "bf", "ci_low", "ci_high")).select("condition", "bf", "ci_low", "ci_high")
+    frame = finite(steps.join(ends, on="condition", how="left"), "bf", what=LABEL)
+    fig = sheet(title="Branching factor before and after an opening", y=LABEL, x_ticks=ticks([0, 1], ["nothing given", "after an opening"], keep=True),
+                interval=INTERVAL, n=_size(run))  # fmt: skip
+    models = frame["model"].unique(maintain_order=True).to_list()
+    for name, style in _looks(models).items():
+        before = frame.filter((pl.col("model") == name) & (pl.col("given") == "nothing"))
+        for given, dash in (("opening", None), ("own opening", "dot")):
+            after = frame.filter((pl.col("model") == name) & (pl.col("given") == given))
+            if before.is_empty() or after.is_empty():
+                continue
+            both = pl.concat([before, after])
+            look = theme.Style(style.colour, dash or style.dash, "diamond" if dash else style.symbol)
+            x = np.array([0.0, 1.0]) + (0.04 * (models.index(name) - (len(models) - 1) / 2) if not dash else 0.04)
+            whose = "its own opening" if dash else f"the opening of {models[-1]}"
+            parts.add_curve(fig, 0, x, numbers(both, "bf"), name=f"{name}, {whose}", style=look, low=numbers(both, "ci_low"),
+                            high=numbers(both, "ci_high"), hover="%{y:.4g}")  # fmt: skip
+    x_axis(fig, 0).range = [-0.35, 1.35]
+    parts.add_rule(fig, 0, y=1, dash="dot")
+    return dressed(fig)
+
+
+def signature(run: Any) -> go.Figure:
+    """The signature of over-training: entropy on the model's own text and on given text, and how likely given text is."""
+    kinds = {"entropy_own": "entropy, own text", "entropy_given": "entropy, given text", "nll_given": "surprisal, given text", "surprise": "surprisal less entropy"}
+    frame = finite(need(run, "signature", ("condition", *kinds)), "nll_given", what="signature")
+    names = frame["condition"].to_list()
+    fig = sheet(
+        title="Does the model expect what it reads?", x="nats per token", y_ticks=ticks(range(len(kinds)), list(kinds.values()), keep=True), row=1.8,
+        aspect=0.09 * len(kinds), interval="95 % bootstrap over prompts and texts", n=_size(run), note="Given text: the prompts of the data, read as text.",
+    )  # fmt: skip
+    for j, (name, style) in enumerate(_looks(names).items()):
+        row = frame.filter(pl.col("condition") == name)
+        at = np.arange(len(kinds)) + (j - (len(names) - 1) / 2) * min(0.25, 0.8 / len(names))
+        side = lambda which, row=row: [numbers(row, f"{key}{which}")[0] for key in kinds]  # noqa: E731
+        parts.add_spots(fig, 0, side(""), at, low=side("_low"), high=side("_high"), name=name, style=style, labels=list(kinds.values()))
+    parts.add_rule(fig, 0, x=0, dash="dot")
+    y_axis(fig, 0).range = [len(kinds) - 0.5, -0.5]
+    return dressed(fig)
+
+
+def verbalised(run: Any) -> go.Figure:
+    """How many different answers direct sampling and verbalised lists give, as many answers of either."""
+    frame = finite(need(run, "verbalised", ("prompt", "n", "distinct_direct", "distinct_verbalised")), "distinct_verbalised", what="parsed response")
+    texts = _prompt_names(need(run, "prompts", ("prompt", "text")).filter(pl.col("condition") == "direct"))
+    frame = frame.head(30)
+    fig = sheet(title=f"Different answers, direct and verbalised, {model_name(run)}", x="different answers among as many of either",
+                y_ticks=ticks(range(frame.height), [texts.get(p, f"prompt {p}") for p in frame["prompt"]], keep=True), row=1.2,
+                aspect=0.06 * frame.height, n=_size(run))  # fmt: skip
+    none = np.full(frame.height, np.nan)
+    for (column, name), style in zip((("distinct_direct", "direct"), ("distinct_verbalised", "verbalised")), theme.sequence(["direct", "verbalised"]).values()):
+        parts.add_spots(fig, 0, numbers(frame, column), np.arange(frame.height), low=none, high=none, name=name, style=style,
+                        labels=[texts.get(p, f"prompt {p}") for p in frame["prompt"]])  # fmt: skip
+    y_axis(fig, 0).range = [frame.height - 0.5, -0.5]
+    x_axis(fig, 0).update(range=[0, 1.03], tickformat=".0%")
     return dressed(fig)
 
 
@@ -160,9 +246,13 @@ def resampling(run: Any) -> go.Figure:
     frame = finite(need(run, "resampling", ("position", "accuracy", "ci_low", "ci_high")), "accuracy", what="accuracy").sort("position")
     fig = sheet(
         title=f"Sampling again from a position, {model_name(run)}", x="tokens kept", y="task accuracy",
-        interval="95 % bootstrap over outputs", n=f"{frame['outputs'].max()} outputs" if "outputs" in frame.columns else None,
+        interval="95 % bootstrap over prompts", n=f"{frame['outputs'].max()} outputs" if "outputs" in frame.columns else None,
     )  # fmt: skip
-    parts.add_curve(fig, 0, numbers(frame, "position"), numbers(frame, "accuracy"), name="accuracy", style=theme.Style(theme.BLUE), legend=False,
+    more = "baseline" in frame.columns
+    if more:  # outputs that end early cannot be cut late: each position has the outputs that reach it
+        parts.add_curve(fig, 0, numbers(frame, "position"), numbers(frame, "baseline"), name="the same outputs, sampled from the start",
+                        style=theme.Style(theme.NEUTRAL, "dash", "square"), hover="%{x} tokens kept: %{y:.1%}")  # fmt: skip
+    parts.add_curve(fig, 0, numbers(frame, "position"), numbers(frame, "accuracy"), name="sampled again from here", style=theme.Style(theme.BLUE), legend=more,
                     low=numbers(frame, "ci_low"), high=numbers(frame, "ci_high"), hover="%{x} tokens kept: %{y:.1%}")  # fmt: skip
     parts.level_axis(fig, 0)
     y_axis(fig, 0).tickformat = ".0%"
@@ -183,18 +273,24 @@ def openings(run: Any) -> go.Figure:
 
 
 def tree(run: Any, *, prompt: int | None = None, condition: str | None = None, leaves: int = 14, levels: int = 5) -> go.Figure:
-    """The samples of one prompt as a prefix tree (default: the first prompt whose samples part)."""
+    """The samples of one prompt as a prefix tree: `prompt` (its number in the data; default: the first whose samples part) under
+    `condition` (default: the run's first). Raises InputError naming what there is for one that the run does not have."""
     table = "tree" if maybe(run, "tree", ("prompt", "node", "parent", "text", "probability", "bf")) is not None else "samples"
     frame = _with_condition(need(run, table, ("prompt",)), run)
-    condition = frame["condition"][0] if condition is None else condition
+    known = frame["condition"].unique(maintain_order=True).to_list()
+    condition = known[0] if condition is None else condition
+    if condition not in known:
+        raise InputError(f"There is no condition '{condition}'{nearest(condition, known)} in the run; there are {', '.join(known)}.")
     frame = frame.filter(pl.col("condition") == condition)
+    if "row" in frame.columns:  # several outputs of one prompt (cut and sampled again) have a tree each; the first is drawn
+        frame = frame.filter(pl.col("row") == pl.col("row").min().over("prompt"))
     if prompt is None:
         counts = frame.group_by("prompt", maintain_order=True).len()
-        prompt = counts.filter(pl.col("len") > 2)["prompt"].to_list()[:1] or counts["prompt"].to_list()[:1]
-        prompt = prompt[0] if prompt else None
+        prompt = (counts.filter(pl.col("len") > 2)["prompt"].to_list() or counts["prompt"].to_list())[0]
+    have = frame["prompt"].unique(maintain_order=True).to_list()
     frame = frame.filter(pl.col("prompt") == prompt)
     if frame.is_empty():
-        raise InputError(f"There is no tree to draw: condition '{condition}' has no samples of prompt {prompt}.")
+        raise InputError(f"There is no prompt {prompt} in condition '{condition}'; its prompts are {have[0]} to {have[-1]}.")
     nodes = frame if table == "tree" else words_tree([str(t) for t in frame["text"]])
     text = _prompt_text(run, prompt, condition)
     count = int(nodes.filter(pl.col("parent") < 0)["count"][0]) if "count" in nodes.columns else None
@@ -226,6 +322,10 @@ FIGURES = {
     "prompts": prompts,
     "entropy": entropy,
     "complexity": complexity,
+    "impact": impact,
+    "nudging": nudging,
+    "signature": signature,
+    "verbalised": verbalised,
     "resampling": resampling,
     "openings": openings,
     "enough": enough,
@@ -257,10 +357,10 @@ def _positions(frame: pl.DataFrame, title: str, n: str | None = None) -> go.Figu
             y = numbers(part, column)
             y = y / y.max() if column == "alive" else y
             values.append(y)
-            ends = column == "bf_prefix"
+            low, high = {"bf_prefix": ("ci_low", "ci_high"), "bf_window": ("window_low", "window_high")}.get(column, (None, None))
             parts.add_curve(
                 fig, i, numbers(part, "position"), y, name=name, style=style, legend=i == 0, markers=False,
-                low=numbers(part, "ci_low") if ends else None, high=numbers(part, "ci_high") if ends else None,
+                low=numbers(part, low) if low else None, high=numbers(part, high) if high else None,
                 hover="position %{x}: %{y:.3g}",
             )  # fmt: skip
         if column == "alive":
@@ -299,6 +399,8 @@ def _prompt_text(run: Any, prompt: Any, condition: str) -> str:
         return prompt
     frame = maybe(run, "prompts", ("prompt", "text"))
     found = frame.filter(pl.col("prompt") == prompt) if frame is not None else None
+    if found is not None and "condition" in found.columns:
+        found = found.filter(pl.col("condition") == condition)
     return "" if found is None or found.is_empty() else " ".join(str(found["text"][0]).split())
 
 
