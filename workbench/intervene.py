@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -257,31 +257,65 @@ def _between(model: Model, layer: int, change, stack: contextlib.ExitStack) -> N
     stack.callback(block.attention_writer.register_forward_hook(leave).remove)
 
 
-def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Mean head outputs over every token of `ids`, [n_layers, H, d_head] float32: what mean ablation puts in place of a head."""
+def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]], *, edits: Sequence[Edit] = ()) -> torch.Tensor:
+    """Mean head outputs over every token of `ids` under `edits`, [n_layers, H, d_head] float32: what mean ablation puts in place of a head."""
     from workbench.capture import stream
 
     sites = [Site("head_out", layer) for layer in range(model.n_layers)]
     total, count = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64), 0
-    for _, found, batch in stream(model, ids, sites, positions="all"):
+    for _, found, batch in stream(model, ids, sites, positions="all", edits=edits):
         total += torch.stack([found[s].double().sum(0).cpu() for s in sites])
         count += batch.tokens
     return (total / count).float()
 
 
-def save_heads(path: Path, heads: Sequence[tuple[int, int]], *, how: str = "zero", note: str = "") -> None:
-    """Write a head mask as JSON, to be applied elsewhere with `--edit`."""
-    Path(path).write_text(json.dumps({"heads": [list(h) for h in heads], "ablation": how, "note": note}, indent=1) + "\n")
+@dataclass(frozen=True)
+class HeadMask:
+    """A saved set of heads: how they are switched off ("zero", "uniform"), a note, and the model that they were found on
+    (`model`: name, fingerprint, layers, heads; empty in files that do not say)."""
+
+    heads: tuple[tuple[int, int], ...]
+    how: str = "zero"
+    note: str = ""
+    model: Mapping[str, str | int] = field(default_factory=dict)
+
+    def doubt(self, model: Model) -> str | None:
+        """A sentence when the mask was found on other weights than `model`'s; None where it was not, or does not say.
+
+        Raises InputError for a head that `model` does not have."""
+        _check_heads(model, self.heads)
+        if self.model.get("fingerprint") in (None, model.fingerprint):
+            return None
+        return f"The head mask was found on {self.model.get('name', 'another model')}, not on these weights of {model.name}: its heads may do something else here."
 
 
-def load_edits(path: Path) -> tuple[Edit, ...]:
-    """The edits of a head-mask file (`pruned_heads.json`). Raises InputError when it is not one."""
+def save_heads(path: Path, heads: Sequence[tuple[int, int]], *, how: str = "zero", note: str = "", model: Model | None = None) -> None:
+    """Write a head mask as JSON, to be applied elsewhere with `--edit`; `model`: the one that the heads belong to, by name and weights."""
+    if not heads:
+        raise InputError("A head mask names at least one head.")
+    about = {} if model is None else {"name": str(model.name), "fingerprint": model.fingerprint, "layers": model.n_layers, "heads": model.n_heads}
+    Path(path).write_text(json.dumps({"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about}, indent=1) + "\n")
+
+
+def read_mask(path: Path) -> HeadMask:
+    """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        heads = tuple((int(layer), int(head)) for layer, head in found["heads"])
-        how = found.get("ablation", "zero")
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        heads = tuple((layer, head) for layer, head in found["heads"])
+        if any(type(number) is not int or number < 0 for pair in heads for number in pair):
+            raise ValueError("layers and heads are whole numbers from 0")
+        how, note, about = found.get("ablation", "zero"), found.get("note", ""), found.get("model") or {}
+        about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): {error}.") from error
     if how not in ("zero", "uniform"):
         raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")
-    return (HeadAblation(heads, how),)
+    if not heads:
+        raise InputError(f"The edit file '{path}' names no head: there is nothing to switch off.")
+    return HeadMask(tuple(dict.fromkeys(heads)), how, str(note), about)
+
+
+def load_edits(path: Path) -> tuple[Edit, ...]:
+    """The edits of a head-mask file. Raises InputError when it is not one (`read_mask` also says which model it was found on)."""
+    mask = read_mask(path)
+    return (HeadAblation(mask.heads, mask.how),)

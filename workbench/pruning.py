@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
+from workbench import organisms
 from workbench.capture import stream
+from workbench.data import read_table
 from workbench.errors import InputError
 from workbench.intervene import Edit, HeadAblation, save_heads
 from workbench.models import Model
@@ -38,6 +41,16 @@ def random_heads(heads: Sequence[Head], n_heads: int, rng: np.random.Generator, 
     return tuple(sorted(chosen))
 
 
+def random_draws(heads: Sequence[Head], n_heads: int, rng: np.random.Generator, *, n_layers: int, draws: int) -> list[tuple[Head, ...]]:
+    """Up to `draws` different sets of `random_heads`; fewer only where the layers do not allow that many."""
+    found: dict[tuple[Head, ...], None] = {}
+    for _ in range(100 * draws):  # of fewer sets than that, each is met with near certainty
+        found[random_heads(heads, n_heads, rng, n_layers=n_layers)] = None
+        if len(found) == draws:
+            break
+    return list(found)
+
+
 def ablation(heads: Sequence[Head], how: str, mean: torch.Tensor | None = None) -> tuple[Edit, ...]:
     """The edit that switches `heads` off; nothing for no heads."""
     return (HeadAblation(tuple(heads), how, mean),) if heads else ()
@@ -61,16 +74,49 @@ def negative_log_likelihood(
     return total, count
 
 
+def neutral_texts(model: Model, named: str | Path, *, essays: Path, otherwise: Sequence[list[int]]) -> tuple[list[list[int]], str]:
+    """Token ids of at most 64 texts of at most 256 tokens each, on which perplexity is watched, and in words what they are.
+
+    `named`: a text file or a table with a column text, or "auto": the organism's documents for models with its vocabulary, else
+    the `essays`, else, where a tenth of their tokens is unknown to the tokenizer, the texts `otherwise` (token ids). It hangs on the
+    tokenizer alone, so that a model and its copies are measured on the same text. Raises InputError when no text has two tokens."""
+
+    def read(path: str | Path) -> list[list[int]]:
+        return [model.encode(text) for text in read_table(path, required=("text",), what="neutral text")["text"].to_list()[:64]]
+
+    if str(named) != "auto":
+        texts, which = read(named), str(named)
+    elif _speaks_organism(model):
+        texts, which = read(organisms.data("texts")), "documents of the organism"
+    else:
+        texts, which = read(essays), "English essays that ship with the project"
+        unknown = getattr(model.tokenizer, "unk_token_id", None)
+        if unknown is not None and sum(row.count(unknown) for row in texts) > 0.1 * sum(map(len, texts)):
+            texts, which = list(otherwise), "the clean prompts with their answers, as the tokenizer knows no English"
+    texts = [ids[: min(256, model.context_length or 256)] for ids in texts if len(ids) > 1][:64]
+    if not texts:
+        raise InputError("The neutral text has no line of at least two tokens.")
+    return texts, which
+
+
+def _speaks_organism(model: Model) -> bool:
+    """The tokenizer knows exactly the words of the organism's, whatever the model is called."""
+    path = organisms.WEIGHTS / "organism" / "tokenizer.json"
+    return path.is_file() and model.tokenizer is not None and Tokenizer.from_file(str(path)).get_vocab() == model.tokenizer.get_vocab()
+
+
 def export_pruned(model: Model, heads: Sequence[Head], folder: str | Path) -> Path:
     """Write a Hugging Face folder of the model with the output weights of `heads` set to zero: the heads then add nothing.
 
-    The model in memory stays as it is. Raises InputError for heads that do not exist and for a folder that is not empty."""
+    The model in memory stays as it is. Raises InputError for no heads, heads that do not exist and a folder that is not empty."""
     folder = Path(folder)
+    if not heads:
+        raise InputError("No head is named: the exported model would be the model itself.")
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise InputError(f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads.")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"The folder {folder} is not empty; choose another for the pruned model.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
     names = {id(module): name for name, module in model.hf.named_modules()}
     state = {key: value for key, value in model.hf.state_dict().items()}
     for layer in sorted({layer for layer, _ in heads}):
@@ -92,5 +138,6 @@ def export_pruned(model: Model, heads: Sequence[Head], folder: str | Path) -> Pa
         config._attn_implementation = implementation
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
-    save_heads(folder / "pruned_heads.json", heads, note=f"already zero in these weights, which were {model.name}'s ({model.fingerprint[:12]})")
+    note = f"already zero in these weights, which were {model.name}'s ({model.fingerprint[:12]})"
+    save_heads(folder / "pruned_heads.json", heads, note=note, model=model)
     return folder

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """The same, giving the exit code back."""
-    from workbench.cli import looking, running, training, upkeep  # noqa: F401  (they add their commands to `app`)
+    from workbench.cli import exporting, looking, running, training, upkeep  # noqa: F401  (they add their commands to `app`)
 
     debug = "--debug" in argv
     argv = _spread_set([word for word in argv if word != "--debug"])
