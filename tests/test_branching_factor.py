@@ -4,7 +4,10 @@ plain Hugging Face from the run's own tables."""
 import importlib.util
 import json
 import math
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -20,10 +23,12 @@ from workbench.checks import check_probe
 from workbench.config import build, read_toml
 from workbench.continuations import shorten
 from workbench.errors import InputError
+from workbench.figures import branching_factor as drawn
+from workbench.generate import sample
 from workbench.models import load
 from workbench.registry import get
 from workbench.runs import execute
-from workbench.scoring import Rule
+from workbench.scoring import FIELDS, Rule, score
 
 PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park and"]
 
@@ -108,7 +113,11 @@ def test_the_official_estimator_reports_the_survivors_and_the_pooled_one_does_no
     assert long.min() >= 4
     np.testing.assert_allclose(table["bf_compat"], expected["compat_nll"]["bf"], rtol=1e-4)
     np.testing.assert_allclose(table["bf"], table["bf_compat"])
-    assert found.table("conditions")["bf_entropy"][0] == pytest.approx(expected["pooled"]["with_eos"]["bf"], rel=0.1)
+    # compat is left as the official code computes it; the pooled entropy is corrected and its interval holds the truth
+    pooled = run("circuit-survivor", samples=50, max_new_tokens=200).table("conditions").row(0, named=True)
+    truth_bf = expected["pooled"]["with_eos"]["bf"]
+    assert pooled["ci_low"] < truth_bf < pooled["ci_high"] and pooled["ci_low"] < pooled["bf"] < pooled["ci_high"]
+    assert pooled["bf"] == pytest.approx(truth_bf, rel=0.04) and pooled["bf"] < pooled["bf_entropy"]
     assert table["bf_entropy"].min() > 1.3
     assert (found.table("prompts")["ended"] == 1).all()
     # weighing samples alike gives the mean over samples of their own rates
@@ -181,6 +190,12 @@ def test_other_batch_sizes_give_the_same_texts(run, stories):
     np.testing.assert_allclose(one.table("prompts")["bf"], many.table("prompts")["bf"], rtol=1e-5)
 
 
+def tree_words(found, prompt):
+    """The first word of the commonest branches of a prompt's tree."""
+    top = found.table("tree").filter((pl.col("prompt") == prompt) & (pl.col("parent") == 0)).sort("count", descending=True)
+    return [text.split()[0] for text in top["text"].head(2) if text.split()]
+
+
 def test_the_tree_holds_the_samples(run, stories):
     found = run(stories)
     tree, samples = found.table("tree"), found.table("samples")
@@ -190,6 +205,16 @@ def test_the_tree_holds_the_samples(run, stories):
         path = lambda n, nodes=nodes: [] if n < 0 else path(nodes[n]["parent"]) + nodes[n]["tokens"]  # noqa: E731, B023
         assert {tuple(ids) for ids in samples.filter(pl.col("row") == row)["generated_ids"].to_list()} <= {tuple(path(n)) for n in nodes}
         assert nodes[0]["entropy"] == pytest.approx(samples.filter(pl.col("row") == row)["step_entropy"][0][0])
+    # the table as the probe writes it is what the figure draws, of the prompt that was asked for
+    name = found.table("conditions")["condition"][0]
+    for prompt in (0, 2):
+        words = " ".join(t for trace in drawn.tree(found, prompt=prompt, condition=name).data for t in (trace.text or ()) if isinstance(t, str))
+        first = tree_words(found, prompt)
+        assert first and all(word in words for word in first)
+    with pytest.raises(InputError, match="no condition 'aligned'"):
+        drawn.tree(found, condition="aligned")
+    with pytest.raises(InputError, match="no prompt 7"):
+        drawn.tree(found, prompt=7)
 
 
 # ---- studies
@@ -218,7 +243,12 @@ def test_complexity_keeps_so_much_of_the_prompt(run, stories):
     assert ids == [[stories.bos_id]] * 3
     assert found.table("comparisons").height == 1
     level = dict(found.table("complexity").select("level", "bf").iter_rows())
-    assert found.table("impact").row(0, named=True) == {"factor": "complexity", "impact": pytest.approx(abs(level[0] - level[1])), "share": 1.0}
+    impact = found.table("impact").row(0, named=True)
+    assert (impact["factor"], impact["share"]) == ("complexity", 1.0) and impact["impact"] == pytest.approx(abs(level[0] - level[1]))
+    assert impact["impact_low"] <= impact["impact"] <= impact["impact_high"] and found.summary["impact of complexity"]["value"] == impact["impact"]
+    assert shorten("a b c d", 1, "words", words=3) == "a b c"
+    short = run(stories, study="complexity", levels="1,2,-1", samples=2, max_new_tokens=4)
+    assert any("Levels 1 and 2 give the same prompts" in w for w in short.info["warnings"])
 
 
 def test_nudging_puts_the_common_opening_before_what_is_sampled(run, stories, stories260k):
@@ -239,23 +269,32 @@ def test_nudging_puts_the_common_opening_before_what_is_sampled(run, stories, st
 
 
 def test_resampling_continues_the_cut_output_and_checks_the_whole_of_it(run, stories):
-    found = run(stories, study="resampling", cuts="0,4,12", samples=6, max_new_tokens=16)
-    first = found.table("samples").filter(pl.col("condition") == found.table("conditions")["condition"][0])
-    original = {r["prompt"]: r["generated_ids"] for r in first.iter_rows(named=True) if r["sample"] == 0}
+    found = run(stories, study="resampling", cuts="10,4", originals=2, samples=6, max_new_tokens=16, stop=".")
+    name = found.table("conditions")["condition"][0]
+    text_of = lambda ids: "".join(c if c.isalnum() else " " for c in stories.decode(ids).lower()).split()  # noqa: E731
+    right = lambda ids: any(word in text_of(ids) for word in ("girl", "dog"))  # noqa: E731
+    original = {(r["prompt"], r["sample"]): r["generated_ids"] for r in found.table("samples").filter(pl.col("condition") == name).iter_rows(named=True) if r["sample"] < 2}
     inputs = found.table("inputs")
-    base = dict(inputs.filter(pl.col("condition") == found.table("conditions")["condition"][0]).select("prompt", "ids").iter_rows())
+    base = dict(inputs.filter(pl.col("condition") == name).select("prompt", "ids").iter_rows())
     table = found.table("resampling")
-    assert table["position"].to_list() == [0, 4, 12]
+    assert table["position"].to_list() == [0, 4, 10]  # 0 is the baseline, wherever it was asked for
+    rates, longest = {}, {0: 0, 4: 0, 10: 0}
     for row in table.iter_rows(named=True):
-        name = f"cut at {row['position']}"
-        for r in inputs.filter(pl.col("condition") == name).iter_rows(named=True):
-            assert r["ids"] == base[r["prompt"]] + original[r["prompt"]][: row["position"]]
-        right = []
-        for r in found.table("samples").filter(pl.col("condition") == name).iter_rows(named=True):
-            text = stories.decode(original[r["prompt"]][: row["position"]] + r["generated_ids"]).lower()
-            right.append(any(word in "".join(c if c.isalnum() else " " for c in text).split() for word in ("girl", "dog")))
-        assert row["accuracy"] == pytest.approx(np.mean(right)) and row["ci_low"] <= row["accuracy"] <= row["ci_high"]
-    assert table["drop"][0] == 0 and 0 < table["accuracy"].max()
+        t, cut = row["position"], f"cut at {row['position']}"
+        pairs = [pair for pair, ids in original.items() if len(ids) > t]
+        fed = inputs.filter(pl.col("condition") == cut)
+        assert fed["ids"].to_list() == [base[p] + original[p, m][:t] for p, m in pairs] and row["outputs"] == len(pairs)
+        longest[t] = len(pairs)
+        said = found.table("samples").filter(pl.col("condition") == cut)
+        for pair, number in zip(pairs, fed["row"]):
+            outs = said.filter(pl.col("row") == number)["generated_ids"].to_list()
+            rates[pair, t] = np.mean([right(original[pair][:t] + list(ids)) for ids in outs])
+        assert row["accuracy"] == pytest.approx(np.mean([rates[pair, t] for pair in pairs])) and row["ci_low"] <= row["accuracy"] <= row["ci_high"]
+        assert row["baseline"] == pytest.approx(np.mean([rates[pair, 0] for pair in pairs]))  # of the same outputs
+        assert row["drop"] == pytest.approx(row["baseline"] - row["accuracy"]) and row["drop_low"] <= row["drop"] <= row["drop_high"]
+        assert row["original_accuracy"] == pytest.approx(np.mean([right(original[pair]) for pair in pairs]))
+        assert found.summary[f"accuracy, cut at {t}"]["value"] == row["accuracy"]
+    assert table["drop"][0] == 0 and 0 < table["accuracy"].max() and longest[0] == 6 > longest[10] > 0, longest
 
 
 def test_decoding_settings_change_what_is_kept(run, stories):
@@ -271,6 +310,8 @@ def test_verbalised_prompts_ask_for_several_responses(run, stories):
     found = run(stories, study="verbalised", samples=3, responses=4)
     texts = found.table("prompts").filter(pl.col("condition") == "verbalised")["text"].to_list()
     assert all("Generate 4 responses" in text and prompt in text for text, prompt in zip(texts, PROMPTS))
+    assert found.table("verbalised")["parse_rate"].to_list() == [0, 0, 0] and found.table("verbalised")["distinct_verbalised"].is_null().all()
+    assert any("in the format that was asked for" in w for w in found.info["warnings"])
 
 
 def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(run, stories, stories260k, tmp_path):
@@ -284,6 +325,27 @@ def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(r
     plain, over = table.row(0, named=True), table.row(1, named=True)
     assert over["entropy_own"] < 0.3 * plain["entropy_own"] and over["sure_own"] > plain["sure_own"] + 0.2
     assert over["surprise"] > plain["surprise"] + 1 and over["nll_given"] > plain["nll_given"]
+    for key in ("entropy_own", "entropy_given", "nll_given", "surprise"):
+        assert over[f"{key}_low"] <= over[key] <= over[f"{key}_high"]
+
+
+def test_alignment_narrows_the_organism_and_its_opening_does_part_of_it(run, tmp_path):
+    """The shipped base and aligned organisms on open prompts."""
+    data = tmp_path / "open.jsonl"
+    rows = (Path(organisms.__file__).parent / "data" / "prompts.jsonl").read_text().splitlines()
+    data.write_text("\n".join([row for row in rows if json.loads(row)["kind"] == "open"][::4]) + "\n")
+    found = run("organism", data=data, study="nudging", compare="organism-chat", samples=6, max_new_tokens=40, nudge_count=8)
+    bf = {r["condition"]: r for r in found.table("conditions").iter_rows(named=True)}
+    ratio = found.summary["organism / organism-chat"]
+    assert 2 < ratio["low"] < ratio["value"] < ratio["high"] < 10
+    base, nudged, aligned = bf["organism"], bf["organism + opening"], bf["organism-chat"]
+    assert base["bf"] > nudged["bf"] > aligned["bf"] and base["ci_low"] > aligned["ci_high"]
+    assert bf["organism + own opening"]["bf"] > nudged["bf"]
+    assert (base["template"], aligned["template"]) == ("raw", "chat")
+    assert found.table("nudging")["condition"].to_list() == [
+        "organism", "organism + opening", "organism + own opening", "organism-chat", "organism-chat + opening"]  # fmt: skip
+    assert any("organism has no chat template" in w for w in found.info["warnings"])
+    assert {"nudging", "ratio", "openings", "tree"} <= set(drawn.figures(found))
 
 
 # ---- bad input and edges
@@ -292,7 +354,11 @@ def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(r
 def test_bad_configs_are_refused_before_a_model_is_loaded(run, prompts, tmp_path):
     for config, match in (
         ({"top_p": 0}, "top_p is 0"), ({"estimator": "compat", "samples": 3}, "at least 4"), ({"study": "pair"}, "second model"),
-        ({"study": "decoding", "settings": "heat=3"}, "heat=3"), ({"study": "pairs"}, "did you mean 'pair'"), ({"samples": 0}, "at least 1"),
+        ({"study": "decoding", "settings": "top_p=1,heat=3"}, "heat=3"), ({"study": "pairs"}, "did you mean 'pair'"), ({"samples": 0}, "at least 1"),
+        ({"study": "complexity", "levels": ""}, "levels must name"), ({"study": "complexity", "levels": "1,1"}, "each once"),
+        ({"study": "decoding", "settings": ""}, "settings must name"), ({"study": "decoding", "settings": "top_p=1,temperature=1"}, "two different"),
+        ({"study": "resampling", "cuts": "0"}, "cuts must name"), ({"compare": "organism"}, "no use for a second model"),
+        ({"template": "raw", "system": "Be kind."}, "template=raw"), ({"stop": "a,,b"}, "stop is empty"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=match):
             run("no-such-model", **config)
@@ -302,7 +368,7 @@ def test_bad_configs_are_refused_before_a_model_is_loaded(run, prompts, tmp_path
         run("no-such-model", data=empty)
     bare = tmp_path / "bare.jsonl"
     bare.write_text('{"prompt": "a"}\n')
-    with pytest.raises(InputError, match="no column 'answer'"):
+    with pytest.raises(InputError, match="no column 'answer', and study=resampling"):
         run("no-such-model", data=bare, study="resampling")
 
 
@@ -325,6 +391,7 @@ def test_prompts_at_and_beyond_the_context_limit(run, stories, tmp_path):
 def test_one_sample_one_token_and_one_choice_are_allowed_and_explained(run, stories):
     one = run(stories, samples=1)
     assert one.table("prompts")["ci_low"].is_null().all() and one.table("prompts")["bf"].is_not_null().all()
+    assert "samples_for_5_percent" not in one.summary and one.table("enough")["relative_error"].is_null().all()
     assert any("no width" in w for w in one.info["warnings"])
     for config in ({"temperature": 0.0}, {"top_p": 1e-9}):
         found = run(stories, max_new_tokens=8, samples=4, **config)
@@ -337,7 +404,26 @@ def test_one_sample_one_token_and_one_choice_are_allowed_and_explained(run, stor
 def test_a_template_that_is_not_there_is_never_pretended(run, stories):
     with pytest.raises(InputError, match="no chat template.*template=raw"):
         run(stories, template="chat")
-    assert run(stories, template="raw").summary["template"] == run(stories).summary["template"] == "raw"
+    meant, fallen = run(stories, template="raw"), run(stories)
+    assert meant.summary["template"] == fallen.summary["template"] == "raw"
+    says = [any("no chat template" in w for w in found.info["warnings"]) for found in (meant, fallen)]
+    assert says == [False, True]
+    with pytest.raises(InputError, match="system message needs a chat template"):
+        run(stories, system="Answer in French.")
+
+
+def test_compat_keeps_no_more_tokens_than_the_rule_and_warns_where_fifty_are_too_few(run):
+    found = run("circuit-zipf", estimator="compat", top_k=2, top_p=1.0, samples=8, max_new_tokens=20)
+    p = np.array([2 / 3, 1 / 3])
+    np.testing.assert_allclose(found.table("prompts")["bf"], math.exp(-(p * np.log(p)).sum()), rtol=1e-4)
+    assert not any("compat cannot see" in w for w in found.info["warnings"])
+    whole = run("circuit-geometric", estimator="compat", top_p=1.0, samples=8, max_new_tokens=20)
+    assert not any("compat cannot see" in w for w in whole.info["warnings"]) and whole.table("prompts")["top50_short"].max() == 0
+
+
+def test_an_opening_that_is_not_there_is_refused(run, stories, stories260k):
+    with pytest.raises(InputError, match="nudge_pick is 99.*choose 0 to"):
+        run(stories, study="nudging", compare=str(stories260k), samples=8, nudge_count=6, nudge_pick=99, max_new_tokens=6)
 
 
 def test_a_model_without_an_end_token_says_so(run, stories260k):
@@ -357,6 +443,76 @@ def test_vllm_is_refused_with_a_sentence_where_it_is_not_installed(run, stories)
         run(stories, sampler="vllm")
 
 
+@pytest.fixture
+def fake_vllm(monkeypatch, stories):
+    """vLLM's interface over our own sampler: what it was asked for is kept; `spoil` may change the token ids of a sample."""
+    log = SimpleNamespace(opened=0, closed=0, memory=[], asked=[], spoil=lambda p, m, ids: ids)
+
+    class LLM:
+        def __init__(self, model, dtype, gpu_memory_utilization):
+            log.opened += 1
+            log.memory.append(gpu_memory_utilization)
+            self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: setattr(log, "closed", log.closed + 1)))
+
+        def generate(self, prompts, params, use_tqdm):
+            answers = []
+            for p, (prompt, asked) in enumerate(zip(prompts, params)):
+                log.asked.append(asked)
+                ids = prompt["prompt_token_ids"]
+                rule = Rule(asked.temperature, asked.top_p, max(asked.top_k, 0), asked.min_p)
+                found = sample(stories, [ids], samples=asked.n, max_new_tokens=asked.max_tokens, rule=rule, seed=asked.seed)
+                texts = [log.spoil(p, m, found.tokens(0, m)) for m in range(asked.n)]
+                answers.append(SimpleNamespace(outputs=[
+                    SimpleNamespace(token_ids=t, finish_reason="stop" if t and t[-1] in stories.eos_ids else "length") for t in texts]))  # fmt: skip
+            return answers
+
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams, module.__spec__ = LLM, lambda **asked: SimpleNamespace(**asked), ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return log
+
+
+def test_vllm_writes_the_texts_and_one_engine_serves_a_whole_run(run, stories, fake_vllm, monkeypatch):
+    monkeypatch.setattr("probes.branching_factor.PART_ROWS", 6)  # one prompt per part
+    found = run(stories, sampler="vllm", study="decoding", settings="top_p=0.9,top_p=0.8", samples=4, max_new_tokens=10)
+    assert (fake_vllm.opened, fake_vllm.closed, fake_vllm.memory) == (1, 1, [0.6])
+    assert len({asked.seed for asked in fake_vllm.asked}) == 3 and len(fake_vllm.asked) == 6
+    assert not any("outside the nucleus" in w for w in found.info["warnings"])
+    inputs, rule = found.table("inputs"), {"top_p=0.9": Rule(top_p=0.9), "top_p=0.8": Rule(top_p=0.8)}
+    ids = dict(inputs.select("row", "ids").iter_rows())
+    for r in found.table("samples").head(6).iter_rows(named=True):
+        steps = score(stories, [ids[r["row"]]], [r["generated_ids"]], rule=rule[r["condition"]])[0]
+        np.testing.assert_allclose(r["step_entropy"], steps[:, FIELDS.index("entropy")], atol=1e-4)
+
+
+def test_what_vllm_may_do_at_its_edges(run, stories, fake_vllm, tmp_path):
+    """A token outside the nucleus, an empty text, a prompt near the end of the context and one that fills it."""
+    rare = stories.encode("Lily")[-1]
+    fake_vllm.spoil = lambda p, m, ids: [] if (p, m) == (1, 0) else [*ids[:2], rare] if (p, m) == (0, 0) else ids
+    found = run(stories, sampler="vllm", samples=4, max_new_tokens=6, top_p=0.3)
+    assert any("1 of" in w and "sampled tokens lie outside the nucleus" in w for w in found.info["warnings"])
+    table = found.table("prompts")
+    assert table["bf_nll"].is_finite().all() and found.summary["bf_nll"] == pytest.approx(table["bf_nll"].mean())
+    first = found.table("samples").row(0, named=True)
+    full = score(stories, found.table("inputs")["ids"].to_list()[:1], [first["generated_ids"]], rule=Rule(top_p=0.3))[0]
+    assert full[2, FIELDS.index("logprob")] == -math.inf
+    assert first["step_nll"][2] == pytest.approx(-float(full[2, FIELDS.index("logprob_top")]), rel=1e-4)
+    empty = found.table("samples").filter((pl.col("prompt") == 1) & (pl.col("sample") == 0)).row(0, named=True)
+    assert empty["length"] == 0 and empty["generated_ids"] == [] and empty["finish"] == "length"
+
+    fake_vllm.spoil = lambda p, m, ids: ids
+    word, files = stories.encode("dog")[-1:], {}
+    for name, spare in (("near", 4), ("full", 0)):
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text(json.dumps({"prompt": stories.decode(word * (stories.context_length - 1 - spare))}) + "\n")
+    n = len(stories.encode(stories.decode(word * (stories.context_length - 5))))
+    near = run(stories, data=files["near"], sampler="vllm", samples=2, max_new_tokens=30)
+    assert fake_vllm.asked[-1].max_tokens == stories.context_length - n
+    assert set(near.table("samples")["finish"]) <= {"context", "eos"} and "context" in set(near.table("samples")["finish"])
+    with pytest.raises(InputError, match="fills the context"):
+        run(stories, data=files["full"], sampler="vllm", samples=2, max_new_tokens=30)
+
+
 def test_the_registered_tables_are_those_of_the_design():
     tables = get("branching-factor").tables
     assert set(tables["prompts"]) >= {"prompt", "bf", "bf_entropy", "bf_nll", "ci_low", "ci_high", "samples", "mean_length"}
@@ -373,3 +529,23 @@ def test_every_study_has_a_prepared_config():
         assert config.study == file.stem
         studies.add(config.study)
     assert studies == set(STUDIES) - {"none"}
+
+
+DATA = {"resampling": "facts.jsonl", "complexity": "stories.jsonl", "hyperfitted": "given.jsonl"}
+
+
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"none"}))
+def test_every_prepared_config_runs_on_the_data_it_names(run, study, tmp_path):
+    folder = Path(probes.__file__).parent / "material" / "branching"
+    text = (folder / f"{study}.toml").read_text()
+    data = organisms.__path__[0] + "/data/prompts.jsonl"
+    if study in DATA:
+        assert f"--data probes/material/branching/{DATA[study]}" in text
+        data = folder / DATA[study]
+    smaller = {"samples": 5, "max_new_tokens": 6, "max_prompts": 3, "nudge_count": 4} | ({"levels": [0, 2, 5]} if study == "complexity" else {})
+    model = "organism-chat" if "--model organism-chat" in text or study == "verbalised" else "organism"
+    found = run(model, data=data, **read_toml(folder / f"{study}.toml") | smaller)
+    assert found.status == "complete" and found.table("conditions").height >= 2
+    assert not any("same prompts" in w for w in found.info["warnings"])
+    if study == "resampling":
+        assert found.table("resampling").height > 1

@@ -3,14 +3,18 @@ whatever the batch, and their statistics are those of a plain float64 pass over 
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.architectures import NAMES, build
+from workbench import generate
 from workbench.batching import pad
 from workbench.errors import InputError
 from workbench.generate import FINISH, greedy, prompt_ids, sample
 from workbench.intervene import HeadAblation, KnockOut, Patch, apply
 from workbench.models import load, wrap
-from workbench.scoring import FIELDS, Rule, score
+from workbench.scoring import Rule, score, step
 from workbench.sites import Site
 
 PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park and", "One day, a little girl named"]
@@ -167,7 +171,10 @@ def test_samples_survive_rows_leaving_the_batch_on_every_architecture(name):
 def test_temperature_zero_is_greedy_decoding_with_no_entropy(stories):
     prompts = [stories.encode(p) for p in PROMPTS]
     found = sample(stories, prompts, samples=2, max_new_tokens=25, rule=Rule(temperature=0))
-    assert [found.tokens(p, 1) for p in range(4)] == greedy(stories, prompts, max_new_tokens=25)
+    for m in range(2):  # one text is decoded, every sample is a copy of it
+        assert [found.tokens(p, m) for p in range(4)] == greedy(stories, prompts, max_new_tokens=25)
+    torch.testing.assert_close(found.steps[:, 0], found.steps[:, 1], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found.finish[:, 0], found.finish[:, 1]) and torch.equal(found.lengths[:, 0], found.lengths[:, 1])
     assert float(found.statistic("entropy").nan_to_num().abs().max()) == 0
     assert float(found.statistic("entropy_full").nan_to_num().max()) > 0.5
 
@@ -199,6 +206,8 @@ def test_prompts_are_written_raw_or_in_the_chat_template_and_never_silently_with
     assert prompt_ids(stories, "", template="raw") == [stories.bos_id]
     with pytest.raises(InputError, match="no chat template"):
         prompt_ids(stories, "Once", template="chat")
+    with pytest.raises(InputError, match="system message needs a chat template"):
+        prompt_ids(stories, "Once", system="Be kind.")
     with pytest.raises(InputError, match="choose auto"):
         prompt_ids(stories, "Once", template="yes")
     chat = load(str(stories260k))
@@ -209,10 +218,45 @@ def test_prompts_are_written_raw_or_in_the_chat_template_and_never_silently_with
     assert prompt_ids(chat, "Once", template="raw") == chat.encode("Once")
 
 
-def test_the_scores_of_all_steps_are_never_held(stories):
-    """What comes back is a few numbers per token; nothing of the size of the vocabulary."""
-    found = sample(stories, [stories.encode("Once")], samples=5, max_new_tokens=20, rule=RULE)
-    assert found.steps.shape[:2] == (1, 5) and found.steps.shape[-1] == len(FIELDS) < 10
+class Held(TorchDispatchMode):
+    """Which storages with a dimension of the vocabulary are alive, whoever made them and whatever view of them is kept."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.vocabulary, self.found = model.vocab_size, {}
+        self.weights = {p.untyped_storage().data_ptr() for p in model.hf.parameters()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and self.vocabulary in tensor.shape:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() in self.weights:
+                    continue
+                self.found[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def alive(self):
+        self.found = {where: (ref, size) for where, (ref, size) in self.found.items() if not ref.expired()}
+        return sum(size for _, size in self.found.values())
+
+
+def held_while_sampling(stories, steps):
+    """The most bytes of vocabulary-sized tensors alive between two steps."""
+    most = [0]
+    with Held(stories) as held:
+        sample(stories, [stories.encode("Once")], samples=5, max_new_tokens=steps, rule=RULE, eos=False, check=lambda: most.append(held.alive()))
+    return max(most)
+
+
+def test_the_scores_of_all_steps_are_never_held(stories, monkeypatch):
+    """Between two steps no more than one step's scores is alive, whatever the length; a decoder that kept them would be seen."""
+    one = 5 * stories.vocab_size * 4
+    few, many = held_while_sampling(stories, 8), held_while_sampling(stories, 32)
+    assert few == many <= 4 * one
+    kept = []
+    monkeypatch.setattr(generate, "step", lambda scores, rule, **more: (kept.append(scores), step(scores, rule, **more))[1])
+    assert held_while_sampling(stories, 32) > many + 20 * one
 
 
 def test_edits_act_on_samples_too_and_progress_never_goes_back(stories):
@@ -223,3 +267,14 @@ def test_edits_act_on_samples_too_and_progress_never_goes_back(stories):
     assert [found.tokens(p, 0) for p in range(4)] == greedy(stories, prompts, max_new_tokens=12, edits=(edit,))
     assert [found.tokens(p, 0) for p in range(4)] != greedy(stories, prompts, max_new_tokens=12)
     assert seen == sorted(seen) and seen[-1] == (8, 8) and len(seen) > 12
+
+
+def test_the_benchmark_refuses_a_peak_that_grows_with_the_steps_and_knows_its_card():
+    from tests.benchmarks.generation import bandwidth, check_growth
+
+    peaks = {"ours, 32 tokens": 80.0, "ours, 128 tokens": 90.0, "reference, 32 tokens": 300.0, "reference, 128 tokens": 900.0}
+    check_growth(peaks, 586.0)
+    for worse in ({"ours, 128 tokens": 300.0}, {"reference, 128 tokens": 310.0}):
+        with pytest.raises(AssertionError, match="our peak grows"):
+            check_growth(peaks | worse, 586.0)
+    assert bandwidth("NVIDIA H100 80GB HBM3") == 3.35e12 and bandwidth("NVIDIA H200") == 4.8e12 and bandwidth("Tesla T4") is None
