@@ -11,7 +11,7 @@ import polars as pl
 from workbench import statistics
 from workbench.figures import heads, parts, theme
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
-from workbench.figures.tables import drawn, finite, info, maybe, model_name, need, numbers
+from workbench.figures.tables import drawn, finite, info, maybe, model_name, need, numbers, summary_value
 from workbench.figures.words import word_table
 
 MEMORY, CONTEXT, OTHER = theme.Style(theme.BLUE), theme.Style(theme.RED, "solid", "square"), theme.Style(theme.OCHRE, "solid", "diamond")
@@ -163,6 +163,48 @@ def pruning(run: Any) -> go.Figure:
     return dressed(fig)
 
 
+def groups(run: Any) -> go.Figure:
+    """Answers that follow the side meant, on every kind of conflict: as the model is, with the chosen heads pruned, with random heads."""
+    frame = need(run, "groups", ("role", "k", "heads", "column", "group", "n", "memory_rate", "context_rate"))
+    wanted = [(role, side) for role, side in (("context", "memory"), ("memory", "context")) if role in frame["role"].to_list()]
+    kinds = frame.select("column", "group").unique(maintain_order=True).rows()
+    several = len({column for column, _ in kinds}) > 1
+    sizes = dict(zip(frame.select("column", "group").rows(), frame["n"]))
+    names = [(f"{column}: {group}" if several else group) + f" ({sizes[column, group]})" for column, group in kinds]
+    fig = sheet(
+        [f"{role} heads pruned" for role, _ in wanted],
+        title=f"Kinds of conflict, {model_name(run)}",
+        x=[f"share of {side} answers" for _, side in wanted],
+        y_ticks=ticks(range(len(names)), names, keep=True),
+        share_x=False,
+        row=1.6,
+        aspect=0.1 * len(names),
+        interval="95 % Wilson over items",
+        note="Test items by the file's own columns, their number in brackets.",
+        n=_items(run, test=True),
+    )
+    colours = dict(KINDS)
+    for i, (role, side) in enumerate(wanted):
+        looks = (
+            ("as it is", (frame["k"] == 0), theme.Style(theme.NEUTRAL, "solid", "circle"), -0.22),
+            ("random heads pruned", (frame["heads"] == "random"), theme.Style(theme.NEUTRAL, "dash", "circle-open"), 0.0),
+            (f"heads pruned, for {side}", (frame["k"] > 0) & (frame["heads"] == "top"), colours[side], 0.22),
+        )
+        for name, chosen, style, shift in looks:
+            part = frame.filter(chosen & (frame["role"] == role))
+            if part.is_empty():
+                continue
+            at = [kinds.index(pair) for pair in part.select("column", "group").iter_rows()]
+            parts.add_spots(
+                fig, i, numbers(part, f"{side}_rate"), np.asarray(at) + shift, low=numbers(part, f"{side}_low"), high=numbers(part, f"{side}_high"),
+                name=name, style=style, labels=[names[j] for j in at], legend=i == 0 or chosen is looks[2][1],
+            )  # fmt: skip
+        x_axis(fig, i).range = [-0.03, 1.03]
+        x_axis(fig, i).tickformat = ".0%"
+        y_axis(fig, i).range = [len(names) - 0.5, -0.5]
+    return dressed(fig)
+
+
 def cost(run: Any) -> go.Figure:
     """What pruning costs: accuracy on clean prompts (and perplexity on neutral text) against the number of pruned heads."""
     frame = finite(need(run, "pruning", ("role", "k", "heads", "clean_accuracy")), "clean_accuracy", what="clean accuracy")
@@ -231,7 +273,7 @@ def gradient(run: Any) -> go.Figure:
         if good.sum() > 2:
             rho = statistics.spearman(x[good], y[good], rng=rng)
             text = f"ρ = {parts.number(rho.value)} [{parts.number(rho.low)}, {parts.number(rho.high)}]"
-            parts.add_note(fig, i, text, x=0.0)
+            parts.add_note(fig, i, text + _total_rank(run, kind), x=0.0)
             y_axis(fig, i).range = _headroom(y[good])
         x_axis(fig, i).zeroline = y_axis(fig, i).zeroline = False
     return dressed(fig)
@@ -266,6 +308,7 @@ FIGURES = {
     "layer_profile": layer_profile,
     "flow": flow,
     "roles": roles,
+    "groups": groups,
     "cost": cost,
     "gradient": gradient,
     "answers": answers,
@@ -294,6 +337,12 @@ def _items(run: Any, *, test: bool = False) -> int | None:
         return None
     rows = frame.filter((pl.col("split") == "test") if test else (pl.col("split") == "find"))
     return rows.height or None
+
+
+def _total_rank(run: Any, kind: str) -> str:
+    """Spearman's correlation with the total effect, which the gradient estimates, where the run patched something else."""
+    rho = summary_value(run, f"gradient_spearman_{kind}_total")
+    return "" if rho is None or info(run, "config", "variant") == "total" else f"<br>with the total effect: {parts.number(rho)}"
 
 
 def _panel_name(key: str) -> str:
