@@ -1,5 +1,6 @@
 """Every screen through streamlit's own test driver: opens, says what to do when empty, restores a link, refuses what is hostile."""
 
+import html
 import json
 import re
 import tomllib
@@ -125,12 +126,104 @@ def test_the_explorer_shows_tokens_heads_and_the_answer_and_a_link_restores_swit
 
 
 @pytest.mark.parametrize("params", [
-    {"head": "99.99"}, {"head": "../.."}, {"at": "-5"}, {"at": "99999"}, {"off": "7.7,x,<script>"}, {"how": "bogus"}, {"card": "bogus"},
+    {"head": "99.99"}, {"head": "../.."}, {"at": "-5"}, {"at": "99999"}, {"at": "²"}, {"at": "١"}, {"head": "².²"}, {"off": "7.7,x,<script>"}, {"how": "bogus"}, {"card": "bogus"},
     {"how": "patch", "off": "0.0"}, {"colour": HOSTILE},
 ])  # fmt: skip
 def test_a_link_with_nonsense_in_it_gives_a_screen_and_no_traceback(params):
     at = open_page("explorer", model="circuit-copy-gqa", prompt="lantern velvet", **params)
     assert "next token" in words(at)
+
+
+def damaged() -> list[str]:
+    """Three runs of one probe: a good one, one whose table is garbage, one whose run.json has no model."""
+    ids = [keep(retrieval(seed=i), f"retrieval-heads-{i:012x}") for i in (1, 2, 3)]
+    (runs.runs_root() / ids[1] / "tables" / "heads.parquet").write_bytes(b"PAR1 and then nothing that is a table")
+    path = runs.runs_root() / ids[2] / "run.json"
+    info = json.loads(path.read_text())
+    del info["model"]
+    write_json(path, info)
+    return ids
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_a_damaged_run_costs_a_sentence_and_not_the_screen(name):
+    _, garbage, nameless = damaged()
+    said = f"The table 'heads' of the run {garbage} cannot be read"
+    at = open_page(name)
+    assert not at.exception and (not at.error or name == "compare")
+    if name in ("retrieval_heads", "runs"):
+        at = open_page(name, run=garbage)
+        assert said in html.unescape(words(at))  # the figures that need the table are missing, the others are there
+        assert len(at.get("plotly_chart")) == 1
+        at.segmented_control(key="part").set_value("Tables").run()
+        assert said in at.error[0].value.replace("\\", "") and not at.exception
+        at = open_page(name, run=nameless)
+        for part in ("Summary", "Tables", "Settings", "Figures"):
+            at.segmented_control(key="part").set_value(part).run()
+            assert not at.exception, part
+    if name == "compare":
+        at = open_page(name, a=garbage, b="retrieval-heads-000000000001")
+        assert said in at.error[0].value.replace("\\", "") and len([s for s in at.selectbox if s.label.endswith("run")]) == 2
+        keep(retrieval(seed=4), "retrieval-heads-000000000004")
+        at = open_page(name, a="retrieval-heads-000000000001", b="retrieval-heads-000000000004")
+        assert not at.error and len(at.get("plotly_chart")) == 4
+
+
+def test_the_explorer_passes_over_damaged_runs_of_its_model():
+    from workbench.models import load
+
+    mark = load("circuit-copy-gqa").fingerprint
+    about = {"name": "circuit-copy-gqa", "fingerprint": mark, "layers": 2, "heads": 4}
+    good, garbage = (keep(retrieval(layers=2, heads=4, seed=i), f"retrieval-heads-{i:012x}", model=about) for i in (1, 2))
+    (runs.runs_root() / garbage / "tables" / "heads.parquet").write_bytes(b"")
+    at = open_page("explorer", model="circuit-copy-gqa")
+    assert not at.error and f"score · {good}" in at.selectbox(key="colour").options
+    assert not any(garbage in option for option in at.selectbox(key="colour").options)
+
+
+def test_runs_are_listed_once_and_read_again_only_when_they_change(two_runs, monkeypatch):
+    read, real = [], runs.list_runs
+    monkeypatch.setattr(runs, "list_runs", lambda **options: read.append(1) or real(**options))
+    at = open_page("runs")
+    at.run()
+    assert len(read) == 1
+    keep(retrieval(seed=3), "retrieval-heads-000000000003")
+    at.run()
+    assert len(read) == 2 and len(at.dataframe[0].value) == 3
+
+
+def test_the_explorer_opens_on_words_that_the_model_knows_and_counts_those_that_it_does_not():
+    at = open_page("explorer", model="circuit-xor")
+    assert not at.warning and not at.error
+    at.text_input(key="prompt").set_value("station qqzzy garden").run()
+    assert at.warning[0].value.startswith("1 of 3 tokens are unknown")
+    at.text_input(key="prompt").set_value("station garden").run()
+    assert not at.warning
+
+
+def test_another_model_brings_its_own_example_unless_one_has_typed():
+    at = open_page("explorer", model="circuit-markov")
+    assert at.text_input(key="prompt").value == "start"
+    at.selectbox(key="model").set_value("circuit-conflict").run()
+    assert "capital" in at.text_input(key="prompt").value and not at.warning
+    at.text_input(key="prompt").set_value("my own").run()
+    at.selectbox(key="model").set_value("circuit-markov").run()
+    assert at.text_input(key="prompt").value == "my own"
+
+
+def test_a_mean_or_patch_is_not_saved_as_a_mask(two_runs):
+    at = open_page("explorer", model="circuit-copy-gqa", off="1.1", how="mean")
+    at.text_input(key="mask name").set_value("m").run()
+    at.button[[b.label for b in at.button].index("Save")].click().run()
+    assert "cannot hold 'mean'" in at.error[0].value.replace("\\", "")
+    at.selectbox(key="how").set_value("uniform").run()
+    at.button[[b.label for b in at.button].index("Save")].click().run()
+    assert not at.error and any("--edit" in c.value.replace("\\", "") for c in at.caption)
+
+
+def test_the_explorer_opens_on_the_head_that_matters():
+    at = open_page("explorer", model="circuit-copy-gqa")
+    assert "Layer 1, head 1" in words(at)  # the copying head of that circuit, by its induction score
 
 
 def test_text_from_outside_is_shown_and_never_becomes_part_of_the_page():
@@ -215,7 +308,7 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
     jobs.write_state(job.id, status="running", pid=os.getpid(), born=psutil.Process().create_time())
     jobs.write_progress(job.id, 3, 12, "grid", 4.0)
     at.run()
-    assert not at.exception and "grid, 3 of 12 (25%), 4 s left" in words(at)
+    assert not at.exception and "grid, 3 of 12 (25%), 4 s left of this stage" in words(at)
     (jobs.root() / job.id / "state.json").unlink()
     at.button(key=f"cancel {job.id}").click().run()
     assert jobs.get(job.id).status == "cancelled"
@@ -256,6 +349,69 @@ def test_two_runs_are_compared_on_one_scale_with_their_difference(two_runs):
     assert "64 rows matched on layer, head" in words(at) and not at.exception
     at = open_page("compare", a="../..", b=two_runs[1])
     assert "no run" in at.error[0].value
+
+
+def test_models_of_different_shape_are_drawn_each_on_its_own_grid():
+    small = keep(retrieval(layers=2, heads=4, kv_heads=4, name="small"), "retrieval-heads-00000000000b")
+    large = keep(retrieval(layers=8, heads=8, name="large", seed=1), "retrieval-heads-00000000000c")
+    at = open_page("compare", a=small, b=large)
+    charts = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
+    assert len(charts) == 2  # no difference, no scatter
+    assert cell_count(charts[0]) == 8 and cell_count(charts[1]) == 64
+    ends = [c["layout"]["coloraxis"] for c in charts]
+    assert (ends[0]["cmin"], ends[0]["cmax"]) == (ends[1]["cmin"], ends[1]["cmax"])
+    assert "different shapes" in at.info[0].value and "2 × 4" in at.info[0].value and "8 × 8" in at.info[0].value
+
+
+def cell_count(chart: dict) -> int:
+    """Heads that a drawn map has a cell for."""
+    (found,) = [t for t in chart["data"] if t.get("customdata")]
+    data = found["customdata"]
+    return sum(len(row) for row in data) if isinstance(data[0][0], list) else len(data)
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_every_control_has_a_help_text(name, two_runs):
+    at = open_page(name)
+    kinds = ("button", "text_input", "text_area", "number_input", "selectbox", "multiselect", "toggle", "checkbox", "download_button", "segmented_control",
+             "pills", "file_uploader", "popover", "button_group")  # fmt: skip
+    found = [(kind, item) for kind in kinds for item in at.get(kind)]
+    assert len(found) > 3 or name in ("compare", "runs")
+    without = [(kind, getattr(item.proto, "label", "")) for kind, item in found if hasattr(item.proto, "help") and not item.proto.help]
+    assert without == []
+
+
+def test_the_screen_says_what_a_run_will_take_and_follows_the_form():
+    at = open_page("retrieval_heads", **{"retrieval-heads.model": "circuit-copy"})
+    at.button[[b.label for b in at.button].index("Demo")].click().run()
+    said = [next(c.value for c in at.caption if c.value.startswith("About")).replace("\\", "")]
+    at.text_input(key="retrieval-heads.lengths").set_value("64").run()
+    said.append(next(c.value for c in at.caption if c.value.startswith("About")).replace("\\", ""))
+    prompts = [int(re.search(r"About ([0-9,]+) prompts", text)[1].replace(",", "")) for text in said]
+    assert prompts[0] == 4 * prompts[1] and "no speed measured yet" in said[0]  # four lengths in the demo
+
+
+def test_a_wrong_value_is_told_with_what_the_control_takes():
+    at = open_page("retrieval_heads")
+    at.text_input(key="retrieval-heads.lengths").set_value("abc").run()
+    said = at.error[0].value.replace("\\", "")
+    assert "lengths" in said and "list of int" in said
+
+
+def test_figures_of_one_panel_fit_on_a_small_screen_and_the_tree_can_be_chosen():
+    from tests.figure_runs import branching
+
+    one = keep(retrieval(seed=1), "retrieval-heads-000000000001")
+    at = open_page("retrieval_heads", run=one)
+    assert json.loads(at.get("plotly_chart")[0].proto.spec)["layout"]["height"] <= 420
+    fake = branching()
+    other = keep(fake, "branching-factor-000000000001")
+    at = open_page("branching_factor", run=other, figure="tree")
+    before = at.get("plotly_chart")[0].proto.spec
+    options = at.selectbox(key="prompt").options
+    assert len(options) == 1 + fake.table("samples")["prompt"].n_unique()
+    at.selectbox(key="prompt").set_value(options[-1]).run()
+    assert not at.exception and at.get("plotly_chart")[0].proto.spec != before
 
 
 def test_a_failed_run_shows_its_message(two_runs):

@@ -100,7 +100,7 @@ def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
     special = set(opened.model.tokenizer.all_special_ids) - {opened.model.tokenizer.unk_token_id}
     return pl.DataFrame(
         {
-            "position": range(len(ids)),
+            "position": list(range(len(ids))),  # a range would be made on the thread pool of polars, which takes longer
             "id": list(ids),
             "text": opened.model.token_strings(ids),
             "special": [i in special for i in ids],
