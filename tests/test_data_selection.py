@@ -119,7 +119,7 @@ def test_equal_samples_score_the_same_and_duplicates_of_targets_are_reported_or_
     scores = run.table("scores").filter(target="sea")
     assert scores.filter(pl.col("row").is_in([5, 17, 40]))["score"].n_unique() == 1
     assert scores.filter("duplicate")["row"].to_list() == [5, 17, 40] and run.summary["duplicates_of_targets"] == 3
-    assert any("3 pool rows are also target examples (left in" in w for w in run.info["warnings"])
+    assert any("3 pool rows are also among the examples of a target (left in" in w for w in run.info["warnings"])
     without = execute(model, material, tmp_path / "without", exclude_duplicates=True, k=57)
     assert not set(without.table("selected").filter(target="sea")["row"]) & {5, 17, 40}
     assert without.table("scores").filter("duplicate")["rank"].null_count() == 3

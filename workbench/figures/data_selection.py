@@ -262,7 +262,9 @@ def overlap_by_ratio(run: Any) -> go.Figure:
     """How much of the selection each other method shares, by how much is selected."""
     frame = finite(need(run, "overlap", ("target", "ratio", "method_a", "method_b", "overlap", "expected")), "overlap", what="overlap")
     main = frame["method_a"][0]
-    frame = frame.filter(pl.col("method_a") == main)
+    frame = frame.filter(pl.col("method_a") == main, pl.col("method_b") != "random")  # what chance shares is known, and drawn
+    if frame.is_empty():
+        raise InputError("The run compares with nothing but chance: there is no overlap to draw.")
     ratios = sorted(set(frame["ratio"].to_list()))
     if len(ratios) < 2:
         raise InputError("The run has one size of selection only: there is nothing to draw over it.")
