@@ -86,6 +86,7 @@ def shard_contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(stories260k, tmp_path, monkeypatch):
     root, log = tmp_path / "killed", tmp_path / "log"
     done = subprocess.run(

@@ -159,7 +159,8 @@ def show(
     print(f"{found.id}: {found.status}")
     print(f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, {info['model']['device']})")
     if info.get("data"):
-        print(f"  data: {info['data'].get('path') or info['data'].get('name')} ({info['data']['rows']} rows)")
+        there = info["data"].get("rows_in_file")
+        print(f"  data: {info['data'].get('path') or info['data'].get('name')} ({info['data']['rows']}{f' of {there}' if there else ''} rows)")
     print(f"  config: {', '.join(f'{key}={format_value(value)}' for key, value in info['config'].items())}")
     print(f"  seed: {info['seed']}   seconds: {number(info['seconds']['total'])}   started: {info['started'][:19]}")
     for line in summary_lines(found.summary):
