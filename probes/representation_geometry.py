@@ -136,7 +136,7 @@ def run(model, config: Config, context: Context) -> Result:
     found_at = checkpoints.find(model, config.checkpoints)
     if config.task:
         _task_steps(config.task, [step for _, step, _ in found_at], context)
-    null = _null(len(ids), model.width, config, context)
+    null = _null(model, len(ids), config, context)
     found: dict[str, list[pl.DataFrame]] = {}
     for number, (name, step, make) in enumerate(found_at):
         colours = None if not config.colour else [str(frame[config.colour][row]) for row in kept]
@@ -259,9 +259,9 @@ def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
     return out
 
 
-def _null(n: int, d: int, config: Config, context: Context) -> dict[str, float]:
-    """RankMe and alpha of white Gaussian features [n, d]: what finite samples alone make of features without any structure."""
-    white = spectra.white_eigenvalues(n, d, rng=context.rng("null"))
+def _null(model, n: int, config: Config, context: Context) -> dict[str, float]:
+    """RankMe and alpha of white Gaussian features [n, width]: what finite samples alone make of features without any structure."""
+    white = spectra.white_eigenvalues(n, model.width, rng=context.rng("null"), device=model.device)
     fit = spectra.power_law(white, fit_range=config.fit_range, weighted=config.fit_weights == "rank")
     return {"rankme_null": float(spectra.rankme(white)), "alpha_null": fit.alpha}
 

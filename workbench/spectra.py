@@ -223,7 +223,7 @@ def _finite(matrix: torch.Tensor, n: int) -> None:
         raise InputError("The features hold NaN or infinite values; load the model in float32 or bfloat16.")
 
 
-def white_eigenvalues(n: int, d: int, *, rng: np.random.Generator) -> np.ndarray:
+def white_eigenvalues(n: int, d: int, *, rng: np.random.Generator, device: torch.device | str = "cpu") -> np.ndarray:
     """Covariance eigenvalues of n white Gaussian samples in d dimensions (centred, variance 1), largest first, [min(n, d)].
 
     Drawn without the samples: the non-zero ones are those of a Wishart matrix of min(n - 1, d) dimensions and max(n - 1, d) degrees of
@@ -233,7 +233,8 @@ def white_eigenvalues(n: int, d: int, *, rng: np.random.Generator) -> np.ndarray
     size, freedom = min(n - 1, d), max(n - 1, d)
     factor = np.tril(rng.standard_normal((size, size)), -1)
     factor[np.diag_indices(size)] = np.sqrt(rng.chisquare(freedom - np.arange(size)))
-    values = torch.linalg.eigvalsh(torch.from_numpy(factor @ factor.T)).flip(0).clamp(min=0).numpy() / n
+    factor = torch.from_numpy(factor).to(device)
+    values = torch.linalg.eigvalsh(factor @ factor.T).flip(0).clamp(min=0).cpu().numpy() / n
     return np.pad(values, (0, min(n, d) - size))
 
 
