@@ -1,6 +1,6 @@
 """Trains the sparse autoencoder that ships with the organism, on documents and dialogues drawn from its world.
 
-    python -m workbench.organisms.sae MODEL_FOLDER OUT        about four minutes on one core
+    python -m workbench.organisms.sae MODEL_FOLDER OUT        two and a half minutes on one core
 
 The texts and the training are pure functions of this file and of the weights: the same command gives the same autoencoder.
 """
