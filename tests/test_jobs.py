@@ -280,7 +280,7 @@ def test_uploads_are_kept_under_harmless_names_and_within_bounds(monkeypatch, tm
             jobs.keep_upload(name, b"PK\x03\x04")
 
 
-def test_parquet_that_is_broken_or_a_bomb_is_refused_from_its_footer(tmp_path):
+def test_parquet_that_is_broken_or_a_bomb_is_refused_before_it_is_unpacked(monkeypatch, tmp_path):
     import polars as pl
 
     with pytest.raises(InputError, match="cannot be read as Parquet"):
@@ -295,6 +295,13 @@ def test_parquet_that_is_broken_or_a_bomb_is_refused_from_its_footer(tmp_path):
     with pytest.raises(InputError, match="unpacks"):
         jobs.keep_upload("bomb.parquet", content)
     assert time.monotonic() - start < 2
+    # within the rows that are allowed, and by its footer a few kilobytes: one long value, said over and over
+    monkeypatch.setattr(jobs, "MOST_BYTES", 2_000_000)
+    pl.DataFrame({"text": ["a" * 2000]}).select(pl.col("text").repeat_by(15_000).explode()).write_parquet(bomb)
+    content = bomb.read_bytes()
+    assert len(content) < 100_000
+    with pytest.raises(InputError, match="unpacks to more than 20 MB"):
+        jobs.keep_upload("bomb.parquet", content)
     good = tmp_path / "good.parquet"
     pl.DataFrame({"text": ["a", "b"]}).write_parquet(good)
     assert pl.read_parquet(jobs.keep_upload("good.parquet", good.read_bytes())).height == 2

@@ -227,7 +227,7 @@ def contrast() -> str:
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> str:
     """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, bar (0..1; or (value, 0..1, colour))."""
-    out = [f"<table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"]
+    out = [f"<div class='wb-scroll'><table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"]
     if any(title for title, _ in columns):
         out += ["<tr>", *(f"<th class='{'num' if kind == 'num' else ''}'>{esc(title)}</th>" for title, kind in columns), "</tr>"]
     for row in rows:
@@ -245,7 +245,7 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> 
             else:
                 out.append(f"<td>{esc(value)}</td>")
         out.append("</tr>")
-    return "".join(out) + "</table>"
+    return "".join(out) + "</table></div>"
 
 
 def quote(text: str, colour: str) -> str:

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.figure_runs import retrieval
+from tests import figure_runs
+from tests.browser.serving import chromium, rest, serve
 
-ROOT = Path(__file__).resolve().parents[2]
 SHOTS = Path(__file__).parent / "screenshots"  # not in the repository
 # Streamlit looks for its own address below the path of a deep link first, and is told 404; Chromium reports that as an error.
 KNOWN = ("/_stcore/health", "/_stcore/host-config")
 
-
-def chromium() -> str | None:
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))),
-        None,
-    )
+RUNS = {
+    **{f"retrieval-heads-{i:012x}": figure_runs.retrieval(seed=i) for i in (1, 2, 3)},
+    "concept-depth-000000000001": figure_runs.depth(),
+    "knowledge-conflict-000000000001": figure_runs.conflict(),
+    "data-selection-000000000001": figure_runs.selection(),
+    "branching-factor-000000000001": figure_runs.branching(),
+    "representation-geometry-000000000001": figure_runs.geometry(),
+}
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
-    """A cache with two finished runs, before the server first looks at it."""
+    """A cache with finished runs of every probe, before the server first looks at it."""
     from tests.test_pages import keep
 
     root = tmp_path_factory.mktemp("cached")
     before = os.environ.get("WORKBENCH_CACHE")
     os.environ["WORKBENCH_CACHE"] = str(root)
-    for i in (1, 2):
-        keep(retrieval(seed=i), f"retrieval-heads-{i:012x}")
+    for identifier, fake in RUNS.items():
+        keep(fake, identifier)
     if before is None:
         del os.environ["WORKBENCH_CACHE"]
     else:
@@ -49,45 +44,8 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(cache):
     """The app as `workbench app` starts it, on a free port; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "WORKBENCH_CACHE": str(cache), "WORKBENCH_WORKER_IDLE": "60"}
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(ROOT / "app.py"),
-        "--server.port",
-        str(port),
-        "--server.headless",
-        "true",
-    ]
-    log = open(cache / "server.log", "wb")
-    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://localhost:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
-        log.close()
-        import json
-
-        for state in (cache / "jobs").glob("*/state.json"):
-            try:
-                worker = psutil.Process(json.loads(state.read_text())["pid"])
-                if "workbench.worker" in worker.cmdline():
-                    for found in [*worker.children(recursive=True), worker]:
-                        found.kill()
-            except (psutil.Error, KeyError, ValueError):
-                continue
+    with serve(cache) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -141,14 +99,30 @@ def visit(server, browser):
     assert complaints == []
 
 
-def rest(page) -> None:
-    """Until the script has run and nothing is a grey placeholder any more."""
-    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
-    page.wait_for_selector('[data-testid="stSidebarNav"]', state="attached")
-    page.wait_for_function(
-        "!document.querySelector('[data-testid=\"stSkeleton\"]') && !document.querySelector('[data-stale=\"true\"]')"
+def cut_buttons(page) -> list[str]:
+    """The labels that do not fit into their buttons."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('[data-testid="stMain"] button, [data-testid="stMain"] a[role=button]')]
+        .filter((b) => b.offsetParent && b.innerText.trim())
+        .filter((b) => b.scrollWidth > b.clientWidth + 1 || [...b.querySelectorAll('p, div')].some((e) => e.scrollWidth > e.clientWidth + 1))
+        .map((b) => b.innerText)"""
     )
-    page.wait_for_timeout(150)
+
+
+def too_wide(page) -> list[str]:
+    """What cannot be read without scrolling the page sideways: the page itself, or a table outside a box of its own that scrolls."""
+    return page.evaluate(
+        """() => {
+        const main = document.querySelector('[data-testid="stMain"]'), wide = [];
+        if (main.scrollWidth > main.clientWidth + 1) wide.push(`the page: ${main.scrollWidth} in ${main.clientWidth}`);
+        for (const t of document.querySelectorAll('table.wb')) {
+            const box = t.closest('.wb-scroll');
+            const edge = (box || t).getBoundingClientRect().right;
+            if (t.offsetParent && edge > window.innerWidth + 1) wide.push(`a table ends at ${edge}: ${t.innerText.slice(0, 40)}`);
+        }
+        return wide;
+        }"""
+    )
 
 
 def shot(page, name: str) -> None:

@@ -1,11 +1,15 @@
 """The app in a real Chromium: what a person does on each screen, in the order of a first visit."""
 
+import io
 import re
+import socket
 import time
 
+import polars as pl
 import pytest
 
-from tests.browser.conftest import rest, shot
+from tests.browser.conftest import RUNS, cut_buttons, shot, too_wide
+from tests.browser.serving import rest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -30,6 +34,17 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
     page = visit(EXPLORER)
     see(page, "greedy continuation")
     assert page.locator(".strip button").count() == len(PROMPT.split()) + 1  # BOS is shown
+    answer = page.locator("table.wb tr").nth(1).bounding_box()
+    assert answer["y"] + answer["height"] < 720  # the answer is in sight without scrolling
+    assert cut_buttons(page) == []
+    page.keyboard.press("j")  # without a click into the grid
+    see(page, "Layer 0, head 1")
+    page.keyboard.press("l")
+    see(page, "Layer 0, head 2")
+    page.keyboard.press("k")
+    see(page, "Layer 1, head 2")
+    page.keyboard.press("h")
+    see(page, "Layer 1, head 1")
     before = page.locator(".wb-text").first.inner_text()
     head(page, "0.1").click()
     see(page, "Layer 0, head 1")
@@ -109,13 +124,16 @@ def test_a_run_survives_a_reload_shows_in_two_tabs_is_cancelled_and_the_next_one
     page.get_by_role("button", name="Cancel").first.wait_for()
     page.get_by_text(re.compile("[0-9]+ of [0-9]+")).first.wait_for()
     shot(page, "probe-running")
+    assert cut_buttons(page) == []
     start = time.perf_counter()
-    other.get_by_role("button", name="Cancel").first.click()
+    other.keyboard.press("s")  # the key that stops
     other.get_by_role("button", name="Resume").first.wait_for()
     assert (
         time.perf_counter() - start < 8
     )  # two seconds for the computation, one for the page to look, on a busy machine
     page.get_by_role("button", name="Resume").first.wait_for()
+    rest(page)
+    assert cut_buttons(page) == []
     page.get_by_role("button", name="Dismiss").first.click()
     page.get_by_role("button", name="Resume").first.wait_for(state="detached")
     start_run(page, "64,128", 1)
@@ -136,25 +154,105 @@ def test_a_figure_goes_home_as_a_vector_pdf_of_one_page(visit):
     assert waiting.value.suggested_filename == "retrieval-heads-000000000001-head_map.pdf"
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_runs_and_compare_hold_together_in_light_and_dark(visit, dark):
-    shade = "dark" if dark else "light"
-    page = visit("/runs?run=retrieval-heads-000000000001", dark=dark)
+def fetched(page, button: str) -> bytes:
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=button, exact=True).click()
+    return waiting.value.path().read_bytes()
+
+
+def test_pictures_and_tables_go_home_in_the_formats_that_they_are_called(visit):
+    page = visit("/retrieval_heads?run=retrieval-heads-000000000001")
     page.locator(".js-plotly-plot").first.wait_for()
-    shot(page, f"runs-{shade}")
-    page = visit("/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002", dark=dark, size=(1280, 900))
-    page.locator(".js-plotly-plot").nth(3).wait_for()
-    see(page, "Spearman")
+    assert b"<svg" in fetched(page, "SVG")[:300] and fetched(page, "PNG").startswith(b"\x89PNG\r\n")
+    page.get_by_text("Tables", exact=True).click()
     rest(page)
-    shot(page, f"compare-{shade}")
+    table = pl.read_parquet(io.BytesIO(fetched(page, "Parquet")))
+    assert table.equals(RUNS["retrieval-heads-000000000001"].table("heads"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_screen_opens_in_light_and_dark_with_buttons_that_can_be_read(visit, dark):
+    shade = "dark" if dark else "light"
+    first = {identifier.rpartition("-")[0]: identifier for identifier in reversed(RUNS)}
+    paths = {name: f"/{name.replace('-', '_')}?run={identifier}" for name, identifier in first.items()}
+    paths["runs"] = "/runs?run=retrieval-heads-000000000001"
+    paths["compare"] = "/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002"
+    for name, path in paths.items():
+        page = visit(path, dark=dark)
+        page.locator(".js-plotly-plot").nth(3 if name == "compare" else 0).wait_for()
+        rest(page)
+        shot(page, f"{name}-{shade}")
+        assert cut_buttons(page) == [] and too_wide(page) == [], name
+        page.context.close()
+
+
+def test_heads_are_set_to_their_mean_and_patched_and_neither_is_saved_as_zero(visit):
+    page = visit(EXPLORER + "&off=1.1&how=mean")
+    see(page, "heads 1.1 switched (mean)")
+    page.get_by_role("button", name="Sets").click()
+    page.get_by_label("Save the present heads as").fill("mine")
+    page.get_by_label("Save the present heads as").press("Enter")
+    page.get_by_role("button", name="Save", exact=True).click()
+    see(page, "cannot hold 'mean'")
+    page = visit(EXPLORER + "&off=1.1&how=patch")
+    see(page, "Type a second prompt")
+    box = page.get_by_label("Second prompt, to patch from")
+    box.fill("lantern velvet harbor")
+    box.press("Enter")
+    see(page, "heads 1.1 switched (patch)")
+
+
+def test_a_second_prompt_stands_beside_the_first(visit):
+    page = visit(EXPLORER + "&card=Beside")
+    see(page, "Choose a second model or type a second prompt")
+    box = page.get_by_label("Second prompt", exact=True)
+    box.fill("velvet harbor velvet")
+    box.press("Enter")
+    see(page, "4 tokens")
+    assert page.get_by_text("attends, from the last token, to").count() == 2
+
+
+def test_a_file_is_uploaded_and_one_over_the_limit_is_not(visit, tmp_path):
+    page = visit(f"/retrieval_heads?retrieval-heads.model={MODEL}")
+    page.get_by_role("button", name="Upload a file").click()
+    page.locator("input[type=file]").set_input_files({"name": "<b>my needles.csv", "mimeType": "text/csv", "buffer": b"needle,question,answer\na b c .,a,b c\n"})
+    see(page, "Uses the uploaded b-my-needles.csv")
+    large = tmp_path / "large.csv"
+    with open(large, "wb") as file:
+        file.truncate(200_000_000)
+    page = visit(f"/retrieval_heads?retrieval-heads.model={MODEL}")
+    page.get_by_role("button", name="Upload a file").click()
+    page.locator("input[type=file]").set_input_files(large)
+    page.get_by_text(re.compile("50(.0)? ?MB or smaller")).first.wait_for()
+    assert page.get_by_text("Uses the uploaded").count() == 0
+
+
+def test_a_run_is_deleted_after_it_has_been_confirmed(visit, cache):
+    folder = cache / "runs" / "retrieval-heads-000000000003"
+    page = visit(f"/runs?run={folder.name}")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_text("Yes, delete this run").click()
+    rest(page)
+    page.get_by_role("button", name="Delete it").click()
+    see(page, "Select a row")
+    assert not folder.exists() and (cache / "runs" / "retrieval-heads-000000000001").exists()
+
+
+def test_nobody_but_this_machine_is_answered(server):
+    """An address of this machine other than localhost answers only a server that listens on every interface."""
+    port = int(server.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
 def test_a_phone_can_read_it_without_scrolling_sideways(visit):
-    for path, name in ((EXPLORER, "explorer"), ("/retrieval_heads?run=retrieval-heads-000000000001", "probe")):
+    for path, name in ((EXPLORER, "explorer"), ("/retrieval_heads?run=retrieval-heads-000000000001", "probe"), ("/runs", "runs")):
         page = visit(path, size=(390, 844))
         page.wait_for_timeout(500)
         shot(page, f"phone-{name}")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert too_wide(page) == [], name
 
 
 def test_a_run_id_from_the_address_bar_cannot_leave_the_runs_folder(visit):

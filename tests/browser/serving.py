@@ -1,0 +1,75 @@
+"""The app as a person starts it, and a Chromium to look at it: for the suite, the gallery and the benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def chromium() -> str | None:
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))),
+        None,
+    )
+
+
+@contextmanager
+def serve(cache: Path) -> Iterator[str]:
+    """`workbench app` on a free port, over the runs below ``cache``; gives its address. Workers that it started end with it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "WORKBENCH_CACHE": str(cache), "WORKBENCH_WORKER_IDLE": "60", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", "from workbench.cli import main; main()", "app", "--port", str(port), "--no-browser"]
+    with open(cache / "server.log", "wb") as log:
+        process = subprocess.Popen(command, env=env, cwd=cache, stdout=log, stderr=log)  # from elsewhere: the settings lie beside app.py
+        try:
+            for _ in range(900):
+                try:
+                    urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1).read()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield f"http://localhost:{port}"
+        finally:
+            for found in [*psutil.Process(process.pid).children(recursive=True), process]:
+                try:
+                    found.terminate()
+                except psutil.Error:
+                    continue
+            process.wait(10)
+            _end_workers(cache)
+
+
+def _end_workers(cache: Path) -> None:
+    for state in (cache / "jobs").glob("*/state.json"):
+        try:
+            worker = psutil.Process(json.loads(state.read_text())["pid"])
+            if "workbench.worker" in worker.cmdline():
+                for found in [*worker.children(recursive=True), worker]:
+                    found.kill()
+        except (psutil.Error, KeyError, ValueError):
+            continue
+
+
+def rest(page) -> None:
+    """Until the script has run and nothing is a grey placeholder any more."""
+    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
+    page.wait_for_selector('[data-testid="stSidebarNav"]', state="attached")
+    page.wait_for_function(
+        "!document.querySelector('[data-testid=\"stSkeleton\"]') && !document.querySelector('[data-stale=\"true\"]')"
+    )
+    page.wait_for_timeout(150)
