@@ -199,7 +199,7 @@ def groups(run: Any) -> go.Figure:
                 fig, i, numbers(part, f"{side}_rate"), np.asarray(at) + shift, low=numbers(part, f"{side}_low"), high=numbers(part, f"{side}_high"),
                 name=name, style=style, labels=[names[j] for j in at], legend=i == 0 or chosen is looks[2][1],
             )  # fmt: skip
-        x_axis(fig, i).range = [-0.03, 1.03]
+        x_axis(fig, i).range = [-0.08, 1.08]  # the last label of one panel keeps clear of the first of the next
         x_axis(fig, i).tickformat = ".0%"
         y_axis(fig, i).range = [len(names) - 0.5, -0.5]
     return dressed(fig)
