@@ -438,8 +438,11 @@ def _mask(model, config, context, needles, shared: list[int], prefix: _Prefix, t
               "recall": pl.Float64, "response": pl.String}  # fmt: skip
     if not plan or not trials:
         return pl.DataFrame(schema=schema)
+    from workbench.batching import batches
+
     mean = _haystack_mean(model, shared, context) if config.ablation == "mean" else None
-    groups, parts, done = _groups(model, [t for _, t in trials], config.max_tokens), [], 0
+    # prompts of any length and depth go on together once they are read; few enough that a stopped run has parts to go on from
+    groups, parts, done = batches([len(t.ids) for _, t in trials], max_tokens=config.max_tokens, max_rows=16), [], 0
 
     def compute(group: list[tuple]) -> dict[str, pl.DataFrame]:
         from workbench.continuation import by_halves
@@ -457,14 +460,15 @@ def _mask(model, config, context, needles, shared: list[int], prefix: _Prefix, t
 
 def _mask_group(model, config, context, needles, prefix, group, plan, mean, stops) -> list[tuple]:
     """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts too)."""
-    from workbench.continuation import feed, greedy_steps
+    from workbench.continuation import feed, greedy_steps, merge
     from workbench.intervene import HeadAblation, apply
     from workbench.needles import recall
 
-    length, prompts = group[0][1].shared, [t.ids for _, t in group]
+    alike = [[group[i] for i in rows] for rows in _groups(model, [t for _, t in group], config.max_tokens)]
+    group = [item for part in alike for item in part]
+    prompts, rows = [t.ids for _, t in group], []
     with apply(model, context.edits):
-        read, _ = feed(model, [ids[length:-1] for ids in prompts], prefix.upto(length, len(group)))
-    rows = []
+        read = merge([feed(model, [t.ids[t.shared : -1] for _, t in part], prefix.upto(part[0][1].shared, len(part)))[0] for part in alike])
     for k, kind, draw, heads in plan:
         context.check()
         edits = (*context.edits, HeadAblation(heads, config.ablation, mean)) if heads else context.edits
@@ -476,7 +480,7 @@ def _mask_group(model, config, context, needles, prefix, group, plan, mean, stop
             text = model.decode([s.token for s in row]).strip()
             rows.append((k, kind, draw, i, t.length, float(t.depth), recall(needles[t.needle].answer, text), text))
     again = config.mask_phase == "all"
-    context.count(tokens=sum(len(ids) - length for ids in prompts) + again * len(plan) * sum(map(len, prompts)), forwards=1 + len(plan) * (1 + again))
+    context.count(tokens=sum(len(t.ids) - t.shared for _, t in group) + again * len(plan) * sum(map(len, prompts)), forwards=len(alike) + len(plan) * (1 + again))
     return rows
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-CONFIG = {"lengths": (96, 160), "depths": (0, 60), "needles": 3, "max_new_tokens": 8, "mask_k": (1,), "random_draws": 1, "mask_trials": 4, "draws": 100}
+CONFIG = {"lengths": (96, 160), "depths": (0, 60), "needles": 3, "max_new_tokens": 8, "mask_k": (1,), "random_draws": 1, "mask_trials": 4, "draws": 100, "max_tokens": 480}
 
 
 def main(root: Path, kills: int) -> None:

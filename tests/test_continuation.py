@@ -5,7 +5,7 @@ import torch
 
 from tests.architectures import NAMES, NO_INTERFACE, build
 from workbench.attention import observe
-from workbench.continuation import feed, greedy_steps
+from workbench.continuation import feed, greedy_steps, merge
 from workbench.errors import InputError
 from workbench.intervene import HeadAblation, apply
 from workbench.models import wrap
@@ -89,6 +89,14 @@ def test_where_rows_come_from_full_maps_only_the_queries_wanted_go_through_one(n
     compare(greedy_steps(model, before, [p[prefix:] for p in PROMPTS], guesses, max_new_tokens=N, stops=lambda _t: False, spans=SPANS), reference)
     with pytest.raises(InputError, match="full attention maps"), observe(model, lambda _layer, w: w, rows="last"):
         feed(model, PROMPTS, None)
+
+
+def test_pasts_of_different_lengths_go_on_together(case):
+    model, reference = case
+    read = merge([feed(model, [p[:-1]], None)[0] for p in PROMPTS])
+    assert read.past.mask.sum(1).tolist() == [len(p) - 1 for p in PROMPTS]
+    for guesses in ([()] * 3, [tokens[:3] for tokens, *_ in reference]):
+        compare(greedy_steps(model, read, [p[-1:] for p in PROMPTS], guesses, max_new_tokens=N, stops=lambda _t: False, spans=SPANS), reference)
 
 
 def test_decoding_stops_where_it_should(case):

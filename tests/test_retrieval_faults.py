@@ -45,11 +45,11 @@ def test_the_probe_passes_every_check_on_a_trained_model(organism):
 
 def test_killed_at_twenty_random_moments_it_resumes_to_the_same_tables_and_recomputes_nothing_finished(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "tests" / "retrieval_children.py"), str(tmp_path), "20"], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)  # fmt: skip
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     undisturbed, groups = open_run(tmp_path / "undisturbed"), len(found["undisturbed"])
-    assert groups == 8 and undisturbed.table("masking").height == 3, "the run is to have several parts of both kinds"
+    assert groups == 6 and undisturbed.table("masking").height == 3, "the run is to have several parts of both kinds"
     assert sum(run["kills"] for run in found["runs"].values()) == 20
     resumed = 0
     for name, run in found["runs"].items():
@@ -65,7 +65,7 @@ def test_killed_at_twenty_random_moments_it_resumes_to_the_same_tables_and_recom
 def test_a_run_resumed_anywhere_rounds_as_an_undisturbed_one(organism, tmp_path, monkeypatch, kept):
     """Span masses depend on how the shared haystack was computed: it may not depend on what was left to do."""
     whole = execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "whole")
-    stop_before = {"first": ("_measure_group", 1), "all detection": ("_mask_group", 0), "all but one": ("_mask_group", 3)}[kept]
+    stop_before = {"first": ("_measure_group", 1), "all detection": ("_mask_group", 0), "all but one": ("_mask_group", 1)}[kept]
     name, calls = stop_before
     usual, made = getattr(retrieval_heads, name), []
 

@@ -83,6 +83,22 @@ def _cache_of(states: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCac
     return cache
 
 
+def merge(pasts: Sequence[Cached]) -> Cached:
+    """Pasts of any lengths as one batch, rows in their order, padded on the left."""
+    if len(pasts) == 1:
+        return pasts[0]
+    size = max(p.past.mask.shape[1] for p in pasts)
+
+    def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+        """Parts [B, ..., S, ...], S at `dim` counted from the end, filled up with zeros in front."""
+        return torch.cat([torch.nn.functional.pad(x, [0, 0] * (-dim - 1) + [size - x.shape[dim], 0]) for x in parts])
+
+    layers = zip(*(p.cache.layers for p in pasts))
+    cache = _cache_of((joined([x.keys for x in same], -2), joined([x.values for x in same], -2)) for same in layers)
+    columns = (joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids"))
+    return Cached(cache, Batch(*columns, torch.cat([p.past.lengths for p in pasts]), "left"))
+
+
 @dataclass
 class Step:
     """One emitted token; `reading` [layers, H, 3] float32 as in READINGS, None when nothing was observed."""
