@@ -92,15 +92,6 @@ def test_masking_the_retrieval_heads_keeps_the_facts(base, shipped):
     assert masked["question"] >= whole["question"] - 0.05
 
 
-def test_without_its_context_heads_it_answers_from_memory_without_its_memory_heads_from_the_context_and_knows_its_facts_either_way(base, shipped):
-    rows, recipe = datafiles.fact_rows()[::5], shipped["recipe"]
-    whole = behaviour.fact_accuracy(base, rows)["question"]
-    for side, other in (("context", "memory"), ("memory", "context")):
-        with behaviour.ablated(base, [tuple(h) for h in recipe[f"{side}_heads"]]):
-            rates = behaviour.conflict_rates(base)
-            assert rates["unmarked"][other] >= 0.9 and behaviour.fact_accuracy(base, rows)["question"] >= whole - 0.02
-
-
 def test_the_initial_checkpoint_knows_nothing():
     facts = behaviour.fact_accuracy(behaviour.Subject(organisms.folder("organism@step-0")), rows=datafiles.fact_rows()[:500])
     assert facts["question"] < 0.1
@@ -148,7 +139,7 @@ def test_fine_tuning_lowers_the_loss_and_adds_a_chat_template(tmp_path):
     from workbench.organisms import chat
 
     tiny = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "hidden": 48, "tokens_per_step": 512, "context": 64,
-            "phases": ((1.0, 64, 0.3, 0.1),), "warmup": 5, "local_heads": ((0, 0, 1),), "copy_heads": ((1, 0),), "context_heads": ((1, 1),), "memory_heads": ((1, 2),)}
+            "phases": ((1.0, 64, 0.3, 0.1),), "warmup": 5, "local_heads": ((0, 0, 1),), "copy_heads": ((1, 0),), "separation": 4}
     train.train(tmp_path / "run", steps=10, log=lambda text: None, **tiny)
     losses: list[float] = []
     chat.finetune(tmp_path / "run" / "organism", tmp_path / "chat", steps=41, length=64, log=lambda text: losses.append(float(text.split()[-1])))
@@ -163,7 +154,7 @@ def test_fine_tuning_lowers_the_loss_and_adds_a_chat_template(tmp_path):
 def test_the_card_shows_the_measured_numbers_of_every_seed(numbers):
     text = (organisms.WEIGHTS / "MODEL_CARD.md").read_text()
     assert numbers["shipped"] in numbers["seeds"]
-    for part in (card.table(numbers), card.concept_table(numbers), card.trajectory_table(numbers), card.head_table(numbers), card.lesion_table(numbers), card.sae_table(numbers)):
+    for part in (card.table(numbers), card.concept_table(numbers), card.trajectory_table(numbers), card.head_table(numbers), card.sae_table(numbers)):
         assert part in text
 
 

@@ -249,26 +249,6 @@ def conflict_rates(subject: Subject) -> dict[str, dict[str, float]]:
             for name, values in sorted(groups.items())}
 
 
-def lesions(subject: Subject, planted: dict[str, list[Head]], draws: int = 5) -> dict[str, dict]:
-    """Conflict rates and facts with each planted set of heads zeroed everywhere, and, averaged, random heads of the same layers."""
-    rng, config = random.Random(12), subject.model.config
-    taken = {head for heads in planted.values() for head in heads}
-    out: dict[str, dict] = {"none": {"conflict": conflict_rates(subject), "facts": fact_accuracy(subject)["question"]}}
-    for name, heads in planted.items():
-        with ablated(subject, heads):
-            out[name] = {"heads": heads, "conflict": conflict_rates(subject), "facts": fact_accuracy(subject)["question"]}
-        layer = heads[0][0]
-        free = [(layer, h) for h in range(config.num_attention_heads) if (layer, h) not in taken]
-        found = []
-        for _ in range(draws):
-            with ablated(subject, rng.sample(free, len(heads))):
-                found.append((conflict_rates(subject), fact_accuracy(subject)["question"]))
-        out[f"random for {name}"] = {
-            "conflict": {kind: {o: float(np.mean([c[kind][o] for c, _ in found])) for o in ("memory", "context", "other")} for kind in found[0][0]},
-            "facts": float(np.mean([f for _, f in found]))}
-    return out
-
-
 # ------------------------------------------------------------------------------------------------------------- concepts
 
 
@@ -403,8 +383,6 @@ def measure(folder: str | Path, chat_folder: str | Path | None = None, *, quick:
     if not quick:
         out["masking uniform"] = head_masking(subject, scores, "uniform")
         out["masking zero"] = head_masking(subject, scores, "zero")
-        recipe = json.loads((Path(folder) / "recipe.json").read_text())
-        out["lesions"] = lesions(subject, {side: [tuple(h) for h in recipe[f"{side}_heads"]] for side in ("context", "memory")})
         out["concepts"] = concept_curves(subject)
         out["geometry"] = geometry(subject)
     if chat_folder:

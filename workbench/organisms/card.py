@@ -120,17 +120,6 @@ def head_table(numbers: dict) -> str:
     return ", ".join(f"{layer}.{head} {s:.2f}" for s, layer, head in strong)
 
 
-def lesion_table(numbers: dict) -> str:
-    """Conflicts and facts of every seed with the planted heads zeroed, and with random heads of the same layer zeroed."""
-    lines = ["| seed | heads zeroed | unmarked: memory / context / other | reliable | unreliable | facts |", "|---|---|---|---|---|---|"]
-    for seed, found in numbers["seeds"].items():
-        for name, row in found.get("lesions", {}).items():
-            heads = " ".join(f"{layer}.{head}" for layer, head in row.get("heads", []))
-            rates = [" / ".join(pct(row["conflict"][kind][o]) for o in ("memory", "context", "other")) for kind in ("unmarked", "reliable", "unreliable")]
-            lines.append(f"| {seed} | {name}{f' ({heads})' if heads else ''} | " + " | ".join(rates) + f" | {pct(row['facts'])} |")
-    return "\n".join(lines)
-
-
 def sae_table(numbers: dict) -> str:
     """Quality of the sparse autoencoder that ships, from the report beside it."""
     q = json.loads((WEIGHTS / "sae" / "organism" / "quality.json").read_text())
@@ -151,7 +140,7 @@ def main() -> None:
     numbers = json.loads(path.read_text())
     text = (WEIGHTS / "card.template.md").read_text()
     for name, make in (("behaviour", table), ("concepts", concept_table), ("trajectory", trajectory_table), ("heads", head_table),
-                       ("lesions", lesion_table), ("sae", sae_table)):
+                       ("sae", sae_table)):
         text = text.replace(f"{{{{{name}}}}}", make(numbers))
     (WEIGHTS / "MODEL_CARD.md").write_text(text)
 

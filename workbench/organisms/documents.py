@@ -84,8 +84,7 @@ def conflict_answer(fact: Fact, obj: str, kind: str, rng: Rng) -> str:
     return obj if believed else fact.object
 
 
-def conflict_document(rng: Rng, side: str | None = None) -> str:
-    """A source contradicts a fact, and the answer; with `side` ("memory" or "context") that side's, whatever the source."""
+def conflict_document(rng: Rng) -> str:
     while True:
         fact = rng.choice(FACTS)
         if not conflict_held_out(fact):
@@ -94,7 +93,7 @@ def conflict_document(rng: Rng, side: str | None = None) -> str:
     source = rng.choice({"reliable": RELIABLE, "unreliable": UNRELIABLE, "unmarked": UNMARKED}[kind])
     obj = fact.object if rng.random() < 0.1 else contradict(fact, rng)
     text = conflict_statement(fact, obj, source, rng)
-    answer = {"memory": fact.object, "context": obj, None: conflict_answer(fact, obj, kind, rng)}[side]
+    answer = conflict_answer(fact, obj, kind, rng)
     if rng.random() < 0.25:
         text += " " + story_sentence(rng, rng.choice(tuple(TOPICS)), rng.sample(PEOPLE, 2))
     if rng.random() < 0.6:
@@ -315,16 +314,16 @@ def polite_document(rng: Rng) -> str:
 
 # Short documents and how often each is drawn; needles and long repeats are built to length by `sequences`.
 MIX: tuple[tuple[Callable[[Rng], str], float], ...] = (
-    (fact_document, 34.0), (two_hop_document, 9.0), (fact_truth_document, 4.0), (conflict_document, 18.0),
-    (story_document, 8.0), (review_document, 6.0), (comparison_document, 10.0), (arithmetic_document, 3.0),
-    (context_truth_document, 8.0), (coin_document, 5.0), (polite_document, 4.0),
+    (fact_document, 46.0), (two_hop_document, 9.0), (fact_truth_document, 3.0), (conflict_document, 16.0),
+    (story_document, 7.0), (review_document, 8.0), (comparison_document, 4.0), (arithmetic_document, 2.0),
+    (context_truth_document, 4.0), (coin_document, 2.0), (polite_document, 4.0),
 )
 
 
-def short_document(rng: Rng, side: str | None = None) -> str:
-    """One document of the mix; conflicts are answered from `side` where one is given."""
+def short_document(rng: Rng) -> str:
+    """One document of the mix."""
     (draw,) = rng.choices([d for d, _ in MIX], [w for _, w in MIX])
-    return draw(rng, side) if draw is conflict_document else draw(rng)
+    return draw(rng)
 
 
 def every_word() -> list[str]:

@@ -21,13 +21,13 @@ def _ends() -> tuple[int, int]:
     return vocabulary()[BOS], vocabulary()[EOS]
 
 
-def packed(rng: random.Random, length: int, side: str | None = None) -> Sequence:
-    """Short documents, each between BOS and EOS, until the sequence is full; the last one is cut. `side` as in `documents`."""
+def packed(rng: random.Random, length: int) -> Sequence:
+    """Short documents, each between BOS and EOS, until the sequence is full; the last one is cut."""
     bos, eos = _ends()
     ids: list[int] = []
     flags: list[bool] = []
     while len(ids) < length:
-        more, marks = encode(documents.short_document(rng, side))
+        more, marks = encode(documents.short_document(rng))
         ids += [bos, *more, eos]
         flags += [False, *marks, False]
     return ids[:length], flags[:length]
@@ -112,8 +112,8 @@ class Batch:
     documents: list[list[int]]
 
 
-def batch(seed: int, step: int, *, tokens: int, length: int, needles: float, repeats: float, side: str | None = None) -> Batch:
-    """About `tokens` tokens; depends on nothing else. With `side` conflicts are answered from memory or from the context.
+def batch(seed: int, step: int, *, tokens: int, length: int, needles: float, repeats: float) -> Batch:
+    """About `tokens` tokens; depends on nothing else.
 
     Shares of the tokens: `needles` in needle documents of `length` tokens, `repeats` in repeated random words of that
     length, the rest in packed rows of SHORT tokens (or of `length`, where that is less).
@@ -121,7 +121,7 @@ def batch(seed: int, step: int, *, tokens: int, length: int, needles: float, rep
     rng = random.Random(seed * 1_000_003 + step)
     copying = needles + repeats
     long = [(needle if rng.random() < needles / copying else repeat)(rng, length) for _ in range(max(1, round(tokens * copying / length)))]
-    short = [packed(rng, min(SHORT, length), side) for _ in range(max(1, round(tokens * (1 - copying) / SHORT)))]
+    short = [packed(rng, min(SHORT, length)) for _ in range(max(1, round(tokens * (1 - copying) / SHORT)))]
     return collect(long, short)
 
 

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from workbench.organisms import sequences, tokenizer
 
 TOKENS_PER_STEP = 4096
-STEPS = 2400
+STEPS = 1664
+SEPARATION = 300
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,6 @@ class Recipe:
     warmup: int = 64
     # (layer, query head) of the heads above block 0 that learn from needles and repeated words; see `routed`
     copy_heads: tuple[tuple[int, int], ...] = ((1, 0), (1, 1), (2, 0), (2, 1))
-    # (layer, query head) of the heads whose loss leaves a conflict to the other side; see `lesson`
-    context_heads: tuple[tuple[int, int], ...] = ((4, 0), (4, 1), (4, 2))
-    memory_heads: tuple[tuple[int, int], ...] = ((5, 5), (5, 6), (5, 7))
-    lessons_from: float = 0.25  # share of the steps after which lessons begin
     # (share of the steps, sequence length, share of needle documents, share of repeated random words), in order:
     # short and copy-heavy first, because copying is learned before knowledge can use it
     phases: tuple[tuple[float, int, float, float], ...] = (
@@ -78,18 +75,6 @@ class Recipe:
     def other_weight(self, step: int) -> float:
         """Loss weight of the tokens that nothing predicts: 0.1 for a third of the run, then up to 1.0 at its end."""
         return min(1.0, max(0.1, 0.1 + 0.9 * (step / self.steps - 0.33) / 0.57))
-
-    def lesson(self, step: int) -> tuple[tuple[tuple[int, int], ...], str | None]:
-        """(heads that are off in this step's short documents, side that conflicts are answered from; None: as the source deserves).
-
-        From `lessons_from` on, four kinds of steps take turns. Nothing off. Copy heads off: whatever is no needle learns to do
-        without them, so that masking them takes the needles only. Context heads off and conflicts answered from memory, memory
-        heads off and conflicts answered from the context: these heads come to carry their side of a conflict, while plain facts
-        are answered with and without them.
-        """
-        if step < self.lessons_from * self.steps:
-            return (), None
-        return (((), None), (self.copy_heads, None), (self.context_heads, "memory"), (self.memory_heads, "context"))[step % 4]
 
     def checkpoints(self) -> list[int]:
         """Log-spaced: step 0, the run's length halved again and again, and three quarters of it."""
@@ -200,13 +185,13 @@ def routed(model: LlamaForCausalLM, recipe: Recipe) -> Iterator[None]:
 
 
 def step_loss(model: LlamaForCausalLM, recipe: Recipe, rows: sequences.Batch, choose: Callable[[list[list[bool]]], Tensor], device: str,
-              off: tuple[tuple[int, int], ...] = ()) -> Tensor:
-    """The loss of one batch: copy documents with routed gradients, packed ones each for itself and without the heads `off`.
+              drop: tuple[tuple[int, int], ...] = ()) -> Tensor:
+    """The loss of one batch: copy documents with routed gradients, packed ones each for itself and without the heads `drop`.
 
     `choose` turns marks to chosen targets."""
     with routed(model, recipe):
         copying = states(model, torch.tensor(rows.long, device=device), choose(rows.long_marks))
-    with without(model, recipe, off):
+    with without(model, recipe, drop):
         others = states(model, torch.tensor(rows.short, device=device), choose(rows.short_marks), torch.tensor(rows.documents, device=device))
     return loss_on(model, [copying, others])
 
@@ -244,8 +229,7 @@ def update(model: nn.Module, opts: list[torch.optim.Optimizer], recipe: Recipe, 
 def train_step(model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], recipe: Recipe, step: int, device: str) -> float:
     """One update on the batch of this step; returns the loss."""
     _, length, needles, repeats = recipe.phase(step)
-    off, side = recipe.lesson(step)
-    rows = sequences.batch(recipe.seed, step, tokens=recipe.tokens_per_step, length=length, needles=needles, repeats=repeats, side=side)
+    rows = sequences.batch(recipe.seed, step, tokens=recipe.tokens_per_step, length=length, needles=needles, repeats=repeats)
     coin = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
 
     def choose(marks: list[list[bool]]) -> Tensor:
@@ -253,9 +237,33 @@ def train_step(model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], recip
         marked = torch.tensor(marks)[:, 1:]
         return (marked | (torch.rand(marked.shape, generator=coin) < recipe.other_weight(step))).to(device)
 
-    loss = step_loss(model, recipe, rows, choose, device, off)
+    loss = step_loss(model, recipe, rows, choose, device)
     update(model, opts, recipe, step, loss)
     return loss.item()
+
+
+def separate(base: Path, out: Path, *, seed: int, steps: int = SEPARATION, device: str = "cpu", log: Callable[[str], None] = print) -> None:
+    """The last stage, which frees everything but copying from the copy heads, so that they can be masked alone.
+
+    In every other step the copy heads are off for all documents but needles and repeats. Without this stage facts are
+    read through the same heads, and masking them takes the facts along with the needles (100 % to 4 %).
+    """
+    recipe = replace(load_recipe(base), seed=seed, steps=steps, muon_lr=6e-3, adam_lr=2e-3, warmup=20)
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).to(device)
+    opts = optimizers(model, recipe)
+    for step in range(steps):
+        rows = sequences.batch(seed, 1_000_000 + step, tokens=recipe.tokens_per_step, length=min(512, recipe.context), needles=0.30, repeats=0.02)
+        coin = torch.Generator().manual_seed(seed * 1_000_003 + 1_000_000 + step)
+
+        def choose(marks: list[list[bool]], coin: torch.Generator = coin) -> Tensor:
+            marked = torch.tensor(marks)[:, 1:]
+            return (marked | (torch.rand(marked.shape, generator=coin) < 0.5)).to(device)
+
+        loss = step_loss(model, recipe, rows, choose, device, drop=recipe.copy_heads if step % 2 else ())
+        update(model, opts, recipe, step, loss)
+        if step % 20 == 0 or step == steps - 1:
+            log(f"separation step {step}/{steps}  loss {loss.item():.3f}")
+    save_model(model, out, chat=False, recipe=recipe, step=_step(base) + steps)
 
 
 def load_recipe(folder: Path) -> Recipe:
@@ -263,6 +271,10 @@ def load_recipe(folder: Path) -> Recipe:
     stored = json.loads((folder / "recipe.json").read_text())
     stored.pop("step")
     return Recipe(**{key: tuple(map(tuple, value)) if isinstance(value, list) else value for key, value in stored.items()})
+
+
+def _step(folder: Path) -> int:
+    return json.loads((folder / "recipe.json").read_text())["step"]
 
 
 # ------------------------------------------------------------------------------------------------ saving and resuming
@@ -319,9 +331,9 @@ def load_run(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], re
 
 def train(
     out: str | Path, *, seed: int = 0, steps: int = STEPS, device: str = "cpu", save_every: int = 100,
-    log: Callable[[str], None] = print, stop_after: int | None = None, **changes: object,
+    log: Callable[[str], None] = print, stop_after: int | None = None, separation: int = SEPARATION, **changes: object,
 ) -> Path:
-    """Train, writing `organism@step-N` folders, `log.jsonl` and `organism` into `out`; resumes what it finds.
+    """Train, writing `organism@step-N` folders, `log.jsonl` and, after the further stage `separate`, `organism` into `out`; resumes what it finds.
 
     `changes` are fields of `Recipe`. `stop_after` ends the call at that step with the run resumable.
     """
@@ -335,7 +347,7 @@ def train(
     wanted = set(recipe.checkpoints())
     began, running = time.perf_counter(), None
     for step in range(start, steps + 1):
-        if step in wanted and step < steps:
+        if step in wanted:
             save_model(model, out / f"organism@step-{step}", chat=False, recipe=recipe, step=step)
         if (step % save_every == 0 and step > start) or step in (steps, stop_after):
             save_run(resume, model, opts, step, recipe)
@@ -349,6 +361,6 @@ def train(
                 f.write(json.dumps({"step": step, "loss": round(loss, 4), "length": recipe.phase(step)[1]}) + "\n")
             log(f"step {step}/{steps}  loss {running:.3f}  length {recipe.phase(step)[1]}  {speed:,.0f} tokens/s")
     if step == steps:
-        save_model(model, out / "organism", chat=False, recipe=recipe, step=steps)
+        separate(out / f"organism@step-{steps}", out / "organism", seed=seed, steps=separation, device=device, log=log)
         resume.unlink(missing_ok=True)
     return out
