@@ -500,7 +500,7 @@ def _haystack_mean(model, tokens: list[int], context: Context):
     from workbench.intervene import mean_head_outputs
 
     context.count(tokens=min(len(tokens), 4096), forwards=1)
-    return mean_head_outputs(model, [tokens[:4096]])
+    return mean_head_outputs(model, [tokens[:4096]], edits=context.edits)
 
 
 def _spread(rows: np.ndarray, wanted: int) -> list[int]:

@@ -137,8 +137,14 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
          "after": "amber and then" if i % 2 else "cobalt. The", "role": "context", "k": 5}
         for i in range(20)
     ]  # fmt: skip
+    groups = [
+        {"role": r, "k": k, "heads": group, "column": column, "group": kind, "n": 30, "memory_rate": m, "context_rate": 0.95 - m,
+         "memory_low": m - 0.04, "memory_high": m + 0.04, "context_low": 0.9 - m, "context_high": 0.99 - m}
+        for r in ("memory", "context") for column, kind in (("source", "reliable"), ("source", "unmarked"), ("relation", "home"))
+        for k, group, m in ((0, "top", 0.3), (5, "random", 0.35), (5, "top", 0.8 if r == "context" else 0.1))
+    ]  # fmt: skip
     frames = {
-        "heads": frame, "flow": pl.DataFrame(flow), "pruning": pl.DataFrame(pruning), "answers": pl.DataFrame(answers),
+        "heads": frame, "flow": pl.DataFrame(flow), "pruning": pl.DataFrame(pruning), "answers": pl.DataFrame(answers), "groups": pl.DataFrame(groups),
         "inputs": pl.DataFrame({"row": [0, 1, 2], "ids": [[1], [1], [1]], "split": ["find", "test", "test"]}),
     }  # fmt: skip
     return FakeRun(

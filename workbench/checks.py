@@ -249,9 +249,13 @@ def check_batching(case: Case) -> None:
 def check_threads(case: Case) -> None:
     """A run in another thread than the main one works and gives the same tables (the app's workers do that)."""
     found: list[Any] = []
+    torch = sys.modules.get("torch")
+    compute_threads = torch.get_num_threads() if torch else 0  # a new thread starts with the default, and other sums round otherwise
 
     def work() -> None:
         try:
+            if torch:
+                torch.set_num_threads(compute_threads)
             found.append(case.run())
         except BaseException as error:  # carried over to this thread
             found.append(error)

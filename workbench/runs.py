@@ -110,6 +110,7 @@ def execute(
         context.check()
         ready = _with_own_data(ready, model.name)
         context.data = ready.data
+        context.edits = edits = _applied(edits, model, context)
         identity = identify(ready, model, seed=seed, engine=engine, edits=edits)
         name = f"{ready.probe.name}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
         folder = Path(out).expanduser().resolve() if out is not None else runs_root() / name
@@ -481,6 +482,23 @@ def _by_content(value: Any) -> Any:
     if isinstance(value, str) and value and Path(value).expanduser().exists():
         return {"sha256": digest_path(Path(value).expanduser())}
     return value
+
+
+def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, ...]:
+    """The edits with saved masks turned into ablations; a mask that was found on other weights is warned of."""
+    if not edits:
+        return ()
+    from workbench.intervene import HeadAblation, HeadMask
+
+    out = []
+    for edit in edits:
+        if isinstance(edit, HeadMask):
+            doubt = edit.doubt(model)
+            if doubt:
+                context.warn(doubt)
+            edit = HeadAblation(edit.heads, edit.how)
+        out.append(edit)
+    return tuple(out)
 
 
 def _edits(edits: Sequence[Any]) -> list[dict[str, Any]]:

@@ -48,9 +48,9 @@ def run(
         from workbench.data import existing
 
         path = existing(edit, what="edits")
-        from workbench.intervene import load_edits
+        from workbench.intervene import read_mask
 
-        changes = tuple(load_edits(path))
+        changes = (read_mask(path),)
     command = runs.command_for(
         ready, model, seed=seed, engine=engine, dtype=dtype, device=device, revision=revision, edit=edit, out=out
     )
