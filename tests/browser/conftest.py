@@ -81,7 +81,7 @@ def visit(server, browser):
             accept_downloads=True,
         )
         page = context.new_page()
-        page.set_default_timeout(40_000)
+        page.set_default_timeout(60_000)
         page.on("console", note)
         page.on("pageerror", lambda error: complaints.append(f"page: {error}"))
         page.on("request", abroad)
