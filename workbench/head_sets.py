@@ -43,9 +43,14 @@ def head_tables(
     return found
 
 
+def is_score(column: str) -> bool:
+    """Whether a column of a ``heads`` table is about the head itself: no address, no count, no end of an interval."""
+    return column not in NO_SCORES and not column.startswith("ci_") and not column.endswith(("_low", "_high"))
+
+
 def score_columns(frame: pl.DataFrame) -> list[str]:
     """The columns of a ``heads`` table that say something about a head in numbers."""
-    kept = [c for c in frame.columns if c not in NO_SCORES and not c.startswith("ci_")]
+    kept = [c for c in frame.columns if is_score(c)]
     return [c for c in kept if frame[c].dtype.is_numeric() or frame[c].dtype == pl.Boolean]
 
 

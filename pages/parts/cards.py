@@ -121,7 +121,7 @@ def head_in_runs(tables, layer: int, head: int) -> None:
                 f"[{look.number(record['ci_low'])}, {look.number(record['ci_high'])}]" if "ci_low" in record else ""
             )
             for column, value in record.items():
-                if column in head_sets.NO_SCORES or column.startswith("ci_"):
+                if not head_sets.is_score(column):
                     continue
                 ranked = frame[column].dtype.is_numeric() and value is not None
                 rank = int((frame[column] > value).sum()) + 1 if ranked else None

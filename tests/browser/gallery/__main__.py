@@ -25,10 +25,10 @@ def main() -> None:
 
     first = runs.execute(demo.PROBE, demo.MODEL, config=registry.get(demo.PROBE).demo)
     second = next(run for run in demo.examples() if run.probe == demo.PROBE)
-    best = first.table("heads").sort("score", descending=True).row(0, named=True)
-    head = f"{best['layer']}.{best['head']}"
+    table = first.table("heads").sort("score", descending=True)
+    named = [f"{layer}.{head}" for layer, head in table.filter(table["is_retrieval"]).select("layer", "head").iter_rows()]
     shots = {
-        "explorer": (f"/?model={demo.MODEL}&head={head}&off={head}", False, "with the heads switched"),
+        "explorer": (f"/?model={demo.MODEL}&head={named[0]}&off={','.join(named)}", False, "with the heads switched"),
         "retrieval-heads": (f"/retrieval_heads?run={first.id}", False, None),
         "compare-dark": (f"/compare?a={first.id}&b={second.id}", True, "agreement over heads"),
     }
