@@ -30,7 +30,7 @@ def main() -> None:
     shots = {
         "explorer": (f"/?model={demo.MODEL}&head={named[0]}&off={','.join(named)}", False, "with the heads switched"),
         "retrieval-heads": (f"/retrieval_heads?run={first.id}", False, None),
-        "compare-dark": (f"/compare?a={first.id}&b={second.id}", True, "agreement over heads"),
+        "compare": (f"/compare?a={first.id}&b={second.id}", True, "agreement over heads"),
     }
     with serve(paths.cache_root()) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
