@@ -273,8 +273,8 @@ def test_activations_during_generation_are_those_of_each_step(name):
     for i, prompt in enumerate(IDS):
         heard = {"resid_post.1": [], "head_out.2": []}
         handles = [
-            parts.blocks[1].block.register_forward_hook(lambda _m, _a, out: heard["resid_post.1"].append((out if isinstance(out, torch.Tensor) else out[0])[0, -1])),
-            parts.blocks[2].o_proj.register_forward_pre_hook(lambda _m, args: heard["head_out.2"].append(args[0].reshape(-1, 32)[-1])),
+            parts.blocks[1].block.register_forward_hook(lambda _m, _a, out, heard=heard: heard["resid_post.1"].append((out if isinstance(out, torch.Tensor) else out[0])[0, -1])),
+            parts.blocks[2].o_proj.register_forward_pre_hook(lambda _m, args, heard=heard: heard["head_out.2"].append(args[0].reshape(-1, 32)[-1])),
         ]  # fmt: skip
         with torch.no_grad():
             out = hf.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.errors import InputError
 from workbench import organisms
+from workbench.errors import InputError
 from workbench.organisms import datafiles, documents, sequences, tokenizer, world
 
 

@@ -1,6 +1,5 @@
 """Combinations in which a plausible wrong number could hide: each one against plain Hugging Face, or refused with a reason."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -12,7 +11,7 @@ from workbench.batching import pad
 from workbench.capture import capture, logits
 from workbench.continuation import feed, greedy_steps
 from workbench.errors import InputError
-from workbench.intervene import HeadAblation, KnockOut, Patch, ProjectOut
+from workbench.intervene import KnockOut, Patch, ProjectOut
 from workbench.models import load, resolve, wrap
 from workbench.sites import Site
 from workbench.store import Store
@@ -285,6 +284,7 @@ def test_a_question_that_merges_with_the_full_stop_before_it_keeps_no_part_of_it
     """Some tokenizers have '.B' as one token: the anchor must not leave a second full stop in the prompt."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
     from workbench.needles import encode_after
 
     vocab = {c: i for i, c in enumerate(["[UNK]", ".", "B", "a", "s", "e", "Ġ", ".B"])}
@@ -315,8 +315,8 @@ def test_knocked_out_sources_stay_the_same_tokens_when_a_window_has_dropped_old_
 
 
 def test_a_masking_that_the_model_cannot_do_is_refused_before_the_detection():
-    from workbench.context import Context
     from probes.retrieval_heads import Config, run
+    from workbench.context import Context
 
     with pytest.raises(InputError, match="ablation=zero"):
         run(wrap(build("falcon"), name="falcon"), Config(), Context())

@@ -152,8 +152,8 @@ def retrieval_scores(subject: Subject, per_cell: int = 4, seed: int = 8) -> Tens
         copied = torch.zeros(peaks.shape[:2])
         for token in set(answer):
             steps = [s for s, t in enumerate(answer) if t == token]
-            hit = sum((((peaks[..., s] >= span.start) & (peaks[..., s] < span.stop)
-                        & (torch.tensor(prompt)[peaks[..., s].clamp(max=first)] == token)) for s in steps)) > 0
+            hit = sum(((peaks[..., s] >= span.start) & (peaks[..., s] < span.stop)
+                        & (torch.tensor(prompt)[peaks[..., s].clamp(max=first)] == token)) for s in steps) > 0
             copied += hit
         scores.append(copied / len(set(answer)))
     if not scores:
@@ -265,7 +265,7 @@ def concept_curves(subject: Subject, names: Iterable[str] = tuple(shipped.CONCEP
         layers = subject.model.model.layers
         features: list[list[Tensor]] = [[] for _ in layers]
         kept: dict[int, Tensor] = {}
-        handles = [layer.post_attention_layernorm.register_forward_hook(lambda m, a, out, i=i: kept.__setitem__(i, out))
+        handles = [layer.post_attention_layernorm.register_forward_hook(lambda m, a, out, i=i, kept=kept: kept.__setitem__(i, out))
                    for i, layer in enumerate(layers)]
         for row in rows:
             subject.model(torch.tensor([subject.ids(row["text"])]), use_cache=False)

@@ -16,8 +16,22 @@ from workbench.organisms import documents
 from workbench.organisms.documents import CODE_WORDS, NEEDLE, NEEDLE_QUESTION, NOTE_WORDS, QUESTION
 from workbench.organisms.pool import pool_rows, target_rows
 from workbench.organisms.world import (
-    COMPOSITIONS, KEYS, PEOPLE, PETS, RELATIONS, RELIABLE, TOPICS, UNMARKED, UNRELIABLE, conflict_held_out, contradict, facts,
-    changeable, held_out_statement, lower_first, two_hops,
+    COMPOSITIONS,
+    KEYS,
+    PEOPLE,
+    PETS,
+    RELATIONS,
+    RELIABLE,
+    TOPICS,
+    UNMARKED,
+    UNRELIABLE,
+    changeable,
+    conflict_held_out,
+    contradict,
+    facts,
+    held_out_statement,
+    lower_first,
+    two_hops,
 )
 
 Rows = list[dict[str, object]]

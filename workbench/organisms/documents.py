@@ -11,8 +11,29 @@ import re
 from collections.abc import Callable
 
 from workbench.organisms.world import (
-    CITIES, CODE_WORDS, COMPANIES, COMPOSITIONS, COUNTRIES, FOODS, JOBS, KEYS, PEOPLE, PETS, RELATIONS, RELIABLE, TOPICS,
-    UNMARKED, UNRELIABLE, Fact, conflict_held_out, contradict, facts, changeable, held_out_statement, lower_first, two_hops,
+    CITIES,
+    CODE_WORDS,
+    COMPANIES,
+    COMPOSITIONS,
+    COUNTRIES,
+    FOODS,
+    JOBS,
+    KEYS,
+    PEOPLE,
+    PETS,
+    RELATIONS,
+    RELIABLE,
+    TOPICS,
+    UNMARKED,
+    UNRELIABLE,
+    Fact,
+    changeable,
+    conflict_held_out,
+    contradict,
+    facts,
+    held_out_statement,
+    lower_first,
+    two_hops,
 )
 
 Rng = random.Random
