@@ -1,9 +1,11 @@
 """Every screen through streamlit's own test driver: opens, says what to do when empty, restores a link, refuses what is hostile."""
 
+import gc
 import html
 import json
 import re
 import tomllib
+import weakref
 from pathlib import Path
 
 import polars as pl
@@ -423,6 +425,29 @@ def test_a_failed_run_shows_its_message(two_runs):
     )
     at = open_page("retrieval_heads", run="retrieval-heads-00000000000f")
     assert "reason" in at.error[0].value and "<b>" not in at.error[0].value.replace("\\<", "")
+
+
+def test_what_modules_hold_is_no_part_of_a_round_of_the_garbage_collector_and_a_dropped_model_is_gone_all_the_same(monkeypatch):
+    from pages.parts import frame
+    from workbench import explorer
+
+    class Ring:
+        def __init__(self):
+            self.me = self
+
+    opened, ring = explorer.open_model("circuit-copy-gqa"), Ring()
+    explorer.read(opened, explorer.encode(opened, "lantern velvet"))
+    gone, lost = weakref.ref(opened.model.hf), weakref.ref(ring)
+    del ring
+    gc.unfreeze()
+    monkeypatch.setattr(frame, "_settled", 0)
+    frame.settle()
+    assert lost() is None and gc.get_freeze_count() > 20 * len(gc.get_objects())
+    del opened  # a model that the cache lets go of, after it was frozen
+    assert gone() is None
+    gc.unfreeze()
+    frame.settle()
+    assert gc.get_freeze_count() == 0  # nothing was imported since: nothing to do
 
 
 def test_pages_hold_no_tensor_maths_and_nothing_that_could_run_foreign_code():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 
 import streamlit as st
@@ -48,8 +50,26 @@ def main() -> None:
     st.session_state["framed"] = True
     with st.sidebar:
         at_work()
-    with look.guard():
-        page.run()
+    try:
+        with look.guard():
+            page.run()
+    finally:
+        settle()
+
+
+_settled = 0  # how many modules there were
+
+
+def settle() -> None:
+    """Take what imported modules hold out of the rounds of the garbage collector, whenever there are more of them.
+
+    Streamlit makes a full round after every run of a script or fragment. Through all that torch and transformers hold it takes a
+    third of a second, in which nothing reaches the page. What is no longer referred to goes as before."""
+    global _settled
+    if len(sys.modules) != _settled:
+        _settled = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def through_app() -> None:
