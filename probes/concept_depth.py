@@ -182,7 +182,7 @@ def _with_difficulty(sets: list[ConceptSet], where: Path) -> list[ConceptSet]:
 
 
 def _encode(model, concept: ConceptSet, texts, token: int | str) -> list[list[int]]:
-    ids = [model.encode(text) for text in texts]
+    ids = model.encode_all(texts)
     for row, tokens in enumerate(ids):
         if not tokens or model.too_long(len(tokens)):
             raise InputError(f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens; the model takes 1 to {model.context_length}.")

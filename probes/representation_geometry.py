@@ -119,7 +119,7 @@ def run(model, config: Config, context: Context) -> Result:
     Layers count from 0. Raises InputError for texts that are all too short, checkpoints that differ in tokenizer or shape, and NaN."""
     frame = read_table(context.data, required=("text",), what="text")
     length = min(config.max_length, model.context_length or config.max_length)
-    encoded = [model.encode(text)[:length] for text in frame["text"]]
+    encoded = [ids[:length] for ids in model.encode_all(frame["text"].to_list())]
     kept = [row for row, ids in enumerate(encoded) if len(ids) >= config.min_length][: config.limit]
     if len(kept) < 2:
         raise InputError(f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs two, and means something with many more.")

@@ -35,6 +35,14 @@ def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(stories260k, gpt2_
     assert gpt2.bos_id is None and gpt2.encode("ABC") == [0, 1, 2]
 
 
+def test_many_texts_are_encoded_as_each_alone(stories260k, gpt2_nano_sort):
+    texts = ["Once upon a time", "Lily", "", "The little cat saw Lily. "]
+    for model in (load(str(stories260k)), load(str(gpt2_nano_sort))):
+        for bos in (True, False):
+            assert model.encode_all(texts, bos=bos) == [model.encode(text, bos=bos) for text in texts]
+    assert load(str(stories260k)).encode_all([]) == []
+
+
 def test_offsets_point_into_the_text(stories260k):
     model = load(str(stories260k))
     text = "The little cat saw Lily"

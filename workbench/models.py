@@ -70,7 +70,7 @@ class Model:
     def vocab_size(self) -> int:
         return int(self.parts.unembed.weight.shape[0])
 
-    @property
+    @cached_property
     def context_length(self) -> int | None:
         """The longest sequence the model was configured for, in tokens; None when its config does not say."""
         config = self.hf.config.get_text_config()
@@ -134,6 +134,12 @@ class Model:
         return self.encode_with_offsets(text, bos=bos)[0] if self.tokenizer is None else self._bos(bos) + list(
             self.tokenizer(text, add_special_tokens=False)["input_ids"]
         )
+
+    def encode_all(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
+        """`encode` of every text, in one call of the tokenizer."""
+        if self.tokenizer is None or not texts:
+            return [self.encode(text, bos=bos) for text in texts]
+        return [self._bos(bos) + list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     def encode_with_offsets(self, text: str, *, bos: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the character span [start, end) of each; BOS has the empty span (0, 0).

@@ -77,14 +77,16 @@ def tokenize(
     A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
     Raises InputError when that is so for every row."""
     special = [] if specials else sorted(set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id})
+    ordinary = np.ones(max(special, default=0) + 2, bool)  # of every id; the last stands for all above
+    ordinary[special] = False
     ids, masks, cut = [], [], 0
-    for number, row in enumerate(table.iter_rows(named=True)):
-        found, part = _tokens(model, row, tokens, template)
-        if model.too_long(len(found)):
-            found, part, cut = found[: model.context_length], part[: model.context_length], cut + 1
-        ids.append(np.asarray(found, np.int32))
-        masks.append(np.asarray(part, bool) & ~np.isin(ids[-1], special))
-        if check is not None and number % 256 == 0:
+    for chunk in table.iter_slices(256):
+        for found, part in _tokens(model, chunk.to_dicts(), tokens, template):
+            if model.too_long(len(found)):
+                found, part, cut = found[: model.context_length], part[: model.context_length], cut + 1
+            ids.append(np.asarray(found, np.int32))
+            masks.append(part & ordinary[np.minimum(ids[-1], len(ordinary) - 1)])
+        if check is not None:
             check()
     out = Samples(ids, masks, cut)
     if not out.counted.any():
@@ -92,22 +94,29 @@ def tokenize(
     return out
 
 
-def _tokens(model: Model, row: dict[str, Any], tokens: str, template: str) -> tuple[list[int], np.ndarray]:
-    """Token ids of one row, and which of them belong to the part that counts."""
+def _tokens(model: Model, rows: list[dict[str, Any]], tokens: str, template: str) -> list[tuple[list[int], np.ndarray]]:
+    """Of each row its token ids, and which of them belong to the part that counts."""
+    whole = [_text(model, row, template) for row in rows]
+    if tokens == "all" or "response" not in rows[0]:
+        return [(ids, np.ones(len(ids), bool)) for ids in model.encode_all([text for text, _ in whole])]
+    found = []
+    for row, (text, start) in zip(rows, whole):
+        ids, spans = model.encode_with_offsets(text)
+        stop = start + len(row["response"].strip() if template == "chat" else row["response"])
+        inside = np.array([begin < stop and end > start and end > begin for begin, end in spans])
+        found.append((ids, inside if tokens == "response" else ~inside))
+    return found
+
+
+def _text(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
+    """The text of a sample as it is encoded, and where its response starts in it."""
     if "response" not in row:
-        ids = model.encode(row["text"])
-        return ids, np.ones(len(ids), bool)
+        return row["text"], 0
     text, start = _format(model, row["prompt"], row["response"], template)
     bos = model.tokenizer.bos_token
     if template == "chat" and bos and model.prepends_bos and text.startswith(bos):  # encode puts it back
         text, start = text[len(bos) :], start - len(bos)
-    if tokens == "all":
-        ids = model.encode(text)
-        return ids, np.ones(len(ids), bool)
-    ids, spans = model.encode_with_offsets(text)
-    stop = start + len(row["response"].strip() if template == "chat" else row["response"])
-    inside = np.array([begin < stop and end > start and end > begin for begin, end in spans])
-    return ids, inside if tokens == "response" else ~inside
+    return text, start
 
 
 def _format(model: Model, prompt: str, response: str, template: str) -> tuple[str, int]:

@@ -1,8 +1,8 @@
 """Last-token activations of many prompts that begin alike: every shared prefix is run once.
 
-Prompts are merged into a trie and its nodes are run as one sequence, in which a token attends to its ancestors only and has its depth as
-position. Each prompt's last token then sees exactly what it sees alone. Labelled texts in a template, pairs of statements and few-shot
-prompts have three to five times fewer nodes than tokens; there is no padding either. Models for which this does not hold (ALiBi, no explicit
+Prompts are merged into tries and the nodes of each are run as one sequence, in which a token attends to its ancestors only and has its depth
+as position; several make a batch. Each prompt's last token then sees exactly what it sees alone. Labelled texts in a template, pairs of statements and few-shot
+prompts have three to five times fewer nodes than tokens. Models for which this does not hold (ALiBi, no explicit
 positions, windows shorter than a prompt, recurrent layers) are recognised, the last kind by comparing two prompts with a plain pass, and
 run in plain batches.
 """
@@ -22,7 +22,8 @@ from workbench.models import Model
 from workbench.sites import Site
 
 WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention mask
-NODES = {"cpu": 256, "cuda": 4096}  # of one pack: attention over a pack is quadratic in it
+NODES = {"cpu": 128, "cuda": 512}  # of one pack: attention over a pack is quadratic in it
+PACKS = {"cpu": 8, "cuda": 16}  # of one pass
 LONGEST = 512  # tokens of a prompt that is run on a trie
 
 
@@ -107,46 +108,56 @@ def stream_shared(
 
     For prompts to which `applies` says yes. `options` are those of `stream`, which takes over where the first pack comes out wrong."""
     wanted = [Site.parse(site) for site in sites]
-    plan = packs(ids, max_nodes=NODES["cuda" if model.device.type == "cuda" else "cpu"])
+    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    plan = sorted(packs(ids, max_nodes=NODES[kind]), key=lambda pack: len(pack.tokens))  # alike in size: little padding
     keep = (lambda x: x.clone()) if dtype is None else (lambda x: x.to(dtype, copy=True))
-    for number, pack in enumerate(plan):
+    for start in range(0, len(plan), PACKS[kind]):
+        together = plan[start : start + PACKS[kind]]
+        rows = [row for pack in together for row in pack.rows]
         if check is not None:
             check()
         try:
-            found, batch = _run(model, pack, wanted, keep)
+            found, batch = _run(model, together, wanted, keep)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            for indices, found, batch in stream(model, [ids[i] for i in pack.rows], wanted, dtype=dtype, check=check, **options):
-                yield [pack.rows[k] for k in indices], found, batch
+            for indices, found, batch in stream(model, [ids[i] for i in rows], wanted, dtype=dtype, check=check, **options):
+                yield [rows[k] for k in indices], found, batch
             continue
-        if number == 0 and not _agrees(model, ids, pack, found, wanted):
+        if start == 0 and not _agrees(model, ids, rows, found, wanted):
             yield from stream(model, ids, wanted, dtype=dtype, check=check, **options)
             return
-        yield pack.rows, found, batch
+        yield rows, found, batch
 
 
-def _run(model: Model, pack: Pack, wanted: list[Site], keep) -> tuple[dict[Site, torch.Tensor], Batch]:
+def _run(model: Model, together: Sequence[Pack], wanted: list[Site], keep) -> tuple[dict[Site, torch.Tensor], Batch]:
+    """One pass over packs, one per row of the batch; padding is seen by itself only."""
     device = model.device
-    tokens, depth = torch.tensor([pack.tokens], device=device), torch.tensor([pack.depth], device=device)
-    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), depth, torch.tensor([len(pack.tokens)], device=device), "right")
-    last = torch.tensor(pack.last, device=device)
-    hidden = torch.zeros(len(pack.tokens), len(pack.tokens), dtype=model.dtype)
-    hidden.masked_fill_(~pack.sees(), torch.finfo(model.dtype).min)
-    with torch.no_grad(), model.framed(Frame(depth, batch.mask, depth)), _recording(model, wanted, batch, lambda x: x[0, last.to(x.device)], keep) as seen:
+    sizes = [len(pack.tokens) for pack in together]
+    shape = len(together), max(sizes)
+    tokens, depth = torch.full(shape, model.pad_id), torch.zeros(shape, dtype=torch.long)
+    sees = torch.eye(shape[1], dtype=torch.bool).repeat(len(together), 1, 1)
+    for b, (pack, n) in enumerate(zip(together, sizes)):
+        tokens[b, :n], depth[b, :n], sees[b, :n, :n] = torch.tensor(pack.tokens), torch.tensor(pack.depth), pack.sees()
+    hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
+    tokens, depth, lengths = tokens.to(device), depth.to(device), torch.tensor(sizes, device=device)
+    batch = Batch(tokens, torch.arange(shape[1], device=device) < lengths[:, None], depth, lengths, "right")
+    which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows], device=device)
+    last = torch.tensor([node for pack in together for node in pack.last], device=device)
+    with torch.no_grad(), model.framed(Frame(depth, batch.mask, depth)), _recording(model, wanted, batch, lambda x: x[which.to(x.device), last.to(x.device)], keep) as seen:
         with contextlib.suppress(_Enough):
-            model.hf(input_ids=tokens, position_ids=depth, attention_mask=hidden[None, None].to(device), use_cache=False)
+            model.hf(input_ids=tokens, position_ids=depth, attention_mask=hidden[:, None].to(device), use_cache=False)
     return {site: seen[site] for site in wanted}, batch
 
 
-def _agrees(model: Model, ids, pack: Pack, found: dict[Site, torch.Tensor], wanted: list[Site]) -> bool:
-    """Whether the first and the last prompt of a pack come out as in a plain pass."""
+def _agrees(model: Model, ids, rows: Sequence[int], found: dict[Site, torch.Tensor], wanted: list[Site]) -> bool:
+    """Whether the first and the last prompt of a pass come out as in a plain one."""
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
-    rows = sorted({0, len(pack.rows) - 1})
-    for indices, plain, _ in stream(model, [ids[pack.rows[k]] for k in rows], wanted, positions="last"):
+    ends = sorted({0, len(rows) - 1})
+    for indices, plain, _ in stream(model, [ids[rows[k]] for k in ends], wanted, positions="last"):
         for k, i in enumerate(indices):
             for site in wanted:
-                a, b = found[site][rows[i]].float(), plain[site][k].float()
+                a, b = found[site][ends[i]].float(), plain[site][k].float()
                 if not bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6)):
                     return False
     return True
