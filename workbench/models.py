@@ -136,10 +136,11 @@ class Model:
         )
 
     def encode_all(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
-        """`encode` of every text, in one call of the tokenizer."""
-        if self.tokenizer is None or not texts:
+        """`encode` of every text, with few calls of the tokenizer (which keeps much more than ids of what it has in hand)."""
+        if self.tokenizer is None:
             return [self.encode(text, bos=bos) for text in texts]
-        return [self._bos(bos) + list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        some = (list(texts[start : start + 256]) for start in range(0, len(texts), 256))
+        return [self._bos(bos) + ids for part in some for ids in self.tokenizer(part, add_special_tokens=False)["input_ids"]]
 
     def encode_with_offsets(self, text: str, *, bos: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the character span [start, end) of each; BOS has the empty span (0, 0).
