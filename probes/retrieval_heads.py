@@ -43,6 +43,7 @@ COLUMNS = ("needle", "question", "answer")
 MATERIAL = Path(__file__).parent / "material" / "retrieval"
 DEFAULT = MATERIAL / "needles.jsonl"
 SHIPPED = 12  # of the needles that ship with a model, how many are used unless told otherwise
+PART = 64  # trials at most in one resumable part
 
 
 @dataclass(frozen=True)
@@ -235,12 +236,11 @@ class Measured:
 def _measure(model, config: Config, context: Context, prefix: _Prefix, trials: list, stops) -> Measured:
     """Greedy answers of all trials with the position every head attends to most at every step."""
     context.count(tokens=len(prefix.tokens), forwards=1)  # here, not where it is computed: a resumed run counts it once too
-    groups = _groups(model, trials, config.max_tokens)
     found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     tied = steps_seen = 0
-    for number, rows in enumerate(groups):
+    for number, rows in enumerate(_parts(model, trials, config.max_tokens)):
         context.progress(len(found), len(trials), "needles")
-        part = context.part(f"needles-{number}", lambda rows=rows: _measure_group(model, config, context, prefix, [trials[i] for i in rows], stops))
+        part = context.part(f"needles-{number}", lambda rows=rows: _measure_part(model, config, context, prefix, [trials[i] for i in rows], stops))
         for k, i in enumerate(rows):
             own = part["trial"] == k
             found[i] = part["token"][own], part["position"][own], part["mass"][own].mean(0)
@@ -252,24 +252,32 @@ def _measure(model, config: Config, context: Context, prefix: _Prefix, trials: l
                     np.stack([found[i][2] for i in range(len(trials))]), tied / max(1, steps_seen))  # fmt: skip
 
 
-def _measure_group(model, config, context, prefix, group, stops) -> dict[str, np.ndarray]:
-    """Steps of trials that share their haystack prefix, flattened: trial [n], token [n], position, mass and tied [n, layers, H]."""
+def _measure_part(model, config, context, prefix, part, stops) -> dict[str, np.ndarray]:
+    """Steps of some trials, flattened: trial [n], token [n], position, mass and tied [n, layers, H].
+
+    Trials that share their haystack prefix are read together, and all that are not answered yet go on together."""
     import torch
 
-    from workbench.continuation import by_halves, greedy_steps
+    from workbench.continuation import begin, by_halves, go_on
     from workbench.intervene import apply
 
-    length = group[0].shared
+    how = {"max_new_tokens": config.max_new_tokens, "stops": stops}
 
-    def read(rows) -> list:
+    def read(trials) -> list:
+        groups = [[trials[i] for i in rows] for rows in _groups(model, trials, config.max_tokens)]
+        begun = []
         with apply(model, context.edits):
-            return greedy_steps(
-                model, prefix.upto(length, len(rows)), [t.ids[length:] for t in rows], [() if model.sliding else t.guess for t in rows],
-                max_new_tokens=config.max_new_tokens, stops=stops, spans=_span_rows(rows, model), check=_each_step(context),
-            )  # fmt: skip
+            for group in groups:
+                context.check()
+                n = group[0].shared
+                begun.append(begin(model, prefix.upto(n, len(group)), [t.ids[n:] for t in group], [() if model.sliding else t.guess for t in group],
+                                   spans=_span_rows(group, model), **how))  # fmt: skip
+            steps = go_on(model, begun, check=_each_step(context), **how)
+        context.count(prompts=len(trials), tokens=sum(len(t.ids) - t.shared for t in trials), forwards=len(groups))
+        found = dict(zip([id(t) for group in groups for t in group], steps))
+        return [found[id(t)] for t in trials]
 
-    steps = by_halves(group, read)
-    context.count(prompts=len(group), tokens=sum(len(t.ids) - length for t in group), forwards=1)
+    steps = by_halves(part, read)
     flat = [(k, s) for k, row in enumerate(steps) for s in row]
     readings = torch.stack([s.reading for _, s in flat]).numpy()
     return {
@@ -309,6 +317,18 @@ class _Prefix:
         if self.cached is None:
             self.cached, _ = feed(self.model, [self.tokens], None)
         return self.cached.first(length).fork(copies)
+
+
+def _parts(model, trials, max_tokens: int) -> list[list[int]]:
+    """Trials that are measured together and saved as one resumable part: neighbouring groups (one group where attention slides)."""
+    out: list[list[int]] = []
+    for group in _groups(model, trials, max_tokens):
+        rows = [*out[-1], *group] if out else group
+        if out and not model.sliding and len(rows) <= PART and len(rows) * max(len(trials[i].ids) for i in rows) <= max_tokens:
+            out[-1] = rows
+        else:
+            out.append(group)
+    return out
 
 
 def _groups(model, trials, max_tokens: int) -> list[list[int]]:

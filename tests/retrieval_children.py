@@ -37,7 +37,7 @@ def main(root: Path, kills: int) -> None:
             return pid
         status = 1
         try:
-            for kind in ("_measure_group", "_mask_group"):
+            for kind in ("_measure_part", "_mask_group"):
 
                 def noted(*args, compute=getattr(probe, kind), kind=kind, **more):
                     found = compute(*args, **more)

@@ -5,7 +5,7 @@ import torch
 
 from tests.architectures import NAMES, NO_INTERFACE, build
 from workbench.attention import observe
-from workbench.continuation import feed, greedy_steps, merge
+from workbench.continuation import begin, feed, go_on, greedy_steps, merge
 from workbench.errors import InputError
 from workbench.intervene import HeadAblation, apply
 from workbench.models import wrap
@@ -97,6 +97,20 @@ def test_pasts_of_different_lengths_go_on_together(case):
     assert read.past.mask.sum(1).tolist() == [len(p) - 1 for p in PROMPTS]
     for guesses in ([()] * 3, [tokens[:3] for tokens, *_ in reference]):
         compare(greedy_steps(model, read, [p[-1:] for p in PROMPTS], guesses, max_new_tokens=N, stops=lambda _t: False, spans=SPANS), reference)
+
+
+def test_continuations_begun_apart_go_on_together(case):
+    """Each after its own first pass, with guesses right, wrong and complete, spans of different widths, and one row done before."""
+    model, reference = case
+    if model.sliding:
+        pytest.skip("a window counts columns: pasts of different lengths do not go on together")
+    how = {"max_new_tokens": N, "stops": lambda t: t == reference[0][0][1]}
+    until = [tokens.index(reference[0][0][1]) + 1 if reference[0][0][1] in tokens else N for tokens, *_ in reference]
+    expected = [tuple(x[:n] for x in row) for row, n in zip(reference, until)]
+    guesses = [reference[0][0][:5], [63], ()]
+    begun = [begin(model, None, [p], [g], spans=s[None] if i else s[None, s >= 0], **how) for i, (p, g, s) in enumerate(zip(PROMPTS, guesses, SPANS))]
+    assert [b.done for b in begun][0] == [True] and not begun[2].done[0]
+    compare(go_on(model, begun, **how), expected)
 
 
 def test_decoding_stops_where_it_should(case):

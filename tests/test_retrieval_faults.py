@@ -65,7 +65,7 @@ def test_killed_at_twenty_random_moments_it_resumes_to_the_same_tables_and_recom
 def test_a_run_resumed_anywhere_rounds_as_an_undisturbed_one(organism, tmp_path, monkeypatch, kept):
     """Span masses depend on how the shared haystack was computed: it may not depend on what was left to do."""
     whole = execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "whole")
-    stop_before = {"first": ("_measure_group", 1), "all detection": ("_mask_group", 0), "all but one": ("_mask_group", 1)}[kept]
+    stop_before = {"first": ("_measure_part", 1), "all detection": ("_mask_group", 0), "all but one": ("_mask_group", 1)}[kept]
     name, calls = stop_before
     usual, made = getattr(retrieval_heads, name), []
 

@@ -126,18 +126,34 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
 
     `spans` [B, K]: the token positions whose mass is summed, -1 for none."""
 
+    known: list = [None, None]  # the frame of the pass in progress, and where its keys and spans are: the same for every layer
+
+    def places(S: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Position of each key [B, S]; key column of each span position [B, K], 0 where there is none; whether there is one [B, K]."""
+        if known[0] is not model.frame or known[1][0].shape[1] != S:
+            positions = model.frame.columns_of_keys(S)
+            match = (positions[:, None] == spans.to(positions.device)[:, :, None]) & (spans.to(positions.device) >= 0)[:, :, None]  # [B, K, S]
+            known[:] = model.frame, (positions, match.to(torch.uint8).argmax(-1), match.any(-1))
+        return known[1]
+
     def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
-        S = weights.shape[-1]
-        positions = model.frame.columns_of_keys(S).to(weights.device)
-        top = weights.amax(-1, keepdim=True)
-        at_top = weights == top
-        far = torch.iinfo(torch.int32).max
-        place = torch.where(at_top & (positions >= 0)[:, None, None], positions[:, None, None].int(), far).amin(-1)
-        inside = model.frame.key_columns(spans.to(positions.device), S).to(weights.device)
-        mass = (weights * inside[:, None, None]).sum(-1)
-        return torch.stack([place.float(), mass, (at_top.sum(-1) > 1).float()], -1)
+        positions, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
+        top, first = weights.max(-1)  # the first of equal ones; columns are in the order of positions, and padding weighs nothing
+        mass = (weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1)) * there[:, None, None]).sum(-1)
+        place = positions[:, None, None].expand(*weights.shape).gather(-1, first[..., None])[..., 0]
+        return torch.stack([place.float(), mass, ((weights == top[..., None]).sum(-1) > 1).float()], -1)
 
     return reduce
+
+
+@dataclass(eq=False)
+class Begun:
+    """Continuations after their first pass: what every row emitted so far, whether it is complete, and the past it goes on from."""
+
+    past: Cached
+    steps: list[list[Step]]
+    done: list[bool]
+    spans: torch.Tensor | None  # [B, K]
 
 
 def greedy_steps(
@@ -157,6 +173,21 @@ def greedy_steps(
     step carries its attention reading. A row ends after a token for which `stops` is true, or after `max_new_tokens`. Where attention
     slides over a window, guesses are not used: a window counts columns, and wrong guesses would stand inside it. Raises InputError
     for rows of different lengths after a prefix on such a model."""
+    begun = begin(model, before, rows, guesses, max_new_tokens=max_new_tokens, stops=stops, spans=spans)
+    return go_on(model, [begun], max_new_tokens=max_new_tokens, stops=stops, check=check)
+
+
+def begin(
+    model: Model,
+    before: Cached | None,
+    rows: Sequence[Sequence[int]],
+    guesses: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stops: Callable[[int], bool],
+    spans: torch.Tensor | None = None,
+) -> Begun:
+    """The first pass of `greedy_steps`: prompts and guesses in one block, as far as the guesses are what the model chooses."""
     B = len(rows)
     if model.sliding:
         guesses = [()] * B
@@ -171,7 +202,7 @@ def greedy_steps(
         past, _ = feed(model, [row[:-1] for row in rows], past)
         rows = [row[-1:] for row in rows]
 
-    # 1. prompt and guess in one block; the rows read are those of the prompt's last token and of every guessed one
+    # the rows read are those of the prompt's last token and of every guessed one
     ends = torch.tensor([len(r) for r in rows], device=model.device) - 1  # position of each prompt's last token
     if past is not None:
         ends = ends + torch.where(past.past.mask, past.past.position_ids + 1, 0).amax(1)
@@ -198,10 +229,26 @@ def greedy_steps(
         keep_columns.append(len(guesses[b]) - matched)  # guessed columns at the end that the model did not choose
     size = past.past.mask.shape[1]
     wrong = torch.arange(size, device=model.device)[None] >= size - torch.tensor(keep_columns, device=model.device)[:, None]
-    past = Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong))
+    return Begun(Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong)), steps, done, spans)
 
-    # 2. token by token from the first difference on; rows that are done leave, so that none grows beyond its answer
-    rows_left = list(range(B))
+
+def go_on(
+    model: Model, begun: Sequence[Begun], *, max_new_tokens: int, stops: Callable[[int], bool], check: Callable[[], None] | None = None
+) -> list[list[Step]]:
+    """The rest of `greedy_steps`, token by token, all rows of all `begun` together: their steps, in order. The pasts are used up.
+
+    Rows that are done leave, so that none grows beyond its answer. Where attention slides over a window, one `begun` at a time."""
+    steps, done = [row for b in begun for row in b.steps], [row for b in begun for row in b.done]
+    staying = [[k for k, complete in enumerate(b.done) if not complete] for b in begun]
+    going = [(b, rows) for b, rows in zip(begun, staying) if rows]
+    if not going:
+        return steps
+    past = merge([b.past.pick(rows) if len(rows) < len(b.done) else b.past for b, rows in going])
+    spans = None
+    if going[0][0].spans is not None:
+        width = max(b.spans.shape[1] for b, _ in going)
+        spans = torch.cat([torch.nn.functional.pad(b.spans[rows], (0, width - b.spans.shape[1]), value=-1) for b, rows in going])
+    rows_left = [k for k, complete in enumerate(done) if not complete]
     while not all(done):
         if check is not None:
             check()
