@@ -27,7 +27,10 @@ def table(results: dict) -> str:
     for key in sorted(results):
         r = results[key]
         low, high = r["details"].get("ratio_low"), r["details"].get("ratio_high")
-        spread = f" ({low:.3g}–{high:.3g})" if low is not None else ""
+        bound = r["details"].get("arithmetic_allows")
+        limits = [f"{low:.3g}–{high:.3g}"] if low is not None else []
+        limits += [f"arithmetic allows {bound:.2g}×"] if bound else []
+        spread = f" ({'; '.join(limits)})" if limits else ""
         lines.append(f"| {r['name']} | {r['details'].get('against', '')} | {r['reference']:.3g} {r['unit']} | {r['ours']:.3g} {r['unit']} "
                      f"| {r['ratio']:.3g}×{spread} | {r['agreement']} | {r['machine']} |")  # fmt: skip
     return "\n".join(lines)

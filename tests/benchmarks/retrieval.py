@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tests.benchmarks.timing import interleaved, row
+from tests.benchmarks.timing import gemm_rate, interleaved, row
 from workbench.context import Context
 
 NAME = "retrieval-head detection"
@@ -24,8 +24,8 @@ MASKING = "retrieval-head detection and masking"
 AGAINST = "official algorithm (batch 1, output_attentions, Python loop)"
 # lengths, depths, needles, answer tokens; "8b" is a random model of that shape: speed and memory, not behaviour
 SCALES = {"small": ((256, 480), (0, 25, 50, 75, 100), 8, 16), "8b": ((4096, 16384, 32768), (0, 50, 100), 2, 16)}
-# needles, masked trials, K list, random draws; 19 and 4 maskings of each trial
-MASKED = {"small": (4, 12, (2, 5, 10), 5), "8b": (1, 2, (20,), 2)}
+# needles, masked trials, K list, random draws: the probe's own up to half of the heads, 31 maskings of each trial; and 4
+MASKED = {"small": (4, 12, (2, 5, 10, 15, 20), 5), "8b": (1, 2, (20,), 2)}
 # dense bfloat16 FLOP/s of the SXM and data-centre cards, by a part of their name
 PEAK = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}
 CLOSE = 1e-4  # logits or weights that differ by less may come out in either order: float32 rounds batches otherwise than single rows
@@ -55,7 +55,8 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     agreement = agree(found.generated, np.stack([_score(t, s, "set") for t, s in zip(trials, found.steps)]), expected, strict=scale == "small")
     seconds = interleaved({"reference": reference, "ours": ours}, rounds=rounds, device=device)
     details = {"trials": len(trials), "lengths": sorted({t.length for t in trials})}
-    if device == "cpu":
+    if device == "cpu":  # of what differs between the prompts, at the speed of one large product
+        details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (flops(model, trials) / gemm_rate())
         details["peak_memory_growth_MiB"] = memory_growth()
     else:
         torch.cuda.reset_peak_memory_stats()

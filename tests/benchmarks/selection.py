@@ -6,6 +6,7 @@ tables, without what the loop does not make (baselines, explanations, resampled 
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from tests.benchmarks.timing import interleaved, row
+from tests.benchmarks.timing import gemm_rate, interleaved, row
 from workbench.context import Context
 
 NAME = "data selection"
@@ -43,7 +44,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> dict:
         inner = SAE.load_from_disk(place / "sae", device=device, dtype="float32")
         names = tuple(str(place / f"{name}.jsonl") for name in targets)
         config = Config(target=names, sae=str(place / "sae"), ratio=RATIO, ratios=(RATIO,), baselines=(), features=0, passages=0, explain=0, resamples=0, label="none",
-                        max_tokens=8192 if device == "cpu" else 65536)  # fmt: skip
+                        max_tokens=0 if device == "cpu" else 65536)  # fmt: skip
         found: dict[str, np.ndarray] = {}
 
         def ours(file: str = "pool.jsonl"):
@@ -78,6 +79,9 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> dict:
     seconds["reference"] = [s * n / in_loop for s in seconds["reference"]]
     details = {"samples": n, "tokens": tokens, "d_sae": d_sae, "k": k, "layer": f"{layer} of {model.n_layers}", "targets": len(targets), "in_loop": in_loop,
                "largest_difference_float32": worst, "largest_difference_as_timed": apart, "dtype": timed}  # fmt: skip
+    if device == "cpu":  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product
+        weights = sum(p.numel() for block in model.parts.blocks[: layer + 1] for p in block.block.parameters()) + model.width * d_sae
+        details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (2 * weights * tokens / gemm_rate())
     if memory is not None:
         details["peak_memory_GiB"] = memory
     return row(NAME, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)

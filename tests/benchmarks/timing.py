@@ -28,6 +28,16 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def gemm_rate(size: int = 1024) -> float:
+    """Float32 operations per second of a large matrix product on the CPU, with the threads that torch has now: the best of twenty."""
+    a, best = torch.randn(size, size), float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 def row(name: str, unit: str, seconds: dict[str, list[float]], work: float, agreement: str, *, reference: str, **details) -> dict:
     """One line of the table: rates (work / median seconds) of "reference" and "ours" and the median of the paired ratios."""
     rate = {key: work / statistics.median(taken) for key, taken in seconds.items()}
