@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-st.set_page_config(page_title="Interpretability workbench", layout="wide", initial_sidebar_state="auto")
+st.set_page_config(page_title="Interpretability workbench", layout="wide", initial_sidebar_state=230)  # pixels, where there is room
 
 from pages.parts import frame  # noqa: E402  (streamlit wants the page configured first)
 

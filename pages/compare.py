@@ -159,7 +159,7 @@ def options(run: Run) -> dict:
 def show_maps(maps: list, *, width: int) -> None:
     for i, (place, fig) in enumerate(zip(st.columns(len(maps)), maps)):
         place.plotly_chart(
-            figures.dressed(fig, mode=look.mode(), width=width), theme=None, key=f"map {i}", config={"displaylogo": False}
+            figures.dressed(fig, mode=look.mode(), width=width), theme=None, key=f"figure map {i}", config={"displaylogo": False}
         )
 
 
@@ -174,7 +174,7 @@ def agreement(first: Run, second: Run, tables: list, both: pl.DataFrame, column:
     with a:
         fig = head_figures.against(*tables, value=column, names=(names[0], names[1]), label=column.replace("_", " "))
         st.plotly_chart(
-            figures.dressed(fig, mode=look.mode(), width=560), theme=None, key="against", config={"displaylogo": False}
+            figures.dressed(fig, mode=look.mode(), width=560), theme=None, key="figure against", config={"displaylogo": False}
         )
     with b:
         st.html(
@@ -279,7 +279,7 @@ def side_by_side(first: Run, second: Run) -> None:
             st.plotly_chart(
                 figures.dressed(figs[name], mode=look.mode(), width=640),
                 theme=None,
-                key=f"side {i}",
+                key=f"figure side {i}",
                 config={"displaylogo": False},
             )
 

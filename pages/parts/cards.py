@@ -84,7 +84,7 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
         st.plotly_chart(
             pattern_figure(name, opened, ids, layer, head, switches),
             theme=None,
-            key="pattern figure",
+            key="figure pattern",
             config={"displaylogo": False},
         )
     head_in_runs(tables, layer, head)

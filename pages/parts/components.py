@@ -46,6 +46,7 @@ export default function({ data, parentElement, setTriggerValue }) {
     b.classList.add('at'); b.focus();
     setTriggerValue('picked', i);
   };
+  parentElement.host.dataset.drawn = 'tokens';
   strip.onclick = (e) => { const b = e.target.closest('button'); if (b) pick(Number(b.dataset.i)); };
   strip.onkeydown = (e) => {
     const b = e.target.closest('button'); if (!b) return;
@@ -126,6 +127,7 @@ export default function({ data, parentElement, setTriggerValue }) {
     b.classList.add('at'); b.focus({ preventScroll: true });
     setTriggerValue('picked', [l, h]);
   };
+  parentElement.host.dataset.drawn = 'grid';
   grid.onclick = (e) => {
     const b = e.target.closest('button'); if (!b) return;
     if (b.dataset.layer !== undefined) { setTriggerValue('layered', Number(b.dataset.layer)); return; }

@@ -51,7 +51,7 @@ def main() -> None:
     with st.sidebar:
         at_work()
     try:
-        with look.guard():
+        with st.container(key="page", height=1, border=False), look.guard():
             page.run()
     finally:
         settle()

@@ -126,7 +126,7 @@ def show_figures(run: Run, prefix: str) -> None:
     st.plotly_chart(
         on_screen(fig),
         theme=None,
-        key=f"{prefix}chart {run.id} {chosen}",
+        key=f"figure {prefix}{run.id} {chosen}",
         config={"displaylogo": False},
     )
     st.caption(look.md(caption(run, fig)))

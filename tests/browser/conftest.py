@@ -23,6 +23,17 @@ RUNS = {
     "representation-geometry-000000000001": figure_runs.geometry(),
 }
 
+# Layout shifts (Layout Instability API) once anything of the page can be seen; before that an empty frame takes its place.
+SHIFTS = """
+window.shifts = []; window.seen = null;
+(function look() {
+  const page = document.querySelector('.st-key-page');
+  if (page && page.clientHeight > 2 && getComputedStyle(page).visibility === 'visible' && page.innerText.trim()) window.seen = performance.now();
+  else requestAnimationFrame(look);
+})();
+new PerformanceObserver((list) => window.shifts.push(...list.getEntries())).observe({ type: 'layout-shift', buffered: true });
+"""
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
@@ -82,6 +93,7 @@ def visit(server, browser):
         )
         page = context.new_page()
         page.set_default_timeout(60_000)
+        page.add_init_script(SHIFTS)
         page.on("console", note)
         page.on("pageerror", lambda error: complaints.append(f"page: {error}"))
         page.on("request", abroad)
@@ -98,6 +110,13 @@ def visit(server, browser):
     for context in pages:
         context.close()
     assert complaints == []
+
+
+def jumps(page, since: float | None = None) -> float:
+    """Sum of the layout shifts since a moment (that in which the page was first seen), also of those that follow an input: never less
+    than the cumulative layout shift of web.dev/cls."""
+    assert page.evaluate("window.seen") is not None
+    return page.evaluate("(since) => window.shifts.filter((e) => e.startTime > (since ?? window.seen)).reduce((sum, e) => sum + e.value, 0)", since)
 
 
 def cut_buttons(page) -> list[str]:

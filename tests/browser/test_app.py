@@ -8,7 +8,7 @@ import time
 import polars as pl
 import pytest
 
-from tests.browser.conftest import RUNS, cut_buttons, shot, too_wide
+from tests.browser.conftest import RUNS, cut_buttons, jumps, shot, too_wide
 from tests.browser.serving import rest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -76,6 +76,31 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
     head(page, "1.1").click(modifiers=["Shift"])
     page.get_by_text("with the heads switched").wait_for(state="detached")
     assert query(page, "off") == "" and query(page, "at") == "2"
+
+
+STILL = 0.1  # up to here a page counts as good: web.dev/cls
+
+
+def test_nothing_jumps_while_a_screen_loads_or_a_head_is_clicked(visit):
+    for when in ("while the model is loaded", "later"):
+        page = visit("/?model=organism")
+        see(page, "greedy continuation")
+        assert jumps(page) < STILL, when
+    for name in ("1.1", "0.2", "1.3"):
+        before = page.evaluate("performance.now()")
+        head(page, name).click()
+        see(page, "Layer {}, head {}".format(*name.split(".")))
+        rest(page)
+        assert jumps(page, before) < STILL, name
+    before = page.evaluate("performance.now()")
+    page.evaluate("document.querySelector('.st-key-page').style.marginTop = '200px'")  # what a jump would give
+    page.wait_for_timeout(100)
+    assert jumps(page, before) > STILL
+    for path in ("/retrieval_heads?run=retrieval-heads-000000000001", "/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002"):
+        page = visit(path)
+        page.locator(".js-plotly-plot").first.wait_for()
+        rest(page)
+        assert jumps(page) < STILL, path
 
 
 def test_the_explorer_in_the_dark_with_its_layer_card(visit):
