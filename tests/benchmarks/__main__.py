@@ -21,6 +21,11 @@ def modules() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules([str(HERE)]) if m.name not in NOT_BENCHMARKS)
 
 
+def number(x: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def table(results: dict) -> str:
     """The published table, in Markdown, from the raw results."""
     lines = ["| what | against | reference | ours | ratio (range) | agreement | machine |", "|---|---|---:|---:|---:|---|---|"]
@@ -31,7 +36,7 @@ def table(results: dict) -> str:
         limits = [f"{low:.3g}–{high:.3g}"] if low is not None else []
         limits += [f"arithmetic allows {bound:.2g}×"] if bound else []
         spread = f" ({'; '.join(limits)})" if limits else ""
-        lines.append(f"| {r['name']} | {r['details'].get('against', '')} | {r['reference']:.3g} {r['unit']} | {r['ours']:.3g} {r['unit']} "
+        lines.append(f"| {r['name']} | {r['details'].get('against', '')} | {number(r['reference'])} {r['unit']} | {number(r['ours'])} {r['unit']} "
                      f"| {r['ratio']:.3g}×{spread} | {r['agreement']} | {r['machine']} |")  # fmt: skip
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 import tempfile
 import time
 import warnings
@@ -17,11 +18,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes import concept_depth
-from tests.benchmarks.timing import interleaved, row
+from tests.benchmarks.timing import gemm_rate, interleaved, row
 from workbench import linear_probe
 from workbench.capture import capture
 from workbench.context import Context
 from workbench.models import Model, wrap
+from workbench.shared_prefix import nodes_per_token
 from workbench.sites import Site, sites
 
 NAME = "concept depth"
@@ -75,10 +77,14 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
         timed = float(np.abs(found - official()).max())
         seconds = interleaved({"reference": official, "ours": ours}, rounds=rounds, device=device)
     what = "prompts in a frame" if framed else "free texts"
+    bound = {}
+    if device == "cpu":  # every prefix has to be read once, at the speed of one large product
+        weights = sum(p.numel() for block in model.parts.blocks for p in block.block.parameters())
+        bound = {"arithmetic_allows": statistics.median(seconds["reference"]) / (2 * weights * nodes_per_token(ids) * sum(map(len, ids)) / gemm_rate())}
     return row(f"concept depth: end to end, {what}", "texts/s", seconds, len(ids),
                f"accuracies within {100 * worst:.2f} points of converged scikit-learn, {100 * timed:.2f} of the timed 100 iterations",
                reference="one text per forward, scikit-learn layer by layer (100 iterations)", texts=len(ids), accuracy=found.tolist(), layers_compared=len(compared),
-               points_from_converged=100 * worst, points_from_100_iterations=100 * timed, features_apart_in_float32=apart)  # fmt: skip
+               points_from_converged=100 * worst, points_from_100_iterations=100 * timed, features_apart_in_float32=apart, **bound)  # fmt: skip
 
 
 def random_llama(device: str, name: str, layers: int, width: int, heads: int, groups: int, mlp: int, vocabulary: int) -> Model:
