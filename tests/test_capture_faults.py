@@ -1,13 +1,16 @@
-"""Stored captures of a real model under faults: kill -9 at random moments, a flipped byte, a budget."""
+"""Stored captures of a real model under faults: kill -9 at random moments, a flipped byte, a budget, a memory that is small."""
 
 import logging
+import mmap
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
+from workbench import capture as captures
 from workbench.capture import capture
 from workbench.context import Context
 from workbench.models import load
@@ -167,3 +170,38 @@ def test_a_budget_evicts_the_capture_not_used_for_longest(stories260k, tmp_path,
         capture(model, IDS, [f"resid_post.{layer}", f"head_out.{layer}"], store=Store(tmp_path))
     (kept,) = Store(tmp_path).ls().to_dicts()
     assert "resid_post.1" in kept["meta"] and kept["complete"]
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_a_stored_capture_holds_one_shard_once(stories260k, tmp_path, monkeypatch, positions):
+    """No batch outlives its copy into the shard, and no shard that was read outlives the reading of the next one."""
+    model, stream, computed, mapped, most = load(str(stories260k)), captures.stream, [], [], {"computed": 0, "mapped": 0}
+
+    def alive(references) -> int:
+        return sum(reference() is not None for reference in references)
+
+    def watched(*args, **options):
+        for indices, found, batch in stream(*args, **options):
+            arrays = [tensor.numpy().copy() for tensor in found.values()]
+            computed.extend(weakref.ref(array) for array in arrays)
+            lent = {site: torch.from_numpy(array) for site, array in zip(found, arrays)}  # an array lives as long as anything sees its memory
+            del arrays, found
+            yield indices, lent, batch
+            del lent
+            most["computed"] = max(most["computed"], alive(computed))
+
+    class Map(mmap.mmap):
+        def __init__(self, *_, **__):
+            most["mapped"] = max(most["mapped"], alive(mapped) + 1)
+            mapped.append(weakref.ref(self))
+
+    monkeypatch.setattr(captures, "stream", watched)
+    monkeypatch.setattr(captures, "SHARD_BYTES", 1000 * (16 if positions == "last" else 64))
+    monkeypatch.setattr(mmap, "mmap", Map)
+    options = {"positions": positions, "store": Store(tmp_path), "max_rows": 2}
+    for _rows, found in captures.shards(model, IDS, SITES, **options):
+        assert alive(computed) == 0
+        del found
+    n_shards = len(shard_contents(tmp_path))
+    assert n_shards > 3 and len(computed) >= len(IDS) and len(mapped) >= n_shards  # two sites, at most two prompts a batch
+    assert most == {"computed": len(SITES), "mapped": 1}  # of the batch that was just taken

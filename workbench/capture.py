@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -248,18 +249,20 @@ def shards(
     check = getattr(context, "check", None)
 
     def compute(rows: list[int]) -> dict[Site, torch.Tensor]:
-        part: dict[int, dict[Site, torch.Tensor]] = {}
         chunk = [ids[i] for i in rows]
         where = [positions[i] for i in rows] if not isinstance(positions, str) and positions and isinstance(positions[0], Sequence) else positions
         options = {"positions": where, "edits": for_prompts(edits, rows), "dtype": dtype, "max_tokens": max_tokens, "max_rows": max_rows, "check": check}
+        starts = list(accumulate((lengths[i] if positions == "all" else 1 for i in rows), initial=0))
+        part: dict[Site, torch.Tensor] = {}  # filled as batches come: views of their rows, joined at the end, would hold everything twice
         for indices, found, batch in run(model, chunk, wanted, side=side, **options):
-            split = {s: _split(t.cpu(), [lengths[rows[i]] for i in indices] if positions == "all" else None) for s, t in found.items()}
-            for k, i in enumerate(indices):
-                part[i] = {s: split[s][k] for s in wanted}
+            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in indices])
+            for site, tensor in found.items():
+                if site not in part:
+                    part[site] = torch.empty((starts[-1], *tensor.shape[1:]), dtype=tensor.dtype)
+                part[site][places] = tensor.cpu()
             if context is not None:
                 context.count(prompts=len(indices), tokens=batch.tokens, forwards=1)
-        join = torch.cat if positions == "all" else torch.stack
-        return {s: join([part[i][s] for i in range(len(rows))]) for s in wanted}
+        return {site: part[site] for site in wanted}
 
     if store is not None:
         yield from _through_store(model, ids, wanted, positions, edits, dtype, side, store, lengths, compute, context, engine)
@@ -375,6 +378,7 @@ def _through_store(
                         context.count(cache_hits=1)
                         context.progress(sum(map(len, blocks[:given])), len(ids), "capture (stored)")
                     yield blocks[given - 1], found
+                    del found  # before the next shard is mapped
             return
         except DamagedShard:  # it was dropped: the writer computes it again
             continue
