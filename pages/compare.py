@@ -9,7 +9,9 @@ import streamlit as st
 
 from pages.parts import cached, frame, look, run_view, state
 from workbench import compare, figures, head_sets, runs
+from workbench.errors import WorkbenchError
 from workbench.figures import heads as head_figures
+from workbench.figures.together import together
 from workbench.runfolder import Run
 
 
@@ -59,27 +61,48 @@ def main() -> None:
     with b:
         two = pick("Second run", "b", others, found, help="A run of the same probe.")
     first, second = found[one], found[two]
-    seen = summary(one, two, cached.stamp(first.folder / "run.json"), cached.stamp(second.folder / "run.json"), first, second)
+    with look.guard(f"The runs {one} and {two} cannot be compared with what is in their folders; run the one that is damaged again with --fresh"):
+        views(first, second)
+
+
+def views(first: Run, second: Run) -> None:
+    stamps = [cached.stamp(run.folder / "run.json") for run in (first, second)]
+    seen = summary(first.id, second.id, *stamps, first, second)
     settings(seen)
     heads = "heads" in first.tables and "heads" in second.tables
-    views = ["Figures side by side", *(["Heads"] if heads else []), "Tables"]
+    fig, reason = in_one(first.id, second.id, *stamps, first, second)
+    named = ["Figures side by side", *(["In one figure"] if fig is not None else []), *(["Heads"] if heads else []), "Tables"]
     view = st.segmented_control(
         "View",
-        views,
-        default="Heads" if heads else views[0],
+        named,
+        default="Heads" if heads else named[0],
         key="view",
         bind="query-params",
         required=True,
         label_visibility="collapsed",
-        help="The figures of both, their heads on one scale, or every table that both have.",
+        help="The figures of both, both in one where the probe has such a figure, their heads on one scale, or every table that both have.",
     )
-    with look.guard():
-        if view == "Heads":
-            compare_heads(first, second, seen)
-        elif view == "Tables":
-            compare_tables(first, second, seen)
-        else:
-            side_by_side(first, second)
+    if view == "Heads":
+        compare_heads(first, second, seen)
+    elif view == "Tables":
+        compare_tables(first, second, seen)
+    elif view == "In one figure":
+        st.plotly_chart(run_view.on_screen(fig), theme=None, key="figure of both", config={"displaylogo": False})
+    else:
+        if reason:
+            st.caption(look.md(reason))
+        side_by_side(first, second)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def in_one(one: str, two: str, stamp_one: tuple, stamp_two: tuple, _first: Run, _second: Run) -> tuple[object | None, str]:
+    """The probe's figure of several runs, or why there is none."""
+    try:
+        return together([_first, _second]), ""
+    except WorkbenchError as error:
+        return None, str(error)
+    except Exception as error:  # a run that was damaged: anything can be missing from it
+        return None, f"The figure of both runs cannot be drawn from what is in their folders ({look.said(error)})."
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing")
@@ -232,7 +255,10 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
                     look.quantity({**rank, "n": None}) if rank.get("value") is not None else "",
                 )
             )
-    say = f"{table['matched']:,} rows matched on {', '.join(table['keys'])}; {table['only_first']:,} only in the first, {table['only_second']:,} only in the second"
+    if table["keys"]:
+        say = f"{table['matched']:,} rows matched on {', '.join(table['keys'])}; {table['only_first']:,} only in the first, {table['only_second']:,} only in the second"
+    else:
+        say = "This table has one row in each run, so no column is needed to match them."
     st.html(
         look.heading(say)
         + look.table(

@@ -287,6 +287,7 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
     monkeypatch.setattr(jobs, "_start", lambda device: None)
     at = open_page("retrieval_heads", **{"retrieval-heads.model": "circuit-copy"})
     at.button[[b.label for b in at.button].index("Demo")].click().run()
+    assert at.text_input(key="retrieval-heads.needles").value == "6"  # the demo asks for eight, this model comes with six
     at.text_input(key="retrieval-heads.lengths").set_value("64,128").run()
     at.number_input(key="retrieval-heads.seed").set_value(7).run()
     command = next(item.value for item in at.code if "workbench run" in item.value)
@@ -351,6 +352,38 @@ def test_two_runs_are_compared_on_one_scale_with_their_difference(two_runs):
     assert "64 rows matched on layer, head" in words(at) and not at.exception
     at = open_page("compare", a="../..", b=two_runs[1])
     assert "no run" in at.error[0].value
+
+
+def test_two_runs_stand_in_one_figure_where_the_probe_has_one_and_a_sentence_says_where_not():
+    from tests.figure_runs import conflict, depth
+
+    fakes = {i: depth(seed=i) for i in (1, 2)}
+    one, two = (keep(fake, f"concept-depth-{i:012x}", model=fake.info["model"] | {"name": f"model-{i}"}) for i, fake in fakes.items())
+    at = open_page("compare", a=one, b=two, view="In one figure")
+    (chart,) = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
+    assert not at.error and {"model-1", "model-2"} <= {trace.get("name") for trace in chart["data"]}
+    three, four = (keep(conflict(seed=i), f"knowledge-conflict-{i:012x}") for i in (3, 4))
+    at = open_page("compare", a=three, b=four, view="Figures side by side")
+    assert "In one figure" not in at.segmented_control(key="view").options and len(at.get("plotly_chart")) == 2
+    assert any("has no figure of several runs" in c.value for c in at.caption)
+
+
+def test_tables_of_one_row_are_compared_without_a_column_to_match_on(two_runs):
+    for i, identifier in enumerate(two_runs):
+        pl.DataFrame({"accuracy": [0.5 + i / 4]}).write_parquet(runs.runs_root() / identifier / "tables" / "overall.parquet")
+    at = open_page("compare", a=two_runs[0], b=two_runs[1], view="Tables", table="overall")
+    assert "one row in each run" in words(at) and "matched on" not in words(at) and not at.error
+
+
+@pytest.mark.parametrize("column", ["layer", "score"])
+def test_a_table_that_can_be_read_and_makes_no_sense_costs_a_sentence(two_runs, column):
+    path = runs.runs_root() / two_runs[1] / "tables" / "heads.parquet"
+    pl.read_parquet(path).drop(column).write_parquet(path)
+    for view in ("Heads", "Figures side by side", "Tables"):
+        at = open_page("compare", a=two_runs[0], b=two_runs[1], view=view)
+        assert not at.exception and len([s for s in at.selectbox if s.label.endswith("run")]) == 2
+        if view == "Heads" and column == "layer":
+            assert two_runs[1] in at.error[0].value.replace("\\", "") and "cannot be compared" in at.error[0].value
 
 
 def test_models_of_different_shape_are_drawn_each_on_its_own_grid():

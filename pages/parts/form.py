@@ -7,6 +7,8 @@ from typing import Any
 import streamlit as st
 
 from workbench import config as configs
+from workbench.data import read_table
+from workbench.errors import InputError
 from workbench.registry import Probe
 
 FIRST = 8  # keys that are shown at once; the rest fold away
@@ -70,6 +72,19 @@ def explained(probe: Probe, values: dict[str, Any], error: Exception) -> str:
         if field["name"] in values and f" {field['name']} = " in text and " or " in field["type"]:
             return f"{text} It takes {field['type'].replace('str', 'text')}: {field['help']}."
     return text
+
+
+def demo(probe: Probe, model: str) -> dict[str, Any]:
+    """The settings of a short run on this model. Where they ask for a number of rows, it is at most as many as ship with the model."""
+    values = dict(probe.demo)
+    spec = probe.data
+    own = spec.for_model(model) if spec is not None and spec.for_model else None
+    if own is not None and isinstance(values.get(spec.option), int):
+        try:
+            values[spec.option] = min(values[spec.option], read_table(own, required=spec.required, what=spec.what).height)
+        except InputError:
+            pass  # the run says what is wrong with the file
+    return configs.to_dict(configs.build(probe.config, values))
 
 
 def fill(probe: Probe, values: dict[str, Any]) -> None:

@@ -92,12 +92,22 @@ def token(text: str) -> str:
 
 
 @contextmanager
-def guard() -> Iterator[None]:
-    """Errors that are meant for people become a sentence on the page instead of a traceback."""
+def guard(damaged: str = "") -> Iterator[None]:
+    """Errors that are meant for people become a sentence on the page instead of a traceback; where files of runs are drawn that may be
+    damaged in any way, every error does, after what `damaged` says."""
     try:
         yield
     except WorkbenchError as error:
         problem(error)
+    except Exception as error:
+        if not damaged:
+            raise
+        problem(f"{damaged} ({said(error)}).")
+
+
+def said(error: Exception) -> str:
+    """An error that was not foreseen, in one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
 def problem(error: object) -> None:

@@ -94,8 +94,7 @@ def setup(probe: Probe) -> None:
     a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
     b.button(
         "Demo",
-        on_click=form.fill,
-        args=(probe, configs.to_dict(configs.build(probe.config, probe.demo))),
+        on_click=lambda: form.fill(probe, form.demo(probe, model)),
         disabled=not probe.demo,
         width="stretch",
         help="The settings of a short run.",

@@ -88,8 +88,7 @@ def built(folder: str, stamp: tuple, _run: Run) -> tuple[dict, dict[str, str]]:
     except WorkbenchError as error:
         return {}, {"figures": str(error)}
     except Exception as error:  # a run of another version, or one that was damaged: anything can be missing from it
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        return {}, {"figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder ({said}); run it again with --fresh."}
+        return {}, {"figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder ({look.said(error)}); run it again with --fresh."}
 
 
 def figures_of(run: Run) -> tuple[dict, dict[str, str]]:

@@ -125,11 +125,10 @@ def start_run(page, lengths: str, seed: int) -> None:
     """Fill the form of the retrieval probe with a short run (or a long one) and start it."""
     page.get_by_role("button", name="Demo").click()
     rest(page)
-    for name, value in (("needles", "4"), ("lengths", lengths)):  # the circuit comes with six needles, the demo asks for eight
-        box = page.get_by_label(name, exact=True)
-        box.fill(value)
-        box.press("Enter")
-        rest(page)
+    box = page.get_by_label("lengths", exact=True)
+    box.fill(lengths)
+    box.press("Enter")
+    rest(page)
     page.get_by_text("Seed, precision, device").click()
     box = page.get_by_label("seed", exact=True)
     box.fill(str(seed))
