@@ -148,9 +148,9 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
 
 @dataclass(eq=False)
 class Begun:
-    """Continuations after their first pass: what every row emitted so far, whether it is complete, and the past it goes on from."""
+    """Continuations after their first pass: what every row emitted so far, whether it is complete, and the past of those that are not."""
 
-    past: Cached
+    past: Cached | None
     steps: list[list[Step]]
     done: list[bool]
     spans: torch.Tensor | None  # [B, K]
@@ -229,7 +229,9 @@ def begin(
         keep_columns.append(len(guesses[b]) - matched)  # guessed columns at the end that the model did not choose
     size = past.past.mask.shape[1]
     wrong = torch.arange(size, device=model.device)[None] >= size - torch.tensor(keep_columns, device=model.device)[:, None]
-    return Begun(Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong)), steps, done, spans)
+    past = Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong))
+    going = [b for b in range(B) if not done[b]]
+    return Begun(past if len(going) == B else past.pick(going) if going else None, steps, done, spans)
 
 
 def go_on(
@@ -239,16 +241,13 @@ def go_on(
 
     Rows that are done leave, so that none grows beyond its answer. Where attention slides over a window, one `begun` at a time."""
     steps, done = [row for b in begun for row in b.steps], [row for b in begun for row in b.done]
-    staying = [[k for k, complete in enumerate(b.done) if not complete] for b in begun]
-    going = [(b, rows) for b, rows in zip(begun, staying) if rows]
-    if not going:
-        return steps
-    past = merge([b.past.pick(rows) if len(rows) < len(b.done) else b.past for b, rows in going])
-    spans = None
-    if going[0][0].spans is not None:
-        width = max(b.spans.shape[1] for b, _ in going)
-        spans = torch.cat([torch.nn.functional.pad(b.spans[rows], (0, width - b.spans.shape[1]), value=-1) for b, rows in going])
     rows_left = [k for k, complete in enumerate(done) if not complete]
+    if not rows_left:
+        return steps
+    past, spans = merge([b.past for b in begun if b.past is not None]), None
+    if begun[0].spans is not None:
+        width = max(b.spans.shape[1] for b in begun)
+        spans = torch.cat([torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun])[rows_left]
     while not all(done):
         if check is not None:
             check()
