@@ -81,11 +81,12 @@ def take_example(text: str) -> None:
 @st.fragment
 def body(name: str, text: str) -> None:
     with look.guard():
-        view(name, text)
+        opened = cached.model(name)
+        with st.container(key="view"):
+            view(name, opened, text)
 
 
-def view(name: str, text: str) -> None:
-    opened = cached.model(name)
+def view(name: str, opened, text: str) -> None:
     ids = explorer.encode(opened, text)
     switches = chosen_switches(opened, ids)
     at = position(state.get(SCREEN, "at"), len(ids))

@@ -16,18 +16,22 @@ from workbench.figures import theme
 from workbench.head_sets import model_info
 
 # Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this style sheet
-# too: `frame` gives the page one pixel of height until the sheet has come, and for the first seconds the page stays unseen while a
-# widget in it is a grey placeholder or a component is not drawn (figures have their height before they have their code). The side
-# bar's width is left free until it is there, and what stands below the list of screens waits for that list.
+# too: `frame` gives the page one pixel of height until the sheet has come, and for its first seconds a page (and the view of a model,
+# which comes when the model is loaded) stays unseen while a widget in it is a grey placeholder or a component is not drawn. Figures
+# have their height before they have their code. The side bar's width is left free until it is there (the first visit to a server
+# opens it before it hears of its width), and what stands below the list of screens waits for that list.
 CSS = """
 header[data-testid='stHeader'] {height: 2.5rem; min-height: 2.5rem}
 .stMainBlockContainer {padding: 2.9rem 1.6rem 2rem; max-width: 1680px}
 [data-testid="stSidebarContent"] {font-size: .93rem}
-.st-key-page {height: auto !important; overflow: visible !important; animation: wb-opens 5s}
-.st-key-page:has([data-testid="stSkeleton"]:not([class*="st-key-figure-"] *)), .st-key-page:has(.st-key-grid):not(:has([data-drawn="grid"])),
-.st-key-page:has(.st-key-tokens):not(:has([data-drawn="tokens"])) {visibility: var(--wb-opening, visible)}
+.st-key-page {height: auto !important; overflow: visible !important}
+.st-key-page, .st-key-view {animation: wb-opens 5s}
+:is(.st-key-page, .st-key-view):has([data-testid="stSkeleton"]:not([class*="st-key-figure-"] *)),
+:is(.st-key-page, .st-key-view):has(.st-key-grid):not(:has([data-drawn="grid"])),
+:is(.st-key-page, .st-key-view):has(.st-key-tokens):not(:has([data-drawn="tokens"])) {visibility: var(--wb-opening, visible)}
 @keyframes wb-opens {from {--wb-opening: hidden} to {--wb-opening: hidden}}
 @media (min-width: 769px) {[data-testid="stAppViewContainer"]:not(:has([data-testid="stSidebar"])) [data-testid="stMain"] {margin-left: 230px}}
+section[data-testid="stSidebar"] {width: 230px !important}
 [data-testid="stSidebarContent"]:not(:has([data-testid="stSidebarNav"])) [data-testid="stSidebarUserContent"] {visibility: hidden}
 h1, h2, h3 {padding: 0 !important} [data-testid="stHeading"] {margin-bottom: .35rem}
 [data-testid="stVerticalBlock"] {gap: .55rem}
