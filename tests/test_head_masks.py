@@ -64,14 +64,16 @@ CASES = {
     "concept-depth": ({"shuffles": "1", "draws": "100", "random_draws": "1"},
                       [{"text": t, "label": int("dog" in t.split())} for t in sentences(60) ]),
     "branching-factor": ({"samples": "4", "max_new_tokens": "8"}, [{"prompt": t} for t in sentences(3)]),
-    "knowledge-conflict": ({"keep": "all", "prune_k": "1", "random_draws": "1", "flow_items": "1", "draws": "100"}, PETS),
+    "knowledge-conflict": ({"keep": "all", "prune_k": "1", "random_draws": "1", "flow_items": "1", "draws": "100", "neutral": "neutral.txt"}, PETS),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("probe", CASES)
-def test_a_probe_run_with_a_mask_measures_the_model_whose_weights_were_zeroed_by_hand(stories260k, by_hand, mask, tmp_path, probe):
+def test_a_probe_run_with_a_mask_measures_the_model_whose_weights_were_zeroed_by_hand(stories260k, by_hand, mask, tmp_path, monkeypatch, probe):
     """`run PROBE --edit mask.json` on the model against a plain run on the folder in which the heads are zero; and not the model as it is."""
     config, content = CASES[probe]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "neutral.txt").write_text("\n".join(sentences(8)) + "\n")
     words = ["run", probe, "--data", str(rows(tmp_path / f"{probe}.jsonl", content)), "--quiet", *(f"--set={k}={v}" for k, v in config.items())]
     for name, more in (("edited", ["--model", str(stories260k), "--edit", str(mask)]), ("hand", ["--model", str(by_hand)]), ("plain", ["--model", str(stories260k)])):
         assert command_line([*words, *more, "--out", str(tmp_path / name)]) == 0

@@ -13,7 +13,8 @@ TWENTY_POINTS, TWO_POINTS = 0.20, 0.02
 @pytest.mark.slow
 def test_pruning_context_heads_brings_the_memory_answer_and_no_gain_is_claimed_where_there_is_none(tmp_path):
     """Heads from the find split, k from validation, rates on subjects that neither has seen; random heads of the same layers beside them."""
-    config = {"variant": "total", "prune_k": (1, 3, 5), "flow_items": 0}
+    (tmp_path / "neutral.txt").write_text("The mayor walked home after the long meeting.\n")  # the perplexity of every pruned model is not the headline
+    config = {"variant": "total", "prune_k": (1, 3, 5), "flow_items": 0, "neutral": str(tmp_path / "neutral.txt")}
     run = runs.execute("knowledge-conflict", "organism", config=config, data=organisms.data("conflicts-unmarked"), out=tmp_path / "run")
     summary = run.summary
     assert summary["known"]["value"] > 0.9 and summary["items_test"] >= 40
