@@ -119,6 +119,9 @@ def test_set_takes_several_pairs_and_goes_before_the_config_file(fake, capsys, t
     assert command_line(["run", "parts", "--model", "a", "--config", str(tmp_path / "c.toml"), "--set", "parts=2", "log=", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["config"] == {"parts": 2, "seconds": 0.001, "fail_at": None, "log": ""}
+    (tmp_path / "c.toml").write_text('data = "x.csv"\n')
+    assert command_line(["run", "parts", "--model", "a", "--config", str(tmp_path / "c.toml")]) == 2
+    assert "'data' is no key of the config of parts but an option of the run: --data on the command line" in sentence(capsys.readouterr().err)
     assert _spread_set("run p --set a=1 b=2,3 --seed 4 --set c= d=x=y".split()) == "run p --set a=1 --set b=2,3 --seed 4 --set c= --set d=x=y".split()
     assert _spread_set("run --set a=1 p --model x=y".split()) == "run --set a=1 p --model x=y".split()
 
@@ -132,6 +135,8 @@ def test_set_takes_several_pairs_and_goes_before_the_config_file(fake, capsys, t
         ("run parts --model a --set parts", ["key=value", "'parts'"]),
         ("run parts --model a --set parts=1 --set parts=2", ["'parts' twice"]),
         ("run parts --model a --config none.toml", ["no file none.toml"]),
+        ("run parts --model a --set data=x.csv", ["'data' is no key of the config of parts but an option of the run", "--data"]),
+        ("run parts --model a --set seed=3", ["'seed' is no key", "--seed"]),
         ("run parts --model a --data none.csv", ["takes no data file"]),
         ("run next-token-entropy --model a --data none.csv", ["no texts file none.csv"]),
         ("run parts --model a --engine vllm", ["no engine 'vllm'"]),

@@ -54,6 +54,14 @@ class Many:
         ("lengths", "[5, 6]", (5, 6)),
         ("lengths", "5, 6 ,7", (5, 6, 7)),
         ("words", '["a,b", "c"]', ("a,b", "c")),
+        ("words", " ", (" ",)),
+        ("words", "\n", ("\n",)),
+        ("words", " a , ,\n", ("a", " ", "\n")),
+        ("words", "a,", ("a",)),
+        ("words", "", ()),
+        ("words", '["\\n", " b"]', ("\n", " b")),
+        ("lengths", "5, ", (5,)),
+        ("lengths", " ", ()),
         ("pair", "3,4", (3, 4.0)),
         ("layers", "last", "last"),
         ("layers", "0,3", (0, 3)),
@@ -97,6 +105,17 @@ def test_a_value_that_does_not_fit_is_refused_in_one_sentence(key, value, words)
 def test_an_unknown_key_is_refused_and_the_nearest_one_named():
     with pytest.raises(InputError, match=r"no key 'lenghts' \(did you mean 'lengths'\?\)"):
         configs.build(Many, {"lenghts": "1"})
+
+
+@pytest.mark.parametrize("value", [(" ",), ("\n",), ("a", " "), ("", "a"), ("[", "]"), ("[a", "b]"), (" a",), ("a,b",)])
+def test_a_list_of_texts_goes_through_the_command_line_unchanged(value):
+    (assignment,) = configs.parse_assignments([f"words={configs.format_value(value)}"]).items()
+    assert configs.build(Many, dict([assignment])).words == value
+
+
+def test_the_white_space_of_a_value_is_its_own_unless_the_equals_sign_stands_apart():
+    found = configs.parse_assignments(["stop= ", "name=Question: ", "keep = all", " lengths =  1, 2 "])
+    assert found == {"stop": " ", "name": "Question: ", "keep": "all", "lengths": "1, 2"}
 
 
 def test_a_key_may_be_written_with_hyphens():

@@ -131,7 +131,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        if any(isinstance(item, str) and ("," in item or item != item.strip() or not item) for item in value):
+        if any(isinstance(item, str) and ("," in item or item != item.strip() or not item or item[0] == "[") for item in value):
             import json
 
             return json.dumps(_listed(value), ensure_ascii=False)
@@ -176,7 +176,7 @@ def type_name(hint: Any) -> str:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """``["a=1", "b=x,y"]`` -> ``{"a": "1", "b": "x,y"}``."""
+    """``["a=1", "b=x,y"]`` -> ``{"a": "1", "b": "x,y"}``; white space of a value stays, unless some stands before the equals sign too."""
     values: dict[str, str] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -184,7 +184,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
             raise InputError(f"--set takes key=value, not '{assignment}'.")
         if key.strip() in values:
             raise InputError(f"--set gives '{key.strip()}' twice.")
-        values[key.strip()] = value.strip()
+        values[key.strip()] = value if key == key.rstrip() else value.strip()
     return values
 
 
@@ -209,7 +209,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def _text(text: str, hint: Any) -> Any:
-    """Read ``text`` as ``hint``: a type, a union (first member that fits, text last), a tuple or a Literal."""
+    """Read ``text`` as ``hint``: a type, a union (first member that fits, text last), a tuple or a Literal.
+
+    Entries of a list lose the white space around them, but an entry of nothing else is that white space: a blank or a line break
+    can be an entry of a list of texts. What is between brackets is JSON where it can be, and nothing of it is changed."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return text
@@ -227,14 +230,15 @@ def _text(text: str, hint: Any) -> Any:
                 return choice
         raise ValueError(f"it must be {_one_of(typing.get_args(hint))}{nearest(text, map(str, typing.get_args(hint)))}")
     if origin is tuple:
-        if text.startswith("[") and text.endswith("]"):
+        if text.strip().startswith("[") and text.strip().endswith("]"):
             import json
 
             try:
                 return _native(json.loads(text), hint)
             except json.JSONDecodeError:
-                text = text[1:-1]
-        pieces = [piece.strip() for piece in text.split(",")] if text.strip() else []
+                text = text.strip()[1:-1]
+        of_texts = str in typing.get_args(hint)
+        pieces = [piece.strip() or (piece if of_texts else "") for piece in text.split(",")]
         if pieces and not pieces[-1]:
             pieces.pop()  # "5," is the list of one
         return _tuple(pieces, hint, _text)

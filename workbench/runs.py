@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ __all__ = ["Context", "Prepared", "Result", "Run", "bind", "command_for", "execu
            "run_by_id", "runs_root"]  # fmt: skip
 
 ENGINES = ("hf", "nnsight")
+OPTIONS = ("data", "model", "seed", "revision", "device", "dtype", "engine", "edit", "edits", "out")  # of a run, beside the config of its probe
 _PROGRESS_EVERY = 0.5  # seconds between lines of progress.jsonl
 
 
@@ -52,6 +53,7 @@ def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = No
     """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
     item = registry.get(probe) if isinstance(probe, str) else probe
     if not isinstance(config, item.config):
+        _no_options(item, config or {})
         config = configs.build(item.config, config, where=f"the config of {item.name}")
     path, name = _data_file(item, config, data)
     if item.validate is not None:
@@ -59,6 +61,13 @@ def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = No
     elif path is not None and item.data is not None and item.data.required:
         read_table(path, required=item.data.required, what=item.data.what)
     return Prepared(probe=item, config=config, data=path, data_name=name)
+
+
+def _no_options(item: Probe, values: Mapping[str, Any]) -> None:
+    """Refuse an option of a run among the keys of a config, unless the probe has a key of that name."""
+    for key in values:
+        if key in OPTIONS and key not in configs.types_of(item.config):
+            raise InputError(f"'{key}' is no key of the config of {item.name} but an option of the run: --{key} on the command line, {key} = ... beside the config elsewhere.")
 
 
 def execute(

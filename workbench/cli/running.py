@@ -20,7 +20,7 @@ def run(
     probe: Annotated[str, typer.Argument(metavar="PROBE", help="Name of the probe; `workbench probes` lists them.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")],
     data: Annotated[Path | None, typer.Option(help="Data file of the probe; each has one that ships with the project.")] = None,
-    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config key; lists as 1,2,3. Repeatable.")] = None,
+    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config key; lists as 1,2,3 or as JSON, where commas and line breaks matter. Repeatable.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of config keys; --set goes before it.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
