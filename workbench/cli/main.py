@@ -59,7 +59,9 @@ def run(argv: list[str]) -> int:
         return _report(error, str(error), error.exit_code, debug)
     except KeyboardInterrupt as error:
         return _report(error, "Cancelled.", Cancelled.exit_code, debug)
-    except BrokenPipeError:  # `workbench runs | head`
+    except (BrokenPipeError, SystemExit) as error:  # `workbench runs | head`; typer makes it an exit with code 1
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
