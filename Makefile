@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/workbench demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile || HF_HUB_OFFLINE=1 $(BIN)/python -m tests.again
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || HF_HUB_OFFLINE=1 $(BIN)/python -m tests.again
 
 app: setup
 	$(BIN)/workbench app
