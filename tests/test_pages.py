@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.parts import frame
 from tests.figure_runs import retrieval
 from workbench import jobs, registry, runs
 from workbench.config import describe
@@ -24,6 +25,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 def open_page(name: str, **params: str) -> AppTest:
     """A screen inside the frame that app.py gives it."""
+    frame.settle()
 
     def script(path, params):
         import runpy
@@ -461,7 +463,6 @@ def test_a_failed_run_shows_its_message(two_runs):
 
 
 def test_what_modules_hold_is_no_part_of_a_round_of_the_garbage_collector_and_a_dropped_model_is_gone_all_the_same(monkeypatch):
-    from pages.parts import frame
     from workbench import explorer
 
     class Ring:

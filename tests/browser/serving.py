@@ -65,11 +65,19 @@ def _end_workers(cache: Path) -> None:
             continue
 
 
+# The script has run and nothing is a grey placeholder, for a tenth of a second without a break.
+STILL = """() => {
+  const has = (selector) => document.querySelector(selector) !== null;
+  const still = has('[data-testid="stApp"][data-test-script-state="notRunning"]') && has('[data-testid="stSidebarNav"]')
+    && !has('[data-testid="stSkeleton"]') && !has('[data-stale="true"]');
+  if (!still) window.still = null;
+  else window.still ??= performance.now();
+  const long = still && performance.now() - window.still > 100;
+  if (long) window.still = null;
+  return long;
+}"""
+
+
 def rest(page) -> None:
-    """Until the script has run and nothing is a grey placeholder any more."""
-    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
-    page.wait_for_selector('[data-testid="stSidebarNav"]', state="attached")
-    page.wait_for_function(
-        "!document.querySelector('[data-testid=\"stSkeleton\"]') && !document.querySelector('[data-stale=\"true\"]')"
-    )
-    page.wait_for_timeout(150)
+    """Until the page stands still."""
+    page.wait_for_function(STILL)

@@ -196,19 +196,20 @@ def test_pictures_and_tables_go_home_in_the_formats_that_they_are_called(visit):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_screen_opens_in_light_and_dark_with_buttons_that_can_be_read(visit, dark):
-    shade = "dark" if dark else "light"
-    first = {identifier.rpartition("-")[0]: identifier for identifier in reversed(RUNS)}
-    paths = {name: f"/{name.replace('-', '_')}?run={identifier}" for name, identifier in first.items()}
-    paths["runs"] = "/runs?run=retrieval-heads-000000000001"
-    paths["compare"] = "/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002"
-    for name, path in paths.items():
-        page = visit(path, dark=dark)
+def test_every_screen_opens_in_light_and_dark_with_buttons_that_can_be_read(visit, server, dark):
+    page = visit("/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002", dark=dark)
+    for name in ["compare", *dict.fromkeys(identifier.rpartition("-")[0] for identifier in RUNS), "runs"]:
+        if name == "runs":
+            page.goto(f"{server}/runs?run=retrieval-heads-000000000001")
+        elif name != "compare":  # a probe's screen opens on a finished run
+            title = name.replace("-", " ").capitalize()
+            page.get_by_test_id("stSidebarNav").get_by_role("link", name=title, exact=True).click()
+            page.get_by_role("heading", name=title, exact=True).wait_for()
+        rest(page)
         page.locator(".js-plotly-plot").nth(3 if name == "compare" else 0).wait_for()
         rest(page)
-        shot(page, f"{name}-{shade}")
+        shot(page, f"{name}-{'dark' if dark else 'light'}")
         assert cut_buttons(page) == [] and too_wide(page) == [], name
-        page.context.close()
 
 
 def test_heads_are_set_to_their_mean_and_patched_and_neither_is_saved_as_zero(visit):
@@ -273,10 +274,12 @@ def test_nobody_but_this_machine_is_answered(server):
         socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
-def test_a_phone_can_read_it_without_scrolling_sideways(visit):
-    for path, name in ((EXPLORER, "explorer"), ("/retrieval_heads?run=retrieval-heads-000000000001", "probe"), ("/runs", "runs")):
-        page = visit(path, size=(390, 844))
-        page.wait_for_timeout(500)
+def test_a_phone_can_read_it_without_scrolling_sideways(visit, server):
+    page = visit("/runs", size=(390, 844))
+    for path, name, last in (("/runs", "runs", "Select a row"), (EXPLORER, "explorer", "next token"), ("/retrieval_heads?run=retrieval-heads-000000000001", "probe", "Retrieval score of each head")):
+        page.goto(server + path)
+        see(page, last)
+        rest(page)
         shot(page, f"phone-{name}")
         assert too_wide(page) == [], name
 
