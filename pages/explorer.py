@@ -346,7 +346,7 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         if st.button("Save", disabled=not off, help="Keep the heads that are off now."):
             how = st.session_state.get("how") or "zero"
             try:
-                path = head_sets.save_mask(title, Switches(off, how), note=f"Explorer, {model.name}")
+                path = head_sets.save_mask(title, Switches(off, how), note=f"Explorer, {model.name}", model=model)
                 st.caption(look.md(f"Saved; on the command line: --edit {path}"))
             except WorkbenchError as error:
                 look.problem(error)

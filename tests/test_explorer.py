@@ -12,7 +12,7 @@ from tests.architectures import build
 from workbench import explorer, head_sets
 from workbench.errors import InputError
 from workbench.explorer import Opened, Switches
-from workbench.intervene import load_edits
+from workbench.intervene import load_edits, read_mask
 from workbench.models import load, wrap
 
 REPEATED = [5, 9, 17, 5, 9, 30, 17, 5, 9]
@@ -330,7 +330,8 @@ def test_no_hook_is_left_behind_by_any_of_it(story):
 
 def test_masks_are_files_that_edit_reads_and_names_stay_in_their_folder(story):
     switches = Switches(((0, 1), (2, 3)), "zero")
-    path = head_sets.save_mask("my heads", switches)
+    path = head_sets.save_mask("my heads", switches, model=story.model)
+    assert read_mask(path).model["fingerprint"] == story.model.fingerprint and read_mask(path).doubt(story.model) is None
     masks = head_sets.saved_masks()
     assert masks == {"my heads": path} and head_sets.load_mask("my heads", masks) == switches
     assert load_edits(path)[0].heads == switches.heads

@@ -48,6 +48,22 @@ def test_every_command_exists():
         assert done.returncode == 0, name
 
 
+def test_the_needle_grid_of_the_first_command_fits_the_model():
+    """Whatever else a command says: prompt and answer within the organism's context."""
+    from probes.retrieval_heads import Config, _grid
+    from workbench import load
+    from workbench.config import build, parse_assignments
+    from workbench.context import Context
+    from workbench.organisms.material import material
+
+    (line,) = re.findall(r"\$ workbench run retrieval-heads --model organism (.*)", README)
+    words = shlex.split(line)
+    assert words[::2] == ["--set"] * (len(words) // 2)
+    config = build(Config, parse_assignments(words[1::2]))
+    *_, trials, _ = _grid(load("organism"), config, Context(data=material("organism")["needles"]))
+    assert len(trials) == 4 * 3 * 3
+
+
 def test_the_published_table_is_that_of_the_raw_results():
     from tests.benchmarks.__main__ import RESULTS, table
 

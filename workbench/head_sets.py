@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from workbench.errors import InputError
 from workbench.explorer import Head, Switches
 from workbench.runfolder import Run
+
+if TYPE_CHECKING:
+    from workbench.models import Model
 
 NO_SCORES = ("layer", "head", "kv_group", "n", "n_trials")
 MASKS = ("zero", "uniform")  # what a file of heads can ask for
@@ -94,8 +98,8 @@ def saved_masks(runs: Sequence[Run] = (), *, fingerprint: str | None = None) -> 
     return found
 
 
-def save_mask(name: str, switches: Switches, *, note: str = "") -> Path:
-    """Keep a set of heads under a name, as a file that `--edit` reads. Raises InputError for a name that is no name, and for heads
+def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | None = None) -> Path:
+    """Keep a set of heads under a name, as a file that `--edit` reads; `model`: the one they belong to. Raises InputError for a name that is no name, and for heads
     that are switched in a way a mask cannot hold (a mean or a patch needs the numbers that are put in place)."""
     from workbench.intervene import save_heads
 
@@ -107,7 +111,7 @@ def save_mask(name: str, switches: Switches, *, note: str = "") -> Path:
         raise InputError(f"A mask cannot hold '{switches.how}', only {' or '.join(MASKS)}: choose one of these beside the switch, then save.")
     masks_folder().mkdir(parents=True, exist_ok=True)
     path = masks_folder() / f"{name}.json"
-    save_heads(path, switches.heads, how=switches.how, note=note)
+    save_heads(path, switches.heads, how=switches.how, note=note, model=model)
     return path
 
 

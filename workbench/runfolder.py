@@ -154,7 +154,7 @@ def list_runs(*, root: Path | None = None) -> list[Run]:
             runs.append(_read(path.parent))
         except InputError:
             continue
-    return sorted(runs, key=lambda run: (run.info.get("started", ""), run.id), reverse=True)
+    return sorted(runs, key=lambda run: (str(run.info.get("started", "")), run.id), reverse=True)
 
 
 def _read(folder: Path) -> Run:
