@@ -59,7 +59,7 @@ class Config:
     recall_threshold: float = option(0.5, "ROUGE-1 recall above which a trial counts as answered", low=0, high=1)
     template: str = option("default", "prompt: 'paper', 'chat' (the model's own chat template) or a text with {context} and {question}; default: the paper's, or the model's where it ships with one")
     stop: tuple[str, ...] = option(("default",), "the answer ends after a token that contains one of these; default: a line break, or the model's own")
-    mask_k: tuple[int, ...] = option((2, 5, 10, 15, 20, 30, 50, 100), "how many top heads to mask; numbers beyond half of the model's heads are left out; 0: no masking test", low=0)
+    mask_k: tuple[int, ...] = option((2, 5, 10, 15, 20, 30, 50, 100), "how many top heads to mask; numbers beyond half of the model's heads are left out, those beyond the heads with a score become these; 0: no masking test", low=0)
     ablation: str = option("uniform", "what masking does to a head: uniform attention (official code), zero output, mean output", choices=("uniform", "zero", "mean"))
     mask_phase: str = option("decode", "decode: mask from the last prompt token on (official code); all: mask the prompt too", choices=("decode", "all"))
     random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1)
@@ -133,7 +133,7 @@ def _material(config: Config, model: str) -> dict[str, object]:
     validate=validate,
     figures="workbench.figures.retrieval_heads:figures",
     keys={"heads": ("layer", "head"), "trials": ("trial",), "masking": ("k", "heads", "draw")},
-    version=2,
+    version=3,
     demo={"lengths": (128, 256, 384, 480), "depths": (0, 25, 50, 75, 100), "needles": 8, "max_new_tokens": 16, "mask_k": (1, 2, 3, 4, 8)},
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -434,10 +434,14 @@ def _split(trials, kept: np.ndarray, answered: np.ndarray, config: Config, conte
 
 def _mask_plan(model, scores: np.ndarray, config: Config, context: Context) -> list[tuple[int, str, int, tuple]]:
     """(k, "top" or "random", draw, heads) for every masking, by `scores` [layers, H]; random heads come from the top heads' layers and
-    are none of them."""
+    are none of them. Heads without a score have no order, so none of them is a top head."""
     order = [divmod(int(i), model.n_heads) for i in np.argsort(-scores.ravel(), kind="stable")]
-    plan = [(0, "top", 0, ())]
-    for k in sorted({k for k in config.mask_k if 0 < k <= len(order) // 2}):
+    plan, scored = [(0, "top", 0, ())], int((scores > 0).sum())
+    wanted_k = {k for k in config.mask_k if 0 < k <= len(order) // 2}
+    if scored and wanted_k and max(wanted_k) > scored:
+        some = "1 head has a score, so masking ends with it" if scored == 1 else f"{scored} heads have a score, so masking ends with these"
+        context.warn(f"{some}; mask_k asks for up to {max(wanted_k)}.")
+    for k in sorted({min(k, scored) for k in wanted_k} - {0}):
         top = order[:k]
         plan.append((k, "top", 0, tuple(top)))
         for draw in range(config.random_draws):

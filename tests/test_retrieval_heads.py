@@ -139,6 +139,15 @@ def test_masking_the_copy_head_breaks_the_answer_and_random_heads_do_not(ablatio
     assert all(heads.startswith("1.") and heads != "1.0" for heads in random["masked"].to_list())
 
 
+def test_heads_that_never_copied_are_not_masked_as_top_heads():
+    """Two heads of the circuit have a score: beyond them, the order of heads would be that of their numbers."""
+    run = circuit_run("zero", mask_k=(1, 2, 4))
+    assert int((run.table("heads")["score"] > 0).sum()) == 2 and sorted(run.table("masking")["k"].unique()) == [0, 1, 2]
+    top = run.table("masking").filter(k=2, heads="top")["masked"].item()
+    assert set(top.split()) == {f"{r['layer']}.{r['head']}" for r in run.table("heads").filter(pl.col("score") > 0).iter_rows(named=True)}
+    assert any("2 heads have a score" in warning and "up to 4" in warning for warning in run.info["warnings"])
+
+
 def test_zero_and_uniform_masking_differ():
     said = {a: circuit_run(a, mask_k=(1,)).table("masked_trials").filter((pl.col("k") == 1) & (pl.col("heads") == "top"))["response"].to_list() for a in ("zero", "uniform")}
     assert said["zero"] != said["uniform"]
