@@ -1,6 +1,7 @@
 """Fixtures that every test may use; torch is imported only by the tests that need it."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def _own_cache(tmp_path_factory, monkeypatch, _circuits):
     (cache / "organisms").symlink_to(_circuits)
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
     monkeypatch.delenv("WORKBENCH_STORE_BUDGET", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_threads():
+    """numba's thread pool (UMAP) sets torch's too: the next test would be slower, and round otherwise."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if "torch" in sys.modules and before not in (None, sys.modules["torch"].get_num_threads()):
+        sys.modules["torch"].set_num_threads(before)
 
 
 def shared(relative: str) -> Path:
