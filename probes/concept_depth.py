@@ -82,6 +82,11 @@ def validate(config: Config, data: Path | None) -> None:
         concept_data.split(concept, config.split, folds=config.folds, groups=config.groups, rng=np.random.default_rng(0))
 
 
+def _material(config: Config, model: str) -> dict[str, Path]:
+    """The plain-English sets that ship, where they are used."""
+    return {name: ENGLISH if name == "english" else ENGLISH / f"{name.removeprefix('english/')}.jsonl" for name in config.sets if name.split("/")[0] == "english"}
+
+
 @probe(
     "concept-depth",
     title="Concept depth",
@@ -97,6 +102,7 @@ def validate(config: Config, data: Path | None) -> None:
     },
     bibtex=BIBTEX,
     data=DataSpec(required=("text", "label"), columns=("group", "answer"), what="concept", default="workbench:organisms/data/concepts", folder=True),
+    material=_material,
     validate=validate,
     figures="workbench.figures.concept_depth:figures",
     keys={"layers": ("dataset", "condition", "layer"), "depth": ("dataset", "condition"), "inputs": ("row",), "sets": ("dataset",),

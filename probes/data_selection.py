@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from workbench.config import nearest
 from workbench.context import Context, Result
 from workbench.errors import InputError
 from workbench.files import write_bytes
+from workbench.organisms.material import shipped_sae
 from workbench.rankings import bm25, compare, ranked, resample_counts, selected_share, verdict
 from workbench.registry import DataSpec, option, probe
-from workbench.samples import LABELS, TOKENS, Samples, labels_of, read_samples, texts, tokenize
+from workbench.samples import LABELS, TOKENS, Samples, labels_of, read_samples, target_files, texts, tokenize
 
 BIBTEX = """@inproceedings{ma2025mona,
   title={Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations},
@@ -89,7 +89,7 @@ def validate(config: Config, data: Path | None) -> None:
     """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
     pool = read_samples(data, what="pool", tokens=config.tokens)
     targets = {}
-    for name, path in target_files(config).items():
+    for name, path in target_files(config.target).items():
         targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
         if config.prototype == "subtask" and "subtask" not in targets[name].columns:
             raise InputError(f"{path} has no column 'subtask', which prototype=subtask needs.")
@@ -110,6 +110,13 @@ def validate(config: Config, data: Path | None) -> None:
         there = recorded_site(find(config.sae))
         if site is not None and there is not None and there != site:
             raise InputError(f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features mean nothing there.")
+
+
+def _material(config: Config, model: str) -> dict[str, Path]:
+    """The autoencoder and the targets that ship, where they are used."""
+    shipped = shipped_sae(model) if config.sae == "default" else None
+    own = [Path(entry).expanduser() for entry in config.target]
+    return ({"sae": shipped} if shipped else {}) | {f"target {name}": path for name, path in target_files(config.target).items() if path not in own}
 
 
 @probe(
@@ -133,6 +140,7 @@ def validate(config: Config, data: Path | None) -> None:
     },
     bibtex=BIBTEX,
     data=DataSpec(what="pool", default="workbench:organisms/data/pool.jsonl", columns=("text", "prompt", "response", "topic")),
+    material=_material,
     validate=validate,
     figures="workbench.figures.data_selection:figures",
     version=2,
@@ -147,7 +155,7 @@ def run(model, config: Config, context: Context) -> Result:
         raise InputError("data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it with --engine hf.")
     reader = Reader.of(model, config, context)
     frame = read_samples(context.data, what="pool", tokens=config.tokens)
-    targets = {name: read_samples(path, what=f"target {name}", tokens=config.tokens) for name, path in target_files(config).items()}
+    targets = {name: read_samples(path, what=f"target {name}", tokens=config.tokens) for name, path in target_files(config.target).items()}
     labels, said = labels_of(frame, targets, config.label)
     if said:
         context.warn(said)
@@ -193,27 +201,6 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, _summary(tables, main, size, pool, duplicate, reader, context))
 
 
-
-def target_files(config: Config) -> dict[str, Path]:
-    """Name → file of each target."""
-    from importlib.resources import files
-
-    shipped = {p.stem: p for p in sorted(Path(str(files("workbench").joinpath("organisms/data/targets"))).glob("*.jsonl"))}
-    if config.target == ("default",):
-        return shipped
-    found: dict[str, Path] = {}
-    for entry in config.target:
-        path = Path(entry).expanduser()
-        if not path.exists() and entry in shipped:
-            path = shipped[entry]
-        elif not path.exists() and not path.suffix:
-            raise InputError(f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of {', '.join(shipped)}.")
-        if path.stem in found:
-            raise InputError(f"Two targets are called '{path.stem}'; rename a file.")
-        found[path.stem] = path
-    return found
-
-
 def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> Samples:
     found = tokenize(model, table, what=what, tokens=config.tokens, specials=config.specials, template=config.template, check=context.check)
     if found.cut:
@@ -246,13 +233,13 @@ class Reader:
 
     @staticmethod
     def of(model, config: Config, context: Context) -> Reader:
-        from workbench import organisms, sae
+        from workbench import sae
         from workbench.sites import Site
 
         source = config.sae
         if source == "default":
-            shipped = organisms.WEIGHTS / "sae" / ("organism" if model.name.startswith("organism") else Path(model.name).name)
-            if not (shipped / "cfg.json").is_file():
+            shipped = shipped_sae(model.name)
+            if shipped is None:
                 raise InputError(f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give sae=FOLDER, or sae=none for the baselines.")
             source = str(shipped)
         loaded = None

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from workbench import organisms
 from workbench.conflicts import (
     COLUMNS,
     COUNTS,
@@ -148,6 +149,7 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
     },
     bibtex=BIBTEX,
     data=DataSpec(required=COLUMNS, default="workbench:organisms/data/conflicts.jsonl", what="conflicts", columns=OPTIONAL),
+    material=lambda config, _model: {"essays": ESSAYS, "documents": organisms.data("texts")} if config.neutral == "auto" else {},
     validate=validate,
     figures="workbench.figures.knowledge_conflict:figures",
     keys={"heads": ("layer", "head"), "flow": ("component", "window_start", "source"), "pruning": ("role", "k", "heads", "draw"),

@@ -124,6 +124,7 @@ def run(model, config: Config, context: Context) -> Result:
     if len(kept) < 2:
         raise InputError(f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs two, and means something with many more.")
     ids = [encoded[row] for row in kept]
+    context.rows_used = len(kept)
     if isinstance(config.token, int):
         short = next((row for row in kept if not -len(encoded[row]) <= config.token < len(encoded[row])), None)
         if short is not None:

@@ -309,6 +309,8 @@ def test_shipped_sets_come_easiest_first_and_the_table_says_how_hard_they_are(st
         difficulty = [s.difficulty for s in sets]
         assert None not in difficulty and difficulty == sorted(difficulty) and len(set(difficulty)) > 2, config
     assert [s.name for s in concept_depth.read_sets(Config(sets=("coin", "topic")), world)] == ["coin", "topic"]
+    shipped = concept_depth._material(Config(sets=("coin", "english", "english/plural")), "any")
+    assert set(shipped) == {"english", "english/plural"} and all(path.exists() for path in shipped.values())
     result = probe(stories, world, sets=("coin", "english/plural"), limit=20, groups="no")
     assert result.tables["sets"].select("dataset", "difficulty").rows() == [("coin", 4), ("plural", 1)]
 

@@ -453,7 +453,10 @@ def test_the_probe_passes_the_conformance_battery(model, material):
 
 @pytest.mark.slow
 def test_the_map_holds_the_samples_asked_for(model, material, tmp_path):
-    table = execute(model, material, tmp_path / "run", map_rows=20, baselines=(), explain=0, features=0).table("map")
+    threads = torch.get_num_threads()
+    run = execute(model, material, tmp_path / "run", map_rows=20, baselines=(), explain=0, features=0)
+    assert torch.get_num_threads() == threads and "material" not in run.info
+    table = run.table("map")
     assert table["row"].n_unique() == table.height == 20 and table.select(pl.col("x", "y").is_finite().all()).row(0) == (True, True)
 
 
@@ -472,6 +475,7 @@ def test_on_the_organisms_pool_features_find_topics_that_no_word_gives_away(tmp_
     assert set(filter(None, run.summary.get("not_better_than", "").split(", "))) == weaker
     quality = run.table("quality").row(0, named=True)
     assert quality["explained_variance"] > 0.8 and quality["loss_recovered_training"] > 0.98
+    assert {"sae", "target sea", "target facts"} < set(run.info["material"]) and len(run.info["material"]) == 10
     assert run.info["sae"]["path"] == "organism (shipped)" and not any("trained on" in w for w in run.info["warnings"])
 
 

@@ -29,7 +29,11 @@ def layout(rows: Rows, *, seed: int, check: Callable[[], None] | None = None) ->
 
     import umap
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that a seed makes it run on one core
-        mapper = umap.UMAP(metric="precomputed", n_neighbors=min(15, rows.n - 1), random_state=seed, n_jobs=1, init="random")
-        return np.asarray(mapper.fit_transform(distances(rows, check=check)), dtype=np.float64)
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns that a seed makes it run on one core
+            mapper = umap.UMAP(metric="precomputed", n_neighbors=min(15, rows.n - 1), random_state=seed, n_jobs=1, init="random")
+            return np.asarray(mapper.fit_transform(distances(rows, check=check)), dtype=np.float64)
+    finally:
+        torch.set_num_threads(threads)  # numba's thread pool resets it, and with it the rounding of every later product

@@ -11,14 +11,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from workbench.config import nearest
 from workbench.data import read_table
 from workbench.errors import InputError
+from workbench.organisms.material import shipped_targets
 
 if TYPE_CHECKING:
     from workbench.models import Model
 
 TOKENS = ("all", "prompt", "response")
 LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
+
+
+def target_files(entries: Sequence[str]) -> dict[str, Path]:
+    """Name → file of each target: a file of one's own, or by name one that ships; ("default",) for all that ship."""
+    shipped = shipped_targets()
+    if tuple(entries) == ("default",):
+        return shipped
+    found: dict[str, Path] = {}
+    for entry in entries:
+        path = Path(entry).expanduser()
+        if not path.exists() and entry in shipped:
+            path = shipped[entry]
+        elif not path.exists() and not path.suffix:
+            raise InputError(f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of {', '.join(shipped)}.")
+        if path.stem in found:
+            raise InputError(f"Two targets are called '{path.stem}'; rename a file.")
+        found[path.stem] = path
+    return found
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""What ships with an organism for the retrieval probe: its own needles, haystack, prompt template and stopping words."""
+"""What ships with an organism for the probes: needles, haystack, prompt template and stopping words; its autoencoder; targets of selection."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from workbench import organisms
+
+
+def shipped_sae(name: str) -> Path | None:
+    """The folder of the sparse autoencoder that ships with a model, by its name or folder."""
+    folder = organisms.WEIGHTS / "sae" / ("organism" if name.startswith("organism") else Path(name).name)
+    return folder if (folder / "cfg.json").is_file() else None
+
+
+def shipped_targets() -> dict[str, Path]:
+    """Name → file of the targets of data selection."""
+    return {path.stem: path for path in sorted(organisms.data("targets/sea").parent.glob("*.jsonl"))}
 
 
 def material(name: str) -> dict[str, Any]:
