@@ -9,7 +9,8 @@ from tests.architectures import NAMES, build
 from workbench import shared_prefix
 from workbench.capture import capture, stream
 from workbench.models import load, wrap
-from workbench.shared_prefix import applies, nodes_per_token, packs, stream_shared
+from workbench.shared_prefix import applies, front, nodes_per_token, packs, stream_shared
+from workbench.sites import Site
 
 TEMPLATE = [5, 6, 7, 8]
 PROMPTS = [[*TEMPLATE, 10 + i % 5, 20 + i % 3, 30 + i] for i in range(20)] + [TEMPLATE, [40, 41]]
@@ -33,27 +34,39 @@ def test_packs_hold_every_prompt_once_and_every_node_sees_its_prompt(rows, limit
     assert round(nodes_per_token(rows) * sum(map(len, rows))) == len({tuple(row[: k + 1]) for row in rows for k in range(len(row))})
 
 
+@pytest.mark.parametrize("begins", ["alike", "differently"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_architecture_gives_what_single_prompts_give(name, monkeypatch):
+def test_every_architecture_gives_what_single_prompts_give(name, begins, monkeypatch):
+    """In several packs and passes, and after a beginning that all have or that two do not have."""
     model = wrap(build(name))
-    monkeypatch.setitem(shared_prefix.NODES, "cpu", 14)  # several packs
-    monkeypatch.setitem(shared_prefix.PACKS, "cpu", 3)  # in several passes
-    prompts = [row[:6] for row in PROMPTS]  # within the windows of the small models
-    sites = ["resid_post.1", "head_out.2", "final_norm", "logits"]
-    assert applies(model, prompts)
-    rows, found, padded = [], {site: [] for site in sites}, 0
+    monkeypatch.setitem(shared_prefix.NODES, "cpu", 8)
+    monkeypatch.setitem(shared_prefix.TOKENS, "cpu", 36)
+    prompts = [row[:6] for row in (PROMPTS[:-2] if begins == "alike" else PROMPTS)]  # within the windows of the small models
+    sites = [Site.parse(site) for site in ("resid_post.1", "head_out.2", "final_norm", "logits")]
+    assert applies(model, prompts) and front(model, prompts) == (TEMPLATE if begins == "alike" else [])
+    rows, found, padded, tokens = [], {site: [] for site in sites}, 0, 0
     for indices, acts, batch in stream_shared(model, prompts, sites):
         rows += indices
-        assert int(batch.lengths.max()) <= 14 and len(batch.lengths) <= 3
-        for site in sites:
-            found[site].append(next(v for k, v in acts.items() if str(k) == site))
+        tokens += batch.tokens
         padded += not bool(batch.mask.all())
-    assert sorted(rows) == list(range(len(prompts))) and padded
+        assert int(batch.lengths.max()) <= 16 and len(batch.lengths) <= 3
+        for site, x in acts.items():
+            found[site].append(x)
+    assert sorted(rows) == list(range(len(prompts))) and padded and tokens < sum(map(len, prompts))
     for site in sites:
-        from workbench.sites import Site
-
-        expected = single(model, [prompts[i] for i in rows], Site.parse(site))
+        expected = single(model, [prompts[i] for i in rows], site)
         torch.testing.assert_close(torch.cat(found[site]), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_beginning_longer_than_a_pack_is_read_once(stories260k):
+    """The few-shot part of labelled texts: 200 tokens that every prompt begins with."""
+    model = load(str(stories260k))
+    shots = model.encode("Once upon a time there was a little girl. " * 20)[:200]
+    prompts = [[*shots, *model.encode(f"The city of {'Paris' if i % 2 else 'London'} is number {i}", bos=False)] for i in range(40)]
+    sizes = [batch.tokens for _, _, batch in stream_shared(model, prompts, ["resid_post.3"])]
+    assert len(shots) <= sizes[0] and sum(sizes) < 0.15 * sum(map(len, prompts))
+    found = capture(model, prompts, ["resid_post.3"])["resid_post.3"]
+    torch.testing.assert_close(found, single(model, prompts, Site.parse("resid_post.3")), atol=1e-5, rtol=0)
 
 
 def test_capture_uses_the_trie_and_keeps_the_order(stories260k):
@@ -65,8 +78,6 @@ def test_capture_uses_the_trie_and_keeps_the_order(stories260k):
     found = capture(model, ids, ["resid_post.3"])["resid_post.3"]
     handle.remove()
     assert sum(ran) < 0.7 * sum(map(len, ids))  # the check of two prompts by a plain pass included
-    from workbench.sites import Site
-
     torch.testing.assert_close(found, single(model, ids, Site.parse("resid_post.3")), atol=1e-5, rtol=0)
 
 

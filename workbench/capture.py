@@ -255,7 +255,8 @@ def shards(
         starts = list(accumulate((lengths[i] if positions == "all" else 1 for i in rows), initial=0))
         part: dict[Site, torch.Tensor] = {}  # filled as batches come: views of their rows, joined at the end, would hold everything twice
         for indices, found, batch in run(model, chunk, wanted, side=side, **options):
-            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in indices])
+            places = [torch.arange(starts[i], starts[i + 1]) for i in indices]
+            places = torch.cat(places) if places else None  # a pass over what all begin with
             for site, tensor in found.items():
                 if site not in part:
                     part[site] = torch.empty((starts[-1], *tensor.shape[1:]), dtype=tensor.dtype)

@@ -1,7 +1,8 @@
 """Last-token activations of many prompts that begin alike: every shared prefix is run once.
 
-Prompts are merged into tries and the nodes of each are run as one sequence, in which a token attends to its ancestors only and has its depth
-as position; several make a batch. Each prompt's last token then sees exactly what it sees alone. Labelled texts in a template, pairs of statements and few-shot
+What all prompts begin with is run first and stays in the key/value cache. The rest is merged into tries and the nodes of each are run as one
+sequence, in which a token attends to its ancestors only and has its depth as position; several make a batch. Each prompt's last token then
+sees exactly what it sees alone. Labelled texts in a template, pairs of statements and few-shot
 prompts have three to five times fewer nodes than tokens. Models for which this does not hold (ALiBi, no explicit
 positions, windows shorter than a prompt, recurrent layers) are recognised, the last kind by comparing two prompts with a plain pass, and
 run in plain batches.
@@ -18,13 +19,16 @@ import torch
 
 from workbench.batching import Batch, Frame, is_out_of_memory
 from workbench.capture import _Enough, _recording, stream
+from workbench.continuation import Cached, feed
 from workbench.models import Model
 from workbench.sites import Site
 
 WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention mask
-NODES = {"cpu": 128, "cuda": 512}  # of one pack: attention over a pack is quadratic in it
-PACKS = {"cpu": 8, "cuda": 16}  # of one pass
-LONGEST = 512  # tokens of a prompt that is run on a trie
+NODES = {"cpu": 64, "cuda": 512}  # of one pack, where two prompts have room in it: attention over a pack is quadratic in it
+TOKENS = {"cpu": 1024, "cuda": 8192}  # of one pass
+LONGEST = 512  # tokens of a prompt that is run on a trie, without what all begin with
+EVEN = 16  # attention over short rows is up to twice as fast where the number of keys is a multiple of this
+FRONT = 4  # tokens that all prompts begin with for which a pass of their own pays
 
 
 @dataclass(eq=False)
@@ -86,13 +90,22 @@ def _shared(a: list[int], b: list[int]) -> int:
 def applies(model: Model, ids: Sequence[Sequence[int]]) -> bool:
     """Whether these prompts gain and this model can be run on a trie, as far as its config says."""
     longest = max(len(row) for row in ids)
+    if longest - len(front(model, ids)) > LONGEST:
+        return False
     config = model.hf.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     varies = any(word in str(scaling) for word in ("dynamic", "longrope", "yarn"))
-    if not model._mask_free or varies or longest > min(LONGEST, window or LONGEST):
+    if not model._mask_free or varies or (window and longest > window):
         return False
     return len(ids) > 8 and nodes_per_token(ids) <= WORTHWHILE
+
+
+def front(model: Model, ids: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all prompts begin with, if a pass of their own pays and the model can go on from it; at least one is left to each."""
+    first, last = list(min(ids, key=list)), list(max(ids, key=list))
+    size = min(_shared(first, last), min(map(len, ids)) - 1)
+    return first[:size] if size >= FRONT and not getattr(model.hf, "_is_stateful", False) else []
 
 
 def stream_shared(
@@ -104,20 +117,28 @@ def stream_shared(
     check: Callable[[], None] | None = None,
     **options,
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
-    """`capture.stream` of last tokens with shared prefixes run once: (row indices, {site: [m, …]}, batch) per pack.
+    """`capture.stream` of last tokens with shared prefixes run once: (row indices, {site: [m, …]}, batch) per pass; the pass over what
+    all prompts begin with has no rows.
 
     For prompts to which `applies` says yes. `options` are those of `stream`, which takes over where the first pack comes out wrong."""
     wanted = [Site.parse(site) for site in sites]
     kind = "cuda" if model.device.type == "cuda" else "cpu"
-    plan = sorted(packs(ids, max_nodes=NODES[kind]), key=lambda pack: len(pack.tokens))  # alike in size: little padding
+    common = front(model, ids)
+    rest = [row[len(common) :] for row in ids]
+    most = _even(max(NODES[kind], 2 * max(map(len, rest))), len(common))
+    plan = sorted(packs(rest, max_nodes=most), key=lambda pack: len(pack.tokens))  # alike in size: little padding
+    begun, step = None, max(1, TOKENS[kind] // most)
+    if common:
+        begun, _ = feed(model, [common], None)
+        yield [], {}, begun.past
     keep = (lambda x: x.clone()) if dtype is None else (lambda x: x.to(dtype, copy=True))
-    for start in range(0, len(plan), PACKS[kind]):
-        together = plan[start : start + PACKS[kind]]
+    for start in range(0, len(plan), step):
+        together = plan[start : start + step]
         rows = [row for pack in together for row in pack.rows]
         if check is not None:
             check()
         try:
-            found, batch = _run(model, together, wanted, keep)
+            found, batch = _run(model, together, begun, wanted, keep)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -130,24 +151,33 @@ def stream_shared(
         yield rows, found, batch
 
 
-def _run(model: Model, together: Sequence[Pack], wanted: list[Site], keep) -> tuple[dict[Site, torch.Tensor], Batch]:
-    """One pass over packs, one per row of the batch; padding is seen by itself only."""
+def _run(model: Model, together: Sequence[Pack], begun: Cached | None, wanted: list[Site], keep) -> tuple[dict[Site, torch.Tensor], Batch]:
+    """One pass over packs after what all begin with, one per row of the batch; padding is seen by itself (and sees the beginning) only."""
     device = model.device
+    past = 0 if begun is None else begun.past.mask.shape[1]
     sizes = [len(pack.tokens) for pack in together]
-    shape = len(together), max(sizes)
+    shape = len(together), _even(max(sizes), past)
     tokens, depth = torch.full(shape, model.pad_id), torch.zeros(shape, dtype=torch.long)
     sees = torch.eye(shape[1], dtype=torch.bool).repeat(len(together), 1, 1)
     for b, (pack, n) in enumerate(zip(together, sizes)):
         tokens[b, :n], depth[b, :n], sees[b, :n, :n] = torch.tensor(pack.tokens), torch.tensor(pack.depth), pack.sees()
     hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
-    tokens, depth, lengths = tokens.to(device), depth.to(device), torch.tensor(sizes, device=device)
+    hidden = torch.nn.functional.pad(hidden, (past, 0))[:, None].to(device)
+    tokens, depth, lengths = tokens.to(device), depth.to(device) + past, torch.tensor(sizes, device=device)
+    keys = torch.cat([torch.arange(past, device=device).expand(len(together), -1), depth], 1)
+    after = {"use_cache": False} if begun is None else {"past_key_values": begun.fork(len(together)).cache, "use_cache": True}
     batch = Batch(tokens, torch.arange(shape[1], device=device) < lengths[:, None], depth, lengths, "right")
     which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows], device=device)
     last = torch.tensor([node for pack in together for node in pack.last], device=device)
-    with torch.no_grad(), model.framed(Frame(depth, batch.mask, depth)), _recording(model, wanted, batch, lambda x: x[which.to(x.device), last.to(x.device)], keep) as seen:
+    with torch.no_grad(), model.framed(Frame(depth, batch.mask, keys)), _recording(model, wanted, batch, lambda x: x[which.to(x.device), last.to(x.device)], keep) as seen:
         with contextlib.suppress(_Enough):
-            model.hf(input_ids=tokens, position_ids=depth, attention_mask=hidden[:, None].to(device), use_cache=False)
+            model.hf(input_ids=tokens, position_ids=depth, attention_mask=hidden, **after)
     return {site: seen[site] for site in wanted}, batch
+
+
+def _even(size: int, past: int) -> int:
+    """The next size with which there is an even number of keys, those of the past included."""
+    return -(-(size + past) // EVEN) * EVEN - past
 
 
 def _agrees(model: Model, ids, rows: Sequence[int], found: dict[Site, torch.Tensor], wanted: list[Site]) -> bool:

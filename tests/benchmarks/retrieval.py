@@ -24,8 +24,8 @@ MASKING = "retrieval-head detection and masking"
 AGAINST = "official algorithm (batch 1, output_attentions, Python loop)"
 # lengths, depths, needles, answer tokens; "8b" is a random model of that shape: speed and memory, not behaviour
 SCALES = {"small": ((256, 480), (0, 25, 50, 75, 100), 8, 16), "8b": ((4096, 16384, 32768), (0, 50, 100), 2, 16)}
-# needles, masked trials, K list, random draws: the probe's own up to half of the heads, 31 maskings of each trial; and 4
-MASKED = {"small": (4, 12, (2, 5, 10, 15, 20), 5), "8b": (1, 2, (20,), 2)}
+# needles, masked trials, K list, random draws: the probe's own (half of the trials, K up to half of the heads), 31 maskings of each trial; and 4
+MASKED = {"small": (4, 20, (2, 5, 10, 15, 20), 5), "8b": (1, 2, (20,), 2)}
 # dense bfloat16 FLOP/s of the SXM and data-centre cards, by a part of their name
 PEAK = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}
 CLOSE = 1e-4  # logits or weights that differ by less may come out in either order: float32 rounds batches otherwise than single rows
