@@ -8,6 +8,7 @@ from workbench.attention import observe
 from workbench.batching import batches, pad
 from workbench.capture import capture, capture_generation, logits, predicted_bytes, site_size, stream
 from workbench.errors import InputError
+from workbench.intervene import Patch, apply
 from workbench.models import load, wrap
 from workbench.sites import Site, sites
 from workbench.store import Store
@@ -168,6 +169,36 @@ def test_the_pass_ends_after_the_deepest_site(stories260k):
 
 def hooks_on(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
+
+
+def test_the_last_mlp_runs_on_the_tokens_that_are_read_alone(fitted):
+    """Unless something of it is wanted, or somebody hooked it: an edit there sees every token."""
+    name, reference, model = fitted
+    mlp, last, seen = model.parts.blocks[-1].mlp_in, model.n_layers - 1, []
+    if mlp is not model.parts.blocks[-1].mlp_out:
+        mlp = model.parts.blocks[-1].block  # read and written through different modules: left as it is
+    wanted = [Site("resid_post", 0), Site("final_norm"), Site("logits")]
+    real = mlp.forward
+    mlp.forward = lambda x, *args, **kwargs: seen.append(x.shape[:2]) or real(x, *args, **kwargs)
+    try:
+        for side in ("right", "left"):
+            (indices, found, _), *_ = stream(model, IDS, wanted, side=side, max_rows=4)
+            for k, i in enumerate(indices):
+                torch.testing.assert_close(found[Site("final_norm")][k], reference[i].hidden_states[-1][0, -1], atol=1e-5, rtol=0)
+                torch.testing.assert_close(found[Site("logits")][k], reference[i].logits[0, -1], atol=1e-5, rtol=0)
+                torch.testing.assert_close(found[Site("resid_post", 0)][k], reference[i].hidden_states[1][0, -1], atol=1e-5, rtol=0)
+        whole = mlp is model.parts.blocks[-1].block
+        assert set(seen) == {(4, 10) if whole else (4, 1)}
+        seen.clear()
+        inner = capture(model, IDS, [Site("mlp_out", last), Site("final_norm")])
+        assert set(seen) == {(4, 10)} and inner[Site("mlp_out", last)].shape == (4, model.width)
+    finally:
+        del mlp.forward
+    with apply(model, [Patch(Site("mlp_out", last), torch.ones(model.width))]):
+        alone = capture(model, IDS, ["final_norm"])["final_norm"]
+        every = capture(model, IDS, ["final_norm"], positions="all")
+    torch.testing.assert_close(alone, torch.stack([every.rows("final_norm", i)[-1] for i in range(len(IDS))]), atol=1e-5, rtol=0)
+    assert not torch.allclose(alone, capture(model, IDS, ["final_norm"])["final_norm"])
 
 
 def test_no_hook_outlives_a_capture_even_when_it_fails(stories260k):

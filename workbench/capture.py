@@ -143,6 +143,41 @@ def _recording(model: Model, wanted: Sequence[Site], batch: Batch, select: Calla
             handle.remove()
 
 
+@contextlib.contextmanager
+def _narrowed(model: Model, wanted: Sequence[Site], batch: Batch) -> Iterator[None]:
+    """While open, the last MLP runs on each prompt's last token alone, the only one whose result is read: MLPs work token by token.
+
+    Not where something of that MLP is wanted or hooked, and not in blocks that read and write it through different modules."""
+    last, mlp = model.n_layers - 1, model.parts.blocks[-1].mlp_in
+    inside = any(site.layer == last and site.kind in ("mlp_in", "mlp_hidden", "mlp_out") for site in wanted)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
+    if inside or hooked or mlp is not model.parts.blocks[-1].mlp_out:
+        yield
+        return
+    columns = Frame(batch.position_ids, batch.mask, batch.position_ids).last_columns()
+    shape = tuple(batch.ids.shape)
+    narrow: list[bool] = []
+
+    def only_last(_module, args):
+        narrow[:] = [bool(args) and isinstance(args[0], torch.Tensor) and args[0].shape[:-1] == shape]
+        if narrow[0]:
+            return args[0][torch.arange(shape[0], device=args[0].device), columns.to(args[0].device)][:, None], *args[1:]
+
+    def in_place(_module, _args, output):
+        if narrow[0]:
+            found = first_tensor(output)
+            whole = found.new_zeros(*shape, found.shape[-1])
+            whole[torch.arange(shape[0], device=found.device), columns.to(found.device)] = found[:, 0]
+            return whole if isinstance(output, torch.Tensor) else (whole, *output[1:])
+
+    handles = [mlp.register_forward_pre_hook(only_last), mlp.register_forward_hook(in_place)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def stream(
     model: Model,
     ids: Sequence[Sequence[int]],
@@ -175,7 +210,8 @@ def stream(
         result.clear()
         batch = pad([ids[i] for i in indices], pad_id=model.pad_id, side=side, device=model.device)
         select = _selector(model, batch, positions, indices)
-        with torch.no_grad(), apply(model, for_prompts(edits, indices)), _recording(model, wanted, batch, select, keep) as seen:
+        narrowed = _narrowed(model, wanted, batch) if positions == "last" else contextlib.nullcontext()
+        with torch.no_grad(), apply(model, for_prompts(edits, indices)), narrowed, _recording(model, wanted, batch, select, keep) as seen:
             with contextlib.suppress(_Enough):
                 model.forward(batch)
         result.update({site: seen[site] for site in wanted})

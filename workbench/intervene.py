@@ -172,7 +172,7 @@ def _absolute(model: Model, positions: Sequence[int]) -> torch.Tensor:
 def _patched(model: Model, x: torch.Tensor, edit: Patch) -> torch.Tensor:
     value = edit.value.to(x.device, x.dtype)
     if edit.positions is None:
-        return value.expand_as(x)
+        return value.expand_as(x).clone()  # some blocks go on to add in place
     columns = model.frame.columns(torch.tensor(edit.positions, device=model.frame.position_ids.device)).to(x.device)  # [B, R]
     x = x.clone()
     x[torch.arange(len(x), device=x.device)[:, None], columns] = value.expand(*columns.shape, *x.shape[2:])
