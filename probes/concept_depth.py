@@ -73,7 +73,7 @@ class Config:
     random_draws: int = option(5, "random directions to project out for comparison", low=1)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
-    max_tokens: int = option(0, "tokens in one batch; 0: 1024 on a CPU, whose caches are small, 16384 on a GPU", low=0)
+    max_tokens: int = option(0, "tokens in one batch; 0: 768 on a CPU, whose caches are small, 16384 on a GPU", low=0)
 
 
 def validate(config: Config, data: Path | None) -> None:
@@ -317,12 +317,8 @@ def _features(model, ids, config: Config, context: Context) -> list:
     sites = layer_sites(model, config.site)
     positions = config.token if isinstance(config.token, str) else [config.token]
     acts = capture(model, ids, sites, positions=positions, dtype=config.store_dtype, edits=context.edits, store=context.store,
-                   context=context, engine=context.engine, max_tokens=_batch(model, config))  # fmt: skip
+                   context=context, engine=context.engine, max_tokens=model.tokens_at_once(config.max_tokens))  # fmt: skip
     return [acts[Site(config.site, layer)].flatten(1).float() for layer in range(model.n_layers)]
-
-
-def _batch(model, config: Config) -> int:
-    return config.max_tokens or (16384 if model.device.type == "cuda" else 1024)
 
 
 def layer_sites(model, kind: str) -> list[Site]:
@@ -396,7 +392,7 @@ def _causal(model, concept: ConceptSet, ids, test, features, probes, layers, con
     generator = context.rng(f"directions {concept.name}")
 
     def answers(edit=()) -> np.ndarray:
-        scores = logits(model, chosen, edits=(*context.edits, *edit), max_tokens=_batch(model, config), check=context.check)
+        scores = logits(model, chosen, edits=(*context.edits, *edit), max_tokens=model.tokens_at_once(config.max_tokens), check=context.check)
         return (scores[:, words[1]] - scores[:, words[0]]).double().numpy()
 
     def row(layer, direction, draw, difference, removed=0.0) -> dict:

@@ -74,7 +74,7 @@ class Config:
     explain: int = option(10, "selected samples per target whose shared features are listed", low=0)
     map_rows: int = option(0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0)
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
-    max_tokens: int = option(0, "tokens in one batch; 0: 1024 on a CPU, whose caches are small, 16384 on a GPU", low=0)
+    max_tokens: int = option(0, "tokens in one batch; 0: 768 on a CPU, whose caches are small, 16384 on a GPU", low=0)
 
     def __post_init__(self) -> None:
         if self.template != "chat" and not 0 <= self.template.find("{prompt}") < self.template.find("{response}"):
@@ -263,7 +263,7 @@ class Reader:
         from workbench.similarity import sum_tokens
 
         sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
-        most = self.config.max_tokens or (16384 if self.model.device.type == "cuda" else 1024)
+        most = self.model.tokens_at_once(self.config.max_tokens)
         for indices, found, batch in stream(self.model, ids, sites, positions="all", edits=self.edits, max_tokens=most, check=context.check):
             x = found[self.site]
             counted = torch.from_numpy(np.concatenate([masks[i] for i in indices])).to(x.device)

@@ -70,7 +70,7 @@ class Config:
     map: tuple[str, ...] = option(("pca",), "maps of the last layer's features in two dimensions", choices=("pca", "umap"))
     map_rows: int = option(2000, "sequences on a map", low=3)
     colour: str = option("", "column of the data file that colours the maps")
-    max_tokens: int = option(0, "tokens in one batch; 0: 1024 on a CPU, whose caches are small, 16384 on a GPU", low=0)
+    max_tokens: int = option(0, "tokens in one batch; 0: 768 on a CPU, whose caches are small, 16384 on a GPU", low=0)
 
 
 def validate(config: Config, data: Path | None) -> None:
@@ -194,12 +194,8 @@ def _passes(model, ids, config: Config, context: Context) -> Iterator:
     sites = [Site("final_norm")] if config.layers == "last" and config.final == "norm" else [*(Site("resid_post", i) for i in range(model.n_layers)), Site("final_norm")]
     positions = config.token if isinstance(config.token, str) else [config.token]
     for rows, acts in shards(model, ids, sites, positions=positions, edits=context.edits, store=context.store, context=context,
-                             engine=context.engine, max_tokens=_batch(model, config)):  # fmt: skip
+                             engine=context.engine, max_tokens=model.tokens_at_once(config.max_tokens)):  # fmt: skip
         yield rows, {site: x.flatten(1) for site, x in acts.items()}
-
-
-def _batch(model, config: Config) -> int:
-    return config.max_tokens or (16384 if model.device.type == "cuda" else 1024)
 
 
 def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
@@ -314,7 +310,7 @@ def _losses(model, where, ids, last, counted, questions, config: Config, context
             random = torch.linalg.qr(torch.randn(last.d, k, generator=generator))[0].T
             variants += [(k, how, draw, random) for how in ("remove random", "keep random")]
     rows, memorised = [], (float("nan"),) * 3
-    options = {"edits": context.edits, "max_tokens": min(_batch(model, config), 4096), "check": context.check}
+    options = {"edits": context.edits, "max_tokens": min(model.tokens_at_once(config.max_tokens), 4096), "check": context.check}
     loss = final_state_losses(model, ids, [(how, v) for _, how, _, v in variants], **options) if ids else []
     right = right_choices(model, questions, [(how, v) for _, how, _, v in variants], **options) if questions else None
     context.count(prompts=len(ids), tokens=sum(map(len, ids)))

@@ -272,6 +272,10 @@ class Model:
         """How many texts of these lengths may share a pass: `wanted`, or 1 where they would change each other's numbers."""
         return 1 if self._rotation_limit is not None and max(lengths, default=0) > self._rotation_limit else wanted
 
+    def tokens_at_once(self, wanted: int = 0) -> int:
+        """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small."""
+        return wanted or (16384 if self.device.type == "cuda" else 768)
+
     @cached_property
     def _accepts(self) -> set[str]:
         return set(inspect.signature(self.hf.forward).parameters)

@@ -67,7 +67,7 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
             return accuracies(one_by_one(model, [model.encode(text) for text in texts]))
 
         # on the very features that the probe saw, converged scikit-learn gives its accuracies; those features are the official ones in float32
-        acts = capture(model, ids, sites("mlp_in", range(model.n_layers)), max_tokens=16384 if device.startswith("cuda") else 1024)
+        acts = capture(model, ids, sites("mlp_in", range(model.n_layers)), max_tokens=model.tokens_at_once())
         compared = list(range(model.n_layers))[: 6 if shape[1] > 1024 else None]  # scikit-learn takes minutes to converge on a wide layer
         converged = accuracies([acts[Site("mlp_in", i)].numpy() for i in compared], max_iter=5000, tol=1e-6)
         worst = float(np.abs(found[compared] - converged).max())

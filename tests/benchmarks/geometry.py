@@ -48,7 +48,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
             return representation_geometry.run(model, config, Context(data=data)).tables["layers"]["rankme"][0]
 
         # the probe's number is that of an SVD of the very features that it saw; those are the official ones in float32
-        seen = capture(model, ids, [Site("final_norm")], max_tokens=16384 if device.startswith("cuda") else 1024)[Site("final_norm")]
+        seen = capture(model, ids, [Site("final_norm")], max_tokens=model.tokens_at_once())[Site("final_norm")]
         exact, b, a = svd_rankme(seen.double().numpy()), ours(), official()
         if abs(exact / b - 1) > 1e-3:
             raise AssertionError(f"RankMe is {b} and {exact} by an SVD of the same features: no speed is reported")
