@@ -191,7 +191,11 @@ def test_the_last_mlp_runs_on_the_tokens_that_are_read_alone(fitted):
         assert set(seen) == {(4, 10) if whole else (4, 1)}
         seen.clear()
         inner = capture(model, IDS, [Site("mlp_out", last), Site("final_norm")])
-        assert set(seen) == {(4, 10)} and inner[Site("mlp_out", last)].shape == (4, model.width)
+        beyond = model.module(Site("mlp_out", last))[0] not in set(mlp.modules())  # a norm after it writes to the stream
+        assert set(seen) == {(4, 1) if beyond else (4, 10)}
+        every = capture(model, IDS, [Site("mlp_out", last)], positions="all")
+        ends = torch.stack([every.rows(Site("mlp_out", last), i)[-1] for i in range(len(IDS))])
+        torch.testing.assert_close(inner[Site("mlp_out", last)], ends, atol=1e-5, rtol=0)
     finally:
         del mlp.forward
     with apply(model, [Patch(Site("mlp_out", last), torch.ones(model.width))]):
@@ -199,6 +203,30 @@ def test_the_last_mlp_runs_on_the_tokens_that_are_read_alone(fitted):
         every = capture(model, IDS, ["final_norm"], positions="all")
     torch.testing.assert_close(alone, torch.stack([every.rows("final_norm", i)[-1] for i in range(len(IDS))]), atol=1e-5, rtol=0)
     assert not torch.allclose(alone, capture(model, IDS, ["final_norm"])["final_norm"])
+
+
+def test_the_middle_of_the_last_layer_is_read_on_every_token_where_the_mlp_reads_it(fitted):
+    """In OLMo-2 the module that reads it is the MLP itself."""
+    _, _, model = fitted
+    site = Site("resid_mid", model.n_layers - 1)
+    try:
+        every = capture(model, IDS, [site], positions="all")
+    except InputError:
+        return  # parallel blocks have no middle
+    torch.testing.assert_close(capture(model, IDS, [site])[site], torch.stack([every.rows(site, i)[-1] for i in range(len(IDS))]), atol=1e-5, rtol=0)
+
+
+def test_experts_that_flatten_tokens_are_narrowed_too():
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    torch.manual_seed(0)
+    config = Llama4TextConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=48, intermediate_size_mlp=48,
+                              num_local_experts=2, interleave_moe_layer_step=1, vocab_size=64, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    model, wanted = wrap(Llama4ForCausalLM(config).eval(), name="llama4"), ["resid_post.1", "final_norm"]
+    for rows in (IDS[:1], IDS):
+        last, every = capture(model, rows, wanted), capture(model, rows, wanted, positions="all")
+        for site in wanted:
+            torch.testing.assert_close(last[site], torch.stack([every.rows(site, i)[-1] for i in range(len(rows))]), atol=1e-5, rtol=0)
 
 
 def test_no_hook_outlives_a_capture_even_when_it_fails(stories260k):

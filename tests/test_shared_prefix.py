@@ -94,6 +94,26 @@ def test_a_model_in_which_prompts_see_each_other_is_run_plainly(monkeypatch):
     torch.testing.assert_close(capture(model, PROMPTS, ["final_norm"])["final_norm"], expected, atol=1e-5, rtol=0)
 
 
+def test_the_first_pass_that_fits_is_checked(monkeypatch):
+    """The largest pack may not fit: what comes after it is checked all the same."""
+    model = wrap(build("llama"))
+    expected = capture(model, PROMPTS, ["final_norm"])["final_norm"]
+    monkeypatch.setitem(shared_prefix.NODES, "cpu", 12)
+    monkeypatch.setitem(shared_prefix.TOKENS, "cpu", 16)
+    real, calls = shared_prefix._run, []
+
+    def too_much_then_wrong(*args):
+        calls.append(len(args[1]))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        found, batch = real(*args)
+        return {site: x + 0.1 for site, x in found.items()}, batch
+
+    monkeypatch.setattr(shared_prefix, "_run", too_much_then_wrong)
+    torch.testing.assert_close(capture(model, PROMPTS, ["final_norm"])["final_norm"], expected, atol=1e-5, rtol=0)
+    assert len(calls) == 2
+
+
 def test_a_pack_that_does_not_fit_into_memory_is_run_in_plain_batches(monkeypatch):
     model = wrap(build("llama"))
     expected = capture(model, PROMPTS, ["final_norm"])["final_norm"]
@@ -111,3 +131,8 @@ def test_it_is_left_to_plain_batches_where_nothing_is_gained_or_it_cannot_be_exa
     assert applies(model, PROMPTS) and not applies(model, different)
     windowed = wrap(build("mistral"))  # a window of 6 tokens
     assert not applies(windowed, PROMPTS) and applies(windowed, [row[:6] for row in PROMPTS])
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    config = GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, vocab_size=64, max_position_embeddings=64, window_size=6, attention_types=[[["global", "local"], 1]],
+                          pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    assert not applies(wrap(GPTNeoForCausalLM(config).eval()), PROMPTS), "its window counts columns, whatever mask it is given"

@@ -148,8 +148,8 @@ def _narrowed(model: Model, wanted: Sequence[Site], batch: Batch) -> Iterator[No
     """While open, the last MLP runs on each prompt's last token alone, the only one whose result is read: MLPs work token by token.
 
     Not where something of that MLP is wanted or hooked, and not in blocks that read and write it through different modules."""
-    last, mlp = model.n_layers - 1, model.parts.blocks[-1].mlp_in
-    inside = any(site.layer == last and site.kind in ("mlp_in", "mlp_hidden", "mlp_out") for site in wanted)
+    mlp = model.parts.blocks[-1].mlp_in
+    inside = any(model.module(site)[0] in set(mlp.modules()) for site in wanted if site.kind != "logits")
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
     if inside or hooked or mlp is not model.parts.blocks[-1].mlp_out:
         yield
@@ -167,7 +167,7 @@ def _narrowed(model: Model, wanted: Sequence[Site], batch: Batch) -> Iterator[No
         if narrow[0]:
             found = first_tensor(output)
             whole = found.new_zeros(*shape, found.shape[-1])
-            whole[torch.arange(shape[0], device=found.device), columns.to(found.device)] = found[:, 0]
+            whole[torch.arange(shape[0], device=found.device), columns.to(found.device)] = found.reshape(shape[0], -1)  # some flatten tokens
             return whole if isinstance(output, torch.Tensor) else (whole, *output[1:])
 
     handles = [mlp.register_forward_pre_hook(only_last), mlp.register_forward_hook(in_place)]

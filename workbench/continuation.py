@@ -245,6 +245,8 @@ def go_on(
     if not rows_left:
         return steps
     past, spans = merge([b.past for b in begun if b.past is not None]), None
+    for b in begun:
+        b.past = None  # or they would be held twice while this goes on
     if begun[0].spans is not None:
         width = max(b.spans.shape[1] for b in begun)
         spans = torch.cat([torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun])[rows_left]

@@ -96,7 +96,7 @@ def applies(model: Model, ids: Sequence[Sequence[int]]) -> bool:
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     varies = any(word in str(scaling) for word in ("dynamic", "longrope", "yarn"))
-    if not model._mask_free or varies or (window and longest > window):
+    if not model._mask_free or varies or (window and longest > window) or (model.sliding and not window):
         return False
     return len(ids) > 8 and nodes_per_token(ids) <= WORTHWHILE
 
@@ -126,8 +126,9 @@ def stream_shared(
     common = front(model, ids)
     rest = [row[len(common) :] for row in ids]
     most = _even(max(NODES[kind], 2 * max(map(len, rest))), len(common))
-    plan = sorted(packs(rest, max_nodes=most), key=lambda pack: len(pack.tokens))  # alike in size: little padding
-    begun, step = None, max(1, TOKENS[kind] // most)
+    # alike in size: little padding; the largest first: if any comes out wrong, it does
+    plan = sorted(packs(rest, max_nodes=most), key=lambda pack: len(pack.tokens), reverse=True)
+    begun, step, checked = None, max(1, TOKENS[kind] // most), False
     if common:
         begun, _ = feed(model, [common], None)
         yield [], {}, begun.past
@@ -145,9 +146,12 @@ def stream_shared(
             for indices, found, batch in stream(model, [ids[i] for i in rows], wanted, dtype=dtype, check=check, **options):
                 yield [rows[k] for k in indices], found, batch
             continue
-        if start == 0 and not _agrees(model, ids, rows, found, wanted):
-            yield from stream(model, ids, wanted, dtype=dtype, check=check, **options)
+        if not checked and not _agrees(model, ids, rows, found, wanted):
+            left = [row for pack in plan[start:] for row in pack.rows]
+            for indices, found, batch in stream(model, [ids[i] for i in left], wanted, dtype=dtype, check=check, **options):
+                yield [left[k] for k in indices], found, batch
             return
+        checked = True
         yield rows, found, batch
 
 
