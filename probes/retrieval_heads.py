@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -264,18 +265,18 @@ def _measure_part(model, config, context, prefix, part, stops) -> dict[str, np.n
     how = {"max_new_tokens": config.max_new_tokens, "stops": stops}
 
     def read(trials) -> list:
-        groups = [[trials[i] for i in rows] for rows in _groups(model, trials, config.max_tokens)]
+        groups = _groups(model, trials, config.max_tokens)
         begun = []
         with apply(model, context.edits):
-            for group in groups:
+            for rows in groups:
                 context.check()
+                group = [trials[i] for i in rows]
                 n = group[0].shared
                 begun.append(begin(model, prefix.upto(n, len(group)), [t.ids[n:] for t in group], [() if model.sliding else t.guess for t in group],
                                    spans=_span_rows(group, model), **how))  # fmt: skip
             steps = go_on(model, begun, check=_each_step(context), **how)
         context.count(prompts=len(trials), tokens=sum(len(t.ids) - t.shared for t in trials), forwards=len(groups))
-        found = dict(zip([id(t) for group in groups for t in group], steps))
-        return [found[id(t)] for t in trials]
+        return [row for _, row in sorted(zip(chain(*groups), steps), key=lambda pair: pair[0])]  # in the order of the trials
 
     steps = by_halves(part, read)
     flat = [(k, s) for k, row in enumerate(steps) for s in row]

@@ -27,7 +27,7 @@ WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention 
 NODES = {"cpu": 64, "cuda": 512}  # of one pack, where two prompts have room in it: attention over a pack is quadratic in it
 TOKENS = {"cpu": 1024, "cuda": 8192}  # of one pass
 LONGEST = 512  # tokens of a prompt that is run on a trie, without what all begin with
-EVEN = 16  # attention over short rows is up to twice as fast where the number of keys is a multiple of this
+ALIGNED = 16  # attention over short rows is up to twice as fast where the number of keys is a multiple of this
 FRONT = 4  # tokens that all prompts begin with for which a pass of their own pays
 
 
@@ -125,7 +125,7 @@ def stream_shared(
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     common = front(model, ids)
     rest = [row[len(common) :] for row in ids]
-    most = _even(max(NODES[kind], 2 * max(map(len, rest))), len(common))
+    most = _aligned(max(NODES[kind], 2 * max(map(len, rest))), len(common))
     # alike in size: little padding; the largest first: if any comes out wrong, it does
     plan = sorted(packs(rest, max_nodes=most), key=lambda pack: len(pack.tokens), reverse=True)
     begun, step, checked = None, max(1, TOKENS[kind] // most), False
@@ -160,7 +160,7 @@ def _run(model: Model, together: Sequence[Pack], begun: Cached | None, wanted: l
     device = model.device
     past = 0 if begun is None else begun.past.mask.shape[1]
     sizes = [len(pack.tokens) for pack in together]
-    shape = len(together), _even(max(sizes), past)
+    shape = len(together), _aligned(max(sizes), past)
     tokens, depth = torch.full(shape, model.pad_id), torch.zeros(shape, dtype=torch.long)
     sees = torch.eye(shape[1], dtype=torch.bool).repeat(len(together), 1, 1)
     for b, (pack, n) in enumerate(zip(together, sizes)):
@@ -179,9 +179,9 @@ def _run(model: Model, together: Sequence[Pack], begun: Cached | None, wanted: l
     return {site: seen[site] for site in wanted}, batch
 
 
-def _even(size: int, past: int) -> int:
-    """The next size with which there is an even number of keys, those of the past included."""
-    return -(-(size + past) // EVEN) * EVEN - past
+def _aligned(size: int, past: int) -> int:
+    """The next size with which the number of keys, those of the past included, is a multiple of ALIGNED."""
+    return -(-(size + past) // ALIGNED) * ALIGNED - past
 
 
 def _agrees(model: Model, ids, rows: Sequence[int], found: dict[Site, torch.Tensor], wanted: list[Site]) -> bool:

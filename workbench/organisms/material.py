@@ -17,7 +17,7 @@ def shipped_sae(name: str) -> Path | None:
 
 def shipped_targets() -> dict[str, Path]:
     """Name → file of the targets of data selection."""
-    return {path.stem: path for path in sorted(organisms.data("targets/sea").parent.glob("*.jsonl"))}
+    return {path.stem: path for path in sorted((organisms.DATA / "targets").glob("*.jsonl"))}
 
 
 def material(name: str) -> dict[str, Any]:
