@@ -27,7 +27,6 @@ from workbench.sites import Site
 
 ARCHITECTURES = ("topk", "jumprelu", "standard", "gated")
 PRE_ACTIVATIONS = {"cpu": 1_000_000, "cuda": 256_000_000}  # numbers held at once while encoding: on a CPU, what fits its cache
-QUICK = 512  # numbers of a row up to which NumPy finds the k-th largest in one go
 
 
 @dataclass(eq=False)
@@ -126,28 +125,24 @@ class Sae:
 
 
 def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values, indices) [n, k] of the k largest of each row [n, d], in no order; exact."""
-    k = min(k, x.shape[1])
-    index = x.topk(k, dim=-1, sorted=False).indices if x.device.type != "cpu" else _columns_of_largest(x, k)
-    return x.gather(1, index), index
+    """(values, indices) [n, k] of the k largest of each row [n, d], in no order; exact.
 
-
-def _columns_of_largest(x: torch.Tensor, k: int) -> torch.Tensor:
-    """Columns [n, k] of the k largest of each row [n, d] on the CPU, whose `topk` is slow.
-
-    Of d numbers in groups the k largest are in those k groups whose maxima are largest, so few are left to look through. Where the
-    k-th largest number is there twice, `topk` says which one counts."""
+    On a CPU the search is narrowed first: of d elements in groups, the k-th largest group maximum is reached by at least k elements, so
+    nothing below it is among the k largest, and only a few more than k elements are left to sort."""
     n, d = x.shape
-    size = next((s for s in (16, 8) if s * k <= QUICK), 4)
-    if d > max(QUICK, 4 * k) and d % size == 0:
-        group = _columns_of_largest(x.view(n, size, d // size).amax(1), k)
-        inside = (group[:, None] + torch.arange(0, d, d // size)[:, None]).view(n, size * k)
-        return inside.gather(1, _columns_of_largest(x.gather(1, inside), k))
-    numbers = x.numpy()
-    found = np.flatnonzero(~(numbers < np.partition(numbers, d - k, axis=1)[:, d - k, None]))  # so NaN, the largest, is found too
-    if len(found) != n * k:
-        return x.topk(k, dim=-1, sorted=False).indices
-    return torch.from_numpy(found.reshape(n, k) - np.arange(0, n * d, d)[:, None])
+    k = min(k, d)
+    groups = next((g for g in (2 * k, 4 * k, 8 * k) if d % g == 0 and d >= 4 * g), None)
+    if x.device.type != "cpu" or groups is None or n == 0:
+        return x.topk(k, dim=-1, sorted=False)
+    least = x.view(n, d // groups, groups).amax(1).topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    flat = np.flatnonzero((x >= least).numpy())
+    row = flat // d
+    count = np.bincount(row, minlength=n)
+    place = np.arange(len(flat)) - (np.cumsum(count) - count)[row]
+    value, index = np.full((n, count.max()), -np.inf, np.float32), np.zeros((n, count.max()), np.int64)
+    value[row, place], index[row, place] = x.numpy().reshape(-1)[flat], flat - row * d
+    best, where = torch.from_numpy(value).topk(k, dim=-1, sorted=False)
+    return best, torch.from_numpy(index).gather(1, where)
 
 
 def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site | str | None = None) -> Sae:
