@@ -19,7 +19,6 @@ minus 200 plus these; of the needles that ship the first 12 are used (the paper 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -44,7 +43,6 @@ COLUMNS = ("needle", "question", "answer")
 MATERIAL = Path(__file__).parent / "material" / "retrieval"
 DEFAULT = MATERIAL / "needles.jsonl"
 SHIPPED = 12  # of the needles that ship with a model, how many are used unless told otherwise
-PART = 64  # trials at most in one resumable part
 
 
 @dataclass(frozen=True)
@@ -134,13 +132,14 @@ def _material(config: Config, model: str) -> dict[str, object]:
     validate=validate,
     figures="workbench.figures.retrieval_heads:figures",
     keys={"heads": ("layer", "head"), "trials": ("trial",), "masking": ("k", "heads", "draw")},
-    version=3,
+    version=4,
     demo={"lengths": (128, 256, 384, 480), "depths": (0, 25, 50, 75, 100), "needles": 8, "max_new_tokens": 16, "mask_k": (1, 2, 3, 4, 8)},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
 
     Scores are per query head. Raises InputError for needles without their answer and for lengths that do not fit the model."""
+    from workbench.haystack import Haystack
     from workbench.needles import recall
 
     if context.engine != "hf":
@@ -149,8 +148,8 @@ def run(model, config: Config, context: Context) -> Result:
         raise InputError(f"Uniform attention cannot be put into {model.architecture}; use --set ablation=zero, or mask_k=0 for no masking test.")
     needles, shared, trials, stops = _grid(model, config, context)
     context.progress(0, len(trials), f"needles: {len(trials):,} trials, {sum(len(t.ids) for t in trials):,} prompt tokens")
-    prefix = _Prefix(model, shared[: max(t.shared for t in trials)])
-    measured = _measure(model, config, context, prefix, trials, stops)
+    haystack = Haystack(model, shared[: max(t.shared for t in trials)])
+    measured = _measure(model, config, context, haystack, trials, stops)
     recalls = [recall(needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)]
     answered = np.array(recalls) > config.recall_threshold
     kept = answered if config.keep == "recalled" else np.ones(len(trials), bool)
@@ -169,7 +168,7 @@ def run(model, config: Config, context: Context) -> Result:
     choosing, testing = _split(trials, kept, answered, config, context)
     plan = _mask_plan(model, scores[choosing].mean(0), config, context) if choosing.any() else []
     chosen = np.isin(np.arange(len(trials)), _spread(np.flatnonzero(testing), config.mask_trials))
-    masked = _mask(model, config, context, needles, shared, prefix, [(i, trials[i]) for i in np.flatnonzero(chosen).tolist()], plan, stops)
+    masked = _mask(model, config, context, needles, shared, haystack, [(i, trials[i]) for i in np.flatnonzero(chosen).tolist()], plan, stops)
     groups = _clusters(trials, chosen, config, context) if masked.height else np.array([], int)
     tables["masking"], tables["masked_trials"] = _mask_table(masked, plan, groups, config, context), masked
     summary = _summary(heads, scores[kept], answered, clusters, masked, groups, config, context)
@@ -234,14 +233,16 @@ class Measured:
     ties: float
 
 
-def _measure(model, config: Config, context: Context, prefix: _Prefix, trials: list, stops) -> Measured:
+def _measure(model, config: Config, context: Context, haystack, trials: list, stops) -> Measured:
     """Greedy answers of all trials with the position every head attends to most at every step."""
-    context.count(tokens=len(prefix.tokens), forwards=1)  # here, not where it is computed: a resumed run counts it once too
+    from workbench.haystack import parts
+
+    context.count(tokens=len(haystack.tokens), forwards=1)  # here, not where it is computed: a resumed run counts it once too
     found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     tied = steps_seen = 0
-    for number, rows in enumerate(_parts(model, trials, config.max_tokens)):
+    for number, rows in enumerate(parts(model, trials, config.max_tokens)):
         context.progress(len(found), len(trials), "needles")
-        part = context.part(f"needles-{number}", lambda rows=rows: _measure_part(model, config, context, prefix, [trials[i] for i in rows], stops))
+        part = context.part(f"needles-{number}", lambda rows=rows: _measure_part(model, config, context, haystack, [trials[i] for i in rows], stops))
         for k, i in enumerate(rows):
             own = part["trial"] == k
             found[i] = part["token"][own], part["position"][own], part["mass"][own].mean(0)
@@ -253,32 +254,44 @@ def _measure(model, config: Config, context: Context, prefix: _Prefix, trials: l
                     np.stack([found[i][2] for i in range(len(trials))]), tied / max(1, steps_seen))  # fmt: skip
 
 
-def _measure_part(model, config, context, prefix, part, stops) -> dict[str, np.ndarray]:
+def _measure_part(model, config, context, haystack, part, stops) -> dict[str, np.ndarray]:
     """Steps of some trials, flattened: trial [n], token [n], position, mass and tied [n, layers, H].
 
-    Trials that share their haystack prefix are read together, and all that are not answered yet go on together."""
+    What prompts share is read once, and all that are not answered yet go on together."""
     import torch
 
     from workbench.continuation import begin, by_halves, go_on
+    from workbench.haystack import bodies, places, tokens_read
     from workbench.intervene import apply
 
     how = {"max_new_tokens": config.max_new_tokens, "stops": stops}
 
-    def read(trials) -> list:
-        groups = _groups(model, trials, config.max_tokens)
-        begun = []
-        with apply(model, context.edits):
-            for rows in groups:
-                context.check()
-                group = [trials[i] for i in rows]
-                n = group[0].shared
-                begun.append(begin(model, prefix.upto(n, len(group)), [t.ids[n:] for t in group], [() if model.sliding else t.guess for t in group],
-                                   spans=_span_rows(group, model), **how))  # fmt: skip
-            steps = go_on(model, begun, check=_each_step(context), **how)
-        context.count(prompts=len(trials), tokens=sum(len(t.ids) - t.shared for t in trials), forwards=len(groups))
-        return [row for _, row in sorted(zip(chain(*groups), steps), key=lambda pair: pair[0])]  # in the order of the trials
+    def answers(trials) -> list:
+        steps: dict[int, list] = {}
+        waiting: list[tuple] = []  # (numbers of trials, what they have begun)
 
-    steps = by_halves(part, read)
+        def finish() -> None:
+            found = go_on(model, [begun for _, begun in waiting], check=_each_step(context), **how)
+            steps.update(zip(chain(*(rows for rows, _ in waiting)), found))
+            waiting.clear()
+
+        with apply(model, context.edits):
+            for place in places(model, trials, config.max_tokens):
+                for group, past, ends in bodies(haystack, [trials[i] for i in place]):
+                    context.check()
+                    context.count(forwards=1)
+                    rows = [place[k] for k in group]
+                    same = [trials[i] for i in rows]
+                    waiting.append((rows, begin(model, past, [t.ids[end:] for t, end in zip(same, ends)], [() if model.sliding else t.guess for t in same],
+                                                spans=_span_rows(same, model), **how)))  # fmt: skip
+                    if model.sliding or sum(begun.columns for _, begun in waiting) > config.max_tokens:
+                        finish()
+            if waiting:
+                finish()
+        context.count(prompts=len(trials), tokens=tokens_read(model, trials))
+        return [steps[i] for i in range(len(trials))]
+
+    steps = by_halves(part, answers)
     flat = [(k, s) for k, row in enumerate(steps) for s in row]
     readings = torch.stack([s.reading for _, s in flat]).numpy()
     return {
@@ -300,49 +313,6 @@ def _each_step(context: Context):
         context.count(forwards=1)
 
     return step
-
-
-class _Prefix:
-    """Keys and values of the haystack's beginning, as far as any trial of the run shares it: computed when first needed, cut for each
-    group. Never for the remaining trials only: a run that was stopped would round otherwise when it goes on."""
-
-    def __init__(self, model, tokens: list[int]):
-        self.model, self.tokens, self.cached = model, tokens, None
-
-    def upto(self, length: int, copies: int):
-        """Keys and values of the first `length` tokens for a batch of `copies` rows; None for length 0."""
-        from workbench.continuation import feed
-
-        if length == 0:
-            return None
-        if self.cached is None:
-            self.cached, _ = feed(self.model, [self.tokens], None)
-        return self.cached.first(length).fork(copies)
-
-
-def _parts(model, trials, max_tokens: int) -> list[list[int]]:
-    """Trials that are measured together and saved as one resumable part: neighbouring groups (one group where attention slides)."""
-    out: list[list[int]] = []
-    for group in _groups(model, trials, max_tokens):
-        rows = [*out[-1], *group] if out else group
-        if out and not model.sliding and len(rows) <= PART and len(rows) * max(len(trials[i].ids) for i in rows) <= max_tokens:
-            out[-1] = rows
-        else:
-            out.append(group)
-    return out
-
-
-def _groups(model, trials, max_tokens: int) -> list[list[int]]:
-    """Trials that can run as one batch: same haystack prefix (and same length where attention slides), longest prefixes first."""
-    from workbench.batching import batches
-
-    by_prefix = defaultdict(list)
-    for i, trial in enumerate(trials):
-        by_prefix[trial.length, trial.shared, len(trial.ids) if model.sliding else 0].append(i)
-    out = []
-    for _, rows in sorted(by_prefix.items(), key=lambda item: (-item[0][1], item[0])):
-        out += [[rows[k] for k in batch] for batch in batches([len(trials[i].ids) for i in rows], max_tokens=max_tokens)]
-    return out
 
 
 def _score(trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.ndarray:
@@ -457,7 +427,7 @@ def _mask_plan(model, scores: np.ndarray, config: Config, context: Context) -> l
     return plan if len(plan) > 1 else []
 
 
-def _mask(model, config, context, needles, shared: list[int], prefix: _Prefix, trials: list[tuple], plan, stops) -> pl.DataFrame:
+def _mask(model, config, context, needles, shared: list[int], haystack, trials: list[tuple], plan, stops) -> pl.DataFrame:
     """Answers and recall of `trials` (number, trial) under every masking: k, heads, draw, trial, length, depth, recall, response."""
     schema = {"k": pl.Int64, "heads": pl.String, "draw": pl.Int64, "trial": pl.Int64, "length": pl.Int64, "depth": pl.Float64,
               "recall": pl.Float64, "response": pl.String}  # fmt: skip
@@ -472,7 +442,7 @@ def _mask(model, config, context, needles, shared: list[int], prefix: _Prefix, t
     def compute(group: list[tuple]) -> dict[str, pl.DataFrame]:
         from workbench.continuation import by_halves
 
-        rows = by_halves(group, lambda half: _mask_group(model, config, context, needles, prefix, half, plan, mean, stops))
+        rows = by_halves(group, lambda half: _mask_group(model, config, context, needles, haystack, half, plan, mean, stops))
         return {"trials": pl.DataFrame(rows, schema=schema, orient="row")}
 
     for number, group in enumerate(groups):
@@ -483,22 +453,23 @@ def _mask(model, config, context, needles, shared: list[int], prefix: _Prefix, t
     return pl.concat(parts).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
 
 
-def _mask_group(model, config, context, needles, prefix, group, plan, mean, stops) -> list[tuple]:
+def _mask_group(model, config, context, needles, haystack, group, plan, mean, stops) -> list[tuple]:
     """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts too)."""
-    from workbench.continuation import feed, greedy_steps, merge
+    from workbench.continuation import greedy_steps, merge, read
+    from workbench.haystack import places
     from workbench.intervene import HeadAblation, apply
     from workbench.needles import recall
 
-    alike = [[group[i] for i in rows] for rows in _groups(model, [t for _, t in group], config.max_tokens)]
+    alike = [[group[i] for i in rows] for rows in places(model, [t for _, t in group], config.max_tokens)]
     group = [item for part in alike for item in part]
     prompts, rows = [t.ids for _, t in group], []
     with apply(model, context.edits):
-        read = merge([feed(model, [t.ids[t.shared : -1] for _, t in part], prefix.upto(part[0][1].shared, len(part)))[0] for part in alike])
+        prompt = merge([read(model, [t.ids[t.shared : -1] for _, t in part], haystack.upto(part[0][1].shared, len(part))) for part in alike])
     for k, kind, draw, heads in plan:
         context.check()
         edits = (*context.edits, HeadAblation(heads, config.ablation, mean)) if heads else context.edits
         with apply(model, edits):
-            before = read if config.mask_phase == "decode" else feed(model, [ids[:-1] for ids in prompts], None)[0]
+            before = prompt if config.mask_phase == "decode" else read(model, [ids[:-1] for ids in prompts], None)
             steps = greedy_steps(model, before, [ids[-1:] for ids in prompts], [() if model.sliding else t.guess for _, t in group],
                                  max_new_tokens=config.max_new_tokens, stops=stops, check=_each_step(context))  # fmt: skip
         for (i, t), row in zip(group, steps):

@@ -57,18 +57,27 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
         hooks.groups = key.shape[1]
     busy = hooks is not None and (hooks.readers or hooks.edits)
     if not busy and softcap is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if busy and (kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None):
         raise InputError(f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot be read or edited here.")
     weigh = _Weights(query, key, value, attention_mask, scaling, softcap, is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)))
     if softcap is None and not hooks.edits:
-        result = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        result = _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     else:
         result = _mix(weigh, hooks.edits if hooks else ()), None
     weigh.output = result[0]
     for reader in hooks.readers if hooks else ():
         reader(weigh)
     return result
+
+
+def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwargs):
+    """SDPA as transformers calls it; on a CPU, whose kernel reads grouped keys as they are, without a copy of them for every head."""
+    groups, plain = query.shape[1] // key.shape[1], kwargs.get("position_bias") is None and kwargs.get("cache") is None
+    if groups > 1 and attention_mask is not None and query.device.type == "cpu" and plain:
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True)
+        return mixed.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 @dataclass(eq=False)
@@ -92,7 +101,7 @@ class _Weights:
         q = self.query.gather(2, take[:, None, :, None].expand(B, H, -1, D))
         q = q.float().reshape(B, KV, H // KV, -1, D)  # query head h reads group h // (H / KV)
         scores = torch.einsum("bkgrd,bksd->bkgrs", q, self.key.float()).reshape(B, H, -1, S)
-        scores = scores * (self.scaling if self.scaling is not None else D**-0.5)
+        scores *= self.scaling if self.scaling is not None else D**-0.5
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         blocked = torch.finfo(torch.float32).min
@@ -105,7 +114,7 @@ class _Weights:
         mask = mask.gather(2, take[:, None, :, None].expand(B, mask.shape[1], -1, mask.shape[3]))
         if mask.dtype == torch.bool:
             return scores.masked_fill(~mask, blocked)
-        return (scores + mask.float()).clamp_min(blocked)
+        return scores.add_(mask).clamp_min_(blocked)
 
     def rows(self, rows: torch.Tensor) -> torch.Tensor:
         return self.scores(rows).softmax(-1)
@@ -129,7 +138,17 @@ def _mix(weigh: _Weights, edits: Sequence[Callable] = ()) -> torch.Tensor:
 
 
 AttentionInterface.register(NAME, attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch.Tensor | None:
+    """The mask of SDPA, None where a causal kernel needs none; on a CPU as numbers, which its kernel would make of it in every layer."""
+    mask = sdpa_mask(*args, dtype=dtype, **kwargs)
+    if mask is None or mask.device.type != "cpu":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+AttentionMaskInterface.register(NAME, attention_mask)
 
 
 def install(hf: nn.Module, attentions: Sequence[nn.Module], ids: torch.Tensor) -> bool:
@@ -176,10 +195,16 @@ def observe(
     something small: argmax, mass on a span, entropy. Each forward pass overwrites what the one before left."""
     seen: dict[int, torch.Tensor] = {}
     chosen = range(model.n_layers) if layers is None else layers
+    known: list = [None, None]  # the frame of the pass in progress and the columns found in it: the same for every layer
+
+    def where(queries: int) -> torch.Tensor:
+        if known[0] is not model.frame:
+            known[:] = model.frame, query_rows(model, rows, queries)
+        return known[1]
 
     def reader_of(layer: int) -> Callable:
         def reader(weigh: _Weights) -> None:
-            seen[layer] = reduce(layer, weigh.rows(query_rows(model, rows, weigh.query.shape[2])))
+            seen[layer] = reduce(layer, weigh.rows(where(weigh.query.shape[2])))
 
         return reader
 

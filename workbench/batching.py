@@ -13,6 +13,7 @@ import torch
 
 from workbench.errors import InputError
 
+ALIGNED = 16  # attention on a CPU is up to twice as fast where the number of keys is a multiple of this
 
 def batches(lengths: Sequence[int], *, max_tokens: int = 8192, max_rows: int = 256) -> list[list[int]]:
     """Row indices in batches of similar length: at most `max_rows` rows and, padded, `max_tokens` tokens (one row at least)."""

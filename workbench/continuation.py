@@ -9,7 +9,7 @@ difference on, decoding goes token by token. The emitted tokens are those of pla
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,12 +18,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from workbench.attention import observe
-from workbench.batching import Batch, is_out_of_memory, pad
+from workbench.batching import ALIGNED, Batch, is_out_of_memory, pad
 from workbench.errors import InputError
 from workbench.models import Model
 
 # What is kept of a step: position that each head attends to most, its mass on the span, whether the maximum is tied.
 READINGS = ("argmax", "span_mass", "tied")
+FAR = 2.0**23  # beyond every token position, which float32 holds exactly up to here
 
 Row = TypeVar("Row")
 Found = TypeVar("Found")
@@ -66,10 +67,15 @@ class Cached:
             layer.keys, layer.values = layer.keys.index_select(0, here), layer.values.index_select(0, here)
         return Cached(self.cache, Batch(p.ids[index], p.mask[index], p.position_ids[index], p.lengths[index], p.side))
 
-    def first(self, length: int) -> Cached:
-        """The past cut after its first `length` tokens (of one row without padding)."""
-        twin, p = _cache_of((source.keys[:, :, :length], source.values[:, :, :length]) for source in self.cache.layers), self.past
-        return Cached(twin, Batch(p.ids[:, :length], p.mask[:, :length], p.position_ids[:, :length], p.lengths.clamp(max=length), "left"))
+    def first(self, columns: int, rows: Sequence[int] | None = None) -> Cached:
+        """The past cut after its first `columns` columns, of the chosen rows (None: all). Only rows that are chosen are copied."""
+        p, states = self.past, ((source.keys[:, :, :columns], source.values[:, :, :columns]) for source in self.cache.layers)
+        ids, mask, position_ids = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids))
+        if rows is not None and list(rows) != list(range(len(ids))):
+            index = torch.tensor(rows, device=ids.device)
+            states = ((keys[index.to(keys.device)], values[index.to(values.device)]) for keys, values in states)
+            ids, mask, position_ids = ids[index], mask[index], position_ids[index]
+        return Cached(_cache_of(states), Batch(ids, mask, position_ids, mask.sum(1), "left"))
 
 
 def _cache_of(states: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
@@ -109,16 +115,68 @@ class Step:
 
 def feed(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, *, last_logits: int = 1) -> tuple[Cached, torch.Tensor]:
     """Feed token rows (left-padded) after `before`; returns the grown past and the logits of the last `last_logits` columns."""
-    batch = pad(rows, pad_id=model.pad_id, side="left", device=model.device)
-    if before is not None:
-        start = torch.where(before.past.mask, before.past.position_ids, -1).amax(1, keepdim=True) + 1
-        batch = replace(batch, position_ids=torch.where(batch.mask, batch.position_ids + start, 0))
+    batch = _after(model, rows, before)
     cache = before.cache if before is not None else DynamicCache()
     with torch.no_grad():
         out = model.forward(batch, cache=cache, past=before.past if before is not None else None, last_logits=last_logits)
-    past = batch if before is None else Batch(*(torch.cat([getattr(before.past, k), getattr(batch, k)], 1) for k in ("ids", "mask", "position_ids")),
-                                              before.past.lengths + batch.lengths, "left")  # fmt: skip
-    return Cached(cache, past), out.logits[:, -last_logits:].float()
+    return _grown(before, batch, cache), out.logits[:, -last_logits:].float()
+
+
+def _after(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Batch:
+    """Token rows as a batch, padded on the left, whose positions count on after `before`."""
+    batch = pad(rows, pad_id=model.pad_id, side="left", device=model.device)
+    if before is None:
+        return batch
+    start = torch.where(before.past.mask, before.past.position_ids, -1).amax(1, keepdim=True) + 1
+    return replace(batch, position_ids=torch.where(batch.mask, batch.position_ids + start, 0))
+
+
+def _grown(before: Cached | None, batch: Batch, cache: DynamicCache) -> Cached:
+    if before is None:
+        return Cached(cache, batch)
+    columns = (torch.cat([getattr(before.past, name), getattr(batch, name)], 1) for name in ("ids", "mask", "position_ids"))
+    return Cached(cache, Batch(*columns, before.past.lengths + batch.lengths, "left"))
+
+
+class _Remembered(Exception):
+    """Raised once the last layer has its keys and values: what a pass would still compute is not needed to go on from there."""
+
+
+class _KeysOnly(DynamicCache):
+    """A cache that ends a pass with the last thing that it keeps of it."""
+
+    def __init__(self, layers: list, n_layers: int):
+        super().__init__()
+        self.layers, self.n_layers = layers, n_layers
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        both = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.n_layers - 1:
+            raise _Remembered
+        return both
+
+
+def read(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Cached:
+    """The past of token rows (left-padded) after `before` (used up), as `feed` leaves it, without what follows the last layer's keys.
+
+    Where a mask is needed, they are read in blocks of columns: attention in a block sees only what comes before its end, and a CPU's
+    caches hold the block."""
+    batch = _after(model, rows, before)
+    width, past = batch.ids.shape[1], 0 if before is None else before.past.mask.shape[1]
+    padding = width - int(batch.lengths.min())
+    at_once = model.tokens_at_once() // len(rows) if before is not None or padding else width
+    step = max(at_once, padding + ALIGNED)  # the first block holds a token of every row
+    start = 0
+    while start < width:
+        stop = min(width, start + step - (past + start + step) % ALIGNED) if start + step < width else width
+        ids, mask, positions = (t[:, start:stop] for t in (batch.ids, batch.mask, batch.position_ids))
+        block = Batch(ids, mask, positions, mask.sum(1), "left")
+        cache = _KeysOnly(before.cache.layers if before is not None else [], model.n_layers)
+        with torch.no_grad(), suppress(_Remembered):
+            model.forward(block, cache=cache, past=before.past if before is not None else None, last_logits=1)
+        before = _grown(before, block, _cache_of((layer.keys, layer.values) for layer in cache.layers))
+        start = stop
+    return before
 
 
 def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
@@ -138,10 +196,12 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
 
     def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
         positions, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
-        top, first = weights.max(-1)  # the first of equal ones; columns are in the order of positions, and padding weighs nothing
         mass = (weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1)) * there[:, None, None]).sum(-1)
-        place = positions[:, None, None].expand(*weights.shape).gather(-1, first[..., None])[..., 0]
-        return torch.stack([place.float(), mass, ((weights == top[..., None]).sum(-1) > 1).float()], -1)
+        # arithmetic instead of `max` and `==`, which are many times slower on a CPU; exact, as positions are small whole numbers
+        below = (weights - weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
+        tied = below.sum(-1) > 1 - weights.shape[-1]
+        place = -(below * FAR - positions[:, None, None]).amax(-1)  # the lowest position of equal ones
+        return torch.stack([place, mass, tied.float()], -1)
 
     return reduce
 
@@ -154,6 +214,11 @@ class Begun:
     steps: list[list[Step]]
     done: list[bool]
     spans: torch.Tensor | None  # [B, K]
+
+    @property
+    def columns(self) -> int:
+        """Tokens that are held for the rows that go on, padding included."""
+        return 0 if self.past is None else self.past.past.mask.numel()
 
 
 def greedy_steps(

@@ -36,14 +36,15 @@ class Needle:
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt. `shared`: how many of its first tokens are plain haystack; `span`: answer tokens in the prompt, end excluded;
-    `guess`: what a copying model would say, the needle from the answer on."""
+    """One prompt. `shared`: how many of its first tokens are plain haystack; `body`: how many come before the question; `span`: answer
+    tokens in the prompt, end excluded; `guess`: what a copying model would say, the needle from the answer on."""
 
     needle: int
     length: int
     depth: float
     ids: tuple[int, ...]
     shared: int
+    body: int
     span: tuple[int, int]
     guess: tuple[int, ...]
 
@@ -167,5 +168,5 @@ def grid(
                 ids = (*head, *text[:at], *needle.ids, *text[at:room], *needle.tail)
                 start = len(head) + at
                 span = (start + needle.span[0], start + needle.span[1])
-                trials.append(Trial(k, length, depth, ids, start, span, needle.ids[needle.span[0] :]))
+                trials.append(Trial(k, length, depth, ids, start, len(ids) - max(1, len(needle.tail)), span, needle.ids[needle.span[0] :]))
     return [*head, *text], trials

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workbench.batching import Batch, Frame, is_out_of_memory
+from workbench.batching import ALIGNED, Batch, Frame, is_out_of_memory
 from workbench.capture import _Enough, _recording, stream
 from workbench.continuation import Cached, feed
 from workbench.models import Model
@@ -27,7 +27,6 @@ WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention 
 NODES = {"cpu": 64, "cuda": 512}  # of one pack, where two prompts have room in it: attention over a pack is quadratic in it
 TOKENS = {"cpu": 1024, "cuda": 8192}  # of one pass
 LONGEST = 512  # tokens of a prompt that is run on a trie, without what all begin with
-ALIGNED = 16  # attention over short rows is up to twice as fast where the number of keys is a multiple of this
 FRONT = 4  # tokens that all prompts begin with for which a pass of their own pays
 
 

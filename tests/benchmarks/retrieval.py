@@ -22,6 +22,8 @@ from workbench.context import Context
 NAME = "retrieval-head detection"
 MASKING = "retrieval-head detection and masking"
 AGAINST = "official algorithm (batch 1, output_attentions, Python loop)"
+# the probe's own grid: 20 lengths and 10 depths, as in the paper; with half of its needles
+DEFAULT_GRID = {"lengths": "auto", "depths": (0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "needles": 6}
 # lengths, depths, needles, answer tokens; "8b" is a random model of that shape: speed and memory, not behaviour
 SCALES = {"small": ((256, 480), (0, 25, 50, 75, 100), 8, 16), "8b": ((4096, 16384, 32768), (0, 50, 100), 2, 16)}
 # needles, masked trials, K list, random draws: the probe's own (half of the trials, K up to half of the heads), 31 maskings of each trial; and 4
@@ -39,14 +41,16 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
 
 
 def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
-    from probes.retrieval_heads import _measure, _Prefix, _score
+    from probes.retrieval_heads import _measure, _score
+    from workbench.haystack import Haystack, tokens_read
 
-    needles, trials, shared, stops, config, context = case(model, scale, SCALES[scale][2])
+    own = DEFAULT_GRID if scale == "small" else {}
+    needles, trials, shared, stops, config, context = case(model, scale, SCALES[scale][2], **own)
     if scale != "small":
         trials = trials[:: max(1, len(trials) // 6)]
 
     def ours():
-        return _measure(model, config, context, _Prefix(model, shared[: max(t.shared for t in trials)]), trials, stops)
+        return _measure(model, config, context, Haystack(model, shared[: max(t.shared for t in trials)]), trials, stops)
 
     def reference():
         return [official(hf, t, stops, config.max_new_tokens) for t in trials]
@@ -57,6 +61,7 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     details = {"trials": len(trials), "lengths": sorted({t.length for t in trials})}
     if device == "cpu":  # of what differs between the prompts, at the speed of one large product
         details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (flops(model, trials) / gemm_rate())
+        details["tokens"] = {"reference": sum(len(t.ids) for t in trials), "ours": len(shared[: max(t.shared for t in trials)]) + tokens_read(model, trials)}
         details["peak_memory_growth_MiB"] = memory_growth()
     else:
         torch.cuda.reset_peak_memory_stats()
@@ -69,25 +74,26 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
 
 def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
     """What a run does by default: score every head, then mask the top heads and random ones, with uniform attention while decoding."""
-    from probes.retrieval_heads import _mask, _mask_plan, _measure, _Prefix, _score, _spread
+    from probes.retrieval_heads import _mask, _mask_plan, _measure, _score, _spread
+    from workbench.haystack import Haystack
 
     n, tested, ks, draws = MASKED[scale]
     needles, trials, shared, stops, config, context = case(model, scale, n, mask_k=ks, random_draws=draws)
     prefix_length = max(t.shared for t in trials)
 
     def detect():
-        prefix = _Prefix(model, shared[:prefix_length])
-        return prefix, _measure(model, config, context, prefix, trials, stops)
+        haystack = Haystack(model, shared[:prefix_length])
+        return haystack, _measure(model, config, context, haystack, trials, stops)
 
-    prefix, measured = detect()
+    haystack, measured = detect()
     # as many maskings as on a model in which that many heads have a score; which heads they are does not matter to the time
     scores = np.stack([_score(t, s, "set") for t, s in zip(trials, measured.steps)]).mean(0)
     plan = _mask_plan(model, scores + 1e-9 * np.random.default_rng(0).random(scores.shape), config, context)
     chosen = [(i, trials[i]) for i in _spread(np.arange(len(trials)), tested)]
 
     def ours():
-        prefix, _ = detect()
-        return _mask(model, config, context, needles, shared, prefix, chosen, plan, stops)
+        haystack, _ = detect()
+        return _mask(model, config, context, needles, shared, haystack, chosen, plan, stops)
 
     def reference():
         scored = [official(hf, t, stops, config.max_new_tokens) for t in trials]
@@ -122,7 +128,7 @@ def case(model, scale: str, n: int, **more) -> tuple:
     from workbench.organisms.material import material
 
     lengths, depths, _, new_tokens = SCALES[scale]
-    config = Config(lengths=lengths, depths=depths, needles=n, max_new_tokens=new_tokens, keep="all", **more)
+    config = Config(**{"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens, "keep": "all"} | more)
     context = Context(seed=0, data=material("organism")["needles"])
     needles, shared, trials, stops = _grid(model, config, context)
     return needles, trials, shared, stops, config, context
@@ -149,11 +155,14 @@ def agree(generated, scores: np.ndarray, expected: list, *, strict: bool) -> str
 
 
 def flops(model, trials) -> float:
-    """Of one detection as it is done here: the shared haystack once, of each trial the tokens after it; attention counts visible keys."""
+    """Of one detection as it is done here: every beginning that prompts share once; attention counts visible keys."""
     weights = sum(p.numel() for name, p in model.hf.named_parameters() if "embed" not in name and "lm_head" not in name)
-    longest = max(t.shared for t in trials)
-    tokens = longest + sum(len(t.ids) - t.shared for t in trials)
-    pairs = longest * (longest + 1) / 2 + sum((len(t.ids) * (len(t.ids) + 1) - t.shared * (t.shared + 1)) / 2 for t in trials)
+    longest, ends = max(t.shared for t in trials), {}
+    for t in trials:  # what follows the needle is read once for all lengths
+        ends[t.needle, t.shared] = max(t.body, ends.get((t.needle, t.shared), 0))
+    pieces = [(0, longest), *((start, end) for (_, start), end in ends.items()), *((t.body, len(t.ids)) for t in trials)]
+    tokens = sum(end - start for start, end in pieces)
+    pairs = sum(end * (end + 1) - start * (start + 1) for start, end in pieces) / 2
     return 2 * weights * tokens + 4 * model.n_layers * model.n_heads * model.d_head * pairs
 
 
@@ -179,7 +188,7 @@ def models(scale: str, device: str):
 
 
 def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
-    """The published algorithm on one trial: scores [layers, heads], the emitted ids, and, with `gaps`, the distances between the two
+    """The published algorithm on one trial, with the loop over heads of its code: scores [layers, heads], the emitted ids, and, with `gaps`, the distances between the two
     largest logits of each step and the smallest between the two largest weights of each head [layers, heads]."""
     ids, (start, end) = list(trial.ids), trial.span
     answer = set(ids[start:end])
@@ -187,7 +196,7 @@ def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
     copied = [[set() for _ in range(heads)] for _ in range(layers)]
     margins, nearest = [], np.full((layers, heads), np.inf)
     with attending(hf, "eager"):
-        past = prefill(hf, ids[:-1])
+        past, prompt = prefill(hf, ids[:-1]), torch.tensor(ids)
         token, generated = ids[-1], []
         for _ in range(new_tokens):
             out = hf(torch.tensor([[token]], device=hf.device), past_key_values=past, use_cache=True, output_attentions=True)
@@ -195,9 +204,10 @@ def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
             generated.append(token)
             for layer in range(layers):
                 for head in range(heads):
-                    top = int(out.attentions[layer][0, head, -1].topk(1).indices[0])
-                    if start <= top < end and ids[top] == token:
-                        copied[layer][head].add(token)
+                    _, tops = out.attentions[layer][0][head][-1].topk(1)
+                    for top in tops:
+                        if start <= top < end and prompt[top].item() == token:
+                            copied[layer][head].add(token)
             if gaps:
                 margins.append(margin(out.logits[0, -1]))
                 two = torch.stack([a[0, :, -1].float().topk(2).values for a in out.attentions])
@@ -228,9 +238,9 @@ def official_masked(hf, trial, heads, stops, new_tokens: int) -> tuple[list[int]
 
 
 def prefill(hf, ids):
-    """Keys and values of a prompt: with fast attention, as the official code does with flash attention; what follows is eager."""
+    """Keys and values of a prompt, by a forward pass with fast attention, as in the official code (flash attention); what follows is eager."""
     with attending(hf, "sdpa"):
-        return hf(torch.tensor([ids], device=hf.device), use_cache=True, logits_to_keep=1).past_key_values
+        return hf(torch.tensor([ids], device=hf.device), use_cache=True).past_key_values
 
 
 @contextlib.contextmanager
@@ -276,12 +286,12 @@ def memory_growth() -> dict[str, float]:
     for length in (128, 480):
         code = (
             "import resource, torch; torch.set_num_threads(1)\n"
-            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, _measure, _Prefix\n"
+            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, _measure; from workbench.haystack import Haystack\n"
             "from workbench.context import Context\n"
             "m, _ = models('small', 'cpu'); from workbench.organisms.material import material\n"
             f"c = Config(lengths=({length},), depths=(0, 50, 100), needles=8, max_new_tokens=16, keep='all')\n"
             "_, s, t, st = _grid(m, c, Context(data=material('organism')['needles'])); a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "_measure(m, c, Context(), _Prefix(m, s[: max(x.shared for x in t)]), t, st); print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024)\n"
+            "_measure(m, c, Context(), Haystack(m, s[: max(x.shared for x in t)]), t, st); print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         out[str(length)] = float(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,109 @@
+"""Needle prompts whose beginnings are read once, against plain Hugging Face on every prompt alone."""
+
+import pytest
+import torch
+
+from tests.architectures import NAMES, build
+from workbench import haystack
+from workbench.continuation import feed, greedy_steps, read
+from workbench.haystack import Haystack, bodies, parts, places, tokens_read
+from workbench.models import Model, wrap
+from workbench.needles import Trial
+
+TEXT = [1, *(3 + 7 * k % 41 for k in range(30))]
+NEEDLES, TAILS = [[50, 51, 52], [53, 54], [55, 56, 57, 58, 59]], [[60, 61, 45], [62, 45], [63, 60, 45]]
+ROWS = [[5, 9, 2, 40, 41, 7, 8, 6, 33, 12, 13, 14], [8, 30, 11], [50, 4, 21, 22, 23, 24, 25]]
+
+
+def grid(lengths=(12, 20, 27), at=(0, 3, 9)):
+    """Every needle at every place of texts of every length; the last place is their end."""
+    out = []
+    for length in lengths:
+        for place in (*at, length):
+            for k, (needle, tail) in enumerate(zip(NEEDLES, TAILS)):
+                ids, start = (*TEXT[: 1 + place], *needle, *TEXT[1 + place : 1 + length], *tail), 1 + place
+                out.append(Trial(k, length, place / length, ids, start, len(ids) - len(tail), (start, start + 1), tuple(needle)))
+    return out
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request):
+    return wrap(build(request.param), name=request.param), build(request.param)
+
+
+@pytest.mark.parametrize("front", [0, 5])
+def test_what_is_read_in_blocks_leaves_the_keys_of_whole_prompts(case, front, monkeypatch):
+    model, hf = case
+    rows = ROWS if not (model.sliding and front) else [row[:3] for row in ROWS]  # padding may not stand inside a window
+    monkeypatch.setattr(Model, "tokens_at_once", lambda self: 1)  # the smallest blocks there are
+    before = read(model, [TEXT[:front]], None).fork(len(rows)) if front else None
+    past = read(model, rows, before)
+    for b, row in enumerate(rows):
+        with torch.no_grad():
+            expected = hf(torch.tensor([TEXT[:front] + row]), use_cache=True).past_key_values
+        real = past.past.mask[b]
+        assert past.past.ids[b][real].tolist() == TEXT[:front] + row and past.past.position_ids[b][real].tolist() == [*range(front + len(row))]
+        for found, wanted in zip(past.cache.layers, expected.layers, strict=True):
+            kept = wanted.keys.shape[2]  # the plain cache of a layer with a window holds that many
+            torch.testing.assert_close(found.keys[b][:, real][:, -kept:], wanted.keys[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(found.values[b][:, real][:, -kept:], wanted.values[0], atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_that_share_beginnings_are_answered_as_alone(case):
+    model, hf = case
+    trials, seen = grid(), set()
+    shared = Haystack(model, TEXT[: max(t.shared for t in trials)])
+    for place in places(model, trials, max_tokens=10_000):
+        for group, past, ends in bodies(shared, [trials[i] for i in place]):
+            same = [trials[place[k]] for k in group]
+            steps = greedy_steps(model, past, [t.ids[end:] for t, end in zip(same, ends)], [()] * len(same), max_new_tokens=2, stops=lambda _t: False)
+            seen |= {place[k] for k in group}
+            for t, row in zip(same, steps):
+                ids = list(t.ids)
+                for step in row:
+                    with torch.no_grad():
+                        logits = hf(torch.tensor([ids]), use_cache=False).logits[0, -1]
+                    assert logits[step.token] > logits.max() - 1e-4, "another token than plain decoding gives"
+                    ids.append(step.token)
+    assert seen == set(range(len(trials)))
+
+
+def test_every_beginning_is_run_once(monkeypatch):
+    """As many tokens go through the model as the prompts have different beginnings."""
+    model, trials, run = wrap(build("llama"), name="llama"), grid(), []
+    usual = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda self, batch, **more: (run.append(int(batch.mask.sum())), usual(self, batch, **more))[1])
+    shared = Haystack(model, TEXT[: max(t.shared for t in trials)])
+    for place in places(model, trials, max_tokens=10_000):
+        for group, past, ends in bodies(shared, [trials[i] for i in place]):
+            same = [trials[place[k]] for k in group]
+            feed(model, [t.ids[end:] for t, end in zip(same, ends)], past.fork())
+    different = {t.ids[:k] for t in trials for k in range(1, len(t.ids) + 1)}
+    assert sum(run) == len(different) < sum(len(t.ids) for t in trials) / 2
+    assert tokens_read(model, trials) == len(different) - len(shared.tokens)
+
+
+def test_any_part_of_the_grid_can_be_read():
+    """A needle may be missing at some lengths: where memory runs out, a place is cut anywhere."""
+    model, hf = wrap(build("llama"), name="llama"), build("llama")
+    trials = [t for k, t in enumerate(grid(at=(3,))) if k % 4 != 1]
+    shared = Haystack(model, TEXT[: max(t.shared for t in trials)])
+    for place in places(model, trials, max_tokens=10_000):
+        for group, past, ends in bodies(shared, [trials[i] for i in place]):
+            same = [trials[place[k]] for k in group]
+            _, logits = feed(model, [t.ids[end:] for t, end in zip(same, ends)], past.fork())
+            with torch.no_grad():
+                expected = torch.stack([hf(torch.tensor([t.ids])).logits[0, -1] for t in same])
+            torch.testing.assert_close(logits[:, -1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_places_and_parts_cover_the_trials_within_their_limits():
+    model, trials = wrap(build("llama"), name="llama"), grid()
+    for cut in (places, parts):
+        for most in (1, 70, 10_000):
+            found = cut(model, trials, most)
+            assert sorted(i for rows in found for i in rows) == list(range(len(trials)))
+            for rows in found:
+                longest = {k: max(len(trials[i].ids) for i in rows if trials[i].needle == k) for k in {trials[i].needle for i in rows}}
+                assert len(longest) * max(longest.values()) <= most or len(longest) == 1
+    assert max(map(len, parts(model, trials, 10_000))) <= haystack.PART and len(parts(model, trials, 10_000)) < len(places(model, trials, 10_000))
