@@ -141,7 +141,7 @@ def test_a_run_survives_a_reload_shows_in_two_tabs_is_cancelled_and_the_next_one
     address = f"/retrieval_heads?retrieval-heads.model={MODEL}"
     page = visit(address)
     shot(page, "probe-light")
-    start_run(page, ",".join(map(str, range(200, 1000))), 2)  # minutes, were it not cancelled
+    start_run(page, ",".join(map(str, range(200, 1000))), 12)  # minutes, were it not cancelled
     page.get_by_role("button", name="Cancel").first.wait_for()
     other = visit(address, resting=False)
     other.get_by_role("button", name="Cancel").first.wait_for()  # a second tab sees the same queue
