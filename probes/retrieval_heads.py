@@ -261,7 +261,7 @@ def _measure_part(model, config, context, haystack, part, stops) -> dict[str, np
     import torch
 
     from workbench.continuation import begin, by_halves, go_on
-    from workbench.haystack import bodies, places, tokens_read
+    from workbench.haystack import bodies, places, stretches
     from workbench.intervene import apply
 
     how = {"max_new_tokens": config.max_new_tokens, "stops": stops}
@@ -288,7 +288,7 @@ def _measure_part(model, config, context, haystack, part, stops) -> dict[str, np
                         finish()
             if waiting:
                 finish()
-        context.count(prompts=len(trials), tokens=tokens_read(model, trials))
+        context.count(prompts=len(trials), tokens=sum(end - start for start, end in stretches(model, trials)))
         return [steps[i] for i in range(len(trials))]
 
     steps = by_halves(part, answers)
@@ -455,7 +455,7 @@ def _mask(model, config, context, needles, shared: list[int], haystack, trials: 
 
 def _mask_group(model, config, context, needles, haystack, group, plan, mean, stops) -> list[tuple]:
     """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts too)."""
-    from workbench.continuation import greedy_steps, merge, read
+    from workbench.continuation import greedy_steps, merge, prefill
     from workbench.haystack import places
     from workbench.intervene import HeadAblation, apply
     from workbench.needles import recall
@@ -464,12 +464,12 @@ def _mask_group(model, config, context, needles, haystack, group, plan, mean, st
     group = [item for part in alike for item in part]
     prompts, rows = [t.ids for _, t in group], []
     with apply(model, context.edits):
-        prompt = merge([read(model, [t.ids[t.shared : -1] for _, t in part], haystack.upto(part[0][1].shared, len(part))) for part in alike])
+        prompt = merge([prefill(model, [t.ids[t.shared : -1] for _, t in part], haystack.upto(part[0][1].shared, len(part))) for part in alike])
     for k, kind, draw, heads in plan:
         context.check()
         edits = (*context.edits, HeadAblation(heads, config.ablation, mean)) if heads else context.edits
         with apply(model, edits):
-            before = prompt if config.mask_phase == "decode" else read(model, [ids[:-1] for ids in prompts], None)
+            before = prompt if config.mask_phase == "decode" else prefill(model, [ids[:-1] for ids in prompts], None)
             steps = greedy_steps(model, before, [ids[-1:] for ids in prompts], [() if model.sliding else t.guess for _, t in group],
                                  max_new_tokens=config.max_new_tokens, stops=stops, check=_each_step(context))  # fmt: skip
         for (i, t), row in zip(group, steps):

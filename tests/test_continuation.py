@@ -145,3 +145,14 @@ def test_masked_decoding_equals_masked_full_passes(how):
         with apply(model, [edit]):
             found = greedy_steps(model, read, [prompt[-1:]], [expected[:3]], max_new_tokens=N, stops=lambda _t: False)
         assert [s.token for s in found[0]] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_uniform_attention_sees_no_padding_and_no_later_key_in_any_precision(dtype):
+    """The smallest number of float16 is no mask for scores in float32: such keys would be taken for visible ones."""
+    model = wrap(build("llama").to(dtype), name="llama")
+    with apply(model, [HeadAblation(((0, 1), (1, 2)), "uniform", None)]):
+        _, together = feed(model, PROMPTS, None)
+        for i, prompt in enumerate(PROMPTS):
+            _, alone = feed(model, [prompt], None)
+            torch.testing.assert_close(together[i, -1], alone[0, -1], atol=1e-4 if dtype == torch.float32 else 0.03 * float(alone.abs().max()), rtol=0)

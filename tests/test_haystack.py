@@ -5,8 +5,8 @@ import torch
 
 from tests.architectures import NAMES, build
 from workbench import haystack
-from workbench.continuation import feed, greedy_steps, read
-from workbench.haystack import Haystack, bodies, parts, places, tokens_read
+from workbench.continuation import feed, greedy_steps, prefill
+from workbench.haystack import Haystack, bodies, parts, places, stretches
 from workbench.models import Model, wrap
 from workbench.needles import Trial
 
@@ -32,12 +32,12 @@ def case(request):
 
 
 @pytest.mark.parametrize("front", [0, 5])
-def test_what_is_read_in_blocks_leaves_the_keys_of_whole_prompts(case, front, monkeypatch):
+def test_what_is_prefilled_in_blocks_leaves_the_keys_of_whole_prompts(case, front, monkeypatch):
     model, hf = case
     rows = ROWS if not (model.sliding and front) else [row[:3] for row in ROWS]  # padding may not stand inside a window
     monkeypatch.setattr(Model, "tokens_at_once", lambda self: 1)  # the smallest blocks there are
-    before = read(model, [TEXT[:front]], None).fork(len(rows)) if front else None
-    past = read(model, rows, before)
+    before = prefill(model, [TEXT[:front]], None).fork(len(rows)) if front else None
+    past = prefill(model, rows, before)
     for b, row in enumerate(rows):
         with torch.no_grad():
             expected = hf(torch.tensor([TEXT[:front] + row]), use_cache=True).past_key_values
@@ -80,7 +80,7 @@ def test_every_beginning_is_run_once(monkeypatch):
             feed(model, [t.ids[end:] for t, end in zip(same, ends)], past.fork())
     different = {t.ids[:k] for t in trials for k in range(1, len(t.ids) + 1)}
     assert sum(run) == len(different) < sum(len(t.ids) for t in trials) / 2
-    assert tokens_read(model, trials) == len(different) - len(shared.tokens)
+    assert sum(end - start for start, end in stretches(model, trials)) == len(different) - len(shared.tokens)
 
 
 def test_any_part_of_the_grid_can_be_read():

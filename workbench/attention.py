@@ -145,7 +145,7 @@ def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch
     mask = sdpa_mask(*args, dtype=dtype, **kwargs)
     if mask is None or mask.device.type != "cpu":
         return mask
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))  # the smallest float16 would still look visible
 
 
 AttentionMaskInterface.register(NAME, attention_mask)

@@ -156,7 +156,7 @@ class _KeysOnly(DynamicCache):
         return both
 
 
-def read(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Cached:
+def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Cached:
     """The past of token rows (left-padded) after `before` (used up), as `feed` leaves it, without what follows the last layer's keys.
 
     Where a mask is needed, they are read in blocks of columns: attention in a block sees only what comes before its end, and a CPU's
@@ -264,7 +264,7 @@ def begin(
     steps: list[list[Step]] = [[] for _ in range(B)]
     if spans is not None and not model.attention_interface and min(len(row) for row in rows) > 1:
         # rows are read from full maps there, queries × keys: only the queries that are wanted go through one
-        past, _ = feed(model, [row[:-1] for row in rows], past)
+        past = prefill(model, [row[:-1] for row in rows], past)
         rows = [row[-1:] for row in rows]
 
     # the rows read are those of the prompt's last token and of every guessed one

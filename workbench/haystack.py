@@ -2,7 +2,7 @@
 
 Prompts share their haystack up to the needle, for all needles, lengths and depths. From there a needle and the text after it are the
 same for every length that puts it at the same place: the longest prompt's text is read once, and each length goes on from its own end
-of it with the question. On the default grid (20 lengths, 10 depths) a quarter of the tokens is left.
+of it with the question. On the default grid (20 lengths, 10 depths) about a fifth of the tokens is left.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from workbench.batching import batches
-from workbench.continuation import Cached, read
+from workbench.continuation import Cached, prefill
 from workbench.models import Model
 from workbench.needles import Trial
 
@@ -30,7 +30,7 @@ class Haystack:
         if length == 0:
             return None
         if self.cached is None:
-            self.cached = read(self.model, [self.tokens], None)
+            self.cached = prefill(self.model, [self.tokens], None)
         return self.cached.first(length).fork(copies)
 
 
@@ -72,7 +72,7 @@ def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[i
         if trial.needle not in longest or trial.body > longest[trial.needle].body:
             longest[trial.needle] = trial
     row_of = {needle: row for row, needle in enumerate(longest)}
-    past = read(model, [t.ids[shared : t.body] for t in longest.values()], haystack.upto(shared, len(longest)))
+    past = prefill(model, [t.ids[shared : t.body] for t in longest.values()], haystack.upto(shared, len(longest)))
     by_end = defaultdict(list)  # the rows end together, so a text that ends earlier by n tokens ends earlier by n columns
     for i, trial in enumerate(trials):
         by_end[longest[trial.needle].body - trial.body].append(i)
@@ -81,11 +81,11 @@ def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[i
         yield same, past.first(width - less, [row_of[trials[i].needle] for i in same]), [trials[i].body for i in same]
 
 
-def tokens_read(model: Model, trials: Sequence[Trial]) -> int:
-    """How many tokens are run for these trials, the haystack before the needles aside."""
+def stretches(model: Model, trials: Sequence[Trial]) -> list[tuple[int, int]]:
+    """The positions [start, end) of every stretch of tokens that is run for these trials, the haystack before the needles aside."""
     if model.sliding:
-        return sum(len(t.ids) - t.shared for t in trials)
+        return [(t.shared, len(t.ids)) for t in trials]
     ends: dict[tuple[int, int], int] = defaultdict(int)
     for trial in trials:
         ends[trial.needle, trial.shared] = max(ends[trial.needle, trial.shared], trial.body)
-    return sum(end - shared for (_, shared), end in ends.items()) + sum(len(t.ids) - t.body for t in trials)
+    return [(shared, end) for (_, shared), end in ends.items()] + [(t.body, len(t.ids)) for t in trials]

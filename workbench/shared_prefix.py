@@ -19,7 +19,7 @@ import torch
 
 from workbench.batching import ALIGNED, Batch, Frame, is_out_of_memory
 from workbench.capture import _Enough, _recording, stream
-from workbench.continuation import Cached, feed
+from workbench.continuation import Cached, prefill
 from workbench.models import Model
 from workbench.sites import Site
 
@@ -129,7 +129,7 @@ def stream_shared(
     plan = sorted(packs(rest, max_nodes=most), key=lambda pack: len(pack.tokens), reverse=True)
     begun, step, checked = None, max(1, TOKENS[kind] // most), False
     if common:
-        begun, _ = feed(model, [common], None)
+        begun = prefill(model, [common], None)
         yield [], {}, begun.past
     keep = (lambda x: x.clone()) if dtype is None else (lambda x: x.to(dtype, copy=True))
     for start in range(0, len(plan), step):

@@ -42,7 +42,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
 
 def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     from probes.retrieval_heads import _measure, _score
-    from workbench.haystack import Haystack, tokens_read
+    from workbench.haystack import Haystack, stretches
 
     own = DEFAULT_GRID if scale == "small" else {}
     needles, trials, shared, stops, config, context = case(model, scale, SCALES[scale][2], **own)
@@ -61,7 +61,7 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     details = {"trials": len(trials), "lengths": sorted({t.length for t in trials})}
     if device == "cpu":  # of what differs between the prompts, at the speed of one large product
         details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (flops(model, trials) / gemm_rate())
-        details["tokens"] = {"reference": sum(len(t.ids) for t in trials), "ours": len(shared[: max(t.shared for t in trials)]) + tokens_read(model, trials)}
+        details["tokens"] = {"reference": sum(len(t.ids) for t in trials), "ours": max(t.shared for t in trials) + sum(end - start for start, end in stretches(model, trials))}
         details["peak_memory_growth_MiB"] = memory_growth()
     else:
         torch.cuda.reset_peak_memory_stats()
@@ -156,13 +156,12 @@ def agree(generated, scores: np.ndarray, expected: list, *, strict: bool) -> str
 
 def flops(model, trials) -> float:
     """Of one detection as it is done here: every beginning that prompts share once; attention counts visible keys."""
+    from workbench.haystack import stretches
+
     weights = sum(p.numel() for name, p in model.hf.named_parameters() if "embed" not in name and "lm_head" not in name)
-    longest, ends = max(t.shared for t in trials), {}
-    for t in trials:  # what follows the needle is read once for all lengths
-        ends[t.needle, t.shared] = max(t.body, ends.get((t.needle, t.shared), 0))
-    pieces = [(0, longest), *((start, end) for (_, start), end in ends.items()), *((t.body, len(t.ids)) for t in trials)]
-    tokens = sum(end - start for start, end in pieces)
-    pairs = sum(end * (end + 1) - start * (start + 1) for start, end in pieces) / 2
+    run = [(0, max(t.shared for t in trials)), *stretches(model, trials)]
+    tokens = sum(end - start for start, end in run)
+    pairs = sum(end * (end + 1) - start * (start + 1) for start, end in run) / 2
     return 2 * weights * tokens + 4 * model.n_layers * model.n_heads * model.d_head * pairs
 
 
