@@ -283,7 +283,7 @@ def _measure_part(model, config, context, haystack, part, stops) -> dict[str, np
                     rows = [place[k] for k in group]
                     same = [trials[i] for i in rows]
                     waiting.append((rows, begin(model, past, [t.ids[end:] for t, end in zip(same, ends)], [() if model.sliding else t.guess for t in same],
-                                                spans=_span_rows(same, model), **how)))  # fmt: skip
+                                                spans=_span_rows(same, model), use_up=not model.sliding, **how)))  # fmt: skip
                     if model.sliding or sum(begun.columns for _, begun in waiting) > config.max_tokens:
                         finish()
             if waiting:
@@ -455,10 +455,11 @@ def _mask(model, config, context, needles, shared: list[int], haystack, trials: 
 
 def _mask_group(model, config, context, needles, haystack, group, plan, mean, stops) -> list[tuple]:
     """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts too)."""
-    from workbench.continuation import greedy_steps, merge, prefill
+    from workbench.continuation import greedy_steps
     from workbench.haystack import places
     from workbench.intervene import HeadAblation, apply
     from workbench.needles import recall
+    from workbench.past import merge, prefill
 
     alike = [[group[i] for i in rows] for rows in places(model, [t for _, t in group], config.max_tokens)]
     group = [item for part in alike for item in part]

@@ -5,10 +5,11 @@ import torch
 
 from tests.architectures import NAMES, NO_INTERFACE, build
 from workbench.attention import observe
-from workbench.continuation import begin, feed, go_on, greedy_steps, merge
+from workbench.continuation import begin, go_on, greedy_steps
 from workbench.errors import InputError
 from workbench.intervene import HeadAblation, apply
 from workbench.models import wrap
+from workbench.past import feed, merge
 
 PROMPTS = [[1, 5, 9, 2, 40, 41, 7], [1, 5, 9, 8, 30], [1, 5, 9, 50]]
 SPANS = torch.tensor([[3, 4], [1, 2], [0, -1]])

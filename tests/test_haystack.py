@@ -5,10 +5,11 @@ import torch
 
 from tests.architectures import NAMES, build
 from workbench import haystack
-from workbench.continuation import feed, greedy_steps, prefill
+from workbench.continuation import begin, go_on
 from workbench.haystack import Haystack, bodies, parts, places, stretches
 from workbench.models import Model, wrap
 from workbench.needles import Trial
+from workbench.past import feed, prefill
 
 TEXT = [1, *(3 + 7 * k % 41 for k in range(30))]
 NEEDLES, TAILS = [[50, 51, 52], [53, 54], [55, 56, 57, 58, 59]], [[60, 61, 45], [62, 45], [63, 60, 45]]
@@ -50,22 +51,49 @@ def test_what_is_prefilled_in_blocks_leaves_the_keys_of_whole_prompts(case, fron
 
 
 def test_prompts_that_share_beginnings_are_answered_as_alone(case):
+    """Also where they begin one after the other in the same memory and all go on together afterwards, as in the probe."""
     model, hf = case
-    trials, seen = grid(), set()
+    trials, seen, how = grid(), [], {"max_new_tokens": 3, "stops": lambda _t: False}
     shared = Haystack(model, TEXT[: max(t.shared for t in trials)])
     for place in places(model, trials, max_tokens=10_000):
+        begun, rows = [], []
         for group, past, ends in bodies(shared, [trials[i] for i in place]):
             same = [trials[place[k]] for k in group]
-            steps = greedy_steps(model, past, [t.ids[end:] for t, end in zip(same, ends)], [()] * len(same), max_new_tokens=2, stops=lambda _t: False)
-            seen |= {place[k] for k in group}
-            for t, row in zip(same, steps):
-                ids = list(t.ids)
-                for step in row:
-                    with torch.no_grad():
-                        logits = hf(torch.tensor([ids]), use_cache=False).logits[0, -1]
-                    assert logits[step.token] > logits.max() - 1e-4, "another token than plain decoding gives"
-                    ids.append(step.token)
-    assert seen == set(range(len(trials)))
+            begun.append(begin(model, past, [t.ids[end:] for t, end in zip(same, ends)], [() if model.sliding else t.guess for t in same], use_up=not model.sliding, **how))
+            rows += [place[k] for k in group]
+            if model.sliding:
+                seen += zip(rows, go_on(model, begun, **how))
+                begun, rows = [], []
+        seen += zip(rows, go_on(model, begun, **how) if begun else [])
+    assert sorted(i for i, _ in seen) == list(range(len(trials)))
+    for i, steps in seen:
+        ids = list(trials[i].ids)
+        assert len(steps) == 3
+        for step in steps:
+            with torch.no_grad():
+                logits = hf(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            assert logits[step.token] > logits.max() - 1e-4, "another token than plain decoding gives"
+            ids.append(step.token)
+
+
+def test_a_past_with_room_grows_where_it_is_and_one_without_is_copied():
+    model, hf = wrap(build("llama"), name="llama"), build("llama")
+    row, more = TEXT[:20], [[5, 9, 2], [8, 30]]
+
+    def address(past):
+        return [layer.keys.data_ptr() for layer in past.cache.layers]
+
+    past = prefill(model, [row], None, room=3)
+    before = address(past)
+    for columns, ids in ((20, more[0]), (14, more[1])):  # the shorter cut does not miss what the longer one grew over
+        cut = past.first(columns)
+        grown, logits = feed(model, [ids], cut)
+        assert address(grown) == before
+        with torch.no_grad():
+            torch.testing.assert_close(logits[0, -1], hf(torch.tensor([row[:columns] + ids])).logits[0, -1], atol=1e-4, rtol=1e-4)
+    assert address(feed(model, [more[0]], past.first(14).fork())[0]) != before, "a fork must leave what it was cut from as it is"
+    full = prefill(model, [row], None)
+    assert address(feed(model, [more[0]], full)[0]) != before, "without room, keys go to new memory"
 
 
 def test_every_beginning_is_run_once(monkeypatch):

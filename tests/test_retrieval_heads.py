@@ -155,8 +155,9 @@ def test_zero_and_uniform_masking_differ():
 
 def test_masking_the_prompt_too_is_another_experiment():
     """The previous-token twins: masking both while the prompt is read breaks the copy, masking them while decoding does not."""
-    from workbench.continuation import feed, greedy_steps
+    from workbench.continuation import greedy_steps
     from workbench.intervene import HeadAblation, apply
+    from workbench.past import feed
 
     model = load("circuit-copy")
     row = circuit_run("zero", mask_k=(0,)).table("inputs").row(0, named=True)

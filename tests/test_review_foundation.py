@@ -9,10 +9,11 @@ from workbench.architecture import anatomy, examine
 from workbench.attention import observe
 from workbench.batching import pad
 from workbench.capture import capture, logits
-from workbench.continuation import feed, greedy_steps
+from workbench.continuation import greedy_steps
 from workbench.errors import InputError
 from workbench.intervene import KnockOut, Patch, ProjectOut
 from workbench.models import load, resolve, wrap
+from workbench.past import feed
 from workbench.sites import Site
 from workbench.store import Store
 

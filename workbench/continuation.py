@@ -8,19 +8,18 @@ difference on, decoding goes token by token. The emitted tokens are those of pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from workbench.attention import observe
-from workbench.batching import ALIGNED, Batch, is_out_of_memory, pad
+from workbench.batching import is_out_of_memory
 from workbench.errors import InputError
 from workbench.models import Model
+from workbench.past import Cached, feed, merge, prefill
 
 # What is kept of a step: position that each head attends to most, its mass on the span, whether the maximum is tied.
 READINGS = ("argmax", "span_mass", "tied")
@@ -44,139 +43,12 @@ def by_halves(rows: Sequence[Row], compute: Callable[[Sequence[Row]], list[Found
     return by_halves(rows[:half], compute) + by_halves(rows[half:], compute)
 
 
-@dataclass(eq=False)
-class Cached:
-    """Tokens that were fed already, with their keys and values. mask and position_ids [B, S]."""
-
-    cache: DynamicCache
-    past: Batch
-
-    def fork(self, copies: int = 1) -> Cached:
-        """The same past, to be continued independently (`copies` > 1: of one row, for a batch). Nothing is copied until it grows."""
-        twin = _cache_of((source.keys.expand(copies, -1, -1, -1), source.values.expand(copies, -1, -1, -1)) if copies > 1 else (source.keys, source.values)
-                         for source in self.cache.layers)  # fmt: skip
-        widen = (lambda t: t.expand(copies, *t.shape[1:])) if copies > 1 else (lambda t: t)
-        p = self.past
-        return Cached(twin, Batch(widen(p.ids), widen(p.mask), widen(p.position_ids), widen(p.lengths), "left"))
-
-    def pick(self, rows: list[int]) -> Cached:
-        """The past of some rows only. The cache itself shrinks: this past is not to be used any more."""
-        index, p = torch.tensor(rows, device=self.past.mask.device), self.past
-        for layer in self.cache.layers:
-            here = index.to(layer.keys.device)
-            layer.keys, layer.values = layer.keys.index_select(0, here), layer.values.index_select(0, here)
-        return Cached(self.cache, Batch(p.ids[index], p.mask[index], p.position_ids[index], p.lengths[index], p.side))
-
-    def first(self, columns: int, rows: Sequence[int] | None = None) -> Cached:
-        """The past cut after its first `columns` columns, of the chosen rows (None: all). Only rows that are chosen are copied."""
-        p, states = self.past, ((source.keys[:, :, :columns], source.values[:, :, :columns]) for source in self.cache.layers)
-        ids, mask, position_ids = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids))
-        if rows is not None and list(rows) != list(range(len(ids))):
-            index = torch.tensor(rows, device=ids.device)
-            states = ((keys[index.to(keys.device)], values[index.to(values.device)]) for keys, values in states)
-            ids, mask, position_ids = ids[index], mask[index], position_ids[index]
-        return Cached(_cache_of(states), Batch(ids, mask, position_ids, mask.sum(1), "left"))
-
-
-def _cache_of(states: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
-    """A cache that starts from the keys and values of every layer, as they are: `update` would copy them."""
-    cache = DynamicCache()
-    for keys, values in states:
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
-
-
-def merge(pasts: Sequence[Cached]) -> Cached:
-    """Pasts of any lengths as one batch, rows in their order, padded on the left."""
-    if len(pasts) == 1:
-        return pasts[0]
-    size = max(p.past.mask.shape[1] for p in pasts)
-
-    def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
-        """Parts [B, ..., S, ...], S at `dim` counted from the end, filled up with zeros in front."""
-        return torch.cat([torch.nn.functional.pad(x, [0, 0] * (-dim - 1) + [size - x.shape[dim], 0]) for x in parts])
-
-    layers = zip(*(p.cache.layers for p in pasts))
-    cache = _cache_of((joined([x.keys for x in same], -2), joined([x.values for x in same], -2)) for same in layers)
-    columns = (joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids"))
-    return Cached(cache, Batch(*columns, torch.cat([p.past.lengths for p in pasts]), "left"))
-
-
 @dataclass
 class Step:
     """One emitted token; `reading` [layers, H, 3] float32 as in READINGS, None when nothing was observed."""
 
     token: int
     reading: torch.Tensor | None
-
-
-def feed(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, *, last_logits: int = 1) -> tuple[Cached, torch.Tensor]:
-    """Feed token rows (left-padded) after `before`; returns the grown past and the logits of the last `last_logits` columns."""
-    batch = _after(model, rows, before)
-    cache = before.cache if before is not None else DynamicCache()
-    with torch.no_grad():
-        out = model.forward(batch, cache=cache, past=before.past if before is not None else None, last_logits=last_logits)
-    return _grown(before, batch, cache), out.logits[:, -last_logits:].float()
-
-
-def _after(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Batch:
-    """Token rows as a batch, padded on the left, whose positions count on after `before`."""
-    batch = pad(rows, pad_id=model.pad_id, side="left", device=model.device)
-    if before is None:
-        return batch
-    start = torch.where(before.past.mask, before.past.position_ids, -1).amax(1, keepdim=True) + 1
-    return replace(batch, position_ids=torch.where(batch.mask, batch.position_ids + start, 0))
-
-
-def _grown(before: Cached | None, batch: Batch, cache: DynamicCache) -> Cached:
-    if before is None:
-        return Cached(cache, batch)
-    columns = (torch.cat([getattr(before.past, name), getattr(batch, name)], 1) for name in ("ids", "mask", "position_ids"))
-    return Cached(cache, Batch(*columns, before.past.lengths + batch.lengths, "left"))
-
-
-class _Remembered(Exception):
-    """Raised once the last layer has its keys and values: what a pass would still compute is not needed to go on from there."""
-
-
-class _KeysOnly(DynamicCache):
-    """A cache that ends a pass with the last thing that it keeps of it."""
-
-    def __init__(self, layers: list, n_layers: int):
-        super().__init__()
-        self.layers, self.n_layers = layers, n_layers
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        both = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self.n_layers - 1:
-            raise _Remembered
-        return both
-
-
-def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Cached:
-    """The past of token rows (left-padded) after `before` (used up), as `feed` leaves it, without what follows the last layer's keys.
-
-    Where a mask is needed, they are read in blocks of columns: attention in a block sees only what comes before its end, and a CPU's
-    caches hold the block."""
-    batch = _after(model, rows, before)
-    width, past = batch.ids.shape[1], 0 if before is None else before.past.mask.shape[1]
-    padding = width - int(batch.lengths.min())
-    at_once = model.tokens_at_once() // len(rows) if before is not None or padding else width
-    step = max(at_once, padding + ALIGNED)  # the first block holds a token of every row
-    start = 0
-    while start < width:
-        stop = min(width, start + step - (past + start + step) % ALIGNED) if start + step < width else width
-        ids, mask, positions = (t[:, start:stop] for t in (batch.ids, batch.mask, batch.position_ids))
-        block = Batch(ids, mask, positions, mask.sum(1), "left")
-        cache = _KeysOnly(before.cache.layers if before is not None else [], model.n_layers)
-        with torch.no_grad(), suppress(_Remembered):
-            model.forward(block, cache=cache, past=before.past if before is not None else None, last_logits=1)
-        before = _grown(before, block, _cache_of((layer.keys, layer.values) for layer in cache.layers))
-        start = stop
-    return before
 
 
 def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
@@ -198,9 +70,9 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
         positions, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
         mass = (weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1)) * there[:, None, None]).sum(-1)
         # arithmetic instead of `max` and `==`, which are many times slower on a CPU; exact, as positions are small whole numbers
-        below = (weights - weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
+        below = weights.sub_(weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
         tied = below.sum(-1) > 1 - weights.shape[-1]
-        place = -(below * FAR - positions[:, None, None]).amax(-1)  # the lowest position of equal ones
+        place = -below.mul_(FAR).sub_(positions[:, None, None]).amax(-1)  # the lowest position of equal ones
         return torch.stack([place, mass, tied.float()], -1)
 
     return reduce
@@ -251,14 +123,17 @@ def begin(
     max_new_tokens: int,
     stops: Callable[[int], bool],
     spans: torch.Tensor | None = None,
+    use_up: bool = False,
 ) -> Begun:
-    """The first pass of `greedy_steps`: prompts and guesses in one block, as far as the guesses are what the model chooses."""
+    """The first pass of `greedy_steps`: prompts and guesses in one block, as far as the guesses are what the model chooses.
+
+    With `use_up`, `before` grows where it is, and what is kept of it is a copy: its memory is free for what comes next."""
     B = len(rows)
     if model.sliding:
         guesses = [()] * B
         if before is not None and len({len(row) for row in rows}) > 1:
             raise InputError(f"{model.name} attends over a window of columns: rows that continue a prefix must have the same length.")
-    past = before.fork() if before is not None else None
+    past = before if use_up or before is None else before.fork()
     guesses = [list(g)[: max_new_tokens - 1] for g in guesses]
     widest = max(len(g) for g in guesses)
     steps: list[list[Step]] = [[] for _ in range(B)]
@@ -296,7 +171,7 @@ def begin(
     wrong = torch.arange(size, device=model.device)[None] >= size - torch.tensor(keep_columns, device=model.device)[:, None]
     past = Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong))
     going = [b for b in range(B) if not done[b]]
-    return Begun(past if len(going) == B else past.pick(going) if going else None, steps, done, spans)
+    return Begun(past if len(going) == B and not use_up else past.pick(going) if going else None, steps, done, spans)
 
 
 def go_on(

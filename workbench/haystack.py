@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from workbench.batching import batches
-from workbench.continuation import Cached, prefill
 from workbench.models import Model
 from workbench.needles import Trial
+from workbench.past import Cached, prefill
 
 PART = 64  # trials at most in a part that is put together of several places
 
@@ -62,7 +62,10 @@ def parts(model: Model, trials: Sequence[Trial], max_tokens: int) -> list[list[i
 
 
 def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[int], Cached | None, list[int]]]:
-    """The trials of one place in batches that go on alike: (their numbers, their past, how many tokens of each are in it)."""
+    """The trials of one place in batches that go on alike: (their numbers, their past, how many tokens of each are in it).
+
+    The pasts are cut from the same keys, the longest first, with room for what follows: each grows over what only longer ones need, so
+    it is to be used up, and nothing of it kept but copies, before the next is asked for."""
     model, shared = haystack.model, trials[0].shared
     if model.sliding:
         yield list(range(len(trials))), haystack.upto(shared, len(trials)), [shared] * len(trials)
@@ -72,12 +75,13 @@ def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[i
         if trial.needle not in longest or trial.body > longest[trial.needle].body:
             longest[trial.needle] = trial
     row_of = {needle: row for row, needle in enumerate(longest)}
-    past = prefill(model, [t.ids[shared : t.body] for t in longest.values()], haystack.upto(shared, len(longest)))
+    past = prefill(model, [t.ids[shared : t.body] for t in longest.values()], haystack.upto(shared, len(longest)),
+                   room=max(len(t.ids) - t.body + len(t.guess) for t in trials))  # fmt: skip
     by_end = defaultdict(list)  # the rows end together, so a text that ends earlier by n tokens ends earlier by n columns
     for i, trial in enumerate(trials):
         by_end[longest[trial.needle].body - trial.body].append(i)
     width = past.past.mask.shape[1]
-    for less, same in sorted(by_end.items(), reverse=True):
+    for less, same in sorted(by_end.items()):
         yield same, past.first(width - less, [row_of[trials[i].needle] for i in same]), [trials[i].body for i in same]
 
 

@@ -19,8 +19,8 @@ import torch
 
 from workbench.batching import ALIGNED, Batch, Frame, is_out_of_memory
 from workbench.capture import _Enough, _recording, stream
-from workbench.continuation import Cached, prefill
 from workbench.models import Model
+from workbench.past import Cached, prefill
 from workbench.sites import Site
 
 WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention mask

@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"which of: {', '.join(modules())} (default: all)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scale", default="small")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads of both sides (default 1: other work on the machine disturbs them least)")
     parser.add_argument("--table", action="store_true", help="print the table of the committed results and stop")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -54,15 +55,18 @@ def main() -> int:
         return 0
     import torch
 
-    torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
+    cpu = options.device == "cpu"
+    if cpu:
+        torch.set_num_threads(options.threads)
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     for name in options.names or modules():
         module = importlib.import_module(f"tests.benchmarks.{name}")
         print(f"{name} …", file=sys.stderr, flush=True)
         found = module.measure(device=options.device, scale=options.scale)
         for r in found if isinstance(found, list) else [found]:
-            machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.machine()} CPU, 1 thread"
+            machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.machine()} CPU, {threads}"
             r |= {"machine": machine, "scale": options.scale, "date": datetime.date.today().isoformat(), "torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-            results[f"{r['name']} [{options.device}, {options.scale}]"] = r
+            results[f"{r['name']} [{options.device}, {options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}]"] = r
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             print(f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, {r['agreement']}", file=sys.stderr)
     return 0

@@ -22,9 +22,7 @@ from workbench.context import Context
 NAME = "retrieval-head detection"
 MASKING = "retrieval-head detection and masking"
 AGAINST = "official algorithm (batch 1, output_attentions, Python loop)"
-# the probe's own grid: 20 lengths and 10 depths, as in the paper; with half of its needles
-DEFAULT_GRID = {"lengths": "auto", "depths": (0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "needles": 6}
-# lengths, depths, needles, answer tokens; "8b" is a random model of that shape: speed and memory, not behaviour
+# lengths, depths, needles, answer tokens (detection on "small" takes what the probe does by default: 20 lengths, 10 depths, 12 needles); "8b" is a random model of that shape: speed and memory, not behaviour
 SCALES = {"small": ((256, 480), (0, 25, 50, 75, 100), 8, 16), "8b": ((4096, 16384, 32768), (0, 50, 100), 2, 16)}
 # needles, masked trials, K list, random draws: the probe's own (half of the trials, K up to half of the heads), 31 maskings of each trial; and 4
 MASKED = {"small": (4, 20, (2, 5, 10, 15, 20), 5), "8b": (1, 2, (20,), 2)}
@@ -44,8 +42,7 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     from probes.retrieval_heads import _measure, _score
     from workbench.haystack import Haystack, stretches
 
-    own = DEFAULT_GRID if scale == "small" else {}
-    needles, trials, shared, stops, config, context = case(model, scale, SCALES[scale][2], **own)
+    needles, trials, shared, stops, config, context = case(model, scale, None if scale == "small" else SCALES[scale][2])
     if scale != "small":
         trials = trials[:: max(1, len(trials) // 6)]
 
@@ -122,13 +119,14 @@ def _c(name: str):
     return pl.col(name)
 
 
-def case(model, scale: str, n: int, **more) -> tuple:
-    """Needles, trials, shared tokens, stopping rule, config and context of a scale."""
+def case(model, scale: str, n: int | None, **more) -> tuple:
+    """Needles, trials, shared tokens, stopping rule, config and context of a scale with `n` needles; of the probe's defaults for None."""
     from probes.retrieval_heads import Config, _grid
     from workbench.organisms.material import material
 
     lengths, depths, _, new_tokens = SCALES[scale]
-    config = Config(**{"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens, "keep": "all"} | more)
+    grid = {"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens} if n else {}
+    config = Config(**grid | {"keep": "all"} | more)
     context = Context(seed=0, data=material("organism")["needles"])
     needles, shared, trials, stops = _grid(model, config, context)
     return needles, trials, shared, stops, config, context
