@@ -1,10 +1,12 @@
 """Data selection against a plain loop: a full forward pass per sample, `SAE.encode` of all tokens, dense NumPy similarity.
 
-Both read the same texts. The loop is what the method's description says to do; ours is the probe on files, from reading them to its
+Two rows on a CPU: the organism, whose vocabulary is small, and a model of Pythia-14M's shape, where the loop's unembedding, which
+selection does not need, is most of the arithmetic, as in any small model with a real vocabulary. Both read the same texts. The loop is what the method's description says to do; ours is the probe on files, from reading them to its
 tables, without what the loop does not make (baselines, explanations, resampled intervals)."""
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 import tempfile
@@ -20,10 +22,18 @@ from workbench.context import Context
 NAME = "data selection"
 # samples, d_sae, k, samples in the reference loop (its rate does not depend on how many)
 SCALES = {"small": (2000, 4096, 32, 2000), "8b": (512, 131072, 192, 64), "smoke": (60, 512, 8, 60)}
+PYTHIA = "a model of Pythia-14M's shape"
 RATIO = 0.05
 
 
-def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> dict:
+def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[dict]:
+    """Both rows; at the size of an 8B model one."""
+    if scale == "8b":
+        return [selection(NAME, models(scale, device), device, scale, rounds)]
+    return [selection(NAME, models(scale, device), device, scale, rounds), selection(f"{NAME}, {PYTHIA}", pythia(device), device, scale, rounds)]
+
+
+def selection(name: str, both: tuple, device: str, scale: str, rounds: int) -> dict:
     """Samples per second on the same texts and autoencoder, at the penultimate layer as in the paper. Gate: identical selected rows for
     every target in float32 (a model that runs in bfloat16 is converted for the gate after it was timed)."""
     from sae_lens import SAE
@@ -31,7 +41,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> dict:
     from probes.data_selection import Config, run
 
     n, d_sae, k, in_loop = SCALES[scale]
-    model, hf = models(scale, device)
+    model, hf = both
     layer = model.n_layers - 2
     texts, targets = material(n, scale)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +94,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> dict:
         details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (2 * weights * tokens / gemm_rate())
     if memory is not None:
         details["peak_memory_GiB"] = memory
-    return row(NAME, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)
+    return row(name, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)
 
 
 def difference(table: pl.DataFrame, scores: np.ndarray, n: int) -> float:
@@ -127,6 +137,19 @@ def models(scale: str, device: str):
     model, _ = random_llama(scale, device)
     model.tokenizer, model.prepends_bos = load_tokenizer(folder("organism")), True
     return model, model.hf
+
+
+def pythia(device: str) -> tuple:
+    """(our model, the same weights in plain Hugging Face): random weights in the shape of EleutherAI/pythia-14m, the organism's tokenizer."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from workbench.models import load_tokenizer, wrap
+    from workbench.organisms import folder
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512, vocab_size=50304, max_position_embeddings=2048)
+    hf = GPTNeoXForCausalLM(config).eval().to(device)
+    return wrap(copy.deepcopy(hf), load_tokenizer(folder("organism")), name=PYTHIA), hf
 
 
 def material(n: int, scale: str) -> tuple[list[str], dict[str, list[str]]]:
