@@ -33,7 +33,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
     return [selection(NAME, models(scale, device), device, scale, rounds), selection(f"{NAME}, {PYTHIA}", pythia(device), device, scale, rounds)]
 
 
-def selection(name: str, both: tuple, device: str, scale: str, rounds: int) -> dict:
+def selection(title: str, both: tuple, device: str, scale: str, rounds: int) -> dict:
     """Samples per second on the same texts and autoencoder, at the penultimate layer as in the paper. Gate: identical selected rows for
     every target in float32 (a model that runs in bfloat16 is converted for the gate after it was timed)."""
     from sae_lens import SAE
@@ -94,7 +94,7 @@ def selection(name: str, both: tuple, device: str, scale: str, rounds: int) -> d
         details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (2 * weights * tokens / gemm_rate())
     if memory is not None:
         details["peak_memory_GiB"] = memory
-    return row(name, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)
+    return row(title, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)
 
 
 def difference(table: pl.DataFrame, scores: np.ndarray, n: int) -> float:
