@@ -278,17 +278,19 @@ AttentionMaskInterface.register("official_masking", eager_mask)
 
 
 def memory_growth() -> dict[str, float]:
-    """Peak memory above the loaded model, in MiB, at two prompt lengths: it must not grow with layers × heads × S²."""
+    """Peak memory above the loaded model, in MiB, at two prompt lengths: it must not grow with layers × heads × S². Linux only."""
     out = {}
     for length in (128, 480):
         code = (
-            "import resource, torch; torch.set_num_threads(1)\n"
+            "import re, torch; from pathlib import Path; torch.set_num_threads(1)\n"
             "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, _measure; from workbench.haystack import Haystack\n"
             "from workbench.context import Context\n"
+            "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
             "m, _ = models('small', 'cpu'); from workbench.organisms.material import material\n"
             f"c = Config(lengths=({length},), depths=(0, 50, 100), needles=8, max_new_tokens=16, keep='all')\n"
-            "_, s, t, st = _grid(m, c, Context(data=material('organism')['needles'])); a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "_measure(m, c, Context(), Haystack(m, s[: max(x.shared for x in t)]), t, st); print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024)\n"
+            "_, s, t, st = _grid(m, c, Context(data=material('organism')['needles']))\n"
+            "Path('/proc/self/clear_refs').write_text('5'); a = memory('VmRSS')\n"  # the peak counts from here, not from the loading
+            "_measure(m, c, Context(), Haystack(m, s[: max(x.shared for x in t)]), t, st); print(memory('VmHWM') - a)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         out[str(length)] = float(done.stdout.strip().splitlines()[-1])
