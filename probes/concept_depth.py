@@ -73,7 +73,7 @@ class Config:
     random_draws: int = option(5, "random directions to project out for comparison", low=1)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
-    max_tokens: int = option(0, "tokens in one batch; 0: 768 on a CPU, whose caches are small, 16384 on a GPU", low=0)
+    max_tokens: int = option(0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0)
 
 
 def validate(config: Config, data: Path | None) -> None:

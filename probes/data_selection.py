@@ -74,7 +74,7 @@ class Config:
     explain: int = option(10, "selected samples per target whose shared features are listed", low=0)
     map_rows: int = option(0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0)
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
-    max_tokens: int = option(0, "tokens in one batch; 0: 768 on a CPU, whose caches are small, 16384 on a GPU", low=0)
+    max_tokens: int = option(0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0)
 
     def __post_init__(self) -> None:
         if self.template != "chat" and not 0 <= self.template.find("{prompt}") < self.template.find("{response}"):

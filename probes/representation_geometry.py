@@ -70,7 +70,7 @@ class Config:
     map: tuple[str, ...] = option(("pca",), "maps of the last layer's features in two dimensions", choices=("pca", "umap"))
     map_rows: int = option(2000, "sequences on a map", low=3)
     colour: str = option("", "column of the data file that colours the maps")
-    max_tokens: int = option(0, "tokens in one batch; 0: 768 on a CPU, whose caches are small, 16384 on a GPU", low=0)
+    max_tokens: int = option(0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0)
 
 
 def validate(config: Config, data: Path | None) -> None:

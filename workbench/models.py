@@ -273,8 +273,10 @@ class Model:
         return 1 if self._rotation_limit is not None and max(lengths, default=0) > self._rotation_limit else wanted
 
     def tokens_at_once(self, wanted: int = 0) -> int:
-        """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small."""
-        return wanted or (16384 if self.device.type == "cuda" else 768)
+        """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each of its threads."""
+        if self.device.type == "cuda":
+            return wanted or 16384
+        return wanted or 768 * min(torch.get_num_threads(), 8)
 
     @cached_property
     def _accepts(self) -> set[str]:
