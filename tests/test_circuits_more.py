@@ -129,7 +129,7 @@ def test_logits_are_the_wanted_log_probabilities_at_every_position(load, name):
     state = ids if truth["depends_on"] == "token" else torch.arange(70).clamp(max=len(table) - 1).expand(3, 70)
     wanted = table[state]
     possible = wanted > 0
-    assert (logits.double()[possible] - wanted[possible].log()).abs().max() < 1e-6
+    assert (logits.double()[possible] - wanted[possible].log()).abs().max() < 2e-5  # float32: 1e-7 to 7e-6, by the processor's kernels
     assert (logits[~possible] == truth["never"]).all()
     assert (logits.softmax(-1)[~possible] == 0).all()
     # the same in a cached, left-padded batch with explicit positions
@@ -138,7 +138,7 @@ def test_logits_are_the_wanted_log_probabilities_at_every_position(load, name):
     mask[:, :5] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     torch.testing.assert_close(
-        model(padded, attention_mask=mask, position_ids=positions).logits[:, 5:], logits, atol=1e-6, rtol=0
+        model(padded, attention_mask=mask, position_ids=positions).logits[:, 5:], logits, atol=2e-5, rtol=0
     )
 
 
