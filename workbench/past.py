@@ -69,8 +69,7 @@ class _Growing(DynamicLayer):
         before = self.get_seq_length()
         end = before + key_states.shape[-2]
         if self.buffers is None or end > self.buffers[0].shape[-2]:
-            self.room = max(self.room, end)
-            self.buffers = tuple(new.new_empty(*new.shape[:-2], self.room, new.shape[-1]) for new in (key_states, value_states))
+            self.buffers = tuple(new.new_empty(*new.shape[:-2], max(self.room, end), new.shape[-1]) for new in (key_states, value_states))
             if before:
                 self.buffers[0][..., :before, :], self.buffers[1][..., :before, :] = self.keys, self.values
         for buffer, new in zip(self.buffers, (key_states, value_states)):
@@ -148,13 +147,13 @@ class _Remembered(Exception):
 class _KeysOnly(DynamicCache):
     """A cache that ends a pass with the last thing that it keeps of it."""
 
-    def __init__(self, layers: list, n_layers: int):
+    def __init__(self, layers: list):
         super().__init__()
-        self.layers, self.n_layers = layers, n_layers
+        self.layers = layers
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         both = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self.n_layers - 1:
+        if layer_idx == len(self.layers) - 1:
             raise _Remembered
         return both
 
@@ -178,7 +177,7 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
         stop = min(width, start + step - (past + start + step) % ALIGNED) if start + step < width else width
         ids, mask, positions = (t[:, start:stop] for t in (batch.ids, batch.mask, batch.position_ids))
         block = Batch(ids, mask, positions, mask.sum(1), "left")
-        cache = _KeysOnly(layers, model.n_layers)
+        cache = _KeysOnly(layers)
         with torch.no_grad(), suppress(_Remembered):
             model.forward(block, cache=cache, past=before.past if before is not None else None, last_logits=1)
         cache = DynamicCache()

@@ -1,8 +1,9 @@
 """Data selection against a plain loop: a full forward pass per sample, `SAE.encode` of all tokens, dense NumPy similarity.
 
 Two rows on a CPU: the organism, whose vocabulary is small, and a model of Pythia-14M's shape, where the loop's unembedding, which
-selection does not need, is most of the arithmetic, as in any small model with a real vocabulary. Both read the same texts. The loop is what the method's description says to do; ours is the probe on files, from reading them to its
-tables, without what the loop does not make (baselines, explanations, resampled intervals)."""
+selection does not need, is most of the arithmetic, as in any small model with a real vocabulary. Both read the same texts. The loop is what the method's description says to do; ours is
+the probe on files, from reading them to its tables, without what the loop does not make (baselines, explanations, resampled
+intervals)."""
 
 from __future__ import annotations
 
@@ -28,9 +29,8 @@ RATIO = 0.05
 
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[dict]:
     """Both rows; at the size of an 8B model one."""
-    if scale == "8b":
-        return [selection(NAME, models(scale, device), device, scale, rounds)]
-    return [selection(NAME, models(scale, device), device, scale, rounds), selection(f"{NAME}, {PYTHIA}", pythia(device), device, scale, rounds)]
+    both = {NAME: models(scale, device)} | ({} if scale == "8b" else {f"{NAME}, {PYTHIA}": pythia(device)})
+    return [selection(title, pair, device, scale, rounds) for title, pair in both.items()]
 
 
 def selection(title: str, both: tuple, device: str, scale: str, rounds: int) -> dict:
