@@ -99,17 +99,42 @@ def test_rows_do_not_depend_on_how_many_tokens_are_encoded_at_once(tmp_path, act
     torch.testing.assert_close(made.encode(activations).dense(), whole, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(40, 1024, 16), (7, 512, 32), (5, 30, 4), (3, 8, 20)])
-def test_largest_is_the_full_search(shape):
+@pytest.mark.parametrize("shift", [0.0, -2.5])
+@pytest.mark.parametrize("shape", [(40, 1024, 16), (7, 512, 32), (9, 768, 24), (5, 30, 4), (3, 8, 20), (0, 512, 8)])
+def test_largest_is_the_full_search_without_what_is_not_positive(shape, shift):
     n, d, k = shape
-    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
-    x[0] = 1.0  # all equal: any k of them
-    value, index = sae.largest(x, k)
-    expected = x.topk(min(k, d), dim=-1)
-    assert torch.equal(value.sort(-1).values, expected.values.sort(-1).values)
-    assert torch.equal(x.gather(1, index), value)
-    assert all(len(set(row.tolist())) == len(row) for row in index)
-    assert torch.equal(index[1:].sort(-1).values, expected.indices[1:].sort(-1).values)
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + shift  # shifted down, few are above 0
+    row, column, value = sae.largest(x, k)
+    expected, place = x.topk(min(k, d), dim=-1)
+    dense = torch.zeros(n, d).scatter(1, place, expected.clamp(min=0))
+    found = torch.zeros(n, d)
+    found[row, column] = value
+    assert torch.equal(found, dense)
+    assert bool((row.diff() >= 0).all()) and bool((value > 0).all()) and len(value) == int((dense > 0).sum())
+
+
+def test_of_equal_activations_exactly_k_are_kept_and_the_first_ones():
+    x = torch.zeros(4, 1024)
+    x[0] = 1.0
+    x[1, ::2] = 2.0
+    x[1, 5], x[1, 7] = 3.0, 1.0
+    x[2, 100:103] = 1.0
+    row, column, value = sae.largest(x, 16)
+    assert column[row == 0].tolist() == list(range(16))
+    assert column[row == 1].tolist() == sorted([5, *range(0, 30, 2)]) and set(value[row == 1].tolist()) == {2.0, 3.0}
+    assert column[row == 2].tolist() == [100, 101, 102] and not bool((row == 3).any())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", [(3, 5), (3, slice(None))])
+def test_a_token_whose_activations_are_not_numbers_is_refused_and_not_left_empty(tmp_path, kind, where, activations):
+    made = sae.load(make(tmp_path / "sae", kind))
+    broken = activations.clone()
+    broken[where] = float("nan")
+    with pytest.raises(InputError, match="NaN"):
+        made.encode(broken)
+    with pytest.raises(InputError, match="NaN"):
+        sae.neuron_rows(torch.cat([broken] * 8, 1), 4)
 
 
 def test_a_sparsify_checkpoint_follows_the_formula_of_its_own_code(tmp_path, activations):
