@@ -260,34 +260,54 @@ class Reader:
 
         from workbench.capture import stream
         from workbench.sae import neuron_rows
-        from workbench.similarity import sum_tokens
+        from workbench.shared_prefix import beginning, stream_after
+        from workbench.similarity import stack, sum_tokens, tiled
 
+        last = self.config.aggregate == "last"
         sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
         most = self.model.tokens_at_once(self.config.max_tokens)
-        for indices, found, batch in stream(self.model, ids, sites, positions="all", edits=self.edits, max_tokens=most, check=context.check):
-            x = found[self.site]
-            counted = torch.from_numpy(np.concatenate([masks[i] for i in indices])).to(x.device)
-            owner = torch.repeat_interleave(torch.arange(len(indices)), batch.lengths.cpu()).to(x.device)
-            x, owner = x[counted], owner[counted]
+        begun = None if self.edits else beginning(self.model, ids, sites, size=_alike(masks))
+        size = len(begun.tokens) if begun else 0  # tokens that all samples begin with: read and encoded once
+        first, first_tokens, first_neurons = {}, None, None
+        if begun:
+            context.count(tokens=size, forwards=1)
+            first = {site: x[torch.from_numpy(masks[0][:size]).to(x.device)] for site, x in begun.found.items()}
+            first_tokens = self.sae.encode(first[self.site]) if self.sae is not None else None
+            first_neurons = neuron_rows(self.neurons[1](first[self.neurons[0]]), self.neurons_k) if self.neurons else None
+            batches = stream_after(self.model, begun, ids, sites, max_tokens=most, check=context.check)
+        else:
+            batches = stream(self.model, ids, sites, positions="all", edits=self.edits, max_tokens=most, check=context.check)
+        for indices, found, batch in batches:
             n = len(indices)
+            counted = torch.from_numpy(np.concatenate([masks[i][size:] for i in indices]))
+            found = {site: x[counted.to(x.device)] for site, x in found.items()}
+            owner = torch.repeat_interleave(torch.arange(n), batch.lengths.cpu())[counted].to(found[self.site].device)
+            tokens = self.sae.encode(found[self.site]) if self.sae is not None else None
+            neurons = neuron_rows(self.neurons[1](found[self.neurons[0]]), self.neurons_k) if self.neurons else None
+            if begun:  # before the rest of the samples come their beginnings, one after another
+                found = {site: torch.cat([first[site].repeat(n, *[1] * (x.ndim - 1)), x]) for site, x in found.items()}
+                owner = torch.cat([torch.arange(n, device=owner.device).repeat_interleave(len(first[self.site])), owner])
+                tokens = stack([tiled(first_tokens, n), tokens]) if tokens is not None else None
+                neurons = stack([tiled(first_neurons, n), neurons]) if neurons is not None else None
+            x = found[self.site]
             which = torch.arange(len(x), device=x.device)  # the tokens that make the vector of a sample
-            if self.config.aggregate == "last":
+            if last:
                 which = torch.zeros(n, dtype=torch.int64, device=x.device).scatter_reduce(0, owner, which, "amax")
             whose = owner[which]
             per = torch.bincount(whose, minlength=n) if self.config.aggregate != "sum" else torch.ones(n, device=x.device)
-            out: dict[str, Any] = {}
-            tokens = None
-            if self.sae is not None:
-                tokens = self.sae.encode(x)
-                out["sae"] = sum_tokens(tokens if self.config.aggregate != "last" else tokens.only(which), owner, n).divided(per)
-            if self.neurons:
-                values = self.neurons[1](found[self.neurons[0]][counted][which])
-                out["neurons"] = sum_tokens(neuron_rows(values, self.neurons_k), whose, n).divided(per)
+            out = {name: sum_tokens(rows.only(which) if last else rows, owner, n).divided(per) for name, rows in (("sae", tokens), ("neurons", neurons)) if rows is not None}
             if "hidden" in self.config.baselines:
                 flat = x[which].flatten(1).double()
                 out["hidden"] = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device).index_add_(0, whose, flat) / per[:, None]
             context.count(tokens=batch.tokens, forwards=1)
             yield indices, out, x, tokens, owner
+
+
+def _alike(masks: Sequence[np.ndarray]) -> int:
+    """Of how many tokens at the beginning all samples count the same."""
+    some = np.stack([mask[: min(map(len, masks))] for mask in masks])
+    differs = np.flatnonzero((some != some[0]).any(0))
+    return int(differs[0]) if len(differs) else some.shape[1]
 
 
 def _prototypes(reader: Reader, examples: dict[str, Samples], tables: dict[str, pl.DataFrame], config: Config, context: Context):

@@ -94,6 +94,28 @@ def test_scores_are_those_of_the_slow_computation(model, stories260k, material, 
         assert len(chosen) == 3 and min(expected[list(chosen)]) >= np.sort(expected)[-3] - 1e-5
 
 
+@pytest.mark.parametrize("config", [{}, {"aggregate": "last"}, {"aggregate": "sum"}, {"tokens": "response"}, {"specials": True}], ids=str)
+def test_what_all_samples_begin_with_is_read_once_and_changes_nothing(model, material, tmp_path, monkeypatch, config):
+    from workbench import shared_prefix
+
+    ran = []
+    handle = model.hf.model.layers[0].register_forward_hook(lambda _m, args, _out: ran.append(args[0].shape[0] * args[0].shape[1]))
+    config = {"template": "Below is a question about a place. Answer it in a few short sentences.\n{prompt}\n{response}", "max_tokens": 300, "map_rows": 0} | config
+    once = execute(model, material, tmp_path / "once", **config)
+    shared = sum(ran)
+    ran.clear()
+    monkeypatch.setattr(shared_prefix, "beginning", lambda *_, **__: None)
+    whole = execute(model, material, tmp_path / "whole", **config)
+    handle.remove()
+    assert shared < 0.75 * sum(ran)
+    for name in ("scores", "selections", "features", "quality", "precision", "overlap", "lengths", "shared"):
+        one, other = once.table(name), whole.table(name)
+        numbers = [c for c, kind in other.schema.items() if kind.is_float()]
+        assert one.drop(numbers).equals(other.drop(numbers)), name
+        for column in numbers:
+            np.testing.assert_allclose(one[column].to_numpy(), other[column].to_numpy(), atol=2e-6, rtol=1e-5, err_msg=f"{name}.{column}")
+
+
 @pytest.mark.parametrize("prototype", ["max", "subtask"])
 def test_several_prototypes_per_target_give_the_best_of_them(model, stories260k, material, tmp_path, prototype):
     rows = read(material / "sea.jsonl")

@@ -9,7 +9,7 @@ from tests.architectures import NAMES, build
 from workbench import shared_prefix
 from workbench.capture import capture, stream
 from workbench.models import load, wrap
-from workbench.shared_prefix import applies, front, nodes_per_token, packs, stream_shared
+from workbench.shared_prefix import applies, beginning, front, nodes_per_token, packs, stream_after, stream_shared
 from workbench.sites import Site
 
 TEMPLATE = [5, 6, 7, 8]
@@ -136,3 +136,44 @@ def test_it_is_left_to_plain_batches_where_nothing_is_gained_or_it_cannot_be_exa
     config = GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, vocab_size=64, max_position_embeddings=64, window_size=6, attention_types=[[["global", "local"], 1]],
                           pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
     assert not applies(wrap(GPTNeoForCausalLM(config).eval()), PROMPTS), "its window counts columns, whatever mask it is given"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_token_after_a_common_beginning_is_what_it_is_in_a_prompt_alone(name):
+    """Uneven rests, in several padded batches; the beginning's own tokens too."""
+    model = wrap(build(name))
+    prompts = [[*TEMPLATE, *(10 + (3 * i + j) % 40 for j in range(1 + (i > 6)))] for i in range(20)]  # within the windows of the small models
+    sites = [Site.parse(site) for site in ("resid_pre.1", "resid_post.1", "head_out.2", "mlp_out.1")]
+    begun = beginning(model, prompts, sites)
+    assert begun.tokens == TEMPLATE
+    plain = {i: next(stream(model, [row], sites, positions="all"))[1] for i, row in enumerate(prompts)}
+    seen, padded = [], 0
+    for indices, acts, batch in stream_after(model, begun, prompts, sites, max_tokens=14):
+        seen += indices
+        padded += not bool(batch.mask.all())
+        assert batch.lengths.tolist() == [len(prompts[i]) - len(TEMPLATE) for i in indices] and batch.ids.numel() <= 14
+        for site in sites:
+            expected = torch.cat([plain[i][site][len(TEMPLATE) :] for i in indices])
+            torch.testing.assert_close(acts[site], expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    assert sorted(seen) == list(range(len(prompts))) and padded
+    for site in sites:
+        expected = plain[0][site][: len(TEMPLATE)]
+        torch.testing.assert_close(begun.found[site], expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_beginning_is_left_where_it_does_not_pay_or_cannot_be_gone_on_from(monkeypatch):
+    model = wrap(build("llama"))
+    alike, sites = PROMPTS[:-2], ["resid_post.1"]
+    assert beginning(model, alike, sites).tokens == TEMPLATE and beginning(model, alike, sites, size=3) is None
+    assert beginning(model, PROMPTS, sites) is None, "two prompts begin otherwise"
+    assert beginning(model, alike[:8], sites) is None, "so few are read sooner than their beginning"
+    assert beginning(model, [row + [9 + i] * 50 for i, row in enumerate(alike)], sites) is None, "it is a small part of the prompts"
+    assert beginning(wrap(build("mistral")), [row + [9 + i] * 4 for i, row in enumerate(alike)], sites) is None, "its window is shorter"
+    real = shared_prefix._continue
+
+    def leaking(*args):
+        found, batch = real(*args)
+        return {site: x + 0.1 for site, x in found.items()}, batch
+
+    monkeypatch.setattr(shared_prefix, "_continue", leaking)
+    assert beginning(model, alike, sites) is None, "a model whose cached tokens come out otherwise"

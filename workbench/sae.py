@@ -67,7 +67,7 @@ class Sae:
         step = max(1, PRE_ACTIVATIONS.get(x.device.type, 4_000_000) // self.d_sae)
         parts = []
         with torch.no_grad():
-            for start in range(0, len(x), step):
+            for start in range(0, max(1, len(x)), step):
                 row, feature, value = self._entries(x[start : start + step].float())
                 parts.append((row + start, feature, value))
         row, feature, value = (torch.cat(column) for column in zip(*parts))

@@ -1,9 +1,10 @@
-"""Last-token activations of many prompts that begin alike: every shared prefix is run once.
+"""Activations of many prompts that begin alike: every shared prefix is run once.
 
 What all prompts begin with is run first and stays in the key/value cache. The rest is merged into tries and the nodes of each are run as one
 sequence, in which a token attends to its ancestors only and has its depth as position; several make a batch. Each prompt's last token then
 sees exactly what it sees alone. Labelled texts in a template, pairs of statements and few-shot
-prompts have three to five times fewer nodes than tokens. Models for which this does not hold (ALiBi, no explicit
+prompts have three to five times fewer nodes than tokens. Where every token is wanted and not only the last, `beginning` and `stream_after`
+read what all begin with (a chat template's system prompt) once, and the rest in plain batches after it. Models for which this does not hold (ALiBi, no explicit
 positions, windows shorter than a prompt, recurrent layers) are recognised, the last kind by comparing two prompts with a plain pass, and
 run in plain batches.
 """
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workbench.batching import ALIGNED, Batch, Frame, is_out_of_memory
-from workbench.capture import _Enough, _recording, stream
+from workbench.batching import ALIGNED, Batch, Frame, in_batches, is_out_of_memory, pad
+from workbench.capture import _Enough, _recording, _selector, stream
 from workbench.models import Model
 from workbench.past import Cached, prefill
 from workbench.sites import Site
@@ -28,6 +29,7 @@ NODES = {"cpu": 64, "cuda": 512}  # of one pack, where two prompts have room in 
 TOKENS = {"cpu": 1024, "cuda": 8192}  # of one pass
 LONGEST = 512  # tokens of a prompt that is run on a trie, without what all begin with
 FRONT = 4  # tokens that all prompts begin with for which a pass of their own pays
+SHARE = 0.1  # of all tokens, for which it pays where every token is wanted: going on from a past takes a mask
 
 
 @dataclass(eq=False)
@@ -89,15 +91,18 @@ def _shared(a: list[int], b: list[int]) -> int:
 def applies(model: Model, ids: Sequence[Sequence[int]]) -> bool:
     """Whether these prompts gain and this model can be run on a trie, as far as its config says."""
     longest = max(len(row) for row in ids)
-    if longest - len(front(model, ids)) > LONGEST:
+    if longest - len(front(model, ids)) > LONGEST or not _in_pieces(model, longest):
         return False
+    return len(ids) > 8 and nodes_per_token(ids) <= WORTHWHILE
+
+
+def _in_pieces(model: Model, longest: int) -> bool:
+    """Whether a token's activations depend on the tokens before it and its position only, whatever pass they are in, as far as the config says."""
     config = model.hf.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     varies = any(word in str(scaling) for word in ("dynamic", "longrope", "yarn"))
-    if not model._mask_free or varies or (window and longest > window) or (model.sliding and not window):
-        return False
-    return len(ids) > 8 and nodes_per_token(ids) <= WORTHWHILE
+    return model._mask_free and not varies and not (window and longest > window) and not (model.sliding and not window)
 
 
 def front(model: Model, ids: Sequence[Sequence[int]]) -> list[int]:
@@ -178,6 +183,70 @@ def _run(model: Model, together: Sequence[Pack], begun: Cached | None, wanted: l
     return {site: seen[site] for site in wanted}, batch
 
 
+@dataclass(eq=False)
+class Beginning:
+    """What all prompts begin with: its tokens, their past, and their activations by site, [len(tokens), …]."""
+
+    tokens: list[int]
+    past: Cached
+    found: dict[Site, torch.Tensor]
+
+
+def beginning(model: Model, ids: Sequence[Sequence[int]], sites: Sequence[Site | str], *, size: int | None = None) -> Beginning | None:
+    """What all prompts (its first `size` tokens at most), read once; None where that does not pay or this model cannot go on from it."""
+    wanted = [Site.parse(site) for site in sites]
+    common = front(model, ids)[:size] if len(ids) > 8 else []
+    if len(common) < max(FRONT, SHARE * sum(map(len, ids)) / len(ids)) or not _in_pieces(model, max(map(len, ids))):
+        return None
+    begun = Beginning(common, prefill(model, [common], None), next(stream(model, [common], wanted, positions="all"))[1])
+    some = [min(ids, key=len), max(ids, key=len)]
+    sizes = [len(row) - len(common) for row in some]
+    rest, _ = _continue(model, begun, some, wanted)
+    for i, row in enumerate(some):
+        _, plain, _ = next(stream(model, [row], wanted, positions="all"))
+        if not all(_close(rest[site].split(sizes)[i], plain[site][len(common) :], model) for site in wanted):
+            return None
+    return begun
+
+
+def stream_after(
+    model: Model,
+    begun: Beginning,
+    ids: Sequence[Sequence[int]],
+    sites: Sequence[Site | str],
+    *,
+    max_tokens: int = 8192,
+    check: Callable[[], None] | None = None,
+) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
+    """`capture.stream` of every token after those of `begun`, with which all prompts begin: (row indices, {site: [tokens, …]}, batch).
+
+    Activations and batch are of the rest of the prompts alone."""
+    wanted = [Site.parse(site) for site in sites]
+    kept: list = []
+
+    def step(indices: list[int]) -> None:
+        kept[:] = _continue(model, begun, [ids[i] for i in indices], wanted)
+
+    rest = [row[len(begun.tokens) :] for row in ids]
+    mean = sum(map(len, ids)) / len(ids)
+    rows = max(1, min(256, int(2 * max_tokens / mean)))  # every row takes its own copy of the past
+    for indices in in_batches(rest, step, max_tokens=max_tokens, max_rows=rows, check=check):
+        yield indices, *kept
+
+
+def _continue(model: Model, begun: Beginning, rows: Sequence[Sequence[int]], wanted: list[Site]) -> tuple[dict[Site, torch.Tensor], Batch]:
+    """One pass over what follows the beginning: padding is on the right, where no token sees it, and counts on."""
+    size = len(begun.tokens)
+    batch = pad([row[size:] for row in rows], pad_id=model.pad_id, device=model.device)
+    place = torch.arange(size, size + batch.ids.shape[1], device=model.device).expand_as(batch.ids)
+    keys = torch.cat([torch.arange(size, device=model.device).expand(len(rows), -1), torch.where(batch.mask, place, -1)], 1)
+    past = begun.past.fork(len(rows)).cache
+    with torch.no_grad(), model.framed(Frame(place, batch.mask, keys)), _recording(model, wanted, batch, _selector(model, batch, "all", range(len(rows))), lambda x: x) as seen:
+        with contextlib.suppress(_Enough):
+            model.hf(input_ids=batch.ids, position_ids=place, past_key_values=past, use_cache=True)
+    return {site: seen[site] for site in wanted}, batch
+
+
 def _aligned(size: int, past: int) -> int:
     """The next size with which the number of keys, those of the past included, is a multiple of ALIGNED."""
     return -(-(size + past) // ALIGNED) * ALIGNED - past
@@ -185,12 +254,14 @@ def _aligned(size: int, past: int) -> int:
 
 def _agrees(model: Model, ids, rows: Sequence[int], found: dict[Site, torch.Tensor], wanted: list[Site]) -> bool:
     """Whether the first and the last prompt of a pass come out as in a plain one."""
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
     ends = sorted({0, len(rows) - 1})
     for indices, plain, _ in stream(model, [ids[rows[k]] for k in ends], wanted, positions="last"):
         for k, i in enumerate(indices):
-            for site in wanted:
-                a, b = found[site][ends[i]].float(), plain[site][k].float()
-                if not bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6)):
-                    return False
+            if not all(_close(found[site][ends[i]], plain[site][k], model) for site in wanted):
+                return False
     return True
+
+
+def _close(found: torch.Tensor, plain: torch.Tensor, model: Model) -> bool:
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    return bool((found.float() - plain.float()).abs().max() <= tolerance * plain.float().abs().max().clamp(min=1e-6))

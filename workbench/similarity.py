@@ -64,6 +64,12 @@ def stack(parts: Sequence[Rows]) -> Rows:
     return Rows(row, torch.cat([p.feature for p in parts]), torch.cat([p.value for p in parts]), sum(p.n for p in parts), parts[0].width)
 
 
+def tiled(rows: Rows, times: int) -> Rows:
+    """The same rows again and again, all of them each time."""
+    row = (rows.row + rows.n * torch.arange(times, device=rows.row.device)[:, None]).flatten()
+    return Rows(row, rows.feature.repeat(times), rows.value.repeat(times), rows.n * times, rows.width)
+
+
 def from_dense(x: torch.Tensor) -> Rows:
     """The entries of [n, width] that are not zero. Raises InputError for a negative or non-finite one."""
     row, feature = x.nonzero(as_tuple=True)
