@@ -255,25 +255,36 @@ class Reader:
         return Reader(model, loaded, site, neurons, config.neurons_k or (loaded.k if loaded and loaded.k else 32), config, context.edits)
 
     def read(self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray], context: Context) -> Iterator[tuple[list[int], dict[str, Any], Any, Any, Any]]:
-        """Yield (row indices, {method: one vector per sample}, activations of all counted tokens, their sparse rows, their owners)."""
+        """Yield (row indices, {method: one vector per sample}, activations of the counted tokens, their sparse rows, their owners).
+
+        What all samples begin with is read and encoded once: it comes first, without row indices, and is in every sample's vector, but not
+        among the tokens that come with it."""
         import torch
 
         from workbench.capture import stream
         from workbench.sae import neuron_rows
         from workbench.shared_prefix import beginning, stream_after
-        from workbench.similarity import stack, sum_tokens, tiled
+        from workbench.similarity import sum_tokens
 
         last = self.config.aggregate == "last"
         sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
         most = self.model.tokens_at_once(self.config.max_tokens)
-        begun = None if self.edits else beginning(self.model, ids, sites, size=_alike(masks))
-        size = len(begun.tokens) if begun else 0  # tokens that all samples begin with: read and encoded once
-        first, first_tokens, first_neurons = {}, None, None
+        begun = None if self.edits or last else beginning(self.model, ids, sites, size=_alike(masks))
+        size = len(begun.tokens) if begun else 0
+        before, first, per_first = {}, None, 0  # of the beginning: its sums by method, its activations, how many tokens of it count
+
+        def sparse(found):
+            rows = {"sae": self.sae.encode(found[self.site])} if self.sae is not None else {}
+            return rows | ({"neurons": neuron_rows(self.neurons[1](found[self.neurons[0]]), self.neurons_k)} if self.neurons else {})
+
         if begun:
+            counted = torch.from_numpy(masks[0][:size])
+            first = {site: x[counted.to(x.device)] for site, x in begun.found.items()}
+            x, rows, per_first = first[self.site], sparse(first), int(counted.sum())
+            owner = torch.zeros(per_first, dtype=torch.int64, device=x.device)
+            before = {name: sum_tokens(own, owner, 1).dense()[0] for name, own in rows.items()} | {"hidden": x.flatten(1).double().sum(0)}
             context.count(tokens=size, forwards=1)
-            first = {site: x[torch.from_numpy(masks[0][:size]).to(x.device)] for site, x in begun.found.items()}
-            first_tokens = self.sae.encode(first[self.site]) if self.sae is not None else None
-            first_neurons = neuron_rows(self.neurons[1](first[self.neurons[0]]), self.neurons_k) if self.neurons else None
+            yield [], {}, x, rows.get("sae"), owner
             batches = stream_after(self.model, begun, ids, sites, max_tokens=most, check=context.check)
         else:
             batches = stream(self.model, ids, sites, positions="all", edits=self.edits, max_tokens=most, check=context.check)
@@ -281,26 +292,20 @@ class Reader:
             n = len(indices)
             counted = torch.from_numpy(np.concatenate([masks[i][size:] for i in indices]))
             found = {site: x[counted.to(x.device)] for site, x in found.items()}
-            owner = torch.repeat_interleave(torch.arange(n), batch.lengths.cpu())[counted].to(found[self.site].device)
-            tokens = self.sae.encode(found[self.site]) if self.sae is not None else None
-            neurons = neuron_rows(self.neurons[1](found[self.neurons[0]]), self.neurons_k) if self.neurons else None
-            if begun:  # before the rest of the samples come their beginnings, one after another
-                found = {site: torch.cat([first[site].repeat(n, *[1] * (x.ndim - 1)), x]) for site, x in found.items()}
-                owner = torch.cat([torch.arange(n, device=owner.device).repeat_interleave(len(first[self.site])), owner])
-                tokens = stack([tiled(first_tokens, n), tokens]) if tokens is not None else None
-                neurons = stack([tiled(first_neurons, n), neurons]) if neurons is not None else None
-            x = found[self.site]
+            x, rows = found[self.site], sparse(found)
+            owner = torch.repeat_interleave(torch.arange(n), batch.lengths.cpu())[counted].to(x.device)
             which = torch.arange(len(x), device=x.device)  # the tokens that make the vector of a sample
             if last:
                 which = torch.zeros(n, dtype=torch.int64, device=x.device).scatter_reduce(0, owner, which, "amax")
             whose = owner[which]
-            per = torch.bincount(whose, minlength=n) if self.config.aggregate != "sum" else torch.ones(n, device=x.device)
-            out = {name: sum_tokens(rows.only(which) if last else rows, owner, n).divided(per) for name, rows in (("sae", tokens), ("neurons", neurons)) if rows is not None}
+            per = torch.bincount(whose, minlength=n) + per_first if self.config.aggregate != "sum" else torch.ones(n, device=x.device)
+            out = {name: sum_tokens(own.only(which) if last else own, owner, n, before.get(name)).divided(per) for name, own in rows.items()}
             if "hidden" in self.config.baselines:
                 flat = x[which].flatten(1).double()
-                out["hidden"] = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device).index_add_(0, whose, flat) / per[:, None]
+                total = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device) + before.get("hidden", 0)
+                out["hidden"] = total.index_add_(0, whose, flat) / per[:, None]
             context.count(tokens=batch.tokens, forwards=1)
-            yield indices, out, x, tokens, owner
+            yield indices, out, x, rows.get("sae"), owner
 
 
 def _alike(masks: Sequence[np.ndarray]) -> int:
@@ -434,19 +439,23 @@ def _score_part(reader: Reader, pool: Samples, rows, prototypes, resampled, grou
                         out["row draws"][indices, t] = drawn
         if tokens is None:
             continue
-        _add(facts, "fired", torch.bincount(tokens.feature, minlength=tokens.width))
-        _add(facts, "tokens", torch.tensor([tokens.n, len(tokens.value), len(indices)]))
+        times = 1 if indices else len(rows)  # what all begin with
+        _add(facts, "fired", times * torch.bincount(tokens.feature, minlength=tokens.width))
+        _add(facts, "tokens", torch.tensor([times * tokens.n, times * len(tokens.value), len(indices)]))
         if wanted:
+            mine = column[tokens.feature] >= 0
+            n = max(1, len(indices))
+            flat = column[tokens.feature[mine]] * n + owner[tokens.row[mine]]
+            best = torch.zeros(len(wanted) * n, device=x.device).scatter_reduce(0, flat, tokens.value[mine], "amax").view(-1, n).cpu().numpy()
+            where = indices or slice(None)
+            peak[:, where] = np.maximum(peak[:, where], best)
+        if wanted and indices:
             sums = vectors["sae"]
             mine = column[sums.feature] >= 0
             _add(facts, "pool weight", torch.zeros(len(wanted), dtype=torch.float64, device=x.device).index_add_(0, column[sums.feature[mine]], sums.value[mine]))
-            mine = column[tokens.feature] >= 0
-            flat = column[tokens.feature[mine]] * len(indices) + owner[tokens.row[mine]]
-            best = torch.zeros(len(wanted) * len(indices), device=x.device).scatter_reduce(0, flat, tokens.value[mine], "amax")
-            peak[:, indices] = best.view(len(wanted), -1).cpu().numpy()
         error = (x.float() - reader.sae.decode(tokens, x).reshape(x.shape)).double()
-        _add(facts, "sum", x.flatten(1).sum(0, dtype=torch.float64))
-        _add(facts, "squares", torch.stack([(x.double() ** 2).sum(), (error * error).sum()]))
+        _add(facts, "sum", times * x.flatten(1).sum(0, dtype=torch.float64))
+        _add(facts, "squares", times * torch.stack([(x.double() ** 2).sum(), (error * error).sum()]))
     out |= {key: value.cpu().numpy() for key, value in facts.items()}
     if wanted and config.passages:
         best = _highest(peak, config.passages)
@@ -572,7 +581,7 @@ def _map(reader: Reader, pool: Samples, config: Config, context: Context) -> pl.
     from workbench.similarity import stack
 
     def compute() -> dict[str, pl.DataFrame]:
-        parts = [(indices, vectors["sae"]) for indices, vectors, *_ in reader.read(pool.lists(rows), [pool.masks[r] for r in rows], context)]
+        parts = [(indices, vectors["sae"]) for indices, vectors, *_ in reader.read(pool.lists(rows), [pool.masks[r] for r in rows], context) if indices]
         place = layout(stack([part for _, part in parts]), seed=context.torch_seed("map") % 2**31, check=context.check)
         order = rows[np.concatenate([indices for indices, _ in parts])]
         return {"map": pl.DataFrame({"row": order, "x": place[:, 0], "y": place[:, 1]}).sort("row")}

@@ -94,13 +94,13 @@ def test_scores_are_those_of_the_slow_computation(model, stories260k, material, 
         assert len(chosen) == 3 and min(expected[list(chosen)]) >= np.sort(expected)[-3] - 1e-5
 
 
-@pytest.mark.parametrize("config", [{}, {"aggregate": "last"}, {"aggregate": "sum"}, {"tokens": "response"}, {"specials": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"aggregate": "sum"}, {"tokens": "response"}, {"specials": True}], ids=str)
 def test_what_all_samples_begin_with_is_read_once_and_changes_nothing(model, material, tmp_path, monkeypatch, config):
     from workbench import shared_prefix
 
     ran = []
     handle = model.hf.model.layers[0].register_forward_hook(lambda _m, args, _out: ran.append(args[0].shape[0] * args[0].shape[1]))
-    config = {"template": "Below is a question about a place. Answer it in a few short sentences.\n{prompt}\n{response}", "max_tokens": 300, "map_rows": 0} | config
+    config = {"template": "Below is a question about a place. Answer it in a few short sentences.\n{prompt}\n{response}", "max_tokens": 300} | config
     once = execute(model, material, tmp_path / "once", **config)
     shared = sum(ran)
     ran.clear()
@@ -108,7 +108,7 @@ def test_what_all_samples_begin_with_is_read_once_and_changes_nothing(model, mat
     whole = execute(model, material, tmp_path / "whole", **config)
     handle.remove()
     assert shared < 0.75 * sum(ran)
-    for name in ("scores", "selections", "features", "quality", "precision", "overlap", "lengths", "shared"):
+    for name in ("scores", "selections", "features", "quality", "precision", "overlap", "lengths", "shared", "passages"):
         one, other = once.table(name), whole.table(name)
         numbers = [c for c, kind in other.schema.items() if kind.is_float()]
         assert one.drop(numbers).equals(other.drop(numbers)), name
@@ -514,3 +514,14 @@ def test_the_report_of_an_autoencoder_counts_only_for_the_weights_it_was_trained
         return run.table("quality")["loss_recovered_training"][0]
 
     assert recovered(model.fingerprint, "own") == 0.9 and recovered("0" * 64, "other") is None
+
+
+def test_samples_that_differ_only_in_tokens_that_do_not_count_are_alike(model, material, tmp_path):
+    """Everything that counts is in their common beginning; nothing is left to read after it."""
+    rng = np.random.default_rng(1)
+    pool = write(tmp_path / "pool.jsonl", [{"prompt": "Tell me about the sea and the fish.", "response": "Then " + sentence(rng, "sea")["response"]} for _ in range(30)])
+    values = {"target": (str(material / "sea.jsonl"),), "sae": str(material / "sae"), "tokens": "prompt", "features": 2}
+    run = runs.execute("data-selection", model, data=pool, config=values, out=tmp_path / "run")
+    scores = run.table("scores")["score"].to_numpy()
+    assert 0 < scores[0] < 1 and np.ptp(scores) < 1e-6
+    assert run.table("quality")["tokens"].item() == int(run.table("scores")["length"].sum())

@@ -64,12 +64,6 @@ def stack(parts: Sequence[Rows]) -> Rows:
     return Rows(row, torch.cat([p.feature for p in parts]), torch.cat([p.value for p in parts]), sum(p.n for p in parts), parts[0].width)
 
 
-def tiled(rows: Rows, times: int) -> Rows:
-    """The same rows again and again, all of them each time."""
-    row = (rows.row + rows.n * torch.arange(times, device=rows.row.device)[:, None]).flatten()
-    return Rows(row, rows.feature.repeat(times), rows.value.repeat(times), rows.n * times, rows.width)
-
-
 def from_dense(x: torch.Tensor) -> Rows:
     """The entries of [n, width] that are not zero. Raises InputError for a negative or non-finite one."""
     row, feature = x.nonzero(as_tuple=True)
@@ -86,15 +80,16 @@ def check_values(value: torch.Tensor) -> None:
         raise InputError(f"A feature activation is negative ({float(value.min()):.3g}); sparse rows and their similarities need activations of at least zero, as ReLU and TopK autoencoders give them.")
 
 
-def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int) -> Rows:
-    """Token rows summed by the sample that owns them (owner [tokens.n], ascending or not) → n rows in float64."""
+def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int, start_from: torch.Tensor | None = None) -> Rows:
+    """Token rows summed by the sample that owns them (owner [tokens.n], ascending or not), from `start_from` [width] on where given
+    → n rows in float64."""
     per = max(1, BUFFER // tokens.width)
     whose = owner[tokens.row]
     parts = []
     for start in range(0, n, per):
         size = min(per, n - start)
         mine = slice(None) if size == n else ((whose >= start) & (whose < start + size))
-        buffer = torch.zeros(size * tokens.width, dtype=torch.float64, device=owner.device)
+        buffer = torch.zeros(size * tokens.width, dtype=torch.float64, device=owner.device) if start_from is None else start_from.double().repeat(size)
         buffer.index_add_(0, (whose[mine] - start) * tokens.width + tokens.feature[mine], tokens.value[mine].double())
         place = buffer.nonzero()[:, 0]
         parts.append((place // tokens.width + start, place % tokens.width, buffer[place]))
