@@ -4,8 +4,8 @@ Ma et al., Task-Specific Data Selection for Instruction Tuning via Monosemantic 
 Each sample is the mean, over its tokens, of its sparse-autoencoder features at one site; a target is the mean of its examples; the
 score is the generalised Jaccard similarity of the two; the samples that score highest are selected (5 % by default).
 
-The forward pass stops at the site, tokens are encoded in batches, and only the entries that are not zero are compared: activations
-and features never pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes on with
+The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded once, tokens are
+encoded in batches, and only the entries that are not zero are compared: activations and features never pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes on with
 the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are over selected rows.
 Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not say; their norm dominates the sums);
 identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the paper: `prototype`
@@ -310,7 +310,8 @@ class Reader:
 
 def _alike(masks: Sequence[np.ndarray]) -> int:
     """Of how many tokens at the beginning all samples count the same."""
-    some = np.stack([mask[: min(map(len, masks))] for mask in masks])
+    shortest = min(map(len, masks))
+    some = np.stack([mask[:shortest] for mask in masks])
     differs = np.flatnonzero((some != some[0]).any(0))
     return int(differs[0]) if len(differs) else some.shape[1]
 
