@@ -22,10 +22,9 @@ in the summary). With aggregate=sum the selected rows have about the target's le
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -37,6 +36,9 @@ from workbench.organisms.material import shipped_sae
 from workbench.rankings import bm25, compare, ranked, resample_counts, selected_share, verdict
 from workbench.registry import DataSpec, option, probe
 from workbench.samples import LABELS, TOKENS, Samples, labels_of, read_samples, target_files, texts, tokenize
+
+if TYPE_CHECKING:
+    from workbench.sample_vectors import Reader
 
 BIBTEX = """@inproceedings{ma2025mona,
   title={Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations},
@@ -154,7 +156,7 @@ def run(model, config: Config, context: Context) -> Result:
     Raises InputError for an autoencoder that does not fit the model and for targets without any active feature."""
     if context.engine != "hf":
         raise InputError("data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it with --engine hf.")
-    reader = Reader.of(model, config, context)
+    reader = _reader(model, config, context)
     frame = read_samples(context.data, what="pool", tokens=config.tokens)
     targets = {name: read_samples(path, what=f"target {name}", tokens=config.tokens) for name, path in target_files(config.target).items()}
     labels, said = labels_of(frame, targets, config.label)
@@ -212,109 +214,33 @@ def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: C
     return found
 
 
-# from tokens to one vector per sample
+# from tokens to prototypes
 
 
-@dataclass(eq=False)
-class Reader:
-    """What is computed on every sample: sparse features, sparse neurons, the plain hidden state, as far as they are wanted."""
+def _reader(model, config: Config, context: Context) -> Reader:
+    """The autoencoder and the sites that the config asks for, as they fit the model."""
+    from workbench import sae
+    from workbench.sample_vectors import Reader
+    from workbench.sites import Site
 
-    model: Any
-    sae: Any  # workbench.sae.Sae or None
-    site: Any
-    neurons: Any  # (site, function, what) or None
-    neurons_k: int
-    config: Config
-    edits: tuple
-
-    @property
-    def main(self) -> str:
-        """The method whose selection is the result: the features, else the first baseline."""
-        return "sae" if self.sae is not None else self.config.baselines[0]
-
-    @staticmethod
-    def of(model, config: Config, context: Context) -> Reader:
-        from workbench import sae
-        from workbench.sites import Site
-
-        source = config.sae
-        if source == "default":
-            shipped = shipped_sae(model.name)
-            if shipped is None:
-                raise InputError(f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give sae=FOLDER, or sae=none for the baselines.")
-            source = str(shipped)
-        loaded = None
-        if source != "none":
-            loaded = sae.load(source, device=model.device, site=None if config.site == "auto" else config.site)
-            for message in sae.check_fits(loaded, model):
-                context.warn(message)
-            context.sae = loaded.describe() | {"path": config.sae if config.sae != "default" else f"{model.name} (shipped)"}
-        site = loaded.site if loaded else Site("resid_post", max(0, model.n_layers - 2)) if config.site == "auto" else Site.parse(config.site)
-        model.module(site)
-        layer = site.layer if site.layer is not None else model.n_layers - 1
-        neurons = sae.gate_neurons(model, layer) if "neurons" in config.baselines else None
-        return Reader(model, loaded, site, neurons, config.neurons_k or (loaded.k if loaded and loaded.k else 32), config, context.edits)
-
-    def read(self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray], context: Context) -> Iterator[tuple[list[int], dict[str, Any], Any, Any, Any]]:
-        """Yield (row indices, {method: one vector per sample}, activations of the counted tokens, their sparse rows, their owners).
-
-        What all samples begin with is read and encoded once: it comes first, without row indices, and is in every sample's vector, but not
-        among the tokens that come with it."""
-        import torch
-
-        from workbench.capture import stream
-        from workbench.sae import neuron_rows
-        from workbench.shared_prefix import beginning, stream_after
-        from workbench.similarity import sum_tokens
-
-        last = self.config.aggregate == "last"
-        sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
-        most = self.model.tokens_at_once(self.config.max_tokens)
-        begun = None if self.edits or last else beginning(self.model, ids, sites, size=_alike(masks))
-        size = len(begun.tokens) if begun else 0
-        before, first, per_first = {}, None, 0  # of the beginning: its sums by method, its activations, how many tokens of it count
-
-        def sparse(found):
-            rows = {"sae": self.sae.encode(found[self.site])} if self.sae is not None else {}
-            return rows | ({"neurons": neuron_rows(self.neurons[1](found[self.neurons[0]]), self.neurons_k)} if self.neurons else {})
-
-        if begun:
-            counted = torch.from_numpy(masks[0][:size])
-            first = {site: x[counted.to(x.device)] for site, x in begun.found.items()}
-            x, rows, per_first = first[self.site], sparse(first), int(counted.sum())
-            owner = torch.zeros(per_first, dtype=torch.int64, device=x.device)
-            before = {name: sum_tokens(own, owner, 1).dense()[0] for name, own in rows.items()} | {"hidden": x.flatten(1).double().sum(0)}
-            context.count(tokens=size, forwards=1)
-            yield [], {}, x, rows.get("sae"), owner
-            batches = stream_after(self.model, begun, ids, sites, max_tokens=most, check=context.check)
-        else:
-            batches = stream(self.model, ids, sites, positions="all", edits=self.edits, max_tokens=most, check=context.check)
-        for indices, found, batch in batches:
-            n = len(indices)
-            counted = torch.from_numpy(np.concatenate([masks[i][size:] for i in indices]))
-            found = {site: x[counted.to(x.device)] for site, x in found.items()}
-            x, rows = found[self.site], sparse(found)
-            owner = torch.repeat_interleave(torch.arange(n), batch.lengths.cpu())[counted].to(x.device)
-            which = torch.arange(len(x), device=x.device)  # the tokens that make the vector of a sample
-            if last:
-                which = torch.zeros(n, dtype=torch.int64, device=x.device).scatter_reduce(0, owner, which, "amax")
-            whose = owner[which]
-            per = torch.bincount(whose, minlength=n) + per_first if self.config.aggregate != "sum" else torch.ones(n, device=x.device)
-            out = {name: sum_tokens(own.only(which) if last else own, owner, n, before.get(name)).divided(per) for name, own in rows.items()}
-            if "hidden" in self.config.baselines:
-                flat = x[which].flatten(1).double()
-                total = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device) + before.get("hidden", 0)
-                out["hidden"] = total.index_add_(0, whose, flat) / per[:, None]
-            context.count(tokens=batch.tokens, forwards=1)
-            yield indices, out, x, rows.get("sae"), owner
-
-
-def _alike(masks: Sequence[np.ndarray]) -> int:
-    """Of how many tokens at the beginning all samples count the same."""
-    shortest = min(map(len, masks))
-    some = np.stack([mask[:shortest] for mask in masks])
-    differs = np.flatnonzero((some != some[0]).any(0))
-    return int(differs[0]) if len(differs) else some.shape[1]
+    source = config.sae
+    if source == "default":
+        shipped = shipped_sae(model.name)
+        if shipped is None:
+            raise InputError(f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give sae=FOLDER, or sae=none for the baselines.")
+        source = str(shipped)
+    loaded = None
+    if source != "none":
+        loaded = sae.load(source, device=model.device, site=None if config.site == "auto" else config.site)
+        for message in sae.check_fits(loaded, model):
+            context.warn(message)
+        context.sae = loaded.describe() | {"path": config.sae if config.sae != "default" else f"{model.name} (shipped)"}
+    site = loaded.site if loaded else Site("resid_post", max(0, model.n_layers - 2)) if config.site == "auto" else Site.parse(config.site)
+    model.module(site)
+    layer = site.layer if site.layer is not None else model.n_layers - 1
+    neurons = sae.gate_neurons(model, layer) if "neurons" in config.baselines else None
+    kept = config.neurons_k or (loaded.k if loaded and loaded.k else 32)
+    return Reader(model, loaded, site, neurons, kept, config.baselines, config.aggregate, model.tokens_at_once(config.max_tokens), context.edits)
 
 
 def _prototypes(reader: Reader, examples: dict[str, Samples], tables: dict[str, pl.DataFrame], config: Config, context: Context):

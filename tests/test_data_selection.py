@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_slow_computation(model, stories260k, material, 
 
 @pytest.mark.parametrize("config", [{}, {"aggregate": "sum"}, {"tokens": "response"}, {"specials": True}], ids=str)
 def test_what_all_samples_begin_with_is_read_once_and_changes_nothing(model, material, tmp_path, monkeypatch, config):
-    from workbench import shared_prefix
+    from workbench import sample_vectors
 
     ran = []
     handle = model.hf.model.layers[0].register_forward_hook(lambda _m, args, _out: ran.append(args[0].shape[0] * args[0].shape[1]))
@@ -104,7 +104,7 @@ def test_what_all_samples_begin_with_is_read_once_and_changes_nothing(model, mat
     once = execute(model, material, tmp_path / "once", **config)
     shared = sum(ran)
     ran.clear()
-    monkeypatch.setattr(shared_prefix, "beginning", lambda *_, **__: None)
+    monkeypatch.setattr(sample_vectors, "beginning", lambda *_, **__: None)
     whole = execute(model, material, tmp_path / "whole", **config)
     handle.remove()
     assert shared < 0.75 * sum(ran)
@@ -378,14 +378,14 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
-    from probes.data_selection import Config, Reader, _prototypes, _score_pool
+    from probes.data_selection import Config, _prototypes, _reader, _score_pool
     from workbench.context import Context
     from workbench.samples import Samples, tokenize
 
     wide = 32768
     TopKSAE(TopKSAEConfig(d_in=64, d_sae=wide, k=4, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))).save_model(tmp_path / "sae")
     config = Config(sae=str(tmp_path / "sae"), baselines=(), resamples=0, chunk=8, max_tokens=256)
-    reader = Reader.of(model, config, Context())
+    reader = _reader(model, config, Context())
     rng = np.random.default_rng(0)
 
     def some(n):
