@@ -1,9 +1,10 @@
 """Data selection against a plain loop: a full forward pass per sample, `SAE.encode` of all tokens, dense NumPy similarity.
 
-Two rows on a CPU: the organism, whose vocabulary is small, and a model of Pythia-14M's shape, where the loop's unembedding, which
-selection does not need, is most of the arithmetic, as in any small model with a real vocabulary. Both read the same texts. The loop is what the method's description says to do; ours is
-the probe on files, from reading them to its tables, without what the loop does not make (baselines, explanations, resampled
-intervals)."""
+Three rows on a CPU: the organism, whose vocabulary is small; a model of Pythia-14M's shape, where the loop's unembedding, which
+selection does not need, is most of the arithmetic, as in any small model with a real vocabulary; and the same model where every text
+comes after a system prompt about as long as Llama 2's, as in a chat format. All read the same texts otherwise. The loop is what the
+method's description says to do; ours is the probe on files, from reading them to its tables, without what the loop does not make
+(baselines, explanations, resampled intervals)."""
 
 from __future__ import annotations
 
@@ -24,16 +25,21 @@ NAME = "data selection"
 # samples, d_sae, k, samples in the reference loop (its rate does not depend on how many)
 SCALES = {"small": (2000, 4096, 32, 2000), "8b": (512, 131072, 192, 64), "smoke": (60, 512, 8, 60)}
 PYTHIA = "a model of Pythia-14M's shape"
+SYSTEM = 110  # tokens of the system prompt: Llama 2's default one has about as many
 RATIO = 0.05
 
 
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[dict]:
-    """Both rows; at the size of an 8B model one."""
-    both = {NAME: models(scale, device)} | ({} if scale == "8b" else {f"{NAME}, {PYTHIA}": pythia(device)})
-    return [selection(title, pair, device, scale, rounds) for title, pair in both.items()]
+    """All rows; at the size of an 8B model one."""
+    rows = [selection(NAME, models(scale, device), device, scale, rounds)]
+    if scale != "8b":
+        small = pythia(device)
+        rows += [selection(f"{NAME}, {PYTHIA}", small, device, scale, rounds),
+                 selection(f"{NAME}, {PYTHIA}, after a system prompt of {SYSTEM} tokens", small, device, scale, rounds, system=SYSTEM)]  # fmt: skip
+    return rows
 
 
-def selection(title: str, both: tuple, device: str, scale: str, rounds: int) -> dict:
+def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, system: int = 0) -> dict:
     """Samples per second on the same texts and autoencoder, at the penultimate layer as in the paper. Gate: identical selected rows for
     every target in float32 (a model that runs in bfloat16 is converted for the gate after it was timed)."""
     from sae_lens import SAE
@@ -44,6 +50,10 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int) -> 
     model, hf = both
     layer = model.n_layers - 2
     texts, targets = material(n, scale)
+    if system:
+        words = model.tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"][:system]
+        front = model.tokenizer.decode(words) + " "
+        texts, targets = [front + text for text in texts], {name: [front + text for text in some] for name, some in targets.items()}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write(place / "pool.jsonl", texts)
@@ -91,7 +101,7 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int) -> 
                "largest_difference_float32": worst, "largest_difference_as_timed": apart, "dtype": timed}  # fmt: skip
     if device == "cpu":  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product
         weights = sum(p.numel() for block in model.parts.blocks[: layer + 1] for p in block.block.parameters()) + model.width * d_sae
-        details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (2 * weights * tokens / gemm_rate())
+        details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (2 * weights * (tokens - system * (n - 1)) / gemm_rate())
     if memory is not None:
         details["peak_memory_GiB"] = memory
     return row(title, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)
