@@ -46,7 +46,7 @@ from workbench.conflicts import (
 )
 from workbench.context import Context, Result
 from workbench.data import column_map, read_table
-from workbench.errors import InputError
+from workbench.errors import InputError, RunFailed
 from workbench.registry import DataSpec, option, probe
 from workbench.statistics import bootstrap_mean, paired_difference, spearman, wilson
 
@@ -113,6 +113,8 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
     items, counts = build_items(model, rows, context.data, chosen=chosen, room=config.max_new_tokens, rng=context.rng, check=context.check)
+    if again := len(items) - len({(*item.conflict, -1, *item.clean) for item in items}):
+        context.warn(f"{again} of {len(items)} items repeat another one: they are no evidence of their own, and the intervals are too narrow.")
     for reason, what in COUNTS.items():
         if counts[reason]:
             context.warn(f"{counts[reason]} of {len(chosen)} items {what}.")
@@ -315,6 +317,9 @@ def _effects(model, config: Config, context: Context, items: Sequence[Item]) -> 
                     continue
                 out[name] = lost.reshape(shape).numpy()  # noqa: B023
             out["gradient"] = -attribution(model, ids, donors, tokens, metric=config.metric, **options).reshape(shape).numpy()  # noqa: B023
+            for name, lost in out.items():
+                if bad := [chunk[i].row for i in range(len(lost)) if not np.isfinite(lost[i]).all()]:  # noqa: B023
+                    raise RunFailed(f"The {name} effects of heads are NaN or infinite on the items {bad[:5]}; load the model in bfloat16 or float32.")
             context.count(prompts=2 * len(ids), tokens=2 * sum(map(len, ids)), forwards=2)  # noqa: B023
             return out
 

@@ -190,6 +190,8 @@ def _grid(model, config: Config, context: Context):
     stop = own.get("stop", ("\n",)) if config.stop == ("default",) else config.stop
 
     rows = read_table(source, required=COLUMNS, what="needles")
+    if again := rows.height - rows.unique(COLUMNS).height:
+        context.warn(f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of their own, and the intervals are too narrow.")
     if isinstance(config.needles, int):
         rows = _first(rows, config.needles, source)
     elif rows.height > SHIPPED and source.resolve() in (DEFAULT.resolve(), own.get("needles", DEFAULT).resolve()):

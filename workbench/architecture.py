@@ -202,6 +202,8 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
         return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
 
     name = type(hf).__name__
+    if not torch.isfinite(tape["unembed"][1]).all():
+        raise InputError(f"The model {name} gives NaN or infinite logits on a plain prompt; its weights are damaged, or its dtype cannot hold them.")
     for layer, block in enumerate(parts.blocks):
 
         def seen(key: str, layer: int = layer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,8 +254,6 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
             sum_of_heads = sum_of_heads + block.o_proj.bias.double()
         if not close(sum_of_heads, projected):
             raise InputError(f"The architecture {name} does not fit: in layer {layer} the heads do not add up to the attention output.")
-    if not torch.isfinite(tape["unembed"][1]).all():
-        raise InputError(f"The model {name} gives NaN or infinite logits on a plain prompt; its weights or dtype are damaged.")
 
 
 def output_weight(o_proj: nn.Module, n_heads: int) -> torch.Tensor:

@@ -436,10 +436,14 @@ def logits(
     max_tokens: int = 8192,
     check: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """Next-token scores at the chosen positions of every prompt, float32 on the CPU: [n, V] for "last", [n, k, V] for k positions."""
+    """Next-token scores at the chosen positions of every prompt, float32 on the CPU: [n, V] for "last", [n, k, V] for k positions.
+
+    Raises RunFailed where they are NaN."""
     rows: list[torch.Tensor] = [None] * len(ids)
     for indices, found, _ in stream(model, ids, ["logits"], positions=positions, edits=edits, dtype=torch.float32, max_tokens=max_tokens, check=check):
         for i, row in zip(indices, found[Site("logits")].cpu()):
+            if bool(row.isnan().any()):
+                raise RunFailed(f"The model {model.name} gave NaN scores for prompt {i}; use another dtype (bfloat16 or float32) or check its weights.")
             rows[i] = row
     return torch.stack(rows)
 

@@ -31,6 +31,7 @@ _FRAMES = {
     "sst": "{text} The sentence above is a movie review and reflects the writer's overall intention for this review. According to the "
     "sentence, judge whether the emotion is Positive or Negative.",
 }
+REPEATED = 0.01  # share of rows that repeat a text above which equal texts are kept in one part
 _LISTED_FIRST = {"cities": "1", "coin_flip": "1", "strategyqa": "1", "sst": "0"}  # the label that the official code lists first
 _ANSWERS = {"cities": ("False", "True"), "coin_flip": ("No", "Yes"), "strategyqa": ("No", "Yes"), "sst": ("Negative", "Positive")}
 
@@ -100,6 +101,8 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
     groups = tuple(frame["group"][i] for i in kept) if "group" in frame.columns else None
     if groups is not None and any(g is None for g in groups):
         raise InputError(f"{path}, row {groups.index(None) + 1}: the field 'group' is empty.")
+    if groups is None and len(set(texts)) < (1 - REPEATED) * len(texts):  # the same text in both parts would be recognised, not judged
+        groups = texts
     # a model has an answer only where it was asked
     answers = _ANSWERS[kind] if pattern == _FRAMES.get(kind) and set(classes) == {"0", "1"} else None
     if answers is not None and classes == ("1", "0"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.data import read_table
-from workbench.errors import InputError
+from workbench.errors import InputError, RunFailed
 from workbench.sites import Site
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Question = tuple[list[list[int]], int, int]  # token ids of prompt + choice for 
 def final_state_losses(
     model: Model, rows: Sequence[Sequence[int]], variants: Sequence[Variant], *, edits=(), max_tokens: int = 4096, check: Callable | None = None
 ) -> list[np.ndarray]:
-    """-ln p of every token but the first of each row, [variants, length - 1] float64 per row.
+    """-ln p of every token but the first of each row, [variants, length - 1] float64 per row. Raises RunFailed where one is not finite.
 
     A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by the rest ("remove")."""
     import torch
@@ -47,6 +47,8 @@ def final_state_losses(
         losses, start = torch.stack(kept).numpy(), 0
         for i in indices:
             found[i] = losses[:, start : start + len(rows[i]) - 1]
+            if not np.isfinite(found[i]).all():
+                raise RunFailed(f"The loss of {model.name} on text {i} is NaN or infinite; use another dtype (bfloat16 or float32) or check its weights.")
             start += len(rows[i])
     return found
 
@@ -63,10 +65,11 @@ def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
             options = json.loads(options) if isinstance(options, str) else list(options)
             answer = int(row["answer"])
             valid = len(options) >= 2 and 0 <= answer < len(options) and all(isinstance(o, str) and o.strip() for o in options)
+            valid = valid and len({o.strip() for o in options}) == len(options)
         except (TypeError, ValueError):
             valid = False
         if not valid:
-            raise InputError(f"{path}, row {number}: `choices` must be a list of at least two texts and `answer` the number of the right one, from 0.")
+            raise InputError(f"{path}, row {number}: `choices` must be a list of at least two different texts and `answer` the number of the right one, from 0.")
         out.append((row["prompt"], options, answer))
     return out
 

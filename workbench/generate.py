@@ -18,7 +18,7 @@ from workbench.capture import check_ids
 from workbench.errors import InputError
 from workbench.intervene import Edit, KnockOut, Patch, apply
 from workbench.models import Model
-from workbench.scoring import FIELDS, Rule, check_steps, row_keys, step, step_keys
+from workbench.scoring import FIELDS, Rule, check_steps, likeliest, row_keys, step, step_keys
 
 Edits = Sequence[Edit] | Callable[[list[int]], Sequence[Edit]]
 PHASES = ("all", "prefill", "decode")
@@ -136,9 +136,9 @@ def _greedy_batch(model, prompts, room, ends: _Ends, edits: Sequence[Edit], phas
     with apply(model, edits):  # every phase edits this pass: in "decode" it is the first step
         scores = rows.feed(batch)
     while True:
-        chosen = scores.argmax(-1)
+        chosen = likeliest(scores, model.name)
         keep = []
-        for k, (i, token) in enumerate(zip(alive, chosen.tolist())):
+        for k, (i, token) in enumerate(zip(alive, chosen)):
             written[i].append(token)
             if len(written[i]) < room[i] and not ends.reached(written[i]):
                 keep.append(k)
@@ -146,13 +146,12 @@ def _greedy_batch(model, prompts, room, ends: _Ends, edits: Sequence[Edit], phas
             return written
         if len(keep) < len(alive):
             alive = [alive[k] for k in keep]
-            index = torch.tensor(keep, device=chosen.device)
-            rows.select(index)
-            chosen = chosen[index]
+            rows.select(torch.tensor(keep, device=scores.device))
+            chosen = [chosen[k] for k in keep]
         if check is not None:
             check()
         with apply(model, () if phase == "prefill" else current()):
-            scores = rows.feed_tokens(chosen)
+            scores = rows.feed_tokens(torch.tensor(chosen, device=scores.device))
 
 
 def _edits_for(edits: Edits, rows: list[int], total: int) -> Sequence[Edit]:

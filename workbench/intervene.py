@@ -266,6 +266,8 @@ def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]], *, edits: Sequ
     for _, found, batch in stream(model, ids, sites, positions="all", edits=edits):
         total += torch.stack([found[s].double().sum(0).cpu() for s in sites])
         count += batch.tokens
+    if not bool(total.isfinite().all()):
+        raise InputError(f"The head outputs of {model.name} are NaN or infinite on these texts, so they have no mean; load the model in bfloat16 or float32.")
     return (total / count).float()
 
 

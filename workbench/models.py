@@ -386,7 +386,7 @@ def wrap(hf: nn.Module, tokenizer=None, *, name: str = "model", revision: str | 
     hf = hf.eval().requires_grad_(False)
     for key, value in hf.named_parameters():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged.")
+            raise InputError(f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged, or {str(value.dtype).removeprefix('torch.')} cannot hold its weights.")
     parts = anatomy(hf)
     size = int(hf.get_input_embeddings().weight.shape[0])
     ids = (torch.arange(1, 8, device=hf.get_input_embeddings().weight.device) * 7919 % size)[None]

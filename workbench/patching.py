@@ -26,7 +26,7 @@ from workbench.capture import check_ids, stream
 from workbench.errors import InputError
 from workbench.intervene import Edit, Patch, apply
 from workbench.models import Model
-from workbench.replay import Injection, injected_states, room
+from workbench.replay import Injection, check_finite, injected_states, room
 from workbench.sites import Site, sites
 
 Head = tuple[int, int]
@@ -122,6 +122,7 @@ def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
         if block.attention_writer in block.norms.values():
             ours = block.attention_writer(ours)
         tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
+        check_finite(model, layer, ours, seen)
         if not (ours - seen).abs().max() <= tolerance * (1e-6 + seen.abs().max()):
             why = f"changes the heads' sum after the output projection of layer {layer}"
             raise InputError(f"{model.architecture} {why}; its direct paths cannot be computed in closed form.")

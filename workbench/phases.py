@@ -45,13 +45,13 @@ def segment(
     """Phases of values [t] at increasing steps [t]. `error` is the standard error of the values (from a bootstrap); None estimates one
     from second differences. Intervals of the turning points are those of courses redrawn around the fit with that error.
 
-    Raises InputError for steps that do not increase or values that are not finite; fewer than four checkpoints have no phases."""
+    Raises InputError for steps that do not increase or values that are not finite; fewer than four checkpoints, and a course that does not change, have no phases."""
     steps, values = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if len(steps) != len(values) or np.any(np.diff(steps) <= 0):
         raise InputError("Checkpoints must be at increasing steps, each once.")
     if not np.isfinite(values).all():
         raise InputError("The course over the checkpoints has missing values; phases need a number at every checkpoint.")
-    if len(values) < 4:
+    if len(values) < 4 or np.ptp(values) <= 1e-9 * np.abs(values).max():
         return []
     sigma = np.broadcast_to(_noise(values) if error is None else np.asarray(error, dtype=np.float64), values.shape)
     # numerical noise is never zero; without a floor a perfect course would be cut at every rounding

@@ -15,7 +15,7 @@ import torch
 
 from workbench.architecture import first_tensor, hidden_argument
 from workbench.batching import Batch, Frame
-from workbench.errors import InputError
+from workbench.errors import InputError, RunFailed
 from workbench.intervene import Edit, apply
 from workbench.models import Model
 
@@ -173,6 +173,12 @@ def room(model: Model, length: int, element: int) -> int:
     return max(2, min(MAX_ROWS, PAST_BYTES // max(1, past)))
 
 
+def check_finite(model: Model, layer: int, *states: torch.Tensor) -> None:
+    """Raise RunFailed for states that are NaN or infinite: no comparison with them holds, whatever it is about."""
+    if not all(bool(x.isfinite().all()) for x in states):
+        raise RunFailed(f"The activations of {model.name} in layer {layer} are NaN or infinite on these prompts; load the model in bfloat16 or float32.")
+
+
 @torch.no_grad()
 def injected_states(
     model: Model, ids, jobs: Sequence[Injection], *, frozen: bool = False, edits: Sequence[Edit] = ()
@@ -189,6 +195,7 @@ def injected_states(
         part = order[start : start + step]
         unpatched, found = _replay(model, seen, [jobs[j] for j in part], frozen=frozen, edits=edits)
         tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
+        check_finite(model, model.n_layers - 1, unpatched, seen.final)
         if not (unpatched - seen.final).abs().max() <= tolerance * (1e-6 + seen.final.abs().max()):
             raise InputError(f"The blocks of {model.architecture} cannot be called on their own; use the direct variant.")
         for k, j in enumerate(part):

@@ -157,7 +157,7 @@ def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[to
     R, V = tempered.shape
     if V <= SORTED:
         return torch.ones_like(tempered, dtype=torch.bool), torch.full((R,), V, device=tempered.device)
-    bins = (tempered * -8).clamp_(max=255).to(torch.int64)
+    bins = (tempered * -8).nan_to_num_(nan=0.0).clamp_(max=255).to(torch.int64)  # NaN stays in the statistics, where it is refused
     count = torch.zeros(R, 256, device=tempered.device).scatter_add_(1, bins, weight.new_ones(1, 1).expand_as(weight)).cumsum(-1)
     short = count < max(TOP, rule.top_k)
     if rule.truncates and rule.temperature > 0:
@@ -258,9 +258,20 @@ def _draw(log_q: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None) -> 
 
 
 def check_steps(found: torch.Tensor, name: str) -> None:
-    """Raise RunFailed when statistics are NaN: the model's scores were."""
+    """Raise RunFailed when statistics or scores are NaN: whatever is read off them would look like a number."""
     if bool(found.isnan().any()):
         raise RunFailed(f"The model {name} gave NaN scores while it was read; use another dtype (bfloat16 or float32) or check its weights.")
+
+
+def likeliest(scores: torch.Tensor, name: str, *, last: Sequence[int] | None = None) -> list:
+    """Ids of the highest of scores [..., V], as nested lists. Raises RunFailed where one is NaN or infinite (the id would be 0).
+
+    `last`: of scores [B, R, V], how many of the last R count in each row; what stands before them may be of padding."""
+    value, token = scores.max(-1)
+    if last is not None:
+        value = value.masked_fill(torch.arange(value.shape[1], 0, -1, device=value.device) > torch.tensor(last, device=value.device)[:, None], 0)
+    check_steps(torch.where(value.isfinite(), value, torch.nan), name)
+    return token.tolist()
 
 
 @torch.no_grad()
