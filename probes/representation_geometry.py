@@ -311,6 +311,8 @@ def _losses(model, where, ids, last, counted, questions, config: Config, context
             variants += [(k, how, draw, random) for how in ("remove random", "keep random")]
     rows, memorised = [], (float("nan"),) * 3
     options = {"edits": context.edits, "max_tokens": min(model.tokens_at_once(config.max_tokens), 4096), "check": context.check}
+    if ids and max(map(len, ids)) < 2:
+        raise InputError(f"{context.data}: no text has the two tokens that a loss needs; give longer texts, or set loss_rows=0.")
     loss = final_state_losses(model, ids, [(how, v) for _, how, _, v in variants], **options) if ids else []
     right = right_choices(model, questions, [(how, v) for _, how, _, v in variants], **options) if questions else None
     context.count(prompts=len(ids), tokens=sum(map(len, ids)))
