@@ -33,7 +33,7 @@ from workbench.context import Context, Result
 from workbench.errors import InputError
 from workbench.files import write_bytes
 from workbench.organisms.material import shipped_sae
-from workbench.rankings import bm25, compare, ranked, resample_counts, selected_share, verdict
+from workbench.rankings import bm25, compare, ranked, resample_counts, selected_share, undecided, verdict
 from workbench.registry import DataSpec, option, probe
 from workbench.samples import LABELS, TOKENS, Samples, labels_of, read_samples, target_files, texts, tokenize
 
@@ -94,8 +94,8 @@ def validate(config: Config, data: Path | None) -> None:
     targets = {}
     for name, path in target_files(config.target).items():
         targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
-        if config.prototype == "subtask" and "subtask" not in targets[name].columns:
-            raise InputError(f"{path} has no column 'subtask', which prototype=subtask needs.")
+        if config.prototype == "subtask" and ("subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested()):
+            raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
     wanted = config.k or max(1, round(config.ratio * pool.height))
     if wanted > pool.height:
         raise InputError(f"{data} has {pool.height} rows, fewer than the {wanted} to select (k).")
@@ -146,7 +146,7 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     material=_material,
     validate=validate,
     figures="workbench.figures.data_selection:figures",
-    version=2,
+    version=3,
     keys={"scores": ("row", "target"), "features": ("target", "feature"), "precision": ("target", "method", "ratio")},
     demo={"target": ("sea", "music", "facts"), "features": 8},
 )
@@ -173,7 +173,7 @@ def run(model, config: Config, context: Context) -> Result:
     wanted, features = _top_features(prototypes.get("sae"), group, list(targets), config)
     scores, spread, facts = _score_pool(reader, pool, prototypes, resampled, group, len(targets), wanted, config, context)
     if "bm25" in config.baselines:
-        scores["bm25"] = bm25(texts(frame), {name: texts(table) for name, table in targets.items()})
+        scores["bm25"] = bm25(texts(frame, config.tokens), {name: texts(table, config.tokens) for name, table in targets.items()})
     chance = [np.stack([context.rng(f"random {name} {i}").random(frame.height) for name in targets], axis=1) for i in range(RANDOM_DRAWS)]
     if "random" in config.baselines:
         scores["random"] = chance[0]
@@ -187,11 +187,15 @@ def run(model, config: Config, context: Context) -> Result:
     size = config.k or max(1, round(config.ratio * len(pool)))
     for t, name in enumerate(targets):
         if size > len(allowed[t]):
-            raise InputError(f"Without the {int(duplicate[:, t].sum())} duplicates of the target {name} and rows that do not count, {len(allowed[t])} pool rows are left, "
-                             f"fewer than the {size} to select.")  # fmt: skip
+            without = f"the {int(duplicate[:, t].sum())} duplicates of the target {name} and " if config.exclude_duplicates else ""
+            raise InputError(f"Without {without}rows that do not count, {len(allowed[t])} pool rows are left, fewer than the {size} to select.")
     main = reader.main
     orders = {m: [[ranked(draw[:, t], allowed[t]) for t in range(len(targets))] for draw in (chance if m == "random" else [found])] for m, found in scores.items()}
 
+    for method, found in scores.items():
+        for t, name in enumerate(targets):
+            if method != "random" and (tied := undecided(found[:, t], orders[method][0][t], size)) > max(2, size / 2):
+                context.warn(f"{tied} pool rows have the same {method} score for the target {name}, and only some of them are selected: the order of the file decides which.")
     tables = _score_tables(frame, pool, list(targets), scores[main], spread, orders[main][0], allowed, size, duplicate, labels)
     sizes = {size / len(pool) if config.k else config.ratio: size} | {r: max(1, round(r * len(pool))) for r in config.ratios if config.k or r != config.ratio}
     lengths = {"lengths": pool.counted, "target_lengths": [e.counted.mean() for e in examples.values()]}
@@ -313,12 +317,15 @@ def _score_pool(reader: Reader, pool: Samples, prototypes, resampled, group, n_t
             first.setdefault(key, len(first))
     place = np.array([first.get(key, len(first)) for key in pool.keys])
     rows = np.unique(place, return_index=True)[1][: len(first)]  # the place after the last is of rows that do not count
+    times = np.bincount(place, minlength=len(first) + 1)
     keep = len(rows) * n_targets * config.resamples <= DRAWS_KEPT
+    if not keep and any(r is not None for r in resampled):
+        context.warn(f"There is no selected_share: {len(rows):,} samples × {n_targets} targets × {config.resamples} resamples are too many to keep; lower resamples for it.")
     found: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     for number, start in enumerate(range(0, len(rows), config.chunk)):
         mine = rows[start : start + config.chunk]
-        part = context.part(f"pool {number}", lambda mine=mine: _score_part(reader, pool, mine, prototypes, resampled, group, n_targets, wanted, keep, config, context))
+        part = context.part(f"pool {number}", lambda mine=mine, start=start: _score_part(reader, pool, mine, times[start : start + len(mine)], prototypes, resampled, group, n_targets, wanted, keep, config, context))
         for key, value in part.items():
             if key.startswith("row "):
                 whole = found.setdefault(key[4:], np.full((len(rows) + 1, *value.shape[1:]), np.nan, value.dtype))
@@ -332,9 +339,9 @@ def _score_pool(reader: Reader, pool: Samples, prototypes, resampled, group, n_t
     return {m: found[m] for m in prototypes}, {key: found[key] for key in ("low", "high", "draws") if key in found}, facts
 
 
-def _score_part(reader: Reader, pool: Samples, rows, prototypes, resampled, group, n_targets: int, wanted, keep: bool, config: Config, context: Context) -> dict[str, np.ndarray]:
-    """Scores of some pool samples, and sums over their tokens: how often features fire, how well the activations are rebuilt, where
-    the wanted features fire most."""
+def _score_part(reader: Reader, pool: Samples, rows, times, prototypes, resampled, group, n_targets: int, wanted, keep: bool, config: Config, context: Context) -> dict[str, np.ndarray]:
+    """Scores of some pool samples, and sums over their tokens, each sample as many `times` as it is in the pool: how often features
+    fire, how well the activations are rebuilt, where the wanted features fire most."""
     import torch
 
     from workbench.features import column_of
@@ -367,9 +374,12 @@ def _score_part(reader: Reader, pool: Samples, rows, prototypes, resampled, grou
                         out["row draws"][indices, t] = drawn
         if tokens is None:
             continue
-        times = 1 if indices else len(rows)  # what all begin with
-        _add(facts, "fired", times * torch.bincount(tokens.feature, minlength=tokens.width))
-        _add(facts, "tokens", torch.tensor([times * tokens.n, times * len(tokens.value), len(indices)]))
+        # what all begin with comes without rows, and is in all of them
+        own = torch.as_tensor(times[indices] if indices else [times.sum()], dtype=torch.float64, device=x.device)
+        weight = own[owner]
+        of_entry = weight[tokens.row]
+        _add(facts, "fired", torch.bincount(tokens.feature, weights=of_entry, minlength=tokens.width))
+        _add(facts, "tokens", torch.tensor([float(weight.sum()), float(of_entry.sum()), float(own.sum()) if indices else 0.0], dtype=torch.float64))
         if wanted:
             mine = column[tokens.feature] >= 0
             n = max(1, len(indices))
@@ -380,10 +390,11 @@ def _score_part(reader: Reader, pool: Samples, rows, prototypes, resampled, grou
         if wanted and indices:
             sums = vectors["sae"]
             mine = column[sums.feature] >= 0
-            _add(facts, "pool weight", torch.zeros(len(wanted), dtype=torch.float64, device=x.device).index_add_(0, column[sums.feature[mine]], sums.value[mine]))
-        error = (x.float() - reader.sae.decode(tokens, x).reshape(x.shape)).double()
-        _add(facts, "sum", times * x.flatten(1).sum(0, dtype=torch.float64))
-        _add(facts, "squares", times * torch.stack([(x.double() ** 2).sum(), (error * error).sum()]))
+            _add(facts, "pool weight", torch.zeros(len(wanted), dtype=torch.float64, device=x.device).index_add_(0, column[sums.feature[mine]], sums.value[mine] * own[sums.row[mine]]))
+        error = (x.float() - reader.sae.decode(tokens, x).reshape(x.shape)).double().flatten(1)
+        flat = x.double().flatten(1)
+        _add(facts, "sum", weight @ flat)
+        _add(facts, "squares", torch.stack([weight @ (flat * flat).sum(1), weight @ (error * error).sum(1)]))
     out |= {key: value.cpu().numpy() for key, value in facts.items()}
     if wanted and config.passages:
         best = _highest(peak, config.passages)
@@ -427,7 +438,13 @@ def _score_tables(frame, pool: Samples, names, scores, spread, order, allowed, s
         found.append(table.with_columns(rank=pl.when(pl.col("rank") > 0).then("rank"), selected=(pl.col("rank") > 0) & (pl.col("rank") <= size)))
         best = order[t][:size]
         columns = {"target": name, "rank": np.arange(1, len(best) + 1), "row": best, "score": scores[best, t]}
-        original = frame[best].rename({c: f"pool_{c}" for c in frame.columns if c in columns})
+        names_of = dict.fromkeys(frame.columns)
+        for c in frame.columns:  # also of a pool that is itself a selection
+            free = c
+            while free in columns or free in names_of.values() or (free != c and free in frame.columns):
+                free = f"pool_{free}"
+            names_of[c] = free
+        original = frame[best].rename(names_of)
         chosen.append(pl.concat([pl.DataFrame(columns), original], how="horizontal"))
     return {"scores": pl.concat(found), "selected": pl.concat(chosen)}
 
@@ -449,8 +466,9 @@ def _quality(reader: Reader, model, facts: dict[str, np.ndarray], context: Conte
     if reader.sae is None:
         return pl.DataFrame(schema=schema)
     (total, error), (tokens, entries, _) = facts["squares"], facts["tokens"]
-    explained = 1 - error / (total - (facts["sum"] ** 2).sum() / tokens)
-    if not explained >= LOW_VARIANCE:
+    spread = total - (facts["sum"] ** 2).sum() / tokens
+    explained = 1 - error / spread if spread > 1e-9 * total else None  # one token, again and again, has no variance
+    if explained is not None and not explained >= LOW_VARIANCE:
         worse = ", less than the mean of the activations does" if explained < 0 else ""
         context.warn(f"The sparse autoencoder explains {explained:.2g} of the variance of these activations{worse}: its features do not describe this model on this pool, "
                      "and the selection cannot be trusted.")  # fmt: skip
@@ -519,9 +537,13 @@ def _map(reader: Reader, pool: Samples, config: Config, context: Context) -> pl.
 
 def _export(out: Path, selected: pl.DataFrame, names: list[str]) -> None:
     """The chosen rows of each target as JSONL beside the tables (which hold them as Parquet)."""
+    used: set[str] = set()
     for name in names:
         rows = selected.filter(pl.col("target") == name).iter_rows(named=True)
         safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        while safe.lower() in used:  # "a b" and "a-b"
+            safe += "-2"
+        used.add(safe.lower())
         write_bytes(out / f"selected-{safe}.jsonl", "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
 
 

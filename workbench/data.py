@@ -124,7 +124,14 @@ def _parse(text: str, suffix: str, path: Path, what: str, text_column: str) -> p
         if not isinstance(row, dict):
             raise InputError(f"{path}, row {number}: a JSON object is needed, not {type(row).__name__}.")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pl.DataFrame([_series(name, [row.get(name) for row in rows]) for name in names])
+    try:
+        return pl.DataFrame([_series(name, [row.get(name) for row in rows]) for name in names])
+    except UnicodeEncodeError:
+        for number, row in enumerate(rows, 1):
+            for name, value in row.items():
+                if any("\ud800" <= letter <= "\udfff" for letter in json.dumps([name, value], ensure_ascii=False)):
+                    raise InputError(f"{path}, row {number}: the field '{name}' has half a character (an unpaired surrogate), which is no text; repair it.") from None
+        raise
 
 
 def _delimited(text: str, delimiter: str, path: Path) -> pl.DataFrame:
@@ -158,7 +165,10 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     try:
         if len(kinds) > 1 and kinds != {int, float}:  # polars would take true for 1
             raise TypeError
-        return pl.Series(name, values, strict=kinds != {int, float})
+        series = pl.Series(name, values, strict=kinds != {int, float})
+        if kinds & {dict, list} and series.to_list() != values:  # polars takes the keys of the first rows for those of all
+            raise TypeError
+        return series
     except (TypeError, OverflowError, pl.exceptions.PolarsError):
         return pl.Series(name, [_word(value) for value in values], dtype=pl.String)
 

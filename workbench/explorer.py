@@ -97,7 +97,7 @@ def unknown(opened: Opened, ids: Sequence[int]) -> int:
 
 def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
     """One row per token: position, id, text (as it reads), special."""
-    special = set(opened.model.tokenizer.all_special_ids) - {opened.model.tokenizer.unk_token_id}
+    special = opened.model.special_ids
     return pl.DataFrame(
         {
             "position": list(range(len(ids))),  # a range would be made on the thread pool of polars, which takes longer

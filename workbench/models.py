@@ -154,12 +154,21 @@ class Model:
         front = self._bos(bos)
         return front + list(found["input_ids"]), [(0, 0)] * len(front) + [tuple(span) for span in found["offset_mapping"]]
 
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids that are no text: special tokens, but for an unknown-token id that has no other office (it may be an ordinary letter in small
+        vocabularies; where it is also the BOS, as in GPT-2's kin, it is none). Empty without a tokenizer."""
+        if self.tokenizer is None:
+            return set()
+        t = self.tokenizer
+        return set(t.all_special_ids) - ({t.unk_token_id} - {t.bos_token_id, t.eos_token_id, t.pad_token_id})
+
     def _bos(self, wanted: bool) -> list[int]:
         return [self.bos_id] if wanted and self.prepends_bos else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small vocabularies)."""
-        hidden = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        hidden = self.special_ids
         return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], clean_up_tokenization_spaces=False)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:

@@ -21,8 +21,9 @@ def ranked(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def resample_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray | None:
-    """How often each of n examples is drawn, [draws, n]: as many as there are, with replacement, within each group; None for one example."""
-    if n < 2 or not draws:
+    """How often each of n examples is drawn, [draws, n]: as many as there are, with replacement, within each group; None where no
+    group has two."""
+    if n < 2 or not draws or np.bincount(group).max() < 2:
         return None
     out = np.zeros((draws, n), np.int64)
     for kind in range(int(group.max()) + 1):
@@ -35,10 +36,18 @@ def selected_share(draws: np.ndarray, allowed: np.ndarray, size: int) -> np.ndar
     """Share of the resamples (scores [N, B]) in which each row is among the `size` best allowed ones; NaN for the others, and without scores."""
     out = np.full(len(draws), np.nan)
     if not np.isnan(draws[allowed]).all():
-        out[allowed] = 0.0
+        times = np.zeros(len(draws), np.int64)
         for b in range(draws.shape[1]):
-            out[ranked(draws[:, b], allowed)[:size]] += 1 / draws.shape[1]
+            times[ranked(draws[:, b], allowed)[:size]] += 1
+        out[allowed] = times[allowed] / draws.shape[1]
     return out
+
+
+def undecided(scores: np.ndarray, order: np.ndarray, size: int) -> int:
+    """How many rows score what the last of the `size` selected ones scores, where some of them are not selected; else 0."""
+    if size >= len(order) or scores[order[size - 1]] != scores[order[size]]:
+        return 0
+    return int((scores[order] == scores[order[size]]).sum())
 
 
 def bm25(pool: Sequence[str], queries: Mapping[str, Sequence[str]]) -> np.ndarray:

@@ -197,7 +197,10 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
     if named is not None and named != wanted:
         raise InputError(f"The sparse autoencoder '{source}' was trained on {named}, not on {wanted}; its features mean nothing there.")
     report = folder / "quality.json" if folder is not None else None
-    about = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
+    try:
+        about = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{report} is damaged ({error}); remove it, or train the autoencoder again.") from error
     return Sae(inner, wanted, str(source), {key: meta[key] for key in ("model_name", "model_fingerprint") if meta[key]}, about)
 
 
@@ -248,8 +251,10 @@ def recorded_site(folder: Path | None) -> Site | None:
         config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # loading it says what is wrong
+    if not isinstance(config, dict) or not isinstance(config.get("metadata") or {}, dict):
+        return None
     hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or ("" if (folder / "sae_weights.safetensors").is_file() else folder.name)
-    return site_of(hook) if hook else None
+    return site_of(hook) if hook and isinstance(hook, str) else None
 
 
 def check_fits(sae: Sae, model: Model) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from workbench.capture import stream
 from workbench.context import Context
+from workbench.errors import InputError
 from workbench.intervene import Edit
 from workbench.models import Model
 from workbench.sae import Sae, neuron_rows
@@ -80,6 +81,8 @@ class Reader:
                 flat = x[which].flatten(1).double()
                 total = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device) + before.get("hidden", 0)
                 out["hidden"] = total.index_add_(0, whose, flat) / per[:, None]
+                if not bool(out["hidden"].isfinite().all()):
+                    raise InputError(f"The activations of {self.model.name} at {self.site} are NaN or infinite on a sample; load the model in bfloat16 or float32.")
             context.count(tokens=batch.tokens, forwards=1)
             yield indices, out, x, rows.get("sae"), owner
 

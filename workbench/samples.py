@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workbench.models import Model
 
 TOKENS = ("all", "prompt", "response")
+MARK = "5f0e-response-91c7"  # stands in for a response, to see where a chat template puts it
 LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
 
 
@@ -83,9 +84,15 @@ def read_samples(path: Path, *, what: str, tokens: str = "all") -> pl.DataFrame:
     return read_table(path, required=("text",), what=what)
 
 
-def texts(table: pl.DataFrame) -> list[str]:
-    """What is written in each sample, without any template."""
-    return [f"{row['prompt']} {row['response']}" if "response" in row else row["text"] for row in table.iter_rows(named=True)]
+def texts(table: pl.DataFrame, tokens: str = "all") -> list[str]:
+    """What is written in each sample, or in the part of it that counts, without any template."""
+    if not _in_two(table.columns):
+        return table["text"].to_list()
+    return table[tokens].to_list() if tokens != "all" else [f"{prompt} {response}" for prompt, response in table.select("prompt", "response").iter_rows()]
+
+
+def _in_two(columns) -> bool:
+    return "prompt" in columns and "response" in columns
 
 
 def tokenize(
@@ -96,7 +103,7 @@ def tokenize(
 
     A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
     Raises InputError when that is so for every row."""
-    special = [] if specials else sorted(set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id})
+    special = [] if specials else sorted(model.special_ids)
     ordinary = np.ones(max(special, default=0) + 2, bool)  # of every id; the last stands for all above
     ordinary[special] = False
     ids, masks, cut = [], [], 0
@@ -117,7 +124,7 @@ def tokenize(
 def _tokens(model: Model, rows: list[dict[str, Any]], tokens: str, template: str) -> list[tuple[list[int], np.ndarray]]:
     """Of each row its token ids, and which of them belong to the part that counts."""
     whole = [_text(model, row, template) for row in rows]
-    if tokens == "all" or "response" not in rows[0]:
+    if tokens == "all" or not _in_two(rows[0]):
         return [(ids, np.ones(len(ids), bool)) for ids in model.encode_all([text for text, _ in whole])]
     found = []
     for row, (text, start) in zip(rows, whole):
@@ -130,7 +137,7 @@ def _tokens(model: Model, rows: list[dict[str, Any]], tokens: str, template: str
 
 def _text(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
     """The text of a sample as it is encoded, and where its response starts in it."""
-    if "response" not in row:
+    if not _in_two(row):
         return row["text"], 0
     text, start = _format(model, row["prompt"], row["response"], template)
     bos = model.tokenizer.bos_token
@@ -147,9 +154,11 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
         return head + response + tail, len(head)
     if not model.tokenizer.chat_template:
         raise InputError(f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}.")
-    text = model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=False)
-    start = text.rfind(response.strip())
-    if start < 0:
+    text, marked = (model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], tokenize=False)
+                    for said in (response, MARK))  # fmt: skip
+    start = marked.find(MARK)
+    start += len(response) - len(response.lstrip()) if text[start:].startswith(response) else 0  # some templates strip
+    if MARK not in marked or text[: len(marked.partition(MARK)[0])] != marked.partition(MARK)[0] or not text[start:].startswith(response.strip()):
         raise InputError(f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and {{response}}.")
     return text, start
 
@@ -160,15 +169,19 @@ def labels_of(frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str
 
     None for the column "none", where there is no such column, and where no pool row is of any target. A target without a row in the
     pool has no precision: with "auto" that is a warning, for a column that was asked for an InputError."""
-    name = next((c for c in LABELS if c in frame.columns), None) if column == "auto" else column
+    plain = [c for c, kind in frame.schema.items() if not kind.is_nested()]
+    name = next((c for c in LABELS if c in plain), None) if column == "auto" else column
     if name is None or name == "none":
         return None, ""
+    if name not in plain:
+        raise InputError(f"The pool's column '{name}' (label) holds lists or objects; a label is one word or number.")
     label = frame[name].cast(pl.String).fill_null("").to_numpy()
     own = []
     for target, table in targets.items():
         values = table[name].cast(pl.String).unique().to_list() if name in table.columns else []
         own.append(values[0] if len(values) == 1 else target)
-    known = sorted(set(label))
+    known = sorted(set(label) - {""})
+    empty = int((label == "").sum())
     lost = [target if target == mine else f"{target} (label '{mine}')" for target, mine in zip(targets, own) if mine not in known]
     said = ""
     if lost:
@@ -176,4 +189,6 @@ def labels_of(frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str
         said = f"There is no precision for {', '.join(lost)}: no pool row has that label in the column '{name}', which holds {some}."
         if column != "auto":
             raise InputError(f"{said[:-1]}; name the target after a label, give it the column '{name}', or set label=none.")
+    if empty and len(lost) < len(own):
+        said = " ".join(filter(None, (said, f"{empty} of {len(label)} pool rows have no label in the column '{name}'; precision counts them as of no target.")))
     return ((label, own) if len(lost) < len(own) else None), said

@@ -128,7 +128,7 @@ def dense_cosine(x: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     """Cosine of dense rows [n, d] of either sign with prototypes [P, d] → float64 [n, P]; 0 for a zero row."""
     x, prototypes = x.double(), prototypes.to(x.device, torch.float64)
     norms = x.norm(dim=1)[:, None] * prototypes.norm(dim=1)
-    return torch.where(norms > 0, x @ prototypes.T / norms, 0.0)
+    return torch.where(norms == 0, 0.0, x @ prototypes.T / norms)
 
 
 def top(scores: torch.Tensor, k: int) -> torch.Tensor:

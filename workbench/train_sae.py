@@ -8,6 +8,7 @@ between is safetensors and JSON; nothing is pickled. BOS and other special token
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
@@ -33,6 +34,7 @@ from workbench.sites import _TRANSFORMER_LENS, _TRANSFORMER_LENS_TOP, Site
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "standard", "gated")
 BLOCK_BYTES = 128 * 1024 * 1024  # of activations that are shuffled together
 MEMORY_BYTES = 512 * 1024 * 1024  # of activations that are kept between epochs
+NEGLIGIBLE = 0.005  # nats that a site is worth, below which no share of them says anything
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Recipe:
             raise InputError(f"k = {self.k} features cannot be active of {size}.")
         if min(self.tokens, self.batch) < 1 or self.tokens < self.batch:
             raise InputError(f"{self.tokens} tokens are fewer than one batch of {self.batch}.")
-        if not 0 < self.held_out < 1 or self.lr <= 0 or self.context < 2:
-            raise InputError("held_out must lie between 0 and 1, lr above 0, context at least at 2.")
+        if not 0 < self.held_out < 1 or not 0 < self.lr < float("inf") or self.context < 2 or not self.sparsity >= 0:
+            raise InputError("held_out must lie between 0 and 1, lr above 0, context at least at 2, sparsity at least at 0.")
 
 
 def windows(model: Model, texts: Sequence[str], context: int) -> list[list[int]]:
@@ -94,7 +96,7 @@ class Feed:
     def __init__(self, model: Model, ids: Sequence[Sequence[int]], recipe: Recipe, *, store=None, check: Callable[[], None] | None = None):
         self.model, self.recipe, self.store, self.check = model, recipe, store, check
         self.site = Site.parse(recipe.site)
-        special = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id} if model.tokenizer is not None else set()
+        special = model.special_ids
         self.ids = [ids[i] for i in np.random.default_rng([recipe.seed, 0]).permutation(len(ids))]
         self.masks = [np.array([token not in special for token in row]) for row in self.ids]
         size = max(recipe.batch * 4, BLOCK_BYTES // (4 * site_size(model, self.site)))
@@ -120,6 +122,8 @@ class Feed:
         rows = [self.ids[i] for i in self.blocks[number]]
         found = capture(self.model, rows, [self.site], positions="all", store=self.store, context=_Check(self.check))[self.site].flatten(1)
         found = found[torch.from_numpy(np.concatenate([self.masks[i] for i in self.blocks[number]]))]
+        if not bool(found.isfinite().all()):
+            raise InputError(f"The activations of {self.model.name} at {self.site} are NaN or infinite on these texts; load the model in bfloat16 or float32.")
         if sum(kept.nbytes for kept in self.kept.values()) + found.nbytes <= MEMORY_BYTES:
             self.kept[number] = found
         return found
@@ -177,14 +181,18 @@ def train(
     the stored autoencoder on held-out texts. Raises InputError for what does not fit, and for another training in `out`."""
     recipe.check(model)
     out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the autoencoder.")
     out.mkdir(parents=True, exist_ok=True)
-    identity = {"recipe": asdict(recipe), "dtype": dtype, "model": model.fingerprint, "texts": len(ids), "tokens": sum(map(len, ids))}
+    digest = hashlib.sha256(b"".join(np.asarray([len(row), *row], np.int64).tobytes() for row in ids)).hexdigest()
+    identity = {"recipe": asdict(recipe), "dtype": dtype, "model": model.fingerprint, "model_dtype": str(model.dtype), "texts": len(ids),
+                "tokens": sum(map(len, ids)), "ids": digest}  # fmt: skip
     begun = out / "recipe.json"
-    if begun.is_file() and json.loads(begun.read_text()) != identity:
+    if begun.is_file() and _read_json(begun) != identity:
         raise InputError(f"The folder {out} holds another training (recipe.json); give another folder or remove it.")
     report_file = out / "quality.json"
-    if report_file.is_file():
-        return json.loads(report_file.read_text())
+    if report_file.is_file() and (out / "sae_weights.safetensors").is_file():
+        return _read_json(report_file)
     write_json(begun, identity)
 
     held = max(1, round(recipe.held_out * len(ids)))
@@ -202,7 +210,7 @@ def train(
         trainer.n_training_steps += 1
         done = trainer.n_training_steps
         if not bool(torch.isfinite(step.loss)):
-            raise InputError(f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate (lr).")
+            raise InputError(f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate (lr), in another folder.")
         if done % save_every == 0 and done < total:
             _save(trainer, state, identity)
         try:
@@ -216,6 +224,8 @@ def train(
 
     inner = trainer.sae
     inner.fold_activation_norm_scaling_factor(scale)
+    if hasattr(inner, "topk_threshold"):  # sae-lens folds the weights only; activations become shorter by the scale with unit directions
+        inner.topk_threshold /= scale
     if recipe.architecture in ("topk", "batchtopk"):  # unit directions: an activation is then a length in the site's own units
         inner.fold_W_dec_norm()
         inner.cfg.rescale_acts_by_decoder_norm = False
@@ -282,9 +292,12 @@ def _save(trainer, path: Path, identity: dict) -> None:
 
 def _resume(trainer, path: Path, identity: dict) -> None:
     """Put a trainer where `_save` left it: its schedules are functions of the step and are replayed."""
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-        found = {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+            found = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); remove it to begin again.") from error
     if json.loads(meta["identity"]) != json.loads(json.dumps(identity)):
         raise InputError(f"{path} is of another training; remove it to begin again.")
     counts = json.loads(meta["counts"])
@@ -305,6 +318,13 @@ def _resume(trainer, path: Path, identity: dict) -> None:
     trainer.n_training_steps, trainer.n_training_samples, trainer.n_frac_active_samples = counts["steps"], counts["samples"], counts["sampled"]
 
 
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); remove the folder to begin again.") from error
+
+
 def _write(inner, out: Path, dtype: str) -> None:
     """The autoencoder for inference, in sae-lens's format, weights in `dtype`."""
     inner.cfg.device = "cpu"
@@ -319,8 +339,9 @@ def _write(inner, out: Path, dtype: str) -> None:
 
 def quality(model: Model, made: saes.Sae, ids: Sequence[Sequence[int]], *, max_tokens: int = 4096, check: Callable[[], None] | None = None) -> dict[str, Any]:
     """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of features that never fire,
-    and the loss that remains when its reconstruction is spliced in at its site, on the scale from zeros (0) to the model itself (1)."""
-    special = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id} if model.tokenizer is not None else set()
+    and the loss that remains when its reconstruction is spliced in at its site, on the scale from zeros (0) to the model itself (1); None
+    where zeros cost less than NEGLIGIBLE, and the scale has no length."""
+    special = model.special_ids
     found = capture(model, ids, [made.site], positions="all", context=_Check(check))[made.site]
     counted = torch.tensor([token not in special for row in ids for token in row])
     x = found[counted].to(model.device)
@@ -335,9 +356,10 @@ def quality(model: Model, made: saes.Sae, ids: Sequence[Sequence[int]], *, max_t
     for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
         with saes.spliced(model, made.site, change):
             losses[name] = text_loss(model, ids, max_tokens=max_tokens, check=check)
+    cost = losses["zeros"] - losses["clean"]
     return {"site": str(made.site), "architecture": made.architecture, "width": made.d_sae, "k": made.k, "l0": entries / len(x), "explained_variance": 1 - lost / variance,
             "dead_fraction": float((fired == 0).double().mean()), "tokens": len(x), "texts": len(ids), "loss_clean": losses["clean"], "loss_spliced": losses["spliced"],
-            "loss_zeros": losses["zeros"], "loss_recovered": (losses["zeros"] - losses["spliced"]) / (losses["zeros"] - losses["clean"])}  # fmt: skip
+            "loss_zeros": losses["zeros"], "loss_recovered": (losses["zeros"] - losses["spliced"]) / cost if cost >= NEGLIGIBLE else None}  # fmt: skip
 
 
 def text_loss(model: Model, ids: Sequence[Sequence[int]], *, max_tokens: int = 4096, check: Callable[[], None] | None = None) -> float:

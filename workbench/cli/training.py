@@ -64,8 +64,11 @@ def train_sae(
         print_json(result)
     else:
         print(f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active per token.")
-        print(f"Explained variance {result['explained_variance']:.3f}, loss recovered {result['loss_recovered']:.3f}, features that never fire {result['dead_fraction']:.1%}")
-        print(f"({result['tokens']:,} tokens of {result['texts']} held-out texts).")
+        recovered = "not measurable (the loss hardly needs this site)" if result["loss_recovered"] is None else f"{result['loss_recovered']:.3f}"
+        print(f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features that never fire {result['dead_fraction']:.1%}")
+        print(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
+        if result["k"] is None and architecture == "batchtopk" and not k / 1.5 <= result["l0"] <= k * 1.5:
+            print(f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are active where k is {k}; train on more tokens.")
 
 
 @contextlib.contextmanager

@@ -346,6 +346,11 @@ def figures(run: Any) -> dict[str, go.Figure]:
 
 
 def _similarity(run: Any) -> str:
+    method = str((run.summary or {}).get("method", "sae"))
+    if method == "hidden":
+        return "cosine similarity of hidden states"
+    if method in ("bm25", "random"):
+        return {"bm25": "BM25 score", "random": "random number"}[method]
     names = {"jaccard": "generalised Jaccard similarity", "cosine": "cosine similarity", "euclidean": "negative Euclidean distance"}
     return names.get(str(info(run, "config", "similarity", default="")), "similarity")
 
