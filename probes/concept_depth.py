@@ -105,6 +105,7 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     material=_material,
     validate=validate,
     figures="workbench.figures.concept_depth:figures",
+    version=2,
     keys={"layers": ("dataset", "condition", "layer"), "depth": ("dataset", "condition"), "inputs": ("row",), "sets": ("dataset",),
           "causal": ("dataset", "condition", "layer", "direction", "draw"), "controls": ("dataset", "condition", "draw"),
           "path": ("dataset", "condition", "c", "layer")},  # fmt: skip
