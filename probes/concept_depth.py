@@ -119,11 +119,10 @@ def run(model, config: Config, context: Context) -> Result:
     conditions = [("clean", None, None)]
     conditions += [("noise", "paper" if config.noise is True else config.noise, None)] if config.noise else []
     conditions += [("int8 weights" if name == "int8" else name, None, name) for name in config.precision]
-    for concept in sets:
-        if again := len(concept) - len(set(concept.texts)):
-            kept = "equal texts stay in one part of a split (groups=auto)" if concept.groups is concept.texts else "the probe may recognise them"
-            context.warn(f"{again} of the {len(concept)} texts of {concept.name} repeat another one; {kept}.")
     splits = {c.name: concept_data.split(c, config.split, folds=config.folds, groups=config.groups, rng=context.rng(f"split {c.name}")) for c in sets}
+    for concept in sets:
+        if seen := concept_data.in_both_parts(concept, splits[concept.name][0]):
+            context.warn(f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: it may recognise them; remove the repeated rows.")
     found: dict[str, list[pl.DataFrame]] = {}
     inputs = []
     for number, (condition, noise, precision) in enumerate(conditions):

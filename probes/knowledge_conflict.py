@@ -113,8 +113,6 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
     items, counts = build_items(model, rows, context.data, chosen=chosen, room=config.max_new_tokens, rng=context.rng, check=context.check)
-    if again := len(items) - len({(*item.conflict, -1, *item.clean) for item in items}):
-        context.warn(f"{again} of {len(items)} items repeat another one: they are no evidence of their own, and the intervals are too narrow.")
     for reason, what in COUNTS.items():
         if counts[reason]:
             context.warn(f"{counts[reason]} of {len(chosen)} items {what}.")

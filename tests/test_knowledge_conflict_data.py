@@ -159,3 +159,13 @@ def test_the_splits_of_the_file_are_taken_where_it_names_them():
     assert [i.split for i in found] == ["test", "find", "validation", "test"]
     other = assign_splits([made(f"s{i}", "r", "heldout") for i in range(9)], find=0.3, validation=0.2, test_relations=(), rng=np.random.default_rng(0))
     assert {i.split for i in other} == {"find", "validation", "test"}
+
+
+def test_items_that_repeat_others_are_counted(circuit, tmp_path):
+    from workbench.conflicts import REPEATED, build_items
+
+    model, place, _ = circuit
+    rows = read_conflicts(conflict_file(tmp_path / "c.jsonl", circuit_rows(place)))
+    for chosen, again in ((rows, 0), ([*rows, *rows[:3]], 3)):
+        _, counts = build_items(model, chosen, tmp_path / "c.jsonl", chosen=range(len(chosen)), room=1, rng=lambda _: np.random.default_rng(0), check=lambda: None)
+        assert counts[REPEATED] == again

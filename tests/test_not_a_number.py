@@ -67,10 +67,10 @@ def test_the_likeliest_token_of_padding_may_be_anything():
     scores = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
     scores[..., 8] = -torch.inf  # the vocabulary is padded
     expected = scores.argmax(-1).tolist()
-    assert scoring.likeliest(scores, "a model") == expected
+    assert scoring.likeliest(scores, "a model").tolist() == expected
     scores[1, 0] = torch.nan
-    assert scoring.likeliest(scores, "a model", last=[3, 2])[0] == expected[0]
-    assert scoring.likeliest(scores, "a model", last=[3, 2])[1][1:] == expected[1][1:]
+    assert scoring.likeliest(scores, "a model", last=[3, 2])[0].tolist() == expected[0]
+    assert scoring.likeliest(scores, "a model", last=[3, 2])[1][1:].tolist() == expected[1][1:]
     for value in (torch.nan, torch.inf):
         scores[1, 1, 4] = value
         with pytest.raises(RunFailed, match="NaN"):
@@ -101,5 +101,8 @@ def test_texts_that_repeat_are_kept_in_one_part_of_a_split(tmp_path):
         for test in tests:
             held_out = {concept.texts[i] for i in test}
             assert len(held_out) * 5 == len(test)
+        assert concept_data.in_both_parts(concept, tests) == 0
+        apart, _ = concept_data.split(concept, how, groups="no", rng=np.random.default_rng(0))
+        assert concept_data.in_both_parts(concept, apart) == sum(any(concept.texts[j] == concept.texts[i] for j in set(range(300)) - set(t.tolist())) for t in apart for i in t)
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:60], *({"text": f"other {i}", "label": i % 2} for i in range(60)), rows[0]]))
     assert concept_data.load_file(file).groups is None, "one of a hundred and more is no leak"

@@ -243,6 +243,12 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
     raise InputError(f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that both parts have both classes; add rows, or set groups=no.")
 
 
+def in_both_parts(concept: ConceptSet, tests: Sequence[np.ndarray]) -> int:
+    """How many rows are tested on while an equal text is among those of the same fold that are fitted on."""
+    texts = np.array(concept.texts, dtype=object)
+    return sum(int(np.isin(texts[test], np.delete(texts, test)).sum()) for test in tests)
+
+
 def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Test rows per fold, classes in proportion; a single fold takes 20 %."""
     share = np.empty(len(labels), dtype=int)

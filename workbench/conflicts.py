@@ -24,11 +24,13 @@ OPTIONAL = ("corrupt_prompt", *GROUPS, "split")
 SPLITS = ("find", "validation", "test")
 SOURCES = ("subject_context", "attribute_context", "subject_question")
 SAME, STATED, UNALIGNED, FOREIGN = "skipped_same_first_token", "skipped_answer_in_prompt", "skipped_not_aligned", "corrupted_across_relations"
+REPEATED = "items_repeated"
 COUNTS = {
     SAME: "were skipped: answer and distractor start with the same token",
     STATED: "were skipped: the true answer stands in the conflict prompt, from where it could be copied",
     UNALIGNED: "were skipped: no corrupted prompt of equal length was found",
     FOREIGN: "have a corrupted prompt with names of other relations: none of their own relation fits",
+    REPEATED: "repeat another one: they are no evidence of their own, and the intervals are too narrow",
 }
 
 
@@ -150,6 +152,7 @@ def build_items(model, rows: Sequence[dict], path: Path, *, chosen: Sequence[int
             f"same token, the conflict prompts of {counts[STATED]} hold the true answer, and those of {counts[UNALIGNED]} cannot be aligned with a "
             "corrupted prompt of equal length."
         )
+    counts[REPEATED] = len(items) - len({(tuple(item.clean), tuple(item.conflict)) for item in items})
     return items, counts
 
 

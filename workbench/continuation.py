@@ -152,7 +152,7 @@ def begin(
     wanted = ends[:, None] + torch.minimum(offsets[None], lengths[:, None])  # [B, R], the last repeated where a guess is shorter
     with observe(model, reader(model, spans), rows=wanted) if spans is not None else nullcontext({}) as seen:
         past, logits = feed(model, [list(r) + g for r, g in zip(rows, guesses)], past, last_logits=widest + 1)
-    chosen = likeliest(logits, model.name, last=[len(g) + 1 for g in guesses])  # column -1 is the last guessed token of every row
+    chosen = likeliest(logits, model.name, last=[len(g) + 1 for g in guesses]).tolist()  # column -1 is the last guessed token of every row
     readings = _stacked(model, seen)  # [B, layers, H, R, 3]
     done, keep_columns = [False] * B, []
     for b in range(B):
@@ -201,7 +201,7 @@ def go_on(
             spans = spans[staying] if spans is not None else None
         with observe(model, reader(model, spans), rows="last") if spans is not None else nullcontext({}) as seen:
             past, logits = feed(model, [[steps[b][-1].token] for b in rows_left], past)
-        tokens = likeliest(logits[:, -1], model.name)
+        tokens = likeliest(logits[:, -1], model.name).tolist()
         readings = _stacked(model, seen)
         for k, b in enumerate(rows_left):
             steps[b].append(Step(tokens[k], readings[k, :, :, 0] if readings is not None else None))

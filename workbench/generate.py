@@ -138,7 +138,7 @@ def _greedy_batch(model, prompts, room, ends: _Ends, edits: Sequence[Edit], phas
     while True:
         chosen = likeliest(scores, model.name)
         keep = []
-        for k, (i, token) in enumerate(zip(alive, chosen)):
+        for k, (i, token) in enumerate(zip(alive, chosen.tolist())):
             written[i].append(token)
             if len(written[i]) < room[i] and not ends.reached(written[i]):
                 keep.append(k)
@@ -146,12 +146,13 @@ def _greedy_batch(model, prompts, room, ends: _Ends, edits: Sequence[Edit], phas
             return written
         if len(keep) < len(alive):
             alive = [alive[k] for k in keep]
-            rows.select(torch.tensor(keep, device=scores.device))
-            chosen = [chosen[k] for k in keep]
+            index = torch.tensor(keep, device=chosen.device)
+            rows.select(index)
+            chosen = chosen[index]
         if check is not None:
             check()
         with apply(model, () if phase == "prefill" else current()):
-            scores = rows.feed_tokens(torch.tensor(chosen, device=scores.device))
+            scores = rows.feed_tokens(chosen)
 
 
 def _edits_for(edits: Edits, rows: list[int], total: int) -> Sequence[Edit]:

@@ -156,9 +156,10 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
         raise InputError(f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}.")
     text, marked = (model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], tokenize=False)
                     for said in (response, MARK))  # fmt: skip
-    start = marked.find(MARK)
+    before, found, _ = marked.partition(MARK)
+    start = len(before)
     start += len(response) - len(response.lstrip()) if text[start:].startswith(response) else 0  # some templates strip
-    if MARK not in marked or text[: len(marked.partition(MARK)[0])] != marked.partition(MARK)[0] or not text[start:].startswith(response.strip()):
+    if not found or not text.startswith(before) or not text[start:].startswith(response.strip()):
         raise InputError(f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and {{response}}.")
     return text, start
 

@@ -96,7 +96,11 @@ def step(
 
 def _block(scores: torch.Tensor, rule: Rule, chosen: torch.Tensor | None, keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     scores = scores.float()
-    low = scores - scores.amax(-1, keepdim=True)
+    highest = scores.amax(-1, keepdim=True)
+    if bool((broken := highest[:, 0].isnan()).any()):  # NaN cannot be sorted; it stays in the statistics, where it is refused
+        token, out = _block(scores.masked_fill(broken[:, None], 0.0), rule, chosen, keys)
+        return token, out.masked_fill(broken[:, None], torch.nan)
+    low = scores - highest
     low.clamp_(min=FLOOR)
     T = rule.temperature or 1.0
     weight = low.exp()
@@ -157,7 +161,7 @@ def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[to
     R, V = tempered.shape
     if V <= SORTED:
         return torch.ones_like(tempered, dtype=torch.bool), torch.full((R,), V, device=tempered.device)
-    bins = (tempered * -8).nan_to_num_(nan=0.0).clamp_(max=255).to(torch.int64)  # NaN stays in the statistics, where it is refused
+    bins = (tempered * -8).clamp_(max=255).to(torch.int64)
     count = torch.zeros(R, 256, device=tempered.device).scatter_add_(1, bins, weight.new_ones(1, 1).expand_as(weight)).cumsum(-1)
     short = count < max(TOP, rule.top_k)
     if rule.truncates and rule.temperature > 0:
@@ -263,15 +267,15 @@ def check_steps(found: torch.Tensor, name: str) -> None:
         raise RunFailed(f"The model {name} gave NaN scores while it was read; use another dtype (bfloat16 or float32) or check its weights.")
 
 
-def likeliest(scores: torch.Tensor, name: str, *, last: Sequence[int] | None = None) -> list:
-    """Ids of the highest of scores [..., V], as nested lists. Raises RunFailed where one is NaN or infinite (the id would be 0).
+def likeliest(scores: torch.Tensor, name: str, *, last: Sequence[int] | None = None) -> torch.Tensor:
+    """Ids [...] of the highest of scores [..., V]. Raises RunFailed where one is NaN or infinite (the id would be 0).
 
     `last`: of scores [B, R, V], how many of the last R count in each row; what stands before them may be of padding."""
     value, token = scores.max(-1)
     if last is not None:
         value = value.masked_fill(torch.arange(value.shape[1], 0, -1, device=value.device) > torch.tensor(last, device=value.device)[:, None], 0)
     check_steps(torch.where(value.isfinite(), value, torch.nan), name)
-    return token.tolist()
+    return token
 
 
 @torch.no_grad()
