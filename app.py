@@ -2,8 +2,10 @@
 
 import streamlit as st
 
-st.set_page_config(page_title="Interpretability workbench", layout="wide", initial_sidebar_state=230)  # pixels, where there is room
+st.set_page_config(
+    page_title="Interpretability workbench", layout="wide", initial_sidebar_state=230
+)  # pixels, where there is room
 
-from pages.parts import frame  # noqa: E402  (streamlit wants the page configured first)
+from pages.widgets import navigation  # noqa: E402  (streamlit wants the page configured first)
 
-frame.main()
+navigation.main()

@@ -7,21 +7,28 @@ from collections import Counter
 import polars as pl
 import streamlit as st
 
-from pages.parts import cached, frame, look, run_view, state
-from workbench import compare, figures, head_sets, runs
-from workbench.errors import WorkbenchError
+from pages.widgets import cached, navigation, run_view, styling, url_state
+from workbench import figures
+from workbench.core.errors import WorkbenchError
+from workbench.explorer import head_sets
 from workbench.figures import heads as head_figures
-from workbench.figures.together import together
-from workbench.runfolder import Run
+from workbench.figures.several_runs import together
+from workbench.runs import compare
+from workbench.runs import execution as runs
+from workbench.runs.folder import Run
 
 
 def label(run: Run) -> str:
-    return f"{run.probe} · {look.short(look.model_of(run))} · {look.when(run)} · {look.short_id(run.id)}"
+    return f"{run.probe} · {styling.short(styling.model_of(run))} · {styling.when(run)} · {styling.short_id(run.id)}"
 
 
 def comparable() -> dict[str, Run]:
     """Runs with tables that say which model they are of, by id; those of a probe that has several of them first."""
-    found = [run for run in cached.run_list() if run.tables and isinstance(run.info.get("config"), dict) and "seed" in run.info]
+    found = [
+        run
+        for run in cached.run_list()
+        if run.tables and isinstance(run.info.get("config"), dict) and "seed" in run.info
+    ]
     found = [run for run in found if {"name", "fingerprint", "dtype"} <= set(head_sets.model_info(run))]
     times = Counter(run.probe for run in found)
     return {run.id: run for run in sorted(found, key=lambda run: times[run.probe] < 2)}
@@ -29,7 +36,7 @@ def comparable() -> dict[str, Run]:
 
 def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: str) -> str:
     """A run by its id, which is also what the URL holds."""
-    wanted = state.get("compare", key)
+    wanted = url_state.get("compare", key)
     if wanted and wanted not in found:
         runs.run_by_id(wanted)  # says what is wrong with an id from the URL
     index = ids.index(wanted) if wanted in ids else 0
@@ -37,7 +44,7 @@ def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: s
         title, ids, index=index, key=f"{key} of {len(ids)} at {index}", format_func=lambda i: label(found[i]), help=help
     )
     if chosen != ids[index]:
-        state.put("compare", key, chosen)
+        url_state.put("compare", key, chosen)
         st.rerun()
     return chosen
 
@@ -56,12 +63,14 @@ def main() -> None:
         one = pick("First run", "a", ids, found, help="Differences are second minus first.")
     others = [i for i in ids if i != one and found[i].probe == found[one].probe]
     if not others:
-        st.info(look.md(f"There is no other run of {found[one].probe} to compare this one with."))
+        st.info(styling.md(f"There is no other run of {found[one].probe} to compare this one with."))
         return
     with b:
         two = pick("Second run", "b", others, found, help="A run of the same probe.")
     first, second = found[one], found[two]
-    with look.guard(f"The runs {one} and {two} cannot be compared with what is in their folders; run the one that is damaged again with --fresh"):
+    with styling.guard(
+        f"The runs {one} and {two} cannot be compared with what is in their folders; run the one that is damaged again with --fresh"
+    ):
         views(first, second)
 
 
@@ -71,7 +80,12 @@ def views(first: Run, second: Run) -> None:
     settings(seen)
     heads = "heads" in first.tables and "heads" in second.tables
     fig, reason = in_one(first.id, second.id, *stamps, first, second)
-    named = ["Figures side by side", *(["In one figure"] if fig is not None else []), *(["Heads"] if heads else []), "Tables"]
+    named = [
+        "Figures side by side",
+        *(["In one figure"] if fig is not None else []),
+        *(["Heads"] if heads else []),
+        "Tables",
+    ]
     view = st.segmented_control(
         "View",
         named,
@@ -90,19 +104,21 @@ def views(first: Run, second: Run) -> None:
         st.plotly_chart(run_view.on_screen(fig), theme=None, key="figure of both", config={"displaylogo": False})
     else:
         if reason:
-            st.caption(look.md(reason))
+            st.caption(styling.md(reason))
         side_by_side(first, second)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def in_one(one: str, two: str, stamp_one: tuple, stamp_two: tuple, _first: Run, _second: Run) -> tuple[object | None, str]:
+def in_one(
+    one: str, two: str, stamp_one: tuple, stamp_two: tuple, _first: Run, _second: Run
+) -> tuple[object | None, str]:
     """The probe's figure of several runs, or why there is none."""
     try:
         return together([_first, _second]), ""
     except WorkbenchError as error:
         return None, str(error)
     except Exception as error:  # a run that was damaged: anything can be missing from it
-        return None, f"The figure of both runs cannot be drawn from what is in their folders ({look.said(error)})."
+        return None, f"The figure of both runs cannot be drawn from what is in their folders ({styling.said(error)})."
 
 
 @st.cache_resource(max_entries=8, show_spinner="Comparing")
@@ -113,7 +129,7 @@ def summary(one: str, two: str, stamp_one: tuple, stamp_two: tuple, _first: Run,
 def settings(seen: dict) -> None:
     rows = [(name, brief(a), brief(b)) for name, (a, b) in seen["settings"].items()]
     if rows:
-        st.html(look.table(rows, [("differs in", "text"), ("first", "text"), ("second", "text")]))
+        st.html(styling.table(rows, [("differs in", "text"), ("first", "text"), ("second", "text")]))
     else:
         st.caption("Both runs were asked for the same.")
 
@@ -132,7 +148,7 @@ def shape_of(run: Run, table: pl.DataFrame) -> tuple[int, int]:
 
 
 def names_of(first: Run, second: Run) -> list[str]:
-    names = [look.short(look.model_of(run), 20) for run in (first, second)]
+    names = [styling.short(styling.model_of(run), 20) for run in (first, second)]
     return names if names[0] != names[1] else [f"{name} ({run.id[-6:]})" for name, run in zip(names, (first, second))]
 
 
@@ -146,7 +162,7 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
     column = st.selectbox("Score", columns, key="score", bind="query-params", help="A column that both runs have.")
     tables = [table.with_columns(pl.col(column).cast(pl.Float64)) for table in tables]
     values = [v for table in tables for v in table[column].drop_nulls().drop_nans().to_list()]
-    low, high = look.limits(values)
+    low, high = styling.limits(values)
     names, said = names_of(first, second), column.replace("_", " ")
     shapes = [shape_of(run, table) for run, table in zip((first, second), tables)]
     maps = [
@@ -156,18 +172,27 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
     if shapes[0] != shapes[1]:
         show_maps(maps, width=640)
         (a, b), (c, d) = shapes
-        st.info(f"The models have different shapes ({a} × {b} and {c} × {d} layers × heads): each map is its own model's, on one scale. "
-                "There is no difference and no agreement from head to head.")  # fmt: skip
+        st.info(
+            f"The models have different shapes ({a} × {b} and {c} × {d} layers × heads): each map is its own model's, on one scale. "
+            "There is no difference and no agreement from head to head."
+        )
         return
     entry = seen["tables"].get("heads") or {}
     if "problem" in entry or column not in entry.get("columns", {}):
         show_maps(maps, width=640)
-        st.info(look.md(f"Not compared from head to head: {entry.get('problem', 'this column is not in both tables')}."))
+        st.info(
+            styling.md(f"Not compared from head to head: {entry.get('problem', 'this column is not in both tables')}.")
+        )
         return
     both = compare.joined(first, second, "heads")
     maps.append(
         head_figures.head_map(
-            both, value=f"{column}_difference", label="difference", diverging=True, title="second minus first", **options(first)
+            both,
+            value=f"{column}_difference",
+            label="difference",
+            diverging=True,
+            title="second minus first",
+            **options(first),
         )
     )
     show_maps(maps, width=430)
@@ -176,20 +201,28 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
 
 def options(run: Run) -> dict:
     about = head_sets.model_info(run)
-    return {key: about.get(source) for key, source in (("n_layers", "layers"), ("n_heads", "heads"), ("n_kv_heads", "kv_heads"))}
+    return {
+        key: about.get(source)
+        for key, source in (("n_layers", "layers"), ("n_heads", "heads"), ("n_kv_heads", "kv_heads"))
+    }
 
 
 def show_maps(maps: list, *, width: int) -> None:
     for i, (place, fig) in enumerate(zip(st.columns(len(maps)), maps)):
         place.plotly_chart(
-            figures.dressed(fig, mode=look.mode(), width=width), theme=None, key=f"figure map {i}", config={"displaylogo": False}
+            figures.dressed(fig, mode=styling.mode(), width=width),
+            theme=None,
+            key=f"figure map {i}",
+            config={"displaylogo": False},
         )
 
 
-def agreement(first: Run, second: Run, tables: list, both: pl.DataFrame, column: str, entry: dict, names: list[str]) -> None:
+def agreement(
+    first: Run, second: Run, tables: list, both: pl.DataFrame, column: str, entry: dict, names: list[str]
+) -> None:
     """Head against head, the correlations, and the heads that differ most."""
     agree = ", ".join(
-        f"{kind.capitalize()} {look.quantity({**entry[kind], 'n': entry['n']})}"
+        f"{kind.capitalize()} {styling.quantity({**entry[kind], 'n': entry['n']})}"
         for kind in ("pearson", "spearman")
         if entry.get(kind) and entry[kind]["value"] is not None
     )
@@ -197,12 +230,15 @@ def agreement(first: Run, second: Run, tables: list, both: pl.DataFrame, column:
     with a:
         fig = head_figures.against(*tables, value=column, names=(names[0], names[1]), label=column.replace("_", " "))
         st.plotly_chart(
-            figures.dressed(fig, mode=look.mode(), width=560), theme=None, key="figure against", config={"displaylogo": False}
+            figures.dressed(fig, mode=styling.mode(), width=560),
+            theme=None,
+            key="figure against",
+            config={"displaylogo": False},
         )
     with b:
         st.html(
-            look.heading("agreement over heads")
-            + f"<div class='wb-facts'>{look.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {look.number(entry.get('max_abs_difference'))}</div>"
+            styling.heading("agreement over heads")
+            + f"<div class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {styling.number(entry.get('max_abs_difference'))}</div>"
         )
         top = (
             both.with_columns(pl.col(f"{column}_difference").abs().alias("size"))
@@ -217,8 +253,8 @@ def agreement(first: Run, second: Run, tables: list, both: pl.DataFrame, column:
             ).iter_rows()
         ]
         st.html(
-            look.heading("heads that differ most")
-            + look.table(rows, [("head", "text"), ("first", "num"), ("second", "num"), ("difference", "num")])
+            styling.heading("heads that differ most")
+            + styling.table(rows, [("head", "text"), ("first", "num"), ("second", "num"), ("difference", "num")])
         )
 
 
@@ -238,7 +274,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
     )
     table = seen["tables"][name]
     if "problem" in table:
-        st.info(look.md(f"Not compared: {table['problem']}."))
+        st.info(styling.md(f"Not compared: {table['problem']}."))
         return
     rows = []
     for column, entry in table["columns"].items():
@@ -252,7 +288,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
                     entry["mean_first"],
                     entry["mean_second"],
                     entry["mean_difference"],
-                    look.quantity({**rank, "n": None}) if rank.get("value") is not None else "",
+                    styling.quantity({**rank, "n": None}) if rank.get("value") is not None else "",
                 )
             )
     if table["keys"]:
@@ -260,8 +296,8 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
     else:
         say = "This table has one row in each run, so no column is needed to match them."
     st.html(
-        look.heading(say)
-        + look.table(
+        styling.heading(say)
+        + styling.table(
             rows,
             [
                 ("column", "text"),
@@ -273,10 +309,14 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
         )
     )
     frame = compare.joined(first, second, name)
-    look.frame(frame.head(run_view.MOST_ROWS), most=360)
+    styling.frame(frame.head(run_view.MOST_ROWS), most=360)
     flat = [c for c, dtype in frame.schema.items() if not dtype.is_nested()]
     st.download_button(
-        "CSV", lambda: frame.select(flat).write_csv().encode(), f"compare-{name}.csv", "text/csv", on_click="ignore",
+        "CSV",
+        lambda: frame.select(flat).write_csv().encode(),
+        f"compare-{name}.csv",
+        "text/csv",
+        on_click="ignore",
         help="All rows that both have; columns of lists are left out.",
     )
 
@@ -286,7 +326,16 @@ def side_by_side(first: Run, second: Run) -> None:
     made = [found for found, _ in drawn]
     names = [name for name in made[0] if name in made[1]]
     if not names:
-        st.info(look.md(" ".join(["The runs have no figure in common.", *(reason for _, reasons in drawn for reason in list(reasons.values())[:1])])))
+        st.info(
+            styling.md(
+                " ".join(
+                    [
+                        "The runs have no figure in common.",
+                        *(reason for _, reasons in drawn for reason in list(reasons.values())[:1]),
+                    ]
+                )
+            )
+        )
         return
     name = st.pills(
         "Figure",
@@ -303,12 +352,12 @@ def side_by_side(first: Run, second: Run) -> None:
         with place:
             st.html(run_view.headline(run))
             st.plotly_chart(
-                figures.dressed(figs[name], mode=look.mode(), width=640),
+                figures.dressed(figs[name], mode=styling.mode(), width=640),
                 theme=None,
                 key=f"figure side {i}",
                 config={"displaylogo": False},
             )
 
 
-frame.through_app()
+navigation.through_app()
 main()

@@ -6,17 +6,27 @@ import re
 
 import streamlit as st
 
-from pages.parts import cached, cards, components, frame, look, state
-from workbench import explorer, head_sets
-from workbench.errors import InputError, WorkbenchError
-from workbench.explorer import Switches
-from workbench.figures import theme
+from pages.widgets import cached, components, head_cards, navigation, styling, url_state
+from workbench.core.errors import InputError, WorkbenchError
+from workbench.explorer import head_sets
+from workbench.explorer import readings as explorer
+from workbench.explorer.readings import Switches
+from workbench.figures import style as theme
 
 SCREEN = "explorer"
 PROMPTS = ("prompt", "repeated tokens")
 HERE = "largest attention weight from the outlined token"
 # Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and model.
-SHARES = ("attention", "induction", "previous_token", "duplicate_token", "first_token", "score", "activation_frequency", "span_mass")
+SHARES = (
+    "attention",
+    "induction",
+    "previous_token",
+    "duplicate_token",
+    "first_token",
+    "score",
+    "activation_frequency",
+    "span_mass",
+)
 KEYS = (
     ("h, l", "head to the left, to the right"),
     ("j, k", "layer below, above"),
@@ -53,9 +63,15 @@ def main() -> None:
         )
     with more.popover("Examples", width="stretch", help="Prompts to begin with, and the keys of this screen."):
         for i, example in enumerate(known):
-            st.button(look.md(example if len(example) < 90 else example[:89] + "…"), key=f"example {i}", on_click=take_example, args=(example,),
-                      width="stretch", help="Put this prompt in.")  # fmt: skip
-        st.html(look.heading("keys") + look.table(KEYS, [("", "text"), ("", "text")]))
+            st.button(
+                styling.md(example if len(example) < 90 else example[:89] + "…"),
+                key=f"example {i}",
+                on_click=take_example,
+                args=(example,),
+                width="stretch",
+                help="Put this prompt in.",
+            )
+        st.html(styling.heading("keys") + styling.table(KEYS, [("", "text"), ("", "text")]))
     body(name, text.replace("\\n", "\n"))
 
 
@@ -70,17 +86,17 @@ def new_model() -> None:
     if before and st.session_state.get("prompt") in [shown_as(text) for text in cached.prompts(before)]:
         take_example(cached.prompts(st.session_state["model"])[0])
     for key in ("head", "off", "at"):
-        state.put(SCREEN, key, "")
+        url_state.put(SCREEN, key, "")
 
 
 def take_example(text: str) -> None:
     st.session_state["prompt"] = shown_as(text)
-    state.put(SCREEN, "at", "")
+    url_state.put(SCREEN, "at", "")
 
 
 @st.fragment
 def body(name: str, text: str) -> None:
-    with look.guard():
+    with styling.guard():
         opened = cached.model(name)
         with st.container(key="view"):
             view(name, opened, text)
@@ -89,7 +105,7 @@ def body(name: str, text: str) -> None:
 def view(name: str, opened, text: str) -> None:
     ids = explorer.encode(opened, text)
     switches = chosen_switches(opened, ids)
-    at = position(state.get(SCREEN, "at"), len(ids))
+    at = position(url_state.get(SCREEN, "at"), len(ids))
     tables = cached.head_tables(opened.model.fingerprint)
     layer, head = chosen_head(name, opened, tables)
 
@@ -102,7 +118,7 @@ def view(name: str, opened, text: str) -> None:
         column, frame = colouring(name, opened, ids, switches, reading, rows, tables)
         grid(opened, frame, column, switches, (layer, head))
         switchboard(opened, frame, column, switches, (layer, head))
-        cards.answer(name, opened, ids, switches, reading)
+        head_cards.answer(name, opened, ids, switches, reading)
     with right:
         card = st.segmented_control(
             "Card",
@@ -115,13 +131,13 @@ def view(name: str, opened, text: str) -> None:
             help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
         )
         if card == "Head":
-            cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
+            head_cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
-            cards.layer(name, opened, ids, switches, reading, layer, at)
+            head_cards.layer(name, opened, ids, switches, reading, layer, at)
         elif card == "Scores":
-            cards.scores(name, opened, ids, layer, head)
+            head_cards.scores(name, opened, ids, layer, head)
         else:
-            cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
+            head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
 
 
 # ---- what is chosen
@@ -136,7 +152,7 @@ def position(text: str, count: int) -> int:
 def chosen_head(name: str, opened, tables) -> tuple[int, int]:
     """The head of the URL; at first the best one of the newest run of this model, else the one that most does induction."""
     model = opened.model
-    found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", state.get(SCREEN, "head"))
+    found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", url_state.get(SCREEN, "head"))
     if found:
         layer, head = int(found[1]), int(found[2])
     else:
@@ -156,7 +172,7 @@ def heads_of(text: str, model) -> tuple[tuple[int, int], ...]:
 
 
 def chosen_switches(opened, ids) -> Switches:
-    heads = heads_of(state.get(SCREEN, "off"), opened.model)
+    heads = heads_of(url_state.get(SCREEN, "off"), opened.model)
     how = st.session_state.get("how") or st.query_params.get("how") or "zero"
     how = how if how in explorer.HOW else "zero"
     if not heads:
@@ -177,20 +193,29 @@ def chosen_switches(opened, ids) -> Switches:
 def show_tokens(opened, ids, at: int, row) -> None:
     frame = explorer.tokens(opened, ids)
     weights = [float(w) for w in row]
-    shades = look.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
+    shades = styling.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
     items = []
     for i, (_, token, text, special) in enumerate(frame.iter_rows()):
         seen = i <= at
-        items.append({
-            "shown": look.token(text), "special": bool(special), "line": "\n" in text,
-            "title": f"position {i}, id {token}" + (f", attention {weights[i]:.3f}" if seen else ""),
-            "colour": shades[i][0] if seen else None, "ink": shades[i][1] if seen else None,
-        })  # fmt: skip
-    components.tokens(items, at=at, key="tokens", on_pick=lambda i: state.put(SCREEN, "at", str(i)))
+        items.append(
+            {
+                "shown": styling.token(text),
+                "special": bool(special),
+                "line": "\n" in text,
+                "title": f"position {i}, id {token}" + (f", attention {weights[i]:.3f}" if seen else ""),
+                "colour": shades[i][0] if seen else None,
+                "ink": shades[i][1] if seen else None,
+            }
+        )
+    components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
     count = explorer.unknown(opened, ids)
     if count:
-        st.warning(f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these words. Examples has prompts in its own.")
-    st.caption(f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; click a token to ask from there.")
+        st.warning(
+            f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these words. Examples has prompts in its own."
+        )
+    st.caption(
+        f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; click a token to ask from there."
+    )
 
 
 def colouring(name: str, opened, ids, switches, reading, rows, tables):
@@ -234,18 +259,18 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
     known = [v for v in order if v is not None and v == v]
     diverging = bool(known) and min(known) < 0
     whole = column in SHARES and all(0 <= v <= 1 for v in known)
-    ends = (0.0, 1.0) if whole else look.limits(known, diverging=diverging)
+    ends = (0.0, 1.0) if whole else styling.limits(known, diverging=diverging)
     group = model.n_heads // model.n_kv_heads
     off = set(switches.heads)
     label = column.replace("_", " ")
     cells = []
     for (layer, head), value, (colour, ink) in zip(
-        model.heads(), order, look.shades(order, diverging=diverging, ends=ends)
+        model.heads(), order, styling.shades(order, diverging=diverging, ends=ends)
     ):
         title = (
             f"layer {layer}, head {head}"
             + (f", key/value group {model.kv_group(head)}" if group > 1 else "")
-            + f"\n{label}: {look.number(value)}"
+            + f"\n{label}: {styling.number(value)}"
         )
         cells.append(
             {
@@ -253,7 +278,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
                 "ink": ink,
                 "title": title,
                 "off": (layer, head) in off,
-                "shown": "" if value is None else look.small(value),
+                "shown": "" if value is None else styling.small(value),
             }
         )
     scales = {
@@ -263,30 +288,40 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
         ("dark", True): theme.DIVERGING_DARK,
     }
     data = {
-        "layers": model.n_layers, "heads": model.n_heads, "group": group if group < model.n_heads else 1, "at": list(at), "layer": at[0],
-        "names": [str(i) for i in range(model.n_layers)], "cells": cells, "low": look.number(ends[0]), "high": look.number(ends[1]),
-        "scale": list(scales[look.mode(), diverging]),
-        "say": "rows: layers, columns: heads" + (f"; gaps part the {model.n_kv_heads} key/value groups" if 1 < group < model.n_heads else ""),
-    }  # fmt: skip
-    components.heads(data, key="grid", on_pick=pick_head, on_toggle=toggle, on_layer=lambda layer: pick_layer(layer, at[1]))
+        "layers": model.n_layers,
+        "heads": model.n_heads,
+        "group": group if group < model.n_heads else 1,
+        "at": list(at),
+        "layer": at[0],
+        "names": [str(i) for i in range(model.n_layers)],
+        "cells": cells,
+        "low": styling.number(ends[0]),
+        "high": styling.number(ends[1]),
+        "scale": list(scales[styling.mode(), diverging]),
+        "say": "rows: layers, columns: heads"
+        + (f"; gaps part the {model.n_kv_heads} key/value groups" if 1 < group < model.n_heads else ""),
+    }
+    components.heads(
+        data, key="grid", on_pick=pick_head, on_toggle=toggle, on_layer=lambda layer: pick_layer(layer, at[1])
+    )
 
 
 def pick_head(layer: int, head: int) -> None:
-    state.put(SCREEN, "head", f"{layer}.{head}")
+    url_state.put(SCREEN, "head", f"{layer}.{head}")
     if st.session_state.get("card") == "Layer":
         st.session_state["card"] = "Head"
 
 
 def pick_layer(layer: int, head: int) -> None:
-    state.put(SCREEN, "head", f"{layer}.{head}")
+    url_state.put(SCREEN, "head", f"{layer}.{head}")
     st.session_state["card"] = "Layer"
 
 
 def toggle(layer: int, head: int) -> None:
     model = cached.model(st.session_state["model"]).model
-    now = set(heads_of(state.get(SCREEN, "off"), model))
+    now = set(heads_of(url_state.get(SCREEN, "off"), model))
     put_off(sorted(now ^ {(layer, head)}))
-    state.put(SCREEN, "head", f"{layer}.{head}")
+    url_state.put(SCREEN, "head", f"{layer}.{head}")
 
 
 def apply_mask(name: str) -> None:
@@ -305,12 +340,14 @@ def saved_masks(model):
 
 
 def put_off(heads) -> None:
-    state.put(SCREEN, "off", ",".join(f"{a}.{b}" for a, b in heads))
+    url_state.put(SCREEN, "off", ",".join(f"{a}.{b}" for a, b in heads))
 
 
 def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, int]) -> None:
     model = opened.model
-    off = heads_of(state.get(SCREEN, "off"), model)  # with a patch that has no donor yet they are chosen, not switched
+    off = heads_of(
+        url_state.get(SCREEN, "off"), model
+    )  # with a patch that has no donor yet they are chosen, not switched
     a, b, c, d = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
     label = "Switch on" if at in off else "Switch off"
     a.button(
@@ -322,14 +359,26 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         width="stretch",
         help="The chosen head. Shift-click in the grid does the same for any head.",
     )
-    b.selectbox("How", explorer.HOW, key="how", bind="query-params", label_visibility="collapsed",
-                help="zero: no output; mean: the mean output over reference texts; uniform: attends evenly; patch: the output on a second prompt.")  # fmt: skip
+    b.selectbox(
+        "How",
+        explorer.HOW,
+        key="how",
+        bind="query-params",
+        label_visibility="collapsed",
+        help="zero: no output; mean: the mean output over reference texts; uniform: attends evenly; patch: the output on a second prompt.",
+    )
     c.button(
         "All on", on_click=put_off, args=((),), disabled=not off, width="stretch", help="Switch every head on again."
     )
     with d.popover("Sets", width="stretch", help="Top heads of the present colour, and saved masks."):
-        st.number_input("Top heads by the present colour", 1, model.n_layers * model.n_heads, min(5, model.n_heads), key="top k",
-                        help="How many of the heads with the highest value.")  # fmt: skip
+        st.number_input(
+            "Top heads by the present colour",
+            1,
+            model.n_layers * model.n_heads,
+            min(5, model.n_heads),
+            key="top k",
+            help="How many of the heads with the highest value.",
+        )
         st.button(
             "Switch these off",
             on_click=lambda: put_off(sorted(head_sets.top_heads(frame, column, st.session_state["top k"]))),
@@ -337,25 +386,38 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         )
         saved = saved_masks(model)
         if saved:
-            mask = st.selectbox("Saved masks", list(saved), key="mask", help="Saved here, or the pruned heads of a run on this model.")
-            st.button("Apply the mask", on_click=apply_mask, args=(mask,), help="In place of the heads that are off now.")
+            mask = st.selectbox(
+                "Saved masks", list(saved), key="mask", help="Saved here, or the pruned heads of a run on this model."
+            )
+            st.button(
+                "Apply the mask", on_click=apply_mask, args=(mask,), help="In place of the heads that are off now."
+            )
             if "mask problem" in st.session_state:
-                look.problem(st.session_state.pop("mask problem"))
-        title = st.text_input("Save the present heads as", key="mask name", placeholder="name",
-                              help="A file that `--edit` reads. It holds which heads, and zero or uniform.")  # fmt: skip
+                styling.problem(st.session_state.pop("mask problem"))
+        title = st.text_input(
+            "Save the present heads as",
+            key="mask name",
+            placeholder="name",
+            help="A file that `--edit` reads. It holds which heads, and zero or uniform.",
+        )
         if st.button("Save", disabled=not off, help="Keep the heads that are off now."):
             how = st.session_state.get("how") or "zero"
             try:
                 path = head_sets.save_mask(title, Switches(off, how), note=f"Explorer, {model.name}", model=model)
-                st.caption(look.md(f"Saved; on the command line: --edit {path}"))
+                st.caption(styling.md(f"Saved; on the command line: --edit {path}"))
             except WorkbenchError as error:
-                look.problem(error)
+                styling.problem(error)
     if (st.session_state.get("how") or "zero") == "patch":
-        st.text_input("Second prompt, to patch from", key="donor", bind="query-params", placeholder="a prompt that differs in what matters",
-                      help="Head outputs are taken from it, position by position; prompts of different length are aligned at their ends.")  # fmt: skip
+        st.text_input(
+            "Second prompt, to patch from",
+            key="donor",
+            bind="query-params",
+            placeholder="a prompt that differs in what matters",
+            help="Head outputs are taken from it, position by position; prompts of different length are aligned at their ends.",
+        )
         if off and not switches.heads:
             st.caption("Type a second prompt: until then every head stays on.")
 
 
-frame.through_app()
+navigation.through_app()
 main()

@@ -1,7 +1,7 @@
 """The screen of the probe representation-geometry."""
 
-from pages.parts import frame
-from pages.parts.probe_screen import screen
+from pages.widgets import navigation
+from pages.widgets.probe_screen import screen
 
-frame.through_app()
+navigation.through_app()
 screen("representation-geometry")

@@ -7,10 +7,11 @@ import shutil
 import polars as pl
 import streamlit as st
 
-from pages.parts import cached, frame, look, queue, run_view, state
-from workbench import notes, runs
-from workbench.errors import InputError, WorkbenchError
-from workbench.runfolder import Run
+from pages.widgets import cached, navigation, queue_panel, run_view, styling, url_state
+from workbench.core.errors import InputError, WorkbenchError
+from workbench.runs import execution as runs
+from workbench.runs import notes
+from workbench.runs.folder import Run
 
 SCREEN = "runs"
 
@@ -19,11 +20,19 @@ def catalogue(found: list[Run]) -> pl.DataFrame:
     rows = []
     for run in found:
         info, extra = run.info, notes.read(run.folder)
-        rows.append({
-            "probe": run.probe, "model": look.short(look.model_of(run)), "status": run.status,
-            "finished": look.when(run), "seconds": (info.get("seconds") or {}).get("total"),
-            "seed": info.get("seed"), "tags": ", ".join(extra["tags"]), "note": extra["note"], "id": run.id,
-        })  # fmt: skip
+        rows.append(
+            {
+                "probe": run.probe,
+                "model": styling.short(styling.model_of(run)),
+                "status": run.status,
+                "finished": styling.when(run),
+                "seconds": (info.get("seconds") or {}).get("total"),
+                "seed": info.get("seed"),
+                "tags": ", ".join(extra["tags"]),
+                "note": extra["note"],
+                "id": run.id,
+            }
+        )
     schema = {
         "probe": pl.String,
         "model": pl.String,
@@ -40,23 +49,30 @@ def catalogue(found: list[Run]) -> pl.DataFrame:
 
 def main() -> None:
     st.title("Runs")
-    queue.show(ended=3)
+    queue_panel.show(ended=3)
     found = cached.run_list()
     folder = opened_folder()
     if not found and folder is None:
         st.info(
-            look.md(
+            styling.md(
                 "No runs yet. Start one on a probe's screen, or make examples of every probe with `workbench demo` on the command line; they will be listed here."
             )
         )
         return
     frame = filtered(catalogue(found))
-    picked = st.dataframe(frame, hide_index=True, height="content" if frame.height < 9 else 300, on_select="rerun", selection_mode="multi-row", key="runs table",
-                          column_config={"seconds": st.column_config.NumberColumn(format="%.1f")})  # fmt: skip
+    picked = st.dataframe(
+        frame,
+        hide_index=True,
+        height="content" if frame.height < 9 else 300,
+        on_select="rerun",
+        selection_mode="multi-row",
+        key="runs table",
+        column_config={"seconds": st.column_config.NumberColumn(format="%.1f")},
+    )
     chosen = [frame["id"][i] for i in picked.selection.rows if i < frame.height]
     if chosen:
-        state.put(SCREEN, "run", chosen[0])
-    wanted = chosen[0] if chosen else state.get(SCREEN, "run")
+        url_state.put(SCREEN, "run", chosen[0])
+    wanted = chosen[0] if chosen else url_state.get(SCREEN, "run")
     if len(chosen) >= 2:
         st.page_link(
             compare_page(),
@@ -79,7 +95,7 @@ def main() -> None:
 
 def compare_page():
 
-    return st.Page(frame.HERE / "compare.py", title="Compare", url_path="compare")
+    return st.Page(navigation.HERE / "compare.py", title="Compare", url_path="compare")
 
 
 def filtered(frame: pl.DataFrame) -> pl.DataFrame:
@@ -138,7 +154,7 @@ def opened_folder() -> Run | None:
 
         return runs.open_run(Path(path.strip()))
     except InputError as error:
-        look.problem(error)
+        styling.problem(error)
         return None
 
 
@@ -164,9 +180,9 @@ def remove(run: Run, *, inside: bool) -> None:
             if run.status == "running":
                 raise WorkbenchError("This run is in progress; cancel it first.")
             shutil.rmtree(run.folder)
-            state.put(SCREEN, "run", "")
+            url_state.put(SCREEN, "run", "")
             st.rerun()
 
 
-frame.through_app()
+navigation.through_app()
 main()

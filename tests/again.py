@@ -25,14 +25,20 @@ def failed(root: Path) -> list[str]:
 def main(root: Path = ROOT) -> int:
     first = failed(root)
     if not first or len(first) > MOST:
-        print(f"Not tried again: {len(first)} failures." if first else "Not tried again: the run ended without a failed test to name.")
+        print(
+            f"Not tried again: {len(first)} failures."
+            if first
+            else "Not tried again: the run ended without a failed test to name."
+        )
         return 1
     print(f"Once more, one at a time: the {len(first)} that failed.", flush=True)
     code = pytest.main(["--rootdir", str(root), "--last-failed", "--last-failed-no-failures", "none"])
     still = set(failed(root))
     by_chance = [name for name in first if name not in still] if code in (0, 1) else []
     if by_chance:
-        print(f"\nPassed only the second time ({len(by_chance)}); if one of these comes up again and again, it is a fault of the test or of the code:")
+        print(
+            f"\nPassed only the second time ({len(by_chance)}); if one of these comes up again and again, it is a fault of the test or of the code:"
+        )
         print("\n".join(f"  {name}" for name in by_chance))
     return int(code)
 

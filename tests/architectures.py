@@ -3,9 +3,26 @@
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-_BASE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64,
-         "intermediate_size": 48, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
-_GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+_BASE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "intermediate_size": 48,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GPT = {
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "vocab_size": 64,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _GROUPED = {"num_key_value_heads": 2}
 CONFIGS = {
     "llama": _BASE | _GROUPED,

@@ -27,4 +27,10 @@ def conflict_file(path: Path, rows) -> Path:
 
 def about(subject, answer, distractor, **more):
     clean = f"The capital of {subject} is"
-    return {"subject": subject, "answer": answer, "distractor": distractor, "clean_prompt": clean, "conflict_prompt": f"{clean} {distractor} . {clean}"} | more
+    return {
+        "subject": subject,
+        "answer": answer,
+        "distractor": distractor,
+        "clean_prompt": clean,
+        "conflict_prompt": f"{clean} {distractor} . {clean}",
+    } | more

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from workbench.prefix_tree import build
+from probes.branching_factor.prefix_tree import build
 
 
 @dataclass
@@ -37,12 +37,20 @@ def about(probe: str, *, layers=8, heads=8, kv_heads=4, name="organism", **confi
         "probe": probe,
         "config": config,
         "model": {
-            "name": name, "revision": "main", "fingerprint": "a1b2c3d4e5f60718", "architecture": "LlamaForCausalLM",
-            "layers": layers, "heads": heads, "kv_heads": kv_heads, "width": heads * 16, "dtype": "float32", "device": "cpu",
+            "name": name,
+            "revision": "main",
+            "fingerprint": "a1b2c3d4e5f60718",
+            "architecture": "LlamaForCausalLM",
+            "layers": layers,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "width": heads * 16,
+            "dtype": "float32",
+            "device": "cpu",
         },
         "data": {"path": "needles.jsonl", "fingerprint": "00ff00ff00ff00ff", "rows": 8},
         "seed": 7,
-    }  # fmt: skip
+    }
 
 
 def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablations=("uniform", "zero")) -> FakeRun:
@@ -52,11 +60,18 @@ def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablatio
     strong = rng.choice(len(score), max(1, len(score) // 16), replace=False)
     score[strong] = rng.uniform(0.3, 0.95, len(strong))
     width = 0.02 + 0.1 * np.sqrt(score * (1 - score))
-    frame = pl.DataFrame({
-        "layer": layer, "head": head, "score": score, "ci_low": np.clip(score - width, 0, None), "ci_high": score + width,
-        "activation_frequency": np.clip(score * 1.4 + rng.normal(0, 0.05, len(score)), 0, 1), "n_trials": 240,
-        "is_retrieval": score > 0.1,
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "layer": layer,
+            "head": head,
+            "score": score,
+            "ci_low": np.clip(score - width, 0, None),
+            "ci_high": score + width,
+            "activation_frequency": np.clip(score * 1.4 + rng.normal(0, 0.05, len(score)), 0, 1),
+            "n_trials": 240,
+            "is_retrieval": score > 0.1,
+        }
+    )
     lengths, depths = [128, 256, 512, 1024, 2048, 4096], [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
     trials, masked = [], []
     for length in lengths:
@@ -76,18 +91,29 @@ def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablatio
                 masking.append((k, "random", d, ablation, recall, recall - 0.04, recall + 0.04, 60))
     frames = {
         "heads": frame,
-        "trials": pl.DataFrame(trials, schema=["trial", "needle", "length", "depth", "recall", "kept", "response"], orient="row"),
+        "trials": pl.DataFrame(
+            trials, schema=["trial", "needle", "length", "depth", "recall", "kept", "response"], orient="row"
+        ),
         "masking": pl.DataFrame(
             masking, schema=["k", "heads", "draw", "ablation", "recall", "ci_low", "ci_high", "n"], orient="row"
         ),
         "masked_trials": pl.DataFrame(
             masked, schema=["k", "heads", "draw", "ablation", "length", "depth", "recall"], orient="row"
         ),
-        "enough": pl.DataFrame([
-            {"trials": t, "top": k, "overlap": 1 - 0.4 / t**0.5 / k**0.1, "ci_low": 1 - 0.6 / t**0.5, "ci_high": 1.0}
-            for k in (5, 10, 20) for t in (1, 2, 5, 10, 20, 50)
-        ]),
-    }  # fmt: skip
+        "enough": pl.DataFrame(
+            [
+                {
+                    "trials": t,
+                    "top": k,
+                    "overlap": 1 - 0.4 / t**0.5 / k**0.1,
+                    "ci_low": 1 - 0.6 / t**0.5,
+                    "ci_high": 1.0,
+                }
+                for k in (5, 10, 20)
+                for t in (1, 2, 5, 10, 20, 50)
+            ]
+        ),
+    }
     return FakeRun(
         "retrieval-heads",
         frames,
@@ -106,54 +132,116 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
     context[order[-many:]] += rng.uniform(0.2, 0.8, many)
     role = np.array(["none"] * n, dtype=object)
     role[order[:many]], role[order[-many:]] = "memory", "context"
-    frame = pl.DataFrame({
-        "layer": layer, "head": head, "memory_importance": memory, "context_importance": context,
-        "gradient_memory": memory * 0.9 + rng.normal(0, 0.02, n), "gradient_context": context * 0.8 + rng.normal(0, 0.02, n),
-        "role": role.tolist(), "ci_low": memory - context - 0.05, "ci_high": memory - context + 0.05,
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "layer": layer,
+            "head": head,
+            "memory_importance": memory,
+            "context_importance": context,
+            "gradient_memory": memory * 0.9 + rng.normal(0, 0.02, n),
+            "gradient_context": context * 0.8 + rng.normal(0, 0.02, n),
+            "role": role.tolist(),
+            "ci_low": memory - context - 0.05,
+            "ci_high": memory - context + 0.05,
+        }
+    )
     flow = [
-        {"component": component, "window_start": w, "source": source, "delta_memory": -0.3 * float(np.exp(-((w - 5) ** 2) / 3)),
-         "delta_context": -0.5 * float(np.exp(-((w - 6) ** 2) / 4))}
-        for component, source in (("attention", None), ("mlp", None), ("knockout", "subject"), ("knockout", "attribute"))
+        {
+            "component": component,
+            "window_start": w,
+            "source": source,
+            "delta_memory": -0.3 * float(np.exp(-((w - 5) ** 2) / 3)),
+            "delta_context": -0.5 * float(np.exp(-((w - 6) ** 2) / 4)),
+        }
+        for component, source in (
+            ("attention", None),
+            ("mlp", None),
+            ("knockout", "subject"),
+            ("knockout", "attribute"),
+        )
         for w in range(layers)
-    ]  # fmt: skip
+    ]
     pruning = []
     for r in ("memory", "context"):
         for k in (0, 1, 3, 5, 7, 9, 15):
             for group, draws in (("top", 1), ("random", 5)):
                 for draw in range(draws if k else int(group == "top")):
-                    shift = (0.6 * (1 - np.exp(-k / 4)) if group == "top" else 0.02 * k / 5) * (1 if r == "context" else -1)
+                    shift = (0.6 * (1 - np.exp(-k / 4)) if group == "top" else 0.02 * k / 5) * (
+                        1 if r == "context" else -1
+                    )
                     m = float(np.clip(0.35 + shift + rng.normal(0, 0.02), 0, 1))
                     other = 0.05 + 0.004 * k
-                    pruning.append({
-                        "role": r, "k": k, "heads": group, "draw": draw, "ablation": "zero", "memory_rate": m,
-                        "context_rate": max(0.0, 1 - other - m), "other_rate": other, "memory_low": m - 0.05,
-                        "memory_high": m + 0.05, "context_low": 0.95 - other - m, "context_high": 1.05 - other - m,
-                        "other_low": other - 0.04, "other_high": other + 0.04, "clean_accuracy": 0.98 - 0.003 * k,
-                        "perplexity": 6 + 0.05 * k,
-                    })  # fmt: skip
+                    pruning.append(
+                        {
+                            "role": r,
+                            "k": k,
+                            "heads": group,
+                            "draw": draw,
+                            "ablation": "zero",
+                            "memory_rate": m,
+                            "context_rate": max(0.0, 1 - other - m),
+                            "other_rate": other,
+                            "memory_low": m - 0.05,
+                            "memory_high": m + 0.05,
+                            "context_low": 0.95 - other - m,
+                            "context_high": 1.05 - other - m,
+                            "other_low": other - 0.04,
+                            "other_high": other + 0.04,
+                            "clean_accuracy": 0.98 - 0.003 * k,
+                            "perplexity": 6 + 0.05 * k,
+                        }
+                    )
     answers = [
-        {"subject": f"Person {i} of the <long> village name", "answer": "amber", "distractor": "cobalt", "before": "cobalt. The",
-         "after": "amber and then" if i % 2 else "cobalt. The", "role": "context", "k": 5}
+        {
+            "subject": f"Person {i} of the <long> village name",
+            "answer": "amber",
+            "distractor": "cobalt",
+            "before": "cobalt. The",
+            "after": "amber and then" if i % 2 else "cobalt. The",
+            "role": "context",
+            "k": 5,
+        }
         for i in range(20)
-    ]  # fmt: skip
+    ]
     groups = [
-        {"role": r, "k": k, "heads": group, "column": column, "group": kind, "n": 30, "memory_rate": m, "context_rate": 0.95 - m,
-         "memory_low": m - 0.04, "memory_high": m + 0.04, "context_low": 0.9 - m, "context_high": 0.99 - m}
-        for r in ("memory", "context") for column, kind in (("source", "reliable"), ("source", "unmarked"), ("relation", "home"))
+        {
+            "role": r,
+            "k": k,
+            "heads": group,
+            "column": column,
+            "group": kind,
+            "n": 30,
+            "memory_rate": m,
+            "context_rate": 0.95 - m,
+            "memory_low": m - 0.04,
+            "memory_high": m + 0.04,
+            "context_low": 0.9 - m,
+            "context_high": 0.99 - m,
+        }
+        for r in ("memory", "context")
+        for column, kind in (("source", "reliable"), ("source", "unmarked"), ("relation", "home"))
         for k, group, m in ((0, "top", 0.3), (5, "random", 0.35), (5, "top", 0.8 if r == "context" else 0.1))
-    ]  # fmt: skip
+    ]
     frames = {
-        "heads": frame, "flow": pl.DataFrame(flow), "pruning": pl.DataFrame(pruning), "answers": pl.DataFrame(answers), "groups": pl.DataFrame(groups),
+        "heads": frame,
+        "flow": pl.DataFrame(flow),
+        "pruning": pl.DataFrame(pruning),
+        "answers": pl.DataFrame(answers),
+        "groups": pl.DataFrame(groups),
         "inputs": pl.DataFrame({"row": [0, 1, 2], "ids": [[1], [1], [1]], "split": ["find", "test", "test"]}),
-    }  # fmt: skip
+    }
     return FakeRun(
-        "knowledge-conflict", frames,
-        about("knowledge-conflict", layers=layers, heads=heads, kv_heads=kv_heads, name=name, variant="direct", window=1),
-    )  # fmt: skip
+        "knowledge-conflict",
+        frames,
+        about(
+            "knowledge-conflict", layers=layers, heads=heads, kv_heads=kv_heads, name=name, variant="direct", window=1
+        ),
+    )
 
 
-def depth(*, layers=12, concepts=("colour of things", "kind of animal", "odd one out"), conditions=("clean", "noise"), seed=2) -> FakeRun:
+def depth(
+    *, layers=12, concepts=("colour of things", "kind of animal", "odd one out"), conditions=("clean", "noise"), seed=2
+) -> FakeRun:
     rng = np.random.default_rng(seed)
     rows, points, causal, path = [], [], [], []
     for c, condition in enumerate(conditions):
@@ -163,42 +251,104 @@ def depth(*, layers=12, concepts=("colour of things", "kind of animal", "odd one
             accuracy = np.clip(accuracy + rng.normal(0, 0.008, layers), 0, 1)
             for layer, a in enumerate(accuracy):
                 control = 0.5 + float(rng.normal(0, 0.01))
-                rows.append({
-                    "dataset": concept, "condition": condition, "layer": layer, "accuracy": float(a), "f1": float(a) - 0.02,
-                    "auc": min(1.0, float(a) + 0.02), "ci_low": float(a) - 0.03, "ci_high": min(1.0, float(a) + 0.03),
-                    "control_accuracy": control, "selectivity": float(a) - control, "n_test": 200,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "dataset": concept,
+                        "condition": condition,
+                        "layer": layer,
+                        "accuracy": float(a),
+                        "f1": float(a) - 0.02,
+                        "auc": min(1.0, float(a) + 0.02),
+                        "ci_low": float(a) - 0.03,
+                        "ci_high": min(1.0, float(a) + 0.03),
+                        "control_accuracy": control,
+                        "selectivity": float(a) - control,
+                        "n_test": 200,
+                    }
+                )
             beta = accuracy[1:] / accuracy[:-1]
             jump = np.flatnonzero(beta >= 1.1)
             stable = next((i for i in range(1, layers) if (np.abs(beta[i - 1 :] - 1) < 0.03).all()), None)
-            point = {"jump": (jump[0] + 1) / layers if len(jump) else None, "converge_stable": stable / layers if stable else None,
-                     "converge_literal": (layers - 1) / layers, "converge_after_jump": stable / layers if stable else None,
-                     "comprehension": float(np.argmax(accuracy > 0.7)) / layers}  # fmt: skip
-            points.append({"dataset": concept, "condition": condition, **point,
-                           **{f"{k}_low": None if v is None else max(0, v - 0.08) for k, v in point.items()},
-                           **{f"{k}_high": None if v is None else min(1, v + 0.08) for k, v in point.items()},
-                           "peak_accuracy": float(accuracy.max()), "peak_layer": int(accuracy.argmax()), "n_test": 200})  # fmt: skip
+            point = {
+                "jump": (jump[0] + 1) / layers if len(jump) else None,
+                "converge_stable": stable / layers if stable else None,
+                "converge_literal": (layers - 1) / layers,
+                "converge_after_jump": stable / layers if stable else None,
+                "comprehension": float(np.argmax(accuracy > 0.7)) / layers,
+            }
+            points.append(
+                {
+                    "dataset": concept,
+                    "condition": condition,
+                    **point,
+                    **{f"{k}_low": None if v is None else max(0, v - 0.08) for k, v in point.items()},
+                    **{f"{k}_high": None if v is None else min(1, v + 0.08) for k, v in point.items()},
+                    "peak_accuracy": float(accuracy.max()),
+                    "peak_layer": int(accuracy.argmax()),
+                    "n_test": 200,
+                }
+            )
     for concept in concepts:
-        causal.append({"dataset": concept, "condition": "clean", "layer": -1, "direction": "none", "draw": 0, "separation": 4.0,
-                       "separation_low": 3.5, "separation_high": 4.5, "answer_accuracy": 0.9, "n": 100})  # fmt: skip
+        causal.append(
+            {
+                "dataset": concept,
+                "condition": "clean",
+                "layer": -1,
+                "direction": "none",
+                "draw": 0,
+                "separation": 4.0,
+                "separation_low": 3.5,
+                "separation_high": 4.5,
+                "answer_accuracy": 0.9,
+                "n": 100,
+            }
+        )
         for layer in range(layers):
             for direction, draws in (("probe", 1), ("random", 5)):
                 for draw in range(draws):
-                    value = 4 - (3 * np.exp(-((layer - 6) ** 2) / 8) if direction == "probe" else 0.1) + rng.normal(0, 0.1)
-                    causal.append({"dataset": concept, "condition": "clean", "layer": layer, "direction": direction, "draw": draw,
-                                   "separation": float(value), "separation_low": float(value) - 0.4,
-                                   "separation_high": float(value) + 0.4, "answer_accuracy": 0.9, "n": 100})  # fmt: skip
-        path += [{"dataset": concept, "condition": "clean", "c": c, "layer": layer, "accuracy": 0.9 - 0.02 * abs(np.log10(c))}
-                 for c in (0.01, 0.1, 1.0, 10.0) for layer in range(layers)]  # fmt: skip
+                    value = (
+                        4 - (3 * np.exp(-((layer - 6) ** 2) / 8) if direction == "probe" else 0.1) + rng.normal(0, 0.1)
+                    )
+                    causal.append(
+                        {
+                            "dataset": concept,
+                            "condition": "clean",
+                            "layer": layer,
+                            "direction": direction,
+                            "draw": draw,
+                            "separation": float(value),
+                            "separation_low": float(value) - 0.4,
+                            "separation_high": float(value) + 0.4,
+                            "answer_accuracy": 0.9,
+                            "n": 100,
+                        }
+                    )
+        path += [
+            {
+                "dataset": concept,
+                "condition": "clean",
+                "c": c,
+                "layer": layer,
+                "accuracy": 0.9 - 0.02 * abs(np.log10(c)),
+            }
+            for c in (0.01, 0.1, 1.0, 10.0)
+            for layer in range(layers)
+        ]
     return FakeRun(
         "concept-depth",
-        {"layers": pl.DataFrame(rows), "depth": pl.DataFrame(points, infer_schema_length=None), "causal": pl.DataFrame(causal),
-         "path": pl.DataFrame(path)},
+        {
+            "layers": pl.DataFrame(rows),
+            "depth": pl.DataFrame(points, infer_schema_length=None),
+            "causal": pl.DataFrame(causal),
+            "path": pl.DataFrame(path),
+        },
         about("concept-depth", layers=layers, site="mlp_in"),
-    )  # fmt: skip
+    )
 
 
-def geometry(*, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3) -> FakeRun:
+def geometry(
+    *, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3
+) -> FakeRun:
     rng = np.random.default_rng(seed)
     rows, spectrum = [], []
     for t, step in enumerate(steps or (None,)):
@@ -207,106 +357,334 @@ def geometry(*, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 400
             rankme = float(course * (0.6 + 0.4 * layer / max(layers - 1, 1)) + rng.normal(0, 0.3))
             alpha = 2.0 - rankme / 40
             name = f"step{step}" if step is not None else None
-            rows.append({
-                "checkpoint": name, "step": step, "layer": layer, "rankme": rankme, "rankme_singular": rankme * 1.6, "alpha": alpha,
-                "alpha_intercept": 0.1, "alpha_r2": 0.98, "n": 2000, "d": width, "ci_low": rankme - 0.8, "ci_high": rankme + 0.8,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "checkpoint": name,
+                    "step": step,
+                    "layer": layer,
+                    "rankme": rankme,
+                    "rankme_singular": rankme * 1.6,
+                    "alpha": alpha,
+                    "alpha_intercept": 0.1,
+                    "alpha_r2": 0.98,
+                    "n": 2000,
+                    "d": width,
+                    "ci_low": rankme - 0.8,
+                    "ci_high": rankme + 0.8,
+                }
+            )
             value = np.arange(1, width + 1.0) ** -alpha * np.exp(rng.normal(0, 0.03, width))
-            spectrum += [{"checkpoint": name or "model", "layer": layer, "rank": r + 1, "eigenvalue": float(v)} for r, v in enumerate(value)]
+            spectrum += [
+                {"checkpoint": name or "model", "layer": layer, "rank": r + 1, "eigenvalue": float(v)}
+                for r, v in enumerate(value)
+            ]
     n = 300
     centre = rng.integers(0, 3, n)
     frames = {
-        "layers": pl.DataFrame(rows), "spectrum": pl.DataFrame(spectrum),
-        "map": pl.concat([
-            pl.DataFrame({"method": m, "row": np.arange(n), "x": rng.normal(0, 1, n) + 3 * centre, "y": rng.normal(0, 1, n) - 2 * (centre == 1),
-                          "colour": [("fact", "story <with> markup", "list")[c] for c in centre]})
-            for m in ("pca", "umap")
-        ]),
-        "ablation": pl.DataFrame([
-            {"checkpoint": "model", "k": k, "directions": how, "draw": draw, "loss": loss + 0.1 * draw, "ci_low": loss - 0.1, "ci_high": loss + 0.1,
-             "accuracy": None, "n": 64}
-            for k in (1, 5, 10, 20, 50)
-            for how, loss in (("remove", 3 + 0.02 * k), ("keep", 3 + 2 / k), ("remove random", 3 + 0.005 * k), ("keep random", 5.0))
-            for draw in range(5 if "random" in how else 1)
-        ] + [{"checkpoint": "model", "k": 0, "directions": "none", "draw": 0, "loss": 2.8, "ci_low": 2.7, "ci_high": 2.9, "accuracy": None, "n": 64}]),
-        "curve": pl.DataFrame([{"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
-                               for layer in range(layers) for m in (250, 500, 1000, 2000)]),
-        "correlation": pl.DataFrame([
-            {"measure": m, "against": a, "method": how, "value": v, "low": v - 0.3, "high": min(1.0, v + 0.2), "n": 12}
-            for m, v in (("rankme", 0.5), ("alpha", -0.4)) for a in ("loss", "memorisation")
-            for how in ("pearson", "spearman", "spearman of differences")
-        ]),
-    }  # fmt: skip
+        "layers": pl.DataFrame(rows),
+        "spectrum": pl.DataFrame(spectrum),
+        "map": pl.concat(
+            [
+                pl.DataFrame(
+                    {
+                        "method": m,
+                        "row": np.arange(n),
+                        "x": rng.normal(0, 1, n) + 3 * centre,
+                        "y": rng.normal(0, 1, n) - 2 * (centre == 1),
+                        "colour": [("fact", "story <with> markup", "list")[c] for c in centre],
+                    }
+                )
+                for m in ("pca", "umap")
+            ]
+        ),
+        "ablation": pl.DataFrame(
+            [
+                {
+                    "checkpoint": "model",
+                    "k": k,
+                    "directions": how,
+                    "draw": draw,
+                    "loss": loss + 0.1 * draw,
+                    "ci_low": loss - 0.1,
+                    "ci_high": loss + 0.1,
+                    "accuracy": None,
+                    "n": 64,
+                }
+                for k in (1, 5, 10, 20, 50)
+                for how, loss in (
+                    ("remove", 3 + 0.02 * k),
+                    ("keep", 3 + 2 / k),
+                    ("remove random", 3 + 0.005 * k),
+                    ("keep random", 5.0),
+                )
+                for draw in range(5 if "random" in how else 1)
+            ]
+            + [
+                {
+                    "checkpoint": "model",
+                    "k": 0,
+                    "directions": "none",
+                    "draw": 0,
+                    "loss": 2.8,
+                    "ci_low": 2.7,
+                    "ci_high": 2.9,
+                    "accuracy": None,
+                    "n": 64,
+                }
+            ]
+        ),
+        "curve": pl.DataFrame(
+            [
+                {"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
+                for layer in range(layers)
+                for m in (250, 500, 1000, 2000)
+            ]
+        ),
+        "correlation": pl.DataFrame(
+            [
+                {
+                    "measure": m,
+                    "against": a,
+                    "method": how,
+                    "value": v,
+                    "low": v - 0.3,
+                    "high": min(1.0, v + 0.2),
+                    "n": 12,
+                }
+                for m, v in (("rankme", 0.5), ("alpha", -0.4))
+                for a in ("loss", "memorisation")
+                for how in ("pearson", "spearman", "spearman of differences")
+            ]
+        ),
+    }
     if len(steps) > 1:
-        frames["phases"] = pl.DataFrame({
-            "phase": ["warm-up", "entropy-seeking", "compression-seeking"], "start_step": [steps[0], steps[2], steps[8]],
-            "end_step": [steps[2], steps[8], steps[-1]],
-        })  # fmt: skip
+        frames["phases"] = pl.DataFrame(
+            {
+                "phase": ["warm-up", "entropy-seeking", "compression-seeking"],
+                "start_step": [steps[0], steps[2], steps[8]],
+                "end_step": [steps[2], steps[8], steps[-1]],
+            }
+        )
         late = np.arange(len(steps))
-        frames["checkpoints"] = pl.DataFrame({
-            "checkpoint": [f"step{s}" for s in steps], "step": steps, "loss": 6 * np.exp(-late / 4) + 2, "loss_low": 6 * np.exp(-late / 4) + 1.9,
-            "loss_high": 6 * np.exp(-late / 4) + 2.1, "memorisation": 0.6 - 0.4 * np.exp(-late / 3),
-            "memorisation_low": 0.55 - 0.4 * np.exp(-late / 3), "memorisation_high": 0.65 - 0.4 * np.exp(-late / 3),
-        })  # fmt: skip
-    return FakeRun("representation-geometry", frames, about("representation-geometry", layers=layers, fit_range=[3, 40]))
+        frames["checkpoints"] = pl.DataFrame(
+            {
+                "checkpoint": [f"step{s}" for s in steps],
+                "step": steps,
+                "loss": 6 * np.exp(-late / 4) + 2,
+                "loss_low": 6 * np.exp(-late / 4) + 1.9,
+                "loss_high": 6 * np.exp(-late / 4) + 2.1,
+                "memorisation": 0.6 - 0.4 * np.exp(-late / 3),
+                "memorisation_low": 0.55 - 0.4 * np.exp(-late / 3),
+                "memorisation_high": 0.65 - 0.4 * np.exp(-late / 3),
+            }
+        )
+    return FakeRun(
+        "representation-geometry", frames, about("representation-geometry", layers=layers, fit_range=[3, 40])
+    )
 
 
-def branching(*, conditions=("organism", "organism-chat"), prompts=6, samples=30, length=40, seed=4, name="organism") -> FakeRun:
+def branching(
+    *, conditions=("organism", "organism-chat"), prompts=6, samples=30, length=40, seed=4, name="organism"
+) -> FakeRun:
     rng = np.random.default_rng(seed)
-    words = ["The", "old", "miller", "walked", "to", "a", "river", "and", "saw", "light", "under", "stone", "bridge", "then", "slept"]
+    words = [
+        "The",
+        "old",
+        "miller",
+        "walked",
+        "to",
+        "a",
+        "river",
+        "and",
+        "saw",
+        "light",
+        "under",
+        "stone",
+        "bridge",
+        "then",
+        "slept",
+    ]
     tables: dict[str, list] = {k: [] for k in ("prompts", "positions", "samples", "conditions", "enough")}
     for c, condition in enumerate(conditions):
         base = 6.0 / (1 + 2 * c)
         for t in range(length):
             bf = 1 + base * np.exp(-t / 25)
-            tables["positions"].append({
-                "condition": condition, "position": t, "bf_prefix": bf, "bf_window": 1 + base * np.exp(-t / 12), "entropy": np.log(bf),
-                "alive": int(prompts * samples * min(1, 1.4 - t / length)), "ci_low": bf * 0.9, "ci_high": bf * 1.1,
-                "window_low": 0.85 * (1 + base * np.exp(-t / 12)), "window_high": 1.15 * (1 + base * np.exp(-t / 12)),
-            })  # fmt: skip
+            tables["positions"].append(
+                {
+                    "condition": condition,
+                    "position": t,
+                    "bf_prefix": bf,
+                    "bf_window": 1 + base * np.exp(-t / 12),
+                    "entropy": np.log(bf),
+                    "alive": int(prompts * samples * min(1, 1.4 - t / length)),
+                    "ci_low": bf * 0.9,
+                    "ci_high": bf * 1.1,
+                    "window_low": 0.85 * (1 + base * np.exp(-t / 12)),
+                    "window_high": 1.15 * (1 + base * np.exp(-t / 12)),
+                }
+            )
         for p in range(prompts):
             bf = float(1 + base * rng.uniform(0.4, 1))
-            tables["prompts"].append({
-                "condition": condition, "prompt": p, "text": f"Tell the story of the {words[p % 15]} and the <b>long</b> way home, part {p}",
-                "bf": bf, "bf_entropy": bf, "bf_nll": bf * 1.02, "ci_low": bf * 0.9, "ci_high": bf * 1.12, "samples": samples,
-                "mean_length": length * 0.8,
-            })  # fmt: skip
+            tables["prompts"].append(
+                {
+                    "condition": condition,
+                    "prompt": p,
+                    "text": f"Tell the story of the {words[p % 15]} and the <b>long</b> way home, part {p}",
+                    "bf": bf,
+                    "bf_entropy": bf,
+                    "bf_nll": bf * 1.02,
+                    "ci_low": bf * 0.9,
+                    "ci_high": bf * 1.12,
+                    "samples": samples,
+                    "mean_length": length * 0.8,
+                }
+            )
             for m in range(samples):
-                ids = rng.choice(15, size=8, p=rng.dirichlet(np.full(15, 0.3))) if m % 3 else np.array([0, 1, 2, 3, 4, m % 5, 6, 7])
+                ids = (
+                    rng.choice(15, size=8, p=rng.dirichlet(np.full(15, 0.3)))
+                    if m % 3
+                    else np.array([0, 1, 2, 3, 4, m % 5, 6, 7])
+                )
                 steps = np.abs(rng.normal(1.2 / (1 + c), 0.6, 8))
-                tables["samples"].append({
-                    "condition": condition, "prompt": p, "sample": m, "text": " ".join(words[i] for i in ids), "length": 8,
-                    "nll": float(steps.mean()), "entropy": float(steps.mean()), "generated_ids": ids.tolist(), "step_entropy": steps.tolist(),
-                })  # fmt: skip
-        tables["conditions"].append({"condition": condition, "bf": 1 + base * 0.7, "ci_low": 1 + base * 0.6, "ci_high": 1 + base * 0.8})
-        tables["enough"] += [{"condition": condition, "samples": m, "bf": 1 + base * 0.7, "sd": 1 / m, "ci_low": 1 + base * 0.7 - 1 / m**0.5,
-                              "ci_high": 1 + base * 0.7 + 1 / m**0.5} for m in (1, 2, 5, 10, 20, 30)]  # fmt: skip
+                tables["samples"].append(
+                    {
+                        "condition": condition,
+                        "prompt": p,
+                        "sample": m,
+                        "text": " ".join(words[i] for i in ids),
+                        "length": 8,
+                        "nll": float(steps.mean()),
+                        "entropy": float(steps.mean()),
+                        "generated_ids": ids.tolist(),
+                        "step_entropy": steps.tolist(),
+                    }
+                )
+        tables["conditions"].append(
+            {"condition": condition, "bf": 1 + base * 0.7, "ci_low": 1 + base * 0.6, "ci_high": 1 + base * 0.8}
+        )
+        tables["enough"] += [
+            {
+                "condition": condition,
+                "samples": m,
+                "bf": 1 + base * 0.7,
+                "sd": 1 / m,
+                "ci_low": 1 + base * 0.7 - 1 / m**0.5,
+                "ci_high": 1 + base * 0.7 + 1 / m**0.5,
+            }
+            for m in (1, 2, 5, 10, 20, 30)
+        ]
     frames = {k: pl.DataFrame(v) for k, v in tables.items()}
-    frames["tree"] = pl.concat([
-        build(part["generated_ids"].to_list(), part["step_entropy"].to_list(), text=lambda ids: "".join(" " + words[i] for i in ids)).select(
-            pl.lit(c).alias("condition"), pl.lit(p, dtype=pl.Int64).alias("row"), pl.lit(p, dtype=pl.Int64).alias("prompt"), pl.all())
-        for (c, p), part in frames["samples"].group_by("condition", "prompt", maintain_order=True)
-    ])  # fmt: skip
-    frames["comparisons"] = pl.DataFrame({"a": [conditions[0]], "b": [conditions[-1]], "ratio": [2.4], "ratio_low": [2.0], "ratio_high": [2.9],
-                                          "prompts": [prompts]})  # fmt: skip
-    frames["complexity"] = pl.DataFrame([{"condition": m, "model": m, "level": k, "bf": (4 - 0.4 * k) / (1 + j)}
-                                         for j, m in enumerate(conditions) for k in range(-1, 6)])  # fmt: skip
-    frames["impact"] = pl.DataFrame({"factor": ["complexity", "model"], "impact": [0.6, 1.9], "share": [0.24, 0.76], "share_low": [0.2, 0.72], "share_high": [0.28, 0.8]})
-    given = [(0, "nothing", 5.0), (0, "opening", 2.2), (0, "own opening", 4.4), (1, "nothing", 1.5), (1, "opening", 1.4)] if len(conditions) > 1 else []
-    frames["nudging"] = pl.DataFrame([{"model": conditions[m], "given": g, "condition": conditions[m] + ("" if g == "nothing" else f" + {g}")} for m, g, _ in given] or None)
-    frames["conditions"] = pl.concat([frames["conditions"], pl.DataFrame([
-        {"condition": f"{conditions[m]} + {g}", "bf": bf, "ci_low": bf * 0.93, "ci_high": bf * 1.08} for m, g, bf in given if g != "nothing"
-    ], schema=frames["conditions"].schema)])  # fmt: skip
-    frames["signature"] = pl.DataFrame([{"condition": c} | {k: v * (1 - 0.3 * j) + w * j for k, v, w in (
-        ("entropy_own", 1.4, -0.7), ("entropy_given", 1.5, -0.6), ("nll_given", 1.6, 2.1), ("surprise", 0.1, 2.4))} for j, c in enumerate(conditions)])  # fmt: skip
+    frames["tree"] = pl.concat(
+        [
+            build(
+                part["generated_ids"].to_list(),
+                part["step_entropy"].to_list(),
+                text=lambda ids: "".join(" " + words[i] for i in ids),
+            ).select(
+                pl.lit(c).alias("condition"),
+                pl.lit(p, dtype=pl.Int64).alias("row"),
+                pl.lit(p, dtype=pl.Int64).alias("prompt"),
+                pl.all(),
+            )
+            for (c, p), part in frames["samples"].group_by("condition", "prompt", maintain_order=True)
+        ]
+    )
+    frames["comparisons"] = pl.DataFrame(
+        {
+            "a": [conditions[0]],
+            "b": [conditions[-1]],
+            "ratio": [2.4],
+            "ratio_low": [2.0],
+            "ratio_high": [2.9],
+            "prompts": [prompts],
+        }
+    )
+    frames["complexity"] = pl.DataFrame(
+        [
+            {"condition": m, "model": m, "level": k, "bf": (4 - 0.4 * k) / (1 + j)}
+            for j, m in enumerate(conditions)
+            for k in range(-1, 6)
+        ]
+    )
+    frames["impact"] = pl.DataFrame(
+        {
+            "factor": ["complexity", "model"],
+            "impact": [0.6, 1.9],
+            "share": [0.24, 0.76],
+            "share_low": [0.2, 0.72],
+            "share_high": [0.28, 0.8],
+        }
+    )
+    given = (
+        [(0, "nothing", 5.0), (0, "opening", 2.2), (0, "own opening", 4.4), (1, "nothing", 1.5), (1, "opening", 1.4)]
+        if len(conditions) > 1
+        else []
+    )
+    frames["nudging"] = pl.DataFrame(
+        [
+            {"model": conditions[m], "given": g, "condition": conditions[m] + ("" if g == "nothing" else f" + {g}")}
+            for m, g, _ in given
+        ]
+        or None
+    )
+    frames["conditions"] = pl.concat(
+        [
+            frames["conditions"],
+            pl.DataFrame(
+                [
+                    {"condition": f"{conditions[m]} + {g}", "bf": bf, "ci_low": bf * 0.93, "ci_high": bf * 1.08}
+                    for m, g, bf in given
+                    if g != "nothing"
+                ],
+                schema=frames["conditions"].schema,
+            ),
+        ]
+    )
+    frames["signature"] = pl.DataFrame(
+        [
+            {"condition": c}
+            | {
+                k: v * (1 - 0.3 * j) + w * j
+                for k, v, w in (
+                    ("entropy_own", 1.4, -0.7),
+                    ("entropy_given", 1.5, -0.6),
+                    ("nll_given", 1.6, 2.1),
+                    ("surprise", 0.1, 2.4),
+                )
+            }
+            for j, c in enumerate(conditions)
+        ]
+    )
     frames["signature"] = frames["signature"].with_columns(
         *(pl.col(k).sub(0.1).alias(f"{k}_low") for k in ("entropy_own", "entropy_given", "nll_given", "surprise")),
-        *(pl.col(k).add(0.1).alias(f"{k}_high") for k in ("entropy_own", "entropy_given", "nll_given", "surprise")))  # fmt: skip
-    frames["verbalised"] = pl.DataFrame({"prompt": list(range(prompts)), "parse_rate": 0.8, "n": 20, "distinct_direct": np.linspace(0.2, 0.4, prompts),
-                                         "distinct_verbalised": np.linspace(0.6, 0.9, prompts), "effective_stated": 3.2})  # fmt: skip
-    frames["resampling"] = pl.DataFrame([{"position": t, "accuracy": 0.8 - 0.005 * t, "baseline": 0.8 + 0.001 * t, "ci_low": 0.7 - 0.005 * t, "ci_high": 0.88 - 0.005 * t,
-                                          "outputs": 50} for t in (0, 5, 10, 20, 40)])  # fmt: skip
-    frames["openings"] = pl.DataFrame({"opening": ["Sure, here is", "Once upon"], "tokens": [4, 2], "share": [0.4, 0.6], "chosen": [True, False]})
+        *(pl.col(k).add(0.1).alias(f"{k}_high") for k in ("entropy_own", "entropy_given", "nll_given", "surprise")),
+    )
+    frames["verbalised"] = pl.DataFrame(
+        {
+            "prompt": list(range(prompts)),
+            "parse_rate": 0.8,
+            "n": 20,
+            "distinct_direct": np.linspace(0.2, 0.4, prompts),
+            "distinct_verbalised": np.linspace(0.6, 0.9, prompts),
+            "effective_stated": 3.2,
+        }
+    )
+    frames["resampling"] = pl.DataFrame(
+        [
+            {
+                "position": t,
+                "accuracy": 0.8 - 0.005 * t,
+                "baseline": 0.8 + 0.001 * t,
+                "ci_low": 0.7 - 0.005 * t,
+                "ci_high": 0.88 - 0.005 * t,
+                "outputs": 50,
+            }
+            for t in (0, 5, 10, 20, 40)
+        ]
+    )
+    frames["openings"] = pl.DataFrame(
+        {"opening": ["Sure, here is", "Once upon"], "tokens": [4, 2], "share": [0.4, 0.6], "chosen": [True, False]}
+    )
     return FakeRun("branching-factor", frames, about("branching-factor", name=name, unit="sentences"))
 
 
@@ -317,31 +695,92 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
     for t, target in enumerate(targets):
         value = np.concatenate([rng.beta(6, 6, rows // 5), rng.beta(2, 14, rows - rows // 5)])
         rank = np.argsort(np.argsort(-value))
-        scores += [{"row": r, "target": target, "score": float(v), "rank": int(k), "selected": bool(k < rows // 20)}
-                   for r, (v, k) in enumerate(zip(value, rank))]  # fmt: skip
+        scores += [
+            {"row": r, "target": target, "score": float(v), "rank": int(k), "selected": bool(k < rows // 20)}
+            for r, (v, k) in enumerate(zip(value, rank))
+        ]
         w = np.sort(rng.gamma(0.4, 1.0, features))[::-1]
         order = np.random.default_rng(t).permutation(4096)[:features]
-        weights += [{"target": target, "feature": int(f), "weight": float(v), "density": 0.02} for f, v in zip(order, w)]
+        weights += [
+            {"target": target, "feature": int(f), "weight": float(v), "density": 0.02} for f, v in zip(order, w)
+        ]
         for m, method in enumerate(methods):
             for ratio in (0.01, 0.05, 0.1):
                 p = max(0.2, 0.95 - 0.15 * m - ratio)
                 where = {"target": target, "method": method, "ratio": ratio, "k": int(rows * ratio)}
-                precision.append(where | {"precision": p, "ci_low": p - 0.08, "ci_high": min(1, p + 0.06), "base_rate": 0.2})
-                lengths.append(where | {"mean": 120.0 + 60 * m, "median": 100.0, "target_mean": 150.0, "pool_mean": 210.0})
-                overlap += [{"target": target, "ratio": ratio, "k": 40, "method_a": method, "method_b": other,
-                             "overlap": float(rng.uniform(0, 0.6)), "expected": ratio} for other in methods[m + 1 :]]  # fmt: skip
+                precision.append(
+                    where | {"precision": p, "ci_low": p - 0.08, "ci_high": min(1, p + 0.06), "base_rate": 0.2}
+                )
+                lengths.append(
+                    where | {"mean": 120.0 + 60 * m, "median": 100.0, "target_mean": 150.0, "pool_mean": 210.0}
+                )
+                overlap += [
+                    {
+                        "target": target,
+                        "ratio": ratio,
+                        "k": 40,
+                        "method_a": method,
+                        "method_b": other,
+                        "overlap": float(rng.uniform(0, 0.6)),
+                        "expected": ratio,
+                    }
+                    for other in methods[m + 1 :]
+                ]
     top = [r["feature"] for r in weights[:6]]
-    tokens = ["She", " sold", " <b>", "48", " clips", " in", " April", ",", " and", " then", " half", " as", " many", " in", " May"]
+    tokens = [
+        "She",
+        " sold",
+        " <b>",
+        "48",
+        " clips",
+        " in",
+        " April",
+        ",",
+        " and",
+        " then",
+        " half",
+        " as",
+        " many",
+        " in",
+        " May",
+    ]
     frames = {
-        "scores": pl.DataFrame(scores), "features": pl.DataFrame(weights), "precision": pl.DataFrame(precision),
-        "overlap": pl.DataFrame(overlap), "lengths": pl.DataFrame(lengths),
-        "passages": pl.DataFrame([{"feature": f, "place": 1, "row": 3, "start": 0, "peak": j, "tokens": tokens,
-                                   "activations": [float(i == j) for i in range(len(tokens))], "activation": 1.0} for j, f in enumerate(top)]),
+        "scores": pl.DataFrame(scores),
+        "features": pl.DataFrame(weights),
+        "precision": pl.DataFrame(precision),
+        "overlap": pl.DataFrame(overlap),
+        "lengths": pl.DataFrame(lengths),
+        "passages": pl.DataFrame(
+            [
+                {
+                    "feature": f,
+                    "place": 1,
+                    "row": 3,
+                    "start": 0,
+                    "peak": j,
+                    "tokens": tokens,
+                    "activations": [float(i == j) for i in range(len(tokens))],
+                    "activation": 1.0,
+                }
+                for j, f in enumerate(top)
+            ]
+        ),
         "effects": pl.DataFrame({"feature": top, "promotes": [[" clips", " pens", "<br>", " dollars"]] * len(top)}),
-        "map": pl.DataFrame({"row": np.arange(rows), "method": "umap", "x": rng.normal(size=rows), "y": rng.normal(size=rows)}),
-        "quality": pl.DataFrame({"site": ["resid_post.3"], "l0": [32.0], "explained_variance": [0.87], "dead_fraction": [0.03]}),
-    }  # fmt: skip
+        "map": pl.DataFrame(
+            {"row": np.arange(rows), "method": "umap", "x": rng.normal(size=rows), "y": rng.normal(size=rows)}
+        ),
+        "quality": pl.DataFrame(
+            {"site": ["resid_post.3"], "l0": [32.0], "explained_variance": [0.87], "dead_fraction": [0.03]}
+        ),
+    }
     return FakeRun("data-selection", frames, about("data-selection", similarity="jaccard", ratio=0.05))
 
 
-RUNS = {"retrieval": retrieval, "conflict": conflict, "depth": depth, "geometry": geometry, "branching": branching, "selection": selection}
+RUNS = {
+    "retrieval": retrieval,
+    "conflict": conflict,
+    "depth": depth,
+    "geometry": geometry,
+    "branching": branching,
+    "selection": selection,
+}

@@ -12,7 +12,17 @@ import sys
 import time
 from pathlib import Path
 
-CONFIG = {"lengths": (96, 160), "depths": (0, 60), "needles": 3, "max_new_tokens": 8, "mask_k": (1,), "random_draws": 1, "mask_trials": 4, "draws": 100, "max_tokens": 480}
+CONFIG = {
+    "lengths": (96, 160),
+    "depths": (0, 60),
+    "needles": 3,
+    "max_new_tokens": 8,
+    "mask_k": (1,),
+    "random_draws": 1,
+    "mask_trials": 4,
+    "draws": 100,
+    "max_tokens": 480,
+}
 
 
 def main(root: Path, kills: int) -> None:
@@ -20,9 +30,9 @@ def main(root: Path, kills: int) -> None:
 
     torch.set_num_threads(1)
     import probes.retrieval_heads as probe
-    from workbench.models import load
-    from workbench.needles import recall
-    from workbench.runs import execute
+    from probes.retrieval_heads.needles import recall
+    from workbench.models.loading import load
+    from workbench.runs.execution import execute
 
     # What every child would do first is done here; polars is only imported, as its threads would not be in the children.
     model = load("organism")
@@ -63,7 +73,9 @@ def main(root: Path, kills: int) -> None:
         while done < kills:
             pid = child(name)
             time.sleep(dice.uniform(0.02, 0.6) * seconds)
-            os.kill(pid, signal.SIGKILL)  # a child that has ended stays until it is waited for: the number is still its own
+            os.kill(
+                pid, signal.SIGKILL
+            )  # a child that has ended stays until it is waited for: the number is still its own
             if os.waitpid(pid, 0)[1] == 0:
                 break
             done, names[name] = done + 1, names[name] + 1

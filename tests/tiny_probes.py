@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from workbench.context import Context, Result
-from workbench.data import read_table
-from workbench.errors import InputError
-from workbench.registry import DataSpec, option, probe
+from workbench.core.context import Context, Result
+from workbench.core.errors import InputError
+from workbench.core.registry import DataSpec, option, probe
+from workbench.core.tables import read_table
 
 BIBTEX = "@misc{tiny,\n  title = {A probe for tests}\n}"
 
@@ -33,7 +33,13 @@ class PartsConfig:
     log: str = option("", "file that gets one line for each part that is begun")
 
 
-@probe("parts", summary="Random numbers in parts.", tables={"rows": ("part", "draw", "x")}, bibtex=BIBTEX, demo={"parts": 3})
+@probe(
+    "parts",
+    summary="Random numbers in parts.",
+    tables={"rows": ("part", "draw", "x")},
+    bibtex=BIBTEX,
+    demo={"parts": 3},
+)
 def parts(model, config: PartsConfig, context: Context) -> Result:
     frames = []
     for number in range(config.parts):
@@ -47,7 +53,10 @@ def parts(model, config: PartsConfig, context: Context) -> Result:
             time.sleep(config.seconds)
             context.count(prompts=2, tokens=10)
             x = context.rng(f"part {number}").normal(size=4)
-            return {"table": pl.DataFrame({"part": [number] * 4, "draw": range(4), "x": x}), "scalar": np.float32(number)}
+            return {
+                "table": pl.DataFrame({"part": [number] * 4, "draw": range(4), "x": x}),
+                "scalar": np.float32(number),
+            }
 
         found = context.part(f"part {number}", compute)
         assert found["scalar"].shape == () and found["scalar"] == number
@@ -85,7 +94,7 @@ def _texts(config: EntropyConfig, data: Path | None) -> list[str]:
 def entropy(model, config: EntropyConfig, context: Context) -> Result:
     import torch
 
-    from workbench.capture import logits
+    from workbench.engine.capture import logits
 
     ids = [model.encode(text) for text in _texts(config, context.data)]
     values = logits(model, ids, positions="last", edits=context.edits).double()
@@ -106,13 +115,24 @@ def entropy(model, config: EntropyConfig, context: Context) -> Result:
 def fake_model(name: str = "fake") -> types.SimpleNamespace:
     """What run folders record of a model, without one."""
     return types.SimpleNamespace(
-        name=name, revision=None, fingerprint=f"fingerprint of {name}", tokenizer_fingerprint="t", architecture="Fake",
-        n_layers=2, n_heads=4, n_kv_heads=2, width=16, dtype="float32", device="cpu",
-    )  # fmt: skip
+        name=name,
+        revision=None,
+        fingerprint=f"fingerprint of {name}",
+        tokenizer_fingerprint="t",
+        architecture="Fake",
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        width=16,
+        dtype="float32",
+        device="cpu",
+    )
 
 
 if __name__ == "__main__":
-    sys.modules["workbench.models"] = types.SimpleNamespace(load=lambda name, revision=None, **_: fake_model(name))
+    sys.modules["workbench.models.loading"] = types.SimpleNamespace(
+        load=lambda name, revision=None, **_: fake_model(name)
+    )
     sys.modules["tiny_probes"] = sys.modules["__main__"]
     from workbench.cli.main import main
 

@@ -10,34 +10,18 @@ The short way from Python::
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
 """
 
-from __future__ import annotations
+from workbench.core.lazy import lazy
 
 __version__ = "0.1.0"
 
-# public name -> (module, attribute)
-_LAZY = {
-    "load": ("workbench.models", "load"),
-    "probe": ("workbench.runs", "bind"),
-    "figure": ("workbench.runs", "figure"),
-    "open_run": ("workbench.runs", "open_run"),
-    "Site": ("workbench.sites", "Site"),
-    "Store": ("workbench.store", "Store"),
-}
-
-__all__ = ["__version__", *sorted(_LAZY)]
-
-
-def __getattr__(name: str):
-    """Import a public name on first use (PEP 562)."""
-    if name not in _LAZY:
-        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
-    from importlib import import_module
-
-    module, attribute = _LAZY[name]
-    value = getattr(import_module(module), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "load": "workbench.models.loading",
+        "probe": "workbench.runs.execution",
+        "figure": "workbench.runs.execution",
+        "open_run": "workbench.runs.folder",
+        "Site": "workbench.models.sites",
+        "Store": "workbench.store.activation_store",
+    },
+)

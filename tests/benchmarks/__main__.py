@@ -28,7 +28,10 @@ def number(x: float) -> str:
 
 def table(results: dict) -> str:
     """The published table, in Markdown, from the raw results."""
-    lines = ["| what | against | reference | ours | ratio (range) | agreement | machine |", "|---|---|---:|---:|---:|---|---|"]
+    lines = [
+        "| what | against | reference | ours | ratio (range) | agreement | machine |",
+        "|---|---|---:|---:|---:|---|---|",
+    ]
     for key in sorted(results):
         r = results[key]
         low, high = r["details"].get("ratio_low"), r["details"].get("ratio_high")
@@ -36,8 +39,10 @@ def table(results: dict) -> str:
         limits = [f"{low:.3g}–{high:.3g}"] if low is not None else []
         limits += [f"arithmetic allows {bound:.2g}×"] if bound else []
         spread = f" ({'; '.join(limits)})" if limits else ""
-        lines.append(f"| {r['name']} | {r['details'].get('against', '')} | {number(r['reference'])} {r['unit']} | {number(r['ours'])} {r['unit']} "
-                     f"| {r['ratio']:.3g}×{spread} | {r['agreement']} | {r['machine']} |")  # fmt: skip
+        lines.append(
+            f"| {r['name']} | {r['details'].get('against', '')} | {number(r['reference'])} {r['unit']} | {number(r['ours'])} {r['unit']} "
+            f"| {r['ratio']:.3g}×{spread} | {r['agreement']} | {r['machine']} |"
+        )
     return "\n".join(lines)
 
 
@@ -46,7 +51,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"which of: {', '.join(modules())} (default: all)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scale", default="small")
-    parser.add_argument("--threads", type=int, default=1, help="processor threads of both sides (default 1: other work on the machine disturbs them least)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="processor threads of both sides (default 1: other work on the machine disturbs them least)",
+    )
     parser.add_argument("--table", action="store_true", help="print the table of the committed results and stop")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -64,11 +74,27 @@ def main() -> int:
         print(f"{name} …", file=sys.stderr, flush=True)
         found = module.measure(device=options.device, scale=options.scale)
         for r in found if isinstance(found, list) else [found]:
-            machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.machine()} CPU, {threads}"
-            r |= {"machine": machine, "scale": options.scale, "date": datetime.date.today().isoformat(), "torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-            results[f"{r['name']} [{options.device}, {options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}]"] = r
+            machine = (
+                torch.cuda.get_device_name()
+                if options.device.startswith("cuda")
+                else f"{platform.machine()} CPU, {threads}"
+            )
+            r |= {
+                "machine": machine,
+                "scale": options.scale,
+                "date": datetime.date.today().isoformat(),
+                "torch": torch.__version__,
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+            }
+            results[
+                f"{r['name']} [{options.device}, {options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}]"
+            ] = r
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            print(f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, {r['agreement']}", file=sys.stderr)
+            print(
+                f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, {r['agreement']}",
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -101,8 +101,18 @@ def _note(page, words: str, times: list[float]) -> float:
 def _row(name: str, times: list[float], limit: float) -> dict:
     ours = statistics.median(times)
     return {
-        "name": f"app: {name}", "unit": "ms", "reference": limit, "ours": ours, "ratio": limit / ours,
+        "name": f"app: {name}",
+        "unit": "ms",
+        "reference": limit,
+        "ours": ours,
+        "ratio": limit / ours,
         "agreement": "within the limit" if ours <= limit else "over the limit",
-        "details": {"against": "the limit of the design", "n": len(times), "slowest_ms": max(times), "model": "organism",
-                    "ratio_low": limit / max(times), "ratio_high": limit / min(times)},
-    }  # fmt: skip
+        "details": {
+            "against": "the limit of the design",
+            "n": len(times),
+            "slowest_ms": max(times),
+            "model": "organism",
+            "ratio_low": limit / max(times),
+            "ratio_high": limit / min(times),
+        },
+    }

@@ -6,9 +6,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.timing import interleaved, row
-from workbench.capture import stream
-from workbench.models import wrap
-from workbench.sites import sites
+from workbench.engine.capture import stream
+from workbench.models.loading import wrap
+from workbench.models.sites import sites
 
 NAME = "capture"
 # layers, width, heads, key/value heads, MLP width, vocabulary, prompts × tokens
@@ -19,8 +19,15 @@ def random_llama(scale: str, device: str) -> tuple:
     """A randomly initialised Llama of the scale's shape (bfloat16 on a GPU), and prompts for it."""
     layers, width, heads, groups, mlp, vocabulary, n, length = SCALES[scale]
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups, intermediate_size=mlp,
-                         vocab_size=vocabulary, max_position_embeddings=65536)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=65536,
+    )
     with torch.device(device):
         hf = LlamaForCausalLM(config).to(torch.bfloat16 if device.startswith("cuda") else torch.float32)
     ids = torch.randint(3, vocabulary, (n, length), generator=torch.Generator().manual_seed(1)).tolist()
@@ -45,12 +52,26 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 9) -> list[
             pass
 
     out = []
-    cases = [("one residual site, every token", [f"resid_post.{last}"], "all"), ("all residual sites, last token", sites("resid_post", range(model.n_layers)), "last")]
+    cases = [
+        ("one residual site, every token", [f"resid_post.{last}"], "all"),
+        ("all residual sites, last token", sites("resid_post", range(model.n_layers)), "last"),
+    ]
     for name, wanted, positions in cases:
         agreement = agree(model, inputs, ids, wanted, positions)
         # the captured pass ends after the last block, the plain one after the final norm: a difference of well under 1 %
-        seconds = interleaved({"reference": plain, "ours": lambda w=wanted, p=positions: consume(w, p)}, rounds=rounds, device=device)
-        out.append(row(f"capture: {name}", "tokens/s", seconds, tokens, agreement, reference="plain Hugging Face forward, nothing kept"))
+        seconds = interleaved(
+            {"reference": plain, "ours": lambda w=wanted, p=positions: consume(w, p)}, rounds=rounds, device=device
+        )
+        out.append(
+            row(
+                f"capture: {name}",
+                "tokens/s",
+                seconds,
+                tokens,
+                agreement,
+                reference="plain Hugging Face forward, nothing kept",
+            )
+        )
     return out
 
 

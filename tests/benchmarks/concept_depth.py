@@ -18,13 +18,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes import concept_depth
+from probes.concept_depth import linear_probe
 from tests.benchmarks.timing import gemm_rate, interleaved, row
-from workbench import linear_probe
-from workbench.capture import capture
-from workbench.context import Context
-from workbench.models import Model, wrap
-from workbench.shared_prefix import nodes_per_token
-from workbench.sites import Site, sites
+from workbench.core.context import Context
+from workbench.engine.capture import capture
+from workbench.engine.shared_prefix import nodes_per_token
+from workbench.models.loading import wrap
+from workbench.models.model import Model
+from workbench.models.sites import Site, sites
 
 NAME = "concept depth"
 # layers, width, heads, key/value heads, MLP width, vocabulary, texts; "small" has the organism's shape
@@ -36,7 +37,11 @@ POINTS = 0.005  # accuracy by which the probe and converged scikit-learn may dif
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 2) -> list[dict]:
     """Texts per second end to end, and layers per second of the solver alone."""
     rounds = rounds if scale == "small" else 1
-    return [end_to_end(device, scale, rounds, framed=True), end_to_end(device, scale, rounds, framed=False), solver(device, scale)]
+    return [
+        end_to_end(device, scale, rounds, framed=True),
+        end_to_end(device, scale, rounds, framed=False),
+        solver(device, scale),
+    ]
 
 
 # end to end
@@ -56,23 +61,35 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
             return concept_depth.run(model, config, Context(data=data)).tables
 
         tables = ours()
-        found, train = tables["layers"].sort("layer")["accuracy"].to_numpy(), (tables["inputs"]["split"] == "train").to_numpy()
+        found, train = (
+            tables["layers"].sort("layer")["accuracy"].to_numpy(),
+            (tables["inputs"]["split"] == "train").to_numpy(),
+        )
 
         def accuracies(features: Sequence[np.ndarray], **options) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that 100 iterations are not enough is the point
-                return np.array([LogisticRegression(**options).fit(x[train], labels[train]).score(x[~train], labels[~train]) for x in features])
+                return np.array(
+                    [
+                        LogisticRegression(**options).fit(x[train], labels[train]).score(x[~train], labels[~train])
+                        for x in features
+                    ]
+                )
 
         def official() -> np.ndarray:
             return accuracies(one_by_one(model, [model.encode(text) for text in texts]))
 
         # on the very features that the probe saw, converged scikit-learn gives its accuracies; those features are the official ones in float32
         acts = capture(model, ids, sites("mlp_in", range(model.n_layers)), max_tokens=model.tokens_at_once())
-        compared = list(range(model.n_layers))[: 6 if shape[1] > 1024 else None]  # scikit-learn takes minutes to converge on a wide layer
+        compared = list(range(model.n_layers))[
+            : 6 if shape[1] > 1024 else None
+        ]  # scikit-learn takes minutes to converge on a wide layer
         converged = accuracies([acts[Site("mlp_in", i)].numpy() for i in compared], max_iter=5000, tol=1e-6)
         worst = float(np.abs(found[compared] - converged).max())
         if worst > POINTS + 1e-9:
-            raise AssertionError(f"accuracies differ by {100 * worst:.2f} points from converged scikit-learn on the same features: no speed is reported")
+            raise AssertionError(
+                f"accuracies differ by {100 * worst:.2f} points from converged scikit-learn on the same features: no speed is reported"
+            )
         apart = float32_agreement(model, ids[:32], Site("mlp_in", model.n_layers - 1))
         timed = float(np.abs(found - official()).max())
         seconds = interleaved({"reference": official, "ours": ours}, rounds=rounds, device=device)
@@ -80,18 +97,41 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
     bound = {}
     if device == "cpu":  # every prefix has to be read once, at the speed of one large product
         weights = sum(p.numel() for block in model.parts.blocks for p in block.block.parameters())
-        bound = {"arithmetic_allows": statistics.median(seconds["reference"]) / (2 * weights * nodes_per_token(ids) * sum(map(len, ids)) / gemm_rate())}
-    return row(f"concept depth: end to end, {what}", "texts/s", seconds, len(ids),
-               f"accuracies within {100 * worst:.2f} points of converged scikit-learn, {100 * timed:.2f} of the timed 100 iterations",
-               reference="one text per forward, scikit-learn layer by layer (100 iterations)", texts=len(ids), accuracy=found.tolist(), layers_compared=len(compared),
-               points_from_converged=100 * worst, points_from_100_iterations=100 * timed, features_apart_in_float32=apart, **bound)  # fmt: skip
+        bound = {
+            "arithmetic_allows": statistics.median(seconds["reference"])
+            / (2 * weights * nodes_per_token(ids) * sum(map(len, ids)) / gemm_rate())
+        }
+    return row(
+        f"concept depth: end to end, {what}",
+        "texts/s",
+        seconds,
+        len(ids),
+        f"accuracies within {100 * worst:.2f} points of converged scikit-learn, {100 * timed:.2f} of the timed 100 iterations",
+        reference="one text per forward, scikit-learn layer by layer (100 iterations)",
+        texts=len(ids),
+        accuracy=found.tolist(),
+        layers_compared=len(compared),
+        points_from_converged=100 * worst,
+        points_from_100_iterations=100 * timed,
+        features_apart_in_float32=apart,
+        **bound,
+    )
 
 
-def random_llama(device: str, name: str, layers: int, width: int, heads: int, groups: int, mlp: int, vocabulary: int) -> Model:
+def random_llama(
+    device: str, name: str, layers: int, width: int, heads: int, groups: int, mlp: int, vocabulary: int
+) -> Model:
     """A random Llama whose token i is written as the number i."""
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups, intermediate_size=mlp,
-                         vocab_size=vocabulary, max_position_embeddings=512)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=512,
+    )
     with torch.device(device):
         hf = LlamaForCausalLM(config).to(torch.bfloat16 if device.startswith("cuda") else torch.float32)
     tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
@@ -111,7 +151,9 @@ def labelled(n: int, vocabulary: int, framed: bool) -> tuple[list[list[int]], np
         kind = rng.integers(50 * label, 50 * label + 50, 3)
         if framed:
             city = np.random.default_rng(i // 2).integers(100, vocabulary, 3)
-            ids.append([*frame[:12].tolist(), *city.tolist(), *frame[12:14].tolist(), *kind[:2].tolist(), int(frame[14])])
+            ids.append(
+                [*frame[:12].tolist(), *city.tolist(), *frame[12:14].tolist(), *kind[:2].tolist(), int(frame[14])]
+            )
         else:
             text = rng.integers(100, vocabulary, rng.integers(10, 40))
             text[rng.choice(len(text), 3, replace=False)] = kind
@@ -120,7 +162,10 @@ def labelled(n: int, vocabulary: int, framed: bool) -> tuple[list[list[int]], np
 
 
 def write_texts(path: Path, ids: Sequence[Sequence[int]], labels: np.ndarray | None = None) -> Path:
-    rows = [{"text": " ".join(map(str, tokens))} | ({} if labels is None else {"label": int(labels[i])}) for i, tokens in enumerate(ids)]
+    rows = [
+        {"text": " ".join(map(str, tokens))} | ({} if labels is None else {"label": int(labels[i])})
+        for i, tokens in enumerate(ids)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -132,20 +177,34 @@ def float32_agreement(model: Model, ids: Sequence[Sequence[int]], site: Site) ->
     ours = capture(exact, ids, [site])[site].numpy()
     if site.kind == "final_norm":
         with torch.no_grad():
-            theirs = np.stack([exact.hf.model(torch.tensor([list(text)], device=exact.device)).last_hidden_state[0, -1].cpu().numpy() for text in ids])
+            theirs = np.stack(
+                [
+                    exact.hf.model(torch.tensor([list(text)], device=exact.device))
+                    .last_hidden_state[0, -1]
+                    .cpu()
+                    .numpy()
+                    for text in ids
+                ]
+            )
     else:
         theirs = one_by_one(exact, ids)[site.layer]
     apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if apart > 1e-4:
-        raise AssertionError(f"features at {site} differ by {apart:.1e} from those of one text per forward in float32: no speed is reported")
+        raise AssertionError(
+            f"features at {site} differ by {apart:.1e} from those of one text per forward in float32: no speed is reported"
+        )
     return apart
 
 
 def one_by_one(model, ids) -> list[np.ndarray]:
     """Normalised MLP inputs of the last token, one text per forward, by hooks: what the official code does."""
     seen: dict[int, list] = {layer: [] for layer in range(model.n_layers)}
-    handles = [block.post_attention_layernorm.register_forward_hook(lambda _m, _a, out, i=i: seen[i].append(out[0, -1].float().cpu().numpy()))
-               for i, block in enumerate(model.hf.model.layers)]  # fmt: skip
+    handles = [
+        block.post_attention_layernorm.register_forward_hook(
+            lambda _m, _a, out, i=i: seen[i].append(out[0, -1].float().cpu().numpy())
+        )
+        for i, block in enumerate(model.hf.model.layers)
+    ]
     try:
         with torch.no_grad():
             for text in ids:
@@ -194,7 +253,9 @@ def solver(device: str, scale: str) -> dict:
         if worst < 1e-3:
             break
     else:
-        raise AssertionError(f"the coefficients differ by {worst:.1e} from converged scikit-learn: no speed is reported")
+        raise AssertionError(
+            f"the coefficients differ by {worst:.1e} from converged scikit-learn: no speed is reported"
+        )
     unconverged, default_seconds = reference(0)
     newton, newton_seconds = reference(0, solver="newton-cholesky", tol=1e-6) if width <= 1024 else (None, None)
     timed = list(range(layers if width <= 1024 else 1))  # a wide layer alone takes the reference minutes
@@ -204,11 +265,24 @@ def solver(device: str, scale: str) -> dict:
         apart.append(distance(coefficients, layer))
         slow += taken
     seconds = {"reference": [slow / len(timed)], "ours": [max(before, ours()[1]) / layers]}
-    return row("concept depth: solver", "layers/s", seconds, 1, f"coefficients within {worst:.0e}",
-               reference=f"scikit-learn lbfgs to its tolerance of 1e-4, {len(timed)} of {layers} layers timed", width=width, rows=n, layers=layers,
-               newton_steps=found.iterations.tolist(), certified_error=float(found.error.max()), reference_off_by=max(apart),
-               default_100_iterations_off_by=distance(unconverged, 0), default_100_iterations_seconds_per_layer=default_seconds,
-               newton_cholesky_seconds_per_layer=newton_seconds, newton_cholesky_off_by=None if newton is None else distance(newton, 0))  # fmt: skip
+    return row(
+        "concept depth: solver",
+        "layers/s",
+        seconds,
+        1,
+        f"coefficients within {worst:.0e}",
+        reference=f"scikit-learn lbfgs to its tolerance of 1e-4, {len(timed)} of {layers} layers timed",
+        width=width,
+        rows=n,
+        layers=layers,
+        newton_steps=found.iterations.tolist(),
+        certified_error=float(found.error.max()),
+        reference_off_by=max(apart),
+        default_100_iterations_off_by=distance(unconverged, 0),
+        default_100_iterations_seconds_per_layer=default_seconds,
+        newton_cholesky_seconds_per_layer=newton_seconds,
+        newton_cholesky_off_by=None if newton is None else distance(newton, 0),
+    )
 
 
 def representations(layers: int, width: int, n: int):
@@ -220,7 +294,9 @@ def representations(layers: int, width: int, n: int):
     x = []
     for _ in range(layers):
         shift = torch.randn(width, generator=generator)
-        layer = (torch.randn(n, width, generator=generator) * spread) @ rotation.T + (y[:, None] - 0.5) * shift / shift.norm()
+        layer = (torch.randn(n, width, generator=generator) * spread) @ rotation.T + (
+            y[:, None] - 0.5
+        ) * shift / shift.norm()
         layer[:, 5] = 300 * (1 + 0.05 * torch.randn(n, generator=generator))
         x.append(layer)
     return x, y.numpy()

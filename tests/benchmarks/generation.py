@@ -20,8 +20,17 @@ SCALES = {
 }
 TOP_P = 0.9
 # Bytes per second of memory, from the makers' data sheets: the floor of a decoding step is reading the weights once. Longer names first.
-BANDWIDTH = {"H200": 4.8e12, "H100 PCIe": 2.0e12, "H100 NVL": 3.9e12, "H100": 3.35e12, "A100-SXM4-80GB": 2.04e12, "A100 80GB PCIe": 1.94e12, "A100": 1.56e12,
-             "L40S": 0.864e12, "RTX 4090": 1.01e12}  # fmt: skip
+BANDWIDTH = {
+    "H200": 4.8e12,
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H100": 3.35e12,
+    "A100-SXM4-80GB": 2.04e12,
+    "A100 80GB PCIe": 1.94e12,
+    "A100": 1.56e12,
+    "L40S": 0.864e12,
+    "RTX 4090": 1.01e12,
+}
 
 
 def bandwidth(name: str) -> float | None:
@@ -33,12 +42,22 @@ def models(scale: str, device: str):
     """(our model, the same weights in plain Hugging Face). Scores are spread so that a nucleus holds tens of tokens, as a trained model's do."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from workbench.models import wrap
+    from workbench.models.loading import wrap
 
     layers, width, heads, groups, mlp, vocabulary = SCALES[scale][0]
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups, intermediate_size=mlp,
-                         vocab_size=vocabulary, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     with torch.device(device):
         plain = LlamaForCausalLM(config).to(torch.bfloat16 if device.startswith("cuda") else torch.float32).eval()
     plain.generation_config.eos_token_id = None  # every sample has the same length on both sides
@@ -56,8 +75,18 @@ def generate(hf, ids: list[int], samples: int, tokens: int):
     """Plain Hugging Face: sampled ids [M, N], and entropy and log-probability of every step [M, N] from the scores it kept."""
     device = next(hf.parameters()).device
     with torch.no_grad():
-        out = hf.generate(torch.tensor([ids], device=device), do_sample=True, temperature=1.0, top_p=TOP_P, top_k=0, num_return_sequences=samples,
-                          max_new_tokens=tokens, output_scores=True, return_dict_in_generate=True, pad_token_id=0)  # fmt: skip
+        out = hf.generate(
+            torch.tensor([ids], device=device),
+            do_sample=True,
+            temperature=1.0,
+            top_p=TOP_P,
+            top_k=0,
+            num_return_sequences=samples,
+            max_new_tokens=tokens,
+            output_scores=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
         new = out.sequences[:, len(ids) :]
         entropies, logprobs = [], []
         for t, scores in enumerate(out.scores):
@@ -71,8 +100,8 @@ def generate(hf, ids: list[int], samples: int, tokens: int):
 def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
     """Our numbers on Hugging Face's samples equal its own, and ours on our samples equal a float64 pass over the full vocabulary."""
     from tests.test_scoring import slow
-    from workbench.generate import sample
-    from workbench.scoring import FIELDS, Rule, score, step
+    from workbench.engine.generate import sample
+    from workbench.engine.scoring import FIELDS, Rule, score, step
 
     rule = Rule(top_p=TOP_P)
     new, entropy, logprob = generate(plain, ids, 4, tokens)
@@ -97,8 +126,10 @@ def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
                 apart.append(abs(truth[name] - float(found.statistic(name)[0, m, t])))
     drift = statistics.median(apart)
     if typical > tolerance or edge > 0.02 or worst > 1e-3 or drift > tolerance:
-        raise AssertionError(f"entropies differ (typical {typical:.2g}, at edges {float(edge):.1%}, worst against float64 {worst:.2g}, decoding against one pass "
-                             f"{drift:.2g}): no speed is reported")  # fmt: skip
+        raise AssertionError(
+            f"entropies differ (typical {typical:.2g}, at edges {float(edge):.1%}, worst against float64 {worst:.2g}, decoding against one pass "
+            f"{drift:.2g}): no speed is reported"
+        )
     if on_cpu:
         return f"entropies within {worst:.1g} nats of a float64 pass over the vocabulary"
     return f"entropies within {worst:.1g} nats of float64 on the same scores; decoding within {drift:.1g} (median) of one pass over the text"
@@ -106,8 +137,8 @@ def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
 
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[dict]:
     """Tokens per second, sampling and statistics together: M samples of one prompt, and many prompts against one prompt at a time."""
-    from workbench.generate import sample
-    from workbench.scoring import FIELDS, Rule
+    from workbench.engine.generate import sample
+    from workbench.engine.scoring import FIELDS, Rule
 
     model, plain = models(scale, device)
     (samples, tokens), (many, few, short) = SCALES[scale][1:]
@@ -122,11 +153,23 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
     def batch() -> None:
         last["many"] = sample(model, ids, samples=few, max_new_tokens=short, rule=rule, eos=False)
 
-    one = interleaved({"reference": lambda: generate(plain, ids[0], samples, tokens), "ours": ours}, rounds=rounds, device=device)
-    all_of_them = interleaved({"reference": lambda: [generate(plain, p, few, short) for p in ids], "ours": batch}, rounds=rounds, device=device)
+    one = interleaved(
+        {"reference": lambda: generate(plain, ids[0], samples, tokens), "ours": ours}, rounds=rounds, device=device
+    )
+    all_of_them = interleaved(
+        {"reference": lambda: [generate(plain, p, few, short) for p in ids], "ours": batch},
+        rounds=rounds,
+        device=device,
+    )
     found = last["one"]
-    details = {"samples": samples, "tokens": tokens, "vocabulary": model.vocab_size, "kept_per_token": f"{len(FIELDS)} float32 and the id",
-               "mean_support": float(found.statistic("support").mean()), "bf": float(found.statistic("entropy").mean().exp())}  # fmt: skip
+    details = {
+        "samples": samples,
+        "tokens": tokens,
+        "vocabulary": model.vocab_size,
+        "kept_per_token": f"{len(FIELDS)} float32 and the id",
+        "mean_support": float(found.statistic("support").mean()),
+        "bf": float(found.statistic("entropy").mean().exp()),
+    }
     if device == "cpu":
         details["peak_memory_growth_MiB"] = memory_growth(scale)
     else:
@@ -134,10 +177,32 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
         step, card = statistics.median(one["ours"]) / tokens, torch.cuda.get_device_name(device)
         if bandwidth(card) is not None:
             details["share_of_weight_bandwidth"] = weights / bandwidth(card) / step
-        details |= {"card": card, "ms_per_step": step * 1e3, "peak_memory_GiB": torch.cuda.max_memory_allocated() / 2**30}
-    first = row(f"{NAME}, {samples} samples × {tokens} tokens", "tokens/s", one, samples * tokens, agreement, reference="generate(output_scores=True, num_return_sequences)", **details)
-    second = row(f"{NAME}, {many} prompts × {few} samples", "tokens/s", all_of_them, many * few * short, agreement, reference="generate, one prompt at a time",
-                 prompts=many, samples=few, tokens=short, vocabulary=model.vocab_size)  # fmt: skip
+        details |= {
+            "card": card,
+            "ms_per_step": step * 1e3,
+            "peak_memory_GiB": torch.cuda.max_memory_allocated() / 2**30,
+        }
+    first = row(
+        f"{NAME}, {samples} samples × {tokens} tokens",
+        "tokens/s",
+        one,
+        samples * tokens,
+        agreement,
+        reference="generate(output_scores=True, num_return_sequences)",
+        **details,
+    )
+    second = row(
+        f"{NAME}, {many} prompts × {few} samples",
+        "tokens/s",
+        all_of_them,
+        many * few * short,
+        agreement,
+        reference="generate, one prompt at a time",
+        prompts=many,
+        samples=few,
+        tokens=short,
+        vocabulary=model.vocab_size,
+    )
     return [first, second]
 
 
@@ -147,10 +212,14 @@ def memory_growth(scale: str) -> dict[str, float]:
     out = {}
     for side in ("ours", "reference"):
         for tokens in (32, 128):
-            call = "generate(plain, ids, 50, n)" if side == "reference" else "sample(model, [ids], samples=50, max_new_tokens=n, rule=Rule(top_p=TOP_P), eos=False)"
+            call = (
+                "generate(plain, ids, 50, n)"
+                if side == "reference"
+                else "sample(model, [ids], samples=50, max_new_tokens=n, rule=Rule(top_p=TOP_P), eos=False)"
+            )
             code = (
                 "import torch; torch.set_num_threads(1)\n"
-                "from tests.benchmarks.generation import *; from workbench.generate import sample; from workbench.scoring import Rule\n"
+                "from tests.benchmarks.generation import *; from workbench.engine.generate import sample; from workbench.engine.scoring import Rule\n"
                 f"model, plain = models('{scale}', 'cpu'); ids = prompts(1, model.vocab_size)[0]; n = {tokens}\n"
                 "high = lambda: int(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])\n"
                 "open('/proc/self/clear_refs', 'w').write('5')\n"  # forget the peak that building the model left
@@ -166,7 +235,9 @@ def check_growth(peaks: dict[str, float], scores: float) -> None:
     """`peaks` of `memory_growth` against the MiB that the `scores` of the steps between the two lengths take."""
     ours, theirs = (peaks[f"{side}, 128 tokens"] - peaks[f"{side}, 32 tokens"] for side in ("ours", "reference"))
     if ours > scores / 4 or theirs < scores / 2:
-        raise AssertionError(f"From 32 to 128 tokens our peak grows by {ours:.0f} MiB and the reference's by {theirs:.0f} MiB; the scores are {scores:.0f} MiB.")
+        raise AssertionError(
+            f"From 32 to 128 tokens our peak grows by {ours:.0f} MiB and the reference's by {theirs:.0f} MiB; the scores are {scores:.0f} MiB."
+        )
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from probes import representation_geometry
+from probes.representation_geometry import spectra
 from tests.benchmarks.concept_depth import float32_agreement, random_llama, write_texts
 from tests.benchmarks.timing import interleaved, row
-from workbench import spectra
-from workbench.capture import capture
-from workbench.context import Context
-from workbench.sites import Site
+from workbench.core.context import Context
+from workbench.engine.capture import capture
+from workbench.models.sites import Site
 
 NAME = "representation geometry"
 # layers, width, heads, key/value heads, MLP width, vocabulary, sequences, longest in tokens; "small" has the organism's shape
@@ -40,7 +40,9 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
             features = []
             with torch.no_grad():
                 for text in texts:
-                    states = model.hf(torch.tensor([model.encode(text)], device=device), output_hidden_states=True).hidden_states[-1]
+                    states = model.hf(
+                        torch.tensor([model.encode(text)], device=device), output_hidden_states=True
+                    ).hidden_states[-1]
                     features.append(states[0, -1].double().cpu().numpy())
             return svd_rankme(np.stack(features))
 
@@ -57,11 +59,21 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
         apart = float32_agreement(model, ids[:32], Site("final_norm"))
         seconds = interleaved({"reference": official, "ours": ours}, rounds=rounds, device=device)
     return [
-        row("representation geometry: RankMe of the last layer", "sequences/s", seconds, n, f"RankMe within {abs(exact / b - 1):.0e} on the same features",
-            reference="one sequence per forward, NumPy SVD of all features", sequences=n, rankme=b, rankme_of_reference=a, features_apart_in_float32=apart,
-            megabytes_more_for_8_times_the_samples=memory_growth()),
+        row(
+            "representation geometry: RankMe of the last layer",
+            "sequences/s",
+            seconds,
+            n,
+            f"RankMe within {abs(exact / b - 1):.0e} on the same features",
+            reference="one sequence per forward, NumPy SVD of all features",
+            sequences=n,
+            rankme=b,
+            rankme_of_reference=a,
+            features_apart_in_float32=apart,
+            megabytes_more_for_8_times_the_samples=memory_growth(),
+        ),
         spectrum_alone(device, scale, rounds),
-    ]  # fmt: skip
+    ]
 
 
 def svd_rankme(x: np.ndarray) -> float:
@@ -90,8 +102,16 @@ def spectrum_alone(device: str, scale: str, rounds: int) -> dict:
     if abs(a / b - 1) > 1e-6:
         raise AssertionError(f"RankMe is {b} and {a} by the SVD: no speed is reported")
     seconds = interleaved({"reference": official, "ours": ours}, rounds=rounds, device=device)
-    return row("representation geometry: spectrum alone", "spectra/s", seconds, 1, f"RankMe within {abs(a / b - 1):.0e}", reference="NumPy SVD, all features held",
-               width=width, samples=n)  # fmt: skip
+    return row(
+        "representation geometry: spectrum alone",
+        "spectra/s",
+        seconds,
+        1,
+        f"RankMe within {abs(a / b - 1):.0e}",
+        reference="NumPy SVD, all features held",
+        width=width,
+        samples=n,
+    )
 
 
 # memory
@@ -102,7 +122,7 @@ from pathlib import Path
 import numpy as np
 from probes import representation_geometry
 from tests.benchmarks.concept_depth import random_llama, write_texts
-from workbench.context import Context
+from workbench.core.context import Context
 
 width, n = 768, 800
 model = random_llama("cpu", "of one layer", 1, width, 8, 8, 64, 256)
@@ -122,5 +142,7 @@ def memory_growth() -> float:
     root = Path(__file__).resolve().parents[2]
     # what is freed goes back to the system at once, so that the peak is that of what was held
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    out = subprocess.run([sys.executable, "-c", _CHILD], cwd=root, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    out = subprocess.run(
+        [sys.executable, "-c", _CHILD], cwd=root, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
     return float(out[2]) - float(out[1])

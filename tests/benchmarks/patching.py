@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.timing import interleaved, row
-from workbench.models import wrap
-from workbench.patching import direct_effects, total_effects
+from workbench.engine.patching import direct_effects, total_effects
+from workbench.models.loading import wrap
 
 NAME = "patching"
 # layers, width, heads, key/value heads, MLP width, vocabulary, prompts, tokens, heads that the reference is timed on (scaled to all)
@@ -22,8 +22,15 @@ SCALES = {"small": (8, 128, 8, 4, 384, 1024, 8, 48, 64), "8b": (32, 4096, 32, 8,
 def random_llama(scale: str, device: str):
     layers, width, heads, groups, mlp, vocabulary, n, length, timed = SCALES[scale]
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups, intermediate_size=mlp,
-                         vocab_size=vocabulary, initializer_range=0.05 if scale == "small" else 0.02)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
+        initializer_range=0.05 if scale == "small" else 0.02,
+    )
     with torch.device(device):
         hf = LlamaForCausalLM(config)
     draw = torch.Generator().manual_seed(1)
@@ -48,8 +55,14 @@ def one_pass_per_head(model, ids, donors, tokens, heads, *, frozen: bool, togeth
 
         def watched(inputs):
             z, m = {}, {}
-            hooks = [p.register_forward_pre_hook(lambda _m, a, i=i: z.__setitem__(i, a[0][:, -1].clone())) for i, p in enumerate(projections)]
-            hooks += [p.register_forward_hook(lambda _m, _a, y, i=i: m.__setitem__(i, y[:, -1].clone())) for i, p in enumerate(mlps)]
+            hooks = [
+                p.register_forward_pre_hook(lambda _m, a, i=i: z.__setitem__(i, a[0][:, -1].clone()))
+                for i, p in enumerate(projections)
+            ]
+            hooks += [
+                p.register_forward_hook(lambda _m, _a, y, i=i: m.__setitem__(i, y[:, -1].clone()))
+                for i, p in enumerate(mlps)
+            ]
             value = scores(inputs)
             for hook in hooks:
                 hook.remove()
@@ -75,7 +88,9 @@ def one_pass_per_head(model, ids, donors, tokens, heads, *, frozen: bool, togeth
 
             touched = range(len(layers)) if frozen else [layer]
             hooks = [projections[i].register_forward_pre_hook(lambda mod, a, i=i: heads_in(mod, a, i)) for i in touched]
-            hooks += [mlps[i].register_forward_hook(lambda mod, a, y, i=i: mlp_out(mod, a, y, i)) for i in touched if frozen]
+            hooks += [
+                mlps[i].register_forward_hook(lambda mod, a, y, i=i: mlp_out(mod, a, y, i)) for i in touched if frozen
+            ]
             change.append(scores() - before)
             for hook in hooks:
                 hook.remove()
@@ -91,7 +106,9 @@ def agreement(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference from one pass per head; AssertionError when it is not small, also against the effects themselves."""
     worst, largest = float((found - expected).abs().max()), float(expected.abs().max())
     if not worst <= min(CLOSE, SHARE * largest):
-        raise AssertionError(f"{name} differ from one pass per head by {worst:.2g} (effects up to {largest:.2g}): no speed is reported")
+        raise AssertionError(
+            f"{name} differ from one pass per head by {worst:.2g} (effects up to {largest:.2g}): no speed is reported"
+        )
     return worst
 
 
@@ -99,11 +116,15 @@ def rounding(name: str, ours: torch.Tensor, reference: torch.Tensor, exact: torc
     """The largest error of our bfloat16 effects, which may be at most twice what one pass per head makes of the same weights."""
     error, theirs = float((ours - exact).abs().max()), float((reference - exact).abs().max())
     if not error <= 2 * theirs:
-        raise AssertionError(f"{name} in bfloat16 are off by {error:.2g}, one pass per head by {theirs:.2g}: no speed is reported")
+        raise AssertionError(
+            f"{name} in bfloat16 are off by {error:.2g}, one pass per head by {theirs:.2g}: no speed is reported"
+        )
     return error
 
 
-def measure(device: str = "cpu", scale: str = "small", rounds: int = 5, timed_in: torch.dtype | None = None) -> list[dict]:
+def measure(
+    device: str = "cpu", scale: str = "small", rounds: int = 5, timed_in: torch.dtype | None = None
+) -> list[dict]:
     """Heads per second (all heads of all prompts); every variant agrees with the reference before anything is timed.
 
     `timed_in`: precision of the timed passes; by default bfloat16 on a GPU and float32 elsewhere."""
@@ -127,14 +148,28 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 5, timed_in
             reference = one_pass_per_head(model, ids, donors, tokens, heads, frozen=frozen, together=False)
             error = rounding(name, fast(model, ids, donors, tokens).change()[:, index], reference, exact[name])
             agreed[name] += f" in float32; bfloat16 off by {error:.0e}"
-        for against, together in (("one pass per head and prompt", False), ("one pass per head, all prompts in a batch", True)):
+        for against, together in (
+            ("one pass per head and prompt", False),
+            ("one pass per head, all prompts in a batch", True),
+        ):
             seconds = interleaved(
-                {"reference": lambda f=frozen, t=together: one_pass_per_head(model, ids, donors, tokens, heads, frozen=f, together=t),
-                 "ours": lambda f=fast: f(model, ids, donors, tokens)},
-                rounds=rounds, device=device,
-            )  # fmt: skip
+                {
+                    "reference": lambda f=frozen, t=together: one_pass_per_head(
+                        model, ids, donors, tokens, heads, frozen=f, together=t
+                    ),
+                    "ours": lambda f=fast: f(model, ids, donors, tokens),
+                },
+                rounds=rounds,
+                device=device,
+            )
             seconds["reference"] = [s * len(everything) / len(heads) for s in seconds["reference"]]
-            note = {} if len(heads) == len(everything) else {"reference timed on": f"{len(heads)} of {len(everything)} heads, scaled to all"}
+            note = (
+                {}
+                if len(heads) == len(everything)
+                else {"reference timed on": f"{len(heads)} of {len(everything)} heads, scaled to all"}
+            )
             label = f"patching: {name} of all heads" + (", batched reference" if together else "")
-            out.append(row(label, "heads/s", seconds, len(everything) * len(ids), agreed[name], reference=against, **note))
+            out.append(
+                row(label, "heads/s", seconds, len(everything) * len(ids), agreed[name], reference=against, **note)
+            )
     return out

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from tests.benchmarks.timing import gemm_rate, interleaved, row
-from workbench.context import Context
+from workbench.core.context import Context
 
 NAME = "retrieval-head detection"
 MASKING = "retrieval-head detection and masking"
@@ -27,7 +27,15 @@ SCALES = {"small": ((256, 480), (0, 25, 50, 75, 100), 8, 16), "8b": ((4096, 1638
 # needles, masked trials, K list, random draws: the probe's own (half of the trials, K up to half of the heads), 31 maskings of each trial; and 4
 MASKED = {"small": (4, 20, (2, 5, 10, 15, 20), 5), "8b": (1, 2, (20,), 2)}
 # dense bfloat16 FLOP/s of the SXM and data-centre cards, by a part of their name
-PEAK = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}
+PEAK = {
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+}
 CLOSE = 1e-4  # logits or weights that differ by less may come out in either order: float32 rounds batches otherwise than single rows
 
 
@@ -40,7 +48,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
 
 def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     from probes.retrieval_heads import _measure, _score
-    from workbench.haystack import Haystack, stretches
+    from probes.retrieval_heads.haystack import Haystack, stretches
 
     needles, trials, shared, stops, config, context = case(model, scale, None if scale == "small" else SCALES[scale][2])
     if scale != "small":
@@ -53,26 +61,38 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
         return [official(hf, t, stops, config.max_new_tokens) for t in trials]
 
     found, expected = ours(), [official(hf, t, stops, config.max_new_tokens, gaps=True) for t in trials]
-    agreement = agree(found.generated, np.stack([_score(t, s, "set") for t, s in zip(trials, found.steps)]), expected, strict=scale == "small")
+    agreement = agree(
+        found.generated,
+        np.stack([_score(t, s, "set") for t, s in zip(trials, found.steps)]),
+        expected,
+        strict=scale == "small",
+    )
     seconds = interleaved({"reference": reference, "ours": ours}, rounds=rounds, device=device)
     details = {"trials": len(trials), "lengths": sorted({t.length for t in trials})}
     if device == "cpu":  # of what differs between the prompts, at the speed of one large product
         details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (flops(model, trials) / gemm_rate())
-        details["tokens"] = {"reference": sum(len(t.ids) for t in trials), "ours": max(t.shared for t in trials) + sum(end - start for start, end in stretches(model, trials))}
+        details["tokens"] = {
+            "reference": sum(len(t.ids) for t in trials),
+            "ours": max(t.shared for t in trials) + sum(end - start for start, end in stretches(model, trials)),
+        }
         details["peak_memory_growth_MiB"] = memory_growth()
     else:
         torch.cuda.reset_peak_memory_stats()
         ours()
         done = flops(model, trials) / statistics.median(seconds["ours"])
         peak = next((value for part, value in PEAK.items() if part in torch.cuda.get_device_name()), None)
-        details |= {"peak_memory_GiB": torch.cuda.max_memory_allocated() / 2**30, "TFLOPs": done / 1e12, "share_of_peak": peak and done / peak}
+        details |= {
+            "peak_memory_GiB": torch.cuda.max_memory_allocated() / 2**30,
+            "TFLOPs": done / 1e12,
+            "share_of_peak": peak and done / peak,
+        }
     return row(NAME, "trials/s", seconds, len(trials), agreement, reference=AGAINST, **details)
 
 
 def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
     """What a run does by default: score every head, then mask the top heads and random ones, with uniform attention while decoding."""
     from probes.retrieval_heads import _mask, _mask_plan, _measure, _score, _spread
-    from workbench.haystack import Haystack
+    from probes.retrieval_heads.haystack import Haystack
 
     n, tested, ks, draws = MASKED[scale]
     needles, trials, shared, stops, config, context = case(model, scale, n, mask_k=ks, random_draws=draws)
@@ -94,23 +114,41 @@ def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
 
     def reference():
         scored = [official(hf, t, stops, config.max_new_tokens) for t in trials]
-        return scored, [[official_masked(hf, t, heads, stops, config.max_new_tokens) for *_, heads in plan] for _, t in chosen]
+        return scored, [
+            [official_masked(hf, t, heads, stops, config.max_new_tokens) for *_, heads in plan] for _, t in chosen
+        ]
 
     table = ours()
     _, expected = reference()
     ties = different = 0
     for (i, _), answers in zip(chosen, expected):
         for (k, kind, draw, _heads), (generated, margins) in zip(plan, answers):
-            said = table.row(by_predicate=(_c("k") == k) & (_c("heads") == kind) & (_c("draw") == draw) & (_c("trial") == i), named=True)
+            said = table.row(
+                by_predicate=(_c("k") == k) & (_c("heads") == kind) & (_c("draw") == draw) & (_c("trial") == i),
+                named=True,
+            )
             if said["response"] != model.decode(generated).strip():
                 ties, different = ties + (min(margins) < CLOSE), different + (min(margins) >= CLOSE)
     total = len(chosen) * len(plan)
     if scale == "small" and (different or ties > 0.02 * total):
-        raise AssertionError(f"{different} of {total} masked answers differ from the official algorithm's ({ties} more at ties): no speed is reported")
+        raise AssertionError(
+            f"{different} of {total} masked answers differ from the official algorithm's ({ties} more at ties): no speed is reported"
+        )
     seconds = interleaved({"reference": reference, "ours": ours}, rounds=rounds, device=device)
-    agreement = f"{total - different - ties} of {total} masked answers identical" + (f", {ties} differ at ties" if ties else "")
-    return row(MASKING, "answers/s", seconds, len(trials) + total, agreement, reference=AGAINST.replace("Python loop", "Python loop, prompt read for every masking"),
-               trials=len(trials), masked_trials=len(chosen), maskings=len(plan))  # fmt: skip
+    agreement = f"{total - different - ties} of {total} masked answers identical" + (
+        f", {ties} differ at ties" if ties else ""
+    )
+    return row(
+        MASKING,
+        "answers/s",
+        seconds,
+        len(trials) + total,
+        agreement,
+        reference=AGAINST.replace("Python loop", "Python loop, prompt read for every masking"),
+        trials=len(trials),
+        masked_trials=len(chosen),
+        maskings=len(plan),
+    )
 
 
 def _c(name: str):
@@ -149,12 +187,14 @@ def agree(generated, scores: np.ndarray, expected: list, *, strict: bool) -> str
         )
     if different or worst > 1e-6:
         return f"scores within {worst:.2g}, {different} of {len(generated)} answers differ (bfloat16)"
-    return "identical tokens and scores" + (f" ({compared / total:.1%} of scores, the rest at ties)" if compared < total else "")
+    return "identical tokens and scores" + (
+        f" ({compared / total:.1%} of scores, the rest at ties)" if compared < total else ""
+    )
 
 
 def flops(model, trials) -> float:
     """Of one detection as it is done here: every beginning that prompts share once; attention counts visible keys."""
-    from workbench.haystack import stretches
+    from probes.retrieval_heads.haystack import stretches
 
     weights = sum(p.numel() for name, p in model.hf.named_parameters() if "embed" not in name and "lm_head" not in name)
     run = [(0, max(t.shared for t in trials)), *stretches(model, trials)]
@@ -167,15 +207,17 @@ def models(scale: str, device: str):
     """(our model, the same weights in plain eager Hugging Face)."""
     from transformers import AutoModelForCausalLM
 
-    from workbench.models import load
+    from workbench.models.loading import load
 
     if scale == "small":
         from workbench.organisms import folder
 
         place = folder("organism")
-        return load("organism", device=device), AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval().to(device)
+        return load("organism", device=device), AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, attn_implementation="eager"
+        ).eval().to(device)
     from tests.benchmarks.capture import random_llama
-    from workbench.models import load_tokenizer
+    from workbench.models.model import load_tokenizer
     from workbench.organisms import folder
 
     model, _ = random_llama(scale, device)
@@ -196,7 +238,9 @@ def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
         past, prompt = prefill(hf, ids[:-1]), torch.tensor(ids)
         token, generated = ids[-1], []
         for _ in range(new_tokens):
-            out = hf(torch.tensor([[token]], device=hf.device), past_key_values=past, use_cache=True, output_attentions=True)
+            out = hf(
+                torch.tensor([[token]], device=hf.device), past_key_values=past, use_cache=True, output_attentions=True
+            )
             token = int(out.logits[0, -1].argmax())
             generated.append(token)
             for layer in range(layers):
@@ -283,8 +327,8 @@ def memory_growth() -> dict[str, float]:
     for length in (128, 480):
         code = (
             "import re, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, _measure; from workbench.haystack import Haystack\n"
-            "from workbench.context import Context\n"
+            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, _measure; from probes.retrieval_heads.haystack import Haystack\n"
+            "from workbench.core.context import Context\n"
             "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
             "m, _ = models('small', 'cpu'); from workbench.organisms.material import material\n"
             f"c = Config(lengths=({length},), depths=(0, 50, 100), needles=8, max_new_tokens=16, keep='all')\n"

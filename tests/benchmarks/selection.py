@@ -19,7 +19,7 @@ import polars as pl
 import torch
 
 from tests.benchmarks.timing import gemm_rate, interleaved, row
-from workbench.context import Context
+from workbench.core.context import Context
 
 NAME = "data selection"
 # samples, d_sae, k, samples in the reference loop (its rate does not depend on how many)
@@ -34,8 +34,17 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
     rows = [selection(NAME, models(scale, device), device, scale, rounds)]
     if scale != "8b":
         small = pythia(device)
-        rows += [selection(f"{NAME}, {PYTHIA}", small, device, scale, rounds),
-                 selection(f"{NAME}, {PYTHIA}, after a system prompt of {SYSTEM} tokens", small, device, scale, rounds, system=SYSTEM)]  # fmt: skip
+        rows += [
+            selection(f"{NAME}, {PYTHIA}", small, device, scale, rounds),
+            selection(
+                f"{NAME}, {PYTHIA}, after a system prompt of {SYSTEM} tokens",
+                small,
+                device,
+                scale,
+                rounds,
+                system=SYSTEM,
+            ),
+        ]
     return rows
 
 
@@ -53,7 +62,10 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
     if system:
         words = model.tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"][:system]
         front = model.tokenizer.decode(words) + " "
-        texts, targets = [front + text for text in texts], {name: [front + text for text in some] for name, some in targets.items()}
+        texts, targets = (
+            [front + text for text in texts],
+            {name: [front + text for text in some] for name, some in targets.items()},
+        )
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write(place / "pool.jsonl", texts)
@@ -63,8 +75,19 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
         autoencoder(place / "sae", model, layer, d_sae, k)
         inner = SAE.load_from_disk(place / "sae", device=device, dtype="float32")
         names = tuple(str(place / f"{name}.jsonl") for name in targets)
-        config = Config(target=names, sae=str(place / "sae"), ratio=RATIO, ratios=(RATIO,), baselines=(), features=0, passages=0, explain=0, resamples=0, label="none",
-                        max_tokens=0 if device == "cpu" else 65536)  # fmt: skip
+        config = Config(
+            target=names,
+            sae=str(place / "sae"),
+            ratio=RATIO,
+            ratios=(RATIO,),
+            baselines=(),
+            features=0,
+            passages=0,
+            explain=0,
+            resamples=0,
+            label="none",
+            max_tokens=0 if device == "cpu" else 65536,
+        )
         found: dict[str, np.ndarray] = {}
 
         def ours(file: str = "pool.jsonl"):
@@ -80,7 +103,9 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
         tokens = int(found["table"].filter(target=next(iter(targets)))["length"].sum())
         timed = str(model.dtype).removeprefix("torch.")
         memory = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else None
-        apart = difference(found["table"], found["loop"], in_loop) if in_loop == n or model.dtype != torch.float32 else 0.0
+        apart = (
+            difference(found["table"], found["loop"], in_loop) if in_loop == n or model.dtype != torch.float32 else 0.0
+        )
         if model.dtype != torch.float32:
             hf.float()
             if model.hf is not hf:
@@ -93,18 +118,45 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
             mine = set(table.filter(pl.col("selected"), target=name)["row"])
             theirs = set(np.argsort(-found["loop"][:, t], kind="stable")[:size].tolist())
             if mine != theirs:
-                raise AssertionError(f"for {name} the selected rows differ in float32 ({len(mine ^ theirs) // 2} of {size}; scores by up to "
-                                     f"{difference(table, found['loop'], in_loop):.2g}): no speed is reported")  # fmt: skip
+                raise AssertionError(
+                    f"for {name} the selected rows differ in float32 ({len(mine ^ theirs) // 2} of {size}; scores by up to "
+                    f"{difference(table, found['loop'], in_loop):.2g}): no speed is reported"
+                )
         worst = difference(table, found["loop"], in_loop)
     seconds["reference"] = [s * n / in_loop for s in seconds["reference"]]
-    details = {"samples": n, "tokens": tokens, "d_sae": d_sae, "k": k, "layer": f"{layer} of {model.n_layers}", "targets": len(targets), "in_loop": in_loop,
-               "largest_difference_float32": worst, "largest_difference_as_timed": apart, "dtype": timed}  # fmt: skip
-    if device == "cpu":  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product
-        weights = sum(p.numel() for block in model.parts.blocks[: layer + 1] for p in block.block.parameters()) + model.width * d_sae
-        details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (2 * weights * (tokens - system * (n - 1)) / gemm_rate())
+    details = {
+        "samples": n,
+        "tokens": tokens,
+        "d_sae": d_sae,
+        "k": k,
+        "layer": f"{layer} of {model.n_layers}",
+        "targets": len(targets),
+        "in_loop": in_loop,
+        "largest_difference_float32": worst,
+        "largest_difference_as_timed": apart,
+        "dtype": timed,
+    }
+    if (
+        device == "cpu"
+    ):  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product
+        weights = (
+            sum(p.numel() for block in model.parts.blocks[: layer + 1] for p in block.block.parameters())
+            + model.width * d_sae
+        )
+        details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (
+            2 * weights * (tokens - system * (n - 1)) / gemm_rate()
+        )
     if memory is not None:
         details["peak_memory_GiB"] = memory
-    return row(title, "samples/s", seconds, n, "identical selected rows in float32", reference="plain loop (full forward, SAE.encode, dense NumPy)", **details)
+    return row(
+        title,
+        "samples/s",
+        seconds,
+        n,
+        "identical selected rows in float32",
+        reference="plain loop (full forward, SAE.encode, dense NumPy)",
+        **details,
+    )
 
 
 def difference(table: pl.DataFrame, scores: np.ndarray, n: int) -> float:
@@ -136,7 +188,8 @@ def models(scale: str, device: str):
     """(our model, the same weights in plain Hugging Face)."""
     from transformers import AutoModelForCausalLM
 
-    from workbench.models import load, load_tokenizer
+    from workbench.models.loading import load
+    from workbench.models.model import load_tokenizer
     from workbench.organisms import folder
 
     if scale != "8b":
@@ -153,11 +206,19 @@ def pythia(device: str) -> tuple:
     """(our model, the same weights in plain Hugging Face): random weights in the shape of EleutherAI/pythia-14m, the organism's tokenizer."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    from workbench.models import load_tokenizer, wrap
+    from workbench.models.loading import wrap
+    from workbench.models.model import load_tokenizer
     from workbench.organisms import folder
 
     torch.manual_seed(0)
-    config = GPTNeoXConfig(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512, vocab_size=50304, max_position_embeddings=2048)
+    config = GPTNeoXConfig(
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=512,
+        vocab_size=50304,
+        max_position_embeddings=2048,
+    )
     hf = GPTNeoXForCausalLM(config).eval().to(device)
     return wrap(copy.deepcopy(hf), load_tokenizer(folder("organism")), name=PYTHIA), hf
 
@@ -167,7 +228,7 @@ def material(n: int, scale: str) -> tuple[list[str], dict[str, list[str]]]:
     from workbench.organisms import data
 
     if scale == "8b":
-        from workbench.organisms.documents import every_word
+        from workbench.organism_training.documents import every_word
 
         rng, words = np.random.default_rng(0), np.array(every_word())
         lengths = np.clip(rng.lognormal(5.6, 0.7, n).astype(int), 32, 2000)
@@ -181,7 +242,9 @@ def material(n: int, scale: str) -> tuple[list[str], dict[str, list[str]]]:
         return [json.loads(line) for line in data(name).read_text(encoding="utf-8").splitlines()]
 
     texts = [f"{r['prompt']} {r['response']}" for r in read("pool")] + [r["text"] for r in read("texts")]
-    targets = {name: [f"{r['prompt']} {r['response']}" for r in read(f"targets/{name}")] for name in ("sea", "music", "facts")}
+    targets = {
+        name: [f"{r['prompt']} {r['response']}" for r in read(f"targets/{name}")] for name in ("sea", "music", "facts")
+    }
     return list(dict.fromkeys(texts))[:n], targets
 
 
@@ -195,7 +258,11 @@ def autoencoder(folder: Path, model, layer: int, d_sae: int, k: int) -> None:
     from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
     torch.manual_seed(0)
-    TopKSAE(TopKSAEConfig(d_in=model.width, d_sae=d_sae, k=k, metadata=SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post"))).save_model(folder)
+    TopKSAE(
+        TopKSAEConfig(
+            d_in=model.width, d_sae=d_sae, k=k, metadata=SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
+        )
+    ).save_model(folder)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from workbench.paths import cache_root
-from workbench.store import Store, fingerprint
+from workbench.core.paths import cache_root
+from workbench.store.activation_store import Store, fingerprint
 
 NAME = "store write"
 # shards of an entry and bytes of each: what a capture of a few sites makes

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.benchmarks.store import SCALES, capture_like, disk, interleave, row, same_bits, write_entry
-from workbench.store import Store
+from workbench.store.activation_store import Store
 
 NAME = "store read"
 

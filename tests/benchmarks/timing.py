@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 
 
-def interleaved(variants: dict[str, Callable[[], object]], *, rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+def interleaved(
+    variants: dict[str, Callable[[], object]], *, rounds: int, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Seconds of `rounds` runs of every variant, in turn, the order reversed every round, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
@@ -38,11 +40,25 @@ def gemm_rate(size: int = 1024) -> float:
     return 2 * size**3 / best
 
 
-def row(name: str, unit: str, seconds: dict[str, list[float]], work: float, agreement: str, *, reference: str, **details) -> dict:
+def row(
+    name: str, unit: str, seconds: dict[str, list[float]], work: float, agreement: str, *, reference: str, **details
+) -> dict:
     """One line of the table: rates (work / median seconds) of "reference" and "ours" and the median of the paired ratios."""
     rate = {key: work / statistics.median(taken) for key, taken in seconds.items()}
     ratios = sorted(a / b for a, b in zip(seconds["reference"], seconds["ours"]))
     return {
-        "name": name, "unit": unit, "reference": rate["reference"], "ours": rate["ours"], "ratio": statistics.median(ratios), "agreement": agreement,
-        "details": {"against": reference, "rounds": len(ratios), "ratio_low": ratios[0], "ratio_high": ratios[-1], "seconds": seconds} | details,
-    }  # fmt: skip
+        "name": name,
+        "unit": unit,
+        "reference": rate["reference"],
+        "ours": rate["ours"],
+        "ratio": statistics.median(ratios),
+        "agreement": agreement,
+        "details": {
+            "against": reference,
+            "rounds": len(ratios),
+            "ratio_low": ratios[0],
+            "ratio_high": ratios[-1],
+            "seconds": seconds,
+        }
+        | details,
+    }

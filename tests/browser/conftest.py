@@ -116,7 +116,10 @@ def jumps(page, since: float | None = None) -> float:
     """Sum of the layout shifts since a moment (that in which the page was first seen), also of those that follow an input: never less
     than the cumulative layout shift of web.dev/cls."""
     assert page.evaluate("window.seen") is not None
-    return page.evaluate("(since) => window.shifts.filter((e) => e.startTime > (since ?? window.seen)).reduce((sum, e) => sum + e.value, 0)", since)
+    return page.evaluate(
+        "(since) => window.shifts.filter((e) => e.startTime > (since ?? window.seen)).reduce((sum, e) => sum + e.value, 0)",
+        since,
+    )
 
 
 def cut_buttons(page) -> list[str]:

@@ -33,9 +33,19 @@ def serve(cache: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {**os.environ, "WORKBENCH_CACHE": str(cache), "WORKBENCH_WORKER_IDLE": "60", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", "from workbench.cli import main; main()", "app", "--port", str(port), "--no-browser"]
+    command = [
+        sys.executable,
+        "-c",
+        "from workbench.cli import main; main()",
+        "app",
+        "--port",
+        str(port),
+        "--no-browser",
+    ]
     with open(cache / "server.log", "wb") as log:
-        process = subprocess.Popen(command, env=env, cwd=cache, stdout=log, stderr=log)  # from elsewhere: the settings lie beside app.py
+        process = subprocess.Popen(
+            command, env=env, cwd=cache, stdout=log, stderr=log
+        )  # from elsewhere: the settings lie beside app.py
         try:
             for _ in range(900):
                 try:
@@ -58,7 +68,7 @@ def _end_workers(cache: Path) -> None:
     for state in (cache / "jobs").glob("*/state.json"):
         try:
             worker = psutil.Process(json.loads(state.read_text())["pid"])
-            if "workbench.worker" in worker.cmdline():
+            if "workbench.runs.worker" in worker.cmdline():
                 for found in [*worker.children(recursive=True), worker]:
                     found.kill()
         except (psutil.Error, KeyError, ValueError):

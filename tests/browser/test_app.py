@@ -96,7 +96,10 @@ def test_nothing_jumps_while_a_screen_loads_or_a_head_is_clicked(visit):
     page.evaluate("document.querySelector('.st-key-page').style.marginTop = '200px'")  # what a jump would give
     page.wait_for_timeout(100)
     assert jumps(page, before) > STILL
-    for path in ("/retrieval_heads?run=retrieval-heads-000000000001", "/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002"):
+    for path in (
+        "/retrieval_heads?run=retrieval-heads-000000000001",
+        "/compare?a=retrieval-heads-000000000001&b=retrieval-heads-000000000002",
+    ):
         page = visit(path)
         page.locator(".js-plotly-plot").first.wait_for()
         rest(page)
@@ -242,7 +245,9 @@ def test_a_second_prompt_stands_beside_the_first(visit):
 def test_a_file_is_uploaded_and_one_over_the_limit_is_not(visit, tmp_path):
     page = visit(f"/retrieval_heads?retrieval-heads.model={MODEL}")
     page.get_by_role("button", name="Upload a file").click()
-    page.locator("input[type=file]").set_input_files({"name": "<b>my needles.csv", "mimeType": "text/csv", "buffer": b"needle,question,answer\na b c .,a,b c\n"})
+    page.locator("input[type=file]").set_input_files(
+        {"name": "<b>my needles.csv", "mimeType": "text/csv", "buffer": b"needle,question,answer\na b c .,a,b c\n"}
+    )
     see(page, "Uses the uploaded b-my-needles.csv")
     large = tmp_path / "large.csv"
     with open(large, "wb") as file:
@@ -276,7 +281,11 @@ def test_nobody_but_this_machine_is_answered(server):
 
 def test_a_phone_can_read_it_without_scrolling_sideways(visit, server):
     page = visit("/runs", size=(390, 844))
-    for path, name, last in (("/runs", "runs", "Select a row"), (EXPLORER, "explorer", "next token"), ("/retrieval_heads?run=retrieval-heads-000000000001", "probe", "Retrieval score of each head")):
+    for path, name, last in (
+        ("/runs", "runs", "Select a row"),
+        (EXPLORER, "explorer", "next token"),
+        ("/retrieval_heads?run=retrieval-heads-000000000001", "probe", "Retrieval score of each head"),
+    ):
         page.goto(server + path)
         see(page, last)
         rest(page)

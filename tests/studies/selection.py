@@ -45,14 +45,21 @@ def source(task: str) -> list[dict[str, str]]:
     """Prompt, response and task of every usable row of one file."""
     place = SHARED / INSTRUCT
     if task == "gsm8k":
-        found = [(row["question"], row["answer"]) for row in map(json.loads, (place / "gsm8k_train_1000.jsonl").read_text(encoding="utf-8").splitlines())]
+        found = [
+            (row["question"], row["answer"])
+            for row in map(json.loads, (place / "gsm8k_train_1000.jsonl").read_text(encoding="utf-8").splitlines())
+        ]
     elif task == "dolly":
         rows = json.loads((place / "dolly_1000.json").read_text(encoding="utf-8"))
         found = [(f"{row['instruction']}\n{row['input']}".strip(), row["output"]) for row in rows]
     else:
         rows = json.loads((place / "bbh" / f"{task}.json").read_text(encoding="utf-8"))["examples"]
         found = [(row["input"], row["target"]) for row in rows]
-    return [{"prompt": prompt, "response": response, "task": task} for prompt, response in found if prompt.strip() and response.strip()]
+    return [
+        {"prompt": prompt, "response": response, "task": task}
+        for prompt, response in found
+        if prompt.strip() and response.strip()
+    ]
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -60,35 +67,64 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def study(model: Any, pool: Path | None, targets: list[Path] | None, out: Path, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def study(
+    model: Any,
+    pool: Path | None,
+    targets: list[Path] | None,
+    out: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Precision at 5 % of every method with intervals, of features under each similarity, and lengths under mean and sum, for one pool."""
-    from workbench import runs
+    from workbench.runs import execution as runs
 
     def execute(name: str, **config: Any):
         say(name)
-        config = {"features": 0, "explain": 0, "resamples": 0, "ratios": (0.05,)} | ({"target": tuple(map(str, targets))} if targets else {}) | config
+        config = (
+            {"features": 0, "explain": 0, "resamples": 0, "ratios": (0.05,)}
+            | ({"target": tuple(map(str, targets))} if targets else {})
+            | config
+        )
         return runs.execute("data-selection", model, data=pool, config=config, out=out / name)
 
     whole = execute("mean, jaccard")
     numbers = {key: value for key, value in whole.summary.items() if isinstance(value, dict)}
     at = whole.table("precision")
-    by_target = {target: {m: [p, low, high] for m, p, low, high in at.filter(target=target).select("method", "precision", "ci_low", "ci_high").iter_rows()}
-                 for target in at["target"].unique(maintain_order=True)}  # fmt: skip
-    others = {kind: execute(f"mean, {kind}", similarity=kind, baselines=()).summary["precision_sae"] for kind in ("cosine", "euclidean")}
+    by_target = {
+        target: {
+            m: [p, low, high]
+            for m, p, low, high in at.filter(target=target)
+            .select("method", "precision", "ci_low", "ci_high")
+            .iter_rows()
+        }
+        for target in at["target"].unique(maintain_order=True)
+    }
+    others = {
+        kind: execute(f"mean, {kind}", similarity=kind, baselines=()).summary["precision_sae"]
+        for kind in ("cosine", "euclidean")
+    }
     summed = execute("sum, jaccard", aggregate="sum", baselines=())
     lengths: dict[str, dict[str, float]] = {}
     for name, run in (("mean", whole), ("sum", summed)):
         for row in run.table("lengths").filter(method="sae").iter_rows(named=True):
-            lengths.setdefault(row["target"], {"target": row["target_mean"], "pool": row["pool_mean"]})[name] = row["mean"]
+            lengths.setdefault(row["target"], {"target": row["target_mean"], "pool": row["pool_mean"]})[name] = row[
+                "mean"
+            ]
     return {
-        "rows": whole.summary["pool"], "selected": whole.summary["selected"], "explained_variance": whole.summary["explained_variance"],
-        "not_better_than": whole.summary.get("not_better_than", ""), "methods": numbers, "targets": by_target,
-        "similarities": {"jaccard": numbers["precision_sae"], **others}, "precision_with_sum": summed.summary["precision_sae"], "lengths": lengths,
-    }  # fmt: skip
+        "rows": whole.summary["pool"],
+        "selected": whole.summary["selected"],
+        "explained_variance": whole.summary["explained_variance"],
+        "not_better_than": whole.summary.get("not_better_than", ""),
+        "methods": numbers,
+        "targets": by_target,
+        "similarities": {"jaccard": numbers["precision_sae"], **others},
+        "precision_with_sum": summed.summary["precision_sae"],
+        "lengths": lengths,
+    }
 
 
 def main() -> int:
-    from workbench.models import load
+    from workbench.models.loading import load
 
     model = load("organism")
     results: dict[str, Any] = {"model": {"name": model.name, "fingerprint": model.fingerprint}}
@@ -114,8 +150,12 @@ def rounded(value: Any) -> Any:
 
 def frame(results: dict[str, Any]) -> pl.DataFrame:
     """Pool, method, precision and interval: the table of the results."""
-    rows = [(pool, key.removeprefix("precision_"), v["value"], v["low"], v["high"]) for pool in ("organism pool", "mixed pool")
-            for key, v in results[pool]["methods"].items() if key.startswith("precision_")]  # fmt: skip
+    rows = [
+        (pool, key.removeprefix("precision_"), v["value"], v["low"], v["high"])
+        for pool in ("organism pool", "mixed pool")
+        for key, v in results[pool]["methods"].items()
+        if key.startswith("precision_")
+    ]
     return pl.DataFrame(rows, schema=["pool", "method", "precision", "low", "high"], orient="row")
 
 

@@ -10,17 +10,24 @@ import typer
 from workbench.cli.main import app
 from workbench.cli.running import Json
 from workbench.cli.show import print_json
-from workbench.errors import InputError
+from workbench.core.errors import InputError
 
 
 @app.command("export-pruned")
 def export_pruned(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Organism, local folder in Hugging Face format, or hub id.")],
-    mask: Annotated[Path, typer.Argument(metavar="MASK", help="JSON file of heads, such as the pruned_heads.json of a run.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Organism, local folder in Hugging Face format, or hub id.")
+    ],
+    mask: Annotated[
+        Path, typer.Argument(metavar="MASK", help="JSON file of heads, such as the pruned_heads.json of a run.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; new or empty.")],
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Precision of the weights that are written: auto (their own), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="Precision of the weights that are written: auto (their own), float32, bfloat16 or float16."),
+    ] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     json: Json = False,
 ) -> None:
@@ -31,18 +38,20 @@ def export_pruned(
     import contextlib
     import sys
 
-    from workbench.data import existing
+    from workbench.core.tables import existing
 
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.intervene import read_mask
+    from workbench.engine.edits import read_mask
 
     chosen = read_mask(path)
     if chosen.how != "zero":
-        raise InputError(f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks that set heads to zero can be exported.")
-    from workbench.models import load
-    from workbench.pruning import export_pruned as write
+        raise InputError(
+            f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks that set heads to zero can be exported."
+        )
+    from probes.knowledge_conflict.pruning import export_pruned as write
+    from workbench.models.loading import load
 
     with contextlib.redirect_stdout(sys.stderr):
         loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -50,8 +59,17 @@ def export_pruned(
         write(loaded, chosen.heads, folder)
     heads = [f"{layer}.{head}" for layer, head in chosen.heads]
     if json:
-        print_json({"folder": str(folder.resolve()), "model": loaded.name, "heads": heads, "warnings": [doubt] if doubt else []})
+        print_json(
+            {
+                "folder": str(folder.resolve()),
+                "model": loaded.name,
+                "heads": heads,
+                "warnings": [doubt] if doubt else [],
+            }
+        )
         return
     if doubt:
         print(f"warning: {doubt}", file=sys.stderr)
-    print(f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads ({', '.join(heads)}) is in {folder}")
+    print(
+        f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads ({', '.join(heads)}) is in {folder}"
+    )

@@ -21,7 +21,7 @@ def probes(
 
     With a name, or with --json, also every config key, table and data column.
     """
-    from workbench import config, registry
+    from workbench.core import config, registry
 
     names = registry.names() if name is None else [registry.get(name).name]
     if json:
@@ -49,7 +49,7 @@ def probes(
 
 
 def _describe(name: str) -> dict:
-    from workbench import config, registry
+    from workbench.core import config, registry
 
     problem = registry.problem(name)
     if problem is not None:
@@ -120,7 +120,7 @@ def runs(
     json: Json = False,
 ) -> None:
     """List the runs, the latest first."""
-    from workbench.runfolder import list_runs, runs_root
+    from workbench.runs.folder import list_runs, runs_root
 
     found = [run for run in list_runs(root=root) if probe in (None, run.probe)]
     if json:
@@ -128,7 +128,16 @@ def runs(
     elif not found:
         print(f"No runs in {root or runs_root()}.")
     else:
-        rows = [[run.id, run.status, run.info["model"]["name"], run.info["started"][:19], number(run.info["seconds"]["total"])] for run in found]
+        rows = [
+            [
+                run.id,
+                run.status,
+                run.info["model"]["name"],
+                run.info["started"][:19],
+                number(run.info["seconds"]["total"]),
+            ]
+            for run in found
+        ]
         print_columns(["run", "status", "model", "started (UTC)", "seconds"], rows)
 
 
@@ -139,8 +148,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one run, or one of its tables as CSV."""
-    from workbench.config import format_value
-    from workbench.runfolder import open_run
+    from workbench.core.config import format_value
+    from workbench.runs.folder import open_run
 
     found = open_run(run)
     if table is not None:
@@ -153,14 +162,26 @@ def show(
     tables = {name: found.table(name) for name in found.tables}
     if json:
         shapes = {name: {"rows": frame.height, "columns": frame.columns} for name, frame in tables.items()}
-        print_json({**found.info, "status": found.status, "folder": str(found.folder), "summary": found.summary, "tables": shapes})
+        print_json(
+            {
+                **found.info,
+                "status": found.status,
+                "folder": str(found.folder),
+                "summary": found.summary,
+                "tables": shapes,
+            }
+        )
         return
     info = found.info
     print(f"{found.id}: {found.status}")
-    print(f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, {info['model']['device']})")
+    print(
+        f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, {info['model']['device']})"
+    )
     if info.get("data"):
         there = info["data"].get("rows_in_file")
-        print(f"  data: {info['data'].get('path') or info['data'].get('name')} ({info['data']['rows']}{f' of {there}' if there else ''} rows)")
+        print(
+            f"  data: {info['data'].get('path') or info['data'].get('name')} ({info['data']['rows']}{f' of {there}' if there else ''} rows)"
+        )
     print(f"  config: {', '.join(f'{key}={format_value(value)}' for key, value in info['config'].items())}")
     print(f"  seed: {info['seed']}   seconds: {number(info['seconds']['total'])}   started: {info['started'][:19]}")
     for line in summary_lines(found.summary):
@@ -182,7 +203,12 @@ def _csv(frame) -> str:
     import polars as pl
 
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
-    texts = [pl.Series(name, [None if value is None else json.dumps(value) for value in frame[name].to_list()], dtype=pl.String) for name in nested]
+    texts = [
+        pl.Series(
+            name, [None if value is None else json.dumps(value) for value in frame[name].to_list()], dtype=pl.String
+        )
+        for name in nested
+    ]
     return frame.with_columns(texts).write_csv()
 
 
@@ -197,8 +223,8 @@ def compare(
 
     Tables of the same name are joined on their keys: differences, and correlations with intervals.
     """
-    from workbench import compare as comparing
-    from workbench.runfolder import open_run
+    from workbench.runs import compare as comparing
+    from workbench.runs.folder import open_run
 
     one, two = open_run(first), open_run(second)
     if table is not None:
@@ -218,7 +244,12 @@ def compare(
 
 @app.command()
 def figures(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Id of a run, a beginning of it, or a folder; several for one figure of all.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN", help="Id of a run, a beginning of it, or a folder; several for one figure of all."
+        ),
+    ],
     format: Annotated[str, typer.Option(help="pdf, svg, png, html, csv; several as pdf,png.")] = "pdf",
     preset: Annotated[str, typer.Option(help="single (column), double (column) or slide.")] = "single",
     only: Annotated[str | None, typer.Option(help="Only this figure.")] = None,
@@ -230,10 +261,10 @@ def figures(
     Several runs of one probe are drawn in one figure, where the probe has one: concept-depth shows every model's accuracy over
     relative depth, branching-factor its course along the output, retrieval-heads two head maps against each other.
     """
-    from workbench.errors import InputError
+    from workbench.core.errors import InputError
     from workbench.figures.export import export_run
-    from workbench.figures.together import export_together
-    from workbench.runfolder import open_run
+    from workbench.figures.several_runs import export_together
+    from workbench.runs.folder import open_run
 
     found = [open_run(run) for run in runs]
     formats = [item.strip() for item in format.split(",") if item.strip()]

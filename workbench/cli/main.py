@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.errors import Cancelled, WorkbenchError
+from workbench.core.errors import Cancelled, WorkbenchError
 
 app = typer.Typer(
     name="workbench",

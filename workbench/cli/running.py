@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli.main import app
 from workbench.cli.show import print_columns, print_json, progress, summary_lines
-from workbench.errors import InputError, RunFailed
+from workbench.core.errors import InputError, RunFailed
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -18,16 +18,29 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 @app.command()
 def run(
     probe: Annotated[str, typer.Argument(metavar="PROBE", help="Name of the probe; `workbench probes` lists them.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")],
-    data: Annotated[Path | None, typer.Option(help="Data file of the probe; each has one that ships with the project.")] = None,
-    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A config key; lists as 1,2,3 or as JSON, where commas and line breaks matter. Repeatable.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Data file of the probe; each has one that ships with the project.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A config key; lists as 1,2,3 or as JSON, where commas and line breaks matter. Repeatable.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of config keys; --set goes before it.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     engine: Annotated[str, typer.Option(help="hf or nnsight, both on this machine.")] = "hf",
-    edit: Annotated[Path | None, typer.Option("--edit", "--edits", help="JSON file of heads to switch off during the run.")] = None,
+    edit: Annotated[
+        Path | None, typer.Option("--edit", "--edits", help="JSON file of heads to switch off during the run.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: by id below the runs folder.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again even if the run is complete.")] = False,
@@ -38,17 +51,17 @@ def run(
     import contextlib
     import sys
 
-    from workbench import runs
-    from workbench.config import parse_assignments, read_toml
+    from workbench.core.config import parse_assignments, read_toml
+    from workbench.runs import execution as runs
 
     values = {**(read_toml(config) if config else {}), **parse_assignments(set or ())}
     ready = runs.prepare(probe, values, data)  # bad input is found before torch is imported
     changes: tuple = ()
     if edit is not None:
-        from workbench.data import existing
+        from workbench.core.tables import existing
 
         path = existing(edit, what="edits")
-        from workbench.intervene import read_mask
+        from workbench.engine.edits import read_mask
 
         changes = (read_mask(path),)
     command = runs.command_for(
@@ -100,7 +113,7 @@ def sweep(
 
     One after the other; what is complete is not computed again, and a run that fails does not stop the others.
     """
-    from workbench import sweep as sweeps
+    from workbench.runs import sweep as sweeps
 
     jobs = sweeps.read(file)
     if dry_run:
@@ -108,7 +121,9 @@ def sweep(
         if json:
             print_json(rows)
         else:
-            print_columns(["probe", "model", "seed", "config"], [[str(value) for value in row.values()] for row in rows])
+            print_columns(
+                ["probe", "model", "seed", "config"], [[str(value) for value in row.values()] for row in rows]
+            )
         return
     with progress(quiet=quiet) as report:
         outcomes = sweeps.run(jobs, progress=report)
@@ -132,7 +147,7 @@ def demo(
 
     Finds the retrieval heads of the organism, draws the figures, and says where everything is.
     """
-    from workbench import demo as demos
+    from workbench.runs import demo as demos
 
     with progress(quiet=quiet) as report:
         done, written = demos.run(model=model, out=out, progress=report)

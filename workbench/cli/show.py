@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.files import jsonable
+from workbench.core.files import jsonable
 
 
 def print_json(value: Any) -> None:

@@ -19,14 +19,24 @@ from workbench.cli.show import print_json, progress
 
 @app.command("train-sae")
 def train_sae(
-    model: Annotated[str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")
+    ],
     site: Annotated[str, typer.Option(help="Where the activations are read, for example resid_post.3.")],
-    data: Annotated[Path, typer.Option(help="Texts: column text, or prompt and response (csv, tsv, jsonl, parquet), or a txt file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the autoencoder and its report; a training found there is resumed.")],
-    width: Annotated[str, typer.Option(help="Number of features (2048), or a multiple of the site's width (16x).")] = "16x",
+    data: Annotated[
+        Path, typer.Option(help="Texts: column text, or prompt and response (csv, tsv, jsonl, parquet), or a txt file.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the autoencoder and its report; a training found there is resumed.")
+    ],
+    width: Annotated[
+        str, typer.Option(help="Number of features (2048), or a multiple of the site's width (16x).")
+    ] = "16x",
     k: Annotated[int, typer.Option(min=1, help="Active features per token (topk, batchtopk).")] = 32,
     architecture: Annotated[str, typer.Option(help="topk, batchtopk, jumprelu, standard or gated.")] = "topk",
-    tokens: Annotated[str, typer.Option(help="Tokens to train on: 500000, 2M, 1B; the texts are repeated as often as it takes.")] = "1M",
+    tokens: Annotated[
+        str, typer.Option(help="Tokens to train on: 500000, 2M, 1B; the texts are repeated as often as it takes.")
+    ] = "1M",
     batch: Annotated[int, typer.Option(min=1, help="Tokens in one step.")] = 2048,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     sparsity: Annotated[float, typer.Option(help="Weight of the sparsity loss (jumprelu, standard, gated).")] = 1.0,
@@ -36,46 +46,79 @@ def train_sae(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16, float16 or auto.")] = "float32",
     store_dtype: Annotated[str, typer.Option(help="Precision of the weights that are written.")] = "float32",
-    store: Annotated[bool, typer.Option("--store", help="Keep the activations in the store: computed once, read in every epoch.")] = False,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep the activations in the store: computed once, read in every epoch.")
+    ] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Train a sparse autoencoder on a model's activations, and report how faithful it is."""
-    from workbench.samples import read_samples, texts
+    from probes.data_selection.samples import read_samples, texts
 
     found = texts(read_samples(data, what="text"))
     amount = count(tokens)
-    from workbench.models import DTYPES, load
-    from workbench.train_sae import Recipe, train, windows
+    from workbench.models.loading import load
+    from workbench.models.model import DTYPES
+    from workbench.sae.train import Recipe, train, windows
 
     if store_dtype not in DTYPES:
         raise typer.BadParameter(f"'{store_dtype}' is not a precision; choose float32, bfloat16 or float16.")
     loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    recipe = Recipe(site=site, width=width, k=k, architecture=architecture, tokens=amount, batch=batch, lr=lr, sparsity=sparsity, context=context, seed=seed)
+    recipe = Recipe(
+        site=site,
+        width=width,
+        k=k,
+        architecture=architecture,
+        tokens=amount,
+        batch=batch,
+        lr=lr,
+        sparsity=sparsity,
+        context=context,
+        seed=seed,
+    )
     kept = None
     if store:
-        from workbench.store import Store
+        from workbench.store.activation_store import Store
 
         kept = Store()
     with progress(quiet=quiet) as report, contextlib.redirect_stdout(sys.stderr), stopping(out) as check:
-        result = train(loaded, windows(loaded, found, context), out, recipe, store=kept, dtype=store_dtype, progress=report, check=check)
+        result = train(
+            loaded,
+            windows(loaded, found, context),
+            out,
+            recipe,
+            store=kept,
+            dtype=store_dtype,
+            progress=report,
+            check=check,
+        )
     if json:
         print_json(result)
     else:
-        print(f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active per token.")
-        recovered = "not measurable (the loss hardly needs this site)" if result["loss_recovered"] is None else f"{result['loss_recovered']:.3f}"
-        print(f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features that never fire {result['dead_fraction']:.1%}")
+        print(
+            f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active per token."
+        )
+        recovered = (
+            "not measurable (the loss hardly needs this site)"
+            if result["loss_recovered"] is None
+            else f"{result['loss_recovered']:.3f}"
+        )
+        print(
+            f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features that never fire {result['dead_fraction']:.1%}"
+        )
         print(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
         if result["k"] is None and architecture == "batchtopk" and not k / 1.5 <= result["l0"] <= k * 1.5:
-            print(f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are active where k is {k}; train on more tokens.")
+            print(
+                f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are active where k is {k}; train on more tokens."
+            )
 
 
 @contextlib.contextmanager
 def stopping(out: Path) -> Iterator[Callable[[], None]]:
     """Ctrl-C and SIGTERM end the training after the step in progress, so that what is kept is the state between two steps; a second one
     ends it at once. Yields the check that raises Cancelled."""
-    from workbench.errors import Cancelled
+    from workbench.core.errors import Cancelled
 
     asked: list[int] = []
     before: dict[int, Any] = {}
@@ -94,7 +137,9 @@ def stopping(out: Path) -> Iterator[Callable[[], None]]:
             before.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
         yield check
     except KeyboardInterrupt:
-        raise Cancelled(f"Cancelled; the same command goes on with what was last saved of the training in {out}.") from None
+        raise Cancelled(
+            f"Cancelled; the same command goes on with what was last saved of the training in {out}."
+        ) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -104,7 +149,7 @@ def count(text: str) -> int:
     """``2M`` → 2,000,000. Raises InputError for what is no number."""
     import re
 
-    from workbench.errors import InputError
+    from workbench.core.errors import InputError
 
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMbB]?)\s*", text)
     if match is None or float(match[1]) == 0:

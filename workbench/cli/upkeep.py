@@ -12,7 +12,7 @@ import typer
 from workbench.cli.main import app
 from workbench.cli.running import Json
 from workbench.cli.show import print_columns, print_json, size
-from workbench.errors import InputError, RunFailed
+from workbench.core.errors import InputError, RunFailed
 
 cache = typer.Typer(
     help="Look after the activation store. The environment variable WORKBENCH_STORE_BUDGET (50GB) limits what it takes: the entries not"
@@ -24,7 +24,7 @@ app.add_typer(cache, name="cache")
 
 
 def _store():
-    from workbench.store import Store
+    from workbench.store.activation_store import Store
 
     return Store()
 
@@ -36,7 +36,10 @@ def _print_frame(frame, json: bool, empty: str) -> None:
     elif not rows:
         print(empty)
     else:
-        print_columns(frame.columns, [[size(value) if name.endswith("bytes") else value for name, value in row.items()] for row in rows])
+        print_columns(
+            frame.columns,
+            [[size(value) if name.endswith("bytes") else value for name, value in row.items()] for row in rows],
+        )
 
 
 def _plain(value):
@@ -52,7 +55,9 @@ def cache_ls(json: Json = False) -> None:
 
 @cache.command("verify")
 def cache_verify(
-    drop: Annotated[bool, typer.Option("--drop", help="Remove damaged shards; the next run computes them again.")] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Remove damaged shards; the next run computes them again.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read every shard and check it against its checksum."""
@@ -60,24 +65,31 @@ def cache_verify(
     _print_frame(found, json, "The store is empty.")
     damaged = [row["file"] for row in found.to_dicts() if row["status"] != "ok"]
     if damaged:
-        raise RunFailed(f"{len(damaged)} of {found.height} shards are not whole, first {damaged[0]}; the next run that needs one computes it again.")
+        raise RunFailed(
+            f"{len(damaged)} of {found.height} shards are not whole, first {damaged[0]}; the next run that needs one computes it again."
+        )
 
 
 @cache.command("gc")
 def cache_gc(
     budget: Annotated[
-        str | None, typer.Option(help="Keep at most this much: 500MB, 20GB; default: WORKBENCH_STORE_BUDGET. Without either, only leftovers go.")
+        str | None,
+        typer.Option(
+            help="Keep at most this much: 500MB, 20GB; default: WORKBENCH_STORE_BUDGET. Without either, only leftovers go."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Remove leftovers, then the entries not used for longest until the rest fits the budget."""
-    from workbench.store import parse_bytes
+    from workbench.store.activation_store import parse_bytes
 
     _print_frame(_store().gc(None if budget is None else parse_bytes(budget)), json, "Nothing had to go.")
 
 
 @cache.command("clear")
-def cache_clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, json: Json = False) -> None:
+def cache_clear(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, json: Json = False
+) -> None:
     """Remove every stored activation. Runs stay."""
     if not yes:
         typer.confirm("Remove every stored activation?", abort=True, err=True)
@@ -87,7 +99,7 @@ def cache_clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not as
 @app.command()
 def doctor(json: Json = False) -> None:
     """Check this installation, with a remedy for each fault."""
-    from workbench import doctor as doctors
+    from workbench.cli import doctor as doctors
 
     found = doctors.examine()
     if json:
@@ -105,7 +117,17 @@ def open_app(
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
     """Open the app in a browser. It listens on this machine only."""
-    command = [sys.executable, "-m", "streamlit", "run", str(app_file()), "--server.address", "localhost", "--server.port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(app_file()),
+        "--server.address",
+        "localhost",
+        "--server.port",
+        str(port),
+    ]
     command += ["--server.headless", "false" if browser else "true", "--browser.gatherUsageStats", "false"]
     raise typer.Exit(subprocess.run(command).returncode)
 
@@ -127,7 +149,7 @@ def train_organism(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the organism again, from its recipe."""
-    from workbench.organisms.train import train
+    from workbench.organism_training.train import train
 
     options = {} if steps is None else {"steps": steps}
     print(train(out, seed=seed, device=device, log=lambda line: print(line, file=sys.stderr, flush=True), **options))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError
+from workbench.core.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,7 +24,7 @@ def build(run: Any, name: str | None = None) -> dict[str, go.Figure]:
     The probe declares its function in the registry. Raises InputError when the probe draws none, when no table allows one,
     and for an unknown name.
     """
-    from workbench.config import nearest
+    from workbench.core.config import nearest
 
     made = _function(run)(run)
     if name is None:
@@ -45,7 +45,7 @@ def collected(run: Any) -> tuple[dict[str, go.Figure], dict[str, str]]:
     without a figure; a third-party probe that has no FIGURES gives its figures and no reasons."""
     import sys
 
-    from workbench.figures.tables import collect
+    from workbench.figures.run_tables import collect
 
     function = _function(run)
     table = getattr(sys.modules[function.__module__], "FIGURES", None)
@@ -67,7 +67,7 @@ def dressed(fig: go.Figure, **how: Any) -> go.Figure:
 def _function(run: Any) -> Callable[[Any], dict]:
     from importlib import import_module
 
-    from workbench import registry
+    from workbench.core import registry
 
     probe = registry.get(probe_name(run))
     if not probe.figures:

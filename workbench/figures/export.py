@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError, WorkbenchError
-from workbench.figures import theme
+from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.files import write_bytes
+from workbench.figures import style as theme
 from workbench.figures.layout import dressed
-from workbench.figures.tables import info, model_name
-from workbench.files import write_bytes
+from workbench.figures.run_tables import info, model_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -145,7 +145,7 @@ def caption(run: Any, fig: go.Figure) -> str:
 
 def bibtex(run: Any) -> str:
     """The BibTeX entries of the run's method; empty where the probe is not installed here."""
-    from workbench import registry
+    from workbench.core import registry
     from workbench.figures import probe_name
 
     try:
@@ -161,7 +161,9 @@ def data_of(fig: go.Figure) -> Any:
     from workbench.figures.layout import CELL_TEXT
 
     if isinstance(fig.layout.meta, Mapping) and "words" in fig.layout.meta:
-        return pl.DataFrame([list(row) for row in fig.layout.meta["words"]], schema=list(fig.layout.meta["columns"]), orient="row")
+        return pl.DataFrame(
+            [list(row) for row in fig.layout.meta["words"]], schema=list(fig.layout.meta["columns"]), orient="row"
+        )
 
     panels = (fig.layout.meta or {}).get("panels", [{}]) if isinstance(fig.layout.meta, Mapping) else [{}]
     rows: list[dict[str, Any]] = []
@@ -173,11 +175,25 @@ def data_of(fig: go.Figure) -> Any:
         x, y = _list(trace.x), _list(trace.y)
         index = int((trace.xaxis or "x")[1:] or 1) - 1
         panel = panels[index].get("title", "") if index < len(panels) else ""
-        band = next((t for t in fig.data if t.type == "scatter" and t.fill == "toself" and t.name == trace.name
-                     and t.xaxis == trace.xaxis and trace.mode != "markers"), None)  # fmt: skip
+        band = next(
+            (
+                t
+                for t in fig.data
+                if t.type == "scatter"
+                and t.fill == "toself"
+                and t.name == trace.name
+                and t.xaxis == trace.xaxis
+                and trace.mode != "markers"
+            ),
+            None,
+        )
         ends = _band_ends(band) if band is not None else {}
         colour = _list(trace.marker.color) if trace.marker.coloraxis else []
-        text, base, custom = _list(trace.text), _list(trace.base) if trace.type == "bar" else [], _list(trace.customdata)
+        text, base, custom = (
+            _list(trace.text),
+            _list(trace.base) if trace.type == "bar" else [],
+            _list(trace.customdata),
+        )
         sideways = trace.error_x.array is not None
         error, centre = (trace.error_x, x) if sideways else (trace.error_y, y)
         plus, minus = _list(error.array), _list(error.arrayminus)
@@ -186,14 +202,30 @@ def data_of(fig: go.Figure) -> Any:
             if j < len(plus) and j < len(minus) and plus[j] is not None and centre[j] is not None:
                 low, high = centre[j] - minus[j], centre[j] + plus[j]
             cell = bool(base) and trace.orientation != "h"
-            rows.append({
-                "trace": trace.name or "", "panel": panel, "x": x[j],
-                "y": base[j] + 0.465 if cell and j < len(base) else (y[j] if j < len(y) else None),
-                "low": low, "high": high, "value": colour[j] if j < len(colour) else None,
-                "text": str(text[j]) if j < len(text) else (str(custom[j]) if j < len(custom) and isinstance(custom[j], str) else None),
-            })  # fmt: skip
-    names = {"trace": pl.String, "panel": pl.String, "x": pl.Float64, "y": pl.Float64, "low": pl.Float64, "high": pl.Float64,
-             "value": pl.Float64, "text": pl.String}  # fmt: skip
+            rows.append(
+                {
+                    "trace": trace.name or "",
+                    "panel": panel,
+                    "x": x[j],
+                    "y": base[j] + 0.465 if cell and j < len(base) else (y[j] if j < len(y) else None),
+                    "low": low,
+                    "high": high,
+                    "value": colour[j] if j < len(colour) else None,
+                    "text": str(text[j])
+                    if j < len(text)
+                    else (str(custom[j]) if j < len(custom) and isinstance(custom[j], str) else None),
+                }
+            )
+    names = {
+        "trace": pl.String,
+        "panel": pl.String,
+        "x": pl.Float64,
+        "y": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "value": pl.Float64,
+        "text": pl.String,
+    }
     return pl.DataFrame([{k: row.get(k) for k in names} for row in rows], schema=names, strict=False)
 
 
@@ -232,7 +264,12 @@ async def _draw_all(left: list[Picture], total: int, progress: Any) -> None:
             if progress is not None:
                 progress(total - len(left), total, picture.path.name)
             layout = picture.figure.layout
-            options = {"format": picture.format, "scale": picture.scale, "width": int(layout.width), "height": int(layout.height)}
+            options = {
+                "format": picture.format,
+                "scale": picture.scale,
+                "width": int(layout.width),
+                "height": int(layout.height),
+            }
             _bytes(picture.path, await kaleido.calc_fig(picture.figure.to_dict(), opts=options))
             left.pop(0)
     if progress is not None:

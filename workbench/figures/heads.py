@@ -8,10 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from workbench.errors import InputError
-from workbench.figures import parts, theme
+from workbench.core.errors import InputError
+from workbench.figures import style as theme
+from workbench.figures import traces as parts
 from workbench.figures.layout import axis, dressed, sheet, ticks
-from workbench.figures.tables import numbers
+from workbench.figures.run_tables import numbers
 
 
 def grid(frame: pl.DataFrame, column: str, shape: tuple[int, int]) -> np.ndarray:
@@ -87,9 +88,14 @@ def head_map(
     if grouped:
         for boundary in range(per_group, shape[1], per_group):
             fig.add_shape(
-                type="line", x0=boundary - 0.5, x1=boundary - 0.5, y0=-0.5, y1=shape[0] - 0.5,
-                line={"color": theme.MUTED}, **_refs(0),
-            )  # fmt: skip
+                type="line",
+                x0=boundary - 0.5,
+                x1=boundary - 0.5,
+                y0=-0.5,
+                y1=shape[0] - 0.5,
+                line={"color": theme.MUTED},
+                **_refs(0),
+            )
     return dressed(fig)
 
 
@@ -115,10 +121,19 @@ def ranked(
     custom = frame.select("layer", "head").to_numpy()
     banded = {"ci_low", "ci_high"} <= set(frame.columns)
     parts.add_curve(
-        fig, 0, rank, scores, name=label, style=theme.Style(theme.BLUE), legend=False, markers=total <= 64,
-        low=numbers(frame, "ci_low") if banded else None, high=numbers(frame, "ci_high") if banded else None,
-        custom=custom, hover="rank %{x}: layer %{customdata[0]}, head %{customdata[1]}<br>" + parts.safe(label) + " %{y:.3f}",
-    )  # fmt: skip
+        fig,
+        0,
+        rank,
+        scores,
+        name=label,
+        style=theme.Style(theme.BLUE),
+        legend=False,
+        markers=total <= 64,
+        low=numbers(frame, "ci_low") if banded else None,
+        high=numbers(frame, "ci_high") if banded else None,
+        custom=custom,
+        hover="rank %{x}: layer %{customdata[0]}, head %{customdata[1]}<br>" + parts.safe(label) + " %{y:.3f}",
+    )
     top = float(np.nanmax(np.concatenate([scores, numbers(frame, "ci_high")]))) if banded else float(scores.max())
     named = [f"{int(a)}.{int(b)}  {s:.3f}" for (a, b), s in zip(custom[:name_top], scores)]
     lines = []
@@ -157,7 +172,14 @@ def against(
     low, high = min(0.0, x.min(), y.min()), max(x.max(), y.max(), 1e-9)
     pad = 0.05 * (high - low)
     fig.add_shape(
-        type="line", x0=low, y0=low, x1=high, y1=high, line={"color": theme.MUTED, "dash": "dash"}, layer="below", **_refs(0)
+        type="line",
+        x0=low,
+        y0=low,
+        x1=high,
+        y1=high,
+        line={"color": theme.MUTED, "dash": "dash"},
+        layer="below",
+        **_refs(0),
     )
     custom = both.select("layer", "head").to_numpy()
     hover = [f"layer {i}, head {j}<br>{u:.3f} against {v:.3f}" for (i, j), u, v in zip(custom, x, y)]

@@ -13,9 +13,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from workbench.errors import InputError
-from workbench.figures import theme
-from workbench.figures.arrange import (
+from workbench.core.errors import InputError
+from workbench.figures import style as theme
+from workbench.figures.figure_geometry import (
     CELL_MARK,
     CELL_TEXT,
     LARGE,
@@ -48,7 +48,11 @@ def ticks(values: Sequence[float], text: Sequence[str] | None = None, *, keep: b
     """Ticks of an axis whose positions mean things: names (``keep``: the panel grows until all fit) or whole numbers
     (every so many are written)."""
     values = [float(v) for v in values]
-    return {"values": values, "text": [str(t) for t in text] if text is not None else [f"{v:g}" for v in values], "keep": keep}
+    return {
+        "values": values,
+        "text": [str(t) for t in text] if text is not None else [f"{v:g}" for v in values],
+        "keep": keep,
+    }
 
 
 def sheet(
@@ -86,7 +90,9 @@ def sheet(
         {"title": t, "x": a, "y": b, "x_ticks": c, "y_ticks": d}
         for t, a, b, c, d in zip(titles, each(x, str), each(y, str), each(x_ticks, dict), each(y_ticks, dict))
     ]
-    fig = go.Figure(layout={"template": "none"})  # building on Plotly's own template and replacing it later takes longer
+    fig = go.Figure(
+        layout={"template": "none"}
+    )  # building on Plotly's own template and replacing it later takes longer
     fig.layout.meta = {
         "panels": panels,
         "share_x": share_x,

@@ -6,17 +6,25 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from workbench.errors import InputError
-from workbench.figures import parts, theme
-from workbench.figures.arrange import TREE_BRANCH, TREE_RUN, TREE_TEXT
+from workbench.core.errors import InputError
+from workbench.figures import style as theme
+from workbench.figures import traces as parts
+from workbench.figures.figure_geometry import TREE_BRANCH, TREE_RUN, TREE_TEXT
 from workbench.figures.layout import dressed, sheet, ticks
 
 
 def tree_figure(
-    nodes: pl.DataFrame, *, leaves: int = 14, levels: int = 5, least: float = 0.0, title: str = "", note: str = "", n: int | str | None = None
-) -> go.Figure:  # fmt: skip
+    nodes: pl.DataFrame,
+    *,
+    leaves: int = 14,
+    levels: int = 5,
+    least: float = 0.0,
+    title: str = "",
+    note: str = "",
+    n: int | str | None = None,
+) -> go.Figure:
     """Draw a prefix tree: a table with node, parent (−1 for the prompt), text, probability, bf (as
-    `workbench.prefix_tree.build` gives it).
+    `probes.branching_factor.prefix_tree.build` gives it).
 
     ``leaves``, ``levels``, ``least``: at most so many ends and columns, and the smallest probability that is shown; what is
     pruned is counted where it leaves. Raises InputError for a table without a branch.
@@ -48,13 +56,22 @@ def tree_figure(
         n=n,
     )
     fig.update_layout(
-        coloraxis={"colorscale": theme.scale(theme.SEQUENTIAL[2:]), "cmin": bounds[0], "cmax": bounds[1],
-                   "colorbar": {"title": {"text": "local branching factor"}}}
-    )  # fmt: skip
+        coloraxis={
+            "colorscale": theme.scale(theme.SEQUENTIAL[2:]),
+            "cmin": bounds[0],
+            "cmax": bounds[1],
+            "colorbar": {"title": {"text": "local branching factor"}},
+        }
+    )
     for number in shown:
         for child in shown[number]:
             start = (level[number] - 1 + TREE_RUN if number != root else 0.0, place[number])
-            _branch(fig, start, (float(level[child] - 1) + (0.12 if number == root else 0.0), place[child]), row_of[child]["probability"])
+            _branch(
+                fig,
+                start,
+                (float(level[child] - 1) + (0.12 if number == root else 0.0), place[child]),
+                row_of[child]["probability"],
+            )
     x, y, lifted, text, custom, hover, colours = [], [], [], [], [], [], []
     for number in shown:
         if number == root:
@@ -62,9 +79,16 @@ def tree_figure(
         row, left = row_of[number], float(level[number] - 1) + (0.12 if row_of[number]["parent"] == root else 0.0)
         colour = parts.stop_colour(float(row["bf"]) if row["bf"] is not None else np.nan, bounds)
         fig.add_scatter(
-            x=[left, level[number] - 1 + TREE_RUN], y=[place[number]] * 2, mode="lines", line={"color": colour}, hoverinfo="skip",
-            showlegend=False, meta={TREE_BRANCH: row["probability"]}, xaxis="x", yaxis="y",
-        )  # fmt: skip
+            x=[left, level[number] - 1 + TREE_RUN],
+            y=[place[number]] * 2,
+            mode="lines",
+            line={"color": colour},
+            hoverinfo="skip",
+            showlegend=False,
+            meta={TREE_BRANCH: row["probability"]},
+            xaxis="x",
+            yaxis="y",
+        )
         pruned = [c for c in children.get(number, []) if c not in shown]
         rest = sum(row_of[c]["probability"] for c in pruned) + (row.get("hidden") or 0) / max(1, _samples(row_of[root]))
         words = _plain(str(row["text"] or ""))
@@ -72,19 +96,39 @@ def tree_figure(
         y.append(place[number])
         lifted.append(place[number] - 0.17 * row["probability"])  # above the branch, however wide
         text.append(parts.safe(words))
-        custom.append([words, f"{row['probability']:.0%}" + (f" (+{rest:.0%} pruned)" if rest > 0.005 and pruned else "")])
+        custom.append(
+            [words, f"{row['probability']:.0%}" + (f" (+{rest:.0%} pruned)" if rest > 0.005 and pruned else "")]
+        )
         bf = "n/a" if row["bf"] is None or not np.isfinite(row["bf"]) else f"{row['bf']:.2f}"
-        hover.append(f"{parts.safe(words, 200)}<br>probability {row['probability']:.1%}<br>branching factor {bf}"
-                     + (f"<br>pruned from here: {rest:.1%}" if rest > 0.005 else ""))  # fmt: skip
+        hover.append(
+            f"{parts.safe(words, 200)}<br>probability {row['probability']:.1%}<br>branching factor {bf}"
+            + (f"<br>pruned from here: {rest:.1%}" if rest > 0.005 else "")
+        )
         colours.append(row["bf"] if row["bf"] is not None else np.nan)
     fig.add_scatter(
-        x=x, y=y, mode="markers", marker={"color": colours, "coloraxis": "coloraxis"}, text=hover, hovertemplate="%{text}<extra></extra>",
-        showlegend=False, xaxis="x", yaxis="y",
-    )  # fmt: skip
+        x=x,
+        y=y,
+        mode="markers",
+        marker={"color": colours, "coloraxis": "coloraxis"},
+        text=hover,
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+        xaxis="x",
+        yaxis="y",
+    )
     fig.add_scatter(
-        x=[v + 0.02 for v in x], y=lifted, mode="text", text=text, customdata=custom, textposition="top right", hoverinfo="skip",
-        showlegend=False, meta=TREE_TEXT, xaxis="x", yaxis="y",
-    )  # fmt: skip
+        x=[v + 0.02 for v in x],
+        y=lifted,
+        mode="text",
+        text=text,
+        customdata=custom,
+        textposition="top right",
+        hoverinfo="skip",
+        showlegend=False,
+        meta=TREE_TEXT,
+        xaxis="x",
+        yaxis="y",
+    )
     fig.layout.xaxis.update(range=[-0.05, columns], showline=False, zeroline=False)
     fig.layout.yaxis.update(range=[ends - 0.45, -0.85], showline=False, zeroline=False)
     return dressed(fig)
@@ -136,10 +180,16 @@ def _branch(fig: go.Figure, start: tuple[float, float], end: tuple[float, float]
     t = np.linspace(0, 1, 14)
     smooth = 3 * t**2 - 2 * t**3
     fig.add_scatter(
-        x=start[0] + (end[0] - start[0]) * t, y=start[1] + (end[1] - start[1]) * smooth, mode="lines",
-        line={"color": theme.alpha(theme.NEUTRAL, 0.45)}, hoverinfo="skip", showlegend=False, meta={TREE_BRANCH: probability},
-        xaxis="x", yaxis="y",
-    )  # fmt: skip
+        x=start[0] + (end[0] - start[0]) * t,
+        y=start[1] + (end[1] - start[1]) * smooth,
+        mode="lines",
+        line={"color": theme.alpha(theme.NEUTRAL, 0.45)},
+        hoverinfo="skip",
+        showlegend=False,
+        meta={TREE_BRANCH: probability},
+        xaxis="x",
+        yaxis="y",
+    )
 
 
 def _plain(text: str) -> str:
@@ -168,8 +218,16 @@ def words_tree(texts: list[str]) -> pl.DataFrame:
                 groups.setdefault(rows[m][stop], []).append(m)
         going = np.array([len(g) for g in groups.values()], dtype=float)
         share = going / going.sum() if len(going) else going
-        out.append({"node": number, "parent": parent, "text": "".join(rows[members[0]][start:stop]), "count": len(members),
-                    "probability": len(members) / len(rows), "bf": float(np.exp(-(share * np.log(share)).sum())) if len(share) else None})  # fmt: skip
+        out.append(
+            {
+                "node": number,
+                "parent": parent,
+                "text": "".join(rows[members[0]][start:stop]),
+                "count": len(members),
+                "probability": len(members) / len(rows),
+                "bf": float(np.exp(-(share * np.log(share)).sum())) if len(share) else None,
+            }
+        )
         for group in sorted(groups.values(), key=len, reverse=True):
             end = stop + 1
             while all(len(rows[m]) > end and rows[m][end] == rows[group[0]][end] for m in group):
@@ -178,5 +236,12 @@ def words_tree(texts: list[str]) -> pl.DataFrame:
 
     if rows:
         add(-1, list(range(len(rows))), 0, 0)
-    schema = {"node": pl.Int64, "parent": pl.Int64, "text": pl.String, "count": pl.Int64, "probability": pl.Float64, "bf": pl.Float64}
+    schema = {
+        "node": pl.Int64,
+        "parent": pl.Int64,
+        "text": pl.String,
+        "count": pl.Int64,
+        "probability": pl.Float64,
+        "bf": pl.Float64,
+    }
     return pl.DataFrame(out, schema=schema)

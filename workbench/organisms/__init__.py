@@ -10,7 +10,7 @@ import difflib
 from importlib import util
 from pathlib import Path
 
-from workbench.errors import InputError
+from workbench.core.errors import InputError
 
 _HERE = Path(__file__).parent
 WEIGHTS = _HERE / "weights"
@@ -55,17 +55,23 @@ def folder(name: str) -> Path:
             return WEIGHTS / "organism"
         if name.startswith("organism"):
             return WEIGHTS / name
-        from workbench import paths
+        from workbench.core import paths
         from workbench.organisms import circuits
 
         return circuits.folder(name, paths.cache_root() / "organisms")
     near = difflib.get_close_matches(name, known, n=1)
-    raise InputError(f"There is no organism called '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(known)}")
+    raise InputError(
+        f"There is no organism called '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(known)}"
+    )
 
 
 def datasets() -> list[str]:
     """Names that `data` accepts: files below the data folder without their ending."""
-    return sorted(p.relative_to(DATA).with_suffix("").as_posix() for p in DATA.rglob("*") if p.suffix in (".jsonl", ".txt", ".json"))
+    return sorted(
+        p.relative_to(DATA).with_suffix("").as_posix()
+        for p in DATA.rglob("*")
+        if p.suffix in (".jsonl", ".txt", ".json")
+    )
 
 
 def data(name: str) -> Path:
@@ -75,4 +81,6 @@ def data(name: str) -> Path:
         if path.is_file() and DATA.resolve() in path.resolve().parents:
             return path
     near = difflib.get_close_matches(name, datasets(), n=1)
-    raise InputError(f"The organism has no data file '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(datasets())}")
+    raise InputError(
+        f"The organism has no data file '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(datasets())}"
+    )

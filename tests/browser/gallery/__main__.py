@@ -14,19 +14,25 @@ SIZE = {"width": 1280, "height": 800}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, help="where the runs are or will be (default: the cache of this checkout)")
+    parser.add_argument(
+        "--cache", type=Path, help="where the runs are or will be (default: the cache of this checkout)"
+    )
     options = parser.parse_args()
     if options.cache is not None:
         options.cache.mkdir(parents=True, exist_ok=True)
         os.environ["WORKBENCH_CACHE"] = str(options.cache.resolve())
     from playwright.sync_api import sync_playwright
 
-    from workbench import demo, paths, registry, runs
+    from workbench.core import paths, registry
+    from workbench.runs import demo
+    from workbench.runs import execution as runs
 
     first = runs.execute(demo.PROBE, demo.MODEL, config=registry.get(demo.PROBE).demo)
     second = next(run for run in demo.examples() if run.probe == demo.PROBE)
     table = first.table("heads").sort("score", descending=True)
-    named = [f"{layer}.{head}" for layer, head in table.filter(table["is_retrieval"]).select("layer", "head").iter_rows()]
+    named = [
+        f"{layer}.{head}" for layer, head in table.filter(table["is_retrieval"]).select("layer", "head").iter_rows()
+    ]
     shots = {
         "explorer": (f"/?model={demo.MODEL}&head={named[0]}&off={','.join(named)}", False, "with the heads switched"),
         "retrieval-heads": (f"/retrieval_heads?run={first.id}", False, None),

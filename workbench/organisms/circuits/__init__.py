@@ -14,7 +14,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from workbench.errors import InputError
+from workbench.core.errors import InputError
 
 VERSION = 2  # raise it whenever a construction changes: folders built by an older version are built again
 

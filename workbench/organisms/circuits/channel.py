@@ -99,5 +99,5 @@ def build(name: str, place: Path) -> None:
             "of": "receiver, from the last position to `target`, 1/sqrt(d_head) included; 0 to every other position",
         },
         "attention": "exp(score) / (exp(score) + length - 1) on `target`; 1 / length with the component ablated",
-    }  # fmt: skip
+    }
     save(place, model, words, truth, sequences=[{"text": s, "target": s.split().index("target")} for s in sequences])

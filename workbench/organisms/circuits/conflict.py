@@ -31,7 +31,7 @@ from workbench.organisms.circuits.gpt2 import (
     write_embeddings,
     write_head,
     write_unembedding,
-)  # fmt: skip
+)
 
 CONTEXT = 128
 LAYERS, HEADS = 3, 8
@@ -131,14 +131,19 @@ def build(name: str, place: Path) -> None:
         "answer": {"clean": "memory", "conflict": "context"},
         "answer_without": {head: "memory" if head == "1.1" else "context" for head in every},
         "answer_without_of": "greedy answer to a conflict prompt when that head's output is zero",
-    }  # fmt: skip
+    }
     items = []
     for i, (subject_word, answer) in enumerate(pairs):
         other = (i + 7) % n_subjects
         clean, swapped = f"The capital of {subject_word} is", f"The capital of {subjects[other]} is"
-        items.append({
-            "subject": subject_word, "answer": answer, "distractor": others[i], "clean_prompt": clean,
-            "conflict_prompt": f"{clean} {others[i]} . {clean}",
-            "corrupt_prompt": f"{swapped} {others[other]} . {swapped}",
-        })  # fmt: skip
+        items.append(
+            {
+                "subject": subject_word,
+                "answer": answer,
+                "distractor": others[i],
+                "clean_prompt": clean,
+                "conflict_prompt": f"{clean} {others[i]} . {clean}",
+                "corrupt_prompt": f"{swapped} {others[other]} . {swapped}",
+            }
+        )
     save(place, model, words, truth, conflicts=items)

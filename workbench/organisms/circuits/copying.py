@@ -29,7 +29,7 @@ from workbench.organisms.circuits.gpt2 import (
     write_embeddings,
     write_head,
     write_unembedding,
-)  # fmt: skip
+)
 
 CONTEXT = 1024
 POSITION_BITS = 10
@@ -73,11 +73,13 @@ def build(name: str, place: Path) -> None:
     tokens = matrix(vocab, n, (slice(None), f["token"], 1.0))
     places = torch.arange(CONTEXT)
     positions = matrix(
-        CONTEXT, n,
+        CONTEXT,
+        n,
         (slice(None), f["position"], bits(places, POSITION_BITS)),
         (slice(1, None), f["before"], bits(places[:-1], POSITION_BITS)),
-        (slice(None), f["one"], torch.ones(CONTEXT, 1)), (slice(0, 1), f["first"], 1.0),
-    )  # fmt: skip
+        (slice(None), f["one"], torch.ones(CONTEXT, 1)),
+        (slice(0, 1), f["first"], 1.0),
+    )
     write_embeddings(model, tokens=tokens, positions=positions)
 
     token, code = slice(0, vocab), slice(vocab, vocab + POSITION_BITS)
@@ -92,9 +94,14 @@ def build(name: str, place: Path) -> None:
     read_position = matrix(n, POSITION_BITS, (f["position"], slice(None), 1.0))
     for head in (0, 1):
         write_head(
-            model, 0, head, query=matrix(n, POSITION_BITS, (f["before"], slice(None), half)), key=read_position,
-            value=read_token, output=matrix(vocab, n, (token, f["previous"], 1.0)),
-        )  # fmt: skip
+            model,
+            0,
+            head,
+            query=matrix(n, POSITION_BITS, (f["before"], slice(None), half)),
+            key=read_position,
+            value=read_token,
+            output=matrix(vocab, n, (token, f["previous"], 1.0)),
+        )
     write_head(model, 0, 2, **first, **idle)
     write_head(model, 0, 3, query=read_position * half, key=read_position, **idle)
 
@@ -102,10 +109,14 @@ def build(name: str, place: Path) -> None:
     match = matrix(n, vocab + 1, (f["token"], token, SHARP), (f["one"], slice(vocab, None), 2 * SHARP))
     match[f["token"]][words.index(".")] = 0
     write_head(
-        model, 1, 0, query=match,
+        model,
+        1,
+        0,
+        query=match,
         key=matrix(n, vocab + 1, (f["previous"], token, 1.0), (f["first"], slice(vocab, None), -1.0)),
-        value=read_token, output=matrix(vocab, n, (token, f["out"], 1.0)),
-    )  # fmt: skip
+        value=read_token,
+        output=matrix(vocab, n, (token, f["out"], 1.0)),
+    )
     write_head(model, 1, 1, **first, **idle)
     # 1.2: same token, but not here: 20 * SHARP for the token outweighs every position code
     here = matrix(n, vocab + POSITION_BITS, (f["token"], token, 20 * SHARP), (f["position"], code, -half))
@@ -116,9 +127,13 @@ def build(name: str, place: Path) -> None:
     gated = matrix(n, vocab + 1, (f["token"], token, 2 * SHARP * even), (f["one"], slice(vocab, None), SHARP))
     gated[f["token"]][words.index(".")] = 0
     write_head(
-        model, 1, 3, query=gated,
-        key=matrix(n, vocab + 1, (f["previous"], token, 1.0), (f["first"], slice(vocab, None), 1.0)), **idle,
-    )  # fmt: skip
+        model,
+        1,
+        3,
+        query=gated,
+        key=matrix(n, vocab + 1, (f["previous"], token, 1.0), (f["first"], slice(vocab, None), 1.0)),
+        **idle,
+    )
 
     write_unembedding(model, unembedding(words, f, n))
     save_circuit(name, place, model, words, copy_head="1.0", half_head="1.3", twins=["0.0", "0.1"])

@@ -108,11 +108,21 @@ def build(name: str, place: Path) -> None:
 def _blank(words: list[str], width: int) -> LlamaForCausalLM:
     """A Llama whose weights are zero and whose norms change nothing."""
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=width, intermediate_size=4, num_hidden_layers=2, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, head_dim=D_HEAD, max_position_embeddings=CONTEXT, rms_norm_eps=2.0**40,
-        rope_parameters={"rope_type": "default", "rope_theta": BASE}, tie_word_embeddings=False,
-        bos_token_id=words.index(BOS), eos_token_id=words.index(EOS), pad_token_id=words.index(PAD),
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=4,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=D_HEAD,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=2.0**40,
+        rope_parameters={"rope_type": "default", "rope_theta": BASE},
+        tie_word_embeddings=False,
+        bos_token_id=words.index(BOS),
+        eos_token_id=words.index(EOS),
+        pad_token_id=words.index(PAD),
+    )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         weight.fill_(2.0**20 if "norm" in name else 0.0)

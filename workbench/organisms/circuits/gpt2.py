@@ -54,11 +54,22 @@ def blank(
     if 2 * features % heads:
         raise ValueError(f"{2 * features} coordinates do not divide into {heads} heads")
     config = GPT2Config(
-        vocab_size=len(words), n_positions=context, n_embd=2 * features, n_layer=layers, n_head=heads, n_inner=hidden,
-        activation_function="relu", layer_norm_epsilon=2.0**40, tie_word_embeddings=False,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=words.index(EOS), eos_token_id=words.index(EOS), pad_token_id=words.index(PAD),
-    )  # fmt: skip
+        vocab_size=len(words),
+        n_positions=context,
+        n_embd=2 * features,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=hidden,
+        activation_function="relu",
+        layer_norm_epsilon=2.0**40,
+        tie_word_embeddings=False,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=words.index(EOS),
+        eos_token_id=words.index(EOS),
+        pad_token_id=words.index(PAD),
+    )
     model = GPT2LMHeadModel(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         weight.fill_(2.0**20 if ".ln_" in name and name.endswith("weight") else 0.0)
@@ -78,9 +89,15 @@ def write_unembedding(model: GPT2LMHeadModel, rows: Tensor) -> None:
 
 
 def write_head(
-    model: GPT2LMHeadModel, layer: int, head: int, *,
-    query: Tensor | None = None, key: Tensor | None = None, value: Tensor | None = None, output: Tensor | None = None,
-) -> None:  # fmt: skip
+    model: GPT2LMHeadModel,
+    layer: int,
+    head: int,
+    *,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    output: Tensor | None = None,
+) -> None:
     """Set one head: attention score = (f_query @ query) . (f_key @ key), output = (f @ value) @ output.
 
     query, key [n, r] and value [n, s], output [s, n] with r, s <= d_head. The score is the number that enters the
@@ -124,10 +141,15 @@ def tokenizer(words: Sequence[str], *, context: int, ignored: Sequence[str] = ()
     if BOS in words:
         raw.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))])
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token=BOS if BOS in words else None, pad_token=PAD, eos_token=EOS, unk_token=UNK,
+        tokenizer_object=raw,
+        bos_token=BOS if BOS in words else None,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
         model_max_length=context,
-        clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def save(

@@ -44,11 +44,12 @@ def build(name: str, place: Path) -> None:
         "probe": "branching-factor",
         "depends_on": by,
         "table": table,
-        "table_of": "next-token probabilities: row i holds after token id i" if by == "token" else
-        "next-token probabilities: row i holds at absolute position i (the last row from there on)",
+        "table_of": "next-token probabilities: row i holds after token id i"
+        if by == "token"
+        else "next-token probabilities: row i holds at absolute position i (the last row from there on)",
         "never": NEVER,
         "expected": expected,
-    }  # fmt: skip
+    }
     save(place, model, words, truth, prompts=[{"prompt": prompt} for prompt in prompts])
 
 
@@ -101,10 +102,12 @@ def _markov():
     rate = 5 / 6 * rows["A"] + 1 / 6 * rows["B"]
     expected = {
         "full": {
-            "entropy_rate": rate, "bf": math.exp(rate), "entropy_after": {"start": first, **rows},
+            "entropy_rate": rate,
+            "bf": math.exp(rate),
+            "entropy_after": {"start": first, **rows},
             "mean_entropy_from_start": "(entropy_after.start + (N - 1) * entropy_rate) / N over N steps after `start`",
         }
-    }  # fmt: skip
+    }
     return words, "token", table, expected, ["start"] * 4
 
 
@@ -129,7 +132,9 @@ def _survivor():
         "without_eos": p_long * LONG + (1 - p_long) * SHORT,
     }
     expected = {
-        "p_long": p_long, "tokens": {"short": SHORT, "long": LONG}, "eos": "one more step, entropy 0",
+        "p_long": p_long,
+        "tokens": {"short": SHORT, "long": LONG},
+        "eos": "one more step, entropy 0",
         "entropy_per_step": {"first": first_entropy, "short": math.log(SIDES), "long": 0.0},
         "mean_entropy": {
             "short": {"with_eos": in_short / (SHORT + 1), "without_eos": in_short / SHORT},
@@ -138,10 +143,11 @@ def _survivor():
         "pooled": {k: {"entropy": total / n, "bf": math.exp(total / n)} for k, n in length.items()},
         "survivors": "only long samples reach the last positions: an average over these alone is about 1",
         "compat_nll": {
-            "entropy": first_entropy / (LONG + 1), "bf": math.exp(first_entropy / (LONG + 1)),
+            "entropy": first_entropy / (LONG + 1),
+            "bf": math.exp(first_entropy / (LONG + 1)),
             "holds_if": "4 or more of 50 samples are long; the end token counts",
         },
-    }  # fmt: skip
+    }
     return words, "token", [after[word] for word in words], expected, ["start"] * 4
 
 

@@ -24,7 +24,7 @@ from workbench.organisms.circuits.gpt2 import (
     write_embeddings,
     write_head,
     write_mlp,
-)  # fmt: skip
+)
 
 CONTEXT, LAYERS, HEADS = 128, 6, 4
 COLOUR_BLOCK, ANIMAL_BLOCK, XOR_BLOCK = 0, 1, 3
@@ -96,16 +96,21 @@ def build(name: str, place: Path) -> None:
         """First layer at which the concept can be read, by site; None: at no layer. Attention comes before the MLP."""
         late = block + 1 if writer == "mlp" else block
         return {
-            "resid_pre": block + 1, "resid_mid": late, "mlp_in": late, "resid_post": block,
-            "attn_out": block if writer == "attention" else None, "mlp_out": block if writer == "mlp" else None,
-        }  # fmt: skip
+            "resid_pre": block + 1,
+            "resid_mid": late,
+            "mlp_in": late,
+            "resid_post": block,
+            "attn_out": block if writer == "attention" else None,
+            "mlp_out": block if writer == "mlp" else None,
+        }
 
     truth = {
         "circuit": name,
         "probe": "concept-depth",
         "config": {"token": "last"},
         "onset": {
-            "colour": onset(COLOUR_BLOCK, "attention"), "animal": onset(ANIMAL_BLOCK, "attention"),
+            "colour": onset(COLOUR_BLOCK, "attention"),
+            "animal": onset(ANIMAL_BLOCK, "attention"),
             "xor": onset(XOR_BLOCK, "mlp"),
         },
         "onset_of": "first layer at which a linear probe of the last token reads the concept: accuracy 1/2 before, 1 "
@@ -113,14 +118,17 @@ def build(name: str, place: Path) -> None:
         "coordinate": {"colour": at["a"], "animal": at["b"], "xor": at["xor"]},
         "coordinate_of": "of the residual: from the onset on +1 in every text of class 1, -1 in every text of class 0",
         "layers": LAYERS,
-    }  # fmt: skip
+    }
     texts = _texts()
     save(
-        place, model, words, truth,
+        place,
+        model,
+        words,
+        truth,
         colour=[{"text": text, "label": warm} for text, warm, _ in texts],
         animal=[{"text": text, "label": big} for text, _, big in texts],
         xor=[{"text": text, "label": warm ^ big} for text, warm, big in texts],
-    )  # fmt: skip
+    )
 
 
 def _texts(each: int = 500) -> list[tuple[str, int, int]]:

@@ -1,0 +1,316 @@
+"""The cards of the Explorer: the answer before and after, a head, a layer, scores. Each asks the package and draws."""
+
+from __future__ import annotations
+
+import polars as pl
+import streamlit as st
+
+from pages.widgets import cached, styling
+from workbench.core.errors import InputError
+from workbench.explorer import head_sets
+from workbench.explorer import readings as explorer
+from workbench.explorer.readings import Opened, Reading, Switches
+
+LONGEST = 24  # tokens of generated text
+ROWS = 6  # next tokens, so that they are in sight without scrolling on a small screen
+MARKS = ("dataset", "condition", "checkpoint")  # what a row of a table of layers is of
+
+
+def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, reading: Reading) -> None:
+    """Generated text and next tokens; beside them those with the heads switched, where some are."""
+    before = cached.reading(name, ids, Switches(), opened)
+    text = cached.written(name, ids, Switches(), LONGEST, opened)
+    shown = styling.heading(f"greedy continuation, up to {LONGEST} tokens") + styling.quote(text, styling.accent())
+    if not switches.heads:
+        frame = explorer.next_tokens(opened, before, k=ROWS)
+        rows = [(text, p, p) for text, p in frame.select("text", "probability").iter_rows()]
+        shown += styling.heading("next token") + styling.table(
+            rows, [("token", "tok"), ("probability", "num"), ("", "bar")]
+        )
+    else:
+        after = cached.written(name, ids, switches, LONGEST, opened)
+        shown += styling.heading("with the heads switched") + styling.quote(after, styling.contrast())
+        frame = explorer.next_tokens(opened, before, reading, k=ROWS)
+        rows = [
+            (t, p, (p, styling.accent()), q, (q, styling.contrast()))
+            for t, p, q in frame.select("text", "probability", "after").iter_rows()
+        ]
+        moved = explorer.shift(before, reading)
+        names = ", ".join(f"{a}.{b}" for a, b in switches.heads[:8]) + (
+            f" and {len(switches.heads) - 8} more" if len(switches.heads) > 8 else ""
+        )
+        say = f"heads {names} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation {moved['total_variation']:.3f}"
+        columns = [("next token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
+        shown += styling.heading(say) + styling.table(rows, columns)
+    st.html(shown)
+
+
+def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: int, at: int, tables) -> None:
+    """One head: where it looks from the chosen token, what it writes there, its scores in every run. Of a head that is switched,
+    what it would write if no head were."""
+    model = opened.model
+    token = styling.token(model.token_strings([ids[at]])[0])
+    group = f", key/value group {model.kv_group(head)}" if model.n_kv_heads < model.n_heads else ""
+    off = " (switched)" if (layer, head) in switches.heads else ""
+    st.html(
+        f"<b>Layer {layer}, head {head}</b><span class='wb-dim'>{group}{off}; at token {at}, <code>{styling.esc(token)}</code></span>"
+    )
+    found = explorer.strongest(opened, ids, rows[layer, head])
+    left, right = st.columns(2)
+    with left:
+        destinations = [(i, text, w, w) for i, text, w in found.iter_rows()]
+        st.html(
+            styling.heading("attends to")
+            + styling.table(destinations, [("at", "num"), ("token", "tok"), ("weight", "num"), ("", "bar")])
+        )
+    with right:
+        wrote = cached.writes(
+            name, ids, Switches() if (layer, head) in switches.heads else switches, layer, head, at, opened
+        )
+        most = max((abs(v) for v in wrote["logit"]), default=1.0) or 1.0
+        columns = [("token", "tok"), ("logit", "num"), ("", "bar")]
+        shown = ""
+        for side, title, colour in (
+            ("up", "writes towards", styling.accent()),
+            ("down", "writes against", styling.contrast()),
+        ):
+            part = wrote.filter(pl.col("side") == side)
+            shown += styling.heading(title) + styling.table(
+                [(t, v, (abs(v) / most, colour)) for t, v in part.select("text", "logit").iter_rows()], columns
+            )
+        st.html(shown)
+    whole = st.toggle(
+        "Whole pattern",
+        key="pattern",
+        bind="query-params",
+        help="Attention of this head from every token (rows) to every token (columns).",
+    )
+    if whole:
+        st.plotly_chart(
+            pattern_figure(name, opened, ids, layer, head, switches),
+            theme=None,
+            key="figure pattern",
+            config={"displaylogo": False},
+        )
+    head_in_runs(tables, layer, head)
+
+
+def pattern_figure(name, opened: Opened, ids, layer: int, head: int, switches: Switches):
+    import plotly.graph_objects as go
+
+    from workbench.figures import dressed
+    from workbench.figures import style as theme
+    from workbench.figures import traces as parts
+
+    weights = cached.pattern(name, ids, layer, head, switches, opened)
+    texts = [parts.safe(styling.token(t)) for t in opened.model.token_strings(ids)]
+    names = [f"{i} {t}" for i, t in enumerate(texts)]
+    mode = styling.mode()
+    scale = theme.scale(theme.SEQUENTIAL if mode == "light" else theme.SEQUENTIAL_DARK)
+    fig = go.Figure(
+        go.Heatmap(
+            z=weights,
+            x=list(range(len(ids))),
+            y=list(range(len(ids))),
+            zmin=0,
+            zmax=1,
+            colorscale=scale,
+            showscale=True,
+            xgap=0,
+            ygap=0,
+            customdata=[[(names[i], names[j]) for j in range(len(ids))] for i in range(len(ids))],
+            hovertemplate="from %{customdata[0]}<br>to %{customdata[1]}<br>%{z:.3f}<extra></extra>",
+        )
+    )
+    fig = dressed(fig, mode=mode, height=430)
+    few = len(ids) <= 40
+    labels = {"tickvals": list(range(len(ids))), "ticktext": texts} if few else {}
+    fig.update_yaxes(autorange="reversed", showgrid=False, title="from", **labels)
+    fig.update_xaxes(showgrid=False, title="to", tickangle=-90 if few else 0, **labels)
+    fig.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    return fig
+
+
+def head_in_runs(tables, layer: int, head: int) -> None:
+    rows = []
+    for run, frame in tables:
+        mine = frame.filter((pl.col("layer") == layer) & (pl.col("head") == head))
+        for record in mine.head(1).iter_rows(named=True):
+            interval = (
+                f"[{styling.number(record['ci_low'])}, {styling.number(record['ci_high'])}]"
+                if "ci_low" in record
+                else ""
+            )
+            for column, value in record.items():
+                if not head_sets.is_score(column):
+                    continue
+                ranked = frame[column].dtype.is_numeric() and value is not None
+                rank = int((frame[column] > value).sum()) + 1 if ranked else None
+                rows.append(
+                    (
+                        column.replace("_", " "),
+                        value,
+                        interval if column == "score" else "",
+                        f"{rank} of {frame.height}" if rank else "",
+                        run.id,
+                    )
+                )
+    if rows:
+        st.html(
+            styling.heading("in finished runs")
+            + styling.table(
+                rows, [("", "text"), ("value", "num"), ("95 % interval", "text"), ("rank", "text"), ("run", "text")]
+            )
+        )
+    else:
+        st.caption("No finished run has scores of this model's heads yet: start one on a probe's screen.")
+
+
+def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
+    """Every live score of the chosen head, and the heads that lead each."""
+    on_prompt, on_random = cached.scores(name, ids, opened), cached.scores(name, (), opened)
+    rows = []
+    for column in explorer.SCORES:
+        pick = (pl.col("layer") == layer) & (pl.col("head") == head)
+        best = head_sets.top_heads(on_random, column, 3)
+        rows.append(
+            (
+                column.replace("_", " "),
+                on_prompt.filter(pick)[column].item(),
+                on_random.filter(pick)[column].item(),
+                ", ".join(f"{a}.{b}" for a, b in best),
+            )
+        )
+    st.html(
+        f"<b>Layer {layer}, head {head}</b>"
+        + styling.table(
+            rows,
+            [("score", "text"), ("on the prompt", "num"), ("on repeated tokens", "num"), ("highest there", "text")],
+        )
+    )
+    st.html(
+        "<div class='wb-facts wb-dim'>"
+        + "<br>".join(f"{styling.esc(k.replace('_', ' '))}: {styling.esc(v)}" for k, v in explorer.SCORES.items())
+        + "</div>"
+    )
+    st.download_button(
+        "Scores as CSV",
+        on_random.join(on_prompt, on=["layer", "head"], suffix="_prompt").write_csv(),
+        "head-scores.csv",
+        "text/csv",
+        on_click="ignore",
+        help="Both tables, all heads.",
+    )
+
+
+def beside(name, opened: Opened, ids, switches: Switches, known: list[str], layer: int, head: int) -> None:
+    """A second prompt, a second model, or both, next to the first: the answer, and where the same head looks from the last token."""
+    a, b = st.columns([1, 2])
+    other = a.selectbox(
+        "Second model",
+        known,
+        index=known.index(name) if name in known else 0,
+        key="model2",
+        bind="query-params",
+        accept_new_options=True,
+        help="The same prompt in another model.",
+    )
+    text = b.text_input(
+        "Second prompt",
+        key="prompt2",
+        bind="query-params",
+        placeholder="empty: the same prompt",
+        help="Another prompt in the same model, or in the second one.",
+    )
+    text = text.replace("\\n", "\n") or st.session_state.get("prompt", "").replace("\\n", "\n")
+    second = cached.model(other)
+    theirs = explorer.encode(second, text)
+    if other == name and theirs == ids:
+        st.info("Choose a second model or type a second prompt: its answer is shown beside this one.")
+        return
+    sides = [
+        (name, opened, ids, switches),
+        (other, second, theirs, switches if other == name and switches.how != "patch" else Switches()),
+    ]
+    for place, (who, model, tokens, off) in zip(st.columns(2), sides):
+        with place:
+            reading = cached.reading(who, tokens, off, model)
+            shown = f"<div class='wb-facts'><b>{styling.esc(styling.short(who))}</b> <span class='wb-dim'>{len(tokens)} tokens{', heads switched' if off.heads else ''}</span></div>"
+            frame = explorer.next_tokens(model, reading, k=8)
+            rows = [(t, p, p) for t, p in frame.select("text", "probability").iter_rows()]
+            shown += styling.heading("next token") + styling.table(rows, [("token", "tok"), ("p", "num"), ("", "bar")])
+            shown += styling.heading("greedy continuation") + styling.quote(
+                cached.written(who, tokens, off, LONGEST, model), styling.accent()
+            )
+            if layer < model.model.n_layers and head < model.model.n_heads:
+                row = cached.rows(who, tokens, len(tokens) - 1, off, model)[layer, head]
+                found = explorer.strongest(model, tokens, row, k=6)
+                shown += styling.heading(f"head {layer}.{head} attends, from the last token, to") + styling.table(
+                    [(i, t, w, w) for i, t, w in found.iter_rows()],
+                    [("at", "num"), ("token", "tok"), ("weight", "num"), ("", "bar")],
+                )
+            else:
+                shown += styling.heading(f"there is no head {layer}.{head} in this model")
+            st.html(shown)
+
+
+def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer: int, at: int) -> None:
+    """One layer: logit lens, length of the stream, and what runs found at that depth."""
+    lens, norms = cached.lens(name, ids, switches, opened), explorer.norms(reading)
+    texts = opened.model.token_strings(ids)
+    st.html(f"<b>Layer {layer}</b><span class='wb-dim'> (of 0–{opened.model.n_layers - 1}); the stream after it</span>")
+    depth, along = st.columns(2)
+    with depth:
+        here = (
+            lens.filter(pl.col("position") == at).sort("layer", descending=True).join(norms, on=["layer", "position"])
+        )
+        rows = [
+            ("input" if l < 0 else str(l), t, p, p, f"{n:.1f}")
+            for l, t, p, n in here.select("layer", "text", "probability", "norm").iter_rows()
+        ]
+        st.html(
+            styling.heading(f"logit lens at token {at}, by layer")
+            + styling.table(rows, [("layer", "text"), ("top token", "tok"), ("p", "num"), ("", "bar"), ("norm", "num")])
+        )
+    with along:
+        there = lens.filter(pl.col("layer") == layer)
+        rows = [
+            (i, texts[i], t, p, "" if r is None else str(r))
+            for i, t, p, r in there.select("position", "text", "probability", "next_rank").iter_rows()
+        ]
+        table = styling.table(
+            rows, [("at", "num"), ("token", "tok"), ("top token", "tok"), ("p", "num"), ("next", "num")]
+        )
+        st.html(
+            styling.heading("logit lens at this layer (next: rank of what follows, 0 the top)")
+            + f"<div style='max-height:330px;overflow-y:auto'>{table}</div>"
+        )
+    found = []
+    for run in head_sets.runs_of(cached.run_list(), "layers", fingerprint=opened.model.fingerprint):
+        try:
+            frame = cached.table(run, "layers")
+        except InputError:
+            continue  # a damaged table; the run's own screen says so
+        if "layer" not in frame.columns:
+            continue
+        for record in frame.filter(pl.col("layer") == layer).head(12).iter_rows(named=True):
+            what = " · ".join(str(record[c]) for c in MARKS if record.get(c) is not None)
+            for column in ("accuracy", "selectivity", "rankme", "alpha"):
+                if column in record:
+                    interval = (
+                        f"[{styling.number(record['ci_low'])}, {styling.number(record['ci_high'])}]"
+                        if column in ("accuracy", "rankme") and record.get("ci_low") is not None
+                        else ""
+                    )
+                    found.append((column, what, record[column], interval, run.id))
+    if found:
+        st.html(
+            styling.heading("in finished runs")
+            + styling.table(
+                found, [("", "text"), ("of", "text"), ("value", "num"), ("95 % interval", "text"), ("run", "text")]
+            )
+        )
+    else:
+        st.caption(
+            "No finished run says anything about this model's layers yet: concept depth and representation geometry do."
+        )

@@ -1,0 +1,107 @@
+"""Navigation between the screens, and the line in the sidebar that says what the workers do."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+from pages.widgets import styling
+from workbench.core import registry
+from workbench.core.errors import WorkbenchError
+from workbench.runs import queue as jobs
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+def pages() -> dict[str, list]:
+    """The screens by section. A probe has the page of its name, or the general one where it brings none."""
+    probes = []
+    for name in registry.names():
+        file = HERE / f"{name.replace('-', '_')}.py"
+        title, path = name.replace("-", " ").capitalize(), name.replace("-", "_")
+        probes.append(st.Page(file if file.is_file() else _general(name), title=title, url_path=path))
+    return {
+        "": [st.Page(HERE / "explorer.py", title="Explorer", url_path="explorer", default=True)],
+        "Probes": probes,
+        "Results": [
+            st.Page(HERE / "runs.py", title="Runs", url_path="runs"),
+            st.Page(HERE / "compare.py", title="Compare", url_path="compare"),
+        ],
+    }
+
+
+def _general(name: str):
+    """The screen of a probe of another package."""
+
+    def page() -> None:
+        from pages.widgets.probe_screen import screen
+
+        screen(name)
+
+    page.__name__ = name.replace("-", "_")
+    return page
+
+
+def main() -> None:
+    styling.style()
+    page = st.navigation(pages())
+    st.session_state["framed"] = True
+    with st.sidebar:
+        at_work()
+    try:
+        with st.container(key="page", height=1, border=False), styling.guard():
+            page.run()
+    finally:
+        settle()
+
+
+_settled = 0  # how many modules there were
+
+
+def settle() -> None:
+    """Take what imported modules hold out of the rounds of the garbage collector, whenever there are more of them.
+
+    Streamlit makes a full round after every run of a script or fragment. Through all that torch and transformers hold it takes a
+    third of a second, in which nothing reaches the page. What is no longer referred to goes as before."""
+    global _settled
+    if len(sys.modules) != _settled:
+        _settled = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+def through_app() -> None:
+    """At the top of a page: come back through app.py if streamlit took the page for a script of its own.
+
+    It does so where a link into the app is the very first thing a server serves: a folder called pages is the old way to
+    declare screens, and only the first call of st.navigation tells streamlit otherwise."""
+    if "framed" not in st.session_state:
+        from streamlit.runtime.pages_manager import PagesManager
+
+        PagesManager.uses_pages_directory = False  # what st.navigation does
+        st.rerun()
+
+
+@st.fragment(run_every=3.0)
+def at_work() -> None:
+    """What runs now and what waits, in one line per job."""
+    try:
+        jobs.wake()
+        busy = [job for job in jobs.listing() if not job.ended]
+    except (WorkbenchError, OSError) as error:
+        st.caption(styling.md(str(error)))
+        return
+    if not busy:
+        st.caption("No run in progress.")
+        return
+    lines = []
+    for job in busy[:6]:
+        lines.append(
+            f"<div>{styling.esc(job.probe)} <span class='wb-dim'>{styling.esc(styling.short(job.model))}</span><br>{styling.esc(styling.state(job))}</div>"
+        )
+    if len(busy) > 6:
+        lines.append(f"<div class='wb-dim'>and {len(busy) - 6} more</div>")
+    st.html("<div class='wb-work'>" + "".join(lines) + "</div>")

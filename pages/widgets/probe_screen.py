@@ -1,0 +1,259 @@
+"""The screen of a probe, any probe: a finished run on the left, on the right what to run next. All of it from the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from pages.widgets import cached, form, queue_panel, run_view, styling, url_state
+from workbench.core import config as configs
+from workbench.core import registry
+from workbench.core.errors import WorkbenchError
+from workbench.core.registry import Probe
+from workbench.runs import cost
+from workbench.runs import execution as runs
+from workbench.runs import queue as jobs
+from workbench.runs.folder import Run
+
+
+def screen(name: str) -> None:
+    """Draw the screen of the probe ``name``; a probe that cannot be imported says why."""
+    reason = registry.problem(name)
+    if reason is not None:
+        st.title(name.replace("-", " ").capitalize())
+        st.info(styling.md(f"This probe cannot be used here. {reason}"))
+        return
+    probe = registry.get(name)
+    left, right = st.columns([12, 5], gap="large")
+    with left:
+        st.title(probe.title)
+        st.caption(styling.md(probe.summary))
+        with styling.guard():
+            result(probe)
+    with right:
+        with styling.guard():
+            setup(probe)
+
+
+# ---- what has been found
+
+
+def result(probe: Probe) -> None:
+    found = [run for run in cached.run_list() if run.probe == probe.name]
+    found.sort(key=lambda run: (run.status == "complete", styling.when(run)), reverse=True)
+    wanted = url_state.get(probe.name, "run")
+    if wanted and wanted not in [run.id for run in found]:
+        found.insert(0, runs.run_by_id(wanted))  # says what is wrong with an id from the URL
+    if not found:
+        st.info(
+            styling.md(
+                "No run of this probe yet. Choose a model on the right and start one; 'Demo' fills in the settings of a short one. `workbench demo` makes an example of every probe."
+            )
+        )
+        return
+    ids = [run.id for run in found]
+    at = ids.index(wanted) if wanted in ids else 0
+    labels = {
+        run.id: f"{styling.short(styling.model_of(run))} · {styling.when(run)} · {run.status} · {run.id[-12:]}"
+        for run in found
+    }
+    key = f"{probe.name} run"
+    if st.session_state.get(key) not in ids:
+        st.session_state[key] = ids[at]
+    elif wanted in ids and st.session_state.get(f"{key} url") != wanted:
+        st.session_state[key] = wanted
+    if len(ids) > 1:
+        st.selectbox(
+            "Run",
+            ids,
+            key=key,
+            format_func=labels.get,
+            help="Runs of this probe, finished ones first, also those made on the command line.",
+            on_change=lambda: url_state.put(probe.name, "run", st.session_state[key]),
+        )
+    st.session_state[f"{key} url"] = wanted
+    chosen = st.session_state[key]
+    run_view.show(next(run for run in found if run.id == chosen))
+
+
+# ---- what to run next
+
+
+def setup(probe: Probe) -> None:
+    st.subheader("Run")
+    queue_panel.show(probe.name)
+    newest = [run for run in cached.run_list() if run.probe == probe.name]
+    model = st.selectbox(
+        "Model",
+        cached.model_names(),
+        key=f"{probe.name}.model",
+        bind="query-params",
+        accept_new_options=True,
+        help="An organism, a local folder in Hugging Face format, or a hub id. Type to enter another.",
+    )
+    go = st.container()  # above the settings, so that it is in sight; filled once they are known
+    a, b, c = st.columns(3)
+    a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
+    b.button(
+        "Demo",
+        on_click=lambda: form.fill(probe, form.demo(probe, model)),
+        disabled=not probe.demo,
+        width="stretch",
+        help="The settings of a short run.",
+    )
+    shown = next((run for run in newest if run.id == st.session_state.get(f"{probe.name} run")), None)
+    c.button(
+        "As shown",
+        on_click=form.fill,
+        args=(probe, ((shown.info.get("config") or {}) if shown else {})),
+        disabled=shown is None,
+        width="stretch",
+        help="The settings of the run on the left.",
+    )
+    data = data_of(probe)
+    values = form.form(probe)
+    with st.expander("Seed, precision, device"):
+        seed = st.number_input(
+            "seed", 0, 2**31 - 1, 0, key=f"{probe.name}.seed", bind="query-params", help="Seed of everything random."
+        )
+        dtype = st.selectbox(
+            "dtype",
+            ["float32", "bfloat16", "float16"],
+            key=f"{probe.name}.dtype",
+            bind="query-params",
+            help="Precision of the weights.",
+        )
+        device = st.selectbox(
+            "device",
+            jobs.devices(),
+            key=f"{probe.name}.device",
+            bind="query-params",
+            help="Each device has one worker and one queue.",
+        )
+    try:
+        config = configs.build(probe.config, values)
+        ready = runs.prepare(probe, config, data)
+    except WorkbenchError as error:
+        with go:
+            st.button("Run", type="primary", disabled=True, width="stretch", help="Once the settings are right.")
+            styling.problem(form.explained(probe, values, error))
+        return
+    pressed = go.button(
+        "Run",
+        type="primary",
+        width="stretch",
+        shortcut="ctrl+enter",
+        help="In the background: this page may be closed.",
+    )
+    go.caption(styling.md(price(probe, config, ready, model, device, newest)))
+    if pressed:
+        job = jobs.submit(
+            probe.name, model, config=configs.to_dict(config), data=data, seed=int(seed), dtype=dtype, device=device
+        )
+        st.session_state[f"{probe.name} job"] = job.id
+        st.rerun()
+    follow(probe)
+    with st.expander("Copy command"):
+        st.code(
+            runs.command_for(ready, model, seed=int(seed), dtype=dtype, device=device if device != "cpu" else None),
+            language="bash",
+            wrap_lines=True,
+        )
+    with st.expander("Copy Python"):
+        st.code(
+            run_view.python_code(
+                probe.name, model, configs.changed(config), data=data, seed=int(seed), dtype=dtype, device=device
+            ),
+            language="python",
+            wrap_lines=True,
+        )
+
+
+def follow(probe: Probe) -> None:
+    """Once the job that was started here has ended, show its run."""
+    identifier = st.session_state.get(f"{probe.name} job")
+    job = next((job for job in jobs.listing() if job.id == identifier), None)
+    if job is not None and job.ended:
+        del st.session_state[f"{probe.name} job"]
+        if job.status == "complete" and job.run:
+            url_state.put(probe.name, "run", job.run)
+            st.rerun()
+
+
+def data_of(probe: Probe) -> Path | None:
+    """The data file: the one that ships, a path, or an upload."""
+    spec = probe.data
+    if spec is None:
+        return None
+    needs = f"Columns: {', '.join(spec.required)}." if spec.required else "Text."
+    typed = st.text_input(
+        f"{spec.what.capitalize()} file",
+        key=f"{probe.name}.data",
+        bind="query-params",
+        placeholder="the file that ships" if spec.default or spec.optional else "path of a file",
+        help=f"csv, tsv, jsonl, parquet or txt. {needs} Empty: what ships with the project.",
+    )
+    with st.popover("Upload a file", width="stretch", help="In place of a path: a file from where the browser is."):
+        sent = st.file_uploader(
+            "Data file",
+            type=[s[1:] for s in jobs.SUFFIXES],
+            key=f"{probe.name} upload",
+            help=f"{needs} At most {jobs.MOST_BYTES // 1_000_000} MB.",
+        )
+    if sent is not None:
+        path = kept(sent.name, sent.file_id, sent)
+        st.caption(styling.md(f"Uses the uploaded {path.name}."))
+        return path
+    return Path(typed).expanduser() if typed.strip() else None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def kept(name: str, identifier: str, _sent) -> Path:
+    """An upload as a file, written once."""
+    return jobs.keep_upload(name, _sent.getvalue())
+
+
+def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]) -> str:
+    """What the run of the form will take."""
+    path = ready.data
+    own = probe.data.for_model(model) if path is not None and ready.data_name and probe.data.for_model else None
+    now = planned(
+        probe.name, configs.to_dict(config), own or path, cached.stamp(own or path) if path else (), model, config
+    )
+    if now is None:
+        return "No estimate: the model is not on this machine yet, or nothing is known of what this asks for."
+    done = [run for run in found if run.info.get("status") == "complete"]
+    here = [run for run in done if styling.model_of(run) == model and styling.model_info(run).get("device") == device]
+    last = (here or done or [None])[0]
+    then = before(probe, last) if last is not None else None
+    guess = cost.estimate(now, then=then, run=last, same_machine=bool(here))
+    text = f"About {styling.about(now.prompts)} prompts, {styling.about(guess.tokens)} tokens, "
+    text += f"{styling.size(guess.stored)} of activations kept" if guess.stored else "no activations kept"
+    return text + (
+        f", {styling.duration(guess.seconds)} at the pace of the last run here."
+        if guess.seconds is not None
+        else "; no speed measured yet on this model and device."
+    )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def planned(name: str, values: dict, data: Path | None, stamp: tuple, model: str, _config) -> cost.Plan | None:
+    try:
+        return cost.plan(name, _config, data, model)
+    except (WorkbenchError, OSError):
+        return None  # what is wrong with the data is said where the run is started
+
+
+def before(probe: Probe, run: Run) -> cost.Plan | None:
+    """The plan of a run that is there."""
+    about = run.info.get("data") or {}
+    try:
+        config = configs.build(probe.config, run.info.get("config"), literal=True)
+        ready = runs.prepare(probe, config)
+    except WorkbenchError:
+        return None
+    model = styling.model_of(run)
+    own = probe.data.for_model(model) if probe.data is not None and probe.data.for_model else None
+    path = Path(about["path"]) if about.get("path") else own or ready.data
+    return planned(probe.name, run.info["config"], path, cached.stamp(path) if path else (), model, config)

@@ -1,0 +1,87 @@
+"""The jobs on the screen: progress, time left, cancel, resume; every tab sees the same."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.widgets import styling
+from workbench.core.errors import WorkbenchError
+from workbench.runs import queue as jobs
+
+
+def show(probe: str | None = None, *, ended: int = 3) -> None:
+    """The jobs of one probe (or all): those at work, then the last ones that ended. Redrawn every second while something runs."""
+    busy = any(not job.ended for job in chosen(probe))
+    st.fragment(_list, run_every=1.0 if busy else 3.0)(probe, ended, busy)
+
+
+def chosen(probe: str | None) -> list[jobs.Job]:
+    return [job for job in jobs.listing() if probe in (None, job.probe)]
+
+
+def _list(probe: str | None, ended: int, busy: bool) -> None:
+    jobs.wake()
+    found = chosen(probe)
+    active = [job for job in found if not job.ended]
+    for job in active:
+        show_job(job)
+    for job in [job for job in found if job.ended][-ended:][::-1] if ended else []:
+        show_ended(job)
+    if busy != bool(active):
+        st.rerun()  # what ran has ended and its result belongs on the page; or another tab has started something
+
+
+def show_job(job: jobs.Job) -> None:
+    with st.container(border=True, key=f"job-{job.id}"):
+        st.html(
+            f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on {styling.esc(styling.short(job.model))}, {styling.esc(job.device)}</span><br>{styling.esc(styling.state(job))}</div>"
+        )
+        if job.status == "running":
+            st.progress(min(job.done / job.total, 1.0) if job.total else 0.0)
+        st.button(
+            "Cancel",
+            key=f"cancel {job.id}",
+            on_click=jobs.cancel,
+            args=(job.id,),
+            width="stretch",
+            shortcut="s" if job.status == "running" else None,
+            help="Stops within two seconds; the run can be resumed.",
+        )
+
+
+def show_ended(job: jobs.Job) -> None:
+    if job.status == "complete":
+        return  # its run is on the page
+    with st.container(border=True, key=f"job-{job.id}"):
+        text = f"{job.status}: {job.error or 'stopped on request; resume goes on where it stopped.'}"
+        st.html(
+            f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on {styling.esc(styling.short(job.model))}</span><br>{styling.esc(text)}</div>"
+        )
+        a, b = st.columns(2, gap="small")
+        a.button(
+            "Resume",
+            key=f"resume {job.id}",
+            on_click=again,
+            args=(job,),
+            width="stretch",
+            help="Ask for the same run again; what was computed is kept.",
+        )
+        b.button(
+            "Dismiss",
+            key=f"forget {job.id}",
+            on_click=jobs.forget,
+            args=(job.id,),
+            width="stretch",
+            help="Take it off this list. The run stays.",
+        )
+        if job.detail:
+            with st.expander("Traceback"):
+                st.code(job.detail, language=None)
+
+
+def again(job: jobs.Job) -> None:
+    try:
+        jobs.resume(job)
+        jobs.forget(job)
+    except WorkbenchError as error:
+        styling.problem(error)

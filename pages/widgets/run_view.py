@@ -1,0 +1,374 @@
+"""A run on the screen: its figures first, then its numbers, tables, settings, and all of it to take home."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import streamlit as st
+
+from pages.widgets import cached, styling
+from workbench import figures
+from workbench.core import registry
+from workbench.core.errors import WorkbenchError
+from workbench.explorer import head_sets
+from workbench.figures.export import bibtex, caption
+from workbench.figures.export import export as write_figure
+from workbench.runs.folder import Run
+
+DRAWN = ("pdf", "svg", "png")
+MOST_ROWS = 5000  # of a table on the screen; the files have them all
+MIME = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "html": "text/html"}
+
+
+def headline(run: Run) -> str:
+    """Model, time, cost: one line of HTML."""
+    info = run.info
+    model = head_sets.model_info(run)
+    seconds, counters = info.get("seconds") or {}, info.get("counters") or {}
+    parts = [
+        f"<b>{styling.esc(styling.short(model.get('name', '?')))}</b>",
+        styling.esc(
+            f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, {model.get('device', '?')}"
+        ),
+        styling.esc(run.status),
+        styling.esc(styling.when(run)),
+        styling.esc(styling.duration(seconds.get("compute"))),
+        styling.esc(f"{counters.get('tokens', 0):,} tokens"),
+        styling.esc(run.id),
+    ]
+    return "<div class='wb-facts'>" + " <span class='wb-dim'>·</span> ".join(p for p in parts if p) + "</div>"
+
+
+def show(run: Run, *, prefix: str = "") -> None:
+    """The whole view. ``prefix`` keeps the controls of two views on one screen apart."""
+    st.html(headline(run))
+    status = run.status
+    if status != "complete":
+        unfinished(run, status)
+        if not run.tables:
+            return
+    for warning in run.info.get("warnings") or []:
+        st.warning(styling.md(warning))
+    parts = ["Figures", "Summary", "Tables", "Settings"]
+    part = st.segmented_control(
+        "Part",
+        parts,
+        default="Figures",
+        key=f"{prefix}part",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+        help="What was found, drawn or in numbers, and what was asked.",
+    )
+    with styling.guard():
+        {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[part](
+            run, prefix
+        )
+
+
+def unfinished(run: Run, status: str) -> None:
+    progress, error = run.progress() or {}, run.info.get("error") or {}
+    text = f"This run is {status}."
+    if error:
+        text += f" {error.get('message', '')}"
+    elif progress.get("total"):
+        text += f" It got to {progress['label']}, {progress['done']:,} of {progress['total']:,}."
+    (st.error if status == "failed" else st.info)(styling.md(text))
+    if error.get("traceback"):
+        with st.expander("Traceback"):
+            st.code(error["traceback"], language=None)
+
+
+@st.cache_resource(max_entries=24, show_spinner="Drawing")
+def built(folder: str, stamp: tuple, _run: Run) -> tuple[dict, dict[str, str]]:
+    """Figures of a run and the reasons for those that are missing; ``stamp`` changes when the run does."""
+    try:
+        return figures.collected(_run)
+    except WorkbenchError as error:
+        return {}, {"figures": str(error)}
+    except Exception as error:  # a run of another version, or one that was damaged: anything can be missing from it
+        return {}, {
+            "figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder ({styling.said(error)}); run it again with --fresh."
+        }
+
+
+def figures_of(run: Run) -> tuple[dict, dict[str, str]]:
+    return built(str(run.folder), cached.stamp(run.folder / "run.json"), run)
+
+
+TALLEST = 420  # pixels of a figure of one panel, so that it and what is said of it are in sight together
+
+
+def on_screen(fig, **how):
+    """A figure as the screen shows it, not taller than needed where its height is free."""
+    made = figures.dressed(fig, mode=styling.mode(), **how)
+    meta = fig.layout.meta or {}
+    panels = meta.get("panels") or []
+    free = len(panels) == 1 and not (panels[0].get("y_ticks") or {}).get("keep")
+    if free and made.layout.height and made.layout.height > TALLEST:
+        made = figures.dressed(fig, mode=styling.mode(), **how, height=TALLEST)
+    return made
+
+
+def show_figures(run: Run, prefix: str) -> None:
+    made, reasons = figures_of(run)
+    if not made:
+        for reason in reasons.values():
+            st.info(styling.md(reason))
+        return
+    names = list(made)
+    chosen = st.pills(
+        "Figure",
+        names,
+        default=names[0],
+        key=f"{prefix}figure",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+        format_func=lambda n: n.replace("_", " ").replace("-", " "),
+        help="One at a time; each can be downloaded below it.",
+    )
+    chosen = chosen if chosen in made else names[0]
+    fig = made[chosen]
+    if chosen == "tree" and run.probe == "branching-factor":
+        fig = chosen_tree(run, fig, prefix)
+    st.plotly_chart(
+        on_screen(fig),
+        theme=None,
+        key=f"figure {prefix}{run.id} {chosen}",
+        config={"displaylogo": False},
+    )
+    st.caption(styling.md(caption(run, fig)))
+    take_home(run, chosen, fig, prefix)
+    if reasons:
+        with st.expander(f"{len(reasons)} figures not drawn"):
+            st.html(
+                "<div class='wb-facts'>"
+                + "<br>".join(f"{styling.esc(n)}: {styling.esc(r)}" for n, r in reasons.items())
+                + "</div>"
+            )
+
+
+def chosen_tree(run: Run, fig, prefix: str):
+    """The tree of the prompt, and of the condition, that is chosen."""
+    from probes.branching_factor.figures import tree
+
+    table = "tree" if "tree" in run.tables else "samples"
+    frame = cached.table(run, table)
+    conditions = frame["condition"].unique(maintain_order=True).to_list() if "condition" in frame.columns else []
+    a, b = st.columns([1, 2])
+    condition = None
+    if len(conditions) > 1:
+        condition = a.selectbox(
+            "Condition",
+            conditions,
+            key=f"{prefix}condition",
+            bind="query-params",
+            help="What the samples were drawn under.",
+        )
+        frame = frame.filter(frame["condition"] == condition)
+    asked = sorted(frame["prompt"].unique().to_list())
+    options = ["first that parts", *map(str, asked)]
+    prompt = b.selectbox(
+        "Prompt",
+        options,
+        key=f"{prefix}prompt",
+        bind="query-params",
+        help="Whose samples are drawn, by its row in the table `prompts`.",
+    )
+    if condition is None and prompt == options[0]:
+        return fig
+    try:
+        return tree(run, prompt=None if prompt == options[0] else int(prompt), condition=condition)
+    except WorkbenchError as error:
+        st.info(styling.md(error))
+        return fig
+
+
+@st.cache_resource(max_entries=48, show_spinner=False)
+def drawn(folder: str, stamp: tuple, name: str, kind: str, preset: str, note: str, _fig) -> bytes:
+    with tempfile.TemporaryDirectory() as at:
+        path = Path(at) / f"figure.{kind}"
+        write_figure(_fig, path, preset=preset)
+        return path.read_bytes()
+
+
+def take_home(run: Run, name: str, fig, prefix: str) -> None:
+    """Downloads of one figure. Files are drawn when they are asked for."""
+    columns = st.columns(5, gap="small")
+    a, b = st.columns(2, gap="small")
+    preset = a.selectbox(
+        "Size",
+        ["single", "double", "slide", "screen"],
+        index=1,
+        key=f"{prefix}preset",
+        bind="query-params",
+        label_visibility="collapsed",
+        help="Width in print: one column (3.25 in), both (6.75 in), a slide, or as on the screen. Files are light, whatever the screen is.",
+    )
+    about = caption(run, fig)
+    stamp = cached.stamp(run.folder / "run.json")
+
+    def make(kind: str):
+        return lambda: drawn(str(run.folder), stamp, name, kind, preset, about, fig)
+
+    for column, kind in zip(columns, ("pdf", "svg", "png", "csv", "html")):
+        options = {"mime": MIME[kind], "on_click": "ignore", "key": f"{prefix}get {kind}", "width": "stretch"}
+        options |= {"shortcut": "ctrl+e"} if kind == "pdf" and not prefix else {}
+        options["help"] = (
+            "The numbers that are drawn."
+            if kind == "csv"
+            else "The page that can be zoomed."
+            if kind == "html"
+            else "At the size chosen below."
+        )
+        column.download_button(kind.upper(), make(kind), f"{run.id}-{name}.{kind}", **options)
+    with b.popover("Caption, BibTeX", width="stretch", help="What belongs beside the figure in a paper."):
+        st.code(about, language=None, wrap_lines=True)
+        st.code(bibtex(run) or "The probe is not installed here.", language="bibtex", wrap_lines=True)
+
+
+def summary_of(run: Run) -> dict:
+    try:
+        found = run.summary
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def show_summary(run: Run, prefix: str) -> None:
+    summary = summary_of(run)
+    rows = [
+        (key.replace("_", " "), styling.quantity(value))
+        for key, value in summary.items()
+        if not isinstance(value, (list, dict)) or (isinstance(value, dict) and "value" in value)
+    ]
+    st.html(
+        styling.table(rows, [("", "text"), ("value, 95 % interval", "text")])
+        if rows
+        else "<div class='wb-dim'>The run has no summary.</div>"
+    )
+    rest = {
+        key: value
+        for key, value in summary.items()
+        if isinstance(value, (list, dict)) and not (isinstance(value, dict) and "value" in value)
+    }
+    if rest:
+        st.json(rest, expanded=1)
+
+
+def show_tables(run: Run, prefix: str) -> None:
+    names = run.tables
+    if not names:
+        st.info("This run has no tables yet.")
+        return
+    first = "heads" if "heads" in names else names[0]
+    name = st.pills(
+        "Table",
+        names,
+        default=first,
+        key=f"{prefix}table",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+        help="Each is a Parquet file in the run's folder.",
+    )
+    frame = cached.table(run, name if name in names else first)
+    styling.frame(frame.head(MOST_ROWS), key=f"{prefix}frame {name}")
+    note = f"{frame.height:,} rows" + (f", the first {MOST_ROWS:,} are shown" if frame.height > MOST_ROWS else "")
+    a, b, c = st.columns([4, 1, 1], vertical_alignment="center")
+    a.caption(note)
+    flat = [column for column, dtype in frame.schema.items() if not dtype.is_nested()]
+    b.download_button(
+        "CSV",
+        lambda: frame.select(flat).write_csv().encode(),
+        f"{run.id}-{name}.csv",
+        "text/csv",
+        on_click="ignore",
+        key=f"{prefix}csv",
+        width="stretch",
+        help="Columns of lists are only in the Parquet file.",
+    )
+    c.download_button(
+        "Parquet",
+        lambda: parquet(frame),
+        f"{run.id}-{name}.parquet",
+        on_click="ignore",
+        key=f"{prefix}parquet",
+        width="stretch",
+        help="The whole table, as it is in the run's folder.",
+    )
+
+
+def parquet(frame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def python_of(run: Run) -> str:
+    """The same run from Python."""
+    info, model = run.info, head_sets.model_info(run)
+    changed = dict(info.get("config") or {})
+    try:
+        from workbench.core import config as configs
+
+        item = registry.get(run.probe)
+        changed = {k: v for k, v in configs.changed(configs.build(item.config, changed, literal=True)).items()}
+    except WorkbenchError:
+        pass  # the probe is not installed here, or its config has changed since: all values are written out
+    path = (info.get("data") or {}).get("path")
+    return python_code(
+        run.probe,
+        str(model.get("name", "?")),
+        changed,
+        data=path,
+        seed=info.get("seed") or 0,
+        dtype=model.get("dtype"),
+        device=model.get("device"),
+    )
+
+
+def python_code(
+    probe: str,
+    model: str,
+    settings: dict,
+    *,
+    data: object = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> str:
+    """The three lines that make a run."""
+    said = "".join(f", {k}={v!r}" for k, v in settings.items())
+    more = (f", data={str(data)!r}" if data else "") + (f", seed={seed}" if seed else "")
+    loads = f", dtype={dtype!r}" if dtype not in (None, "float32") else ""
+    loads += f", device={device!r}" if device not in (None, "cpu") else ""
+    return (
+        "from workbench import figure, load, probe\n\n"
+        f"model = load({model!r}{loads})\n"
+        f"run = probe({probe!r}{said}).run(model{more})\n"
+        "figure(run).show()"
+    )
+
+
+def show_settings(run: Run, prefix: str) -> None:
+    left, right = st.columns(2)
+    with left:
+        st.html(styling.heading("command line"))
+        st.code(run.info.get("command") or "", language="bash", wrap_lines=True)
+        st.html(styling.heading("Python"))
+        st.code(python_of(run), language="python", wrap_lines=True)
+        st.html(styling.heading("folder"))
+        st.code(str(run.folder), language=None, wrap_lines=True)
+    with right:
+        rows = [
+            (key.replace("_", " "), json.dumps(value, ensure_ascii=False))
+            for key, value in (run.info.get("config") or {}).items()
+        ]
+        st.html(styling.heading("config") + styling.table(rows, [("", "text"), ("", "text")]))
+        with st.expander("run.json"):
+            st.json(run.info, expanded=1)

@@ -1,0 +1,288 @@
+"""How the screens look: one style sheet, escaped text, small tables with bars, numbers with intervals, errors as sentences."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import streamlit as st
+
+from workbench.core.errors import WorkbenchError
+from workbench.explorer.head_sets import model_info
+from workbench.figures import style as theme
+
+# Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this style sheet
+# too: `frame` gives the page one pixel of height until the sheet has come, and for its first seconds a page (and the view of a model,
+# which comes when the model is loaded) stays unseen while a widget in it is a grey placeholder or a component is not drawn. Figures
+# have their height before they have their code. The side bar's width is left free until it is there (the first visit to a server
+# opens it before it hears of its width), and what stands below the list of screens waits for that list.
+CSS = """
+header[data-testid='stHeader'] {height: 2.5rem; min-height: 2.5rem}
+.stMainBlockContainer {padding: 2.9rem 1.6rem 2rem; max-width: 1680px}
+[data-testid="stSidebarContent"] {font-size: .93rem}
+.st-key-page {height: auto !important; overflow: visible !important}
+.st-key-page, .st-key-view {animation: wb-opens 5s}
+:is(.st-key-page, .st-key-view):has([data-testid="stSkeleton"]:not([class*="st-key-figure-"] *)),
+:is(.st-key-page, .st-key-view):has(.st-key-grid):not(:has([data-drawn="grid"])),
+:is(.st-key-page, .st-key-view):has(.st-key-tokens):not(:has([data-drawn="tokens"])) {visibility: var(--wb-opening, visible)}
+@keyframes wb-opens {from {--wb-opening: hidden} to {--wb-opening: hidden}}
+@media (min-width: 769px) {[data-testid="stAppViewContainer"]:not(:has([data-testid="stSidebar"])) [data-testid="stMain"] {margin-left: 230px}}
+section[data-testid="stSidebar"] {width: 230px !important}
+[data-testid="stSidebarContent"]:not(:has([data-testid="stSidebarNav"])) [data-testid="stSidebarUserContent"] {visibility: hidden}
+h1, h2, h3 {padding: 0 !important} [data-testid="stHeading"] {margin-bottom: .35rem}
+[data-testid="stVerticalBlock"] {gap: .55rem}
+.wb-dim {opacity: .68}
+.wb-work > div {font-size: .82rem; line-height: 1.25; margin-bottom: .45rem; overflow-wrap: anywhere}
+table.wb {border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums}
+table.wb td, table.wb th {padding: .12rem .4rem .12rem 0; text-align: left; vertical-align: middle; border: 0; font-weight: 400}
+table.wb th {opacity: .68; font-size: .8rem; white-space: nowrap}
+table.wb td.num, table.wb th.num {text-align: right; white-space: nowrap}
+table.wb td.tok {font-family: ui-monospace, "Source Code Pro", monospace; white-space: pre; max-width: 13rem; overflow: hidden; text-overflow: ellipsis}
+table.wb td.bar {width: 50%; min-width: 3rem} table.wb.two td.bar {width: 26%}
+table.wb td.bar i {display: block; height: .7rem; border-radius: 2px; min-width: 1px}
+table.wb tr.on td {font-weight: 600}
+.wb-scroll {overflow-x: auto; max-width: 100%}
+.wb-text {font-family: ui-monospace, "Source Code Pro", monospace; font-size: .86rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  border-left: 2px solid; padding: .1rem 0 .1rem .6rem; margin: .15rem 0}
+.wb-head {font-size: .8rem; opacity: .68; margin: .3rem 0 .05rem}
+.wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
+@media (max-width: 640px) {.stMainBlockContainer {padding: 2.9rem .7rem 1rem}}
+"""
+
+
+def style() -> None:
+    st.html(f"<style>{CSS}</style>")
+
+
+def mode() -> str:
+    """light or dark, as the browser shows the app now."""
+    found = getattr(st.context.theme, "type", None)
+    return found if found in theme.MODES else "light"
+
+
+def esc(text: object) -> str:
+    """Text from outside, for HTML."""
+    return html.escape(str(text), quote=True)
+
+
+def md(text: object) -> str:
+    """Text from outside, for Markdown: every mark is only itself."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&^=])", r"\\\1", " ".join(str(text).split()))
+
+
+def short(text: object, most: int = 34) -> str:
+    """The last part of a path or hub id, cut to a length."""
+    text = str(text).rstrip("/").rsplit("/", 1)[-1]
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def model_of(run: Any) -> str:
+    """The name of a run's model."""
+    return str(model_info(run).get("name", "?"))
+
+
+def when(run: Any) -> str:
+    """The minute in which a run ended, or began."""
+    return str(run.info.get("finished") or run.info.get("started") or "")[:16].replace("T", " ")
+
+
+def token(text: str) -> str:
+    """A token so that white space can be seen."""
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍") or "∅"
+
+
+@contextmanager
+def guard(damaged: str = "") -> Iterator[None]:
+    """Errors that are meant for people become a sentence on the page instead of a traceback; where files of runs are drawn that may be
+    damaged in any way, every error does, after what `damaged` says."""
+    try:
+        yield
+    except WorkbenchError as error:
+        problem(error)
+    except Exception as error:
+        if not damaged:
+            raise
+        problem(f"{damaged} ({said(error)}).")
+
+
+def said(error: Exception) -> str:
+    """An error that was not foreseen, in one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def problem(error: object) -> None:
+    st.error(md(error))
+
+
+def number(value: Any, digits: int = 3) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return (
+            f"{value:.{digits}g}"
+            if abs(value) < 1e-3 or abs(value) >= 1e5
+            else f"{value:,.{digits}f}".rstrip("0").rstrip(".") or "0"
+        )
+    return str(value)
+
+
+def quantity(value: Any) -> str:
+    """A number of a summary with its interval and n, in words."""
+    if not isinstance(value, dict):
+        return number(value)
+    text = number(value.get("value"))
+    if value.get("low") is not None and value.get("high") is not None:
+        text += f" [{number(value['low'])}, {number(value['high'])}]"
+    return text + (f", n = {value['n']:,}" if isinstance(value.get("n"), int) else "")
+
+
+def small(value: float) -> str:
+    """Two decimals in as few characters as can be, for a cell: .07, -.3 as -.30, 0."""
+    text = f"{value:.2f}"
+    return "0" if text in ("0.00", "-0.00") else text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.2f} s"
+    return (
+        f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+        if seconds < 3600
+        else f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    )
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
+def about(count: float) -> str:
+    """A count that is an estimate: two digits."""
+    if count < 100:
+        return f"{count:.0f}"
+    digits = 10 ** (len(str(int(count))) - 2)
+    return f"{round(count / digits) * digits:,}"
+
+
+def state(job: Any) -> str:
+    """How far a job is, in one line."""
+    if job.status == "queued":
+        return f"waiting, number {job.position} in the queue of {job.device}"
+    if job.status != "running":
+        return job.status
+    text = job.label or "starting"
+    if job.total:
+        text += f", {job.done:,} of {job.total:,} ({job.done / job.total:.0%})"
+    return text + (f", {duration(job.seconds_left)} left of this stage" if job.seconds_left is not None else "")
+
+
+def short_id(identifier: str) -> str:
+    """A run's id with the end of its hash cut: enough to tell runs apart by eye."""
+    name, _, mark = identifier.rpartition("-")
+    return f"{name}-{mark[:6]}" if name else identifier[:24]
+
+
+def columns_of(frame: Any) -> dict[str, Any]:
+    """How the columns of a table are written: numbers to three places, however small."""
+    return {
+        name: st.column_config.NumberColumn(format="%.3g") for name, dtype in frame.schema.items() if dtype.is_float()
+    }
+
+
+def frame(table: Any, *, most: int = 420, **how: Any) -> Any:
+    """A table to scroll in, no taller than its rows need."""
+    height = "content" if 35 * (table.height + 1) < most else most
+    return st.dataframe(table, height=height, hide_index=True, column_config=columns_of(table), **how)
+
+
+def shades(
+    values: Sequence[float | None], *, diverging: bool = False, ends: tuple[float, float] | None = None
+) -> list[tuple[str, str]]:
+    """(background, ink) of each value on the house scale of the present mode; grey where there is no value."""
+    now = mode()
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    low, high = ends if ends else limits(known, diverging=diverging)
+    scale = (
+        (theme.DIVERGING if diverging else theme.SEQUENTIAL)
+        if now == "light"
+        else (theme.DIVERGING_DARK if diverging else theme.SEQUENTIAL_DARK)
+    )
+    found = []
+    for v in values:
+        if v is None or not math.isfinite(v):
+            colour = theme.MISSING if now == "light" else theme.MISSING_DARK
+        else:
+            colour = theme.colour_at(scale, (v - low) / (high - low))
+        found.append((colour, theme.ink_on(colour)))
+    return found
+
+
+def limits(values: Sequence[float], *, diverging: bool = False) -> tuple[float, float]:
+    """Ends of a scale: from 0 where nothing is negative, symmetric where it diverges."""
+    if not values:
+        return 0.0, 1.0
+    if diverging:
+        most = max(abs(v) for v in values) or 1.0
+        return -most, most
+    low, high = min(0.0, min(values)), max(values)
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def accent() -> str:
+    return theme.BLUE if mode() == "light" else theme.PALETTE_DARK[0]
+
+
+def contrast() -> str:
+    return theme.OCHRE if mode() == "light" else theme.PALETTE_DARK[1]
+
+
+def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> str:
+    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, bar (0..1; or (value, 0..1, colour))."""
+    out = [
+        f"<div class='wb-scroll'><table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"
+    ]
+    if any(title for title, _ in columns):
+        out += [
+            "<tr>",
+            *(f"<th class='{'num' if kind == 'num' else ''}'>{esc(title)}</th>" for title, kind in columns),
+            "</tr>",
+        ]
+    for row in rows:
+        out.append("<tr>")
+        for value, (_, kind) in zip(row, columns):
+            if kind == "bar":
+                share, colour = value if isinstance(value, tuple) else (value, accent())
+                out.append(
+                    f"<td class='bar'><i style='width:{100 * min(max(share or 0.0, 0.0), 1.0):.1f}%;background:{colour}'></i></td>"
+                )
+            elif kind == "tok":
+                out.append(f"<td class='tok' title='{esc(repr(value))}'>{esc(token(value))}</td>")
+            elif kind == "num":
+                out.append(f"<td class='num'>{esc(number(value) if not isinstance(value, str) else value)}</td>")
+            else:
+                out.append(f"<td>{esc(value)}</td>")
+        out.append("</tr>")
+    return "".join(out) + "</table></div>"
+
+
+def quote(text: str, colour: str) -> str:
+    """Generated text as it reads, with a rule of this colour."""
+    return f"<div class='wb-text' style='border-color:{colour}'>{esc(text)}</div>"
+
+
+def heading(text: str) -> str:
+    return f"<div class='wb-head'>{esc(text)}</div>"

@@ -1,0 +1,442 @@
+"""Figures of the concept-depth probe: at which layer a concept can be read, and whether the model uses what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+from workbench.core.errors import InputError
+from workbench.figures import style as theme
+from workbench.figures import traces as parts
+from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
+from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
+
+INTERVAL = "95 % bootstrap over test rows, or over groups where the rows have one"
+# what the points of the depth table are called in a figure, and their marker
+POINTS = {
+    "jump": ("jump", "triangle-up"),
+    "comprehension": ("accuracy 0.7", "x"),
+    "converge_stable": ("converged (flat from here)", "square"),
+    "converge_after_jump": ("first flat step after the jump", "diamond"),
+    "converge_literal": ("last flat step (as written)", "circle"),
+}
+MARKED = ("jump", "converge_stable")
+
+
+def curves(run: Any) -> go.Figure:
+    """Accuracy over layers for every concept, with intervals, jump and convergence, and the shuffled-label control."""
+    frame = _layers(run)
+    conditions = frame["condition"].unique(maintain_order=True).to_list()
+    looks = theme.sequence(frame["dataset"].unique(maintain_order=True).to_list())
+    points = maybe(run, "depth", ("dataset", "condition", *MARKED))
+    n_layers = int(frame["layer"].max()) + 1
+    fig = sheet(
+        [str(c) if len(conditions) > 1 else "" for c in conditions],
+        title=f"Where concepts become readable in {model_name(run)}",
+        x="layer",
+        y="probe accuracy",
+        x_ticks=ticks(range(n_layers)),
+        aspect=0.75,
+        columns=2,
+        interval=INTERVAL,
+        note="Triangle: jump. Square: converged. Grey: shuffled labels, mean over concepts.",
+        n=_test_rows(frame),
+    )
+    for i, condition in enumerate(conditions):
+        here = frame.filter(pl.col("condition") == condition)
+        for name, style in looks.items():
+            part = here.filter(pl.col("dataset") == name).sort("layer")
+            if part.is_empty():
+                continue
+            x, y = numbers(part, "layer"), numbers(part, "accuracy")
+            parts.add_curve(
+                fig,
+                i,
+                x,
+                y,
+                name=name,
+                style=style,
+                low=numbers(part, "ci_low"),
+                high=numbers(part, "ci_high"),
+                legend=i == 0,
+                markers=n_layers < 4,
+                hover="layer %{x}: %{y:.3f}",
+            )
+            if points is not None:
+                own = points.filter((pl.col("dataset") == name) & (pl.col("condition") == condition))
+                for key in MARKED if own.height else ():
+                    depth = own[key][0]
+                    if depth is None or not np.isfinite(depth):
+                        continue
+                    layer = round(depth * n_layers)
+                    label, symbol = POINTS[key]
+                    parts.add_points(
+                        fig,
+                        i,
+                        [layer],
+                        y[x == layer][:1],
+                        name=name,
+                        style=theme.Style(style.colour, "solid", symbol),
+                        hover=[f"{parts.safe(name)}: {label} at layer {layer}"],
+                        legend=False,
+                        opacity=1,
+                        large=True,
+                    )
+        _control(fig, i, here)
+        _accuracy_axis(fig, i, frame)
+    return dressed(fig)
+
+
+def concept_map(run: Any) -> go.Figure:
+    """Accuracy of every concept at every layer, the concepts ordered by where they become readable."""
+    frame = _layers(run)
+    conditions = frame["condition"].unique(maintain_order=True).to_list()
+    first = frame.filter(pl.col("condition") == conditions[0])
+    names = [
+        name
+        for name, _ in sorted(
+            ((n, _readable_at(first, n)) for n in first["dataset"].unique(maintain_order=True)),
+            key=lambda item: item[1],
+        )
+    ]
+    names += [n for n in frame["dataset"].unique(maintain_order=True).to_list() if n not in names]
+    layers = list(range(int(frame["layer"].max()) + 1))
+    fig = sheet(
+        [str(c) if len(conditions) > 1 else "" for c in conditions],
+        title=f"Concepts by layer in {model_name(run)}",
+        x="layer",
+        y="",
+        x_ticks=ticks(layers),
+        y_ticks=ticks(range(len(names)), names, keep=True),
+        aspect=min(0.9, max(0.14, len(names) / max(len(layers), 1))),
+        cells=(len(names), len(layers)),
+        columns=2,
+        n=_test_rows(frame),
+        note="Concepts are ordered by the layer at which they reach nine tenths of their gain.",
+    )
+    ends = (min(0.5, float(numbers(frame, "accuracy").min())), 1.0)
+    parts.colour_scale(fig, ends, "probe accuracy")
+    for i, condition in enumerate(conditions):
+        values = np.full((len(names), len(layers)), np.nan)
+        for name, layer, accuracy in (
+            frame.filter(pl.col("condition") == condition).select("dataset", "layer", "accuracy").iter_rows()
+        ):
+            values[names.index(name), layer] = np.nan if accuracy is None else accuracy
+        row, column = np.indices(values.shape)
+        custom = np.empty((*values.shape, 3), dtype=object)
+        custom[..., 0] = np.array([parts.safe(n) for n in names], dtype=object)[row]
+        custom[..., 1], custom[..., 2] = column, values
+        labels = np.vectorize(lambda v: f"{v:.2f}".lstrip("0") if np.isfinite(v) else "")(values)
+        parts.add_cells(
+            fig,
+            i,
+            values,
+            custom=custom,
+            hover="%{customdata[0]}, layer %{customdata[1]}: %{customdata[2]:.3f}",
+            ends=ends,
+            labels=labels,
+            reverse=True,
+        )
+    return dressed(fig)
+
+
+def points(run: Any) -> go.Figure:
+    """The depths of every concept, with their intervals: jump and the readings of the converging point."""
+    frame = need(run, "depth", ("dataset", "condition", "jump", "converge_stable"))
+    shown = [k for k in POINTS if k in frame.columns]
+    if not any(np.isfinite(numbers(frame, k)).any() for k in shown):
+        raise InputError("No concept has a jump or a converging point: there is no depth to draw.")
+    conditions = frame["condition"].unique(maintain_order=True).to_list()
+    rows = frame["dataset"].unique(maintain_order=True).to_list()
+    fig = sheet(
+        [str(c) if len(conditions) > 1 else "" for c in conditions],
+        title=f"Depth of concepts in {model_name(run)}",
+        x="relative depth",
+        y_ticks=ticks(range(len(rows)), rows, keep=True),
+        row=2.6,
+        aspect=0.1 * len(rows),
+        columns=2,
+        interval=f"{INTERVAL}, among resamples that have the point",
+        n=int(frame["n_test"].max()) if "n_test" in frame.columns else None,
+    )
+    for i, condition in enumerate(conditions):
+        here = frame.filter(pl.col("condition") == condition)
+        at = np.array([rows.index(d) for d in here["dataset"]])
+        for j, (key, style) in enumerate(theme.sequence(shown).items()):
+            label, symbol = POINTS[key]
+            parts.add_spots(
+                fig,
+                i,
+                numbers(here, key),
+                at + (j - (len(shown) - 1) / 2) * 0.14,
+                name=label,
+                labels=here["dataset"].to_list(),
+                style=theme.Style(style.colour, "solid", symbol),
+                legend=i == 0,
+                low=numbers(here, f"{key}_low"),
+                high=numbers(here, f"{key}_high"),
+            )
+        x_axis(fig, i).range = [-0.03, 1.03]
+        y_axis(fig, i).range = [len(rows) - 0.5, -0.5]
+    return dressed(fig)
+
+
+def selectivity(run: Any) -> go.Figure:
+    """Accuracy minus that on shuffled labels, over layers."""
+    frame = finite(
+        need(run, "layers", ("dataset", "condition", "layer", "selectivity")), "selectivity", what="selectivity"
+    )
+    condition = frame["condition"][0]
+    frame = frame.filter(pl.col("condition") == condition)
+    fig = sheet(
+        title=f"Selectivity of the probes on {model_name(run)}",
+        x="layer",
+        y="accuracy − shuffled labels",
+        x_ticks=ticks(range(int(frame["layer"].max()) + 1)),
+        n=_test_rows(frame),
+    )
+    for name, style in theme.sequence(frame["dataset"].unique(maintain_order=True).to_list()).items():
+        part = frame.filter(pl.col("dataset") == name).sort("layer")
+        parts.add_curve(
+            fig,
+            0,
+            numbers(part, "layer"),
+            numbers(part, "selectivity"),
+            name=name,
+            style=style,
+            hover="layer %{x}: %{y:.3f}",
+        )
+    parts.add_rule(fig, 0, y=0, dash="dot")
+    return dressed(fig)
+
+
+def conditions(run: Any) -> go.Figure:
+    """One panel per concept: its curve under every condition (noise, weight precision)."""
+    frame = _layers(run)
+    names = frame["condition"].unique(maintain_order=True).to_list()
+    if len(names) < 2:
+        raise InputError("The run has one condition only: there is nothing to compare (set noise or precision).")
+    concepts = frame["dataset"].unique(maintain_order=True).to_list()
+    looks = theme.sequence(names)
+    fig = sheet(
+        concepts,
+        title=f"Noise and precision: concepts in {model_name(run)}",
+        x="layer",
+        y="probe accuracy",
+        x_ticks=ticks(range(int(frame["layer"].max()) + 1)),
+        aspect=0.7,
+        interval=INTERVAL,
+        n=_test_rows(frame),
+    )
+    for i, concept in enumerate(concepts):
+        for name in names:
+            part = frame.filter((pl.col("dataset") == concept) & (pl.col("condition") == name)).sort("layer")
+            if part.is_empty():
+                continue
+            parts.add_curve(
+                fig,
+                i,
+                numbers(part, "layer"),
+                numbers(part, "accuracy"),
+                name=str(name),
+                style=looks[name],
+                legend=i == 0,
+                low=numbers(part, "ci_low"),
+                high=numbers(part, "ci_high"),
+                markers=False,
+                hover="layer %{x}: %{y:.3f}",
+            )
+        _accuracy_axis(fig, i, frame)
+    return dressed(fig)
+
+
+def causal(run: Any) -> go.Figure:
+    """The model's own answer when the probe's direction is projected out, against random directions."""
+    frame = finite(need(run, "causal", ("dataset", "layer", "direction", "separation")), "separation", what="answer")
+    concepts = frame["dataset"].unique(maintain_order=True).to_list()
+    site = info(run, "config", "site")
+    where = (
+        ""
+        if site is None
+        else f" ({site}; the residual stream still carries what is removed there)"
+        if not str(site).startswith("resid")
+        else f" ({site})"
+    )
+    fig = sheet(
+        concepts,
+        title=f"Answers of {model_name(run)} without the direction that the probe reads",
+        x="layer of the projection",
+        y="separation of the answers (logits)",
+        aspect=0.7,
+        share_y=False,
+        share_x=False,
+        note=f"Dotted: the unedited model. Random directions: mean and range over draws. One token's state in one layer is edited{where}.",
+        interval=INTERVAL,
+        n=int(frame["n"].max()) if "n" in frame.columns else None,
+    )
+    random, probe = theme.Style(theme.NEUTRAL, "dash", "square"), theme.Style(theme.BLUE)
+    for i, concept in enumerate(concepts):
+        here = frame.filter(pl.col("dataset") == concept)
+        value = pl.col("separation").cast(pl.Float64)
+        drawn_at = (
+            here.filter(pl.col("direction") == "random")
+            .group_by("layer")
+            .agg(value.mean(), low=value.min(), high=value.max())
+        )
+        own = here.filter(pl.col("direction") == "probe").sort("layer")
+        for name, style, data, ends in (
+            ("random direction", random, drawn_at.sort("layer"), ("low", "high")),
+            ("probe direction", probe, own, ("separation_low", "separation_high")),
+        ):
+            if not data.is_empty():
+                parts.add_curve(
+                    fig,
+                    i,
+                    numbers(data, "layer"),
+                    numbers(data, "separation"),
+                    name=name,
+                    style=style,
+                    legend=i == 0,
+                    low=numbers(data, ends[0]),
+                    high=numbers(data, ends[1]),
+                    hover="layer %{x}: %{y:.3f}",
+                )
+        base = here.filter(pl.col("direction") == "none")
+        if not base.is_empty():
+            parts.add_rule(fig, i, y=float(base["separation"][0]), dash="dot")
+        layers = sorted(set(here.filter(pl.col("layer") >= 0)["layer"].to_list()))
+        if layers:
+            x_axis(fig, i).range = [min(layers) - 0.5, max(layers) + 0.5]
+            x_axis(fig, i).update(tickmode="linear", dtick=max(1, len(layers) // 6), tick0=0)
+    return dressed(fig)
+
+
+def path(run: Any) -> go.Figure:
+    """Peak accuracy against the strength of the penalty."""
+    frame = finite(need(run, "path", ("dataset", "c", "layer", "accuracy")), "accuracy", what="accuracy")
+    best = frame.group_by("dataset", "c", maintain_order=True).agg(pl.col("accuracy").max()).sort("c")
+    if best["c"].n_unique() < 2:
+        raise InputError("The table 'path' has one value of c only: there is no path to draw.")
+    fig = sheet(
+        title=f"Peak accuracy against the penalty, {model_name(run)}",
+        x="C (inverse penalty)",
+        y="accuracy of the best layer",
+    )
+    parts.log_axis(x_axis(fig, 0), numbers(best, "c"))
+    for name, style in theme.sequence(best["dataset"].unique(maintain_order=True).to_list()).items():
+        part = best.filter(pl.col("dataset") == name)
+        parts.add_curve(fig, 0, numbers(part, "c"), numbers(part, "accuracy"), name=name, style=style)
+    return dressed(fig)
+
+
+def compare(runs: Sequence[Any]) -> go.Figure:
+    """Several models over relative depth, one panel per concept (the first condition of each run)."""
+    frames = {}
+    for run in runs:
+        name, frame = model_name(run), _layers(run)
+        label = name if name not in frames else f"{name} ({getattr(run, 'id', len(frames))})"
+        frames[label] = frame.filter(pl.col("condition") == frame["condition"][0])
+    concepts = list(dict.fromkeys(d for f in frames.values() for d in f["dataset"].to_list()))
+    shared = [c for c in concepts if sum(c in f["dataset"].to_list() for f in frames.values()) > 1] or concepts
+    looks = theme.styles(frames)
+    fig = sheet(
+        shared,
+        title="Where concepts become readable",
+        x="relative depth",
+        y="probe accuracy",
+        aspect=0.75,
+        interval=INTERVAL,
+    )
+    seen: set[str] = set()
+    for i, concept in enumerate(shared):
+        for name, frame in frames.items():
+            part = frame.filter(pl.col("dataset") == concept).sort("layer")
+            if part.is_empty():
+                continue
+            depth = numbers(part, "layer") / (int(frame["layer"].max()) + 1)
+            parts.add_curve(
+                fig,
+                i,
+                depth,
+                numbers(part, "accuracy"),
+                name=name,
+                style=looks[name],
+                legend=name not in seen,
+                markers=False,
+                low=numbers(part, "ci_low"),
+                high=numbers(part, "ci_high"),
+                hover="depth %{x:.2f}: %{y:.3f}",
+            )
+            seen.add(name)
+        _accuracy_axis(fig, i, pl.concat([f.select("accuracy", "ci_low") for f in frames.values()]))
+    return dressed(fig)
+
+
+FIGURES = {
+    "curves": curves,
+    "concept_map": concept_map,
+    "points": points,
+    "selectivity": selectivity,
+    "conditions": conditions,
+    "causal": causal,
+    "path": path,
+}
+
+
+def figures(run: Any) -> dict[str, go.Figure]:
+    """Every figure that the tables of the run allow."""
+    return drawn(run, FIGURES)
+
+
+def _layers(run: Any) -> pl.DataFrame:
+    frame = need(run, "layers", ("dataset", "condition", "layer", "accuracy", "ci_low", "ci_high"))
+    return finite(frame, "accuracy", what="accuracy")
+
+
+def _test_rows(frame: pl.DataFrame) -> str | None:
+    if "n_test" not in frame.columns:
+        return None
+    low, high = frame["n_test"].min(), frame["n_test"].max()
+    return f"{low} test rows" if low == high else f"{low} to {high} test rows per concept"
+
+
+def _control(fig: go.Figure, i: int, frame: pl.DataFrame) -> None:
+    if "control_accuracy" not in frame.columns:
+        return
+    control = (
+        frame.group_by("layer")
+        .agg(pl.col("control_accuracy").cast(pl.Float64).fill_nan(None).mean())
+        .drop_nulls()
+        .sort("layer")
+    )
+    if not control.is_empty():
+        parts.add_curve(
+            fig,
+            i,
+            numbers(control, "layer"),
+            numbers(control, "control_accuracy"),
+            name="shuffled labels",
+            style=theme.Style(theme.NEUTRAL, "dot"),
+            legend=i == 0,
+            markers=False,
+            hover="layer %{x}: %{y:.3f}",
+        )
+
+
+def _accuracy_axis(fig: go.Figure, i: int, frame: pl.DataFrame) -> None:
+    """From below chance to 1: the whole range would hide what happens above chance."""
+    lows = np.concatenate([numbers(frame, c) for c in ("accuracy", "ci_low")])
+    least = min(0.45, float(np.nanmin(lows)) - 0.02)
+    y_axis(fig, i).range = [max(-0.03, least), 1.03]
+
+
+def _readable_at(frame: pl.DataFrame, name: str) -> tuple[float, str]:
+    """The first layer at nine tenths of the way from the first accuracy to the peak."""
+    part = frame.filter(pl.col("dataset") == name).sort("layer")
+    accuracy = numbers(part, "accuracy")
+    reached = np.flatnonzero(accuracy >= accuracy[0] + 0.9 * (accuracy.max() - accuracy[0]))
+    return float(numbers(part, "layer")[reached[0]]), name

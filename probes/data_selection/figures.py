@@ -1,0 +1,562 @@
+"""Figures of the data-selection probe: what was chosen, by which features, and how well against other ways to choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+from probes.representation_geometry.figures import map_figure
+from workbench.core.errors import InputError
+from workbench.figures import style as theme
+from workbench.figures import traces as parts
+from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
+from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
+from workbench.figures.text_table import word_table
+
+METHODS = {
+    "sae": "SAE features",
+    "neurons": "raw neurons",
+    "hidden": "hidden state",
+    "bm25": "BM25",
+    "random": "random",
+}
+TOP = 12
+PASSAGES = 2  # of a feature, on its card
+MAPS = 9  # panels of the map
+
+
+def scores(run: Any) -> go.Figure:
+    """How similar the pool is to every target, and where the selection cuts."""
+    frame = finite(need(run, "scores", ("row", "target", "score", "selected")), "score", what="similarity")
+    targets = frame["target"].unique(maintain_order=True).to_list()
+    cuts = {t: frame.filter((pl.col("target") == t) & pl.col("selected"))["score"].min() for t in targets}
+    many = len(targets) > 2  # no room for words in the panels
+    names = [f"{t}, cut {parts.number(cuts[t])}" if many and cuts[t] is not None else str(t) for t in targets]
+    fig = sheet(
+        names if len(targets) > 1 else [""],
+        title=f"Similarity of the pool to the target, {model_name(run)}",
+        x=_similarity(run),
+        y="share of rows",
+        share_y=False,
+        aspect=0.7,
+        n=f"{frame['row'].n_unique()} rows",
+    )
+    values = numbers(frame, "score")
+    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-9), 51)
+    for i, target in enumerate(targets):
+        part = frame.filter(pl.col("target") == target)
+        chosen = part.filter(pl.col("selected"))
+        for name, data, style in (
+            ("pool", part, theme.Style(theme.NEUTRAL)),
+            ("selected", chosen, theme.Style(theme.BLUE)),
+        ):
+            if data.is_empty():
+                continue
+            heights = np.histogram(numbers(data, "score"), edges)[0] / part.height
+            x, y = np.repeat(edges, 2), np.concatenate([[0], np.repeat(heights, 2), [0]])
+            fig.add_scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                fill="tozeroy",
+                name=name,
+                legendgroup=name,
+                showlegend=i == 0,
+                line={"color": style.colour},
+                fillcolor=theme.alpha(style.colour, 0.3),
+                hovertemplate="%{x:.3g}: %{y:.2%}<extra>" + name + "</extra>",
+                xaxis=f"x{i + 1 if i else ''}",
+                yaxis=f"y{i + 1 if i else ''}",
+            )
+        if not chosen.is_empty():
+            cut = float(numbers(chosen, "score").min())
+            where = "right" if cut < (edges[0] + edges[-1]) / 2 else "left"
+            text = "" if many else f"cut {parts.number(cut)}: {chosen.height} rows ({chosen.height / part.height:.1%})"
+            parts.add_rule(fig, i, x=cut, text=text, where=where)
+        pad = 0.03 * (edges[-1] - edges[0])
+        x_axis(fig, i).range = [edges[0] - pad, edges[-1] + pad]
+        y_axis(fig, i).tickformat = ".0%"
+    return dressed(fig)
+
+
+def precision(run: Any) -> go.Figure:
+    """Share of selected rows that are of the target's kind, by method and by how much is selected."""
+    frame = finite(
+        need(run, "precision", ("target", "method", "ratio", "precision", "ci_low", "ci_high")),
+        "precision",
+        what="precision",
+    )
+    methods, targets = (frame[c].unique(maintain_order=True).to_list() for c in ("method", "target"))
+    looks = _looks(methods)
+    title = f"Precision of the selections, {model_name(run)}"
+    names = [str(t) if len(targets) > 1 else "" for t in targets]
+    n = f"{frame['k'].min()} to {frame['k'].max()} selected rows" if "k" in frame.columns else None
+    note = "Dotted: share of such rows in the pool." if "base_rate" in frame.columns else ""
+    if rivals := (run.summary or {}).get("not_better_than"):
+        names_of = ", ".join(_method(m) for m in str(rivals).split(", "))
+        note = f"{note} SAE features do not select better than {names_of} here: the interval of the difference reaches zero.".strip()
+    ratios = sorted(set(frame["ratio"].to_list()))
+    if len(ratios) > 1:
+        fig = sheet(
+            names, title=title, x="selected share of the pool", y="precision", interval="95 % Wilson", n=n, note=note
+        )
+    else:
+        fig = sheet(
+            names,
+            title=title,
+            x="precision",
+            aspect=0.1 * len(methods) + 0.1,
+            row=1.3,
+            interval="95 % Wilson",
+            n=n,
+            note=note,
+            y_ticks=ticks(range(len(methods)), [_method(m) for m in methods], keep=True),
+        )
+    for i, target in enumerate(targets):
+        here = frame.filter(pl.col("target") == target)
+        base = float(here["base_rate"][0]) if "base_rate" in here.columns else None
+        for j, method in enumerate(methods):
+            part = here.filter(pl.col("method") == method).sort("ratio")
+            if part.is_empty():
+                continue
+            ends = {"low": numbers(part, "ci_low"), "high": numbers(part, "ci_high")}
+            if len(ratios) > 1:
+                parts.add_curve(
+                    fig,
+                    i,
+                    numbers(part, "ratio"),
+                    numbers(part, "precision"),
+                    name=_method(method),
+                    style=looks[method],
+                    legend=i == 0,
+                    hover="%{x:.1%} selected: %{y:.1%}",
+                    **ends,
+                )
+            else:
+                parts.add_spots(
+                    fig,
+                    i,
+                    numbers(part, "precision"),
+                    [j],
+                    name=_method(method),
+                    style=looks[method],
+                    labels=[_method(method)],
+                    legend=False,
+                    **ends,
+                )
+        rates = x_axis(fig, i) if len(ratios) == 1 else y_axis(fig, i)
+        rates.update(range=[-0.04, 1.04], tickformat=".0%")
+        if len(ratios) > 1:
+            x_axis(fig, i).update(
+                type="log", tickmode="array", tickvals=ratios, ticktext=[f"{100 * r:.3g}%" for r in ratios]
+            )
+        else:
+            y_axis(fig, i).range = [len(methods) - 0.5, -0.5]
+        if base is not None:
+            parts.add_rule(fig, i, dash="dot", **({"y": base} if len(ratios) > 1 else {"x": base}))
+    return dressed(fig)
+
+
+def overlap(run: Any) -> go.Figure:
+    """How much of one method's selection another one shares."""
+    frame = finite(need(run, "overlap", ("target", "method_a", "method_b", "overlap")), "overlap", what="overlap")
+    frame, ratio = _at_ratio(frame, run)
+    names = list(dict.fromkeys([*frame["method_a"].to_list(), *frame["method_b"].to_list()]))
+    count = frame["target"].n_unique()
+    if count > 4:  # one panel each would be unreadable
+        keys = ["method_a", "method_b"]
+        rest = [pl.col(c).mean() for c in ("overlap", "expected") if c in frame.columns]
+        frame = frame.group_by(keys, maintain_order=True).agg(*rest).with_columns(target=pl.lit("all"))
+    targets = frame["target"].unique(maintain_order=True).to_list()
+    expected = f" Two random choices share {frame['expected'].max():.1%}." if "expected" in frame.columns else ""
+    axis_ticks = ticks(range(len(names)), [_method(m) for m in names], keep=True)
+    fig = sheet(
+        [str(t) if len(targets) > 1 else "" for t in targets],
+        title="How far the methods choose the same rows",
+        x_ticks=axis_ticks,
+        y_ticks=axis_ticks,
+        aspect=0.8,
+        cells=(len(names), len(names)),
+        note=(f"Share of common rows when {100 * ratio:.3g} % are selected." if ratio else "")
+        + expected
+        + (f" Mean over {count} targets." if count > 4 else ""),
+    )
+    parts.colour_scale(fig, (0.0, 1.0), "shared share")
+    for i, target in enumerate(targets):
+        values = np.full((len(names), len(names)), np.nan)
+        np.fill_diagonal(values, 1.0)
+        for a, b, v in frame.filter(pl.col("target") == target).select("method_a", "method_b", "overlap").iter_rows():
+            values[names.index(a), names.index(b)] = values[names.index(b), names.index(a)] = v
+        custom = np.empty((*values.shape, 3), dtype=object)
+        for r, a in enumerate(names):
+            for c, b in enumerate(names):
+                custom[r, c] = [parts.safe(_method(a)), parts.safe(_method(b)), values[r, c]]
+        labels = np.vectorize(lambda v: f"{v:.2f}".replace("0.", ".") if np.isfinite(v) else "")(values)
+        parts.add_cells(
+            fig,
+            i,
+            values,
+            custom=custom,
+            hover="%{customdata[0]} and %{customdata[1]}: %{customdata[2]:.1%}",
+            ends=(0.0, 1.0),
+            labels=labels,
+            reverse=True,
+        )
+    return dressed(fig)
+
+
+def feature_map(run: Any) -> go.Figure:
+    """The features that weigh most for any target, over all targets."""
+    frame = finite(need(run, "features", ("target", "feature", "weight")), "weight", what="feature weight")
+    targets = frame["target"].unique(maintain_order=True).to_list()
+    if len(targets) < 2:
+        raise InputError("The run has one target only: there is no map of features and targets to draw.")
+    each = max(3, 24 // len(targets))
+    top = frame.sort("weight", descending=True).group_by("target", maintain_order=True).head(each)
+    chosen = [f for t in targets for f in top.filter(pl.col("target") == t)["feature"].to_list()]
+    chosen = list(dict.fromkeys(chosen))
+    values = np.full((len(targets), len(chosen)), np.nan)
+    for target, feature, weight in (
+        frame.filter(pl.col("feature").is_in(chosen)).select("target", "feature", "weight").iter_rows()
+    ):
+        values[targets.index(target), chosen.index(feature)] = weight
+    fig = sheet(
+        title=f"Features of the targets, {model_name(run)}",
+        x="feature",
+        x_ticks=ticks(range(len(chosen)), [str(f) for f in chosen], keep=True),
+        y_ticks=ticks(range(len(targets)), [str(t) for t in targets], keep=True),
+        aspect=min(0.8, max(0.15, len(targets) / len(chosen))),
+        cells=(len(targets), len(chosen)),
+        note=f"The {each} features with the largest weight for each target; grey: not among a target's features.",
+    )
+    ends = parts.limits(values)
+    parts.colour_scale(fig, ends, "weight")
+    custom = np.empty((*values.shape, 3), dtype=object)
+    for r, t in enumerate(targets):
+        for c, f in enumerate(chosen):
+            custom[r, c] = [parts.safe(t), f, values[r, c]]
+    parts.add_cells(
+        fig,
+        0,
+        values,
+        custom=custom,
+        hover="%{customdata[0]}, feature %{customdata[1]}: %{customdata[2]:.3g}",
+        ends=ends,
+        reverse=True,
+    )
+    return dressed(fig)
+
+
+def features(run: Any) -> go.Figure:
+    """The features that weigh most for each target, with what they stand for where the run has explained them."""
+    frame = finite(need(run, "features", ("target", "feature", "weight")), "weight", what="feature weight")
+    targets = frame["target"].unique(maintain_order=True).to_list()
+    named = _explained(run)
+    most = TOP if len(targets) < 5 else TOP // 2
+    tops = [frame.filter(pl.col("target") == t).sort("weight", descending=True).head(most) for t in targets]
+    labels = [[f"{f}  {named[f]}" if f in named else str(f) for f in top["feature"].to_list()] for top in tops]
+    fig = sheet(
+        [str(t) if len(targets) > 1 else "" for t in targets],
+        title=f"What the targets are made of, {model_name(run)}",
+        x="weight in the target",
+        y_ticks=[ticks(range(len(names)), names, keep=True) for names in labels],
+        share_x=False,
+        share_y=False,
+        aspect=0.8,
+        columns=2,
+        note="Feature number" + (" and the tokens on which it is strongest" if named else "") + ".",
+    )
+    for i, (top, names) in enumerate(zip(tops, labels)):
+        parts.add_bars(
+            fig,
+            i,
+            np.arange(top.height),
+            numbers(top, "weight"),
+            name="weight",
+            style=theme.Style(theme.BLUE),
+            horizontal=True,
+            legend=False,
+            width=0.7,
+            labels=names,
+        )
+        y_axis(fig, i).range = [top.height - 0.4, -0.6]
+    return dressed(fig)
+
+
+def cards(run: Any) -> go.Figure:
+    """The heaviest features: how often they fire, the passages that they fire on, and the tokens that they make more likely."""
+    frame = need(run, "passages", ("feature", "place", "tokens", "activation"))
+    weights = need(run, "features", ("feature", "weight"))
+    density = dict(weights.select("feature", "density").iter_rows()) if "density" in weights.columns else {}
+    order = (
+        weights.group_by("feature")
+        .agg(pl.col("weight").cast(pl.Float64).max())
+        .sort("weight", "feature", descending=[True, False])
+    )
+    effects = maybe(run, "effects", ("feature", "promotes"))
+    promoted = dict(effects.select("feature", "promotes").iter_rows()) if effects is not None else {}
+    rows = []
+    for feature, weight in order.iter_rows():
+        for i, row in enumerate(
+            frame.filter(pl.col("feature") == feature).sort("place").head(PASSAGES).iter_rows(named=True)
+        ):
+            words = ", ".join(str(t).strip() for t in (promoted.get(feature) or [])[:4])
+            fires = f"{density[feature]:.2%}" if density.get(feature) is not None else ""
+            first = (
+                [feature, parts.number(weight), *([fires] if density else [])]
+                if i == 0
+                else [""] * (3 if density else 2)
+            )
+            rows.append((*first, _passage(row), *([words if i == 0 else ""] if promoted else [])))
+    columns = [
+        "feature",
+        "weight",
+        *(["fires on"] if density else []),
+        "passages (strongest token in brackets)",
+        *(["makes likelier"] if promoted else []),
+    ]
+    note = "Fires on: share of the pool's tokens." if density else ""
+    return word_table(columns, rows, title="Features and the passages that they fire on", most=TOP, note=note)
+
+
+def lengths(run: Any) -> go.Figure:
+    """Mean length of what each method selects: does it only pick long rows?"""
+    frame = finite(need(run, "lengths", ("target", "method", "mean")), "mean", what="length")
+    frame, ratio = _at_ratio(frame, run)
+    targets, methods = (frame[c].unique(maintain_order=True).to_list() for c in ("target", "method"))
+    fig = sheet(
+        [str(t) if len(targets) > 1 else "" for t in targets],
+        title="Length of the selected rows",
+        x="mean length (tokens)",
+        y_ticks=ticks(range(len(methods)), [_method(m) for m in methods], keep=True),
+        row=1.3,
+        aspect=0.1 * len(methods) + 0.1,
+        note=(f"{100 * ratio:.3g} % of the pool selected. " if ratio else "")
+        + "Dashed: examples of the target. Dotted: the pool.",
+    )
+    looks = _looks(methods)
+    none = [np.nan]
+    for i, target in enumerate(targets):
+        here = frame.filter(pl.col("target") == target)
+        for j, method in enumerate(methods):
+            part = here.filter(pl.col("method") == method)
+            if not part.is_empty():
+                parts.add_spots(
+                    fig,
+                    i,
+                    numbers(part, "mean")[:1],
+                    [j],
+                    low=none,
+                    high=none,
+                    name=_method(method),
+                    style=looks[method],
+                    labels=[_method(method)],
+                    legend=False,
+                )
+        for column, dash in (("target_mean", "dash"), ("pool_mean", "dot")):
+            if column in here.columns and here[column][0] is not None:
+                parts.add_rule(fig, i, x=float(here[column][0]), dash=dash)
+        y_axis(fig, i).range = [len(methods) - 0.5, -0.5]
+        every = np.concatenate([numbers(frame, c) for c in ("mean", "target_mean", "pool_mean")])
+        x_axis(fig, i).range = [0, 1.08 * float(np.nanmax(every))]
+    return dressed(fig)
+
+
+def overlap_by_ratio(run: Any) -> go.Figure:
+    """How much of the selection each other method shares, by how much is selected."""
+    frame = finite(
+        need(run, "overlap", ("target", "ratio", "method_a", "method_b", "overlap", "expected")),
+        "overlap",
+        what="overlap",
+    )
+    main = frame["method_a"][0]
+    frame = frame.filter(
+        pl.col("method_a") == main, pl.col("method_b") != "random"
+    )  # what chance shares is known, and drawn
+    if frame.is_empty():
+        raise InputError("The run compares with nothing but chance: there is no overlap to draw.")
+    ratios = sorted(set(frame["ratio"].to_list()))
+    if len(ratios) < 2:
+        raise InputError("The run has one size of selection only: there is nothing to draw over it.")
+    targets, methods = (frame[c].unique(maintain_order=True).to_list() for c in ("target", "method_b"))
+    looks = _looks([main, *methods])
+    fig = sheet(
+        [str(t) if len(targets) > 1 else "" for t in targets],
+        title=f"Rows that {_method(main)} shares with the other methods, {model_name(run)}",
+        x="selected share of the pool",
+        y="common rows",
+        note="Dotted: what two random choices share.",
+    )
+    for i, target in enumerate(targets):
+        here = frame.filter(pl.col("target") == target).sort("ratio")
+        for method in methods:
+            part = here.filter(pl.col("method_b") == method)
+            parts.add_curve(
+                fig,
+                i,
+                numbers(part, "ratio"),
+                numbers(part, "overlap"),
+                name=_method(method),
+                style=looks[method],
+                legend=i == 0,
+                hover="%{x:.1%} selected: %{y:.1%}",
+            )
+        chance = here.unique("ratio", keep="first").sort("ratio")
+        parts.add_curve(
+            fig,
+            i,
+            numbers(chance, "ratio"),
+            numbers(chance, "expected"),
+            name="two random choices",
+            style=theme.Style(theme.NEUTRAL, "dot"),
+            legend=i == 0,
+            hover="%{x:.1%} selected: %{y:.1%}",
+        )
+        y_axis(fig, i).update(range=[-0.04, 1.04], tickformat=".0%")
+        x_axis(fig, i).update(
+            type="log", tickmode="array", tickvals=ratios, ticktext=[f"{100 * r:.3g}%" for r in ratios]
+        )
+    return dressed(fig)
+
+
+def embedding(run: Any) -> go.Figure:
+    """Map of the pool, one panel per target, coloured by the score (optional table ``map``: row, x, y[, method])."""
+    frame = need(run, "map", ("x", "y"))
+    scored = maybe(run, "scores", ("row", "target", "score"))
+    if "method" in frame.columns:
+        frame = frame.filter(pl.col("method") == frame["method"][0])
+    title, n = f"Map of the pool, {model_name(run)}", f"{frame.height} rows"
+    if scored is None or "row" not in frame.columns:
+        return map_figure([("", frame)], colour=None, title=title, n=n)
+    targets = scored["target"].unique(maintain_order=True).to_list()
+    shown = targets[:MAPS]
+    maps = [
+        (
+            "" if len(targets) == 1 else str(t),
+            frame.join(scored.filter(pl.col("target") == t).select("row", "score"), on="row", how="left"),
+        )
+        for t in shown
+    ]
+    label = f"similarity to {targets[0]}" if len(targets) == 1 else "similarity to the target"
+    if len(targets) > MAPS:
+        title += f" (the first {MAPS} of {len(targets)} targets)"
+    return map_figure(maps, colour="score", label=label, title=title, n=n)
+
+
+def quality(run: Any) -> go.Figure:
+    """How good the sparse autoencoder is on this model."""
+    frame = need(run, "quality", ("site", "l0", "explained_variance", "dead_fraction"))
+    names = {
+        "site": "site",
+        "l0": "active features (L0)",
+        "explained_variance": "explained variance",
+        "dead_fraction": "dead features",
+        "loss_recovered_training": "loss recovered (in training)",
+        "width": "width",
+        "k": "k",
+    }
+    columns = [c for c in names if c in frame.columns]
+    shares = {"explained_variance", "dead_fraction", "loss_recovered_training"}
+
+    def word(column: str, value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.1%}" if column in shares and np.isfinite(value) else parts.number(value)
+        return "n/a" if value is None else str(value)
+
+    rows = [[word(c, v) for c, v in zip(columns, row)] for row in frame.select(columns).iter_rows()]
+    return word_table([names[c] for c in columns], rows, title=f"The sparse autoencoder on {model_name(run)}")
+
+
+FIGURES = {
+    "scores": scores,
+    "precision": precision,
+    "overlap": overlap,
+    "overlap_by_ratio": overlap_by_ratio,
+    "features": features,
+    "feature_map": feature_map,
+    "cards": cards,
+    "lengths": lengths,
+    "embedding": embedding,
+    "quality": quality,
+}
+
+
+def figures(run: Any) -> dict[str, go.Figure]:
+    """Every figure that the tables of the run allow."""
+    return drawn(run, FIGURES)
+
+
+def _similarity(run: Any) -> str:
+    method = str((run.summary or {}).get("method", "sae"))
+    if method == "hidden":
+        return "cosine similarity of hidden states"
+    if method in ("bm25", "random"):
+        return {"bm25": "BM25 score", "random": "random number"}[method]
+    names = {
+        "jaccard": "generalised Jaccard similarity",
+        "cosine": "cosine similarity",
+        "euclidean": "negative Euclidean distance",
+    }
+    return names.get(str(info(run, "config", "similarity", default="")), "similarity")
+
+
+def _method(name: Any) -> str:
+    return METHODS.get(str(name), str(name).replace("_", " "))
+
+
+def _looks(methods: list[str]) -> dict[str, theme.Style]:
+    """Hues in order, random in grey."""
+    looks = theme.sequence([m for m in methods if m != "random"])
+    return {m: looks.get(m, theme.Style(theme.NEUTRAL, "dash", "x")) for m in methods}
+
+
+def _explained(run: Any) -> dict[Any, str]:
+    """What a feature fires on most, from the strongest tokens of its passages."""
+    frame = maybe(run, "passages", ("feature", "place", "start", "peak", "tokens"))
+    found: dict[Any, list[str]] = {}
+    for row in frame.sort("feature", "place").iter_rows(named=True) if frame is not None else ():
+        token = _plain(_peak(row)[1])
+        if token not in found.setdefault(row["feature"], []):
+            found[row["feature"]].append(token)
+    return {feature: " / ".join(tokens[:2]) for feature, tokens in found.items() if tokens}
+
+
+def _peak(row: dict) -> tuple[int, str]:
+    """(index, token) of the strongest token of a passage; ``peak`` counts from the beginning of the text, as ``start`` does."""
+    tokens = row["tokens"] or [""]
+    index = (row.get("peak") or 0) - (row.get("start") or 0)
+    index = index if 0 <= index < len(tokens) else 0
+    return index, str(tokens[index])
+
+
+def _passage(row: dict) -> str:
+    index, _ = _peak(row)
+    tokens = [str(t).replace("Ġ", " ").replace("▁", " ") for t in row["tokens"]]
+    around = range(max(0, index - 14), min(len(tokens), index + 8))
+    text = "".join(_bracketed(tokens[i]) if i == index else tokens[i] for i in around)
+    return " ".join(text.split())
+
+
+def _bracketed(token: str) -> str:
+    core = token.strip()
+    return token.replace(core, f"[{core}]", 1) if core else f"[{token}]"
+
+
+def _plain(token: str) -> str:
+    return token.replace("Ġ", " ").replace("▁", " ").strip() or "␣"
+
+
+def _at_ratio(frame: pl.DataFrame, run: Any) -> tuple[pl.DataFrame, float | None]:
+    """The rows at the size that the run selected (or the nearest), and its share of the pool."""
+    if "ratio" not in frame.columns:
+        return frame, None
+    k = info(run, "config", "k", default=None)
+    if k is not None and "k" in frame.columns:
+        near = min(set(frame.select("k", "ratio").iter_rows()), key=lambda pair: (abs(pair[0] - k), pair[1]))[1]
+    else:
+        wanted = info(run, "config", "ratio", default=0.05)
+        near = min(set(frame["ratio"].to_list()), key=lambda r: abs(r - wanted))
+    return frame.filter(pl.col("ratio") == near), near

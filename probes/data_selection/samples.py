@@ -1,0 +1,240 @@
+"""Training samples as a model reads them: `text`, or `prompt` and `response` in a template, and which of their tokens count."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from workbench.core.config import nearest
+from workbench.core.errors import InputError
+from workbench.core.tables import read_table
+from workbench.organisms.material import shipped_targets
+
+if TYPE_CHECKING:
+    from workbench.models.model import Model
+
+TOKENS = ("all", "prompt", "response")
+MARK = "5f0e-response-91c7"  # stands in for a response, to see where a chat template puts it
+LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
+
+
+def target_files(entries: Sequence[str]) -> dict[str, Path]:
+    """Name → file of each target: a file of one's own, or by name one that ships; ("default",) for all that ship."""
+    shipped = shipped_targets()
+    if tuple(entries) == ("default",):
+        return shipped
+    found: dict[str, Path] = {}
+    for entry in entries:
+        path = Path(entry).expanduser()
+        if not path.exists() and entry in shipped:
+            path = shipped[entry]
+        elif not path.exists() and not path.suffix:
+            raise InputError(
+                f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of {', '.join(shipped)}."
+            )
+        if path.stem in found:
+            raise InputError(f"Two targets are called '{path.stem}'; rename a file.")
+        found[path.stem] = path
+    return found
+
+
+@dataclass(eq=False)
+class Samples:
+    """Token ids of samples, which tokens count, a key that equal samples share, and how many were cut to the context.
+
+    Held as small as it goes, because it grows with the pool: 4 bytes a token, 1 for whether it counts, and 16 a sample for its key."""
+
+    ids: list[np.ndarray]  # int32 [length]
+    masks: list[np.ndarray]  # bool [length]
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        self.ids = [np.asarray(ids, np.int32) for ids in self.ids]
+        self.masks = [np.asarray(mask, bool) for mask in self.masks]
+        self.keys = [
+            hashlib.blake2b(ids.tobytes() + np.packbits(mask).tobytes(), digest_size=16).digest()
+            for ids, mask in zip(self.ids, self.masks)
+        ]
+        self.counted = np.array([int(mask.sum()) for mask in self.masks])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def lists(self, rows: Sequence[int]) -> list[list[int]]:
+        """The token ids of some rows, as a model takes them."""
+        return [self.ids[i].tolist() for i in rows]
+
+    def take(self, rows: Sequence[int]) -> Samples:
+        """Some of the samples."""
+        return Samples([self.ids[i] for i in rows], [self.masks[i] for i in rows], self.cut)
+
+
+def read_samples(path: Path, *, what: str, tokens: str = "all") -> pl.DataFrame:
+    """The rows of a file with `prompt` and `response`, or else `text`; none of them may be empty.
+
+    Raises InputError naming file, row and field, also when `tokens` asks for a part that a text does not have."""
+    table = read_table(path, what=what)
+    if {"prompt", "response"} <= set(table.columns):
+        return read_table(path, required=("prompt", "response"), what=what)
+    if tokens != "all":
+        raise InputError(
+            f"{path} needs the columns 'prompt' and 'response' for tokens={tokens}; it has {', '.join(table.columns)}."
+        )
+    if "text" not in table.columns:
+        raise InputError(
+            f"{path} needs a column 'text', or 'prompt' and 'response'; it has {', '.join(table.columns)}."
+        )
+    return read_table(path, required=("text",), what=what)
+
+
+def texts(table: pl.DataFrame, tokens: str = "all") -> list[str]:
+    """What is written in each sample, or in the part of it that counts, without any template."""
+    if not _in_two(table.columns):
+        return table["text"].to_list()
+    return (
+        table[tokens].to_list()
+        if tokens != "all"
+        else [f"{prompt} {response}" for prompt, response in table.select("prompt", "response").iter_rows()]
+    )
+
+
+def _in_two(columns) -> bool:
+    return "prompt" in columns and "response" in columns
+
+
+def tokenize(
+    model: Model,
+    table: pl.DataFrame,
+    *,
+    what: str,
+    tokens: str = "all",
+    specials: bool = False,
+    template: str = "{prompt} {response}",
+    check: Callable[[], None] | None = None,
+) -> Samples:
+    """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with `specials`.
+
+    A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
+    Raises InputError when that is so for every row."""
+    special = [] if specials else sorted(model.special_ids)
+    ordinary = np.ones(max(special, default=0) + 2, bool)  # of every id; the last stands for all above
+    ordinary[special] = False
+    ids, masks, cut = [], [], 0
+    for chunk in table.iter_slices(256):
+        for found, part in _tokens(model, chunk.to_dicts(), tokens, template):
+            if model.too_long(len(found)):
+                found, part, cut = found[: model.context_length], part[: model.context_length], cut + 1
+            ids.append(np.asarray(found, np.int32))
+            masks.append(part & ordinary[np.minimum(ids[-1], len(ordinary) - 1)])
+        if check is not None:
+            check()
+    out = Samples(ids, masks, cut)
+    if not out.counted.any():
+        raise InputError(
+            f"The {what}: no token of any row counts (tokens={tokens}); all are empty or beyond the context of {model.context_length}."
+        )
+    return out
+
+
+def _tokens(model: Model, rows: list[dict[str, Any]], tokens: str, template: str) -> list[tuple[list[int], np.ndarray]]:
+    """Of each row its token ids, and which of them belong to the part that counts."""
+    whole = [_text(model, row, template) for row in rows]
+    if tokens == "all" or not _in_two(rows[0]):
+        return [(ids, np.ones(len(ids), bool)) for ids in model.encode_all([text for text, _ in whole])]
+    found = []
+    for row, (text, start) in zip(rows, whole):
+        ids, spans = model.encode_with_offsets(text)
+        stop = start + len(row["response"].strip() if template == "chat" else row["response"])
+        inside = np.array([begin < stop and end > start and end > begin for begin, end in spans])
+        found.append((ids, inside if tokens == "response" else ~inside))
+    return found
+
+
+def _text(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
+    """The text of a sample as it is encoded, and where its response starts in it."""
+    if not _in_two(row):
+        return row["text"], 0
+    text, start = _format(model, row["prompt"], row["response"], template)
+    bos = model.tokenizer.bos_token
+    if template == "chat" and bos and model.prepends_bos and text.startswith(bos):  # encode puts it back
+        text, start = text[len(bos) :], start - len(bos)
+    return text, start
+
+
+def _format(model: Model, prompt: str, response: str, template: str) -> tuple[str, int]:
+    """The text of a sample, and where its response starts in it."""
+    if template != "chat":
+        head, _, tail = template.partition("{response}")
+        head = head.replace("{prompt}", prompt)
+        return head + response + tail, len(head)
+    if not model.tokenizer.chat_template:
+        raise InputError(
+            f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}."
+        )
+    text, marked = (
+        model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], tokenize=False
+        )
+        for said in (response, MARK)
+    )
+    before, found, _ = marked.partition(MARK)
+    start = len(before)
+    start += len(response) - len(response.lstrip()) if text[start:].startswith(response) else 0  # some templates strip
+    if not found or not text.startswith(before) or not text[start:].startswith(response.strip()):
+        raise InputError(
+            f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and {{response}}."
+        )
+    return text, start
+
+
+def labels_of(
+    frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str
+) -> tuple[tuple[np.ndarray, list[str]] | None, str]:
+    """((label of every pool row, label of each target) or None, what to warn of or ""). A target's label is its own in that column
+    ("auto": the first of LABELS), else its name.
+
+    None for the column "none", where there is no such column, and where no pool row is of any target. A target without a row in the
+    pool has no precision: with "auto" that is a warning, for a column that was asked for an InputError."""
+    plain = [c for c, kind in frame.schema.items() if not kind.is_nested()]
+    name = next((c for c in LABELS if c in plain), None) if column == "auto" else column
+    if name is None or name == "none":
+        return None, ""
+    if name not in plain:
+        raise InputError(f"The pool's column '{name}' (label) holds lists or objects; a label is one word or number.")
+    label = frame[name].cast(pl.String).fill_null("").to_numpy()
+    own = []
+    for target, table in targets.items():
+        values = table[name].cast(pl.String).unique().to_list() if name in table.columns else []
+        own.append(values[0] if len(values) == 1 else target)
+    known = sorted(set(label) - {""})
+    empty = int((label == "").sum())
+    lost = [
+        target if target == mine else f"{target} (label '{mine}')"
+        for target, mine in zip(targets, own)
+        if mine not in known
+    ]
+    said = ""
+    if lost:
+        some = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+        said = f"There is no precision for {', '.join(lost)}: no pool row has that label in the column '{name}', which holds {some}."
+        if column != "auto":
+            raise InputError(
+                f"{said[:-1]}; name the target after a label, give it the column '{name}', or set label=none."
+            )
+    if empty and len(lost) < len(own):
+        said = " ".join(
+            filter(
+                None,
+                (
+                    said,
+                    f"{empty} of {len(label)} pool rows have no label in the column '{name}'; precision counts them as of no target.",
+                ),
+            )
+        )
+    return ((label, own) if len(lost) < len(own) else None), said

@@ -1,0 +1,83 @@
+"""The checkpoints of a training run: found in folders, among the organisms and on the hub, in the order of their steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.core.errors import InputError
+
+if TYPE_CHECKING:
+    from workbench.models.model import Model
+
+
+def step_of(name: str) -> int | None:
+    """Training step in a name such as step-1000, step1000-tokens2B, main@step1000 or checkpoint-1000; None where there is none."""
+    match = re.search(r"(?:step|checkpoint|ckpt)[-_]?(\d+)", name)
+    return int(match[1]) if match else None
+
+
+def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Callable[[], Model]]]:
+    """(name, step, function that loads it) of every checkpoint, by step where all have one, else as given.
+
+    An entry is a model folder, a folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
+    (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises InputError for a folder without checkpoints and for
+    a step that is there twice; the loading functions for a checkpoint of another shape or tokenizer."""
+    if not entries:
+        name = Path(model.name).name if Path(model.name).is_dir() else model.name
+        return [(name, step_of(f"{name}@{model.revision or ''}"), lambda: model)]
+    names: list[tuple[str, str]] = []  # what to show, what to load
+    for entry in entries:
+        path = Path(entry).expanduser()
+        if path.is_dir() and not (path / "config.json").is_file():
+            inside = [f for f in path.iterdir() if (f / "config.json").is_file() and step_of(f.name) is not None]
+            if not inside:
+                raise InputError(
+                    f"The folder {path} holds no checkpoint: no step* or checkpoint-* folder with a config.json."
+                )
+            names += [(f.name, str(f)) for f in inside]
+        elif entry.endswith("@*"):
+            from workbench import organisms
+
+            known = [name for name in organisms.names() if name.startswith(entry[:-1])]
+            if not known:
+                raise InputError(f"There are no checkpoints {entry}; give them one by one.")
+            names += [(name, name) for name in known]
+        else:
+            names.append((path.name if path.is_dir() else entry, entry))
+    if len({name for name, _ in names}) < len(names):
+        names = [(where, where) for _, where in names]
+    steps = [step_of(name) for name, _ in names]
+    if all(step is not None for step in steps):
+        twice = [step for step in steps if steps.count(step) > 1]
+        if twice:
+            raise InputError(f"Two checkpoints are of the same step {twice[0]}; give each step once.")
+        names = [pair for _, pair in sorted(zip(steps, names))]
+    return [(name, step_of(name), lambda where=where: load_like(where, model)) for name, where in names]
+
+
+def load_like(where: str, model: Model) -> Model:
+    """Load a checkpoint in the dtype and on the device of `model`, and refuse one that does not belong to the same run."""
+    from workbench import organisms
+    from workbench.models.loading import load
+
+    name, revision = where, None
+    if not Path(where).expanduser().is_dir() and where not in organisms.names():
+        name, at, revision = where.rpartition("@")
+        if not at:
+            name, revision = (where, None) if "/" in where else (model.name, where)
+    try:
+        other = load(name, revision, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+    except InputError as error:
+        raise InputError(f"The checkpoint {where} cannot be loaded: {error}") from None
+    if other.tokenizer_fingerprint != model.tokenizer_fingerprint:
+        raise InputError(
+            f"The checkpoint {where} has another tokenizer than {model.name}; the same texts would be other tokens."
+        )
+    if (other.n_layers, other.width) != (model.n_layers, model.width):
+        raise InputError(
+            f"The checkpoint {where} has {other.n_layers} layers of width {other.width}, {model.name} {model.n_layers} of {model.width}."
+        )
+    return other

@@ -1,0 +1,224 @@
+"""Concept sets load as published, splits keep what they promise, and bad files are refused in one sentence."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.model_selection import train_test_split
+
+from probes.concept_depth import concept_sets as concept_data
+from tests.conftest import shared
+from workbench.core.errors import InputError
+
+CD = "concepts/cd"
+
+
+def write(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def toy(n=100, groups=None):
+    labels = np.arange(n) % 2
+    return concept_data.ConceptSet("toy", tuple(f"text {i}" for i in range(n)), labels, ("0", "1"), groups)
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "ones", "answers"),
+    [
+        ("cities.csv", 1496, 748, ("False", "True")),
+        ("coin_flip.json", 500, 253, ("No", "Yes")),
+        ("StrategyQA_task.json", 2290, 1071, ("No", "Yes")),
+        ("stsa.binary.train", 6920, 3610, ("Negative", "Positive")),
+    ],
+)
+def test_published_sets_have_their_published_counts(file, rows, ones, answers):
+    found = concept_data.load_file(shared(f"{CD}/{file}"))
+    assert len(found) == rows and int(found.labels.sum()) == ones and found.classes == ("0", "1")
+    assert found.answers == answers
+    assert concept_data.load_file(shared(f"{CD}/{file}"), pair=("1", "0")).answers == answers[::-1]
+    plain = concept_data.load_file(shared(f"{CD}/{file}"), template="plain")
+    assert all(p in framed and len(p) < len(framed) for p, framed in zip(plain.texts, found.texts))
+    assert tuple(map(found.bare, range(rows))) == plain.texts
+
+
+def test_answers_are_those_of_a_question_that_was_asked(tmp_path):
+    """Without its frame a statement asks nothing, and the model's next word is not an answer."""
+    for file in ("cd/cities.csv", "cd/coin_flip.json", "cd/stsa.binary.train"):
+        assert concept_data.load_file(shared(f"concepts/{file}"), template="plain").answers is None
+        assert concept_data.load_file(shared(f"concepts/{file}"), template="It is said: {text}").answers is None
+    for file in ("larger_than.csv", "sp_en_trans.csv"):
+        assert concept_data.load_file(shared(f"concepts/geometry_of_truth/{file}")).answers is None
+    path = write(
+        tmp_path,
+        "own.csv",
+        "statement,label,answer\n" + "".join(f"s{i},{i % 2},{('no', 'yes')[i % 2]}\n" for i in range(8)),
+    )
+    assert concept_data.load_file(path, template="Is it so? {text}").answers == ("no", "yes")
+
+
+def test_strategyqa_evidence_does_not_give_the_answer_away():
+    found = concept_data.load_file(shared(f"{CD}/StrategyQA_task.json"), template="plain")
+    assert found.texts[0].startswith(
+        "Is it common to see frost during some college commencements? College commencement"
+    )
+    assert "? Yes." not in found.texts[0]
+
+
+def test_statement_files_load_with_their_groups():
+    cities = concept_data.load_file(shared(f"{CD}/cities.csv"), template="plain")
+    assert cities.texts[0] == "The city of Krasnodar is in Russia." and cities.labels[0] == 1
+    assert cities.groups[:2] == ("Krasnodar", "Krasnodar")
+    larger = concept_data.load_file(shared("concepts/geometry_of_truth/larger_than.csv"))
+    assert len(larger) == 1980 and larger.texts[0] == "Fifty-one is larger than fifty-two."
+    # both orders of two numbers, one true and one false, are one group; so are the two meanings of a Spanish word
+    assert larger.groups[0] == "51-52" and set(Counter(larger.groups).values()) == {2}
+    both = {g: {int(k) for k, other in zip(larger.labels, larger.groups) if other == g} for g in larger.groups[:50]}
+    assert all(labels == {0, 1} for labels in both.values())
+    spanish = concept_data.load_file(shared("concepts/geometry_of_truth/sp_en_trans.csv"))
+    assert spanish.groups[:2] == ("con", "uno") and len(set(spanish.groups)) < len(spanish)
+    both = concept_data.load(shared("concepts/geometry_of_truth"))
+    assert [s.name for s in both] == ["larger_than", "sp_en_trans"]
+
+
+def test_a_plain_table_with_words_as_labels_groups_and_answers(tmp_path):
+    rows = [
+        {
+            "text": f"t{i}",
+            "label": ("positive", "negative")[i % 2],
+            "group": str(i // 2),
+            "answer": ("good", "bad")[i % 2],
+        }
+        for i in range(8)
+    ]
+    path = write(tmp_path, "reviews.jsonl", "\n".join(map(json.dumps, rows)))
+    found = concept_data.load_file(path)
+    assert found.classes == ("negative", "positive") and found.labels.tolist() == [1, 0] * 4
+    assert found.answers == ("bad", "good") and found.groups[2] == "1"
+    assert concept_data.load_file(path, pair=("positive", "negative")).labels.tolist() == [0, 1] * 4
+    assert concept_data.load_file(path, limit=2).texts == ("t0", "t1", "t2", "t3")
+    assert concept_data.load_file(path, template="Q: {text} A:").texts[0] == "Q: t0 A:"
+
+
+def test_a_pair_is_chosen_among_several_labels(tmp_path):
+    path = write(tmp_path, "many.csv", "text,label\n" + "".join(f"t{i},{'abc'[i % 3]}\n" for i in range(12)))
+    with pytest.raises(InputError, match="3 different labels.*pair=a,b"):
+        concept_data.load_file(path)
+    found = concept_data.load_file(path, pair=("c", "a"))
+    assert len(found) == 8 and found.classes == ("c", "a")
+    with pytest.raises(InputError, match="'d'"):
+        concept_data.load_file(path, pair=("a", "d"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("one.csv", "text,label\na,1\nb,1\n", "every row has the label '1'"),
+        ("lacks.csv", "text,class\na,1\nb,0\n", "no column 'label'"),
+        ("empty.csv", "", "empty"),
+        ("hole.csv", "text,label\na,1\n,0\n", "row 2"),
+        ("sst.train", "1 good film\nno label here\n", "line 2"),
+        ("broken.json", '{"examples": [', "not valid JSON"),
+        ("coin.json", '{"examples": [{"question": "q", "answer": "maybe"}]}', "example 1"),
+    ],
+)
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        concept_data.load_file(write(tmp_path, name, text))
+    assert name in str(caught.value)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no concept set"):
+        concept_data.load(tmp_path)
+
+
+def test_the_code_split_is_scikit_learns():
+    concept = toy(101)
+    order = np.concatenate([np.flatnonzero(concept.labels == 0), np.flatnonzero(concept.labels == 1)])
+    _, expected = train_test_split(order, test_size=0.4, random_state=42)
+    (test,), grouped = concept_data.split(concept, "code", rng=np.random.default_rng(0))
+    assert set(test) == set(expected) and len(test) == 41 and not grouped
+
+
+@pytest.mark.parametrize(
+    ("file", "listed_first"),
+    [("cities.csv", 1), ("coin_flip.json", 1), ("StrategyQA_task.json", 1), ("stsa.binary.train", 0)],
+)
+def test_the_code_split_of_the_official_sets_lists_their_classes_as_the_official_code_does(file, listed_first):
+    """The official loaders return two lists, true/yes first but for SST, and split what is concatenated."""
+    path = shared(f"{CD}/{file}")
+    if file == "cities.csv":
+        rows = pl.read_csv(path).select("statement", "label").rows()
+    elif file == "coin_flip.json":
+        rows = [(r["question"], int(r["answer"] == "yes")) for r in json.loads(path.read_text())["examples"]]
+    elif file == "StrategyQA_task.json":
+        rows = [(r["input"], r["target_scores"]["Yes"]) for r in json.loads(path.read_text())["examples"]]
+    else:
+        rows = [(line[2:].strip(), int(line[0])) for line in path.read_text().split("\n") if line]
+    lists = [text for text, label in rows if label == listed_first] + [
+        text for text, label in rows if label != listed_first
+    ]
+    expected = train_test_split(lists, test_size=0.4, random_state=42)[1]
+    for pair in ((), ("1", "0")):  # which class is called 1 is the user's; the split stays
+        found = concept_data.load_file(path, template="plain", pair=pair)
+        (test,), _ = concept_data.split(found, "code", rng=np.random.default_rng(0))
+        texts = [found.texts[i] for i in test]
+        if file == "StrategyQA_task.json":  # the evidence follows the question
+            assert len(texts) == len(expected) and all(a.startswith(b) for a, b in zip(sorted(texts), sorted(expected)))
+        else:
+            assert sorted(texts) == sorted(expected)
+
+
+def test_the_paper_split_is_a_fifth_with_classes_in_proportion():
+    (test,), _ = concept_data.split(toy(1000), "paper", rng=np.random.default_rng(0))
+    assert len(test) == 200 and toy(1000).labels[test].sum() == 100
+
+
+def test_folds_test_every_row_once():
+    for groups in (None, tuple(str(i // 4) for i in range(100))):
+        tests, grouped = concept_data.split(toy(100, groups), "kfold", folds=5, rng=np.random.default_rng(0))
+        assert grouped == (groups is not None) and sorted(np.concatenate(tests)) == list(range(100))
+        assert all(15 <= len(t) <= 25 for t in tests)
+
+
+def test_groups_stay_together_and_few_groups_do_not_count():
+    groups = tuple(f"city {i // 2}" for i in range(100))
+    for how in ("paper", "kfold"):
+        tests, grouped = concept_data.split(toy(100, groups), how, rng=np.random.default_rng(0))
+        assert grouped
+        for test in tests:
+            rest = set(range(100)) - set(test)
+            assert not {groups[i] for i in test} & {groups[i] for i in rest}
+    few = tuple("ab"[i % 2] for i in range(100))
+    assert not concept_data.split(toy(100, few), "paper", rng=np.random.default_rng(0))[1]
+    with pytest.raises(InputError, match="both classes"):
+        concept_data.split(toy(100, few), "paper", groups="yes", rng=np.random.default_rng(0))
+
+
+def test_too_few_rows_for_the_folds_are_refused():
+    with pytest.raises(InputError, match="4 rows in its smaller class: too few for 5 folds"):
+        concept_data.split(toy(8), "kfold", folds=5, rng=np.random.default_rng(0))
+    with pytest.raises(InputError, match="50 rows in its smaller class and 4 groups: too few for 5 folds"):
+        concept_data.split(
+            toy(100, tuple(str(i % 4) for i in range(100))),
+            "kfold",
+            folds=5,
+            groups="yes",
+            rng=np.random.default_rng(0),
+        )
+
+
+def test_noise_is_independent_of_the_label():
+    concept = concept_data.ConceptSet(
+        "toy", ("Judge: x",) * 2000, np.arange(2000) % 2, ("0", "1"), frame="Judge: {text}"
+    )
+    rng = np.random.default_rng
+    code, paper = concept_data.noisy(concept, "code", rng=rng(0)), concept_data.noisy(concept, "paper", rng=rng(0))
+    # the official code puts it before the question and frames that
+    assert set(code) == {"Judge: aaax", "Judge: bbbx"} and abs(code.count("Judge: aaax") - 1000) < 100
+    assert set(paper) == {"aaa Judge: x", "bbb Judge: x"}
+    assert abs(sum(t.startswith("aaa") for t in paper[::2]) - 500) < 70

@@ -1,0 +1,50 @@
+"""Both probes on the trained organism: concepts converge in the order of their difficulty, and RankMe falls before it rises."""
+
+from pathlib import Path
+
+import pytest
+
+from probes import concept_depth, representation_geometry
+from probes.representation_geometry.checkpoints import find
+from workbench import organisms
+from workbench.core.context import Context
+from workbench.models.loading import load
+
+# From one word over the words of a whole story to a recalled fact that is weighed against a source: the generator's difficulty, and what it
+# says a reader must do (organisms/data/organism.json).
+CONCEPTS = ("sentiment", "topic", "conflict")
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return load("organism")
+
+
+@pytest.mark.slow
+def test_concepts_converge_at_layers_in_the_order_of_their_difficulty(organism):
+    config = concept_depth.Config(
+        site="resid_post", split="kfold", folds=3, sets=CONCEPTS, shuffles=0, causal="off", draws=200
+    )
+    result = concept_depth.run(organism, config, Context(data=Path(organisms.data("concepts/topic")).parent))
+    difficulty = dict(result.tables["sets"].select("dataset", "difficulty").iter_rows())
+    assert [difficulty[name] for name in CONCEPTS] == sorted(difficulty.values())
+    row = {r["dataset"]: r for r in result.tables["depth"].iter_rows(named=True)}
+    for easy, hard in zip(CONCEPTS, CONCEPTS[1:]):
+        assert row[easy]["converge_stable_high"] < row[hard]["converge_stable_low"], (easy, hard, row[easy], row[hard])
+    # of the resamples, the share whose curve settles at all: the last concept still rises by a few points in the last layer
+    assert all(r["peak_accuracy"] > 0.9 and r["converge_stable_share"] > 0.7 for r in row.values())
+
+
+@pytest.mark.slow
+def test_rankme_over_training_falls_before_it_rises(organism):
+    steps = sorted(step for _, step, _ in find(organism, ["organism@*"]))
+    few = [steps[0], *(s for s in steps if s in (26, 104)), steps[-1]]
+    assert len(few) == 4
+    config = representation_geometry.Config(
+        checkpoints=tuple(f"organism@step-{s}" for s in few), limit=150, loss_rows=0, map=(), draws=60, curve=False
+    )
+    result = representation_geometry.run(organism, config, Context(data=Path(organisms.data("texts"))))
+    layers = result.tables["layers"].sort("step")
+    least = layers.row(layers["rankme"].arg_min(), named=True)
+    assert least["ci_high"] < layers["ci_low"][0] and least["ci_high"] < layers["ci_low"][-1]
+    assert result.tables["phases"]["phase"][:2].to_list() == ["warm-up", "entropy-seeking"]

@@ -1,0 +1,88 @@
+"""Figures of data selection: the size that the run selected, passages and densities on the cards, a map per target; tokens as HTML."""
+
+import dataclasses
+
+import polars as pl
+import pytest
+
+from probes.data_selection import figures as data_selection
+from tests import figure_runs
+from workbench.explorer.highlight import tokens_html
+from workbench.figures.export import data_of
+
+
+def of_k(run, k):
+    """The run as it would be with k in place of the ratio: its tables hold that size too."""
+    frames = {}
+    for name in ("precision", "overlap", "lengths"):
+        table = run.table(name)
+        first = table.filter(pl.col("ratio") == table["ratio"].min())
+        more = first.with_columns(pl.lit(k / 800).alias("ratio"), pl.lit(k, dtype=table["k"].dtype).alias("k"))
+        changed = {"overlap": {"overlap": 0.77}, "lengths": {"mean": 333.0}}.get(name, {})
+        frames[name] = pl.concat([table, more.with_columns(**{c: pl.lit(v) for c, v in changed.items()})])
+    info = run.info | {"config": run.info["config"] | {"k": k}}
+    return dataclasses.replace(run, frames={**run.frames, **frames}, info=info)
+
+
+def test_figures_of_a_run_with_k_show_what_it_selected():
+    run = of_k(figure_runs.selection(), 300)
+    assert "37.5 % are selected" in data_selection.overlap(run).layout.meta["note"]
+    lengths = data_selection.lengths(run)
+    assert "37.5 % of the pool" in lengths.layout.meta["note"]
+    spots = data_of(lengths)
+    assert set(spots.filter(pl.col("trace") == "SAE features")["x"]) == {333.0}
+
+
+def test_cards_carry_density_and_several_passages():
+    run = figure_runs.selection()
+    passages = run.table("passages")
+    more = pl.concat(
+        [passages, passages.with_columns(pl.lit(2, dtype=pl.Int64).alias("place"), (pl.col("peak") + 1).alias("peak"))]
+    )
+    words = data_selection.cards(dataclasses.replace(run, frames={**run.frames, "passages": more})).layout.meta
+    assert words["columns"][:3] == ["feature", "weight", "fires on"] and words["words"][0][2] == "2.00%"
+    assert words["words"][1][0] == "" and words["words"][1][3] != words["words"][0][3], (
+        "the second passage of the same feature"
+    )
+
+
+def test_the_map_has_a_panel_per_target_in_one_scale():
+    run = figure_runs.selection()
+    fig = data_selection.embedding(run)
+    maps = [t for t in fig.data if t.mode == "markers" and t.x is not None and len(t.x) == 800]
+    assert len(maps) == 2 and {t.marker.coloraxis for t in maps} == {"coloraxis"}
+    scores = run.table("scores").filter(target="gsm8k").sort("row")["score"].to_list()
+    assert list(maps[0].marker.color) == pytest.approx(scores) and list(maps[1].marker.color) != pytest.approx(scores)
+
+
+def test_overlap_over_the_ratio_is_of_the_main_method():
+    run = figure_runs.selection()
+    found = data_of(data_selection.overlap_by_ratio(run))
+    wanted = run.table("overlap").filter(target="gsm8k", method_a="sae", method_b="hidden").sort("ratio")
+    drawn = found.filter((pl.col("trace") == "hidden state") & (pl.col("panel") == "gsm8k")).sort("x")
+    assert drawn["y"].to_list() == pytest.approx(wanted["overlap"].to_list())
+
+
+def test_the_precision_figure_says_when_features_are_not_better():
+    run = figure_runs.selection()
+    assert "do not select better" not in (data_selection.precision(run).layout.meta["note"] or "")
+    tied = dataclasses.replace(run, summary={"not_better_than": "neurons, bm25"})
+    assert "do not select better than raw neurons, BM25 here" in data_selection.precision(tied).layout.meta["note"]
+
+
+def test_tokens_become_escaped_html_shaded_by_their_values():
+    html = tokens_html([" <b>", "\"x'", "&\n"], [0.0, 1.0, 4.0])
+    assert "<b>" not in html and "&lt;b&gt;" in html and "&quot;x&#x27;" in html and "&amp;⏎" in html
+    assert html.count("<span") == 3 and html.count("background") == 2, "a token without activation is clear"
+    assert "0.650" in html and "0.163" in html and 'title="4"' in html
+    assert "0.325" in tokens_html(["a"], [1.0], top=2.0) and "background" not in tokens_html(["a"], [-1.0])
+    with pytest.raises(ValueError, match="2 tokens and 1 values"):
+        tokens_html(["a", "b"], [1.0])
+
+
+def test_highlighting_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, workbench.explorer.highlight; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

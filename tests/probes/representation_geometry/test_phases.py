@@ -1,0 +1,87 @@
+"""Phases: planted change points are found, with honest intervals, and a course without phases has none."""
+
+import numpy as np
+import pytest
+
+from probes.representation_geometry import phases
+from workbench.core.errors import InputError
+
+
+def planted(noise=0.0, seed=0):
+    """Collapse to step 40, expansion to step 600, compression to 4000, at 41 unevenly spaced checkpoints."""
+    steps = np.unique(np.round(np.geomspace(4, 4000, 41)))
+    values = np.interp(np.log(steps), np.log([4, 40, 600, 4000]), [60.0, 10.0, 80.0, 50.0])
+    return steps, values + noise * np.random.default_rng(seed).standard_normal(len(steps))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_planted_phases_are_found_where_they_are(noise):
+    steps, values = planted(noise)
+    found = phases.segment(steps, values, error=noise or None, rng=np.random.default_rng(0))
+    assert [p.name for p in found] == ["warm-up", "entropy-seeking", "compression-seeking"]
+    assert found[0].start_step == 4 and found[-1].end_step == 4000
+    for phase, following in zip(found, found[1:]):
+        assert phase.end_step == following.start_step and phase.end_low == following.start_low
+    for phase, turn in zip(found, (40, 600)):
+        near = steps[np.abs(np.log(steps / turn)).argsort()[:3]]
+        assert near.min() <= phase.end_step <= near.max()
+        assert phase.end_low <= phase.end_step <= phase.end_high
+
+
+def test_intervals_cover_the_turn_and_widen_with_noise():
+    covered, width = 0, {}
+    for noise in (0.5, 4.0):
+        for seed in range(10):
+            steps, values = planted(noise, seed)
+            found = phases.segment(steps, values, error=noise, draws=40, rng=np.random.default_rng(0))
+            up = [p for p in found if p.name == "entropy-seeking"]
+            best = max(up, key=lambda p: p.end - p.start)
+            width.setdefault(noise, []).append(np.log(best.end_high / best.end_low))
+            covered += best.end_low / 1.2 <= 600 <= best.end_high * 1.2
+    assert covered >= 17  # of 20
+    assert np.mean(width[4.0]) > np.mean(width[0.5])
+
+
+def test_a_monotone_course_is_one_phase_and_noise_adds_none():
+    steps = np.arange(1, 31) * 100.0
+    rise = phases.segment(steps, np.log(steps), rng=np.random.default_rng(0))
+    assert [p.name for p in rise] == ["entropy-seeking"] and (rise[0].start_step, rise[0].end_step) == (100, 3000)
+    fall = phases.segment(steps, -np.log(steps), rng=np.random.default_rng(0))
+    assert [p.name for p in fall] == ["compression-seeking"]  # at 3 % of the training the warm-up is over
+    noisy = [np.log(steps) + 0.1 * np.random.default_rng(seed).standard_normal(30) for seed in range(60)]
+    assert (
+        sum(
+            len(phases.segment(steps, course, error=0.1, draws=0, rng=np.random.default_rng(0))) > 1 for course in noisy
+        )
+        <= 3
+    )
+
+
+def test_a_fall_is_a_warm_up_only_at_the_beginning_of_training():
+    values = np.array([9, 6, 3, 1, 3, 6, 9, 12, 9, 6.0])
+    for first, name in ((0, "warm-up"), (10, "warm-up"), (50_000, "compression-seeking")):
+        steps = np.append(first, np.linspace(60_000, 143_000, 9))
+        assert [p.name for p in phases.segment(steps, values, error=0.1, rng=np.random.default_rng(0))] == [
+            name,
+            "entropy-seeking",
+            "compression-seeking",
+        ]
+
+
+def test_rise_then_fall_has_no_warm_up():
+    steps = np.arange(12.0)
+    values = np.array([1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1, 0.0])
+    found = phases.segment(steps, values, error=0.1, rng=np.random.default_rng(0))
+    assert [(p.name, p.start_step, p.end_step) for p in found] == [
+        ("entropy-seeking", 0, 5),
+        ("compression-seeking", 5, 11),
+    ]
+
+
+def test_too_few_checkpoints_have_no_phases_and_bad_ones_are_refused():
+    rng = np.random.default_rng(0)
+    assert phases.segment([1, 2, 3], [1.0, 2, 1], rng=rng) == []
+    with pytest.raises(InputError, match="increasing"):
+        phases.segment([1, 1, 2, 3], [1.0, 2, 1, 2], rng=rng)
+    with pytest.raises(InputError, match="missing"):
+        phases.segment([1, 2, 3, 4], [1.0, np.nan, 1, 2], rng=rng)

@@ -1,0 +1,408 @@
+"""The retrieval probe when things go wrong: killed, out of memory, one needle left, tokenizers that lack things, bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from probes import retrieval_heads
+from probes.retrieval_heads import Config
+from probes.retrieval_heads import speculative_decoding as continuation
+from probes.retrieval_heads.needles import Words, read_needle, recall
+from tests.retrieval_children import CONFIG
+from workbench.core.context import Context
+from workbench.core.errors import InputError
+from workbench.models.loading import load, wrap
+from workbench.models.model import Model
+from workbench.runs.checks import CHECKS, check_probe
+from workbench.runs.execution import execute, prepare
+from workbench.runs.folder import open_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return load("organism")
+
+
+def equal_runs(a, b):
+    assert a.tables == b.tables and a.summary == b.summary and a.info["counters"] == b.info["counters"]
+    for name in a.tables:
+        assert a.table(name).equals(b.table(name)), name
+    for name in a.arrays:
+        np.testing.assert_array_equal(a.array(name), b.array(name))
+
+
+def test_the_probe_passes_every_check_on_a_trained_model(organism):
+    assert check_probe("retrieval-heads", organism, config=CONFIG) == list(CHECKS)
+
+
+def test_killed_at_twenty_random_moments_it_resumes_to_the_same_tables_and_recomputes_nothing_finished(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "retrieval_children.py"), str(tmp_path), "20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    undisturbed, groups = open_run(tmp_path / "undisturbed"), len(found["undisturbed"])
+    assert sorted(found["undisturbed"]) == ["_mask_group"] * 2 + ["_measure_part"] * 3, (
+        "the run is to have several parts of both kinds"
+    )
+    assert undisturbed.table("masking").height == 3
+    assert sum(run["kills"] for run in found["runs"].values()) == 20
+    resumed = 0
+    for name, run in found["runs"].items():
+        equal_runs(open_run(tmp_path / name), undisturbed)
+        assert groups <= len(run["computed"]) <= groups + run["kills"], "more than the open group was computed again"
+        resumed += run["kills"] > 0
+        left = [
+            p.name
+            for p in (tmp_path / name).rglob("*")
+            if p.is_file() and p.suffix not in (".json", ".jsonl", ".parquet", ".safetensors") and p.name != ".lock"
+        ]
+        assert not left and not list((tmp_path / name).glob("parts/*"))
+    assert resumed
+
+
+@pytest.mark.parametrize("kept", ["first", "all detection", "all but one"])
+def test_a_run_resumed_anywhere_rounds_as_an_undisturbed_one(organism, tmp_path, monkeypatch, kept):
+    """Span masses depend on how the shared haystack was computed: it may not depend on what was left to do."""
+    whole = execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "whole")
+    stop_before = {
+        "first": ("_measure_part", 1),
+        "all detection": ("_mask_group", 0),
+        "all but one": ("_mask_group", 1),
+    }[kept]
+    name, calls = stop_before
+    usual, made = getattr(retrieval_heads, name), []
+
+    def fails(*args, **more):
+        made.append(1)
+        if len(made) > calls:
+            raise KeyboardInterrupt
+        return usual(*args, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(BaseException, match="Cancelled"):
+        patch.setattr(retrieval_heads, name, fails)
+        execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "resumed")
+    assert list((tmp_path / "resumed" / "parts").iterdir()), "a part is to be there to resume from"
+    equal_runs(execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "resumed"), whole)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_batch_that_does_not_fit_into_memory_is_halved(organism, tmp_path, monkeypatch, most):
+    whole = execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "whole")
+    usual, refused = Model.forward, []
+
+    def small_memory(model, batch, **more):
+        if len(batch.ids) > most:
+            refused.append(len(batch.ids))
+            raise torch.OutOfMemoryError("injected")
+        return usual(model, batch, **more)
+
+    monkeypatch.setattr(Model, "forward", small_memory)
+    halved = execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "halved")
+    assert refused
+    for table in ("heads", "trials", "inputs", "masking", "masked_trials"):
+        one, two = whole.table(table), halved.table(table)
+        if table == "heads":
+            np.testing.assert_allclose(one["span_mass"].to_numpy(), two["span_mass"].to_numpy(), atol=1e-5)
+            one, two = one.drop("span_mass"), two.drop("span_mass")
+        assert one.equals(two), table
+
+
+def test_one_row_that_does_not_fit_is_an_error_and_other_errors_are_not_taken_for_it():
+    def never(rows):
+        raise torch.OutOfMemoryError("injected")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        continuation.by_halves([1, 2, 3], never)
+    calls = []
+
+    def broken(rows):
+        calls.append(rows)
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        continuation.by_halves([1, 2], broken)
+    assert len(calls) == 1
+    assert continuation.by_halves([1, 2, 3], lambda rows: [never(rows)] if len(rows) > 1 else [10 * rows[0]]) == [
+        10,
+        20,
+        30,
+    ]
+
+
+# intervals
+
+
+class Trial:
+    def __init__(self, needle):
+        self.needle = needle
+
+
+def test_intervals_resample_the_trials_when_those_that_count_are_all_of_one_needle():
+    """Twenty kept trials of one needle are no twenty times the same number."""
+    trials, kept = [Trial(k) for k in (0, 1) for _ in range(20)], np.arange(40) < 20
+    context = Context(seed=0)
+    clusters = retrieval_heads._clusters(trials, kept, Config(), context)
+    assert clusters.tolist() == list(range(20)) and "Only one needle counts" in context.warnings[0]
+    scores = np.random.default_rng(0).random((20, 2, 2))
+    model = type("", (), {"n_layers": 2, "n_heads": 2, "kv_group": lambda self, h: h})()
+    table = retrieval_heads._head_table(model, scores, scores, clusters, Config(), context)
+    # the bootstrap interval of a mean of 20 uniform numbers is about 4 × 0.29 / √20 wide
+    width = (table["ci_high"] - table["ci_low"]).to_numpy()
+    assert (np.abs(width - 3.92 * scores.std(0).ravel() / np.sqrt(20)) < 0.05).all()
+    both = retrieval_heads._clusters(trials, np.ones(40, bool), Config(), Context())
+    assert both.tolist() == [0] * 20 + [1] * 20
+    alone = Context()
+    retrieval_heads._clusters(trials[:1], np.ones(1, bool), Config(), alone)
+    assert "Only one trial" in alone.warnings[0]
+
+
+def test_a_run_whose_only_recalled_needle_is_one_of_two_says_so(organism, tmp_path):
+    """The second needle is never asked for: its trials are dropped, and the first needle's are what is resampled and masked."""
+    rows = [json.loads(line) for line in retrieval_heads._own_needles("organism").read_text().splitlines()[:2]]
+    (tmp_path / "n.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in rows[:1]) + json.dumps(rows[1] | {"question": "Who?"}) + "\n"
+    )
+    run = execute(
+        "retrieval-heads",
+        organism,
+        data=tmp_path / "n.jsonl",
+        config=CONFIG
+        | {"needles": "default", "depths": (0, 30, 60, 100), "recall_threshold": 0.99, "ablation": "zero"},
+    )
+    kept = run.table("trials").filter("kept")
+    assert kept["needle"].unique().to_list() == [0], "the case needs one needle that is recalled and one that is not"
+    assert any("Only one needle counts" in w for w in run.info["warnings"])
+    assert any("masked on the trials that had chosen them" in w for w in run.info["warnings"])
+
+
+# masking
+
+
+def test_heads_are_masked_on_needles_that_did_not_choose_them():
+    trials = [Trial(k) for k in (0, 1, 2, 3) for _ in range(3)]
+    answered = np.array([True] * 3 + [False] * 3 + [True] * 6)  # needle 1 is never answered
+    for config, held in ((Config(mask_on="held_out"), [2]), (Config(mask_on="same"), [0, 2, 3])):
+        choosing, testing = retrieval_heads._split(trials, answered, answered, config, Context())
+        assert sorted({t.needle for t, here in zip(trials, testing) if here}) == held
+        chose = {t.needle for t, here in zip(trials, choosing) if here}
+        assert chose == ({0, 3} if config.mask_on == "held_out" else {0, 2, 3})
+
+
+def test_the_summary_pairs_top_with_random_masking_and_gives_the_share_an_interval():
+    run = execute(
+        "retrieval-heads",
+        "circuit-copy",
+        config={"lengths": (64, 128), "depths": (0, 50), "max_new_tokens": 10, "mask_k": (1, 2), "ablation": "zero"},
+    )
+    masked, trials = run.table("masked_trials"), run.table("trials")
+    answered = trials.filter(pl.col("recall") > 0.5)["needle"].unique().sort().to_list()
+    assert set(masked.join(trials, on="trial")["needle"].to_list()) == set(answered[1::2])
+    for k in (1, 2):
+        by_trial = {
+            kind: masked.filter((pl.col("k") == k) & (pl.col("heads") == kind))
+            .group_by("trial")
+            .agg(pl.col("recall").mean())
+            .sort("trial")
+            for kind in ("top", "random")
+        }
+        difference = (by_trial["top"]["recall"] - by_trial["random"]["recall"]).to_numpy()
+        found = run.summary[f"recall_top_minus_random_{k}"]
+        assert (
+            found["value"] == pytest.approx(difference.mean())
+            and found["n"] == len(difference)
+            and found["low"] <= found["value"] <= found["high"]
+        )
+        assert found["value"] < -0.5
+    share, heads = run.summary["share_of_heads"], run.table("heads")
+    assert (
+        share["value"] == heads["is_retrieval"].mean()
+        and share["n"] == heads.height
+        and share["low"] <= share["value"] <= share["high"]
+    )
+
+
+# recall in any script
+
+
+@pytest.mark.parametrize(
+    "answer, said, expected",
+    [
+        ("в парке у старого дерева", "Он был в парке у старого дерева.", 1.0),
+        ("в парке у старого дерева", "Он был дома.", 0.0),
+        ("在公园的老树旁", "球在公园的老树旁。", 1.0),
+        ("हिन्दी भाषा", "यह हिन्दी है", 0.5),
+        ("café crème", "un cafe\u0301 noir", 0.5),
+    ],
+)
+def test_answers_in_any_script_can_be_recalled(answer, said, expected):
+    assert recall(answer, said) == expected
+
+
+def test_english_recall_is_that_of_rouge_score():
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = (
+        ROOT / "probes" / "material" / "retrieval" / "haystack.txt"
+    ).read_text() + " It's snake_case, 3.5% of the U.S. runners' running; cats ran!"
+    assert text.isascii() and Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+    official = RougeScorer(["rouge1"], use_stemmer=True)
+    for row in map(json.loads, (ROOT / "probes" / "material" / "retrieval" / "needles.jsonl").read_text().splitlines()):
+        for said in (row["needle"], row["question"], row["answer"][:25], ""):
+            assert recall(row["answer"], said) == official.score(row["answer"], said)["rouge1"].recall
+
+
+# bad input, before a model is loaded
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        ({"lengths": ""}, "'lengths' is empty"),
+        ({"depths": ""}, "'depths' is empty"),
+        ({"needles": "3"}, "has 2 needles, fewer than needles=3; ask for at most 2"),
+    ],
+)
+def test_grids_without_cells_and_needles_that_are_not_there_are_refused(tmp_path, config, says):
+    (tmp_path / "n.csv").write_text("needle,question,answer\nA dog sat.,Who?,dog\nA cat sat.,Who?,cat\n")
+    with pytest.raises(InputError, match=says):
+        prepare("retrieval-heads", config, tmp_path / "n.csv")
+
+
+@pytest.mark.parametrize("answer, says", [("?!", "no letter or digit"), ("cow", "does not occur in the needle")])
+def test_answers_that_cannot_be_measured_are_refused_with_file_and_row(tmp_path, answer, says):
+    (tmp_path / "n.csv").write_text(f"needle,question,answer\nA dog sat.,Who?,dog\nWhat?! he said.,What?,{answer}\n")
+    with pytest.raises(InputError, match=f"n.csv: Needle row 2: .*{says}"):
+        prepare("retrieval-heads", None, tmp_path / "n.csv")
+
+
+def test_more_needles_than_ship_are_refused_and_more_than_twelve_need_to_be_asked_for(organism):
+    with pytest.raises(InputError, match="has 40 needles, fewer than needles=99"):
+        execute("retrieval-heads", organism, config=CONFIG | {"needles": 99})
+    for wanted, used in (("default", 12), (20, 20)):
+        context = Context(data=retrieval_heads._own_needles("organism"))
+        needles, _, trials, _ = retrieval_heads._grid(
+            organism, Config(needles=wanted, lengths=(96, 96, 128), depths=(0, 50, 50)), context
+        )
+        assert len(needles) == used and len(trials) == 4 * used, "a cell that is named twice counts once"
+        assert context.warnings == (
+            ["40 needles ship with organism and the first 12 were used; needles=40 uses them all."]
+            if used == 12
+            else []
+        )
+
+
+def test_how_large_the_run_is_is_said_before_it_starts(organism):
+    told = []
+    execute(
+        "retrieval-heads",
+        organism,
+        config=CONFIG | {"mask_k": (0,)},
+        progress=lambda done, total, label: told.append((done, total, label)),
+    )
+    size = next(t for t in told if "prompt tokens" in t[2])
+    assert size[:2] == (0, 12) and size[2].startswith("needles: 12 trials, 1,")
+    assert told.index(size) < next(i for i, t in enumerate(told) if t[0] > 0)
+
+
+# tokenizers that lack things
+
+
+def words_model(**special):
+    """A random GPT-2 with a tokenizer of whole words, without BOS, end or padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from probes.retrieval_heads.needles import PAPER_TEMPLATE
+
+    text = "the dog sat on a red mat near an old tree . Where is it ? in park by ! " + PAPER_TEMPLATE.replace(
+        "{", " "
+    ).replace("}", " ")
+    plain = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(["[UNK]", *pieces(text)]))}, unk_token="[UNK]")
+    )
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", **special)
+    torch.manual_seed(0)
+    hf = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=96,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ).eval()
+    return wrap(hf, tokenizer=tokenizer, name="words")
+
+
+def pieces(text):
+    import re
+
+    return re.findall(r"\w+|[^\w\s]+", text)
+
+
+def test_a_model_without_bos_end_or_padding_token_runs(tmp_path):
+    model = words_model()
+    assert model.bos_id is None and model.eos_id is None and model.tokenizer.pad_token_id is None
+    (tmp_path / "h.txt").write_text("the dog sat on a red mat . " * 12)
+    (tmp_path / "n.csv").write_text(
+        "needle,question,answer\nit is in the park by an old tree .,Where is it ?,in the park by an old tree\nit is near a tree .,Where is it ?,near a tree\n"
+    )
+    run = execute(
+        "retrieval-heads",
+        model,
+        data=tmp_path / "n.csv",
+        config={
+            "haystack": str(tmp_path / "h.txt"),
+            "lengths": (48, 64),
+            "depths": (0, 50, 100),
+            "max_new_tokens": 4,
+            "keep": "all",
+            "mask_k": (0,),
+        },
+    )
+    for row, trial in zip(run.table("inputs").iter_rows(named=True), run.table("trials").iter_rows(named=True)):
+        assert model.decode(row["ids"][row["span_start"] : row["span_end"]]) == trial["answer"]
+        with torch.no_grad():  # greedy decoding without cache, batch or padding
+            ids = list(row["ids"])
+            for _ in range(4):
+                ids.append(int(model.hf(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert row["generated_ids"] == ids[len(row["ids"]) :]
+
+
+def test_a_tokenizer_that_gives_the_answer_no_characters_is_refused():
+    class Blind:
+        """Every token has an empty span, as after a normaliser that rewrites the text."""
+
+        name = "blind"
+
+        def encode_with_offsets(self, text, *, bos=True):
+            return list(range(len(text.split()))), [(0, 0)] * len(text.split())
+
+    with pytest.raises(InputError, match="Needle row 3: the tokenizer cannot say which tokens are the answer 'cat'"):
+        read_needle(Blind(), 2, "A cat sat.", "Who sat?", "cat", "Q: {question}")
+
+
+def test_a_slow_tokenizer_is_refused():
+    model = words_model()
+    model.tokenizer = type("Slow", (), {"is_fast": False})()
+    with pytest.raises(InputError, match="slow one without character offsets"):
+        read_needle(model, 0, "the dog sat .", "Where ?", "dog", "{question}")

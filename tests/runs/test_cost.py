@@ -1,0 +1,135 @@
+"""What a run is said to take, against counting by hand and against what runs really took."""
+
+import json
+from types import SimpleNamespace as Simple
+
+import polars as pl
+import pytest
+from transformers import AutoTokenizer
+
+from workbench import organisms
+from workbench.core import config as configs
+from workbench.core import registry
+from workbench.runs import cost
+from workbench.runs import execution as runs
+
+
+def plan(name, model, values=None, data=None):
+    probe = registry.get(name)
+    config = configs.build(probe.config, values or {})
+    ready = runs.prepare(probe, config, data)
+    own = probe.data.for_model(model) if data is None and probe.data.for_model else None
+    return cost.plan(name, config, own or ready.data, model), config
+
+
+def counted(model, texts):
+    tokenizer = AutoTokenizer.from_pretrained(organisms.folder(model))
+    return sum(len(tokenizer(text)["input_ids"]) for text in texts)
+
+
+def test_the_shape_of_a_model_is_read_without_loading_it():
+    about = cost.facts("organism")
+    config = json.loads((organisms.folder("organism") / "config.json").read_text())
+    assert (about.layers, about.width, about.heads) == (
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["num_attention_heads"],
+    )
+    assert cost.facts("circuit-copy").layers == 2  # GPT-2 has other names for it
+    assert cost.facts("nobody/has-this") is None and cost.facts("no-such-organism") is None
+
+
+def test_tokens_are_those_of_the_models_own_tokenizer():
+    texts = pl.read_ndjson(organisms.data("texts"))["text"].to_list()[:150]  # few enough to be counted in full
+    assert cost.facts("organism").tokens(texts) == counted("organism", texts)
+    assert cost.Facts(None, 1, 1, 1, 10).tokens(["abcd" * 5, "abcd"]) == 6
+
+
+def test_the_plan_of_retrieval_is_the_grid_its_answers_and_its_masking():
+    values = {
+        "lengths": (100, 200),
+        "depths": (0, 50, 100),
+        "needles": 2,
+        "max_new_tokens": 6,
+        "mask_k": (1, 900),
+        "random_draws": 3,
+        "mask_trials": 5,
+    }
+    found, _ = plan("retrieval-heads", "circuit-copy", values)
+    assert found == cost.Plan(prompts=12, tokens=2 * 3 * 300 + (12 + 5 * (1 + 1 * 4)) * 6, stored=0)
+
+
+def test_the_plan_of_branching_is_its_samples_at_their_longest_for_every_condition(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("The\nThe secret\n")
+    found, _ = plan("branching-factor", "organism", {"samples": 3, "max_new_tokens": 7}, file)
+    prompts = counted("organism", ["The", "The secret"])
+    assert found == cost.Plan(2, prompts + 2 * 3 * 7)
+    found, config = plan("branching-factor", "organism", {"samples": 3, "max_new_tokens": 7, "study": "decoding"}, file)
+    times = len(config.settings)
+    assert found == cost.Plan(2 * times, times * (prompts + 2 * 3 * 7))
+
+
+def test_the_plans_of_depth_and_geometry_keep_every_layer_of_every_text(tmp_path):
+    file = tmp_path / "c.csv"
+    texts = ["The secret", "The lantern"] * 4
+    file.write_text("text,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(texts)))
+    about = cost.facts("organism")
+    found, _ = plan("concept-depth", "organism", {"noise": True}, file)
+    assert found == cost.Plan(16, 2 * counted("organism", texts), 16 * about.layers * about.width * 4)
+    values = {"layers": "all", "checkpoints": ("organism@*",), "loss_rows": 0}
+    found, _ = plan("representation-geometry", "organism", values, file)
+    steps = sum("@step-" in name for name in organisms.names())
+    assert steps > 3 and found == cost.Plan(
+        8 * steps, counted("organism", texts) * steps, 8 * steps * about.layers * about.width * 4
+    )
+
+
+@pytest.mark.parametrize("name", sorted(cost.PLANS))
+def test_every_probe_has_a_plan_of_its_demo_and_asking_for_more_costs_more(name):
+    demo = registry.get(name).demo
+    small, _ = plan(name, "organism", demo)
+    assert small.prompts > 0 and small.tokens > small.prompts
+    more = {
+        "retrieval-heads": {"needles": 16},
+        "concept-depth": {"noise": False},
+        "knowledge-conflict": {"limit": 240},
+        "data-selection": {},
+        "branching-factor": {"samples": 80},
+        "representation-geometry": {"limit": 1200},
+    }[name]
+    other, _ = plan(name, "organism", {**demo, **more})
+    assert (
+        (other.tokens < small.tokens)
+        if name == "concept-depth"
+        else (other.tokens > small.tokens or name == "data-selection")
+    )
+
+
+def test_a_finished_run_scales_the_plan_and_its_seconds_count_only_where_they_were_measured():
+    run = Simple(info={"counters": {"tokens": 500}, "seconds": {"compute": 4.0}})
+    now, then = cost.Plan(10, 3000, 7), cost.Plan(5, 1000)
+    assert cost.estimate(now) == cost.Estimate(3000, 7, None)
+    assert cost.estimate(now, then=then, run=run) == cost.Estimate(1500, 7, None)
+    assert cost.estimate(now, then=then, run=run, same_machine=True) == cost.Estimate(1500, 7, 12.0)
+
+
+def test_the_estimate_of_a_run_from_another_one_is_near_what_it_takes():
+    values = {"samples": 4, "max_new_tokens": 8, "max_prompts": 4}
+    first = runs.execute(
+        "branching-factor", "circuit-zipf", config=values, data=organisms.folder("circuit-zipf") / "prompts.jsonl"
+    )
+    second = runs.execute(
+        "branching-factor",
+        "circuit-zipf",
+        config={**values, "samples": 16},
+        data=organisms.folder("circuit-zipf") / "prompts.jsonl",
+    )
+    plans = [
+        plan(
+            "branching-factor", "circuit-zipf", run.info["config"], organisms.folder("circuit-zipf") / "prompts.jsonl"
+        )[0]
+        for run in (first, second)
+    ]
+    guess = cost.estimate(plans[1], then=plans[0], run=first).tokens
+    assert 0.6 < guess / second.info["counters"]["tokens"] < 1.6

@@ -1,0 +1,191 @@
+"""What a probe is given besides the model and its config: randomness, progress, cancellation, resumable parts, counters."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.files import write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from workbench.store.activation_store import Store
+
+_COUNTERS = ("prompts", "tokens", "forwards", "cache_hits")
+
+
+@dataclass
+class Result:
+    """What a probe gives back. ``tables``: name -> polars DataFrame, with at least the columns the probe declares.
+    ``arrays``: name -> numpy array (numbers). ``summary``: the few numbers a person would quote, each a plain value or
+    ``{"value", "low", "high", "n"}``."""
+
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """Given to every probe. Without ``out`` nothing is written: parts are computed and forgotten."""
+
+    store: Store | None = None
+    seed: int = 0
+    data: Path | None = None
+    edits: tuple = ()
+    engine: str = "hf"
+    out: Path | None = None
+    on_progress: Callable[[int, int, str], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+    sae: dict[str, Any] | None = None  # {path, width, k}: recorded in run.json where one is used
+    rows_used: int | None = (
+        None  # rows of the data file that were used; set by the probe where not all were, recorded in run.json
+    )
+    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
+    warnings: list[str] = field(default_factory=list)
+    parts_loaded: int = 0
+    parts_computed: int = 0
+    seconds_saved: float = 0.0  # what the parts that were loaded had taken to compute
+
+    def rng(self, name: str) -> np.random.Generator:
+        """A generator of its own for each ``name``: drawing from one never shifts another."""
+        import numpy as np
+
+        words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype=np.uint32)
+        return np.random.default_rng([self.seed, *words.tolist()])
+
+    def torch_seed(self, name: str) -> int:
+        """A seed below 2**63 for ``torch.Generator().manual_seed``, of its own for each ``name``."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()[:8], "big") >> 1
+
+    def check(self) -> None:
+        """Raise Cancelled if the run was asked to stop. Call it in every loop that does not call ``progress``."""
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled("Cancelled; the same command resumes the run.")
+
+    def progress(self, done: int, total: int, label: str = "") -> None:
+        """Tell how far the work is, and stop here if the run was asked to."""
+        if self.on_progress is not None:
+            self.on_progress(int(done), int(total), label)
+        self.check()
+
+    def warn(self, message: str) -> None:
+        """Record a warning in run.json, once."""
+        message = " ".join(message.split())
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def count(self, *, prompts: int = 0, tokens: int = 0, forwards: int = 0, cache_hits: int = 0) -> None:
+        """Add to the counters of run.json."""
+        for name, more in zip(_COUNTERS, (prompts, tokens, forwards, cache_hits)):
+            self.counters[name] += int(more)
+
+    def part(self, name: str, compute: Callable[[], Mapping[str, np.ndarray | pl.DataFrame]]) -> dict[str, Any]:
+        """``compute()``, kept on disk until the run is complete: a run that is stopped and started again loads it.
+
+        Values are numpy arrays of numbers or polars DataFrames, and come back equal (dtype and shape included). The file
+        is complete or absent and carries a checksum; a damaged one is named in a warning and computed again. Counters and
+        warnings that ``compute`` adds are kept with it.
+        """
+        self.check()
+        path = None if self.out is None else self.out / "parts" / _file_name(name)
+        if path is not None and path.is_file():
+            loaded = _read_part(path)
+            if loaded is not None:
+                values, facts = loaded
+                self.count(**facts["counters"])
+                for message in facts["warnings"]:
+                    self.warn(message)
+                self.seconds_saved += facts["seconds"]
+                self.parts_loaded += 1
+                return values
+            self.warn(f"The part '{name}' was damaged on disk ({path.name}) and was computed again.")
+        counters, warned, start = dict(self.counters), len(self.warnings), time.perf_counter()
+        values = dict(compute())
+        facts = {
+            "seconds": time.perf_counter() - start,
+            "counters": {key: self.counters[key] - counters[key] for key in _COUNTERS},
+            "warnings": self.warnings[warned:],
+            "order": list(values),
+        }
+        self.parts_computed += 1
+        if path is None:
+            return values
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, _pack(values, facts))
+        return values
+
+
+def _file_name(name: str) -> str:
+    """A readable file name that no two part names share."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip("-.")
+    return f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:10]}.safetensors"
+
+
+def _pack(values: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+    """One safetensors blob: arrays as they are, tables as the bytes of a Parquet file."""
+    import io
+    import json
+
+    import numpy as np
+    import polars as pl
+    from safetensors.numpy import save
+
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        if isinstance(value, pl.DataFrame):
+            buffer = io.BytesIO()
+            value.write_parquet(buffer)
+            tensors[f"table:{name}"] = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+        else:
+            array = np.asarray(value)
+            if array.dtype.kind not in "biufc":
+                raise WorkbenchError(
+                    f"A part can hold numbers and tables; '{name}' is {type(value).__name__} of {array.dtype}."
+                )
+            # safetensors writes the buffer as it lies, so it has to be contiguous
+            tensors[f"array:{name}"] = np.ascontiguousarray(array).reshape(array.shape)
+    meta = {"facts": json.dumps(facts), "checksum": _checksum(tensors)}
+    return save(tensors, metadata=meta)
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The values and facts of a part; None when the file is damaged."""
+    import io
+    import json
+
+    import polars as pl
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    raw = path.read_bytes()
+    try:
+        tensors = load(raw)
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
+        if header["checksum"] != _checksum(tensors):
+            return None
+        values: dict[str, Any] = {}
+        for key, array in tensors.items():
+            kind, _, name = key.partition(":")
+            values[name] = pl.read_parquet(io.BytesIO(array.tobytes())) if kind == "table" else array
+        facts = json.loads(header["facts"])
+        return {name: values[name] for name in facts["order"]}, facts
+    except (SafetensorError, ValueError, KeyError, OSError, pl.exceptions.PolarsError):
+        return None
+
+
+def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        array = tensors[name]
+        total.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Passes over a model: capture, edits, generation, scoring, patching, the key/value cache."""

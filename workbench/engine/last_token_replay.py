@@ -1,0 +1,231 @@
+"""The blocks of a model called again on the last token only, as many rows at once as there are patches.
+
+One pass over a group of prompts of equal length records how every block is called on the last token, and what the earlier positions
+left in the key/value cache. Then rows travel through the blocks: the unpatched prompts first, joined at layer L by one copy per patch of
+that layer. Earlier positions cannot see the last one, so this gives exactly what whole passes would give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from workbench.core.errors import InputError, RunFailed
+from workbench.engine.edits import Edit, apply
+from workbench.models.architecture import first_tensor, hidden_argument
+from workbench.models.batching import Batch, Frame
+from workbench.models.model import Model
+
+MAX_ROWS = 1024  # patches × prompts that travel together
+PAST_BYTES = 1 << 29  # most bytes of one layer's keys and values, repeated for every row
+
+
+class _Past:
+    """Keys and values of all earlier positions, as the blocks ask for them: returned in front of the new ones, never grown."""
+
+    is_compileable = False
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor] | None], prompt: torch.Tensor):
+        self.layers, self.prompt = layers, prompt
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_args, **_kwargs):
+        if self.layers[layer_idx] is None:
+            return key, value
+        keys, values = (
+            past[self.prompt.to(past.device)] if len(past) > 1 else past.expand(len(key), -1, -1, -1)
+            for past in self.layers[layer_idx]
+        )
+        return torch.cat([keys, key], 2), torch.cat([values, value], 2)
+
+
+@dataclass(eq=False)
+class Injection:
+    """Head `head` of `layer` outputs z [P, d_head] at the last position of each of P prompts."""
+
+    layer: int
+    head: int
+    z: torch.Tensor
+
+
+@dataclass(eq=False)
+class _LastToken:
+    """What a pass over the last token of P prompts of equal length looked like: the calls of the blocks and what they read."""
+
+    calls: list[tuple[tuple, dict]]  # of every block
+    z: list[torch.Tensor]  # [P, H, d_head] of every layer
+    past: list[tuple[torch.Tensor, torch.Tensor] | None]
+    final: torch.Tensor  # [P, width]
+    length: int
+
+
+def grid(model: Model, ids, first: int = 0) -> Batch:
+    """Prompts of equal length as a batch without padding; positions count from `first`."""
+    tokens = torch.tensor(ids, dtype=torch.long, device=model.device)
+    position = torch.arange(first, first + tokens.shape[1], device=model.device).expand(len(ids), -1)
+    return Batch(
+        tokens,
+        torch.ones_like(tokens, dtype=torch.bool),
+        position,
+        torch.full((len(ids),), tokens.shape[1], device=model.device),
+        "right",
+    )
+
+
+@contextlib.contextmanager
+def _calls(modules, keep: Callable) -> Iterator[None]:
+    """While open, `keep(index, args, kwargs)` is told of every call of the modules."""
+    handles = [
+        m.register_forward_pre_hook(lambda _m, a, k, i=i: keep(i, a, k), with_kwargs=True)
+        for i, m in enumerate(modules)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
+    """Run P prompts of equal length with a cache, watching the blocks on the last token."""
+    length, blocks = len(ids[0]), model.parts.blocks
+    calls, z = [None] * model.n_layers, [None] * model.n_layers
+    past: list = [None] * model.n_layers
+    final: list[torch.Tensor] = []
+
+    def seen(i: int, args: tuple, kwargs: dict) -> None:
+        calls[i] = (args, dict(kwargs))
+
+    def heads(i: int, args: tuple, kwargs: dict) -> None:
+        z[i] = hidden_argument(args, kwargs).reshape(len(ids), model.n_heads, model.d_head).clone()
+
+    with apply(model, edits):
+        cache = before = None
+        if length > 1:
+            before = grid(model, [row[:-1] for row in ids])
+            cache = model.forward(before, use_cache=True, last_logits=True).past_key_values
+            past = [(layer.keys, layer.values) for layer in cache.layers]
+        end = blocks[-1].block.register_forward_hook(lambda _m, _a, output: final.append(first_tensor(output)[:, -1]))
+        try:
+            with _calls([b.block for b in blocks], seen), _calls([b.o_proj for b in blocks], heads):
+                model.forward(
+                    grid(model, [row[-1:] for row in ids], length - 1),
+                    cache=cache,
+                    past=before,
+                    use_cache=True,
+                    last_logits=True,
+                )
+        finally:
+            end.remove()
+    return _LastToken(calls, z, past, final[-1], length)
+
+
+def _replay(
+    model: Model, seen: _LastToken, jobs: Sequence[Injection], *, frozen: bool, edits: Sequence[Edit]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final states of the unpatched prompts [P, width] and under each injection [P, jobs, width].
+
+    `frozen`: the other heads keep their outputs (only MLPs are computed again)."""
+    n, first = len(seen.z[0]), min(job.layer for job in jobs)
+    device = seen.z[0].device
+    prompt = torch.arange(n, device=device)  # row → prompt; the first n rows are unpatched
+    args, kwargs = seen.calls[first]
+    hidden = hidden_argument(args, kwargs)
+    place: dict[int, int] = {}  # job → its first row
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(apply(model, edits))
+        for layer in range(first, model.n_layers):
+            arrived = [j for j, job in enumerate(jobs) if job.layer == layer]
+            fresh: list[tuple[int, Injection]] = []
+            for j in arrived:
+                place[j] = len(prompt)
+                fresh.append((len(prompt), jobs[j]))
+                prompt = torch.cat([prompt, torch.arange(n, device=device)])
+            hidden = torch.cat([hidden, hidden[:n].repeat(len(arrived), 1, 1)]) if arrived else hidden
+
+            def inject(_module, call_args, layer=layer, fresh=fresh, prompt=prompt):
+                x = call_args[0]
+                z = (
+                    seen.z[layer][prompt.to(x.device)]
+                    if frozen
+                    else x.reshape(len(prompt), model.n_heads, model.d_head).clone()
+                )
+                for row, job in fresh:
+                    z[row : row + n, job.head] = job.z.to(x.device, x.dtype)
+                return (z.reshape(x.shape).to(x.dtype), *call_args[1:])
+
+            handle = model.o_proj(layer).register_forward_pre_hook(inject)
+            try:
+                hidden = _block(model, seen, layer, hidden, prompt)
+            finally:
+                handle.remove()
+    final = hidden[:, -1]
+    return final[:n], torch.stack([final[place[j] : place[j] + n] for j in range(len(jobs))], 1)
+
+
+def _block(model: Model, seen: _LastToken, layer: int, hidden: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """Call one block on `hidden` [R, 1, width] as the recorded pass did, every per-prompt argument repeated for its rows."""
+    args, kwargs = seen.calls[layer]
+    n = len(seen.z[0])
+    past = _Past(seen.past, prompt)
+    old = hidden_argument(args, kwargs)
+
+    def fit(value):
+        if value is old:
+            return hidden
+        if isinstance(value, torch.Tensor):
+            return value[prompt.to(value.device)] if n > 1 and value.ndim and value.shape[0] == n else value
+        if isinstance(value, tuple):
+            return tuple(fit(item) for item in value)
+        return past if hasattr(value, "update") and hasattr(value, "get_seq_length") else value
+
+    rows = len(prompt)
+    position = torch.full((rows, 1), seen.length - 1, device=prompt.device)
+    keys = torch.arange(seen.length, device=prompt.device).expand(rows, -1)
+    with model.framed(Frame(position, torch.ones_like(position, dtype=torch.bool), keys)):
+        output = model.parts.blocks[layer].block(
+            *(fit(a) for a in args), **{key: fit(value) for key, value in kwargs.items()}
+        )
+    return first_tensor(output)
+
+
+def room(model: Model, length: int, element: int) -> int:
+    """Rows that may travel together at this prompt length."""
+    past = 2 * model.n_kv_heads * length * model.d_head * element
+    return max(2, min(MAX_ROWS, PAST_BYTES // max(1, past)))
+
+
+def check_finite(model: Model, layer: int, *states: torch.Tensor) -> None:
+    """Raise RunFailed for states that are NaN or infinite: no comparison with them holds, whatever it is about."""
+    if not all(bool(x.isfinite().all()) for x in states):
+        raise RunFailed(
+            f"The activations of {model.name} in layer {layer} are NaN or infinite on these prompts; load the model in bfloat16 or float32."
+        )
+
+
+@torch.no_grad()
+def injected_states(
+    model: Model, ids, jobs: Sequence[Injection], *, frozen: bool = False, edits: Sequence[Edit] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final states (before the final norm) of P prompts of equal length: unpatched [P, width], and under each injection at the last
+    position [P, jobs, width]. `frozen`: all other heads keep their outputs, so that only MLPs react.
+
+    Raises InputError when the blocks of the architecture, called on their own, do not give what the model gives."""
+    seen = _last_token(model, ids, edits)
+    order = sorted(range(len(jobs)), key=lambda j: jobs[j].layer)
+    step = max(1, room(model, seen.length, seen.final.element_size()) // len(ids) - 1)
+    patched: list[torch.Tensor] = [None] * len(jobs)
+    for start in range(0, len(order), step):
+        part = order[start : start + step]
+        unpatched, found = _replay(model, seen, [jobs[j] for j in part], frozen=frozen, edits=edits)
+        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
+        check_finite(model, model.n_layers - 1, unpatched, seen.final)
+        if not (unpatched - seen.final).abs().max() <= tolerance * (1e-6 + seen.final.abs().max()):
+            raise InputError(
+                f"The blocks of {model.architecture} cannot be called on their own; use the direct variant."
+            )
+        for k, j in enumerate(part):
+            patched[j] = found[:, k]
+    return seen.final, torch.stack(patched, 1)

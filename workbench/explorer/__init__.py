@@ -1,0 +1,1 @@
+"""What the explorer shows of heads and layers, callable from a notebook as well."""

@@ -1,0 +1,478 @@
+"""The geometry of a figure at a given width: where panels, legend, colour bar and titles go, and which ticks are written.
+
+Plotly places what it can by itself; what it cannot know (how many panels fit side by side, whether names fit under their cells,
+how long a title may be) is decided here from the sizes of a preset. All lengths are CSS pixels.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from workbench.figures import style as theme
+
+CHARACTER = 0.55  # mean width of a character in units of the type size
+CELL_TEXT = "cell-text"  # `meta` of a trace whose labels must fit into cells
+CELL_MARK = "cell-mark"  # `meta` of a trace of cells some of which are outlined
+LARGE = "large"  # `meta` of a trace of points that mark something
+TREE_TEXT = "tree-text"  # `meta` of the labels of a tree, which must fit into their columns
+TREE_BRANCH = "tree-branch"  # key in the `meta` of a branch of a tree, with its probability
+TREE_RUN = 0.8  # the part of a column that a node's text takes; the rest is the way to its children
+PANEL_TITLE = "panel-title"
+
+
+def axis(i: int) -> dict[str, str]:
+    """The axes of panel i, as keywords of a trace."""
+    suffix = "" if i == 0 else str(i + 1)
+    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+
+
+def x_axis(fig: go.Figure, i: int):
+    """The layout of the x axis of panel i."""
+    return fig.layout["xaxis" + ("" if i == 0 else str(i + 1))]
+
+
+def y_axis(fig: go.Figure, i: int):
+    """The layout of the y axis of panel i."""
+    return fig.layout["yaxis" + ("" if i == 0 else str(i + 1))]
+
+
+def shorten(text: str, most: int) -> str:
+    """At most ``most`` characters, the middle left out (beginnings and ends of model names both tell)."""
+    if len(text) <= most:
+        return text
+    keep = most - 1
+    return text[: math.ceil(keep * 0.6)] + "…" + text[len(text) - keep // 2 + keep // 10 :]
+
+
+def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
+    """Lines of at most ``most`` (but never fewer than ``least``) characters, broken at spaces."""
+    import textwrap
+
+    return textwrap.wrap(text, max(most, least)) or [""]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The measures of a figure, in pixels."""
+
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    columns: int
+    rows: int
+    panel_width: float
+    panel_height: float
+    gap_x: float
+    gap_y: float
+    panel_title: float
+    angle: float  # of the names under a panel; 0: they fit side by side
+    y_lines: int  # of the title of the y axis
+    bar_lines: int  # of the title of the colour bar
+
+
+def arrange(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> None:
+    """Lay out the figure of a sheet (in place)."""
+    f, k = size.font, size.tick
+    frame = _frame(fig, meta, size, width, height, y_lines=1, bar_lines=1)
+    for _ in range(2):  # titles are wrapped to the panels, and take room from them
+        y_lines = max(len(wrap(p["y"], int(1.04 * frame.panel_height / (CHARACTER * f)))) for p in meta["panels"])
+        bar_lines = len(wrap(_bar_title(fig), int(_bar_length(frame, f) / (CHARACTER * f))))
+        frame = _frame(fig, meta, size, width, height, y_lines=y_lines, bar_lines=bar_lines)
+    _place(fig, meta, size, width, frame)
+    _write_titles(fig, meta["panels"], k, int(frame.panel_width / (CHARACTER * k)))
+    _fit_cells(fig, meta, frame.panel_width, frame.panel_height, k)
+    if any(trace.meta == TREE_TEXT for trace in fig.data):
+        fit_tree(fig, frame.panel_width, float(fig.layout.xaxis.range[1]), k)
+    longest = max(
+        12, int((width - frame.left - frame.right - 4.6 * k) / (CHARACTER * k))
+    )  # characters of a legend entry
+    for trace in fig.data:
+        if trace.meta == LARGE:
+            trace.marker.size = 1.75 * size.marker
+        if trace.name and len(trace.name) > longest:
+            trace.name = _escaped([shorten(html.unescape(trace.name), longest)])
+    plot_width, plot_height = width - frame.left - frame.right, frame.height - frame.top - frame.bottom
+    bar = colour_bar(fig)
+    if bar is not None:
+        used = frame.columns * frame.panel_width + (frame.columns - 1) * frame.gap_x
+        length = _bar_length(frame, f)
+        bar.colorbar.title.text = "<br>".join(wrap(_bar_title(fig), int(length / (CHARACTER * f))))
+        bar.colorbar.update(x=used / plot_width, xanchor="left", y=1, yanchor="top", lenmode="pixels", len=length)
+    lines = _title_lines(meta, size, width)
+    fig.update_layout(
+        height=round(frame.height),
+        margin={"l": frame.left, "r": frame.right, "t": frame.top, "b": frame.bottom, "pad": 0},
+        showlegend=bool(_legend_entries(fig)),
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1 + frame.panel_title / plot_height,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        title=_title(lines, size, width, frame.height),
+    )
+
+
+def _frame(fig, meta, size, width, height, *, y_lines, bar_lines) -> Frame:
+    panels = meta["panels"]
+    count = len(panels)
+    f, k = size.font, size.tick
+    ticklen, pad = 0.35 * k, 0.6 * f
+    bar = colour_bar(fig) is not None
+    bare = meta.get("bare", False)
+
+    label = 0 if bare else max(_label_width(panel, width, k) for panel in panels)
+    y_title = (1.75 + 1.2 * (y_lines - 1)) * f if any(panel["y"] for panel in panels) else 0
+    left = pad + y_title + label + (0 if bare else ticklen + 2)
+    right = 1.1 * f
+    if bar:
+        right += 1.5 * f + 4.2 * CHARACTER * k + ticklen + ((1.6 + 1.2 * (bar_lines - 1)) * f if _bar_title(fig) else 0)
+    # the same title on every panel is written once
+    repeated = label + ticklen + 2 + pad + (0 if _same(panels, "y") else y_title)
+    gap_x = 1.4 * f if meta["share_y"] or bare else repeated
+    panel_title = 1.7 * k if any(panel["title"] for panel in panels) else 0
+
+    columns = max(1, min(count, meta["columns"], int((width - left - right + gap_x) // (size.panel + gap_x))))
+    columns = math.ceil(count / math.ceil(count / columns))  # 4 panels in 3 columns: two rows of 2
+    rows = math.ceil(count / columns)
+    panel_width = (width - left - right - (columns - 1) * gap_x) / columns
+
+    angle, x_label = (0, 0) if bare else _x_labels(panels, panel_width, k)
+    x_title = 1.75 * f if any(panel["x"] for panel in panels) else 0
+    bottom = pad + x_title + (0 if bare else ticklen + x_label)
+    repeated = ticklen + x_label + pad + (0 if _same(panels, "x") else x_title)
+    gap_y = panel_title + (0.9 * f if meta["share_x"] or bare else repeated)
+
+    entries = _legend_entries(fig)
+    legend_rows = _legend_rows(entries, width - left - right, k)
+    lines = _title_lines(meta, size, width)
+    head = 1.3 * size.title * len(lines) + (0.7 * size.title if lines else 0)
+    top = pad + head + legend_rows * 1.65 * k + (0.5 * k if legend_rows else 0) + panel_title
+
+    if height:
+        panel_height = max(24.0, (height - top - bottom - (rows - 1) * gap_y) / rows)
+    else:
+        names = max((len(p["y_ticks"]["values"]) for p in panels if p["y_ticks"] and p["y_ticks"]["keep"]), default=0)
+        grid_rows = meta["cells"][0] if meta["cells"] else 0
+        most = max(30 * f, min(0.8 * k * grid_rows, 56 * f))  # a printed page, or a screen, is not endless
+        least = max(1.45 * k * names * meta.get("row", 1.0), 5.5 * f)
+        panel_height = max(min(panel_width * meta["aspect"], most), least)
+        height = top + bottom + rows * panel_height + (rows - 1) * gap_y
+    if meta["cells"]:  # cells may stretch, but not beyond recognition
+        most = 2.6 * panel_height * meta["cells"][1] / meta["cells"][0]
+        panel_width = min(panel_width, max(most, size.panel * 0.6))
+    return Frame(
+        height,
+        left,
+        right,
+        top,
+        bottom,
+        columns,
+        rows,
+        panel_width,
+        panel_height,
+        gap_x,
+        gap_y,
+        panel_title,
+        angle,
+        y_lines,
+        bar_lines,
+    )
+
+
+def _place(fig: go.Figure, meta: dict, size: theme.Preset, width: int, frame: Frame) -> None:
+    """Give every panel its place, its titles and its ticks."""
+    panels, k = meta["panels"], size.tick
+    plot_width, plot_height = width - frame.left - frame.right, frame.height - frame.top - frame.bottom
+    room = int(1.04 * frame.panel_height / (CHARACTER * size.font))
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, frame.columns)
+        x0 = column * (frame.panel_width + frame.gap_x)
+        y1 = plot_height - row * (frame.panel_height + frame.gap_y)
+        xa, ya = x_axis(fig, i), y_axis(fig, i)
+        xa.domain = [_unit(x0 / plot_width), _unit((x0 + frame.panel_width) / plot_width)]
+        ya.domain = [_unit((y1 - frame.panel_height) / plot_height), _unit(y1 / plot_height)]
+        lowest = i + frame.columns >= len(panels)
+        xa.title.text = _escaped([panel["x"]]) if lowest or not (meta["share_x"] or _same(panels, "x")) else None
+        titled = column == 0 or not (meta["share_y"] or _same(panels, "y"))
+        ya.title.text = _escaped(wrap(panel["y"], room)) if titled and panel["y"] else None
+        if meta.get("bare"):
+            for target in (xa, ya):
+                target.update(showticklabels=False, ticks="", showgrid=False)
+            continue
+        xa.showticklabels = lowest or not meta["share_x"]
+        ya.showticklabels = column == 0 or not meta["share_y"]
+        xa.nticks = max(3, min(9, int(frame.panel_width / (4.5 * k))))
+        ya.nticks = max(3, min(8, int(frame.panel_height / (2.4 * k))))
+        if meta["cells"]:
+            xa.ticklabelstandoff = ya.ticklabelstandoff = round(0.3 * k)
+        if panel["x_ticks"]:
+            _write_ticks(xa, panel["x_ticks"], frame.panel_width, k if frame.angle else None, k)
+            if frame.angle:
+                xa.tickangle = -90 if frame.angle > 50 else -40
+        if panel["y_ticks"]:
+            _write_ticks(ya, panel["y_ticks"], frame.panel_height, 1.25 * k, k)
+            ya.ticktext = [_escaped([shorten(t, _most_characters(width, k))]) for t in ya.ticktext]
+
+
+def fit_tree(fig: go.Figure, width: float, columns: float, k: float) -> None:
+    """Cut the labels of a tree to their columns, and give its branches a width."""
+    room = max(5, int(width / columns * TREE_RUN / (k * CHARACTER)))
+    for trace in fig.data:
+        if trace.meta == TREE_TEXT:
+            trace.textfont.size = k
+            trace.text = [_tree_label(words, share, room) for words, share in trace.customdata]
+        elif isinstance(trace.meta, dict) and TREE_BRANCH in trace.meta:
+            trace.line.width = max(0.12 * k, 0.75 * k * float(trace.meta[TREE_BRANCH]))
+
+
+def _tree_label(words: str, share: str, room: int) -> str:
+    share = share if len(share) + 4 <= room else share.split(" ")[0]
+    most = max(3, room - len(share) - 1)
+    words = words if len(words) <= most else words[: most - 1] + "…"
+    return f"{html.escape(words, quote=False)} <i>{share}</i>"
+
+
+def _same(panels: list[dict], which: str) -> bool:
+    return len({panel[which] for panel in panels}) == 1
+
+
+def _bar_title(fig: go.Figure) -> str:
+    bar = colour_bar(fig)
+    return str(bar.colorbar.title.text or "").replace("<br>", " ") if bar is not None else ""
+
+
+def _bar_length(frame: Frame, f: float) -> float:
+    return min(frame.rows * frame.panel_height + (frame.rows - 1) * frame.gap_y, 24 * f)
+
+
+def _title(lines: list[str], size: theme.Preset, width: float, height: float) -> dict:
+    # Plotly puts the last line, not the first, where the title is anchored
+    pad, below = 0.6 * size.font, 1.3 * size.title * max(0, len(lines) - 1)
+    return {
+        "text": _escaped(lines),
+        "x": pad / width,
+        "y": 1 - (pad + below) / height,
+        "yanchor": "top",
+        "yref": "container",
+    }
+
+
+def _title_lines(meta: dict, size: theme.Preset, width: int) -> list[str]:
+    if not size.titled or not meta["title"]:
+        return []
+    return wrap(meta["title"], int((width - 1.2 * size.font) / (CHARACTER * size.title)))
+
+
+def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> None:
+    """Write a table of words: every line is wrapped here, so that the rows have exactly the height they need."""
+    k, pad = size.tick, 0.6 * size.font
+    title_lines = _title_lines(meta, size, width)
+    top = pad + 1.3 * size.title * len(title_lines) + (0.7 * size.title if title_lines else 0)
+    room = width - 2 * pad
+    rows = [meta["columns"], *meta["words"]]
+    gap = 0.9 * k
+    want = [max(len(str(row[j])) for row in rows) * CHARACTER * k + gap for j in range(len(meta["columns"]))]
+    words = [max((min(len(w), 13) for row in rows for w in str(row[j]).split()), default=1) for j in range(len(want))]
+    need = [length * 1.08 * CHARACTER * k + gap for length in words]
+    widths = _share(want, need, room)
+    fig.layout.annotations, fig.layout.shapes = [], []
+    y = 0.0
+    annotations, lines = [], []
+    for number, row in enumerate(rows):
+        cells = [wrap(str(cell), int((w - gap) / (CHARACTER * k)), least=3)[:6] for cell, w in zip(row, widths)]
+        tall = 1.35 * k * max(len(cell) for cell in cells) + 0.8 * k
+        x = 0.0
+        for cell, w in zip(cells, widths):
+            text = "<br>".join(html.escape(line, quote=False) for line in cell)
+            annotations.append(
+                {
+                    "x": x + 0.4 * k,
+                    "y": y + 0.4 * k,
+                    "text": f"<b>{text}</b>" if number == 0 else text,
+                    "xref": "x",
+                    "yref": "y",
+                    "xanchor": "left",
+                    "yanchor": "top",
+                    "align": "left",
+                    "showarrow": False,
+                    "font": {"size": k},
+                }
+            )
+            x += w
+        y += tall
+        colour = theme.MUTED if number == 0 else theme.GRID
+        lines.append(
+            {
+                "type": "line",
+                "x0": 0,
+                "x1": room,
+                "y0": y,
+                "y1": y,
+                "xref": "x",
+                "yref": "y",
+                "line": {"width": 1, "color": colour},
+            }
+        )
+    hidden = {"visible": False, "fixedrange": True}
+    fig.update_layout(
+        annotations=annotations,
+        shapes=lines,
+        height=round(height or top + y + pad),
+        xaxis={"range": [0, room], **hidden},
+        yaxis={"range": [(height - top - pad) if height else y, 0], **hidden},
+        margin={"l": pad, "r": pad, "t": top, "b": pad},
+        title=_title(title_lines, size, width, height or top + y + pad),
+    )
+
+
+def _share(want: list[float], need: list[float], room: float) -> list[float]:
+    """Column widths that fill ``room``: what each wants, or what is left after the narrow ones have been served."""
+    if sum(want) <= room:
+        return [w * room / sum(want) for w in want]
+    limit = room / len(want)
+    for _ in range(20):  # water filling
+        widths = [max(n, min(w, limit)) for w, n in zip(want, need)]
+        limit += (room - sum(widths)) / len(want)
+    return [w * room / sum(widths) for w in widths]
+
+
+def _escaped(lines: list[str]) -> str:
+    """Lines as Plotly must be given them, which reads markup in every text."""
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def _unit(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _most_characters(width: float, k: float) -> int:
+    """How long a name beside an axis may be: under a third of the width."""
+    return max(8, int(0.31 * width / (CHARACTER * k)))
+
+
+def _label_width(panel: dict, width: float, k: float) -> float:
+    if panel["y_ticks"]:
+        longest = max((len(t) for t in panel["y_ticks"]["text"]), default=1)
+        return CHARACTER * k * min(longest, _most_characters(width, k))
+    return CHARACTER * k * 4
+
+
+def _x_labels(panels: list[dict], panel_width: float, k: float) -> tuple[float, float]:
+    """The angle of the labels under a panel (0 where they fit side by side) and the height that they need."""
+    angle, tall = 0.0, 1.3 * k
+    for panel in panels:
+        spec = panel["x_ticks"]
+        if not spec or not spec["keep"] or not spec["text"]:
+            continue
+        longest = max(len(t) for t in spec["text"]) * CHARACTER * k
+        cell = panel_width / len(spec["text"])
+        if longest > 0.95 * cell:
+            angle = max(angle, 40.0 if cell > 1.3 * k else 90.0)
+            tall = max(tall, min(longest, 13 * k) * math.sin(math.radians(angle)) + k)
+    return angle, tall
+
+
+def _write_ticks(target, spec: dict, room: float, least: float | None, k: float) -> None:
+    """Write as many of the labels as fit: all names if there is room, whole numbers at a round step."""
+    values, text = spec["values"], spec["text"]
+    if least is None:
+        least = (max((len(t) for t in text), default=1) + 1.2) * CHARACTER * k
+    span = (max(values) - min(values) + 1) if values else 1
+    step = 1
+    if spec["keep"]:
+        while len(values) / step * least > room * 1.02 and step < len(values):
+            step += 1
+        chosen = list(range(0, len(values), step))
+    else:
+        steps = (1, 2, 4, 8, 16, 32, 64, 128, 256) if span % 8 == 0 else (1, 2, 5, 10, 20, 50, 100, 200, 500)
+        step = next((s for s in steps if span / s * least <= room), steps[-1])
+        chosen = [i for i, v in enumerate(values) if v % step == 0]
+    target.tickmode = "array"
+    target.tickvals = [values[i] for i in chosen]
+    target.ticktext = [
+        shorten(text[i], 24) if target.plotly_name.startswith("y") else _escaped([shorten(text[i], 24)]) for i in chosen
+    ]
+
+
+def _write_titles(fig: go.Figure, panels: list[dict], k: float, most: int) -> None:
+    kept = [a for a in fig.layout.annotations if a.name != PANEL_TITLE]
+    for i, panel in enumerate(panels):
+        if panel["title"]:
+            suffix = "" if i == 0 else str(i + 1)
+            kept.append(
+                go.layout.Annotation(
+                    name=PANEL_TITLE,
+                    text=_escaped([shorten(panel["title"], max(12, most))]),
+                    xref=f"x{suffix} domain",
+                    yref=f"y{suffix} domain",
+                    x=0,
+                    y=1,
+                    xanchor="left",
+                    yanchor="bottom",
+                    yshift=0.15 * k,
+                    showarrow=False,
+                    font={"size": k, "color": theme.INK},
+                )
+            )
+    fig.layout.annotations = kept
+
+
+def _fit_cells(fig: go.Figure, meta: dict, width: float, height: float, k: float) -> None:
+    """Size the labels inside cells and the outlines around them; leave labels out where they could not be read."""
+    if not meta["cells"]:
+        return
+    rows, columns = meta["cells"]
+    for trace in fig.data:
+        if trace.meta == CELL_MARK:
+            edge = min(0.16 * k, 0.14 * min(width / columns, height / rows))
+            trace.marker.line.width = [edge if w else 0 for w in trace.marker.line.width]
+        if trace.meta == CELL_TEXT:
+            longest = max((len(str(t)) for t in trace.text), default=1) or 1
+            fits = min(k, 0.7 * height / rows, 0.9 * width / columns / (CHARACTER * 1.1 * longest))
+            trace.visible = bool(fits >= 0.72 * k)
+            trace.textfont.size = max(fits, 1)
+
+
+def colour_bar(fig: go.Figure):
+    """The colour axis that is shown, or None."""
+    if any(t.type == "bar" and t.marker.coloraxis or t.type == "scatter" and t.marker.coloraxis for t in fig.data):
+        if fig.layout.coloraxis.showscale is not False:
+            return fig.layout.coloraxis
+    return None
+
+
+def _legend_entries(fig: go.Figure) -> list[str]:
+    """What the legend lists; nothing for a single entry, which says no more than the title."""
+    entries, groups = [], set()
+    for trace in fig.data:
+        if trace.showlegend is False or not trace.name or trace.type == "table":
+            continue
+        if trace.legendgroup:
+            if trace.legendgroup in groups:
+                continue
+            groups.add(trace.legendgroup)
+        entries.append(trace.name)
+    return entries if len(entries) > 1 else []
+
+
+def _entry_width(entry: str, k: float) -> float:
+    return len(entry) * CHARACTER * k + 4.6 * k
+
+
+def _legend_rows(entries: list[str], room: float, k: float) -> int:
+    """How many rows the legend takes. Plotly gives all entries the width of the longest once they do not fit in one row."""
+    if not entries:
+        return 0
+    widths = [_entry_width(e, k) for e in entries]
+    if sum(widths) <= room:
+        return 1
+    return math.ceil(len(entries) / max(1, int(room // max(widths))))

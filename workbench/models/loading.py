@@ -1,0 +1,226 @@
+"""Load any Hugging Face causal LM as a `Model`, and check that it is what the probes take it for.
+
+Loading checks that the weights are finite and that the identities which the probes rely on hold for this architecture, and refuses otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workbench.core.errors import InputError
+from workbench.models.architecture import Anatomy, anatomy, examine, hidden_argument
+from workbench.models.attention import edit, install, observe, unexplained
+from workbench.models.batching import pad
+from workbench.models.files import check_complete, check_folder, load_tokenizer, resolve
+from workbench.models.model import DTYPES, Model
+
+
+def load(
+    name: str,
+    revision: str | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a causal LM for observation.
+
+    `name`: an organism, a local folder in Hugging Face format, or a hub id. `dtype`: "float32" (default), "bfloat16", "float16",
+    "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with accelerate; None takes a GPU if
+    there is one. Raises InputError for a missing, incomplete, damaged or pickled model and for an architecture that does not fit."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"'{dtype}' is not a dtype; choose one of auto, {', '.join(DTYPES)}.")
+    device = _check_device(device)
+    folder = resolve(name, revision=revision)
+    check_folder(folder, name)
+    options = {"device_map": "auto"} if str(device) == "auto" else {}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the table of what was not loaded becomes one sentence below
+    try:
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"The model '{name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    check_complete(hf, info, name)
+    if not options:
+        hf = hf.to(device)
+    return wrap(
+        hf, load_tokenizer(folder, trust_remote_code=trust_remote_code), name=name, revision=revision, folder=folder
+    )
+
+
+def _check_device(device: str | torch.device | None) -> str | torch.device:
+    """The device to load on; InputError for one that is misspelt or not there."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device) == "auto":
+        return device
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"'{device}' is not a device; use cpu, cuda, cuda:1, mps or auto.")
+    if (
+        found.type == "mps"
+        and not torch.backends.mps.is_available()
+        or found.type == "cuda"
+        and not torch.cuda.is_available()
+    ):
+        raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"The device '{device}' was asked for but this machine has {torch.cuda.device_count()} GPU, counted from cuda:0."
+        )
+    return device
+
+
+def wrap(
+    hf: nn.Module, tokenizer=None, *, name: str = "model", revision: str | None = None, folder: Path | None = None
+) -> Model:
+    """A `Model` around a Hugging Face causal LM that is already in memory; checks it as `load` does."""
+    hf = hf.eval().requires_grad_(False)
+    for key, value in hf.named_parameters():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(
+                f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged, or {str(value.dtype).removeprefix('torch.')} cannot hold its weights."
+            )
+    parts = anatomy(hf)
+    size = int(hf.get_input_embeddings().weight.shape[0])
+    ids = (torch.arange(1, 8, device=hf.get_input_embeddings().weight.device) * 7919 % size)[None]
+    with torch.no_grad():
+        own = hf(input_ids=ids, use_cache=False).logits
+    through = install_attention(hf, parts, ids)
+    examine(hf, parts, ids)
+    _check_unchanged(hf, ids, own)
+    model = Model(hf, tokenizer, name, revision, folder, parts, through, _prepends_bos(tokenizer))
+    _check_logits(model, ids)
+    _check_attention(model, ids)
+    _check_heads_apart(model, ids)
+    return model
+
+
+def install_attention(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> bool:
+    """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really has."""
+
+    attentions = [block.attention for block in parts.blocks]
+    through = install(hf, attentions, ids)
+    if through:
+        parts.n_kv_heads = attentions[0]._workbench_hooks.groups
+    else:
+        parts.n_kv_heads = int(
+            getattr(attentions[0], "num_kv_heads", parts.n_kv_heads)
+        )  # Falcon, where configs of old and new differ
+    return through
+
+
+def _prepends_bos(tokenizer) -> bool:
+    if tokenizer is None or tokenizer.bos_token_id is None:
+        return False
+    found = tokenizer("a")["input_ids"]
+    return len(found) > 0 and found[0] == tokenizer.bos_token_id
+
+
+def _check_logits(model: Model, ids: torch.Tensor) -> None:
+    """The model's logits are its unembedding of the final norm (scaled or capped as `logits_from` does); otherwise refused."""
+    seen: list[torch.Tensor] = []
+    handle = model.final_norm.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            found = model.hf(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+    ours = model.logits_from(seen[-1].detach(), normed=True).reshape(found.shape).to(found.device)
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
+    if not (ours - found).abs().max() <= tolerance * (1e-6 + found.abs().max()):
+        raise InputError(
+            f"The architecture {model.architecture} does not fit: its logits are not the unembedding of its final norm."
+        )
+
+
+def _check_unchanged(hf: nn.Module, ids: torch.Tensor, own: torch.Tensor) -> None:
+    """Our attention function gives the logits of the model's own attention; otherwise it computes something that ours leaves out."""
+    with torch.no_grad():
+        found = hf(input_ids=ids, use_cache=False).logits
+    tolerance = (
+        1e-3 if found.dtype in (torch.float32, torch.float64) else 0.15
+    )  # two kernels, in few bits, through every layer
+    if not (found.float() - own.float()).abs().max() <= tolerance * (1e-6 + own.float().abs().max()):
+        raise InputError(
+            f"The architecture {type(hf).__name__} does not fit: its own attention computes more than scores, mask and softmax, for example sinks."
+        )
+
+
+def _check_heads_apart(model: Model, ids: torch.Tensor) -> None:
+    """A head that attends to nothing puts nothing into the output projection and leaves the other heads as they are."""
+    if not model.attention_interface or model.n_heads == 1:
+        return
+
+    heard: list[torch.Tensor] = []
+
+    def silence(weights: torch.Tensor, _start: int, _weigh) -> torch.Tensor:
+        weights = weights.clone()
+        weights[:, 0] = 0
+        return weights
+
+    def unchanged(weights: torch.Tensor, _start: int, _weigh) -> torch.Tensor:
+        return weights
+
+    # the first layer only: beyond it the silenced head changes what every head reads
+    handle = model.o_proj(0).register_forward_pre_hook(
+        lambda _m, args, kwargs: heard.append(hidden_argument(args, kwargs).detach().float()), with_kwargs=True
+    )
+    try:
+        for change in (unchanged, silence):
+            with torch.no_grad(), edit(model, 0, change):
+                model.forward(pad(ids.tolist(), pad_id=0, device=ids.device))
+    finally:
+        handle.remove()
+    before, after = (x.reshape(-1, model.n_heads, model.d_head) for x in heard)
+    if after[:, 0].any() or (before[:, 1:] - after[:, 1:]).abs().max() > 1e-4 * before.abs().max():
+        raise InputError(
+            f"The architecture {model.architecture} does not fit: heads are mixed before the output projection, so no head has an output of its own."
+        )
+
+
+def _check_attention(model: Model, ids: torch.Tensor) -> None:
+    """In every layer the attention rows sum to 1, give no weight to later tokens, and are those that the attention output was mixed
+    with; otherwise the model is refused."""
+
+    later = torch.ones(ids.shape[1], ids.shape[1], device=ids.device).triu(1).bool()
+
+    def worst(_layer: int, weights: torch.Tensor) -> torch.Tensor:
+        return torch.maximum(
+            (weights.sum(-1) - 1).abs().max(), weights.masked_select(later.to(weights.device)).abs().max()
+        )
+
+    batch = pad(ids.tolist(), pad_id=0, device=ids.device)
+    with torch.no_grad(), observe(model, worst, rows="all") as seen:
+        model.forward(batch)
+    for layer in range(model.n_layers):
+        if layer not in seen or not float(seen[layer]) < 2e-2:
+            raise InputError(
+                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} do not sum to 1 over the past."
+            )
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
+    for layer, distance in unexplained(model, batch).items():
+        if not distance <= tolerance:
+            raise InputError(
+                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} are not those that its output is mixed with."
+            )

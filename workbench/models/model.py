@@ -1,0 +1,367 @@
+"""A loaded causal LM: the plain Hugging Face model, its tokenizer, its sites, its fingerprint.
+
+The model that runs is the Hugging Face one (SDPA, key/value cache, `device_map`), never a re-implementation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workbench.core.errors import InputError
+from workbench.models.architecture import Anatomy, output_weight
+from workbench.models.batching import Batch, Frame
+from workbench.models.files import fingerprint_folder
+from workbench.models.sites import Site
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded causal LM. Heads are query heads; layers and heads count from 0."""
+
+    hf: nn.Module
+    tokenizer: object
+    name: str
+    revision: str | None
+    folder: Path | None
+    parts: Anatomy
+    attention_interface: bool
+    prepends_bos: bool
+    frame: Frame | None = field(default=None, repr=False)  # of the forward pass in progress
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.parts.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        return self.parts.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.parts.n_kv_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.parts.d_head
+
+    @property
+    def width(self) -> int:
+        return self.parts.width
+
+    @property
+    def architecture(self) -> str:
+        return type(self.hf).__name__
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.parts.unembed.weight.shape[0])
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """The longest sequence the model was configured for, in tokens; None when its config does not say."""
+        config = self.hf.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+            if getattr(config, name, None):
+                return int(getattr(config, name))
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids go (with several devices: the embedding's)."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts.unembed.weight.dtype
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.tokenizer.bos_token_id if self.tokenizer is not None else None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a generation: the tokenizer's and those of the generation config."""
+        found = [getattr(self.tokenizer, "eos_token_id", None)]
+        configured = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
+        found += configured if isinstance(configured, list) else [configured]
+        return tuple(sorted({int(i) for i in found if i is not None and int(i) < self.vocab_size}))
+
+    @property
+    def eos_id(self) -> int | None:
+        return getattr(self.tokenizer, "eos_token_id", None)
+
+    @property
+    def pad_id(self) -> int:
+        """An id to pad with; never seen by real tokens, so any will do where the tokenizer has none."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return int(found) if found is not None and found < self.vocab_size else 0
+
+    def kv_group(self, head: int) -> int:
+        """The key/value head that query head `head` reads."""
+        return head // (self.n_heads // self.n_kv_heads)
+
+    @property
+    def sliding(self) -> bool:
+        """Some layer attends over a window of the last tokens only; its window counts columns, so paddings may not stand inside."""
+        config = self.hf.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)  # the latter: GPT-Neo
+        if kinds:
+            return any("sliding" in kind or "chunked" in kind or kind == "local" for kind in kinds)
+        return (
+            bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False
+        )
+
+    def heads(self) -> list[tuple[int, int]]:
+        """Every (layer, head)."""
+        return [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
+
+    # text and tokens
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """Token ids of `text`, with BOS in front iff `bos` and the tokenizer itself puts one there; no other specials."""
+        return (
+            self.encode_with_offsets(text, bos=bos)[0]
+            if self.tokenizer is None
+            else self._bos(bos) + list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
+
+    def encode_all(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
+        """`encode` of every text, with few calls of the tokenizer (which keeps much more than ids of what it has in hand)."""
+        if self.tokenizer is None:
+            return [self.encode(text, bos=bos) for text in texts]
+        some = (list(texts[start : start + 256]) for start in range(0, len(texts), 256))
+        return [
+            self._bos(bos) + ids for part in some for ids in self.tokenizer(part, add_special_tokens=False)["input_ids"]
+        ]
+
+    def encode_with_offsets(self, text: str, *, bos: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the character span [start, end) of each; BOS has the empty span (0, 0).
+
+        Raises InputError when the model has no tokenizer, or a slow one that cannot say where its tokens are."""
+        if self.tokenizer is None:
+            raise InputError(f"The model {self.name} has no tokenizer; give token ids instead of text.")
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"The tokenizer of {self.name} is a slow one without character offsets; convert it to a tokenizer.json."
+            )
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        front = self._bos(bos)
+        return front + list(found["input_ids"]), [(0, 0)] * len(front) + [
+            tuple(span) for span in found["offset_mapping"]
+        ]
+
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids that are no text: special tokens, but for an unknown-token id that has no other office (it may be an ordinary letter in small
+        vocabularies; where it is also the BOS, as in GPT-2's kin, it is none). Empty without a tokenizer."""
+        if self.tokenizer is None:
+            return set()
+        t = self.tokenizer
+        return set(t.all_special_ids) - ({t.unk_token_id} - {t.bos_token_id, t.eos_token_id, t.pad_token_id})
+
+    def _bos(self, wanted: bool) -> list[int]:
+        return [self.bos_id] if wanted and self.prepends_bos else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small vocabularies)."""
+        hidden = self.special_ids
+        return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], clean_up_tokenization_spaces=False)
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it reads in the text (leading space visible as a space), specials by name."""
+        special = set(self.tokenizer.all_special_ids)
+        out = []
+        for i in ids:
+            piece = self.tokenizer.convert_ids_to_tokens(int(i))
+            if i in special or piece is None:
+                out.append(piece or f"<{i}>")
+            elif piece.startswith("▁"):
+                out.append(" " + piece[1:])
+            else:
+                out.append(self.tokenizer.decode([i], clean_up_tokenization_spaces=False) or piece)
+        return out
+
+    # modules and weights
+
+    def module(self, site: Site | str) -> tuple[nn.Module, str]:
+        """The raw Hugging Face module that carries `site`, and "input" or "output"."""
+        return self.parts.module(Site.parse(site))
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.parts.blocks[layer].attention
+
+    def o_proj(self, layer: int) -> nn.Module:
+        return self.parts.blocks[layer].o_proj
+
+    def W_O(self, layer: int) -> torch.Tensor:
+        """Output projection by head [H, d_head, width]: head h writes head_out[h] @ W_O[h] (before any post-norm)."""
+        return output_weight(self.o_proj(layer), self.n_heads)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.parts.final_norm
+
+    @property
+    def unembed(self) -> nn.Module:
+        return self.parts.unembed
+
+    def logits_from(self, residual: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
+        """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V] float32."""
+        norm, unembed = self.final_norm, self.unembed
+        hidden = residual.to(unembed.weight.device, unembed.weight.dtype)
+        scores = unembed(hidden if normed else norm(hidden)).float()
+        scale = getattr(self.hf.config, "logit_scale", None)
+        if scale is not None:
+            scores = scores * scale
+        return scores if self.parts.softcap is None else self.parts.softcap * torch.tanh(scores / self.parts.softcap)
+
+    # running
+
+    @contextlib.contextmanager
+    def framed(self, frame: Frame) -> Iterator[None]:
+        """While open, edits and attention readers find token positions through `frame`."""
+        before, self.frame = self.frame, frame
+        try:
+            yield
+        finally:
+            self.frame = before
+
+    def forward(
+        self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False
+    ):
+        """One forward pass of the plain model over `batch`, with positions explicit; returns the Hugging Face output.
+
+        With a `cache`, `batch` continues it: its position_ids count on and `past` describes the cached columns.
+        `last_logits` keeps the scores of that many last columns only (left padding); 0 keeps all."""
+        key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
+        key_position = batch.position_ids if past is None else torch.cat([past.position_ids, batch.position_ids], dim=1)
+        frame = Frame(batch.position_ids, batch.mask, torch.where(key_mask, key_position, -1))
+        self._check_rotation(batch, cache)
+        extra = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
+        if last_logits and "logits_to_keep" in self._accepts:
+            extra["logits_to_keep"] = int(last_logits)
+        if cache is not None or use_cache:
+            extra |= {"past_key_values": cache, "use_cache": True}
+        else:
+            extra["use_cache"] = False
+        # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the mask.
+        if batch.side == "left" or cache is not None or not self._mask_free:
+            if not bool(key_mask.all()) or not self._mask_free:
+                extra["attention_mask"] = key_mask.long()
+        else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
+            extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        with self.framed(frame):
+            return self.hf(input_ids=batch.ids, **extra)
+
+    @cached_property
+    def _rotation_limit(self) -> int | None:
+        """The length beyond which rotary frequencies depend on the longest row of the pass (longrope, dynamic NTK); None: never."""
+        config = self.hf.config.get_text_config()
+        found = getattr(config, "rope_parameters", None) or {}
+        limits = []
+        for rope in [found, *(v for v in found.values() if isinstance(v, dict))]:
+            if rope.get("rope_type") in ("longrope", "dynamic"):
+                limits.append(
+                    rope.get("original_max_position_embeddings")
+                    or getattr(config, "original_max_position_embeddings", None)
+                    or self.context_length
+                )
+        return min(limits) if limits else None
+
+    def _check_rotation(self, batch: Batch, cache) -> None:
+        """Refuse passes whose numbers would depend on the company: Hugging Face picks one set of frequencies for the whole batch,
+        and keys that are cached already keep those they were computed with."""
+        limit = self._rotation_limit
+        if limit is None or int(batch.position_ids.max()) < limit:
+            return
+        if cache is not None:
+            raise InputError(
+                f"{self.name} rotates positions by the length of the whole text beyond {limit} tokens, which cached keys cannot follow; use shorter texts."
+            )
+        if len(set(batch.lengths.tolist())) > 1:
+            raise InputError(
+                f"{self.name} rotates positions by the longest text of a batch beyond {limit} tokens; run these texts one by one."
+            )
+
+    def rows_at_once(self, lengths: Sequence[int], wanted: int) -> int:
+        """How many texts of these lengths may share a pass: `wanted`, or 1 where they would change each other's numbers."""
+        return 1 if self._rotation_limit is not None and max(lengths, default=0) > self._rotation_limit else wanted
+
+    def tokens_at_once(self, wanted: int = 0) -> int:
+        """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each of its threads."""
+        if self.device.type == "cuda":
+            return wanted or 16384
+        return wanted or 768 * min(torch.get_num_threads(), 8)
+
+    @cached_property
+    def _accepts(self) -> set[str]:
+        return set(inspect.signature(self.hf.forward).parameters)
+
+    @cached_property
+    def _mask_free(self) -> bool:
+        """ALiBi models build their biases from the mask, so they always get one; so do those that take no position_ids."""
+        return "position_ids" in self._accepts and not getattr(self.hf.config, "alibi", False)
+
+    def too_long(self, length: int) -> bool:
+        return self.context_length is not None and length > self.context_length
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder, else of the tensors."""
+        if self.folder is not None:
+            return fingerprint_folder(self.folder)
+        digest = hashlib.sha256(self.hf.config.to_json_string().encode())
+        for key, value in sorted(self.hf.state_dict().items()):
+            digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 (hex) over the tokenizer's vocabulary, rules, special tokens and chat template, and the ids that end a text."""
+        if self.tokenizer is None:
+            return "none"
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        rules = [
+            str(self.tokenizer.special_tokens_map),
+            self.prepends_bos,
+            getattr(self.tokenizer, "chat_template", None),
+            self.eos_ids,
+        ]
+        return hashlib.sha256((text + json.dumps(rules, sort_keys=True, default=str)).encode()).hexdigest()
+
+    def bridge(self):
+        """A TransformerLens `TransformerBridge` around a fresh copy of this model (booting one replaces the modules it is given)."""
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+        from transformers import AutoModelForCausalLM
+
+        if self.folder is None or self.tokenizer is None:
+            raise InputError(f"A bridge needs a model with a folder and a tokenizer; {self.name} has none.")
+        copy = (
+            AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation="eager")
+            .to(self.device)
+            .eval()
+        )
+        return build_bridge_from_module(
+            copy, self.architecture, hf_config=copy.config, tokenizer=self.tokenizer, model_name=self.name
+        )

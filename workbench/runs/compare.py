@@ -1,0 +1,285 @@
+"""Two runs of the same probe side by side: tables joined on their keys, differences, correlations with intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from workbench.core import registry
+from workbench.core.errors import InputError, WorkbenchError
+from workbench.runs.folder import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Columns that say which row it is, not what was measured, in the tables of the probes.
+KEYS = (
+    "dataset",
+    "condition",
+    "checkpoint",
+    "step",
+    "layer",
+    "head",
+    "site",
+    "row",
+    "trial",
+    "needle",
+    "length",
+    "depth",
+    "prompt",
+    "sample",
+    "position",
+    "target",
+    "feature",
+    "role",
+    "component",
+    "window_start",
+    "source",
+    "k",
+    "heads",
+    "draw",
+    "ablation",
+    "rank",
+    "phase",
+    "split",
+)
+# Columns that are settings or addresses of a row as well, but too general to join on: no correlation of theirs says anything.
+_IDENTIFIERS = (*KEYS, "kv_group", "span_start", "span_end", "seed", "fold", "number", "c", "n", "d")
+_NAMES = ("checkpoint", "step", "model")  # what a table calls the model itself
+_SUFFIXES = ("_first", "_second")
+_MOST_DRAWS, _LEAST_DRAWS, _WORK = 1000, 100, 20_000_000
+
+
+def compare(first: Run, second: Run) -> dict[str, Any]:
+    """What two runs have in common and where they differ, as plain data.
+
+    ``settings``: what differs between them (model, seed, config keys). ``tables``: per table its ``keys``, the numbers of
+    rows ``matched``, ``only_first``, ``only_second``, and per column ``mean_first``, ``mean_second``, ``mean_difference``
+    (second minus first), ``max_abs_difference``, ``n``, and, for floating-point columns that are neither keys nor ends of an interval,
+    ``pearson`` and ``spearman`` with bootstrap intervals over the rows; for columns of text or lists, ``equal``: the share of equal values.
+    """
+    check_same_probe(first, second)
+    shared = [name for name in first.tables if name in second.tables]
+    if not shared:
+        raise InputError(
+            f"The runs {first.id} and {second.id} have no table in common ({first.status}, {second.status})."
+        )
+    return {
+        "first": {"id": first.id, "model": first.info["model"]["name"], "folder": str(first.folder)},
+        "second": {"id": second.id, "model": second.info["model"]["name"], "folder": str(second.folder)},
+        "probe": first.probe,
+        "settings": _settings(first.info, second.info),
+        "tables": {name: _compare_tables(first, second, name) for name in shared},
+    }
+
+
+def joined(first: Run, second: Run, table: str) -> pl.DataFrame:
+    """The rows that both runs have: keys, then ``x_first``, ``x_second`` and, for numbers, ``x_difference`` (second minus
+    first) of every column x that both have."""
+    check_same_probe(first, second)
+    return _join(first.table(table), second.table(table), _declared_keys(first.probe, table))[0]
+
+
+def check_same_probe(first: Run, second: Run) -> None:
+    if first.probe != second.probe:
+        raise InputError(f"{first.id} and {second.id} are runs of different probes, {first.probe} and {second.probe}.")
+
+
+def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = ()) -> list[str]:
+    """The columns that identify a row in both tables: the declared ones if they do, else the known key columns in their order, as many
+    as are needed, else what stands left of the first measured (floating-point) column. None for two tables of one row each that
+    differ in their names only. InputError if nothing identifies the rows."""
+    shared = [name for name in one.columns if name in two.columns]
+    usable = [name for name in shared if not one[name].dtype.is_nested()]
+    if any(name in declared for name in usable):
+        said = _without_names(one, two, [name for name in usable if name in declared])
+        if _unique(one, two, said):
+            return said
+    known = _without_names(one, two, [name for name in usable if name in KEYS])
+    # From the left, no further than needed: a key column on the right of it may be a measurement here.
+    for count in range(1, len(known) + 1):
+        if _unique(one, two, known[:count]):
+            # what follows without a gap still says which row it is
+            while count < len(known) and shared.index(known[count]) == shared.index(known[count - 1]) + 1:
+                count += 1
+            return known[:count]
+    if one.height == two.height == 1:
+        return []
+    measured = next((k for k, name in enumerate(shared) if one[name].dtype.is_float()), len(shared))
+    left = _without_names(one, two, [name for name in usable if shared.index(name) < measured])
+    if left and _unique(one, two, left):
+        return left
+    raise InputError(f"its rows cannot be told apart by {', '.join(left or known) or 'any known key column'}")
+
+
+def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
+    """The keys but a `checkpoint` that is one here and another one there: it names the model and must not keep its rows apart."""
+    naming = [
+        name
+        for name in _NAMES
+        if name in keys and one[name].n_unique() == two[name].n_unique() == 1 and one[name][0] != two[name][0]
+    ]
+    return [name for name in keys if name not in naming]
+
+
+def _unique(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> bool:
+    if not keys:
+        return one.height == two.height == 1
+    return not any(frame.select(keys).is_duplicated().any() for frame in (one, two))
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The comparison as text."""
+    out = [
+        f"first:  {found['first']['id']}  {found['first']['model']}",
+        f"second: {found['second']['id']}  {found['second']['model']}",
+    ]
+    out += [
+        f"differs in {name}: {_short(values[0])} | {_short(values[1])}" for name, values in found["settings"].items()
+    ]
+    for name, table in found["tables"].items():
+        if "problem" in table:
+            out += ["", f"{name}: not compared, {table['problem']}"]
+            continue
+        extra = "".join(
+            f", {table[key]} {key.replace('_', ' in ')}" for key in ("only_first", "only_second") if table[key]
+        )
+        how = f"rows matched on {', '.join(table['keys'])}" if table["keys"] else "row each"
+        if not table["matched"]:
+            out += ["", f"{name}: no {how}{extra}" if extra else f"{name}: no rows"]
+            continue
+        out += ["", f"{name}: {table['matched']} {how}{extra}"]
+        for column, entry in table["columns"].items():
+            if "equal" in entry:
+                out.append(f"  {column}: {entry['equal']:.1%} equal")
+                continue
+            text = f"  {column}: {_number(entry['mean_first'])} -> {_number(entry['mean_second'])}"
+            text += f" (difference {_number(entry['mean_difference'])}, at most {_number(entry['max_abs_difference'])})"
+            for kind in ("pearson", "spearman"):
+                if entry.get(kind) is not None and entry[kind]["value"] is not None:
+                    low, high = entry[kind]["low"], entry[kind]["high"]
+                    text += f", {kind} {entry[kind]['value']:.3f}" + (
+                        f" [{low:.3f}, {high:.3f}]" if low is not None else ""
+                    )
+            out.append(text)
+    return out
+
+
+def _settings(one: dict[str, Any], two: dict[str, Any]) -> dict[str, list[Any]]:
+    """What the runs were asked that differs."""
+    flat = [
+        {
+            "model": f"{info['model']['name']} ({info['model']['fingerprint'][:8]})",
+            "dtype": info["model"]["dtype"],
+            "data": (info.get("data") or {}).get("fingerprint"),
+            "seed": info["seed"],
+            "engine": info.get("engine"),
+            "edits": info.get("edits"),
+            **{f"config {key}": value for key, value in info["config"].items()},
+        }
+        for info in (one, two)
+    ]
+    return {
+        key: [flat[0].get(key), flat[1].get(key)]
+        for key in {**flat[0], **flat[1]}
+        if flat[0].get(key) != flat[1].get(key)
+    }
+
+
+def _declared_keys(probe: str, table: str) -> tuple[str, ...]:
+    try:
+        return registry.get(probe).keys.get(table, ())
+    except WorkbenchError:  # a run of a probe that is not installed here can still be compared
+        return ()
+
+
+def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
+    one, two = first.table(name), second.table(name)
+    try:
+        both, keys, values = _join(one, two, _declared_keys(first.probe, name))
+    except InputError as error:
+        return {"problem": str(error)}
+    columns = {}
+    for column in values:
+        a, b = (both[column + suffix] for suffix in _SUFFIXES)
+        if f"{column}_difference" not in both.columns:
+            columns[column] = _equality(a, b)
+            continue
+        # counts and addresses are numbers too; only what was measured agrees or does not, and the ends of its interval say nothing more
+        measured = (
+            a.dtype.is_float()
+            and b.dtype.is_float()
+            and column not in _IDENTIFIERS
+            and not column.endswith(("_low", "_high"))
+        )
+        columns[column] = _numbers(a, b, correlated=measured)
+    return {
+        "keys": keys,
+        "matched": both.height,
+        "only_first": one.height - both.height,
+        "only_second": two.height - both.height,
+        "columns": columns,
+    }
+
+
+def _join(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str]) -> tuple[pl.DataFrame, list[str], list[str]]:
+    """(joined rows, keys, value columns)."""
+    keys = key_columns(one, two, declared)
+    values = [name for name in one.columns if name in two.columns and name not in keys]
+    left = one.select([*keys, *(pl.col(name).alias(name + _SUFFIXES[0]) for name in values)])
+    right = two.select([*keys, *(pl.col(name).alias(name + _SUFFIXES[1]) for name in values)])
+    right = right.with_columns(
+        [pl.col(key).cast(left.schema[key]) for key in keys if right.schema[key] != left.schema[key]]
+    )
+    if keys:
+        both = left.join(right, on=keys, how="inner", nulls_equal=True, maintain_order="left")
+    else:  # one row each
+        both = left.join(right, how="cross")
+    order = list(keys)
+    for name in values:
+        order += [name + suffix for suffix in _SUFFIXES]
+        a, b = (both.schema[name + suffix] for suffix in _SUFFIXES)
+        if all(dtype.is_numeric() or dtype == pl.Boolean for dtype in (a, b)):
+            x, y = (pl.col(name + suffix).cast(pl.Float64) for suffix in _SUFFIXES)
+            both = both.with_columns((y - x).alias(f"{name}_difference"))
+            order.append(f"{name}_difference")
+    return both.select(order), keys, values
+
+
+def _numbers(a: pl.Series, b: pl.Series, *, correlated: bool) -> dict[str, Any]:
+    from workbench.stats.intervals import pearson, spearman
+
+    x, y = (series.cast(pl.Float64).to_numpy() for series in (a, b))
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y = x[both], y[both]
+    if not len(x):
+        return {"n": 0, "mean_first": None, "mean_second": None, "mean_difference": None, "max_abs_difference": None}
+    entry: dict[str, Any] = {
+        "n": len(x),
+        "mean_first": float(x.mean()),
+        "mean_second": float(y.mean()),
+        "mean_difference": float((y - x).mean()),
+        "max_abs_difference": float(np.abs(y - x).max()),
+    }
+    if correlated and len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+        draws = int(np.clip(_WORK // len(x), _LEAST_DRAWS, _MOST_DRAWS))
+        for kind, function in (("pearson", pearson), ("spearman", spearman)):
+            found = function(x, y, draws=draws, rng=np.random.default_rng(0))
+            entry[kind] = {key: value if np.isfinite(value) else None for key, value in found.as_dict().items()}
+    return entry
+
+
+def _equality(a: pl.Series, b: pl.Series) -> dict[str, Any]:
+    pairs = list(zip(a.to_list(), b.to_list()))
+    return {"n": len(pairs), "equal": sum(x == y for x, y in pairs) / len(pairs) if pairs else None}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

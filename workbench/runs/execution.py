@@ -1,0 +1,583 @@
+"""One probe on one model with one config, in a folder of its own: start, stop, resume, read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.core import config as configs
+from workbench.core import registry
+from workbench.core.context import Context, Result
+from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
+from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
+from workbench.core.registry import Probe
+from workbench.core.tables import existing, fingerprint_file, read_table
+from workbench.runs import provenance as measure
+from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
+
+if TYPE_CHECKING:
+    from workbench.models.model import Model
+
+__all__ = [
+    "Context",
+    "Prepared",
+    "Result",
+    "Run",
+    "bind",
+    "command_for",
+    "execute",
+    "figure",
+    "list_runs",
+    "open_run",
+    "prepare",
+    "run_by_id",
+    "runs_root",
+]
+
+ENGINES = ("hf", "nnsight")
+OPTIONS = (
+    "data",
+    "model",
+    "seed",
+    "revision",
+    "device",
+    "dtype",
+    "engine",
+    "edit",
+    "edits",
+    "out",
+)  # of a run, beside the config of its probe
+_PROGRESS_EVERY = 0.5  # seconds between lines of progress.jsonl
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A probe with its config and data file, checked as far as that goes without a model."""
+
+    probe: Probe
+    config: Any
+    data: Path | None
+    data_name: str | None  # "package:path" where the file is the one that ships with the project
+
+
+def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = None) -> Prepared:
+    """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
+    item = registry.get(probe) if isinstance(probe, str) else probe
+    if not isinstance(config, item.config):
+        _no_options(item, config or {})
+        config = configs.build(item.config, config, where=f"the config of {item.name}")
+    path, name = _data_file(item, config, data)
+    if item.validate is not None:
+        item.validate(config, path)
+    elif path is not None and item.data is not None and item.data.required:
+        read_table(path, required=item.data.required, what=item.data.what)
+    return Prepared(probe=item, config=config, data=path, data_name=name)
+
+
+def _no_options(item: Probe, values: Mapping[str, Any]) -> None:
+    """Refuse an option of a run among the keys of a config, unless the probe has a key of that name."""
+    for key in values:
+        if key in OPTIONS and key not in configs.types_of(item.config):
+            raise InputError(
+                f"'{key}' is no key of the config of {item.name} but an option of the run: --{key} on the command line, {key} = ... beside the config elsewhere."
+            )
+
+
+def execute(
+    probe: str | Probe | Prepared,
+    model: str | Path | Model,
+    *,
+    config: Any = None,
+    data: str | Path | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    engine: str = "hf",
+    edits: Sequence[Any] = (),
+    trust_remote_code: bool = False,
+    store: Any = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    cancel: Callable[[], bool] | Any = None,
+    command: str | None = None,
+    fresh: bool = False,
+) -> Run:
+    """Run a probe, or resume it, or return it if it is already complete.
+
+    ``probe``: its name, or what :func:`prepare` gave for it (then ``config`` and ``data`` are that one's). ``config``: a dict (text values as on the command line) or the probe's config. ``model``: a name, or a loaded Model (then
+    ``revision``, ``dtype`` and ``device`` are its own). ``progress(done, total, label)``. ``cancel``: a function that says
+    whether to stop, or a threading.Event. ``fresh``: forget what is there and compute again.
+    Raises InputError for bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
+    """
+    begun = time.perf_counter()
+    if engine not in ENGINES:
+        hosted = (
+            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
+        )
+        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"The seed must be a whole number of at least 0, not {seed!r}.")
+    ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
+    cancelled = getattr(cancel, "is_set", cancel)
+    context = Context(
+        store=store,
+        seed=seed,
+        data=ready.data,
+        edits=tuple(edits),
+        engine=engine,
+        on_progress=progress,
+        cancelled=cancelled,
+    )
+    folder: Path | None = None
+    try:
+        if isinstance(model, (str, Path)):
+            context.progress(0, 0, f"loading {model}")
+            from workbench.models.loading import load
+
+            model = load(str(model), revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        loaded = time.perf_counter() - begun
+        context.check()
+        ready = _with_own_data(ready, model.name)
+        context.data = ready.data
+        context.edits = edits = _applied(edits, model, context)
+        identity = identify(ready, model, seed=seed, engine=engine, edits=edits)
+        name = f"{ready.probe.name}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
+        folder = Path(out).expanduser().resolve() if out is not None else runs_root() / name
+        made = not folder.exists()
+        _own_folder(folder, name)
+        with folder_lock(
+            folder / ".lock",
+            waiting=lambda: context.progress(0, 0, "another process computes this run; waiting for it"),
+            check=context.check,
+        ):
+            return _locked(ready, model, context, folder, name, command, fresh, begun, loaded)
+    except KeyboardInterrupt:
+        raise Cancelled("Cancelled; the same command resumes the run.") from None
+    except InputError:
+        if folder is not None and made:  # nothing came of it, and nothing can be resumed; _locked has emptied it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    except OSError as error:  # the first write of the run
+        raise error if folder is None else _failure(error, ready.probe, folder) from error
+
+
+def _locked(ready: Prepared, model, context: Context, folder, name, command, fresh, begun, loaded) -> Run:
+    """The part of a run during which no other process may touch its folder."""
+    remove_leftovers(folder)
+    if fresh:
+        _clear(folder)
+    elif (folder / "run.json").is_file():
+        run = open_run(folder)
+        if run.info["status"] == "complete":
+            shutil.rmtree(folder / "parts", ignore_errors=True)
+            return run
+    if context.store is None:
+        from workbench.store.activation_store import Store
+
+        context.store = Store()
+    context.out = folder
+    before = open_run(folder).info if (folder / "run.json").is_file() else {}
+    info: dict[str, Any] = {
+        "schema": SCHEMA,
+        "id": name,
+        "probe": ready.probe.name,
+        "status": "running",
+        "config": configs.to_dict(ready.config),
+        "model": describe_model(model),
+        "data": _describe_data(ready),
+        **({"material": material} if (material := _material(ready, model.name)) else {}),
+        "seed": context.seed,
+        "engine": context.engine,
+        "edits": _edits(context.edits),
+        "versions": measure.versions(),
+        "command": command or command_for(ready, model, seed=context.seed, engine=context.engine),
+        "started": before.get("started") or measure.now(),
+        "finished": None,
+        "resumed": before["resumed"] + 1 if before else 0,
+        "seconds": {"load": round(loaded, 4), "compute": 0.0, "total": 0.0},
+        "counters": dict(context.counters),
+        "peak_memory_bytes": 0,
+        "warnings": [],
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+    }
+    write_json(folder / "run.json", info)
+    context.on_progress = _recorder(folder / "progress.jsonl", context.on_progress)
+    measure.reset_peak_memory()
+    start = time.perf_counter()
+
+    def close(status: str, error: BaseException | None = None) -> None:
+        compute = time.perf_counter() - start + context.seconds_saved
+        total = time.perf_counter() - begun + context.seconds_saved
+        info.update(
+            status=status,
+            finished=measure.now(),
+            seconds={"load": round(loaded, 4), "compute": round(compute, 4), "total": round(total, 4)},
+            counters=dict(context.counters),
+            peak_memory_bytes=measure.peak_memory_bytes(),
+            warnings=list(context.warnings),
+        )
+        on_device = measure.peak_device_memory_bytes()
+        if on_device is not None:
+            info["peak_device_memory_bytes"] = on_device
+        if context.sae is not None:
+            info["sae"] = dict(context.sae)
+        if context.rows_used is not None and info["data"] is not None:
+            there = info["data"].get("rows_in_file", info["data"]["rows"])
+            info["data"] |= {"rows": context.rows_used} | (
+                {"rows_in_file": there} if there not in (None, context.rows_used) else {}
+            )
+        if error is not None:
+            info["error"] = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        write_json(folder / "run.json", info)
+
+    try:
+        result = ready.probe.run(model, ready.config, context)
+        check_result(ready.probe, result)
+        write_result(folder, result)
+        close("complete")
+    except (KeyboardInterrupt, Cancelled):
+        if open_run(folder).info["status"] != "complete":  # it came too late to stop anything
+            close("cancelled")
+            raise Cancelled(f"Cancelled; the same command resumes the run {name}.") from None
+    except BaseException as error:
+        if isinstance(error, InputError) and not before and not (folder / "parts").exists():
+            _clear(folder)  # refused before anything was computed: no run
+            raise
+        try:
+            close("failed", error)
+        except OSError:
+            pass  # the disk that failed the run cannot take the note of it either
+        raise _failure(error, ready.probe, folder) from error
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    return open_run(folder)
+
+
+def _failure(error: BaseException, probe: Probe, folder: Path) -> BaseException:
+    """The error as one sentence for a person; errors that are one already, and exits, stay as they are."""
+    if isinstance(error, WorkbenchError) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFailed(f"The disk of {folder} is full; free some space, and the same command resumes the run.")
+    if _out_of_memory(error):
+        return RunFailed(f"The probe '{probe.name}' ran out of memory; use a smaller batch, model or dtype.")
+    text = " ".join(str(error).split()).rstrip(".") or "no message"
+    return RunFailed(f"The probe '{probe.name}' failed with {type(error).__name__}: {text}.")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from workbench.models.batching import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def identify(
+    ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edits: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Everything that the numbers of a run depend on; its hash is the id of the run. Files count by content, not by path."""
+    values = configs.to_dict(ready.config)
+    for field in dataclasses.fields(ready.config):
+        if field.metadata["file"]:
+            values[field.name] = _by_content(values[field.name])
+    material = {
+        name: entry.get("fingerprint", entry.get("value")) for name, entry in _material(ready, model.name).items()
+    }
+    return {
+        "probe": ready.probe.name,
+        "version": ready.probe.version,
+        "model": model.fingerprint,
+        "tokenizer": getattr(model, "tokenizer_fingerprint", None),
+        "config": values,
+        "data": None if ready.data is None else fingerprint_file(ready.data),
+        "seed": seed,
+        "engine": engine,
+        "dtype": _dtype(model),
+        "edits": _edits(edits),
+        **({"material": material} if material else {}),
+    }
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """The ``model`` entry of run.json."""
+    return {
+        "name": str(model.name),
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "architecture": model.architecture,
+        "layers": model.n_layers,
+        "heads": model.n_heads,
+        "kv_heads": model.n_kv_heads,
+        "width": model.width,
+        "dtype": _dtype(model),
+        "device": str(model.device),
+    }
+
+
+def command_for(
+    ready: Prepared,
+    model: Any,
+    *,
+    seed: int = 0,
+    engine: str = "hf",
+    dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    edit: str | Path | None = None,
+    out: str | Path | None = None,
+) -> str:
+    """The command line that does the same, from any folder: files by their absolute paths. ``model``: a Model or a name."""
+    words = [
+        "workbench",
+        "run",
+        ready.probe.name,
+        "--model",
+        _model_word(str(model if isinstance(model, (str, Path)) else model.name)),
+    ]
+    revision = revision or getattr(model, "revision", None)
+    words += ["--revision", str(revision)] if revision else []
+    if ready.data is not None and ready.data_name is None and _named_in(ready.config, ready.probe) is None:
+        words += ["--data", str(ready.data)]
+    files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}
+    for key, value in configs.changed(ready.config).items():
+        words += ["--set", f"{key}={configs.format_value(_absolute(value) if key in files else value)}"]
+    words += ["--seed", str(seed)] if seed else []
+    words += ["--engine", engine] if engine != "hf" else []
+    dtype = dtype if isinstance(model, (str, Path)) else _dtype(model)
+    words += ["--dtype", dtype] if dtype not in (None, "float32") else []
+    words += ["--device", device] if device else []
+    words += ["--edit", str(Path(edit).expanduser().resolve())] if edit is not None else []
+    words += ["--out", str(Path(out).expanduser().resolve())] if out is not None else []
+    return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A probe with its config: ``probe("retrieval-heads", lengths=(128, 256)).run(model)``."""
+
+    probe: Probe
+    config: Any
+
+    def run(
+        self,
+        model: str | Path | Model,
+        data: str | Path | None = None,
+        seed: int = 0,
+        out: str | Path | None = None,
+        **options: Any,
+    ) -> Run:
+        """Run, resume or reopen; see :func:`execute` for the options."""
+        return execute(self.probe, model, config=self.config, data=data, seed=seed, out=out, **options)
+
+
+def bind(name: str, /, **config: Any) -> Bound:
+    """The probe of that name with these config values (checked now)."""
+    item = registry.get(name)
+    return Bound(probe=item, config=configs.build(item.config, config, where=f"the config of {name}"))
+
+
+def figure(run: Run | str | Path, name: str | None = None):
+    """A figure of a run: the named one, else the first."""
+    from workbench.figures import build
+
+    run = open_run(run)
+    figures = build(run)
+    if name is None:
+        if not figures:
+            raise InputError(f"The run {run.id} has no figures (it is {run.status}).")
+        return next(iter(figures.values()))
+    if name not in figures:
+        raise InputError(
+            f"The run {run.id} has no figure '{name}'{configs.nearest(name, figures)}; it has {', '.join(figures)}."
+        )
+    return figures[name]
+
+
+# ---- pieces
+
+
+def _named_in(config: Any, item: Probe) -> str | None:
+    """The data file that the config names, where the probe has a key for that and it is not left at its default."""
+    key = item.data.option if item.data is not None else None
+    value = getattr(config, key) if key is not None else None
+    return value if isinstance(value, str) and key in configs.changed(config) else None
+
+
+def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path | None, str | None]:
+    named = _named_in(config, item)
+    if named is not None:
+        path = existing(named, what=item.data.what).resolve()
+        if data is not None and Path(data).expanduser().resolve() != path:
+            raise InputError(
+                f"The {item.data.what} file is given twice, --data {data} and {item.data.option}={named}; keep one."
+            )
+        return path, None
+    if data is not None:
+        if item.data is None:
+            raise InputError(f"The probe '{item.name}' takes no data file.")
+        if item.data.folder and Path(data).expanduser().is_dir():
+            return Path(data).expanduser().resolve(), None
+        return existing(data, what=item.data.what).resolve(), None
+    if item.data is None:
+        return None, None
+    default = item.data.default_path()
+    if default is None and not item.data.optional:
+        raise InputError(
+            f"The probe '{item.name}' needs a {item.data.what} file (--data) with the columns {', '.join(item.data.required)}."
+        )
+    return default, item.data.default
+
+
+def _with_own_data(ready: Prepared, model: str) -> Prepared:
+    """The same, with the data file that ships with the model where none was given and there is one."""
+    spec = ready.probe.data
+    if spec is None or spec.for_model is None or (ready.data is not None and ready.data_name is None):
+        return ready
+    own = spec.for_model(model)
+    if own is None:
+        return ready
+    if ready.probe.validate is not None:
+        ready.probe.validate(ready.config, own)
+    return dataclasses.replace(ready, data=own, data_name=f"{model}:{own.name}")
+
+
+def _describe_data(ready: Prepared) -> dict[str, Any] | None:
+    if ready.data is None:
+        return None
+    try:
+        rows = read_table(ready.data).height
+    except InputError:
+        rows = None
+    where = {"path": str(ready.data)} if ready.data_name is None else {"name": ready.data_name}
+    return {**where, "fingerprint": fingerprint_file(ready.data), "rows": rows}
+
+
+def _material(ready: Prepared, model: str) -> dict[str, dict[str, Any]]:
+    """What the probe says it reads besides its data: {file, fingerprint} of a path, {value} of anything else."""
+    found = dict(ready.probe.material(ready.config, model)) if ready.probe.material is not None else {}
+    return {
+        name: {"file": value.name, "fingerprint": digest_path(value)} if isinstance(value, Path) else {"value": value}
+        for name, value in found.items()
+    }
+
+
+def _own_folder(folder: Path, name: str) -> None:
+    """Make the folder, unless what is there belongs to somebody else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
+    if (folder / "run.json").is_file():
+        there = open_run(folder).id
+        if there != name:
+            raise InputError(f"{folder} already holds another run, {there}; choose another --out, or remove it.")
+    elif any(not item.name.startswith(".") for item in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run; choose another --out.")
+
+
+def _clear(folder: Path) -> None:
+    for name in ("tables", "parts", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("run.json", "summary.json", "arrays.safetensors", "progress.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Callable[[int, int, str], None]:
+    """A progress function that also appends to progress.jsonl: each step that ends something, else twice a second."""
+    start = time.perf_counter()
+    last = {"time": -1.0, "label": None}
+    if path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
+        with open(path, "ab") as file:  # the open line of a process that was killed
+            file.write(b"\n")
+
+    def record(done: int, total: int, label: str) -> None:
+        moment = time.perf_counter()
+        if label != last["label"] or (total and done >= total) or moment - last["time"] >= _PROGRESS_EVERY:
+            last.update(time=moment, label=label)
+            line = {
+                "time": measure.now(),
+                "seconds": round(moment - start, 3),
+                "done": done,
+                "total": total,
+                "label": label,
+            }
+            with open(path, "ab") as file:
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        if forward is not None:
+            forward(done, total, label)
+
+    return record
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _model_word(name: str) -> str:
+    """The name of a model for a command line: a local folder by its absolute path."""
+    from workbench import organisms
+
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() and name not in organisms.names() else name
+
+
+def _absolute(value: Any) -> Any:
+    """A path that exists as an absolute one; anything else as it is (a single word that is a folder may be a name as well)."""
+    if isinstance(value, tuple):
+        return tuple(_absolute(item) for item in value)
+    if isinstance(value, str) and value:
+        path = Path(value).expanduser()
+        if path.is_file() or (path.is_dir() and value.startswith((".", "~", "/"))):
+            return str(path.resolve())
+    return value
+
+
+def _by_content(value: Any) -> Any:
+    """A path that exists by the hash of what it holds; anything else as it is."""
+    if isinstance(value, list):
+        return [_by_content(item) for item in value]
+    if isinstance(value, str) and value and Path(value).expanduser().exists():
+        return {"sha256": digest_path(Path(value).expanduser())}
+    return value
+
+
+def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, ...]:
+    """The edits with saved masks turned into ablations; a mask that was found on other weights is warned of."""
+    if not edits:
+        return ()
+    from workbench.engine.edits import HeadAblation, HeadMask
+
+    out = []
+    for edit in edits:
+        if isinstance(edit, HeadMask):
+            doubt = edit.doubt(model)
+            if doubt:
+                context.warn(doubt)
+            edit = HeadAblation(edit.heads, edit.how)
+        out.append(edit)
+    return tuple(out)
+
+
+def _edits(edits: Sequence[Any]) -> list[dict[str, Any]]:
+    if not edits:
+        return []
+    from workbench.engine.edits import describe
+
+    return describe(edits)

@@ -1,0 +1,81 @@
+"""What a run records about its surroundings: versions, peak memory, time."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from datetime import UTC, datetime
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "nnsight",
+    "sae-lens",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "polars",
+    "safetensors",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this project and of what the numbers rest on; nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from workbench import __version__
+
+    found = {"python": platform.python_version(), "workbench": __version__, "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak, where the system can (Linux; CUDA)."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process since :func:`reset_peak_memory` (since its start, where that is not known)."""
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+
+
+def peak_device_memory_bytes() -> int | None:
+    """Largest memory that torch held on a CUDA device since :func:`reset_peak_memory`; None without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))

@@ -1,0 +1,388 @@
+"""The queue of background runs: on disk, one worker process per device, seen by every tab and after every restart.
+
+A job is a folder below ``jobs/`` of the cache: ``job.json`` (what to run, written once by whoever asks), ``progress.json`` and
+``state.json`` (written by the worker), and an empty file ``cancel`` once somebody wants it stopped. Nothing is shared but these
+files, each complete or absent, so the app may be closed, opened twice or killed without losing a job. The worker is started when
+there is something to do and leaves after a while without work (see :mod:`workbench.runs.worker`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from workbench.core import config as configs
+from workbench.core import paths
+from workbench.core.errors import InputError
+from workbench.core.files import write_bytes, write_json
+from workbench.runs import execution as runs
+from workbench.runs import provenance as measure
+
+ENDED = ("complete", "failed", "cancelled", "interrupted")
+KEEP = 200  # ended jobs that stay listed; their runs stay for ever
+_ID = re.compile(r"[0-9]{8}T[0-9]{12}-[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that was asked for, and how far it is.
+
+    ``status``: queued, running, complete, failed, cancelled, or interrupted (its worker is gone; asking again resumes the run).
+    ``position``: 1 for the next one of its device, 0 for any that does not wait. ``seconds_left``: None where it is not known."""
+
+    id: str
+    probe: str
+    model: str
+    config: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    revision: str | None = None
+    submitted: str = ""
+    status: str = "queued"
+    position: int = 0
+    started: str | None = None
+    finished: str | None = None
+    done: int = 0
+    total: int = 0
+    label: str = ""
+    seconds_left: float | None = None
+    run: str | None = None
+    folder: str | None = None
+    error: str | None = None
+    detail: str | None = None  # the traceback of an unexpected error
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+_SPEC = ("id", "probe", "model", "config", "data", "seed", "dtype", "device", "revision", "submitted")
+
+
+def root() -> Path:
+    return paths.cache_root() / "jobs"
+
+
+def submit(
+    probe: str,
+    model: str,
+    *,
+    config: dict[str, Any] | None = None,
+    data: str | Path | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    start: bool = True,
+) -> Job:
+    """Put a run into the queue of its device and see to it that a worker is there. ``config``: values as run.json keeps them.
+
+    Raises InputError, before anything is queued, for what can be known to be wrong without the model. Asking for what is already
+    waiting or running gives that job."""
+    item = runs.registry.get(probe)
+    config = configs.build(
+        item.config, _absolute(item.config, config or {}), where=f"the config of {probe}", literal=True
+    )
+    ready = runs.prepare(item, config, data)
+    if not model.strip():
+        raise InputError("Name a model: an organism, a local folder or a hub id.")
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]+)?", device):
+        raise InputError(f"'{device}' is not a device; it is cpu, cuda, cuda:0 and so on.")
+    moment = datetime.now(UTC)
+    job = Job(
+        id=f"{moment:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
+        probe=probe,
+        model=_path(model.strip()),
+        config=configs.to_dict(ready.config),
+        data=None if ready.data is None or ready.data_name is not None else str(ready.data),
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        revision=revision or None,
+        submitted=moment.isoformat(timespec="milliseconds"),
+    )
+    for other in listing():
+        if not other.ended and _work(other) == _work(job):
+            return other
+    folder = root() / job.id
+    folder.mkdir(parents=True)
+    write_json(folder / "job.json", {key: asdict(job)[key] for key in _SPEC})
+    _prune()
+    if start:
+        wake(device)
+    return get(job.id)
+
+
+def _path(text: str) -> str:
+    """A path that exists as an absolute one (the worker works elsewhere); anything else as it is."""
+    return str(Path(text).expanduser().resolve()) if text and Path(text).expanduser().exists() else text
+
+
+def _absolute(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    files = {field["name"] for field in configs.describe(config_class) if field["file"]}
+    made = {}
+    for key, value in values.items():
+        if key in files and isinstance(value, (list, tuple)):
+            value = [_path(item) if isinstance(item, str) else item for item in value]
+        elif key in files and isinstance(value, str):
+            value = _path(value)
+        made[key] = value
+    return made
+
+
+def _work(job: Job) -> tuple:
+    return (
+        job.probe,
+        job.model,
+        json.dumps(job.config, sort_keys=True),
+        job.data,
+        job.seed,
+        job.dtype,
+        job.device,
+        job.revision,
+    )
+
+
+def resume(job: Job) -> Job:
+    """Ask again for what a job was to do. A run that was begun goes on where it stopped."""
+    options = {"config": job.config, "data": job.data, "seed": job.seed, "dtype": job.dtype, "revision": job.revision}
+    return submit(job.probe, job.model, device=job.device, **options)
+
+
+def cancel(job: Job | str) -> None:
+    """Stop a job: one that waits leaves the queue at once, one that runs stops within two seconds and can be resumed."""
+    folder = _folder(job if isinstance(job, str) else job.id)
+    (folder / "cancel").touch()
+
+
+def forget(job: Job | str) -> None:
+    """Take an ended job off the list. Its run stays."""
+    found = get(job if isinstance(job, str) else job.id)
+    if not found.ended:
+        raise InputError(f"The job {found.id} is {found.status}; cancel it first.")
+    shutil.rmtree(_folder(found.id), ignore_errors=True)
+
+
+def devices() -> list[str]:
+    """Devices that runs can be sent to, the fastest first (looked up without torch, where the driver says it)."""
+    gpus = Path("/proc/driver/nvidia/gpus")
+    if gpus.is_dir():
+        count = len(list(gpus.iterdir()))
+    else:
+        torch = sys.modules.get("torch")
+        count = torch.cuda.device_count() if torch is not None else 0
+    return [*(f"cuda:{i}" for i in range(count)), "cpu"]
+
+
+def get(identifier: str) -> Job:
+    """A job by its id (from a URL: nothing else is ever looked at)."""
+    found = next((job for job in listing() if job.id == identifier), None)
+    if found is None:
+        raise InputError(f"There is no job '{identifier[:60]}'.")
+    return found
+
+
+def listing() -> list[Job]:
+    """Every job, in the order in which they were asked for."""
+    found = [job for folder in sorted(root().glob("*T*-*")) if (job := _read(folder)) is not None]
+    waiting: dict[str, int] = {}
+    for i, job in enumerate(found):
+        if job.status == "queued":
+            waiting[job.device] = waiting.get(job.device, 0) + 1
+            found[i] = replace(job, position=waiting[job.device])
+    return found
+
+
+def next_of(device: str) -> Job | None:
+    """The job that the worker of a device takes up next."""
+    return next((job for job in listing() if job.status == "queued" and job.device == device), None)
+
+
+def wake(device: str | None = None) -> None:
+    """Start the worker of every device that has waiting jobs and none (of ``device`` only, where one is named)."""
+    for name in dict.fromkeys(job.device for job in listing() if job.status == "queued"):
+        if device in (None, name) and not has_worker(name):
+            _start(name)
+
+
+def has_worker(device: str) -> bool:
+    """Whether a worker of this device is alive: it holds a lock for as long as it lives, however it ends."""
+    import filelock
+
+    path = lock_path(device)
+    if not path.exists():
+        return False
+    try:
+        with filelock.FileLock(str(path), blocking=False):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def lock_path(device: str) -> Path:
+    return root() / f"worker-{device.replace(':', '-')}.lock"
+
+
+def _start(device: str) -> None:
+    """A worker as a process of its own, in its own session: it outlives the app."""
+    root().mkdir(parents=True, exist_ok=True)
+    with open(root() / f"worker-{device.replace(':', '-')}.log", "ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "workbench.runs.worker", device],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, "WORKBENCH_CACHE": str(paths.cache_root())},
+        )
+
+
+# ---- files of one job
+
+
+def _folder(identifier: str) -> Path:
+    folder = root() / identifier
+    if not _ID.fullmatch(identifier) or not (folder / "job.json").is_file():
+        raise InputError(f"There is no job '{identifier[:60]}'.")
+    return folder
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _read(folder: Path) -> Job | None:
+    spec = _json(folder / "job.json")
+    if not spec or not _ID.fullmatch(folder.name):
+        return None
+    state, progress = _json(folder / "state.json"), _json(folder / "progress.json")
+    status = state.get("status", "queued")
+    if status == "queued" and (folder / "cancel").exists():
+        status = "cancelled"
+    if status == "running" and not _alive(state):
+        # the file may have been finished between the two looks
+        state = _json(folder / "state.json") or state
+        status = "interrupted" if state.get("status") == "running" else state["status"]
+    job = Job(**{key: spec[key] for key in _SPEC if key in spec}, status=status)
+    known = {key: state.get(key) for key in ("started", "finished", "run", "folder", "error", "detail")}
+    if status == "interrupted":
+        known["error"] = "The worker process ended before the run did; resume goes on where it stopped."
+    if progress and status != "queued":
+        known |= {key: progress.get(key) or job.__dict__[key] for key in ("done", "total", "label")}
+        known["seconds_left"] = progress.get("seconds_left") if status == "running" else None
+    return replace(job, **known)
+
+
+def _alive(state: dict[str, Any]) -> bool:
+    """Whether the worker that wrote this state still lives: the same process, not another one under its number."""
+    import psutil
+
+    try:
+        process = psutil.Process(int(state["pid"]))
+        return abs(process.create_time() - state["born"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def write_state(identifier: str, **state: Any) -> None:
+    """Only the worker that runs the job writes its state."""
+    folder = root() / identifier
+    write_json(folder / "state.json", {**_json(folder / "state.json"), **state})
+
+
+def write_progress(identifier: str, done: int, total: int, label: str, seconds_left: float | None) -> None:
+    """Replaced many times, so complete but not forced to the disk."""
+    path = root() / identifier / "progress.json"
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    value = {"done": done, "total": total, "label": label, "seconds_left": seconds_left, "time": measure.now()}
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def wants_cancel(identifier: str) -> bool:
+    return (root() / identifier / "cancel").exists()
+
+
+def _prune() -> None:
+    ended = [job for job in listing() if job.ended]
+    for job in ended[:-KEEP]:
+        shutil.rmtree(root() / job.id, ignore_errors=True)
+
+
+# ---- uploads
+
+
+MOST_BYTES = 50_000_000
+MOST_ROWS = 2_000_000
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+
+
+def keep_upload(name: str, content: bytes) -> Path:
+    """Store an uploaded data file under its content and a harmless name, and return the path.
+
+    Raises InputError for other kinds of files, for more than 50 MB, and for a Parquet file that is broken or would unpack to
+    more than ten times that."""
+    import hashlib
+
+    stem, suffix = os.path.splitext(os.path.basename(name.replace("\\", "/")))
+    suffix = suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"A data file is one of {', '.join(s[1:] for s in SUFFIXES)}; '{name[:80]}' is not.")
+    if len(content) > MOST_BYTES:
+        raise InputError(
+            f"'{name[:80]}' has {len(content) / 1e6:.0f} MB; at most {MOST_BYTES // 1_000_000} MB can be uploaded. Give the path of the file instead."
+        )
+    if suffix == ".parquet":
+        _check_parquet(name, content)
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:60] or "data"
+    folder = paths.cache_root() / "uploads" / hashlib.sha256(content).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{safe}{suffix}"
+    if not path.is_file():
+        write_bytes(path, content)
+    return path
+
+
+def _check_parquet(name: str, content: bytes) -> None:
+    """A few kilobytes can hold terabytes. First the footer; then, since it counts a value that is said a million times once, the rows
+    themselves, a few at a time and no further than the limit."""
+    import io
+
+    import pyarrow.parquet as parquet
+
+    try:
+        facts = parquet.ParquetFile(io.BytesIO(content)).metadata
+        size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+        rows = facts.num_rows
+    except Exception as error:  # pyarrow raises many kinds for a file that is not what it says
+        raise InputError(f"'{name[:80]}' cannot be read as Parquet: {' '.join(str(error).split())[:120]}.") from None
+    too_much = f"'{name[:80]}' unpacks to {{}}, too much for an upload. Give the path of the file instead."
+    if size > 10 * MOST_BYTES or rows > MOST_ROWS:
+        raise InputError(too_much.format(f"{rows:,} rows and {size / 1e6:,.0f} MB"))
+    unpacked = 0
+    try:
+        for batch in parquet.ParquetFile(io.BytesIO(content)).iter_batches(
+            batch_size=min(4096, max(8, 10 * MOST_BYTES // max(1, size)))
+        ):
+            unpacked += batch.nbytes
+            if unpacked > 10 * MOST_BYTES:
+                break
+    except Exception as error:  # the footer was right and the rest is not
+        raise InputError(f"'{name[:80]}' cannot be read as Parquet: {' '.join(str(error).split())[:120]}.") from None
+    if unpacked > 10 * MOST_BYTES:
+        raise InputError(too_much.format(f"more than {10 * MOST_BYTES / 1e6:,.0f} MB"))

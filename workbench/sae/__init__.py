@@ -1,0 +1,1 @@
+"""Sparse autoencoders: every published format read, trained, and what their features mean."""

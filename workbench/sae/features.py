@@ -1,0 +1,140 @@
+"""What a feature of a sparse autoencoder means: where it fires, how often, which tokens it promotes, what two texts share.
+
+Every function takes features as indices and returns plain tables or arrays; the data-selection probe and the explorer use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+
+from workbench.engine.capture import stream
+from workbench.models.model import Model
+from workbench.sae.load import Sae
+from workbench.sae.sparse_rows import Rows
+
+STREAM_KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # what is added to the residual stream
+
+
+def encoded(
+    model: Model,
+    sae: Sae,
+    ids: Sequence[Sequence[int]],
+    *,
+    edits=(),
+    max_tokens: int = 8192,
+    check: Callable[[], None] | None = None,
+) -> Iterator[tuple[list[int], Rows, torch.Tensor]]:
+    """Yield (row indices, token rows of the batch, owner [tokens]): owner[t] is the place in the row indices of the text of token t."""
+    for indices, found, batch in stream(
+        model, ids, [sae.site], positions="all", edits=edits, max_tokens=max_tokens, check=check
+    ):
+        owner = torch.repeat_interleave(torch.arange(len(indices), device=batch.lengths.device), batch.lengths)
+        rows = sae.encode(found[sae.site])
+        yield indices, rows, owner.to(rows.row.device)
+
+
+def token_activations(
+    model: Model, sae: Sae, ids: Sequence[Sequence[int]], features: Sequence[int], **options
+) -> list[np.ndarray]:
+    """Activation of each chosen feature on every token: one float32 array [length, features] per text."""
+    out: list[np.ndarray] = [None] * len(ids)
+    place = column_of(features, sae.d_sae)
+    for indices, rows, _ in encoded(model, sae, ids, **options):
+        column = place.to(rows.feature.device)[rows.feature]
+        mine = column >= 0
+        dense = torch.zeros(rows.n, len(features), device=rows.value.device)
+        dense[rows.row[mine], column[mine]] = rows.value[mine]
+        for i, block in zip(indices, dense.cpu().split([len(ids[i]) for i in indices])):
+            out[i] = block.numpy()
+    return out
+
+
+def column_of(features: Sequence[int], width: int) -> torch.Tensor:
+    """[width]: the place of a feature in `features`, −1 for the others."""
+    place = torch.full((width,), -1, dtype=torch.int64)
+    place[torch.as_tensor(list(features), dtype=torch.int64)] = torch.arange(len(features))
+    return place
+
+
+def passage(
+    model: Model, ids: Sequence[int], activation: np.ndarray, *, counted: Sequence[bool] | None = None, window: int = 24
+) -> dict:
+    """The part of a text around the token on which a feature fires most: start, tokens (as they read), activations, peak.
+
+    `activation` [length]; tokens that are not `counted` cannot be the peak."""
+    allowed = np.ones(len(ids), bool) if counted is None else np.asarray(counted, bool)
+    peak = int(np.where(allowed, activation, -1.0).argmax())
+    start = max(0, min(peak - window * 2 // 3, len(ids) - window))
+    stop = min(len(ids), start + window)
+    return {
+        "start": start,
+        "peak": peak,
+        "tokens": model.token_strings(ids[start:stop]),
+        "activations": activation[start:stop].astype(np.float32).tolist(),
+        "activation": float(activation[peak]),
+    }
+
+
+def logit_effect(model: Model, sae: Sae, features: Sequence[int], *, top: int = 8) -> pl.DataFrame:
+    """The tokens that each feature's decoder direction raises and lowers most, through the final norm's gain and the unembedding.
+
+    Columns feature, promotes, promoted_by, suppresses, suppressed_by (lists, strongest first). It is the direct path at unit
+    activation, without the norm's division (which scales all tokens alike); empty for sites that do not write to the stream."""
+    rows = []
+    if sae.site.kind in STREAM_KINDS:
+        with torch.no_grad():
+            direction = (
+                sae.directions()[torch.as_tensor(list(features), dtype=torch.int64, device=sae.inner.W_dec.device)]
+                .to(model.unembed.weight.device)
+                .float()
+            )
+            if isinstance(model.final_norm, nn.LayerNorm):
+                direction = direction - direction.mean(-1, keepdim=True)
+            effect = (direction * norm_gain(model)) @ model.unembed.weight.float().T
+        for feature, row in zip(features, effect):
+            high, low = row.topk(min(top, len(row))), (-row).topk(min(top, len(row)))
+            rows.append(
+                (
+                    int(feature),
+                    model.token_strings(high.indices.tolist()),
+                    high.values.tolist(),
+                    model.token_strings(low.indices.tolist()),
+                    (-low.values).tolist(),
+                )
+            )
+    schema = {
+        "feature": pl.Int64,
+        "promotes": pl.List(pl.String),
+        "promoted_by": pl.List(pl.Float64),
+        "suppresses": pl.List(pl.String),
+        "suppressed_by": pl.List(pl.Float64),
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def norm_gain(model: Model) -> torch.Tensor:
+    """The gain [width] of the final norm, read off its action on a vector of zero mean and unit variance (whatever its own parameters mean)."""
+    weight = next(model.final_norm.parameters(), model.unembed.weight)
+    probe = torch.ones(model.width, device=weight.device, dtype=weight.dtype)
+    probe[1::2] = -1
+    with torch.no_grad():
+        return (
+            ((model.final_norm(probe[None]) - model.final_norm(-probe[None]))[0] / 2 * probe)
+            .float()
+            .to(model.unembed.weight.device)
+        )
+
+
+def shared(
+    features: torch.Tensor, values: torch.Tensor, prototype: torch.Tensor, *, top: int = 5
+) -> list[tuple[int, float, float, float]]:
+    """(feature, in the sample, in the prototype, their minimum) of the features that a sparse row shares most with a prototype [width]."""
+    there = prototype.to(values.device)[features].double()
+    both = torch.minimum(values.double(), there)
+    order = torch.argsort(both, descending=True, stable=True)[:top]
+    return [(int(features[i]), float(values[i]), float(there[i]), float(both[i])) for i in order if float(both[i]) > 0]

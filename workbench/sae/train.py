@@ -1,0 +1,472 @@
+"""Train a sparse autoencoder on any model's activations: sae-lens's trainer, fed from our own capture, resumable.
+
+The batches are a pure function of (texts, seed, step): texts are shuffled once and cut into blocks, each epoch goes through the blocks in
+an order of its own and through the tokens of a block in an order of their own. A training that was stopped goes on with the batch that it
+would have seen, and skips blocks without computing them. With a store, the activations of a block are computed once. What is written in
+between is safetensors and JSON; nothing is pickled. BOS and other special tokens are left out, as data selection leaves them out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+
+from workbench.core.errors import InputError
+from workbench.core.files import atomic, write_json
+from workbench.engine.capture import capture, site_size
+from workbench.models.batching import batches, pad
+from workbench.models.model import DTYPES, Model
+from workbench.models.sites import _TRANSFORMER_LENS, _TRANSFORMER_LENS_TOP, Site
+from workbench.sae import load as saes
+
+ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "standard", "gated")
+BLOCK_BYTES = 128 * 1024 * 1024  # of activations that are shuffled together
+MEMORY_BYTES = 512 * 1024 * 1024  # of activations that are kept between epochs
+NEGLIGIBLE = 0.005  # nats that a site is worth, below which no share of them says anything
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the result, besides the model and the texts. `width` is a number of features, or such a multiple as "16x"."""
+
+    site: str
+    width: int | str = "16x"
+    k: int = 32
+    architecture: str = "topk"
+    tokens: int = 1_000_000
+    batch: int = 2048
+    lr: float = 1e-3
+    sparsity: float = 1.0  # weight of the sparsity loss: jumprelu (L0), standard and gated (L1)
+    context: int = 512
+    seed: int = 0
+    held_out: float = 0.05  # share of the texts kept for the report
+
+    def features(self, d_in: int) -> int:
+        """The number of features. Raises InputError for what is neither a number nor a multiple."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(x?)", str(self.width))
+        size = round(float(found[1]) * (d_in if found[2] else 1)) if found else 0
+        if size < 1:
+            raise InputError(
+                f"The width '{self.width}' must be a number of features (2048) or a multiple of the site's width (16x)."
+            )
+        return size
+
+    def check(self, model: Model) -> None:
+        """Raise InputError for what cannot be trained on this model."""
+        site = Site.parse(self.site)
+        model.module(site)
+        if site.kind == "logits" or site.head is not None:
+            raise InputError(f"An autoencoder can be trained on a site of the stream or of a sublayer, not on {site}.")
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"'{self.architecture}' is not an architecture; choose {', '.join(ARCHITECTURES)}.")
+        size = self.features(site_size(model, site))
+        if not 1 <= self.k <= size:
+            raise InputError(f"k = {self.k} features cannot be active of {size}.")
+        if min(self.tokens, self.batch) < 1 or self.tokens < self.batch:
+            raise InputError(f"{self.tokens} tokens are fewer than one batch of {self.batch}.")
+        if not 0 < self.held_out < 1 or not 0 < self.lr < float("inf") or self.context < 2 or not self.sparsity >= 0:
+            raise InputError(
+                "held_out must lie between 0 and 1, lr above 0, context at least at 2, sparsity at least at 0."
+            )
+
+
+def windows(model: Model, texts: Sequence[str], context: int) -> list[list[int]]:
+    """Token ids of texts, the long ones cut into windows of `context` tokens, each with BOS where the tokenizer puts one."""
+    context = min(context, model.context_length or context)
+    front = [model.bos_id] if model.prepends_bos else []
+    room = context - len(front)
+    out = []
+    for text in texts:
+        ids = model.encode(text, bos=False)
+        out += [front + ids[i : i + room] for i in range(0, len(ids), room) if len(ids[i : i + room]) > 1]
+    return out
+
+
+class Feed:
+    """Batches of activations [batch, d] of the counted tokens of `ids`; an iterator that starts after `skip` batches."""
+
+    def __init__(
+        self,
+        model: Model,
+        ids: Sequence[Sequence[int]],
+        recipe: Recipe,
+        *,
+        store=None,
+        check: Callable[[], None] | None = None,
+    ):
+        self.model, self.recipe, self.store, self.check = model, recipe, store, check
+        self.site = Site.parse(recipe.site)
+        special = model.special_ids
+        self.ids = [ids[i] for i in np.random.default_rng([recipe.seed, 0]).permutation(len(ids))]
+        self.masks = [np.array([token not in special for token in row]) for row in self.ids]
+        size = max(recipe.batch * 4, BLOCK_BYTES // (4 * site_size(model, self.site)))
+        self.blocks: list[list[int]] = [[]]
+        tokens = 0
+        for i, mask in enumerate(self.masks):
+            if tokens >= size:
+                self.blocks.append([])
+                tokens = 0
+            self.blocks[-1].append(i)
+            tokens += int(mask.sum())
+        if len(self.blocks) > 1 and tokens < size / 2:  # a small last block would be seen in a worse shuffle
+            self.blocks[-2] += self.blocks.pop()
+        self.kept: dict[int, torch.Tensor] = {}
+        self.steps = [sum(int(self.masks[i].sum()) for i in block) // recipe.batch for block in self.blocks]
+        if not any(self.steps):
+            raise InputError(
+                f"The texts have {sum(int(m.sum()) for m in self.masks)} tokens, fewer than one batch of {recipe.batch}; give more text or a smaller batch."
+            )
+
+    def block(self, number: int) -> torch.Tensor:
+        """Activations [tokens, d] of the counted tokens of one block, float32 on the CPU."""
+        if number in self.kept:
+            return self.kept[number]
+        rows = [self.ids[i] for i in self.blocks[number]]
+        found = capture(self.model, rows, [self.site], positions="all", store=self.store, context=_Check(self.check))[
+            self.site
+        ].flatten(1)
+        found = found[torch.from_numpy(np.concatenate([self.masks[i] for i in self.blocks[number]]))]
+        if not bool(found.isfinite().all()):
+            raise InputError(
+                f"The activations of {self.model.name} at {self.site} are NaN or infinite on these texts; load the model in bfloat16 or float32."
+            )
+        if sum(kept.nbytes for kept in self.kept.values()) + found.nbytes <= MEMORY_BYTES:
+            self.kept[number] = found
+        return found
+
+    def batches(self, skip: int = 0) -> Iterator[torch.Tensor]:
+        epoch = skip // sum(self.steps)
+        skip -= epoch * sum(self.steps)
+        while True:
+            for number in np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.blocks)):
+                steps = self.steps[number]
+                if skip >= steps:
+                    skip -= steps
+                    continue
+                found = self.block(number)
+                order = np.random.default_rng([self.recipe.seed, 2, epoch, int(number)]).permutation(len(found))
+                for i in range(skip, steps):
+                    yield found[torch.from_numpy(order[i * self.recipe.batch : (i + 1) * self.recipe.batch])]
+                skip = 0
+            epoch += 1
+
+
+@dataclass
+class _Check:
+    """As much of a probe's context as a capture wants."""
+
+    checks: Callable[[], None] | None
+
+    def check(self) -> None:
+        if self.checks is not None:
+            self.checks()
+
+    def count(self, **_: int) -> None:
+        pass
+
+    def progress(self, *_: Any) -> None:
+        self.check()
+
+
+def train(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    out: Path,
+    recipe: Recipe,
+    *,
+    store=None,
+    dtype: str = "float32",
+    save_every: int = 200,
+    progress: Callable[[int, int, str], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Train on the activations of `ids`, write the autoencoder in sae-lens's format and the report into `out`, return the report.
+
+    What `out` already holds of the same training is resumed; a finished one is returned. `progress` and `check` are called between two
+    steps; what they raise stops the training, and what is done by then is kept. `dtype` is that of the stored weights; the report is of
+    the stored autoencoder on held-out texts. Raises InputError for what does not fit, and for another training in `out`."""
+    recipe.check(model)
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the autoencoder.")
+    out.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(b"".join(np.asarray([len(row), *row], np.int64).tobytes() for row in ids)).hexdigest()
+    identity = {
+        "recipe": asdict(recipe),
+        "dtype": dtype,
+        "model": model.fingerprint,
+        "model_dtype": str(model.dtype),
+        "texts": len(ids),
+        "tokens": sum(map(len, ids)),
+        "ids": digest,
+    }
+    begun = out / "recipe.json"
+    if begun.is_file() and _read_json(begun) != identity:
+        raise InputError(f"The folder {out} holds another training (recipe.json); give another folder or remove it.")
+    report_file = out / "quality.json"
+    if report_file.is_file() and (out / "sae_weights.safetensors").is_file():
+        return _read_json(report_file)
+    write_json(begun, identity)
+
+    held = max(1, round(recipe.held_out * len(ids)))
+    order = np.random.default_rng([recipe.seed, 3]).permutation(len(ids))
+    feed = Feed(model, [ids[i] for i in order[held:]], recipe, store=store, check=check)
+    trainer, scale = _trainer(model, feed, recipe)
+    state = out / "training.safetensors"
+    if state.is_file():
+        _resume(trainer, state, identity)
+    total = trainer.cfg.total_training_steps
+    provider = feed.batches(trainer.n_training_steps)
+    while trainer.n_training_steps < total:
+        trainer.maybe_reset_sparsity()
+        step = trainer.step(next(provider))
+        trainer.n_training_steps += 1
+        done = trainer.n_training_steps
+        if not bool(torch.isfinite(step.loss)):
+            raise InputError(
+                f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate (lr), in another folder."
+            )
+        if done % save_every == 0 and done < total:
+            _save(trainer, state, identity)
+        try:
+            if progress is not None and (done % 20 == 0 or done == total):
+                progress(done * recipe.batch, total * recipe.batch, f"loss {float(step.losses['mse_loss']):.4g}")
+            if check is not None:
+                check()
+        except BaseException:  # asked to stop, between two steps
+            _save(trainer, state, identity)
+            raise
+
+    inner = trainer.sae
+    inner.fold_activation_norm_scaling_factor(scale)
+    if hasattr(
+        inner, "topk_threshold"
+    ):  # sae-lens folds the weights only; activations become shorter by the scale with unit directions
+        inner.topk_threshold /= scale
+    if recipe.architecture in (
+        "topk",
+        "batchtopk",
+    ):  # unit directions: an activation is then a length in the site's own units
+        inner.fold_W_dec_norm()
+        inner.cfg.rescale_acts_by_decoder_norm = False
+    _write(inner, out, dtype)
+    made = saes.load(out, device=model.device)
+    report = quality(model, made, [ids[i] for i in order[:held]], check=check) | {
+        "tokens_seen": total * recipe.batch,
+        "epochs": total / sum(feed.steps),
+    }
+    write_json(report_file, report)
+    state.unlink(missing_ok=True)
+    return report
+
+
+def _trainer(model: Model, feed: Feed, recipe: Recipe):
+    """(sae-lens trainer, scale): activations are scaled to a mean norm of √d while training, the decoder bias starts at their mean."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.registry import get_sae_training_class
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    first = feed.block(0)
+    scale = first.shape[1] ** 0.5 / float(first.norm(dim=1).mean())
+    steps = recipe.tokens // recipe.batch
+    device = str(model.device)
+    special = {
+        "topk": {"k": recipe.k},
+        "batchtopk": {"k": float(recipe.k)},
+        "standard": {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": steps // 5},
+        "gated": {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": steps // 5},
+        "jumprelu": {"l0_coefficient": recipe.sparsity, "l0_warm_up_steps": steps // 5},
+    }[recipe.architecture]
+    metadata = SAEMetadata(
+        model_name=Path(model.name).name,
+        model_fingerprint=model.fingerprint,
+        hook_name=hook_name(feed.site),
+        site=str(feed.site),
+        context_size=recipe.context,
+        prepend_bos=model.prepends_bos,
+        seed=recipe.seed,
+    )
+    cls, config = get_sae_training_class(recipe.architecture)
+    torch.manual_seed(recipe.seed)
+    made = cls(
+        config(d_in=first.shape[1], d_sae=recipe.features(first.shape[1]), device=device, metadata=metadata, **special)
+    )
+    with torch.no_grad():
+        made.b_dec.copy_(first.mean(0) * scale)
+    settings = SAETrainerConfig(
+        total_training_samples=steps * recipe.batch,
+        train_batch_size_samples=recipe.batch,
+        lr=recipe.lr,
+        lr_end=recipe.lr / 10,
+        lr_warm_up_steps=max(2, steps // 20),
+        lr_decay_steps=steps // 5,
+        device=device,
+        dead_feature_window=max(20, min(1000, steps // 8)),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    trainer = SAETrainer(settings, made, data_provider=iter(()))
+    trainer.activation_scaler.scaling_factor = scale
+    return trainer, scale
+
+
+def hook_name(site: Site) -> str:
+    """The TransformerLens name of a site, which sae-lens records."""
+    for names, prefix in ((_TRANSFORMER_LENS_TOP, ""), (_TRANSFORMER_LENS, f"blocks.{site.layer}.")):
+        for name, kind in names.items():
+            if kind == site.kind:
+                return prefix + name
+    raise InputError(f"The site {site} has no TransformerLens name.")
+
+
+def _save(trainer, path: Path, identity: dict) -> None:
+    """Everything that the next step depends on, in one safetensors file."""
+    tensors = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
+    for name, parameter in trainer.sae.named_parameters():
+        for key, value in trainer.optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{name}.{key}"] = torch.as_tensor(value)
+    tensors |= {"act_freq_scores": trainer.act_freq_scores, "since_fired": trainer.n_forward_passes_since_fired}
+    counts = {
+        "steps": trainer.n_training_steps,
+        "samples": trainer.n_training_samples,
+        "sampled": int(trainer.n_frac_active_samples),
+    }
+    with atomic(path) as temporary:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            temporary,
+            {"counts": json.dumps(counts), "identity": json.dumps(identity)},
+        )
+
+
+def _resume(trainer, path: Path, identity: dict) -> None:
+    """Put a trainer where `_save` left it: its schedules are functions of the step and are replayed."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+            found = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); remove it to begin again.") from error
+    if json.loads(meta["identity"]) != json.loads(json.dumps(identity)):
+        raise InputError(f"{path} is of another training; remove it to begin again.")
+    counts = json.loads(meta["counts"])
+    device = trainer.cfg.device
+    trainer.sae.load_state_dict(
+        {name.removeprefix("sae."): value for name, value in found.items() if name.startswith("sae.")}
+    )
+    for name, parameter in trainer.sae.named_parameters():
+        prefix = f"adam.{name}."
+        own = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+        if own:
+            trainer.optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(device) for key, value in own.items()
+            }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no optimizer step comes between these
+        for _ in range(counts["steps"]):
+            trainer.lr_scheduler.step()
+            for schedule in trainer.coefficient_schedulers.values():
+                schedule.step()
+    trainer.act_freq_scores, trainer.n_forward_passes_since_fired = (
+        found["act_freq_scores"].to(device),
+        found["since_fired"].to(device),
+    )
+    trainer.n_training_steps, trainer.n_training_samples, trainer.n_frac_active_samples = (
+        counts["steps"],
+        counts["samples"],
+        counts["sampled"],
+    )
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); remove the folder to begin again.") from error
+
+
+def _write(inner, out: Path, dtype: str) -> None:
+    """The autoencoder for inference, in sae-lens's format, weights in `dtype`."""
+    inner.cfg.device = "cpu"
+    weights, config = inner.save_inference_model(out)
+    wanted = DTYPES[dtype]
+    found = {
+        name: value.to(wanted) if value.is_floating_point() else value for name, value in load_file(weights).items()
+    }
+    with atomic(Path(weights)) as temporary:
+        save_file(found, temporary)
+    settings = json.loads(Path(config).read_text())
+    write_json(Path(config), settings | {"dtype": str(wanted).removeprefix("torch."), "device": "cpu"})
+
+
+def quality(
+    model: Model,
+    made: saes.Sae,
+    ids: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 4096,
+    check: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of features that never fire,
+    and the loss that remains when its reconstruction is spliced in at its site, on the scale from zeros (0) to the model itself (1); None
+    where zeros cost less than NEGLIGIBLE, and the scale has no length."""
+    special = model.special_ids
+    found = capture(model, ids, [made.site], positions="all", context=_Check(check))[made.site]
+    counted = torch.tensor([token not in special for row in ids for token in row])
+    x = found[counted].to(model.device)
+    entries, fired, lost = 0, torch.zeros(made.d_sae, dtype=torch.int64, device=x.device), 0.0
+    for part in x.split(8192):
+        rows = made.encode(part)
+        entries += len(rows.value)
+        fired += torch.bincount(rows.feature, minlength=made.d_sae)
+        lost += float((part.double() - made.decode(rows, part).reshape(part.shape).double()).pow(2).sum())
+    variance = float((x.double() - x.double().mean(0)).pow(2).sum())
+    losses = {"clean": text_loss(model, ids, max_tokens=max_tokens, check=check)}
+    for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
+        with saes.spliced(model, made.site, change):
+            losses[name] = text_loss(model, ids, max_tokens=max_tokens, check=check)
+    cost = losses["zeros"] - losses["clean"]
+    return {
+        "site": str(made.site),
+        "architecture": made.architecture,
+        "width": made.d_sae,
+        "k": made.k,
+        "l0": entries / len(x),
+        "explained_variance": 1 - lost / variance,
+        "dead_fraction": float((fired == 0).double().mean()),
+        "tokens": len(x),
+        "texts": len(ids),
+        "loss_clean": losses["clean"],
+        "loss_spliced": losses["spliced"],
+        "loss_zeros": losses["zeros"],
+        "loss_recovered": (losses["zeros"] - losses["spliced"]) / cost if cost >= NEGLIGIBLE else None,
+    }
+
+
+def text_loss(
+    model: Model, ids: Sequence[Sequence[int]], *, max_tokens: int = 4096, check: Callable[[], None] | None = None
+) -> float:
+    """Mean loss in nats per predicted token."""
+    total, count = 0.0, 0
+    for rows in batches([len(row) for row in ids], max_tokens=max_tokens):
+        if check is not None:
+            check()
+        batch = pad([ids[i] for i in rows], pad_id=model.pad_id, device=model.device)
+        with torch.no_grad():
+            scores = model.forward(batch).logits[:, :-1].float()
+        real = batch.mask[:, 1:]
+        total += float(cross_entropy(scores[real], batch.ids[:, 1:][real], reduction="sum"))
+        count += int(real.sum())
+    return total / count

@@ -1,0 +1,1 @@
+"""Estimates with their intervals: bootstrap over clusters, Wilson, differences of rates, correlations."""

@@ -1,0 +1,519 @@
+"""The content-addressed activation store: what was computed once is never computed again.
+
+An entry is a folder named by the hash of everything that decides its content (weights, tokenizer, token ids, sites,
+positions, dtype, edits, capture version: the caller's affair, see ``fingerprint``)::
+
+    <root>/entries/<key>/00000-<checksum>.safetensors   the data; see workbench/shards.py
+    <root>/entries/<key>/entry.json                      what the entry is, and whether it is complete: the truth
+    <root>/entries/<key>/used                            its time is the last use; readers hold a shared lock on it
+    <root>/locks/<key>.lock                              held by the one process that writes the entry
+    <root>/index.parquet                                 a listing of all entries, derived from them
+
+Every file is written under a temporary name, flushed and renamed, so a process killed at any moment leaves finished
+shards, at most one temporary file, and a lock that went with it. The next writer of the key sweeps the file and
+computes only the shards that are missing. Nothing here imports torch before a tensor is asked for, nor polars before a
+listing is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.core.errors import InputError, RunFailed
+from workbench.core.files import TEMPORARY, canonical, jsonable
+from workbench.core.paths import cache_root
+from workbench.store import shards
+from workbench.store.index import (
+    KEY,
+    MANIFEST,
+    SCHEMA,
+    USED,
+    folders,
+    lacking,
+    listing,
+    lock,
+    read_manifest,
+    shards_in,
+    write_manifest,
+)
+from workbench.store.shards import DamagedShard
+
+try:
+    import fcntl
+except ImportError:  # Windows refuses to remove a file that somebody has open, which serves the same purpose
+    fcntl = None
+
+if TYPE_CHECKING:
+    import polars as pl
+    import torch
+
+RESERVE = 1 << 20  # bytes left free on the disk beside an entry, for its manifest and the listing
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+logger = logging.getLogger(__name__)
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of the canonical JSON of ``parts``: the key of an entry. The order of fields does not matter.
+
+    Raises InputError for a value that JSON cannot hold (write a Site as ``str(site)``)."""
+    try:
+        return hashlib.sha256(canonical(parts)).hexdigest()
+    except TypeError as error:
+        raise InputError(f"A store key cannot be made: {error}.") from error
+
+
+def human_bytes(n: int | float) -> str:
+    """Bytes for people, in powers of 1000: 512 bytes, 3.4 MB, 1.2 GB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if n < 1000 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1000
+    raise AssertionError("not reached")
+
+
+def parse_bytes(text: str) -> int:
+    """``20GB`` in bytes (powers of ten; GiB and the like of two). Raises InputError for what is no size."""
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    if match is None:
+        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
+    power = " kMGT".index(match[2].replace("K", "k") or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def configured_budget() -> int | None:
+    """Bytes of WORKBENCH_STORE_BUDGET; None where it is not set. Raises InputError for what is no size."""
+    text = os.environ.get("WORKBENCH_STORE_BUDGET", "").strip()
+    try:
+        return parse_bytes(text) if text else None
+    except InputError as error:
+        raise InputError(f"The environment variable WORKBENCH_STORE_BUDGET: {error}") from None
+
+
+class Store:
+    """A store under ``root`` (default: ``store`` in the cache folder), which is made when the first entry is written.
+
+    ``budget_bytes``: what all entries may take; the least recently used are evicted for new ones. None: what the environment
+    variable WORKBENCH_STORE_BUDGET says (``50GB``), no limit where it is not set.
+    """
+
+    def __init__(self, root: Path | str | None = None, *, budget_bytes: int | None = None):
+        self.root = Path(root) if root is not None else cache_root() / "store"
+        self.budget_bytes = configured_budget() if budget_bytes is None else budget_bytes
+        self._checked: dict[Path, tuple[tuple, set[str]]] = {}  # shard -> its stamp and the tensors found undamaged
+
+    def get(self, key: str) -> Entry | None:
+        """The entry ``key`` when it is complete, else None. It is not evicted while the Entry is open."""
+        folder = self._folder(key)
+        handle = _hold(folder / USED)
+        if handle is None:
+            return None
+        manifest = read_manifest(folder)
+        if manifest is None or not manifest["complete"] or lacking(folder, manifest):
+            handle.close()
+            return None
+        _touch(folder / USED)
+        return Entry(self, folder, manifest, handle)
+
+    @contextmanager
+    def writer(
+        self,
+        key: str,
+        meta: Mapping[str, Any],
+        *,
+        n_shards: int,
+        expected_bytes: int,
+        waiting: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Iterator[Writer]:
+        """Hold the lock of ``key`` and write the shards that are not in ``Writer.done``; the entry is complete when the
+        block ends without an error and all of them are there.
+
+        While another process writes the same key this one waits (``waiting()`` is called once, ``check()`` about ten
+        times a second, and may raise to give up), and then usually finds everything done. Shards kept from an earlier
+        attempt are checked byte by byte; a damaged one is named in the log and in ``Writer.damaged``, and dropped. An
+        earlier attempt with another ``meta`` or ``n_shards`` is dropped whole: what decides which rows go into which
+        shard belongs in ``meta``, and what changes from run to run (a date) does not.
+
+        Raises InputError, with the numbers, when ``expected_bytes`` do not fit on the disk or in the budget.
+        """
+        if n_shards < 1 or expected_bytes < 0:
+            raise InputError(
+                f"An entry needs at least one shard and a size, not {n_shards} shards of {expected_bytes} bytes."
+            )
+        folder = self._folder(key)
+        with ExitStack() as stack:
+            with _explained(self.root):
+                stack.enter_context(lock(self.root, key, waiting=waiting, check=check))
+                writer = self._open_writer(folder, key, jsonable(meta), n_shards, expected_bytes)
+            try:
+                yield writer
+                if not writer.complete and not writer.missing:
+                    with _explained(self.root):
+                        self._complete(writer)
+            finally:
+                if not writer.done:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def fetch(
+        self,
+        key: str,
+        meta: Mapping[str, Any],
+        *,
+        names: Sequence[str],
+        n_shards: int,
+        expected_bytes: int,
+        compute: Callable[[int], Mapping[str, torch.Tensor]],
+        waiting: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The named tensors of entry ``key``, each concatenated over the shards; ``compute(i)`` is called for those
+        that are missing or found damaged, and for no other. Arguments and errors as for ``writer``."""
+        for _ in range(10):  # two turns repair everything, unless other processes repair or evict at the same moment
+            entry = self.get(key)
+            if entry is None:
+                options = dict(n_shards=n_shards, expected_bytes=expected_bytes, waiting=waiting, check=check)
+                with self.writer(key, meta, **options) as writer:
+                    for index in writer.missing:
+                        writer.write(index, compute(index))
+                continue
+            try:
+                with entry:
+                    return {name: entry.tensor(name) for name in names}
+            except DamagedShard as error:
+                logger.warning("%s It is computed again.", error)
+                time.sleep(0.05)
+        raise RunFailed(
+            f"The store entry {key} is damaged again each time it is written; the disk of {self.root} is failing."
+        )
+
+    def ls(self) -> pl.DataFrame:
+        """One row per entry, most recently used first: key, complete, shards, n_shards, bytes, expected_bytes, created,
+        last_used (UTC), meta (JSON). Also brings ``index.parquet`` up to date."""
+        return listing(self.root).drop("stamp")
+
+    def verify(self, *, drop: bool = False) -> pl.DataFrame:
+        """Check every byte of every shard: key, shard, file, bytes, status (ok/damaged/missing), reason. With ``drop``,
+        damaged shards are removed, so that the next run computes them again."""
+        import polars as pl
+
+        rows = []
+        for folder in folders(self.root):
+            manifest = read_manifest(folder)
+            listed = {item["file"] for item in manifest["shards"]} if manifest and manifest["complete"] else set()
+            for name in sorted(listed | {path.name for path in shards_in(folder).values()}):
+                path, status, reason = folder / name, "ok", None
+                try:
+                    shards.check(path)
+                except DamagedShard as error:
+                    if not folder.exists():  # evicted in the meantime
+                        break
+                    status, reason = "damaged" if path.exists() else "missing", error.reason
+                    if drop:
+                        self._drop(path)
+                size = path.stat().st_size if path.exists() else 0
+                rows.append(
+                    (folder.name, shards.index_of(path), str(path.relative_to(self.root)), size, status, reason)
+                )
+        columns = {"key": pl.String, "shard": pl.Int64, "file": pl.String, "bytes": pl.Int64, "status": pl.String}
+        return pl.DataFrame(rows, schema=columns | {"reason": pl.String}, orient="row")
+
+    def gc(self, budget_bytes: int | None = None) -> pl.DataFrame:
+        """Remove the leftovers of killed processes, then the least recently used entries until the rest fits
+        ``budget_bytes`` (default: the store's budget; without one, nothing is evicted). Entries being read or written
+        stay. Returns what was evicted: key, bytes."""
+        for folder in folders(self.root):
+            try:
+                with lock(self.root, folder.name, check=_busy):
+                    _sweep(folder)
+            except _Busy:
+                continue
+        return self._evict(self.budget_bytes if budget_bytes is None else budget_bytes)
+
+    def clear(self) -> pl.DataFrame:
+        """Remove every entry that nobody is reading or writing: key, bytes."""
+        return self.gc(0)
+
+    # Everything below is the store's own business.
+
+    def _folder(self, key: str) -> Path:
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            raise InputError(f"A store key is 16 to 64 hexadecimal digits, not {key!r}; make one with fingerprint().")
+        return self.root / "entries" / key
+
+    def _open_writer(self, folder: Path, key: str, meta: Any, n_shards: int, expected_bytes: int) -> Writer:
+        """Take up what an earlier attempt left in ``folder``, or make it. The caller holds the lock of the key."""
+        _sweep(folder)
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest["complete"] and not lacking(folder, manifest):
+            return Writer(folder, key, n_shards, set(range(n_shards)), [], complete=True)
+        kept = {} if manifest is None else shards_in(folder)
+        if kept and (manifest["n_shards"], canonical(manifest["meta"])) != (n_shards, canonical(meta)):
+            logger.warning("The unfinished store entry %s was cut into other shards; it starts again.", key)
+            kept = {}
+        damaged = []
+        for index, path in list(kept.items()):
+            try:
+                shards.check(path)
+            except DamagedShard as error:
+                logger.warning("%s It is computed again.", error)
+                damaged.append(path.name)
+                del kept[index]
+        for path in folder.glob("*.safetensors"):  # what is damaged, of another cut, or there twice
+            if path not in kept.values():
+                path.unlink()
+        self._make_room(key, sum(path.stat().st_size for path in kept.values()), expected_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+        created = manifest["created"] if manifest else datetime.now(UTC).isoformat(timespec="seconds")
+        plan = {"schema": SCHEMA, "key": key, "meta": meta, "n_shards": n_shards, "expected_bytes": expected_bytes}
+        plan |= {"created": created, "complete": False, "shards": []}
+        if manifest != plan:
+            write_manifest(folder, plan)
+        _touch(folder / USED)
+        return Writer(folder, key, n_shards, set(kept), damaged)
+
+    def _make_room(self, key: str, present: int, expected: int) -> None:
+        """Evict what the budget asks for; refuse an entry that the budget or the disk cannot hold."""
+        if self.budget_bytes is not None:
+            if expected > self.budget_bytes:
+                raise InputError(
+                    f"This capture takes {human_bytes(expected)}, more than the store's whole budget of "
+                    f"{human_bytes(self.budget_bytes)}; raise the budget (WORKBENCH_STORE_BUDGET) or keep fewer sites or positions."
+                )
+            self._evict(self.budget_bytes - expected, spare=key)
+        place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        free, needed = shutil.disk_usage(place).free, max(0, expected - present) + RESERVE
+        if needed > free:
+            raise InputError(
+                f"This capture takes {human_bytes(needed)} and the disk of {self.root} has only {human_bytes(free)}; free "
+                f"some space (`workbench cache gc`), move the cache (WORKBENCH_CACHE) or keep fewer sites or positions."
+            )
+
+    def _complete(self, writer: Writer) -> None:
+        manifest = read_manifest(writer.folder)
+        files = [
+            {"file": path.name, "bytes": path.stat().st_size} for _, path in sorted(shards_in(writer.folder).items())
+        ]
+        write_manifest(writer.folder, manifest | {"complete": True, "shards": files})
+        writer.complete = True
+        try:
+            listing(self.root)
+        except OSError as error:  # the listing can be made again at any time; the data are safe
+            logger.warning("The listing of the store could not be written: %s.", error.strerror or error)
+
+    def _evict(self, budget: int | None, *, spare: str | None = None) -> pl.DataFrame:
+        """Remove least recently used entries, other than ``spare``, until the others take at most ``budget`` bytes."""
+        entries = listing(self.root)
+        entries = entries.filter(entries["key"] != spare) if spare else entries
+        total, gone = int(entries["bytes"].sum()), []
+        for key, size in entries.sort("last_used").select("key", "bytes").iter_rows():
+            if size and (budget is None or total <= budget):  # a folder without a shard goes in any case
+                continue
+            if self._remove(key):
+                gone.append((key, size))
+                total -= size
+        if gone:
+            listing(self.root)
+        if budget is not None and total > budget:
+            logger.warning("The store keeps %s over its budget: these entries are in use.", human_bytes(total - budget))
+        return entries.select("key", "bytes").clear().vstack(_frame(gone))
+
+    def _remove(self, key: str) -> bool:
+        """Remove one entry unless somebody is reading or writing it."""
+        folder = self._folder(key)
+        try:
+            with lock(self.root, key, check=_busy):
+                handle = _hold(folder / USED, exclusive=True)
+                if handle is None and (folder / USED).exists():
+                    return False
+                (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the entry is not complete
+                shutil.rmtree(folder, ignore_errors=True)
+                if handle is not None:
+                    handle.close()
+        except _Busy:
+            return False
+        return not folder.exists()
+
+    def _drop(self, path: Path) -> None:
+        """Remove a damaged shard, unless it was replaced in the meantime or its entry is being written."""
+        try:
+            with lock(self.root, path.parent.name, check=_busy):
+                try:
+                    shards.check(path)
+                except DamagedShard:
+                    path.unlink(missing_ok=True)
+        except (_Busy, OSError):  # a writer checks every shard itself; a read-only store keeps what it has
+            pass
+
+
+class Entry:
+    """A complete entry, open for reading; a context manager. It is not evicted before ``close`` or its end of life;
+    tensors that were read stay valid after that."""
+
+    def __init__(self, store: Store, folder: Path, manifest: dict[str, Any], handle):
+        self.key: str = manifest["key"]
+        self.meta: dict[str, Any] = manifest["meta"]
+        self.n_shards: int = len(manifest["shards"])
+        self.bytes: int = sum(item["bytes"] for item in manifest["shards"])
+        self._store = store
+        self._release = weakref.finalize(self, handle.close)
+        self._paths = [folder / item["file"] for item in manifest["shards"]]
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """The named tensors (all by default) of one shard, on the CPU, mapped from the file; writing into one changes
+        neither the file nor another read.
+
+        Every byte is compared with its checksum when it is first read by this Store, and again when the file changed. A
+        damaged shard is dropped, so that the next writer of the key computes it again, and raised as DamagedShard."""
+        shard = self._checked_shard(index, names)
+        return {name: shard.tensor(name) for name in (shard.specs if names is None else names)}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor concatenated over all shards along its first dimension. Errors as for ``read``."""
+        parts = [self.read(index, [name])[name] for index in range(self.n_shards)]
+        if len(parts) == 1:
+            return parts[0]
+        import torch
+
+        return torch.cat(parts)
+
+    def close(self) -> None:
+        """Let the entry be evicted."""
+        self._release()
+
+    def __enter__(self) -> Entry:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _checked_shard(self, index: int, names: Sequence[str] | None) -> shards.Shard:
+        path = self._paths[index]
+        try:
+            shard = shards.Shard(path)
+            unknown = [name for name in names or () if name not in shard.specs]
+            if unknown:
+                raise InputError(
+                    f"Shard {index} of the entry {self.key} has no {unknown[0]!r}; it has {', '.join(shard.specs)}."
+                )
+            stamp, sound = self._store._checked.get(path, (None, set()))
+            if stamp != shard.stamp:
+                stamp, sound = shard.stamp, set()
+                self._store._checked[path] = (stamp, sound)
+            fresh = [name for name in (shard.specs if names is None else names) if name not in sound]
+            shard.check(fresh)
+            sound.update(fresh)
+        except DamagedShard:
+            self._store._drop(path)
+            raise
+        return shard
+
+
+class Writer:
+    """An entry being written; made by ``Store.writer``."""
+
+    def __init__(
+        self, folder: Path, key: str, n_shards: int, done: set[int], damaged: list[str], *, complete: bool = False
+    ):
+        self.folder, self.key, self.n_shards, self.complete = folder, key, n_shards, complete
+        self.done = done  # indices of the shards that need no computing
+        self.damaged = damaged  # names of the shards that an earlier attempt left damaged, and that were dropped
+
+    @property
+    def missing(self) -> list[int]:
+        """The indices that remain to be written."""
+        return [index for index in range(self.n_shards) if index not in self.done]
+
+    def write(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Store one shard: torch tensors (or numpy arrays) by name. Its bytes are on disk when this returns.
+
+        Raises RunFailed when the disk refuses it, leaving nothing half-written; finished shards are kept for the next
+        attempt.
+        """
+        if index not in range(self.n_shards):
+            raise ValueError(f"shard {index} of an entry of {self.n_shards}")
+        if index in self.done:
+            raise ValueError(f"shard {index} is stored already; compute only those in Writer.missing")
+        try:
+            shards.write(self.folder, index, tensors)
+        except OSError as error:
+            what = f"Shard {index} of {self.n_shards} could not be stored. "
+            raise RunFailed(
+                what + _refused(error, self.folder) + " Finished shards are kept; the same run goes on from them."
+            ) from error
+        self.done.add(index)
+
+
+class _Busy(Exception):
+    """Somebody else holds the lock."""
+
+
+def _busy() -> None:
+    raise _Busy
+
+
+@contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    """Turn what the system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(_refused(error, place)) from error
+
+
+def _refused(error: OSError, place: Path) -> str:
+    """One sentence on what the system said."""
+    if error.errno in FULL:
+        advice = "free some space (`workbench cache gc`) or move the cache (WORKBENCH_CACHE)"
+        return f"The disk of {place} is full ({error.strerror}); {advice}."
+    return f"The disk of {place} refused to write ({error.strerror or error})."
+
+
+def _hold(path: Path, *, exclusive: bool = False):
+    """Open ``path`` with a shared lock (waiting for it), or an exclusive one (not waiting). None when that is not
+    possible or the file was removed while waiting. Closing the file, or the end of the process, gives the lock back."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (kept open on purpose)
+    except OSError:
+        return None
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    except OSError:
+        file.close()
+        return None
+    if os.fstat(file.fileno()).st_nlink == 0:
+        file.close()
+        return None
+    return file
+
+
+def _touch(path: Path) -> None:
+    """Note that an entry was used now; a store that may only be read keeps the old time."""
+    try:
+        path.touch()
+    except OSError:
+        pass
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of a killed writer. The caller holds the lock of the entry."""
+    for path in folder.glob(f".*{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def _frame(rows: list[tuple[str, int]]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.DataFrame(rows, schema={"key": pl.String, "bytes": pl.Int64}, orient="row")
