@@ -54,7 +54,8 @@ def main() -> None:
     found = comparable()
     if len(found) < 2:
         st.info(
-            "Two finished runs of the same probe are needed: on two models, two seeds or two settings. Start them on the probe's screen."
+            "Two finished runs of the same probe are needed: on two models, two seeds or two settings. Start "
+            "them on the probe's screen."
         )
         return
     a, b = st.columns(2)
@@ -69,7 +70,8 @@ def main() -> None:
         two = pick("Second run", "b", others, found, help="A run of the same probe.")
     first, second = found[one], found[two]
     with styling.guard(
-        f"The runs {one} and {two} cannot be compared with what is in their folders; run the one that is damaged again with --fresh"
+        f"The runs {one} and {two} cannot be compared with what is in their folders; run the one that is "
+        f"damaged again with --fresh"
     ):
         views(first, second)
 
@@ -94,7 +96,8 @@ def views(first: Run, second: Run) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
-        help="The figures of both, both in one where the probe has such a figure, their heads on one scale, or every table that both have.",
+        help="The figures of both, both in one where the probe has such a figure, their heads on one scale, or "
+        "every table that both have.",
     )
     if view == "Heads":
         compare_heads(first, second, seen)
@@ -173,7 +176,8 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
         show_maps(maps, width=640)
         (a, b), (c, d) = shapes
         st.info(
-            f"The models have different shapes ({a} × {b} and {c} × {d} layers × heads): each map is its own model's, on one scale. "
+            f"The models have different shapes ({a} × {b} and {c} × {d} layers × heads): each map is its own "
+            f"model's, on one scale. "
             "There is no difference and no agreement from head to head."
         )
         return
@@ -237,8 +241,8 @@ def agreement(
         )
     with b:
         st.html(
-            styling.heading("agreement over heads")
-            + f"<div class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {styling.number(entry.get('max_abs_difference'))}</div>"
+            styling.heading("agreement over heads") + f"<div "
+            f"class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {styling.number(entry.get('max_abs_difference'))}</div>"  # noqa: E501
         )
         top = (
             both.with_columns(pl.col(f"{column}_difference").abs().alias("size"))
@@ -292,7 +296,10 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
                 )
             )
     if table["keys"]:
-        say = f"{table['matched']:,} rows matched on {', '.join(table['keys'])}; {table['only_first']:,} only in the first, {table['only_second']:,} only in the second"
+        say = (
+            f"{table['matched']:,} rows matched on {', '.join(table['keys'])}; {table['only_first']:,} only in "
+            f"the first, {table['only_second']:,} only in the second"
+        )
     else:
         say = "This table has one row in each run, so no column is needed to match them."
     st.html(

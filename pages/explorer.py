@@ -16,7 +16,8 @@ from workbench.figures import style as theme
 SCREEN = "explorer"
 PROMPTS = ("prompt", "repeated tokens")
 HERE = "largest attention weight from the outlined token"
-# Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and model.
+# Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and
+# model.
 SHARES = (
     "attention",
     "induction",
@@ -150,7 +151,8 @@ def position(text: str, count: int) -> int:
 
 
 def chosen_head(name: str, opened, tables) -> tuple[int, int]:
-    """The head of the URL; at first the best one of the newest run of this model, else the one that most does induction."""
+    """The head of the URL; at first the best one of the newest run of this model, else the one that most does
+    induction."""
     model = opened.model
     found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", url_state.get(SCREEN, "head"))
     if found:
@@ -211,10 +213,12 @@ def show_tokens(opened, ids, at: int, row) -> None:
     count = explorer.unknown(opened, ids)
     if count:
         st.warning(
-            f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these words. Examples has prompts in its own."
+            f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these "
+            f"words. Examples has prompts in its own."
         )
     st.caption(
-        f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; click a token to ask from there."
+        f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; "
+        f"click a token to ask from there."
     )
 
 
@@ -365,7 +369,8 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         key="how",
         bind="query-params",
         label_visibility="collapsed",
-        help="zero: no output; mean: the mean output over reference texts; uniform: attends evenly; patch: the output on a second prompt.",
+        help="zero: no output; mean: the mean output over reference texts; uniform: attends evenly; patch: the "
+        "output on a second prompt.",
     )
     c.button(
         "All on", on_click=put_off, args=((),), disabled=not off, width="stretch", help="Switch every head on again."
@@ -413,7 +418,8 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
             key="donor",
             bind="query-params",
             placeholder="a prompt that differs in what matters",
-            help="Head outputs are taken from it, position by position; prompts of different length are aligned at their ends.",
+            help="Head outputs are taken from it, position by position; prompts of different length are aligned at "
+            "their ends.",
         )
         if off and not switches.heads:
             st.caption("Type a second prompt: until then every head stays on.")

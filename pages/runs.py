@@ -55,7 +55,8 @@ def main() -> None:
     if not found and folder is None:
         st.info(
             styling.md(
-                "No runs yet. Start one on a probe's screen, or make examples of every probe with `workbench demo` on the command line; they will be listed here."
+                "No runs yet. Start one on a probe's screen, or make examples of every probe with `workbench "
+                "demo` on the command line; they will be listed here."
             )
         )
         return

@@ -1,7 +1,8 @@
 """Once more, one at a time, what the last run of the tests failed; says which of it passed only now.
 
-A busy machine can break a time limit; a broken property fails again. What passes only the second time is named, so that a test that
-fails by chance does not go unseen. Used by `make test`; leaves with 0 only when everything that had failed passes now.
+A busy machine can break a time limit; a broken property fails again. What passes only the second time is named, so that
+a test that fails by chance does not go unseen. Used by `make test`; leaves with 0 only when everything that had failed
+passes now.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def main(root: Path = ROOT) -> int:
     by_chance = [name for name in first if name not in still] if code in (0, 1) else []
     if by_chance:
         print(
-            f"\nPassed only the second time ({len(by_chance)}); if one of these comes up again and again, it is a fault of the test or of the code:"
+            f"\nPassed only the second time ({len(by_chance)}); if one of these comes up again and again, it "
+            f"is a fault of the test or of the code:"
         )
         print("\n".join(f"  {name}" for name in by_chance))
     return int(code)

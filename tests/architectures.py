@@ -1,4 +1,5 @@
-"""Tiny randomly initialised models of the architectures that the workbench promises to fit, large enough in scale to be telling."""
+"""Tiny randomly initialised models of the architectures that the workbench promises to fit, large enough in scale to be
+telling."""
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -45,7 +46,8 @@ NO_INTERFACE = ("falcon", "gptj")  # attention outside transformers' AttentionIn
 
 
 def build(name: str, *, seed: int = 0, **changes):
-    """A Hugging Face causal LM of 3 layers and 4 heads (eager attention), weights scaled up so that attention is far from uniform."""
+    """A Hugging Face causal LM of 3 layers and 4 heads (eager attention), weights scaled up so that attention is far
+    from uniform."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[name](**(CONFIGS[name] | changes))
     hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

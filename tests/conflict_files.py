@@ -1,4 +1,5 @@
-"""What the tests of the knowledge-conflict probe share: the circuit whose truth is known, small configs, files of conflicts."""
+"""What the tests of the knowledge-conflict probe share: the circuit whose truth is known, small configs, files of
+conflicts."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Runs the retrieval probe in forked children of one warm process and kills them: `python retrieval_children.py FOLDER KILLS`.
+"""Runs the retrieval probe in forked children of one warm process and kills them: `python retrieval_children.py FOLDER
+KILLS`.
 
-Prints JSON: of every run that was killed on the way, its folder, how often it was killed and the groups that were computed; the
-undisturbed run is in FOLDER/undisturbed.
+Prints JSON: of every run that was killed on the way, its folder, how often it was killed and the groups that were
+computed; the undisturbed run is in FOLDER/undisturbed.
 """
 
 import json
@@ -34,7 +35,8 @@ def main(root: Path, kills: int) -> None:
     from workbench.models.loading import load
     from workbench.runs.execution import execute
 
-    # What every child would do first is done here; polars is only imported, as its threads would not be in the children.
+    # What every child would do first is done here; polars is only imported, as its threads would not be in the
+    # children.
     model = load("organism")
     model.fingerprint, model.tokenizer_fingerprint, recall("a", "a")
     with torch.no_grad():

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "load": "workbench.models.loading",
-        "probe": "workbench.runs.execution",
+        "probe": "workbench.runs.execution:bind",
         "figure": "workbench.runs.execution",
         "open_run": "workbench.runs.folder",
         "Site": "workbench.models.sites",

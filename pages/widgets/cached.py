@@ -1,5 +1,5 @@
-"""What the screens keep between clicks, within bounds: runs and their tables, models, passes, rows, scores. Nothing is copied or
-pickled. What comes from a file is kept until the file changes."""
+"""What the screens keep between clicks, within bounds: runs and their tables, models, passes, rows, scores. Nothing is
+copied or pickled. What comes from a file is kept until the file changes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Two small components, inline and without anything from elsewhere: the token strip and the head grid.
 
-Both get plain data and put every text into the page with `textContent`, so a token can hold any character. They report clicks as
-triggers. Heat maps of Plotly report no clicks, and a grid of buttons can be walked through with the arrow keys."""
+Both get plain data and put every text into the page with `textContent`, so a token can hold any character. They report
+clicks as triggers. Heat maps of Plotly report no clicks, and a grid of buttons can be walked through with the arrow
+keys."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _TOKENS_CSS = """
 .strip button.at {outline: 2px solid var(--st-primary-color)}
 .strip button:hover, .strip button:focus-visible {border-color: var(--st-primary-color)}
 .strip span {flex-basis: 100%; height: 0}
-"""
+"""  # noqa: E501
 _TOKENS_JS = """
 export default function({ data, parentElement, setTriggerValue }) {
   let strip = parentElement.querySelector('.strip');
@@ -73,7 +74,7 @@ _GRID_CSS = """
 .foot {display: flex; align-items: center; gap: 8px; margin-top: 7px; flex-wrap: wrap}
 .foot i {display: inline-block; width: 120px; height: 9px; border-radius: 2px}
 .foot .dim {opacity: .68}
-"""
+"""  # noqa: E501
 _GRID_JS = """
 export default function({ data, parentElement, setTriggerValue }) {
   const frame = parentElement.querySelector('.frame');
@@ -155,7 +156,7 @@ export default function({ data, parentElement, setTriggerValue }) {
   page.addEventListener('keydown', keys);
   return () => page.removeEventListener('keydown', keys);
 }
-"""
+"""  # noqa: E501
 
 _tokens = st.components.v2.component(
     "workbench.tokens", html="<div class='strip'></div>", css=_TOKENS_CSS, js=_TOKENS_JS
@@ -164,8 +165,8 @@ _grid = st.components.v2.component("workbench.heads", html="<div class='frame'><
 
 
 def tokens(items: Sequence[dict[str, Any]], *, at: int, key: str, on_pick: Callable[[int], None]) -> None:
-    """The tokens of a prompt; ``items``: shown, title, special, line (a break follows), colour and ink (or None). A click or an
-    arrow key calls ``on_pick(position)``."""
+    """The tokens of a prompt; ``items``: shown, title, special, line (a break follows), colour and ink (or None). A
+    click or an arrow key calls ``on_pick(position)``."""
 
     def picked() -> None:
         value = _of(key, "picked")
@@ -183,8 +184,9 @@ def heads(
     on_toggle: Callable[[int, int], None],
     on_layer: Callable[[int], None],
 ) -> None:
-    """The head grid; ``data``: layers, heads, group (query heads per key/value head), at (layer, head), layer, names, cells (colour, ink, shown,
-    title, off; layer by layer), low, high, scale, say. A click or arrow key picks, shift-click or the space bar toggles."""
+    """The head grid; ``data``: layers, heads, group (query heads per key/value head), at (layer, head), layer, names,
+    cells (colour, ink, shown, title, off; layer by layer), low, high, scale, say. A click or arrow key picks,
+    shift-click or the space bar toggles."""
 
     def pair(name: str, call: Callable[[int, int], None]) -> Callable[[], None]:
         def changed() -> None:

@@ -1,4 +1,5 @@
-"""A form made of a probe's config: one control per documented key, types and ranges from the registry, the URL keeps what differs."""
+"""A form made of a probe's config: one control per documented key, types and ranges from the registry, the URL keeps
+what differs."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def key_of(probe: Probe, field: str) -> str:
 
 
 def form(probe: Probe) -> dict[str, Any]:
-    """Draw the controls; returns the values that differ from the defaults, as `workbench.core.config.build` takes them."""
+    """Draw the controls; returns the values that differ from the defaults, as `workbench.core.config.build` takes
+    them."""
     fields = configs.describe(probe.config)
     values: dict[str, Any] = {}
     for field in fields[:FIRST]:
@@ -32,8 +34,8 @@ def form(probe: Probe) -> dict[str, Any]:
 
 
 def control(probe: Probe, field: dict[str, Any]) -> dict[str, Any]:
-    """One control; its value if it is not the default. What is not simply a number, a choice or a switch is typed as on the
-    command line."""
+    """One control; its value if it is not the default. What is not simply a number, a choice or a switch is typed as on
+    the command line."""
     name, default, key = field["name"], field["default"], key_of(probe, field["name"])
     label = name.replace("_", " ")
     notes = {"key": key, "bind": "query-params", "help": field["help"] + f". `--set {name}=…`"}
@@ -75,7 +77,8 @@ def explained(probe: Probe, values: dict[str, Any], error: Exception) -> str:
 
 
 def demo(probe: Probe, model: str) -> dict[str, Any]:
-    """The settings of a short run on this model. Where they ask for a number of rows, it is at most as many as ship with the model."""
+    """The settings of a short run on this model. Where they ask for a number of rows, it is at most as many as ship
+    with the model."""
     values = dict(probe.demo)
     spec = probe.data
     own = spec.for_model(model) if spec is not None and spec.for_model else None

@@ -39,21 +39,25 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
         names = ", ".join(f"{a}.{b}" for a, b in switches.heads[:8]) + (
             f" and {len(switches.heads) - 8} more" if len(switches.heads) > 8 else ""
         )
-        say = f"heads {names} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation {moved['total_variation']:.3f}"
+        say = (
+            f"heads {names} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation "
+            f"{moved['total_variation']:.3f}"
+        )
         columns = [("next token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
         shown += styling.heading(say) + styling.table(rows, columns)
     st.html(shown)
 
 
 def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: int, at: int, tables) -> None:
-    """One head: where it looks from the chosen token, what it writes there, its scores in every run. Of a head that is switched,
-    what it would write if no head were."""
+    """One head: where it looks from the chosen token, what it writes there, its scores in every run. Of a head that is
+    switched, what it would write if no head were."""
     model = opened.model
     token = styling.token(model.token_strings([ids[at]])[0])
     group = f", key/value group {model.kv_group(head)}" if model.n_kv_heads < model.n_heads else ""
     off = " (switched)" if (layer, head) in switches.heads else ""
     st.html(
-        f"<b>Layer {layer}, head {head}</b><span class='wb-dim'>{group}{off}; at token {at}, <code>{styling.esc(token)}</code></span>"
+        f"<b>Layer {layer}, head {head}</b><span class='wb-dim'>{group}{off}; at token {at}, "
+        f"<code>{styling.esc(token)}</code></span>"
     )
     found = explorer.strongest(opened, ids, rows[layer, head])
     left, right = st.columns(2)
@@ -204,7 +208,8 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
 
 
 def beside(name, opened: Opened, ids, switches: Switches, known: list[str], layer: int, head: int) -> None:
-    """A second prompt, a second model, or both, next to the first: the answer, and where the same head looks from the last token."""
+    """A second prompt, a second model, or both, next to the first: the answer, and where the same head looks from the
+    last token."""
     a, b = st.columns([1, 2])
     other = a.selectbox(
         "Second model",
@@ -235,7 +240,10 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
     for place, (who, model, tokens, off) in zip(st.columns(2), sides):
         with place:
             reading = cached.reading(who, tokens, off, model)
-            shown = f"<div class='wb-facts'><b>{styling.esc(styling.short(who))}</b> <span class='wb-dim'>{len(tokens)} tokens{', heads switched' if off.heads else ''}</span></div>"
+            shown = (
+                f"<div class='wb-facts'><b>{styling.esc(styling.short(who))}</b> <span "
+                f"class='wb-dim'>{len(tokens)} tokens{', heads switched' if off.heads else ''}</span></div>"
+            )
             frame = explorer.next_tokens(model, reading, k=8)
             rows = [(t, p, p) for t, p in frame.select("text", "probability").iter_rows()]
             shown += styling.heading("next token") + styling.table(rows, [("token", "tok"), ("p", "num"), ("", "bar")])

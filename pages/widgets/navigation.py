@@ -64,8 +64,8 @@ _settled = 0  # how many modules there were
 def settle() -> None:
     """Take what imported modules hold out of the rounds of the garbage collector, whenever there are more of them.
 
-    Streamlit makes a full round after every run of a script or fragment. Through all that torch and transformers hold it takes a
-    third of a second, in which nothing reaches the page. What is no longer referred to goes as before."""
+    Streamlit makes a full round after every run of a script or fragment. Through all that torch and transformers hold
+    it takes a third of a second, in which nothing reaches the page. What is no longer referred to goes as before."""
     global _settled
     if len(sys.modules) != _settled:
         _settled = len(sys.modules)
@@ -76,8 +76,8 @@ def settle() -> None:
 def through_app() -> None:
     """At the top of a page: come back through app.py if streamlit took the page for a script of its own.
 
-    It does so where a link into the app is the very first thing a server serves: a folder called pages is the old way to
-    declare screens, and only the first call of st.navigation tells streamlit otherwise."""
+    It does so where a link into the app is the very first thing a server serves: a folder called pages is the old way
+    to declare screens, and only the first call of st.navigation tells streamlit otherwise."""
     if "framed" not in st.session_state:
         from streamlit.runtime.pages_manager import PagesManager
 
@@ -100,7 +100,8 @@ def at_work() -> None:
     lines = []
     for job in busy[:6]:
         lines.append(
-            f"<div>{styling.esc(job.probe)} <span class='wb-dim'>{styling.esc(styling.short(job.model))}</span><br>{styling.esc(styling.state(job))}</div>"
+            f"<div>{styling.esc(job.probe)} <span "
+            f"class='wb-dim'>{styling.esc(styling.short(job.model))}</span><br>{styling.esc(styling.state(job))}</div>"
         )
     if len(busy) > 6:
         lines.append(f"<div class='wb-dim'>and {len(busy) - 6} more</div>")

@@ -1,4 +1,5 @@
-"""The screen of a probe, any probe: a finished run on the left, on the right what to run next. All of it from the registry."""
+"""The screen of a probe, any probe: a finished run on the left, on the right what to run next. All of it from the
+registry."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def result(probe: Probe) -> None:
     if not found:
         st.info(
             styling.md(
-                "No run of this probe yet. Choose a model on the right and start one; 'Demo' fills in the settings of a short one. `workbench demo` makes an example of every probe."
+                "No run of this probe yet. Choose a model on the right and start one; 'Demo' fills in the "
+                "settings of a short one. `workbench demo` makes an example of every probe."
             )
         )
         return

@@ -10,7 +10,8 @@ from workbench.runs import queue as jobs
 
 
 def show(probe: str | None = None, *, ended: int = 3) -> None:
-    """The jobs of one probe (or all): those at work, then the last ones that ended. Redrawn every second while something runs."""
+    """The jobs of one probe (or all): those at work, then the last ones that ended. Redrawn every second while
+    something runs."""
     busy = any(not job.ended for job in chosen(probe))
     st.fragment(_list, run_every=1.0 if busy else 3.0)(probe, ended, busy)
 
@@ -34,7 +35,9 @@ def _list(probe: str | None, ended: int, busy: bool) -> None:
 def show_job(job: jobs.Job) -> None:
     with st.container(border=True, key=f"job-{job.id}"):
         st.html(
-            f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on {styling.esc(styling.short(job.model))}, {styling.esc(job.device)}</span><br>{styling.esc(styling.state(job))}</div>"
+            f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on "
+            f"{styling.esc(styling.short(job.model))}, "
+            f"{styling.esc(job.device)}</span><br>{styling.esc(styling.state(job))}</div>"
         )
         if job.status == "running":
             st.progress(min(job.done / job.total, 1.0) if job.total else 0.0)
@@ -55,7 +58,8 @@ def show_ended(job: jobs.Job) -> None:
     with st.container(border=True, key=f"job-{job.id}"):
         text = f"{job.status}: {job.error or 'stopped on request; resume goes on where it stopped.'}"
         st.html(
-            f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on {styling.esc(styling.short(job.model))}</span><br>{styling.esc(text)}</div>"
+            f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on "
+            f"{styling.esc(styling.short(job.model))}</span><br>{styling.esc(text)}</div>"
         )
         a, b = st.columns(2, gap="small")
         a.button(

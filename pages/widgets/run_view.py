@@ -31,7 +31,8 @@ def headline(run: Run) -> str:
     parts = [
         f"<b>{styling.esc(styling.short(model.get('name', '?')))}</b>",
         styling.esc(
-            f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, {model.get('device', '?')}"
+            f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, "
+            f"{model.get('device', '?')}"
         ),
         styling.esc(run.status),
         styling.esc(styling.when(run)),
@@ -91,7 +92,8 @@ def built(folder: str, stamp: tuple, _run: Run) -> tuple[dict, dict[str, str]]:
         return {}, {"figures": str(error)}
     except Exception as error:  # a run of another version, or one that was damaged: anything can be missing from it
         return {}, {
-            "figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder ({styling.said(error)}); run it again with --fresh."
+            "figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder "
+            f"({styling.said(error)}); run it again with --fresh."
         }
 
 
@@ -207,7 +209,8 @@ def take_home(run: Run, name: str, fig, prefix: str) -> None:
         key=f"{prefix}preset",
         bind="query-params",
         label_visibility="collapsed",
-        help="Width in print: one column (3.25 in), both (6.75 in), a slide, or as on the screen. Files are light, whatever the screen is.",
+        help="Width in print: one column (3.25 in), both (6.75 in), a slide, or as on the screen. Files are light, "
+        "whatever the screen is.",
     )
     about = caption(run, fig)
     stamp = cached.stamp(run.folder / "run.json")

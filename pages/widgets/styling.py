@@ -1,4 +1,5 @@
-"""How the screens look: one style sheet, escaped text, small tables with bars, numbers with intervals, errors as sentences."""
+"""How the screens look: one style sheet, escaped text, small tables with bars, numbers with intervals, errors as
+sentences."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from workbench.core.errors import WorkbenchError
 from workbench.explorer.head_sets import model_info
 from workbench.figures import style as theme
 
-# Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this style sheet
-# too: `frame` gives the page one pixel of height until the sheet has come, and for its first seconds a page (and the view of a model,
-# which comes when the model is loaded) stays unseen while a widget in it is a grey placeholder or a component is not drawn. Figures
-# have their height before they have their code. The side bar's width is left free until it is there (the first visit to a server
-# opens it before it hears of its width), and what stands below the list of screens waits for that list.
+# Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this
+# style sheet too: `frame` gives the page one pixel of height until the sheet has come, and for its first seconds a page
+# (and the view of a model, which comes when the model is loaded) stays unseen while a widget in it is a grey
+# placeholder or a component is not drawn. Figures have their height before they have their code. The side bar's width
+# is left free until it is there (the first visit to a server opens it before it hears of its width), and what stands
+# below the list of screens waits for that list.
 CSS = """
 header[data-testid='stHeader'] {height: 2.5rem; min-height: 2.5rem}
 .stMainBlockContainer {padding: 2.9rem 1.6rem 2rem; max-width: 1680px}
@@ -51,7 +53,7 @@ table.wb tr.on td {font-weight: 600}
 .wb-head {font-size: .8rem; opacity: .68; margin: .3rem 0 .05rem}
 .wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
 @media (max-width: 640px) {.stMainBlockContainer {padding: 2.9rem .7rem 1rem}}
-"""
+"""  # noqa: E501
 
 
 def style() -> None:
@@ -97,8 +99,8 @@ def token(text: str) -> str:
 
 @contextmanager
 def guard(damaged: str = "") -> Iterator[None]:
-    """Errors that are meant for people become a sentence on the page instead of a traceback; where files of runs are drawn that may be
-    damaged in any way, every error does, after what `damaged` says."""
+    """Errors that are meant for people become a sentence on the page instead of a traceback; where files of runs are
+    drawn that may be damaged in any way, every error does, after what `damaged` says."""
     try:
         yield
     except WorkbenchError as error:
@@ -251,7 +253,8 @@ def contrast() -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> str:
-    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, bar (0..1; or (value, 0..1, colour))."""
+    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, bar (0..1; or (value, 0..1,
+    colour))."""
     out = [
         f"<div class='wb-scroll'><table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"
     ]
@@ -267,7 +270,8 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> 
             if kind == "bar":
                 share, colour = value if isinstance(value, tuple) else (value, accent())
                 out.append(
-                    f"<td class='bar'><i style='width:{100 * min(max(share or 0.0, 0.0), 1.0):.1f}%;background:{colour}'></i></td>"
+                    f"<td class='bar'><i "
+                    f"style='width:{100 * min(max(share or 0.0, 0.0), 1.0):.1f}%;background:{colour}'></i></td>"
                 )
             elif kind == "tok":
                 out.append(f"<td class='tok' title='{esc(repr(value))}'>{esc(token(value))}</td>")

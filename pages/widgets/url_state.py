@@ -1,5 +1,5 @@
-"""The part of a screen's state that no widget holds: in the URL, so that a link restores the view, and in the session, so that it
-is still there when one comes back from another page."""
+"""The part of a screen's state that no widget holds: in the URL, so that a link restores the view, and in the session,
+so that it is still there when one comes back from another page."""
 
 from __future__ import annotations
 

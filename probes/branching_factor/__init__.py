@@ -1,15 +1,18 @@
-"""Branching factor: how many next steps a model really considers while it generates (Yang & Holtzman, arXiv 2506.17871).
+"""Branching factor: how many next steps a model really considers while it generates (Yang & Holtzman, arXiv
+2506.17871).
 
-For every prompt, M continuations are sampled from the truncated distribution (nucleus 0.9, temperature 1). BF is exp of its mean
-entropy per step: exp per prompt first, mean over prompts after. Statistics come from all scores of every step, computed on the
-device; the official code sees the 50 likeliest tokens only (`estimator=compat` reports what it would).
+For every prompt, M continuations are sampled from the truncated distribution (nucleus 0.9, temperature 1). BF is exp of
+its mean entropy per step: exp per prompt first, mean over prompts after. Statistics come from all scores of every step,
+computed on the device; the official code sees the 50 likeliest tokens only (`estimator=compat` reports what it would).
 
-Deviations from the official code, all of them named in the tables: exact entropies instead of top-50; the entropy estimator at every
-length instead of a switch to the likelihood after 50 tokens; all samples instead of the survivors; the nucleus edge has a margin of
-1e-6; a sample's EOS token is one of its steps (as there). `bf` is corrected for the bias that exp of a mean over few samples has
-(probes.branching_factor.estimators); `bias=plain` and the columns bf_entropy, bf_nll and bf_compat are the paper's and the code's own, uncorrected.
+Deviations from the official code, all of them named in the tables: exact entropies instead of top-50; the entropy
+estimator at every length instead of a switch to the likelihood after 50 tokens; all samples instead of the survivors;
+the nucleus edge has a margin of 1e-6; a sample's EOS token is one of its steps (as there). `bf` is corrected for the
+bias that exp of a mean over few samples has (probes.branching_factor.estimators); `bias=plain` and the columns
+bf_entropy, bf_nll and bf_compat are the paper's and the code's own, uncorrected.
 
-Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted; each is one function below.
+Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted; each is one function
+below.
 """
 
 from __future__ import annotations
@@ -169,7 +172,8 @@ class Config:
         rules = [Rule.parse(setting) for setting in self.settings] if self.study == "decoding" else []
         if self.study == "decoding" and (len(rules) < 2 or len(set(rules)) < len(rules)):
             raise ValueError(
-                "settings must name at least two different decoding rules, each once (the first is what the others are compared with)"
+                "settings must name at least two different decoding rules, each once (the first is what the "
+                "others are compared with)"
             )
 
 
@@ -179,12 +183,14 @@ def validate(config: Config, data: Path | None) -> None:
     if config.study == "resampling":
         if "answer" not in table.columns:
             raise InputError(
-                f"{data} has no column 'answer', and study=resampling checks answers; give --data with the columns prompt and answer."
+                f"{data} has no column 'answer', and study=resampling checks answers; give --data with the "
+                f"columns prompt and answer."
             )
         read_table(data, required=("prompt", "answer"), what="prompts")
     if config.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError(
-            "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') or use sampler=hf."
+            "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "
+            "or use sampler=hf."
         )
 
 
@@ -215,14 +221,16 @@ class Lab:
         for m, how in zip(self.models, written):
             if how == "raw" and self.config.template == "auto":
                 self.context.warn(
-                    f"{m.name} has no chat template, so its prompts are given as raw text; template=raw says that this is meant."
+                    f"{m.name} has no chat template, so its prompts are given as raw text; template=raw says "
+                    f"that this is meant."
                 )
             if how == "raw" and self.config.system and "chat" in written:
                 self.context.warn(f"{m.name} has no chat template, so it is not given the system message.")
         if self.config.system and "chat" not in written:
             names = " and ".join(m.name for m in self.models)
             raise InputError(
-                f"A system message needs a chat template, and {names} has none; leave out system, or write it into the prompts."
+                f"A system message needs a chat template, and {names} has none; leave out system, or write it "
+                f"into the prompts."
             )
 
     def close(self) -> None:
@@ -280,9 +288,10 @@ class Lab:
 
     def _sample(self, condition: Condition, rows: list[int]) -> dict[str, np.ndarray]:
         context, config, total = self.context, self.config, len(condition.ids) * self.config.samples
-        progress = lambda done, _total, label: context.progress(
-            rows[0] * config.samples + done, total, f"{condition.name}: {label}"
-        )  # noqa: E731
+
+        def progress(done, _total, label):
+            return context.progress(rows[0] * config.samples + done, total, f"{condition.name}: {label}")  # noqa: E731
+
         common = {
             "samples": config.samples,
             "max_new_tokens": config.max_new_tokens,
@@ -310,8 +319,8 @@ class Lab:
 
 
 def _put_back(found: Measured, context: Context) -> None:
-    """Tokens drawn elsewhere (vLLM) from outside the nucleus as recomputed here: as the official code does, each is put back into the
-    nucleus of its step (of the 50 likeliest tokens), and its log-probability is what it has there."""
+    """Tokens drawn elsewhere (vLLM) from outside the nucleus as recomputed here: as the official code does, each is put
+    back into the nucleus of its step (of the 50 likeliest tokens), and its log-probability is what it has there."""
     own = found.steps[..., FIELDS.index("logprob")]
     cut = np.isneginf(own) & (found.ids >= 0)
     if cut.any():
@@ -320,7 +329,8 @@ def _put_back(found: Measured, context: Context) -> None:
             np.isfinite(again), again, 0.0
         )  # at temperature 0 another token than the likeliest is a tie
         context.warn(
-            f"{found.condition.name}: {int(cut.sum())} of {int((found.ids >= 0).sum())} sampled tokens lie outside the nucleus as recomputed "
+            f"{found.condition.name}: {int(cut.sum())} of {int((found.ids >= 0).sum())} sampled tokens lie "
+            f"outside the nucleus as recomputed "
             "here; their log-probability is that of the nucleus with the token put back."
         )
 
@@ -337,16 +347,19 @@ def _warn(found: Measured, config: Config, context: Context) -> None:
         context.warn(f"{found.condition.model.name} has no end-of-text token: every sample runs to its length limit.")
     if (found.finish == 3).any():
         context.warn(
-            f"{name}: {int((found.finish == 3).sum())} of {found.finish.size} samples ended at the model's context limit."
+            f"{name}: {int((found.finish == 3).sum())} of {found.finish.size} samples ended at the model's "
+            f"context limit."
         )
     if (found.statistic("support")[alive] == 1).all():
         context.warn(
-            f"{name}: the decoding rule leaves one token at every step, so BF is 1 by construction; bf_full is the model's own."
+            f"{name}: the decoding rule leaves one token at every step, so BF is 1 by construction; bf_full "
+            f"is the model's own."
         )
     short = float(_short(found)[alive].mean())
     if short > 0.05 and config.estimator == "compat":
         context.warn(
-            f"{name}: at {short:.0%} of the steps the rule keeps more than the 50 likeliest tokens; compat cannot see beyond them."
+            f"{name}: at {short:.0%} of the steps the rule keeps more than the 50 likeliest tokens; compat "
+            f"cannot see beyond them."
         )
     if config.samples == 1:
         context.warn("With one sample per prompt the intervals over samples have no width; take at least 10.")
@@ -370,14 +383,16 @@ def pair(lab: Lab):
 
 
 def complexity(lab: Lab):
-    """How BF falls with the amount of prompt that is given; with a second model, the impact of both factors (max − min of means)."""
+    """How BF falls with the amount of prompt that is given; with a second model, the impact of both factors (max − min
+    of means)."""
     config, found, level_of, texts = lab.config, [], [], {}
     for level in config.levels:
         texts[level] = [shorten(text, level, config.unit, words=config.words_per_level) for text in lab.table["prompt"]]
         twin = next((k for k in list(texts)[:-1] if texts[k] == texts[level]), None)
         if twin is not None:
             lab.context.warn(
-                f"Levels {twin} and {level} give the same prompts: none has so many {config.unit}; longer prompts tell them apart."
+                f"Levels {twin} and {level} give the same prompts: none has so many {config.unit}; longer "
+                f"prompts tell them apart."
             )
     for m in lab.models:
         for level in config.levels:
@@ -394,10 +409,13 @@ def complexity(lab: Lab):
     means = np.array([np.nanmean(v) for v in values])
     drawn = np.array([over_prompts(v, f.draws, times) for v, f in zip(values, found)])  # [conditions, D]
     factors = {"complexity": 1} | ({"model": 0} if len(lab.models) > 1 else {})
-    group = lambda axis, of: np.ptp(
-        [np.mean([x for x, k in zip(of, level_of) if k[axis] == g], axis=0) for g in {k[axis] for k in level_of}],
-        axis=0,
-    )  # noqa: E731
+
+    def group(axis, of):
+        return np.ptp(
+            [np.mean([x for x, k in zip(of, level_of) if k[axis] == g], axis=0) for g in {k[axis] for k in level_of}],
+            axis=0,
+        )  # noqa: E731
+
     impact, impacts = ({name: group(axis, of) for name, axis in factors.items()} for of in (means, drawn))
     total, rows = sum(impact.values()) or 1.0, []
     for name in factors:
@@ -420,7 +438,8 @@ def complexity(lab: Lab):
 
 
 def nudging(lab: Lab):
-    """Give the base model the aligned model's most common opening: BF of what follows, against the base model's own openings."""
+    """Give the base model the aligned model's most common opening: BF of what follows, against the base model's own
+    openings."""
     config, base, aligned = lab.config, lab.label(lab.model), lab.label(lab.other)
     found = [lab.measure(lab.condition(base)), lab.measure(lab.condition(aligned, lab.other))]
     P, M = found[1].lengths.shape
@@ -431,12 +450,14 @@ def nudging(lab: Lab):
     ]
     if not openings:
         raise InputError(
-            f"No opening is shared by {config.nudge_count} of the {P * M} samples of {aligned}; lower nudge_count or sample more."
+            f"No opening is shared by {config.nudge_count} of the {P * M} samples of {aligned}; lower "
+            f"nudge_count or sample more."
         )
     pick = config.nudge_pick
     if pick >= len(openings):
         raise InputError(
-            f"nudge_pick is {pick}, and {aligned} has {len(openings)} common openings; choose 0 to {len(openings) - 1}, or lower nudge_count."
+            f"nudge_pick is {pick}, and {aligned} has {len(openings)} common openings; choose 0 to "
+            f"{len(openings) - 1}, or lower nudge_count."
         )
     prefix = list(openings[pick][0])
     same = lab.model.tokenizer_fingerprint == lab.other.tokenizer_fingerprint
@@ -549,13 +570,15 @@ def verbalised(lab: Lab):
     table = diversity(found[0].texts, found[1].texts, lab.config.responses)
     if table["parse_rate"].max() == 0:
         lab.context.warn(
-            f"No output of {lab.model.name} holds a response in the format that was asked for, so its diversity is not known."
+            f"No output of {lab.model.name} holds a response in the format that was asked for, so its "
+            f"diversity is not known."
         )
     return found, [("verbalised", "direct")], {"verbalised": table}
 
 
 def hyperfitted(lab: Lab):
-    """The signature of over-training: almost no entropy on its own text, yet given text surprises it far more than it expects."""
+    """The signature of over-training: almost no entropy on its own text, yet given text surprises it far more than it
+    expects."""
     found, rows = [], []
     for model in lab.models:
         name = lab.label(model)
@@ -642,7 +665,8 @@ def _bf(found: Measured, config: Config, estimator: str | None = None) -> np.nda
 
 
 def prompt_table(found: Measured, config: Config, first_row: int) -> pl.DataFrame:
-    """One row per prompt. bf, bf_late and bf_full as `bias` says; bf_entropy, bf_nll and bf_compat uncorrected; ci over samples."""
+    """One row per prompt. bf, bf_late and bf_full as `bias` says; bf_entropy, bf_nll and bf_compat uncorrected; ci over
+    samples."""
     profile, alive = found.profile(), found.ids >= 0
     P, M = found.lengths.shape
     bf = _bf(found, config)
@@ -681,7 +705,8 @@ def prompt_table(found: Measured, config: Config, first_row: int) -> pl.DataFram
 
 
 def position_table(found: Measured, config: Config, rng: np.random.Generator) -> pl.DataFrame:
-    """One row per position of the output; entropy and alive are over all samples of all prompts, intervals over prompts and samples."""
+    """One row per position of the output; entropy and alive are over all samples of all prompts, intervals over prompts
+    and samples."""
     profile, N = found.profile(), found.ids.shape[2]
     P, M = found.lengths.shape
     curve = np.exp(prefix_curve(profile, config.estimator, pool=config.pool, bias=config.bias))
@@ -776,7 +801,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
 @probe(
     "branching-factor",
     title="Branching factor",
-    summary="How many next steps the model really considers while it generates, along the output and against a second model.",
+    summary="How many next steps the model really considers while it generates, along the output and against a second "
+    "model.",
     tables={
         "prompts": ("prompt", "bf", "bf_entropy", "bf_nll", "ci_low", "ci_high", "samples", "mean_length"),
         "positions": ("position", "bf_prefix", "bf_window", "entropy", "alive"),

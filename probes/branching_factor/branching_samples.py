@@ -1,4 +1,5 @@
-"""Sampled continuations of a set of prompts: what they were sampled from, what came out, and the tables that record them."""
+"""Sampled continuations of a set of prompts: what they were sampled from, what came out, and the tables that record
+them."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Condition:
 
 @dataclass(eq=False)
 class Continuations:
-    """A condition with its samples: ids [P, M, N], lengths and finish [P, M], steps [P, M, N, F] (workbench.engine.scoring.FIELDS); texts P × M."""
+    """A condition with its samples: ids [P, M, N], lengths and finish [P, M], steps [P, M, N, F]
+    (workbench.engine.scoring.FIELDS); texts P × M."""
 
     condition: Condition
     ids: np.ndarray
@@ -49,7 +51,8 @@ class Continuations:
 
 
 def shorten(text: str, level: int, unit: str, *, words: int = 10) -> str:
-    """The first `level` sentences, groups of `words` words, or few-shot blocks (the last block, the question, always stays) of a prompt."""
+    """The first `level` sentences, groups of `words` words, or few-shot blocks (the last block, the question, always
+    stays) of a prompt."""
     if level < 0:
         return text
     if unit == "words":
@@ -61,8 +64,8 @@ def shorten(text: str, level: int, unit: str, *, words: int = 10) -> str:
 
 
 def correct(found: Continuations) -> np.ndarray:
-    """Whether each output [P, M], what was given of it included, contains the answer as words (alternatives separated by |); NaN for
-    prompts without an answer."""
+    """Whether each output [P, M], what was given of it included, contains the answer as words (alternatives separated
+    by |); NaN for prompts without an answer."""
     c, out = found.condition, np.full(found.lengths.shape, np.nan)
     for p, answer in enumerate(c.answers):
         if not (answer or "").strip():
@@ -75,7 +78,8 @@ def correct(found: Continuations) -> np.ndarray:
 
 
 def sample_table(found: Continuations, first_row: int) -> pl.DataFrame:
-    """One row per sample; nll and entropy are means per token, in nats, under the distribution that was sampled from."""
+    """One row per sample; nll and entropy are means per token, in nats, under the distribution that was sampled
+    from."""
     P, M = found.lengths.shape
     at = [(p, m) for p in range(P) for m in range(M)]
     with np.errstate(invalid="ignore"):

@@ -1,20 +1,25 @@
 """Estimators of the branching factor from sampled continuations (Yang & Holtzman, arXiv 2506.17871), in numpy.
 
-Everything starts from per-step numbers of P prompts × M samples, NaN after a sample's end: the entropy of the distribution that was
-sampled from, and the log-probability of the token that was drawn. A branching factor is exp of a mean rate in nats per token:
+Everything starts from per-step numbers of P prompts × M samples, NaN after a sample's end: the entropy of the
+distribution that was sampled from, and the log-probability of the token that was drawn. A branching factor is exp of a
+mean rate in nats per token:
 
 * entropy: the mean step entropy. Lowest variance at the same cost, the default.
 * nll: the mean −log-probability of the sampled tokens (the paper's AEP estimator; needs long outputs).
-* compat: what the official code computes: step entropies averaged over the samples still alive, up to 50 positions; beyond that, the
-  prefix −log-probability at the last position kept. Positions stop at the 95 % quantile of the lengths and before the first position
-  with 3 samples or fewer, so with unequal lengths the value rests on the few longest samples (survivor bias).
+* compat: what the official code computes: step entropies averaged over the samples still alive, up to 50 positions;
+beyond that, the
+  prefix −log-probability at the last position kept. Positions stop at the 95 % quantile of the lengths and before the
+  first position with 3 samples or fewer, so with unequal lengths the value rests on the few longest samples (survivor
+  bias).
 
-`pool="tokens"` weighs samples by their length, `"samples"` gives each the same weight; without early endings they are the same.
+`pool="tokens"` weighs samples by their length, `"samples"` gives each the same weight; without early endings they are
+the same.
 
-exp of a mean, or of a ratio, over few samples lies above its true value, and averaging over prompts does not remove that. `bias` takes
-it out (entropy and nll; compat stays what the official code computes): the jackknife over samples corrects the rate, half its jackknife
-variance the convexity of exp. The paper's own estimator is the plain one. Intervals are bootstrap percentiles moved onto the value that
-is reported, so that the bias of a resample, which comes on top, does not move them.
+exp of a mean, or of a ratio, over few samples lies above its true value, and averaging over prompts does not remove
+that. `bias` takes it out (entropy and nll; compat stays what the official code computes): the jackknife over samples
+corrects the rate, half its jackknife variance the convexity of exp. The paper's own estimator is the plain one.
+Intervals are bootstrap percentiles moved onto the value that is reported, so that the bias of a resample, which comes
+on top, does not move them.
 """
 
 from __future__ import annotations
@@ -56,7 +61,8 @@ class Profile:
 def log_bf(
     profile: Profile, estimator: str, *, pool: str = "tokens", bias: str = "plain", counts: np.ndarray | None = None
 ) -> np.ndarray:
-    """log BF of every prompt [P, D]; `counts` [D, M] says how often each sample is taken (resamples; default: each once, D = 1)."""
+    """log BF of every prompt [P, D]; `counts` [D, M] says how often each sample is taken (resamples; default: each
+    once, D = 1)."""
     weights = np.ones((1, profile.lengths.shape[1])) if counts is None else counts
     return np.stack(
         [_of_prompt(profile, p, estimator, weights, pool=pool, bias=bias) for p in range(len(profile.lengths))]
@@ -104,7 +110,8 @@ def _jackknifed(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> np.
 def _compat(
     entropy: np.ndarray, logprob: np.ndarray, lengths: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log BF [D] of one prompt as the official code computes it, and its curve [D, N] over positions (NaN where it has stopped)."""
+    """log BF [D] of one prompt as the official code computes it, and its curve [D, N] over positions (NaN where it has
+    stopped)."""
     M, N = entropy.shape
     alive = lengths[:, None] > np.arange(N)
     survivors = weights @ alive
@@ -158,8 +165,9 @@ def _prefix_curves(
 
 
 def window_curve(profile: Profile, window: int, *, least: int = 10) -> np.ndarray:
-    """BF in consecutive windows of `window` tokens [P, ⌈N / window⌉]: exp of each sample's mean entropy, averaged over the samples that
-    last through the window; NaN where fewer than min(least, M) do. The last window may be shorter: it ends where the longest sample does."""
+    """BF in consecutive windows of `window` tokens [P, ⌈N / window⌉]: exp of each sample's mean entropy, averaged over
+    the samples that last through the window; NaN where fewer than min(least, M) do. The last window may be shorter: it
+    ends where the longest sample does."""
     one = np.ones((1, profile.lengths.shape[1]))
     return np.stack([curve[0] for curve in _window_curves(profile, window, (one for _ in profile.lengths), least)])
 
@@ -181,7 +189,8 @@ def _window_curves(
 def resampled(
     profile: Profile, estimator: str, *, pool: str, rng: np.random.Generator, draws: int = 1000
 ) -> np.ndarray:
-    """Plain BF [P, D] of every prompt in `draws` resamples of its samples with replacement, each prompt with resamples of its own."""
+    """Plain BF [P, D] of every prompt in `draws` resamples of its samples with replacement, each prompt with resamples
+    of its own."""
     one = lambda p, w: _of_prompt(profile, p, estimator, w, pool=pool, bias="plain")  # noqa: E731
     return np.exp(np.stack([one(p, w) for p, w in enumerate(_resamples(profile, rng, draws))]))
 
@@ -203,7 +212,8 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def bounds(values: np.ndarray) -> tuple[float, float]:
-    """`interval` of branching factors, which are at least 1; NaN when the values have no spread because there was nothing to resample."""
+    """`interval` of branching factors, which are at least 1; NaN when the values have no spread because there was
+    nothing to resample."""
     low, high = interval(values)
     return max(low, 1.0), max(high, 1.0)
 
@@ -217,11 +227,12 @@ def around(value: np.ndarray, draws: np.ndarray, share: float = 1.0) -> np.ndarr
 
 
 def over_prompts(values: np.ndarray, draws: Iterable[np.ndarray], times: np.ndarray) -> np.ndarray:
-    """Mean BF over prompts [D, ...] when prompts are resampled too: `values` [P, ...], `draws` of each prompt [D, ...], and how often
-    each prompt is taken, `times` [D, P].
+    """Mean BF over prompts [D, ...] when prompts are resampled too: `values` [P, ...], `draws` of each prompt [D, ...],
+    and how often each prompt is taken, `times` [D, P].
 
-    Values of resampled prompts already scatter by the noise of their samples, but for the share 1/P that resampling P of them misses;
-    samples bring that share. So one prompt gets the interval of its samples, and many are not counted twice."""
+    Values of resampled prompts already scatter by the noise of their samples, but for the share 1/P that resampling P
+    of them misses; samples bring that share. So one prompt gets the interval of its samples, and many are not counted
+    twice."""
     share = 1 / np.sqrt(len(values))
     total, known = 0.0, 0.0
     for p, drawn in enumerate(draws):
@@ -240,7 +251,8 @@ def prompt_resamples(P: int, draws: int, rng: np.random.Generator) -> np.ndarray
 def curve_intervals(
     profile: Profile, estimator: str, *, pool: str, bias: str, window: int, rng: np.random.Generator, draws: int = 200
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Intervals of the mean prefix curve ("prefix", [N] each) and of the mean window curve ("window", one per window) over prompts and samples."""
+    """Intervals of the mean prefix curve ("prefix", [N] each) and of the mean window curve ("window", one per window)
+    over prompts and samples."""
     times = prompt_resamples(len(profile.lengths), draws, rng)
     prefix = (np.exp(c) for c in _prefix_curves(profile, estimator, pool, "plain", _resamples(profile, rng, draws)))
     found = {
@@ -257,9 +269,10 @@ def enough(
 ) -> list[dict]:
     """What the mean BF over these prompts would have been with m samples each: one row per m of SCHEDULE up to M.
 
-    bf is its mean over random subsets of m samples, so its distance from the value of all M (bias-corrected) shows the bias at m. sd is
-    the scatter of independent runs with m samples: that of the subsets, which overlap, over √(1 − m/M); at m = M that of resamples.
-    relative_error is the root mean square error over the value, null where M is too small to know (fewer than 5)."""
+    bf is its mean over random subsets of m samples, so its distance from the value of all M (bias-corrected) shows the
+    bias at m. sd is the scatter of independent runs with m samples: that of the subsets, which overlap, over √(1 −
+    m/M); at m = M that of resamples. relative_error is the root mean square error over the value, null where M is too
+    small to know (fewer than 5)."""
     P, M = profile.lengths.shape
     best = float(np.nanmean(np.exp(log_bf(profile, estimator, pool=pool, bias="jackknife"))))
     rows = []
@@ -283,7 +296,8 @@ def enough(
 
 
 def enough_samples(rows: list[dict], limit: float = 0.05) -> int | None:
-    """The smallest number of samples from which on the relative error stays below `limit`; None where none does or it is not known."""
+    """The smallest number of samples from which on the relative error stays below `limit`; None where none does or it
+    is not known."""
     found = None
     for row in reversed(rows):
         if not row["relative_error"] < limit:

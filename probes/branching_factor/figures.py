@@ -23,7 +23,8 @@ LABEL = "branching factor"
 
 
 def positions(run: Any) -> go.Figure:
-    """Branching factor along the output: of everything up to a position, in windows, and how many samples are still going."""
+    """Branching factor along the output: of everything up to a position, in windows, and how many samples are still
+    going."""
     frame = _with_condition(need(run, "positions", ("position", "bf_prefix")), run)
     return _positions(frame, f"Branching factor of {model_name(run)} along the output", n=_size(run))
 
@@ -312,7 +313,8 @@ def nudging(run: Any) -> go.Figure:
 
 
 def signature(run: Any) -> go.Figure:
-    """The signature of over-training: entropy on the model's own text and on given text, and how likely given text is."""
+    """The signature of over-training: entropy on the model's own text and on given text, and how likely given text
+    is."""
     kinds = {
         "entropy_own": "entropy, own text",
         "entropy_given": "entropy, given text",
@@ -450,8 +452,9 @@ def openings(run: Any) -> go.Figure:
 def tree(
     run: Any, *, prompt: int | None = None, condition: str | None = None, leaves: int = 14, levels: int = 5
 ) -> go.Figure:
-    """The samples of one prompt as a prefix tree: `prompt` (its number in the data; default: the first whose samples part) under
-    `condition` (default: the run's first). Raises InputError naming what there is for one that the run does not have."""
+    """The samples of one prompt as a prefix tree: `prompt` (its number in the data; default: the first whose samples
+    part) under `condition` (default: the run's first). Raises InputError naming what there is for one that the run does
+    not have."""
     table = (
         "tree"
         if maybe(run, "tree", ("prompt", "node", "parent", "text", "probability", "bf")) is not None

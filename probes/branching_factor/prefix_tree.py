@@ -1,7 +1,8 @@
-"""Sampled continuations of one prompt as a tree of shared prefixes: what the app draws, and how common openings are found.
+"""Sampled continuations of one prompt as a tree of shared prefixes: what the app draws, and how common openings are
+found.
 
-The tree comes as a table, one row per node, parents before children; node 0 is the prompt. Runs of tokens that no sample leaves are
-one node, so M samples never make more than 2 M nodes.
+The tree comes as a table, one row per node, parents before children; node 0 is the prompt. Runs of tokens that no
+sample leaves are one node, so M samples never make more than 2 M nodes.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def build(
 ) -> pl.DataFrame:
     """The prefix tree of M samples. `rows`: their ids; `entropies`: of each step, in nats, as long as the ids.
 
-    Columns: node, parent (−1 for the prompt), depth (tokens before the node's own), tokens and text (at most `max_tokens` shown),
-    count (samples through it), probability (count / M), entropy (mean over the choices that follow the node's tokens), bf = exp of
-    it, hidden (samples whose way on from here was pruned). The likeliest `max_nodes` nodes are kept, parents always."""
+    Columns: node, parent (−1 for the prompt), depth (tokens before the node's own), tokens and text (at most
+    `max_tokens` shown), count (samples through it), probability (count / M), entropy (mean over the choices that follow
+    the node's tokens), bf = exp of it, hidden (samples whose way on from here was pruned). The likeliest `max_nodes`
+    nodes are kept, parents always."""
     out: list[dict] = []
 
     def add(parent: int, depth: int, length: int, members: list[int]) -> None:

@@ -1,4 +1,5 @@
-"""Verbalised sampling (Zhang et al., arXiv 2510.01171): a model is asked for several responses with their probabilities.
+"""Verbalised sampling (Zhang et al., arXiv 2510.01171): a model is asked for several responses with their
+probabilities.
 
 What it wrote is read back here, and its diversity is set against that of as many directly sampled answers.
 """
@@ -14,7 +15,8 @@ import numpy as np
 import polars as pl
 
 PROMPT = (
-    "Generate {k} responses to the request below. Put each in a <response> tag, with a <text> and a numeric <probability>: the "
+    "Generate {k} responses to the request below. Put each in a <response> tag, with a <text> and a numeric "
+    "<probability>: the "
     "probability of that response among all the responses you could give.\n\nRequest: {prompt}"
 )
 _RESPONSE = re.compile(r"<response>(.*?)(?:</response>|(?=<response>)|\Z)", re.DOTALL | re.IGNORECASE)
@@ -23,8 +25,8 @@ _PROBABILITY = re.compile(r"<probability>\s*([0-9]*\.?[0-9]+)\s*(%?)\s*</probabi
 
 
 def parse(text: str) -> list[tuple[str, float]]:
-    """The responses of one output with their stated probabilities, in the order written. A response without a text, or without a
-    probability between 0 and 1 (0 % and 100 %), is not one."""
+    """The responses of one output with their stated probabilities, in the order written. A response without a text, or
+    without a probability between 0 and 1 (0 % and 100 %), is not one."""
     found = []
     for block in _RESPONSE.findall(text):
         words, stated = _TEXT.search(block), _PROBABILITY.search(block)
@@ -36,14 +38,16 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """How many different texts (case and spacing aside) n of these hold on average, drawn without replacement (Hurlbert's rarefaction)."""
+    """How many different texts (case and spacing aside) n of these hold on average, drawn without replacement
+    (Hurlbert's rarefaction)."""
     counts = Counter(" ".join(text.lower().split()) for text in texts)
     total = math.comb(len(texts), n)
     return sum(1 - math.comb(len(texts) - c, n) / total for c in counts.values())
 
 
 def effective(responses: Sequence[tuple[str, float]]) -> float:
-    """exp of the entropy of one list's stated probabilities, made to sum to 1, equal texts taken together; NaN where all are 0."""
+    """exp of the entropy of one list's stated probabilities, made to sum to 1, equal texts taken together; NaN where
+    all are 0."""
     mass: Counter = Counter()
     for text, probability in responses:
         mass[" ".join(text.lower().split())] += probability
@@ -54,9 +58,10 @@ def effective(responses: Sequence[tuple[str, float]]) -> float:
 def diversity(direct: Sequence[Sequence[str]], verbalised: Sequence[Sequence[str]], asked: int) -> pl.DataFrame:
     """One row per prompt from the texts of its direct and its verbalised samples.
 
-    parse_rate: responses read over responses asked for (more than asked count as asked) · n: answers that are compared, as many
-    of either kind · distinct_direct, distinct_verbalised: different ones among them, as a share of n · effective_stated: how many
-    responses a list spreads its stated probability over (`effective`), mean over the lists."""
+    parse_rate: responses read over responses asked for (more than asked count as asked) · n: answers that are compared,
+    as many of either kind · distinct_direct, distinct_verbalised: different ones among them, as a share of n ·
+    effective_stated: how many responses a list spreads its stated probability over (`effective`), mean over the
+    lists."""
     rows = []
     for p, (plain, lists) in enumerate(zip(direct, verbalised)):
         read = [parse(text)[:asked] for text in lists]

@@ -1,21 +1,24 @@
 """Concept depth: at which layer does a concept become linearly readable, and does the model use what the probe reads?
 
-Jin et al., Exploring Concept Depth: How Large Language Models Acquire Knowledge (and Concepts) at Different Layers? (arXiv 2404.07066).
-A logistic regression per layer reads the class of a text from the state of its last token; the course of the test accuracy over layers
-gives the jump point (first step of at least 10 %) and the converging point. All layers come from one batched pass, and all their probes from
-one solver that converges to the unique optimum, which the official code (100 iterations of lbfgs) often does not reach.
+Jin et al., Exploring Concept Depth: How Large Language Models Acquire Knowledge (and Concepts) at Different Layers?
+(arXiv 2404.07066). A logistic regression per layer reads the class of a text from the state of its last token; the
+course of the test accuracy over layers gives the jump point (first step of at least 10 %) and the converging point. All
+layers come from one batched pass, and all their probes from one solver that converges to the unique optimum, which the
+official code (100 iterations of lbfgs) often does not reach.
 
-Where paper and code differ, both are offered: `split=paper` (80/20, classes in proportion) or `split=code` (60/40, random_state 42, the
-classes listed in the official order); `noise=paper` (before the prompt, with a space) or `noise=code` (glued to the question, which is then
-framed). `site=mlp_in` is what the code hooks in Llama: the normalised input of the MLP, found by its role, not by the module's name. The
-converging point is given as written and in the two readings that fit the paper's figures.
-Deviations: sets with groups are split by group (the paper's pairs of true and false statements leak across a random split); labels are
-the file's (1 = true, positive, yes), so the code's F1 is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights
-only, per output row, where the paper's 8 bits are LLM.int8(), which rounds activations too; not offered are the code's alternative
-classifier (`--clf RF`, a random forest) and the one-shot exemplar of its StrategyQA prompt; intervals, shuffled-label control, selectivity,
-the false-positive rate of the jump rule and the causal check are additions. Intervals resample test rows (or groups); probes are not refitted.
-The causal check edits one site of one layer at one token, with the probe of the first fold: that an answer changes says that the model uses
-the direction there; that it does not says little, least of all at `mlp_in`, past which the residual stream carries the same information.
+Where paper and code differ, both are offered: `split=paper` (80/20, classes in proportion) or `split=code` (60/40,
+random_state 42, the classes listed in the official order); `noise=paper` (before the prompt, with a space) or
+`noise=code` (glued to the question, which is then framed). `site=mlp_in` is what the code hooks in Llama: the
+normalised input of the MLP, found by its role, not by the module's name. The converging point is given as written and
+in the two readings that fit the paper's figures. Deviations: sets with groups are split by group (the paper's pairs of
+true and false statements leak across a random split); labels are the file's (1 = true, positive, yes), so the code's F1
+is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights only, per output row, where the
+paper's 8 bits are LLM.int8(), which rounds activations too; not offered are the code's alternative classifier (`--clf
+RF`, a random forest) and the one-shot exemplar of its StrategyQA prompt; intervals, shuffled-label control,
+selectivity, the false-positive rate of the jump rule and the causal check are additions. Intervals resample test rows
+(or groups); probes are not refitted. The causal check edits one site of one layer at one token, with the probe of the
+first fold: that an answer changes says that the model uses the direction there; that it does not says little, least of
+all at `mlp_in`, past which the residual stream carries the same information.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ BIBTEX = """@inproceedings{jin2025concept,
   booktitle={Proceedings of the 31st International Conference on Computational Linguistics},
   year={2025},
   note={arXiv:2404.07066}
-}"""
+}"""  # noqa: E501
 ENGLISH = Path(__file__).parent / "material"
 FEW = 30  # test rows below which a warning says so
 OFTEN = 0.05  # false-positive rate of the jump rule that a warning is sure of
@@ -71,7 +74,8 @@ class Config:
     folds: int = option(5, "parts of split=kfold", low=2)
     groups: str = option(
         "auto",
-        "keep rows of one group on one side of the split: auto (sets with a group column of at least ten groups), yes, no",
+        "keep rows of one group on one side of the split: auto (sets with a group column of at least ten "
+        "groups), yes, no",
         choices=("auto", "yes", "no"),
     )
     c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8)
@@ -79,7 +83,8 @@ class Config:
     standardize: bool = option(False, "divide features by their standard deviation on the training rows")
     noise: bool | str = option(
         False,
-        "also with a random prefix: paper (true; 'aaa ' or 'bbb ' before the prompt), code (glued to the text in its prompt)",
+        "also with a random prefix: paper (true; 'aaa ' or 'bbb ' before the prompt), code (glued to the text "
+        "in its prompt)",
         choices=("paper", "code"),
     )
     precision: tuple[str, ...] = option(
@@ -89,7 +94,8 @@ class Config:
     )
     sets: tuple[str, ...] = option(
         (),
-        "which sets: names of files in the --data folder, paths of files, or english (english/NAME), plain-English sets that ship; none: all of --data",
+        "which sets: names of files in the --data folder, paths of files, or english (english/NAME), "
+        "plain-English sets that ship; none: all of --data",
         file=True,
     )
     pair: tuple[str, ...] = option((), "the two labels to tell apart, class 0 first, where a set has more")
@@ -102,7 +108,8 @@ class Config:
     )
     causal: str = option(
         "peak",
-        "project the probe's direction out and watch the model's answer, where the set has answer words: at the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream",
+        "project the probe's direction out and watch the model's answer, where the set has answer words: at "
+        "the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream",
         choices=("peak", "all", "off"),
     )
     random_draws: int = option(5, "random directions to project out for comparison", low=1)
@@ -198,7 +205,8 @@ def _material(config: Config, model: str) -> dict[str, Path]:
 def run(model, config: Config, context: Context) -> Result:
     """Probe every layer for every concept set under every condition.
 
-    Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN activations."""
+    Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
+    activations."""
     sets = read_sets(config, context.data)
     conditions = [("clean", None, None)]
     conditions += [("noise", "paper" if config.noise is True else config.noise, None)] if config.noise else []
@@ -212,7 +220,8 @@ def run(model, config: Config, context: Context) -> Result:
     for concept in sets:
         if seen := concept_data.in_both_parts(concept, splits[concept.name][0]):
             context.warn(
-                f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: it may recognise them; remove the repeated rows."
+                f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: "
+                f"it may recognise them; remove the repeated rows."
             )
     found: dict[str, list[pl.DataFrame]] = {}
     inputs = []
@@ -228,7 +237,7 @@ def run(model, config: Config, context: Context) -> Result:
             inputs.append(_inputs(concept, condition, ids, splits[concept.name][0], start=sum(map(len, inputs))))
             part = context.part(
                 f"{condition} {concept.name}",
-                lambda: _study(subject(), concept, condition, ids, splits[concept.name], config, context),
+                lambda: _study(subject(), concept, condition, ids, splits[concept.name], config, context),  # noqa: B023
             )  # noqa: B023
             for name, table in part.items():
                 found.setdefault(name, []).append(table)
@@ -246,7 +255,8 @@ def run(model, config: Config, context: Context) -> Result:
 
 
 def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
-    """The concept sets that a config asks for, in the order asked (a folder: by difficulty where it is known, else by name)."""
+    """The concept sets that a config asks for, in the order asked (a folder: by difficulty where it is known, else by
+    name)."""
     options = {"pair": config.pair, "template": config.template, "limit": config.limit}
     if not config.sets:
         sets = _with_difficulty(concept_data.load(data, **options), data)
@@ -263,7 +273,8 @@ def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
                 inside = [f for f in sorted(data.iterdir()) if f.is_file() and name in (f.name, f.name.split(".")[0])]
                 if not inside:
                     raise InputError(
-                        f"There is no concept set '{name}' in {data}; there are {', '.join(sorted(f.name.split('.')[0] for f in data.iterdir() if f.is_file()))}."
+                        f"There is no concept set '{name}' in {data}; there are "
+                        f"{', '.join(sorted(f.name.split('.')[0] for f in data.iterdir() if f.is_file()))}."
                     )
                 path = inside[0]
             sets += _with_difficulty([concept_data.load_file(path, **options)], path.parent)
@@ -300,18 +311,21 @@ def _encode(model, concept: ConceptSet, texts, token: int | str) -> list[list[in
     for row, tokens in enumerate(ids):
         if not tokens or model.too_long(len(tokens)):
             raise InputError(
-                f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens; the model takes 1 to {model.context_length}."
+                f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens; the model takes "
+                f"1 to {model.context_length}."
             )
         if isinstance(token, int) and not -len(tokens) <= token < len(tokens):
             raise InputError(
-                f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens, and token={token} is beyond them; choose one that every text has."
+                f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens, and "
+                f"token={token} is beyond them; choose one that every text has."
             )
     return ids
 
 
 def in_precision(model, precision: str, context: Context):
-    """A copy of the model with its weights in another precision. int8 rounds every weight matrix but the embeddings and the unembedding
-    to 8 bits per output row (absmax) and computes in the model's own dtype: the rounding of LLM.int8(), without its kernels."""
+    """A copy of the model with its weights in another precision. int8 rounds every weight matrix but the embeddings and
+    the unembedding to 8 bits per output row (absmax) and computes in the model's own dtype: the rounding of LLM.int8(),
+    without its kernels."""
     import torch
 
     from workbench.models.loading import wrap
@@ -319,7 +333,8 @@ def in_precision(model, precision: str, context: Context):
 
     if getattr(model.hf.config, "quantization_config", None) is not None:
         raise InputError(
-            f"The checkpoint {model.name} is quantised already; its weights cannot be taken to {precision}. Use the original checkpoint."
+            f"The checkpoint {model.name} is quantised already; its weights cannot be taken to {precision}. "
+            f"Use the original checkpoint."
         )
     if context.engine != "hf":
         raise InputError("Other precisions need the weights on this machine; run with --engine hf.")
@@ -327,7 +342,8 @@ def in_precision(model, precision: str, context: Context):
     if precision != "int8":
         if torch.finfo(DTYPES[precision]).bits > torch.finfo(model.dtype).bits:
             context.warn(
-                f"The model was loaded in {str(model.dtype).removeprefix('torch.')}; {precision} cannot bring back what that rounded away."
+                f"The model was loaded in {str(model.dtype).removeprefix('torch.')}; {precision} cannot bring "
+                f"back what that rounded away."
             )
         hf = hf.to(DTYPES[precision])
     else:
@@ -364,15 +380,18 @@ def _study(
             and not bool(x.isnan().any())
         ):
             raise InputError(
-                f"The activations at {config.site}.{layer} for the set '{concept.name}' are too large for float16; set store_dtype=float32."
+                f"The activations at {config.site}.{layer} for the set '{concept.name}' are too large for "
+                f"float16; set store_dtype=float32."
             )
         if not bool(x.isfinite().all()):
             raise InputError(
-                f"The activations at {config.site}.{layer} are NaN or infinite for the set '{concept.name}'; load the model in float32 or bfloat16."
+                f"The activations at {config.site}.{layer} are NaN or infinite for the set '{concept.name}'; "
+                f"load the model in float32 or bfloat16."
             )
         if bool((x == x[0]).all()) and config.site != "resid_pre":
             context.warn(
-                f"The features of {concept.name} at {config.site}.{layer} are the same for every text; the probe can only guess."
+                f"The features of {concept.name} at {config.site}.{layer} are the same for every text; the "
+                f"probe can only guess."
             )
     where = {"dataset": concept.name, "condition": condition}
     rows = np.concatenate(tests)
@@ -380,18 +399,21 @@ def _study(
     units = np.array(concept.groups)[rows] if by_group else None
     if by_group and len(set(units)) < 10:
         context.warn(
-            f"The set '{concept.name}' is tested on {len(set(units))} groups only: its intervals are wide and rough; split=kfold tests every group."
+            f"The set '{concept.name}' is tested on {len(set(units))} groups only: its intervals are wide and "
+            f"rough; split=kfold tests every group."
         )
     if len(rows) < FEW:
         context.warn(
-            f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} points of accuracy; add rows, or test all of them with split=kfold."
+            f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} "
+            f"points of accuracy; add rows, or test all of them with split=kfold."
         )
     counts = linear_probe.resample_counts(
         len(rows), units=units, draws=config.draws, rng=context.rng(f"bootstrap {concept.name}")
     )
 
     def probe_layers(labels: np.ndarray, c: float = config.c):
-        """Scores [L, rows] of held-out rows, the probes of the first fold, and the most iterations and error of any fold."""
+        """Scores [L, rows] of held-out rows, the probes of the first fold, and the most iterations and error of any
+        fold."""
         scores, kept, worst = np.empty((n_layers, len(rows))), None, [np.zeros(n_layers, dtype=int), np.zeros(n_layers)]
         for k, test in enumerate(tests):
             train = np.delete(np.arange(len(labels)), test)
@@ -411,7 +433,8 @@ def _study(
     scores, probes, (iterations, error) = probe_layers(labels)
     if (error > 1e-4).any():
         context.warn(
-            f"The probes of {concept.name} ({condition}) did not converge in layer {int(error.argmax())} (bound on the relative error {error.max():.1e})."
+            f"The probes of {concept.name} ({condition}) did not converge in layer {int(error.argmax())} "
+            f"(bound on the relative error {error.max():.1e})."
         )
     curve = linear_probe.metrics(scores, labels[rows])
     resampled = linear_probe.resampled_metrics(scores, labels[rows], counts)
@@ -457,7 +480,8 @@ def _study(
     if condition == "clean" and points["false_positive_low"] > OFTEN:
         fired = round(points["false_positive_rate"] * len(control))
         context.warn(
-            f"On shuffled labels of '{concept.name}' the jump rule fires in {fired} of {len(control)} courses ({len(rows)} test rows): do not read its jump; more test rows make chance jumps rare."
+            f"On shuffled labels of '{concept.name}' the jump rule fires in {fired} of {len(control)} courses "
+            f"({len(rows)} test rows): do not read its jump; more test rows make chance jumps rare."
         )
     tables = {
         "layers": layers,
@@ -490,7 +514,8 @@ def _study(
 
 
 def _features(model, ids, config: Config, context: Context) -> list:
-    """Features of every layer, [L][n, d] float32, through the store: one pass, shared with any other run of the same texts."""
+    """Features of every layer, [L][n, d] float32, through the store: one pass, shared with any other run of the same
+    texts."""
     from workbench.engine.capture import capture
 
     sites = layer_sites(model, config.site)
@@ -511,7 +536,8 @@ def _features(model, ids, config: Config, context: Context) -> list:
 
 
 def layer_sites(model, kind: str) -> list[Site]:
-    """The sites of one capture: every layer, and with resid_post the final norm too, as representation-geometry asks for them."""
+    """The sites of one capture: every layer, and with resid_post the final norm too, as representation-geometry asks
+    for them."""
     return [Site(kind, layer) for layer in range(model.n_layers)] + (
         [Site("final_norm")] if kind == "resid_post" else []
     )
@@ -554,8 +580,8 @@ _CAUSAL = {
 
 
 def _points(curve: np.ndarray, resampled: np.ndarray, control: np.ndarray, n_test: int) -> dict:
-    """Jump, converging points, comprehension and peak of a curve [L] with intervals over resampled curves [draws, L], and how often the
-    jump rule fires on shuffled labels, control [shuffles, L]."""
+    """Jump, converging points, comprehension and peak of a curve [L] with intervals over resampled curves [draws, L],
+    and how often the jump rule fires on shuffled labels, control [shuffles, L]."""
     row: dict = {}
     value, draws = depth.points(curve), depth.points(resampled)
     for name in _INTERVALS:
@@ -602,9 +628,10 @@ def _causal(
 ) -> list[dict]:
     """What projecting a direction out of the probed site does to the model's own answer on held-out rows.
 
-    The answer is the likelier of the two answer words' first tokens; `separation` is how much further the logit difference lies towards
-    class 1 for texts of class 1 than for texts of class 0; `changed` is the share of answers that differ from the unedited model's;
-    `removed_variance` is the share of the held-out features' variance that lies along the direction: how much an edit takes out at all."""
+    The answer is the likelier of the two answer words' first tokens; `separation` is how much further the logit
+    difference lies towards class 1 for texts of class 1 than for texts of class 0; `changed` is the share of answers
+    that differ from the unedited model's; `removed_variance` is the share of the held-out features' variance that lies
+    along the direction: how much an edit takes out at all."""
     import torch
 
     from workbench.engine.capture import logits
@@ -618,7 +645,8 @@ def _causal(
     words = [word_ids(model, concept.texts[0], word)[0] for word in concept.answers]
     if words[0] == words[1]:
         context.warn(
-            f"The answers of {concept.name} ({' and '.join(concept.answers)}) begin with the same token; the causal check was left out."
+            f"The answers of {concept.name} ({' and '.join(concept.answers)}) begin with the same token; the "
+            f"causal check was left out."
         )
         return []
     test = np.sort(test)

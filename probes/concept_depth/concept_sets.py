@@ -1,9 +1,9 @@
 """Labelled text sets for concept probes: one file or a folder of them, in the formats that the literature uses.
 
-Besides a table with the columns `text, label[, group][, answer]` these load as they are: statements (`statement, label`, geometry of
-truth and the cities of Jin et al.), SST lines (`0 some text`), coin flips and StrategyQA (`examples` of a JSON file). Labels stay those of
-the file, with 1 for true, positive and yes; the official code of Jin et al. counts true and yes as class 0, so its F1 of these sets is the
-F1 of class 0 here.
+Besides a table with the columns `text, label[, group][, answer]` these load as they are: statements (`statement,
+label`, geometry of truth and the cities of Jin et al.), SST lines (`0 some text`), coin flips and StrategyQA
+(`examples` of a JSON file). Labels stay those of the file, with 1 for true, positive and yes; the official code of Jin
+et al. counts true and yes as class 0, so its F1 of these sets is the F1 of class 0 here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ import polars as pl
 from workbench.core.errors import InputError
 from workbench.core.tables import FORMATS, existing, read_table, read_text
 
-# How the official prompts frame a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to use another frame.
-# The answers are those that these frames ask for.
+# How the official prompts frame a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to use
+# another frame. The answers are those that these frames ask for.
 _FRAMES = {
     "cities": "Judge the statement is True or False. {text}",
-    "coin_flip": "{text} According to the flipping process above, determine if a coin remains heads up after it is either flipped or left "
+    "coin_flip": "{text} According to the flipping process above, determine if a coin remains heads up after it is "
+    "either "
+    "flipped or left "
     "unflipped by individuals. The answer (Yes or No) is?",
     "strategyqa": "{text} Let us think step by step...",
-    "sst": "{text} The sentence above is a movie review and reflects the writer's overall intention for this review. According to the "
+    "sst": "{text} The sentence above is a movie review and reflects the writer's overall intention for this review. "
+    "According to the "
     "sentence, judge whether the emotion is Positive or Negative.",
 }
 REPEATED = 0.01  # share of rows that repeat a text above which equal texts are kept in one part
@@ -48,10 +51,10 @@ _ANSWERS = {
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
-    """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split should keep together
-    (None where there is none); answers: the words that a model would say for class 0 and 1, where the texts ask for them; listed_first:
-    the class that the official code lists first, on which its split depends; frame: what is around each text, with {text}; difficulty: of
-    the sets that ship, from 1."""
+    """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split
+    should keep together (None where there is none); answers: the words that a model would say for class 0 and 1, where
+    the texts ask for them; listed_first: the class that the official code lists first, on which its split depends;
+    frame: what is around each text, with {text}; difficulty: of the sets that ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
@@ -75,9 +78,10 @@ class ConceptSet:
 def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> list[ConceptSet]:
     """The sets of a file, or of every data file of a folder (in order of their names).
 
-    `pair`: the two labels to tell apart where there are more, class 0 first. `template`: "file" frames the known formats as the official
-    code does and leaves other texts alone, "plain" frames none, anything else must hold {text}. `limit`: first rows of each class, 0 = all.
-    Raises InputError naming the file (and row) for files that hold no two classes."""
+    `pair`: the two labels to tell apart where there are more, class 0 first. `template`: "file" frames the known
+    formats as the official code does and leaves other texts alone, "plain" frames none, anything else must hold {text}.
+    `limit`: first rows of each class, 0 = all. Raises InputError naming the file (and row) for files that hold no two
+    classes."""
     if template not in ("file", "plain") and "{text}" not in template:
         raise InputError("The template must be 'file', 'plain', or a text that holds {text}.")
     path = Path(path).expanduser()
@@ -155,8 +159,8 @@ def _read(path: Path) -> tuple[pl.DataFrame, str]:
 
 
 def _pairs(table: pl.DataFrame) -> pl.Series | None:
-    """Statements come in true/false pairs about one thing (a city, two numbers, a Spanish word); a random split would put one of a pair on
-    each side, and what the probe learns of it there is the opposite."""
+    """Statements come in true/false pairs about one thing (a city, two numbers, a Spanish word); a random split would
+    put one of a pair on each side, and what the probe learns of it there is the opposite."""
     if "city" in table.columns:
         return table["city"].cast(pl.String).alias("group")
     if {"n1", "n2"} <= set(table.columns):
@@ -216,7 +220,8 @@ def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, s
     if len(counts) > 2:
         some = ", ".join(f"'{k}'" for k, _ in counts.most_common(6))
         raise InputError(
-            f"{path}: {len(counts)} different labels ({some}{', …' if len(counts) > 6 else ''}); choose two with pair=a,b."
+            f"{path}: {len(counts)} different labels ({some}{', …' if len(counts) > 6 else ''}); choose two "
+            f"with pair=a,b."
         )
     words = ("negative", "false", "no", "0", "-1")
 
@@ -244,8 +249,9 @@ def split(
 ) -> tuple[list[np.ndarray], bool]:
     """Test rows of each fold (one fold unless how="kfold"), and whether groups were kept together.
 
-    "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4, random_state=42) draws
-    them from the classes one after the other, in the order of the official code (`listed_first`). "kfold": every row is tested once. `groups`: "auto" keeps the groups of a `group` column together
+    "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4,
+    random_state=42) draws them from the classes one after the other, in the order of the official code
+    (`listed_first`). "kfold": every row is tested once. `groups`: "auto" keeps the groups of a `group` column together
     when there are at least ten, "yes" always, "no" never. Raises InputError where a part would lack a class."""
     n, labels = len(concept), concept.labels
     by_group = concept.groups is not None and (
@@ -275,7 +281,8 @@ def split(
         if all(len(set(labels[t])) == 2 and len(set(rest)) == 2 for t, rest in zip(tests, train)):
             return tests, by_group
     raise InputError(
-        f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that both parts have both classes; add rows, or set groups=no."
+        f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that "
+        f"both parts have both classes; add rows, or set groups=no."
     )
 
 
@@ -311,8 +318,9 @@ def _by_group(units: np.ndarray, n: int, folds: int, test_share: float, rng: np.
 
 
 def noisy(concept: ConceptSet, how: str, *, rng: np.random.Generator) -> list[str]:
-    """Each text behind "aaa" or "bbb", drawn with probability ½ whatever the label. "paper": before the whole prompt, with a space, as in
-    its example; "code": glued to the bare text, which is framed afterwards, as in the official code."""
+    """Each text behind "aaa" or "bbb", drawn with probability ½ whatever the label. "paper": before the whole prompt,
+    with a space, as in its example; "code": glued to the bare text, which is framed afterwards, as in the official
+    code."""
     prefix = np.where(rng.random(len(concept)) < 0.5, "aaa", "bbb")
     if how == "paper":
         return [f"{p} {t}" for p, t in zip(prefix, concept.texts)]

@@ -1,8 +1,9 @@
-"""Depth of a concept from its accuracy curve over layers: jump point and converging points of Jin et al. (arXiv 2404.07066, §4.3).
+"""Depth of a concept from its accuracy curve over layers: jump point and converging points of Jin et al. (arXiv
+2404.07066, §4.3).
 
-α_i is the test accuracy of layer i of d, β_i = α_i / α_{i-1} for i = 1…d-1. Points are relative depths i/d; NaN where there is none.
-Read literally, the paper's converging point is the *last* flat step, which is (d-1)/d for almost every curve, so the two readings
-that its figures fit are given beside it.
+α_i is the test accuracy of layer i of d, β_i = α_i / α_{i-1} for i = 1…d-1. Points are relative depths i/d; NaN where
+there is none. Read literally, the paper's converging point is the *last* flat step, which is (d-1)/d for almost every
+curve, so the two readings that its figures fit are given beside it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ POINTS = ("jump", "converge_literal", "converge_stable", "converge_after_jump")
 def points(accuracy: np.ndarray) -> dict[str, np.ndarray]:
     """The four points, and comprehension (first layer at 0.7), of curves [..., d] → each [...], relative depth or NaN.
 
-    jump: min i/d with β_i ≥ 1.1 · converge_literal: max i/d with |β_i - 1| < 0.03 · converge_stable: min i/d from which on
-    every step is flat · converge_after_jump: first flat step after the jump (of all steps where there is no jump)."""
+    jump: min i/d with β_i ≥ 1.1 · converge_literal: max i/d with |β_i - 1| < 0.03 · converge_stable: min i/d from which
+    on every step is flat · converge_after_jump: first flat step after the jump (of all steps where there is no
+    jump)."""
     curves = np.asarray(accuracy, dtype=np.float64)
     d = curves.shape[-1]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -48,7 +50,8 @@ def _first(where: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(low, high, share): percentile interval of a point over bootstrap draws [k] among those that have it, and how many have it.
+    """(low, high, share): percentile interval of a point over bootstrap draws [k] among those that have it, and how
+    many have it.
 
     NaN, NaN where fewer than half have it: an interval of the others would look surer than the data are."""
     found = draws[~np.isnan(draws)]

@@ -1,7 +1,9 @@
-"""Concept sets in plain English, generated: from one word's form to a parity that has to be followed, with the words that answer them.
+"""Concept sets in plain English, generated: from one word's form to a parity that has to be followed, with the words
+that answer them.
 
-`python -m probes.concept_depth.english_sets FOLDER` writes them; those that ship are in `probes/concept_depth/material`. Rows are balanced and their order
-is drawn with a fixed seed. `group` holds what a careful split keeps on one side: the word, number or country that decides the label.
+`python -m probes.concept_depth.english_sets FOLDER` writes them; those that ship are in
+`probes/concept_depth/material`. Rows are balanced and their order is drawn with a fixed seed. `group` holds what a
+careful split keeps on one side: the word, number or country that decides the label.
 """
 
 from __future__ import annotations
@@ -15,19 +17,32 @@ from pathlib import Path
 Row = tuple[str, bool, str, tuple[str, str]]  # text, label, group, answers of class 0 and 1
 ROWS = 400
 
-NOUNS = "dog cat house tree car book river teacher window garden letter table bird student farmer bridge road flower shop king".split()
-ANIMALS = "otter wolf sparrow tiger rabbit salmon beetle horse camel turtle goose spider whale lizard monkey donkey eagle frog".split()
-THINGS = "hammer bottle ladder candle kettle carpet mirror pencil basket wagon anchor button helmet blanket bucket shovel saddle lantern".split()
+NOUNS = (
+    "dog cat house tree car book river teacher window garden letter table bird student farmer bridge road flower "
+    "shop king"
+).split()
+ANIMALS = (
+    "otter wolf sparrow tiger rabbit salmon beetle horse camel turtle goose spider whale lizard monkey donkey "
+    "eagle frog"
+).split()
+THINGS = (
+    "hammer bottle ladder candle kettle carpet mirror pencil basket wagon anchor button helmet blanket bucket "
+    "shovel saddle lantern"
+).split()
 GOOD = "wonderful excellent brilliant delightful charming superb lovely impressive fantastic enjoyable".split()
 BAD = "terrible awful dreadful boring disappointing horrible dull miserable unpleasant ugly".split()
 SUBJECTS = "film meal concert novel journey lecture hotel garden party song".split()
 PEOPLE = "Anna Ben Carla David Emma Frank Grace Henry Ines Jack Kate Leo".split()
 CAPITALS = dict(
     pair.split(":")
-    for pair in "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna Greece:Athens Poland:Warsaw Hungary:Budapest Norway:Oslo "
-    "Sweden:Stockholm Finland:Helsinki Denmark:Copenhagen Ireland:Dublin Belgium:Brussels Russia:Moscow Ukraine:Kyiv Romania:Bucharest Bulgaria:Sofia "
-    "Croatia:Zagreb Serbia:Belgrade Turkey:Ankara Egypt:Cairo Kenya:Nairobi Ghana:Accra Morocco:Rabat Japan:Tokyo China:Beijing India:Delhi "
-    "Thailand:Bangkok Vietnam:Hanoi Iran:Tehran Iraq:Baghdad Nepal:Kathmandu Cuba:Havana Peru:Lima Chile:Santiago Canada:Ottawa Australia:Canberra "
+    for pair in "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna Greece:Athens "
+    "Poland:Warsaw Hungary:Budapest Norway:Oslo "
+    "Sweden:Stockholm Finland:Helsinki Denmark:Copenhagen Ireland:Dublin Belgium:Brussels Russia:Moscow "
+    "Ukraine:Kyiv Romania:Bucharest Bulgaria:Sofia "
+    "Croatia:Zagreb Serbia:Belgrade Turkey:Ankara Egypt:Cairo Kenya:Nairobi Ghana:Accra Morocco:Rabat "
+    "Japan:Tokyo China:Beijing India:Delhi "
+    "Thailand:Bangkok Vietnam:Hanoi Iran:Tehran Iraq:Baghdad Nepal:Kathmandu Cuba:Havana Peru:Lima "
+    "Chile:Santiago Canada:Ottawa Australia:Canberra "
     "Colombia:Bogota".split()
 )
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()

@@ -274,7 +274,8 @@ def causal(run: Any) -> go.Figure:
         aspect=0.7,
         share_y=False,
         share_x=False,
-        note=f"Dotted: the unedited model. Random directions: mean and range over draws. One token's state in one layer is edited{where}.",
+        note=f"Dotted: the unedited model. Random directions: mean and range over draws. One token's state in one "
+        f"layer is edited{where}.",
         interval=INTERVAL,
         n=int(frame["n"].max()) if "n" in frame.columns else None,
     )

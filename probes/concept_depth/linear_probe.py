@@ -1,12 +1,14 @@
 """L2-regularised logistic regression for all layers at once, converged to the unique optimum.
 
-The objective is scikit-learn's `LogisticRegression(C=c)`: ½‖w‖² + c · Σ log(1 + exp(-±(w·x + b))), intercept unpenalised, which
-is Eq. 1-2 of Jin et al. (arXiv 2404.07066) up to a factor. It is 1-strongly convex in w, so the gradient bounds the distance to
-the optimum, ‖w - w*‖ ≤ ‖∇_w‖: the solver stops on that certificate and reports it, instead of on an iteration limit.
+The objective is scikit-learn's `LogisticRegression(C=c)`: ½‖w‖² + c · Σ log(1 + exp(-±(w·x + b))), intercept
+unpenalised, which is Eq. 1-2 of Jin et al. (arXiv 2404.07066) up to a factor. It is 1-strongly convex in w, so the
+gradient bounds the distance to the optimum, ‖w - w*‖ ≤ ‖∇_w‖: the solver stops on that certificate and reports it,
+instead of on an iteration limit.
 
-Newton's method: features are centred and scaled to a Hessian of unit diagonal (exact changes of variables, they tame massive
-dimensions); gradients are float64; the Hessian is factorised in float32 where that is stable and reused as the preconditioner of
-a few conjugate-gradient steps until it is stale. With fewer rows than features the problem is solved in the span of the rows.
+Newton's method: features are centred and scaled to a Hessian of unit diagonal (exact changes of variables, they tame
+massive dimensions); gradients are float64; the Hessian is factorised in float32 where that is stable and reused as the
+preconditioner of a few conjugate-gradient steps until it is stale. With fewer rows than features the problem is solved
+in the span of the rows.
 """
 
 from __future__ import annotations
@@ -56,18 +58,20 @@ def fit(
     device: torch.device | str | None = None,
     check: Callable[[], None] | None = None,
 ) -> LinearProbes:
-    """Fit one probe per layer. features [L][n, d] (tensor or list of tensors, any float dtype, CPU or CUDA), labels [n] of 0 and 1.
+    """Fit one probe per layer. features [L][n, d] (tensor or list of tensors, any float dtype, CPU or CUDA), labels [n]
+    of 0 and 1.
 
-    `c`: inverse strength of the penalty, as in scikit-learn. `standardize`: divide by the standard deviation of these rows first
-    (after centring, which changes nothing). `device`: where to solve (default: where the features are). `check` is called between
-    chunks of layers and may raise.
-    Raises InputError for one class only, or NaN or infinite features (naming the layer)."""
+    `c`: inverse strength of the penalty, as in scikit-learn. `standardize`: divide by the standard deviation of these
+    rows first (after centring, which changes nothing). `device`: where to solve (default: where the features are).
+    `check` is called between chunks of layers and may raise. Raises InputError for one class only, or NaN or infinite
+    features (naming the layer)."""
     labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
     if c <= 0:
         raise InputError(f"The inverse penalty c must be above 0, not {c}.")
     if len(features) == 0 or features[0].shape[0] != len(labels):
         raise InputError(
-            f"The features have {0 if len(features) == 0 else features[0].shape[0]} rows and there are {len(labels)} labels."
+            f"The features have {0 if len(features) == 0 else features[0].shape[0]} rows and there are "
+            f"{len(labels)} labels."
         )
     found = set(labels.unique().tolist())
     if not found <= {0.0, 1.0}:
@@ -118,7 +122,8 @@ def _fit_chunk(x, y, c, standardize, tolerance, max_iter):
 
 
 def _newton(x, y, c, tolerance, max_iter):
-    """Minimise the objective for centred x [b, n, d]; → w [b, d], b [b], iterations [b], certified relative error [b]."""
+    """Minimise the objective for centred x [b, n, d]; → w [b, d], b [b], iterations [b], certified relative error
+    [b]."""
     b, n, d = x.shape
     scale = (1 + c / 4 * x.square().sum(1)).rsqrt()  # unit diagonal of the Hessian at w = 0
     # theta = (w / scale, intercept): the last column is the intercept's, unpenalised
@@ -180,8 +185,8 @@ def times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 
 
 def _factorise(a, a32, weight, penalty, c):
-    """Cholesky factor [b, d+1, d+1] of the Hessian, in float32 (half the time; it is only a preconditioner) or, where that is
-    not positive definite or not asked for, in float64."""
+    """Cholesky factor [b, d+1, d+1] of the Hessian, in float32 (half the time; it is only a preconditioner) or, where
+    that is not positive definite or not asked for, in float64."""
     if a32 is not None:
         half = a32 * (c * weight).sqrt().float()[..., None]
         hessian = torch.bmm(half.mT, half)
@@ -227,7 +232,8 @@ def _direction(a32, weight, penalty, c, gradient, factor, fresh):
 
 
 def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 of class 1 and of class 0, ROC-AUC of scores [L, n] against labels [n]; each [L]. AUC is NaN for one class."""
+    """Accuracy, F1 of class 1 and of class 0, ROC-AUC of scores [L, n] against labels [n]; each [L]. AUC is NaN for one
+    class."""
     labels = np.asarray(labels).astype(bool)
     guess = scores > 0
     hit = (guess & labels).sum(1)
@@ -242,7 +248,8 @@ def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def resample_counts(n: int, *, units: np.ndarray | None = None, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of n test rows is in each bootstrap resample, [draws, n]; with `units` [n] whole groups are resampled."""
+    """How often each of n test rows is in each bootstrap resample, [draws, n]; with `units` [n] whole groups are
+    resampled."""
     groups = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
     size = int(groups.max()) + 1
     index = rng.integers(0, size, (draws, size)) + np.arange(draws)[:, None] * size
@@ -250,7 +257,8 @@ def resample_counts(n: int, *, units: np.ndarray | None = None, draws: int, rng:
 
 
 def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L]. NaN where a resample lacks a class."""
+    """Accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L]. NaN where a resample
+    lacks a class."""
     labels = np.asarray(labels).astype(bool)
     guess = scores > 0
     total, ones = counts.sum(1, keepdims=True), counts @ labels[:, None]
@@ -272,10 +280,11 @@ def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
 def auc_of_folds(
     scores: np.ndarray, labels: np.ndarray, counts: np.ndarray, starts: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the folds' AUC [L] and the same in each resample [draws, L], for scores [L, n] whose fold k is the columns starts[k]:starts[k+1].
+    """Mean of the folds' AUC [L] and the same in each resample [draws, L], for scores [L, n] whose fold k is the
+    columns starts[k]:starts[k+1].
 
-    Scores of different probes are not on one scale, so neither number can come from the pooled scores. A resample in which a fold lacks a class
-    is the mean of the others."""
+    Scores of different probes are not on one scale, so neither number can come from the pooled scores. A resample in
+    which a fold lacks a class is the mean of the others."""
     parts = [slice(a, b) for a, b in zip(starts, starts[1:])]
     mean = np.mean([metrics(scores[:, part], labels[part])["auc"] for part in parts], axis=0)
     drawn = np.stack([resampled_metrics(scores[:, part], labels[part], counts[:, part])["auc"] for part in parts])

@@ -1,22 +1,26 @@
-"""Data selection (MONA): rank a pool of training samples by the sparse features they share with a few examples of a task.
+"""Data selection (MONA): rank a pool of training samples by the sparse features they share with a few examples of a
+task.
 
 Ma et al., Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations (arXiv 2503.15573).
-Each sample is the mean, over its tokens, of its sparse-autoencoder features at one site; a target is the mean of its examples; the
-score is the generalised Jaccard similarity of the two; the samples that score highest are selected (5 % by default).
+Each sample is the mean, over its tokens, of its sparse-autoencoder features at one site; a target is the mean of its
+examples; the score is the generalised Jaccard similarity of the two; the samples that score highest are selected (5 %
+by default).
 
-The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded once, tokens are
-encoded in batches, and only the entries that are not zero are compared: activations and features never pile up, and what grows with the
-pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes on with the next part of the pool. Scores have intervals
-over resampled examples of the target; those of precision are over selected rows.
-Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not say; their norm dominates the sums);
-identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the paper: `prototype`
-max or subtask, `tokens` prompt or response, containment. BM25 scores are averaged over the examples of a target, as the features are.
+The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded
+once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features never
+pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes on with
+the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are over
+selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not say; their
+norm dominates the sums); identical token sequences are computed once and score the same; equal scores keep the order of
+the file. Not in the paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are
+averaged over the examples of a target, as the features are.
 
-Does it select better? Not where we could measure it. On the organism's pool (nine topics that share words) and on 601 rows of GSM8K,
-Dolly and three BBH tasks, which the organism cannot read, features select far better than chance, but not better than raw neurons, the
-hidden state or BM25 (tests/studies/selection.json: every method and similarity, 5 % selected, with intervals). Labels that follow from
-words favour BM25; a model that reads the text may differ. A run names the baselines that its features do not beat (`not_better_than`
-in the summary). With aggregate=sum the selected rows have about the target's length, with mean they are longer, as in Table 7.
+Does it select better? Not where we could measure it. On the organism's pool (nine topics that share words) and on 601
+rows of GSM8K, Dolly and three BBH tasks, which the organism cannot read, features select far better than chance, but
+not better than raw neurons, the hidden state or BM25 (tests/studies/selection.json: every method and similarity, 5 %
+selected, with intervals). Labels that follow from words favour BM25; a model that reads the text may differ. A run
+names the baselines that its features do not beat (`not_better_than` in the summary). With aggregate=sum the selected
+rows have about the target's length, with mean they are longer, as in Table 7.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ BIBTEX = """@inproceedings{ma2025mona,
   booktitle={Advances in Neural Information Processing Systems},
   year={2025},
   note={arXiv:2503.15573}
-}"""
+}"""  # noqa: E501
 METHODS = ("bm25", "neurons", "hidden", "random")
 RANDOM_DRAWS = 5  # of the baseline `random`, whose numbers are their means
 LOW_VARIANCE = 0.5  # explained variance below which the features are not to be trusted
@@ -66,12 +70,14 @@ DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are 
 class Config:
     target: tuple[str, ...] = option(
         ("default",),
-        "files with examples of the task, one target each, named like the file; default: those of the organism, also by name (sea, music)",
+        "files with examples of the task, one target each, named like the file; default: those of the "
+        "organism, also by name (sea, music)",
         file=True,
     )
     sae: str = option(
         "default",
-        "the sparse autoencoder: a folder, owner/repository:folder, or release:id; default: the one that ships with the model; none: only baselines",
+        "the sparse autoencoder: a folder, owner/repository:folder, or release:id; default: the one that "
+        "ships with the model; none: only baselines",
         file=True,
     )
     site: str = option(
@@ -101,7 +107,8 @@ class Config:
     )
     baselines: tuple[str, ...] = option(
         METHODS,
-        "other rankings to compare with: bm25, neurons (TopK of the MLP gate), hidden (cosine of the residual stream), random",
+        "other rankings to compare with: bm25, neurons (TopK of the MLP gate), hidden (cosine of the residual "
+        "stream), random",
         choices=METHODS,
     )
     ratios: tuple[float, ...] = option(
@@ -166,7 +173,8 @@ def validate(config: Config, data: Path | None) -> None:
         there = recorded_site(find(config.sae))
         if site is not None and there is not None and there != site:
             raise InputError(
-                f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features mean nothing there."
+                f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features "
+                f"mean nothing there."
             )
 
 
@@ -182,7 +190,8 @@ def _material(config: Config, model: str) -> dict[str, Path]:
 @probe(
     "data-selection",
     title="Data selection",
-    summary="Which samples of a pool look like a task inside the model, in sparse-autoencoder features, and why each was chosen.",
+    summary="Which samples of a pool look like a task inside the model, in sparse-autoencoder features, and why each "
+    "was chosen.",
     tables={
         "scores": ("row", "target", "score", "rank", "selected"),
         "features": ("target", "feature", "weight", "density"),
@@ -215,7 +224,8 @@ def run(model, config: Config, context: Context) -> Result:
     Raises InputError for an autoencoder that does not fit the model and for targets without any active feature."""
     if context.engine != "hf":
         raise InputError(
-            "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it with --engine hf."
+            "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it "
+            "with --engine hf."
         )
     reader = _reader(model, config, context)
     frame = read_samples(context.data, what="pool", tokens=config.tokens)
@@ -270,7 +280,8 @@ def run(model, config: Config, context: Context) -> Result:
                 else ""
             )
             raise InputError(
-                f"Without {without}rows that do not count, {len(allowed[t])} pool rows are left, fewer than the {size} to select."
+                f"Without {without}rows that do not count, {len(allowed[t])} pool rows are left, fewer than "
+                f"the {size} to select."
             )
     main = reader.main
     orders = {
@@ -285,7 +296,8 @@ def run(model, config: Config, context: Context) -> Result:
         for t, name in enumerate(targets):
             if method != "random" and (tied := undecided(found[:, t], orders[method][0][t], size)) > max(2, size / 2):
                 context.warn(
-                    f"{tied} pool rows have the same {method} score for the target {name}, and only some of them are selected: the order of the file decides which."
+                    f"{tied} pool rows have the same {method} score for the target {name}, and only some of "
+                    f"them are selected: the order of the file decides which."
                 )
     tables = _score_tables(
         frame, pool, list(targets), scores[main], spread, orders[main][0], allowed, size, duplicate, labels
@@ -331,12 +343,14 @@ def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: C
     )
     if found.cut:
         context.warn(
-            f"{found.cut} of {len(found)} rows of the {what} are longer than the model's context of {model.context_length} tokens and were cut there."
+            f"{found.cut} of {len(found)} rows of the {what} are longer than the model's context of "
+            f"{model.context_length} tokens and were cut there."
         )
     if lost := int((found.counted == 0).sum()):
         where = "they are not scored and never selected" if what == "pool" else "they are left out"
         context.warn(
-            f"{lost} of {len(found)} rows of the {what} have no token that counts (tokens={config.tokens}, within the context); {where}."
+            f"{lost} of {len(found)} rows of the {what} have no token that counts (tokens={config.tokens}, "
+            f"within the context); {where}."
         )
     return found
 
@@ -355,7 +369,8 @@ def _reader(model, config: Config, context: Context) -> Reader:
         shipped = shipped_sae(model.name)
         if shipped is None:
             raise InputError(
-                f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give sae=FOLDER, or sae=none for the baselines."
+                f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give "
+                f"sae=FOLDER, or sae=none for the baselines."
             )
         source = str(shipped)
     loaded = None
@@ -391,9 +406,10 @@ def _reader(model, config: Config, context: Context) -> Reader:
 def _prototypes(
     reader: Reader, examples: dict[str, Samples], tables: dict[str, pl.DataFrame], config: Config, context: Context
 ):
-    """({method: [P, width] float64}, what resampling needs, target of each prototype [P]): the mean of a target's examples, or one per
-    example or subtask. For `max`, how often an example is drawn: one array [B, P of the target] per target; otherwise, and for the main
-    method only, the prototypes of resampled examples: one tensor [B, P of the target, width] in float32 per target (None: one example)."""
+    """({method: [P, width] float64}, what resampling needs, target of each prototype [P]): the mean of a target's
+    examples, or one per example or subtask. For `max`, how often an example is drawn: one array [B, P of the target]
+    per target; otherwise, and for the main method only, the prototypes of resampled examples: one tensor [B, P of the
+    target, width] in float32 per target (None: one example)."""
     import torch
 
     found: dict[str, list] = {}
@@ -479,8 +495,9 @@ def _score_pool(
     config: Config,
     context: Context,
 ):
-    """({method: scores [N, targets]}, {low, high, draws} of the main method, facts about the features): equal samples are computed once,
-    in resumable parts whose facts are added up as they come. Rows in which nothing counts score NaN."""
+    """({method: scores [N, targets]}, {low, high, draws} of the main method, facts about the features): equal samples
+    are computed once, in resumable parts whose facts are added up as they come. Rows in which nothing counts score
+    NaN."""
     first: dict[bytes, int] = {}
     for key, counted in zip(pool.keys, pool.counted):
         if counted:
@@ -491,7 +508,8 @@ def _score_pool(
     keep = len(rows) * n_targets * config.resamples <= DRAWS_KEPT
     if not keep and any(r is not None for r in resampled):
         context.warn(
-            f"There is no selected_share: {len(rows):,} samples × {n_targets} targets × {config.resamples} resamples are too many to keep; lower resamples for it."
+            f"There is no selected_share: {len(rows):,} samples × {n_targets} targets × {config.resamples} "
+            f"resamples are too many to keep; lower resamples for it."
         )
     found: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
@@ -545,8 +563,8 @@ def _score_part(
     config: Config,
     context: Context,
 ) -> dict[str, np.ndarray]:
-    """Scores of some pool samples, and sums over their tokens, each sample as many `times` as it is in the pool: how often features
-    fire, how well the activations are rebuilt, where the wanted features fire most."""
+    """Scores of some pool samples, and sums over their tokens, each sample as many `times` as it is in the pool: how
+    often features fire, how well the activations are rebuilt, where the wanted features fire most."""
     import torch
 
     from workbench.sae.features import column_of
@@ -644,7 +662,8 @@ def _keep_highest(facts: dict[str, Any], part: dict[str, np.ndarray], n: int) ->
 
 
 def _highest(values: np.ndarray, n: int) -> np.ndarray:
-    """Columns of the n largest of each row, to three digits: texts that begin alike have the same peak but for rounding, and the first counts."""
+    """Columns of the n largest of each row, to three digits: texts that begin alike have the same peak but for
+    rounding, and the first counts."""
     mantissa, exponent = np.frexp(values)
     return np.argsort(-np.ldexp(np.round(mantissa, 3), exponent), axis=1, kind="stable")[:, :n]
 
@@ -722,9 +741,11 @@ def _density(rows: list[dict], wanted: list[int], facts: dict[str, np.ndarray]) 
 
 
 def _quality(reader: Reader, model, facts: dict[str, np.ndarray], context: Context) -> pl.DataFrame:
-    """Mean active features per token, explained variance, features that never fire: over every token of the pool that counts.
+    """Mean active features per token, explained variance, features that never fire: over every token of the pool that
+    counts.
 
-    `loss_recovered_training` is of the autoencoder's training report, and only where it was trained on these weights."""
+    `loss_recovered_training` is of the autoencoder's training report, and only where it was trained on these
+    weights."""
     schema = {
         "site": pl.String,
         "l0": pl.Float64,
@@ -743,7 +764,8 @@ def _quality(reader: Reader, model, facts: dict[str, np.ndarray], context: Conte
     if explained is not None and not explained >= LOW_VARIANCE:
         worse = ", less than the mean of the activations does" if explained < 0 else ""
         context.warn(
-            f"The sparse autoencoder explains {explained:.2g} of the variance of these activations{worse}: its features do not describe this model on this pool, "
+            f"The sparse autoencoder explains {explained:.2g} of the variance of these activations{worse}: "
+            f"its features do not describe this model on this pool, "
             "and the selection cannot be trusted."
         )
     known = (

@@ -1,4 +1,5 @@
-"""Figures of the data-selection probe: what was chosen, by which features, and how well against other ways to choose."""
+"""Figures of the data-selection probe: what was chosen, by which features, and how well against other ways to
+choose."""
 
 from __future__ import annotations
 
@@ -97,7 +98,10 @@ def precision(run: Any) -> go.Figure:
     note = "Dotted: share of such rows in the pool." if "base_rate" in frame.columns else ""
     if rivals := (run.summary or {}).get("not_better_than"):
         names_of = ", ".join(_method(m) for m in str(rivals).split(", "))
-        note = f"{note} SAE features do not select better than {names_of} here: the interval of the difference reaches zero.".strip()
+        note = (
+            f"{note} SAE features do not select better than {names_of} here: the interval of the difference "
+            f"reaches zero."
+        ).strip()
     ratios = sorted(set(frame["ratio"].to_list()))
     if len(ratios) > 1:
         fig = sheet(
@@ -287,7 +291,8 @@ def features(run: Any) -> go.Figure:
 
 
 def cards(run: Any) -> go.Figure:
-    """The heaviest features: how often they fire, the passages that they fire on, and the tokens that they make more likely."""
+    """The heaviest features: how often they fire, the passages that they fire on, and the tokens that they make more
+    likely."""
     frame = need(run, "passages", ("feature", "place", "tokens", "activation"))
     weights = need(run, "features", ("feature", "weight"))
     density = dict(weights.select("feature", "density").iter_rows()) if "density" in weights.columns else {}
@@ -525,7 +530,8 @@ def _explained(run: Any) -> dict[Any, str]:
 
 
 def _peak(row: dict) -> tuple[int, str]:
-    """(index, token) of the strongest token of a passage; ``peak`` counts from the beginning of the text, as ``start`` does."""
+    """(index, token) of the strongest token of a passage; ``peak`` counts from the beginning of the text, as ``start``
+    does."""
     tokens = row["tokens"] or [""]
     index = (row.get("peak") or 0) - (row.get("start") or 0)
     index = index if 0 <= index < len(tokens) else 0

@@ -24,7 +24,8 @@ def distances(rows: Rows, *, check: Callable[[], None] | None = None) -> np.ndar
 
 
 def layout(rows: Rows, *, seed: int, check: Callable[[], None] | None = None) -> np.ndarray:
-    """UMAP of sparse rows under the generalised Jaccard distance, [n, 2]; the same for the same seed. Needs at least four rows."""
+    """UMAP of sparse rows under the generalised Jaccard distance, [n, 2]; the same for the same seed. Needs at least
+    four rows."""
     import warnings
 
     import umap

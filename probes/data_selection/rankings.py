@@ -1,4 +1,5 @@
-"""Rankings of one pool by several methods: how many rows are of the wanted kind, how alike the choices are, how long the rows."""
+"""Rankings of one pool by several methods: how many rows are of the wanted kind, how alike the choices are, how long
+the rows."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ def ranked(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def resample_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray | None:
-    """How often each of n examples is drawn, [draws, n]: as many as there are, with replacement, within each group; None where no
-    group has two."""
+    """How often each of n examples is drawn, [draws, n]: as many as there are, with replacement, within each group;
+    None where no group has two."""
     if n < 2 or not draws or np.bincount(group).max() < 2:
         return None
     out = np.zeros((draws, n), np.int64)
@@ -52,7 +53,8 @@ def resample_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Genera
 
 
 def selected_share(draws: np.ndarray, allowed: np.ndarray, size: int) -> np.ndarray:
-    """Share of the resamples (scores [N, B]) in which each row is among the `size` best allowed ones; NaN for the others, and without scores."""
+    """Share of the resamples (scores [N, B]) in which each row is among the `size` best allowed ones; NaN for the
+    others, and without scores."""
     out = np.full(len(draws), np.nan)
     if not np.isnan(draws[allowed]).all():
         times = np.zeros(len(draws), np.int64)
@@ -63,14 +65,16 @@ def selected_share(draws: np.ndarray, allowed: np.ndarray, size: int) -> np.ndar
 
 
 def undecided(scores: np.ndarray, order: np.ndarray, size: int) -> int:
-    """How many rows score what the last of the `size` selected ones scores, where some of them are not selected; else 0."""
+    """How many rows score what the last of the `size` selected ones scores, where some of them are not selected; else
+    0."""
     if size >= len(order) or scores[order[size - 1]] != scores[order[size]]:
         return 0
     return int((scores[order] == scores[order[size]]).sum())
 
 
 def bm25(pool: Sequence[str], queries: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """BM25 score of every text of the pool for each target, the mean over the target's examples as queries: [N, targets]."""
+    """BM25 score of every text of the pool for each target, the mean over the target's examples as queries: [N,
+    targets]."""
     import bm25s
 
     def words(texts: Sequence[str]) -> list[list[str]]:
@@ -102,10 +106,10 @@ def compare(
 ) -> dict[str, pl.DataFrame]:
     """Tables `selections`, `precision`, `overlap` and `lengths` of every method at every size.
 
-    scores[method] [N, targets]; orders[method][draw][target] the rows, best first (one draw of every method but `random`, whose
-    numbers are means over its draws; `selections` holds the first); sizes ratio → number of rows; `lengths` [N] tokens that count;
-    `labels` (label of each row, label of each target). Precision has a Wilson interval over all its draws; overlap is the share of
-    common rows, `expected` what two random choices share."""
+    scores[method] [N, targets]; orders[method][draw][target] the rows, best first (one draw of every method but
+    `random`, whose numbers are means over its draws; `selections` holds the first); sizes ratio → number of rows;
+    `lengths` [N] tokens that count; `labels` (label of each row, label of each target). Precision has a Wilson interval
+    over all its draws; overlap is the share of common rows, `expected` what two random choices share."""
     deepest = max(sizes.values())
     selections, precision, overlap, length = [], [], [], []
     for t, name in enumerate(names):
@@ -181,11 +185,13 @@ def compare(
 
 
 def verdict(precision: pl.DataFrame, main: str, rng: Callable[[str], np.random.Generator]) -> dict[str, Any]:
-    """Mean precision over targets of every method, and what `main` has more than each other one, from the rows of `precision` at one size.
+    """Mean precision over targets of every method, and what `main` has more than each other one, from the rows of
+    `precision` at one size.
 
-    {"precision_METHOD": {value, low, high, n}, "MAIN_minus_METHOD": …}; n is the number of selected rows. Two intervals are made, and the
-    wider ends count: over selected rows (Wilson; Newcombe for a difference, as if the two selections were independent), which one
-    target or equal precisions cannot shrink to nothing, and, with several targets, a bootstrap over targets."""
+    {"precision_METHOD": {value, low, high, n}, "MAIN_minus_METHOD": …}; n is the number of selected rows. Two intervals
+    are made, and the wider ends count: over selected rows (Wilson; Newcombe for a difference, as if the two selections
+    were independent), which one target or equal precisions cannot shrink to nothing, and, with several targets, a
+    bootstrap over targets."""
     out: dict[str, Any] = {}
     by_method = {
         m: precision.filter(pl.col("method") == m).sort("target")

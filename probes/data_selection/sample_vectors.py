@@ -1,4 +1,5 @@
-"""One vector per sample: sparse features, sparse neurons and the hidden state of its tokens, as their mean, their sum or the last one."""
+"""One vector per sample: sparse features, sparse neurons and the hidden state of its tokens, as their mean, their sum
+or the last one."""
 
 from __future__ import annotations
 
@@ -42,10 +43,11 @@ class Reader:
     def read(
         self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray], context: Context
     ) -> Iterator[tuple[list[int], dict[str, Any], Any, Any, Any]]:
-        """Yield (row indices, {method: one vector per sample}, activations of the counted tokens, their sparse rows, their owners).
+        """Yield (row indices, {method: one vector per sample}, activations of the counted tokens, their sparse rows,
+        their owners).
 
-        What all samples begin with is read and encoded once: it comes first, without row indices, and is in every sample's vector, but not
-        among the tokens that come with it."""
+        What all samples begin with is read and encoded once: it comes first, without row indices, and is in every
+        sample's vector, but not among the tokens that come with it."""
         last = self.aggregate == "last"
         sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
         begun = None if self.edits or last else beginning(self.model, ids, sites, size=_alike(masks))
@@ -110,7 +112,8 @@ class Reader:
                 out["hidden"] = total.index_add_(0, whose, flat) / per[:, None]
                 if not bool(out["hidden"].isfinite().all()):
                     raise InputError(
-                        f"The activations of {self.model.name} at {self.site} are NaN or infinite on a sample; load the model in bfloat16 or float32."
+                        f"The activations of {self.model.name} at {self.site} are NaN or infinite on a "
+                        f"sample; load the model in bfloat16 or float32."
                     )
             context.count(tokens=batch.tokens, forwards=1)
             yield indices, out, x, rows.get("sae"), owner

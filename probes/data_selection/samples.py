@@ -1,4 +1,5 @@
-"""Training samples as a model reads them: `text`, or `prompt` and `response` in a template, and which of their tokens count."""
+"""Training samples as a model reads them: `text`, or `prompt` and `response` in a template, and which of their tokens
+count."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def target_files(entries: Sequence[str]) -> dict[str, Path]:
             path = shipped[entry]
         elif not path.exists() and not path.suffix:
             raise InputError(
-                f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of {', '.join(shipped)}."
+                f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of "
+                f"{', '.join(shipped)}."
             )
         if path.stem in found:
             raise InputError(f"Two targets are called '{path.stem}'; rename a file.")
@@ -48,7 +50,8 @@ def target_files(entries: Sequence[str]) -> dict[str, Path]:
 class Samples:
     """Token ids of samples, which tokens count, a key that equal samples share, and how many were cut to the context.
 
-    Held as small as it goes, because it grows with the pool: 4 bytes a token, 1 for whether it counts, and 16 a sample for its key."""
+    Held as small as it goes, because it grows with the pool: 4 bytes a token, 1 for whether it counts, and 16 a sample
+    for its key."""
 
     ids: list[np.ndarray]  # int32 [length]
     masks: list[np.ndarray]  # bool [length]
@@ -118,7 +121,8 @@ def tokenize(
     template: str = "{prompt} {response}",
     check: Callable[[], None] | None = None,
 ) -> Samples:
-    """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with `specials`.
+    """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with
+    `specials`.
 
     A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
     Raises InputError when that is so for every row."""
@@ -137,7 +141,8 @@ def tokenize(
     out = Samples(ids, masks, cut)
     if not out.counted.any():
         raise InputError(
-            f"The {what}: no token of any row counts (tokens={tokens}); all are empty or beyond the context of {model.context_length}."
+            f"The {what}: no token of any row counts (tokens={tokens}); all are empty or beyond the context "
+            f"of {model.context_length}."
         )
     return out
 
@@ -188,7 +193,8 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
     start += len(response) - len(response.lstrip()) if text[start:].startswith(response) else 0  # some templates strip
     if not found or not text.startswith(before) or not text[start:].startswith(response.strip()):
         raise InputError(
-            f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and {{response}}."
+            f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and "
+            f"{{response}}."
         )
     return text, start
 
@@ -196,11 +202,11 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
 def labels_of(
     frame: pl.DataFrame, targets: dict[str, pl.DataFrame], column: str
 ) -> tuple[tuple[np.ndarray, list[str]] | None, str]:
-    """((label of every pool row, label of each target) or None, what to warn of or ""). A target's label is its own in that column
-    ("auto": the first of LABELS), else its name.
+    """((label of every pool row, label of each target) or None, what to warn of or ""). A target's label is its own in
+    that column ("auto": the first of LABELS), else its name.
 
-    None for the column "none", where there is no such column, and where no pool row is of any target. A target without a row in the
-    pool has no precision: with "auto" that is a warning, for a column that was asked for an InputError."""
+    None for the column "none", where there is no such column, and where no pool row is of any target. A target without
+    a row in the pool has no precision: with "auto" that is a warning, for a column that was asked for an InputError."""
     plain = [c for c, kind in frame.schema.items() if not kind.is_nested()]
     name = next((c for c in LABELS if c in plain), None) if column == "auto" else column
     if name is None or name == "none":
@@ -222,7 +228,10 @@ def labels_of(
     said = ""
     if lost:
         some = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-        said = f"There is no precision for {', '.join(lost)}: no pool row has that label in the column '{name}', which holds {some}."
+        said = (
+            f"There is no precision for {', '.join(lost)}: no pool row has that label in the column '{name}', "
+            f"which holds {some}."
+        )
         if column != "auto":
             raise InputError(
                 f"{said[:-1]}; name the target after a label, give it the column '{name}', or set label=none."
@@ -233,7 +242,8 @@ def labels_of(
                 None,
                 (
                     said,
-                    f"{empty} of {len(label)} pool rows have no label in the column '{name}'; precision counts them as of no target.",
+                    f"{empty} of {len(label)} pool rows have no label in the column '{name}'; precision "
+                    f"counts them as of no target.",
                 ),
             )
         )

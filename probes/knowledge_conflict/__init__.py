@@ -1,23 +1,27 @@
-"""Knowledge conflict: which heads pull towards what the model memorised, which towards what the prompt says, and what pruning them does.
+"""Knowledge conflict: which heads pull towards what the model memorised, which towards what the prompt says, and what
+pruning them does.
 
-Jin et al., Cutting Off the Head Ends the Conflict (PH3, arXiv 2402.18154, Findings of ACL 2024). The paper's abstract and the follow-up
-JuICE (ICML 2025, text and code) could be read, the paper's body could not: what follows is our specification of it, not a verified
-reproduction. Verified: late heads recall the attribute from memory or fetch it from the context; they are scored by path patching and
-pruned by zeroing their output, k of {1, 3, 5, 7, 9, 15} chosen on a validation split.
+Jin et al., Cutting Off the Head Ends the Conflict (PH3, arXiv 2402.18154, Findings of ACL 2024). The paper's abstract
+and the follow-up JuICE (ICML 2025, text and code) could be read, the paper's body could not: what follows is our
+specification of it, not a verified reproduction. Verified: late heads recall the attribute from memory or fetch it from
+the context; they are scored by path patching and pruned by zeroing their output, k of {1, 3, 5, 7, 9, 15} chosen on a
+validation split.
 
-An item has a clean prompt, a prompt that contradicts the fact, a_m (first token of the true answer) and a_c (of the contradiction).
-Step A sets attention or MLP outputs at the last position to zero over windows of layers, and cuts attention from there to the names.
-Step B puts each head's last output on a corrupted prompt (other names, equal length) in place of its own. `variant=direct` freezes all
-else, `direct_mlp` lets MLPs react, `total` everything. Importance is the loss of log p: I = log p_before(a) − log p_patched(a); the
-normaliser cancels in I_memory − I_context, so heads are ranked by the change of logit(a_m) − logit(a_c). Step C estimates the total
-effect from gradients, and is compared with the direct and the total one. Step D prunes the best heads of each side, against random
-heads of the same layers. Roles depend on the kind of conflict: `groups` and `head_groups` report by the file's source, relation, form.
+An item has a clean prompt, a prompt that contradicts the fact, a_m (first token of the true answer) and a_c (of the
+contradiction). Step A sets attention or MLP outputs at the last position to zero over windows of layers, and cuts
+attention from there to the names. Step B puts each head's last output on a corrupted prompt (other names, equal length)
+in place of its own. `variant=direct` freezes all else, `direct_mlp` lets MLPs react, `total` everything. Importance is
+the loss of log p: I = log p_before(a) − log p_patched(a); the normaliser cancels in I_memory − I_context, so heads are
+ranked by the change of logit(a_m) − logit(a_c). Step C estimates the total effect from gradients, and is compared with
+the direct and the total one. Step D prunes the best heads of each side, against random heads of the same layers. Roles
+depend on the kind of conflict: `groups` and `head_groups` report by the file's source, relation, form.
 
-Choices of ours: a head counts for a side if its interval excludes zero on that side (never with fewer than five items); lists for
-pruning hold every head on the right side of zero, so that they can be shorter than k; k = 0 is a choice too, and k may cost at most
-`max_clean_drop` of clean accuracy on validation (1 = JuICE's rule); an answer that names both sides counts for the one it names first;
-a subject is in one split only; the names of a corrupted prompt are those of other items of the same relation. Left out: corruption by
-Gaussian noise on the names' embeddings, exact match for open-domain QA with retrieved passages.
+Choices of ours: a head counts for a side if its interval excludes zero on that side (never with fewer than five items);
+lists for pruning hold every head on the right side of zero, so that they can be shorter than k; k = 0 is a choice too,
+and k may cost at most `max_clean_drop` of clean accuracy on validation (1 = JuICE's rule); an answer that names both
+sides counts for the one it names first; a subject is in one split only; the names of a corrupted prompt are those of
+other items of the same relation. Left out: corruption by Gaussian noise on the names' embeddings, exact match for
+open-domain QA with retrieved passages.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ BIBTEX = """@inproceedings{jin2024cutting,
   booktitle={Findings of the Association for Computational Linguistics: ACL 2024},
   pages={1193--1215},
   year={2024}
-}"""
+}"""  # noqa: E501
 ESSAYS = Path(__file__).parents[1] / "essays.txt"  # plain English, on no subject in particular
 ROLES = {"memory": "context", "context": "memory"}  # heads pruned -> the answer that this is meant to bring
 NOISE = 1e-3  # effects below this share of the largest are rounding, not a role
@@ -74,7 +78,8 @@ class Config:
     prune_k: tuple[int, ...] = option((1, 3, 5, 7, 9, 15), "how many heads of a side to prune", low=1)
     ablation: str = option(
         "zero",
-        "what pruning does to a head: zero output (the paper), mean output over the validation prompts, uniform attention",
+        "what pruning does to a head: zero output (the paper), mean output over the validation prompts, "
+        "uniform attention",
         choices=("zero", "mean", "uniform"),
     )
     window: int = option(0, "layers in one window of step A; 0: an eighth of the model's layers", low=0)
@@ -83,7 +88,8 @@ class Config:
     )
     columns: tuple[str, ...] = option(
         (),
-        "names of the columns in the data file where they differ, as name:name in the file, e.g. subject:Subject,answer:Answer",
+        "names of the columns in the data file where they differ, as name:name in the file, e.g. "
+        "subject:Subject,answer:Answer",
     )
     metric: str = option(
         "logprob",
@@ -106,7 +112,8 @@ class Config:
     )
     neutral: str = option(
         "auto",
-        "text file (one text per line, or a table with a column text) for the perplexity of pruned models; auto: English essays that ship with the project, or what suits the tokenizer (see summary, neutral_text)",
+        "text file (one text per line, or a table with a column text) for the perplexity of pruned models; "
+        "auto: English essays that ship with the project, or what suits the tokenizer (see summary, neutral_text)",
         file=True,
     )
     mask: str = option(
@@ -132,7 +139,8 @@ def validate(config: Config, data: Path | None) -> None:
     for relation in config.test_relations:
         if relation not in known:
             raise InputError(
-                f"{data} has no relation '{relation}' to hold out for testing; it has {', '.join(sorted(map(str, known)))}."
+                f"{data} has no relation '{relation}' to hold out for testing; it has "
+                f"{', '.join(sorted(map(str, known)))}."
             )
     if config.neutral != "auto":
         read_table(config.neutral, required=("text",), what="neutral text")
@@ -166,7 +174,8 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
     for name, part in split.items():
         if not part:
             raise InputError(
-                f"{context.data}: no item is left for the split '{name}' (of {len(items)} that can be used); give more items, other shares or keep=all."
+                f"{context.data}: no item is left for the split '{name}' (of {len(items)} that can be used); "
+                f"give more items, other shares or keep=all."
             )
         if len(part) < FEW:
             what = {
@@ -175,7 +184,8 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
                 "test": "gains get no interval",
             }[name]
             context.warn(
-                f"The split '{name}' has only {len(part)} item{'s' if len(part) > 1 else ''}: {what}; give it at least {FEW}."
+                f"The split '{name}' has only {len(part)} item{'s' if len(part) > 1 else ''}: {what}; give it "
+                f"at least {FEW}."
             )
     return split
 
@@ -186,7 +196,8 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
 @probe(
     "knowledge-conflict",
     title="Knowledge conflict",
-    summary="Which heads follow memory and which follow the context when the two disagree, and how pruning them tips the balance.",
+    summary="Which heads follow memory and which follow the context when the two disagree, and how pruning them tips "
+    "the balance.",
     tables={
         "heads": (
             "layer",
@@ -322,7 +333,8 @@ def run(model, config: Config, context: Context) -> Result:
 
 
 def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[list[Item], dict]:
-    """The items whose greedy clean continuation names the answer (all of them for keep=all), and the share that is known."""
+    """The items whose greedy clean continuation names the answer (all of them for keep=all), and the share that is
+    known."""
     found = context.part("known", lambda: {"right": np.array(_clean_right(model, config, context, items, ()))})["right"]
     low, high = wilson(int(found.sum()), len(found))
     known = {"value": float(found.mean()), "low": low, "high": high, "n": len(found)}
@@ -331,7 +343,8 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
         return items, known
     if not found.any():
         raise InputError(
-            f"{context.data}: the model knows none of the {len(items)} items (its clean answers never name the truth); use keep=all to measure them anyway."
+            f"{context.data}: the model knows none of the {len(items)} items (its clean answers never name "
+            f"the truth); use keep=all to measure them anyway."
         )
     return [item for item, right in zip(items, found) if right], known
 
@@ -421,7 +434,8 @@ def _flow(model, config: Config, context: Context, items: Sequence[Item]) -> pl.
         for start in range(model.n_layers - width + 1):
             layers = range(start, start + width)
             p = context.part(
-                f"flow {component} {source} {start}", lambda: {"p": _probabilities(model, context, some, edits(layers))}
+                f"flow {component} {source} {start}",
+                lambda: {"p": _probabilities(model, context, some, edits(layers))},  # noqa: B023
             )["p"]  # noqa: B023
             delta = p - before[chosen]
             low, high = _interval(delta, config, context.rng(f"flow {component} {source} {start}"))
@@ -457,8 +471,8 @@ def _interval(values: np.ndarray, config: Config, rng: np.random.Generator) -> t
 def _effects(
     model, config: Config, context: Context, items: Sequence[Item]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Importances of every head for a_m and a_c per item, each [n, layers, H, 2] float32: by patching, for config.variant and for
-    "direct" and "total" where the architecture allows them; and by gradient."""
+    """Importances of every head for a_m and a_c per item, each [n, layers, H, 2] float32: by patching, for
+    config.variant and for "direct" and "total" where the architecture allows them; and by gradient."""
     from workbench.engine.patching import VARIANTS, attribution
 
     methods = {name: VARIANTS[name] for name in dict.fromkeys((config.variant, "direct", "total"))}
@@ -481,12 +495,13 @@ def _effects(
                     continue
                 out[name] = lost.reshape(shape).numpy()  # noqa: B023
             out["gradient"] = (
-                -attribution(model, ids, donors, tokens, metric=config.metric, **options).reshape(shape).numpy()
+                -attribution(model, ids, donors, tokens, metric=config.metric, **options).reshape(shape).numpy()  # noqa: B023
             )  # noqa: B023
             for name, lost in out.items():
                 if bad := [chunk[i].row for i in range(len(lost)) if not np.isfinite(lost[i]).all()]:  # noqa: B023
                     raise RunFailed(
-                        f"The {name} effects of heads are NaN or infinite on the items {bad[:5]}; load the model in bfloat16 or float32."
+                        f"The {name} effects of heads are NaN or infinite on the items {bad[:5]}; load the "
+                        f"model in bfloat16 or float32."
                     )
             context.count(prompts=2 * len(ids), tokens=2 * sum(map(len, ids)), forwards=2)  # noqa: B023
             return out
@@ -501,7 +516,8 @@ def _effects(
 def _head_table(
     model, config: Config, context: Context, found: dict[str, np.ndarray], gradient: np.ndarray
 ) -> pl.DataFrame:
-    """One row per head: mean importances, the score I_memory − I_context with its interval, and the role that it supports."""
+    """One row per head: mean importances, the score I_memory − I_context with its interval, and the role that it
+    supports."""
     effects = found[config.variant]
     score = effects[..., 0] - effects[..., 1]
     mean, slope, middle = (
@@ -580,7 +596,8 @@ def _head_groups(model, config: Config, context: Context, effects: np.ndarray, i
 
 
 def _gradient_ranks(config: Config, context: Context, heads: pl.DataFrame) -> dict:
-    """Spearman's correlation over heads of step C with step B: with config.variant, with the direct and with the total effect."""
+    """Spearman's correlation over heads of step C with step B: with config.variant, with the direct and with the total
+    effect."""
     out = {}
     for side in ROLES:
         named = {"": f"{side}_importance", "_direct": f"direct_{side}", "_total": f"total_{side}"}
@@ -600,7 +617,8 @@ def _gradient_ranks(config: Config, context: Context, heads: pl.DataFrame) -> di
 
 
 def _prune(model, config: Config, context: Context, split: dict[str, list[Item]], heads: pl.DataFrame):
-    """Prune the best k heads of each side and random ones: tables `pruning` (test), `validation`, `groups`, `answers`; the summary; the chosen heads."""
+    """Prune the best k heads of each side and random ones: tables `pruning` (test), `validation`, `groups`, `answers`;
+    the summary; the chosen heads."""
     from probes.knowledge_conflict.pruning import ablation, negative_log_likelihood, neutral_texts, random_draws
     from workbench.engine.edits import mean_head_outputs
 
@@ -620,12 +638,14 @@ def _prune(model, config: Config, context: Context, split: dict[str, list[Item]]
         )
         if len(controls[role, k]) < config.random_draws:
             context.warn(
-                f"The layers of the {k} {role} heads hold only {len(controls[role, k])} different sets of other heads; so many random draws were made for k = {k}."
+                f"The layers of the {k} {role} heads hold only {len(controls[role, k])} different sets of "
+                f"other heads; so many random draws were made for k = {k}."
             )
     seen: dict[tuple, pl.DataFrame] = {}
 
     def measure(name: str, chosen: tuple) -> pl.DataFrame:
-        """One row per item of the split: its answer and what kind it is, p(a_m), p(a_c), the clean answer; and the neutral text's NLL."""
+        """One row per item of the split: its answer and what kind it is, p(a_m), p(a_c), the clean answer; and the
+        neutral text's NLL."""
         key = (name, tuple(sorted(chosen)))
         if key not in seen:
             edits = ablation(key[1], config.ablation, mean)
@@ -696,7 +716,8 @@ def _prune(model, config: Config, context: Context, split: dict[str, list[Item]]
         )
         if k is None:
             context.warn(
-                f"No head pulls towards {role} on the find split; there is nothing to prune on that side, and no mask of it is written."
+                f"No head pulls towards {role} on the find split; there is nothing to prune on that side, and "
+                f"no mask of it is written."
             )
         picks[role] = best[role][: k or 0]
         top, randoms = (
@@ -724,19 +745,22 @@ def _prune(model, config: Config, context: Context, split: dict[str, list[Item]]
 
 
 def _sizes(config: Config, context: Context, role: str, available: int) -> list[int]:
-    """The k of prune_k for this side; those beyond the heads that there are would all prune the same heads, and become one k."""
+    """The k of prune_k for this side; those beyond the heads that there are would all prune the same heads, and become
+    one k."""
     asked = sorted(set(config.prune_k))
     sizes = sorted({min(k, available) for k in asked}) if available else []
     if available and asked[-1] > available:
         beyond = ", ".join(str(k) for k in asked if k > available)
         context.warn(
-            f"Only {available} {role} heads can be pruned: k = {beyond} would all prune these, and k = {available} is reported in their place."
+            f"Only {available} {role} heads can be pruned: k = {beyond} would all prune these, and k = "
+            f"{available} is reported in their place."
         )
     return sizes
 
 
 def _rates(found: pl.DataFrame) -> dict[str, float]:
-    """Shares of answers that follow memory, context or neither, and of clean prompts answered right, with Wilson intervals."""
+    """Shares of answers that follow memory, context or neither, and of clean prompts answered right, with Wilson
+    intervals."""
     n, out = found.height, {"n": found.height}
     hits = {f"{side}_": int((found["kind"] == side).sum()) for side in ("memory", "context", "other")} | {
         "clean_": int(found["clean_right"].sum())
@@ -764,7 +788,8 @@ _GROUP_SCHEMA = {
 def _by_group(
     role: str, k: int, items: Sequence[Item], before: pl.DataFrame, top: pl.DataFrame, randoms: list[pl.DataFrame]
 ) -> list[dict]:
-    """The rates of each kind of conflict: unpruned (k = 0), with the chosen heads pruned, and the mean over the random draws."""
+    """The rates of each kind of conflict: unpruned (k = 0), with the chosen heads pruned, and the mean over the random
+    draws."""
     rows = []
     for column, value, chosen in kinds(items):
         place = {"role": role, "column": column, "group": value}
@@ -788,7 +813,8 @@ def _ranked(heads: pl.DataFrame, role: str) -> tuple[tuple[int, int], ...]:
 
 
 def _answers(model, config: Config, context: Context, items: Sequence[Item], edits) -> pl.DataFrame:
-    """Greedy answers to the conflict prompts under edits, what they follow, and whether the clean prompts are still answered."""
+    """Greedy answers to the conflict prompts under edits, what they follow, and whether the clean prompts are still
+    answered."""
     from workbench.models.text_positions import first_mention
 
     texts = _generate(model, config, context, [item.conflict for item in items], edits)
@@ -818,13 +844,17 @@ def _answers(model, config: Config, context: Context, items: Sequence[Item], edi
 
 
 def _choose(config: Config, context: Context, role: str, rows: list[dict]) -> int:
-    """k by validation: the highest rate, then the highest probability, of the wanted answer; the smallest k among equals, 0 included."""
+    """k by validation: the highest rate, then the highest probability, of the wanted answer; the smallest k among
+    equals, 0 included."""
     wanted = ROLES[role]
     base = next(row for row in rows if row["k"] == 0)
     kept = [row for row in rows if row["clean_accuracy"] >= base["clean_accuracy"] - config.max_clean_drop - 1e-9]
     k = max(kept, key=lambda row: (row[f"{wanted}_rate"], row[f"p_{wanted}"], -row["k"]))["k"]
     if k == 0:
-        why = f"none that costs at most {config.max_clean_drop:.0%} of clean accuracy brings more {wanted} answers than none at all"
+        why = (
+            f"none that costs at most {config.max_clean_drop:.0%} of clean accuracy brings more {wanted} answers "
+            f"than none at all"
+        )
         context.warn(f"No {role} heads are pruned (k = 0): on validation, {why}; no mask of that side is written.")
     return k
 
@@ -858,7 +888,8 @@ def _gain(
     top: pl.DataFrame,
     randoms: list[pl.DataFrame],
 ) -> dict:
-    """What the chosen k does on test, against the unpruned model and against random heads of the same layers; nulls where none is pruned."""
+    """What the chosen k does on test, against the unpruned model and against random heads of the same layers; nulls
+    where none is pruned."""
     wanted, name = ROLES[role], f"{role}_pruned"
     out = {f"{name}_k": k} | dict.fromkeys(
         f"{name}_{what}"
@@ -892,11 +923,13 @@ def _gain(
                 else f"interval {found['low']:+.2f} to {found['high']:+.2f}"
             )
             context.warn(
-                f"Pruning {k} {role} heads is not shown to bring more {wanted} answers than {against}: {found['value']:+.2f} ({seen})."
+                f"Pruning {k} {role} heads is not shown to bring more {wanted} answers than {against}: "
+                f"{found['value']:+.2f} ({seen})."
             )
     if clean["value"] < -MAX_CLEAN_LOSS:
         context.warn(
-            f"Pruning {k} {role} heads costs {-clean['value']:.1%} of clean accuracy on test, more than {MAX_CLEAN_LOSS:.0%}."
+            f"Pruning {k} {role} heads costs {-clean['value']:.1%} of clean accuracy on test, more than "
+            f"{MAX_CLEAN_LOSS:.0%}."
         )
     return out | {
         f"{name}_{wanted}_rate": _rate(top, wanted),
@@ -911,7 +944,8 @@ def _gain(
 
 
 def _save_masks(model, config: Config, context: Context, chosen: dict[str, tuple], summary: dict) -> None:
-    """Write the chosen heads of each side into the run folder, for `--edit` and the explorer; a side without any leaves no file."""
+    """Write the chosen heads of each side into the run folder, for `--edit` and the explorer; a side without any leaves
+    no file."""
     from workbench.core.files import atomic
     from workbench.engine.edits import save_heads
 
@@ -934,6 +968,9 @@ def _save_masks(model, config: Config, context: Context, chosen: dict[str, tuple
             effect = (
                 f"{ROLES[role]} rate on test {gain:+.3f} ({over:+.3f} over random heads), clean accuracy {clean:+.3f}"
             )
-            note = f"{role} heads found by knowledge-conflict; without them the model should follow {ROLES[role]}: {effect}"
+            note = (
+                f"{role} heads found by knowledge-conflict; without them the model should follow {ROLES[role]}: "
+                f"{effect}"
+            )
             with atomic(path) as temporary:
                 save_heads(temporary, chosen[role], how=how, note=note, model=model)

@@ -113,7 +113,8 @@ def layer_profile(run: Any) -> go.Figure:
 
 
 def flow(run: Any) -> go.Figure:
-    """Change of both answers' probabilities when a window of layers is knocked out, one panel per component and source."""
+    """Change of both answers' probabilities when a window of layers is knocked out, one panel per component and
+    source."""
     frame = need(run, "flow", ("component", "window_start", "delta_memory", "delta_context"))
     frame = frame.filter(pl.col("delta_memory").is_not_null() | pl.col("delta_context").is_not_null())
     source = pl.col("source").fill_null("") if "source" in frame.columns else pl.lit("")
@@ -153,7 +154,8 @@ def flow(run: Any) -> go.Figure:
 
 
 def pruning(run: Any) -> go.Figure:
-    """Rates of memory, context and other answers against the number of pruned heads, with random heads of the same layers."""
+    """Rates of memory, context and other answers against the number of pruned heads, with random heads of the same
+    layers."""
     frame = need(run, "pruning", ("role", "k", "heads", "draw", "memory_rate", "context_rate", "other_rate"))
     roles = [r for r in ("context", "memory") if r in frame["role"].to_list()]
     roles += [r for r in frame["role"].unique(maintain_order=True).to_list() if r not in (*roles, None, "none")]
@@ -205,7 +207,8 @@ def pruning(run: Any) -> go.Figure:
 
 
 def groups(run: Any) -> go.Figure:
-    """Answers that follow the side meant, on every kind of conflict: as the model is, with the chosen heads pruned, with random heads."""
+    """Answers that follow the side meant, on every kind of conflict: as the model is, with the chosen heads pruned,
+    with random heads."""
     frame = need(run, "groups", ("role", "k", "heads", "column", "group", "n", "memory_rate", "context_rate"))
     wanted = [
         (role, side) for role, side in (("context", "memory"), ("memory", "context")) if role in frame["role"].to_list()
@@ -262,7 +265,8 @@ def groups(run: Any) -> go.Figure:
 
 
 def cost(run: Any) -> go.Figure:
-    """What pruning costs: accuracy on clean prompts (and perplexity on neutral text) against the number of pruned heads."""
+    """What pruning costs: accuracy on clean prompts (and perplexity on neutral text) against the number of pruned
+    heads."""
     frame = finite(
         need(run, "pruning", ("role", "k", "heads", "clean_accuracy")), "clean_accuracy", what="clean accuracy"
     )
@@ -440,7 +444,8 @@ def _items(run: Any, *, test: bool = False) -> int | None:
 
 
 def _total_rank(run: Any, kind: str) -> str:
-    """Spearman's correlation with the total effect, which the gradient estimates, where the run patched something else."""
+    """Spearman's correlation with the total effect, which the gradient estimates, where the run patched something
+    else."""
     rho = summary_value(run, f"gradient_spearman_{kind}_total")
     return (
         ""

@@ -1,7 +1,8 @@
 """Conflict items: a fact, what contradicts it, and the prompts as token ids, made ready for a model.
 
-A row of the file holds `subject, answer, distractor, clean_prompt, conflict_prompt` (answer: a text or a list of aliases) and may hold
-`corrupt_prompt, split` and what the items are reported by: `relation, source, form`. Nothing here knows how the items are measured.
+A row of the file holds `subject, answer, distractor, clean_prompt, conflict_prompt` (answer: a text or a list of
+aliases) and may hold `corrupt_prompt, split` and what the items are reported by: `relation, source, form`. Nothing here
+knows how the items are measured.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ COUNTS = {
 def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list[dict]:
     """The rows of the file, with `answers` as a list of aliases. `columns`: our name → the file's.
 
-    Raises InputError naming file, row (from 1) and field for a column that is missing, a field that is empty, a name that does not
-    stand in the prompt it must stand in, a distractor that is one of the answers, and a column split that names ours in some rows only."""
+    Raises InputError naming file, row (from 1) and field for a column that is missing, a field that is empty, a name
+    that does not stand in the prompt it must stand in, a distractor that is one of the answers, and a column split that
+    names ours in some rows only."""
     from workbench.models.text_positions import find
 
     columns = columns or {}
@@ -58,7 +60,8 @@ def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list
             raise InputError(f"{path}, row {number}: the field 'answer' is empty.")
         if row["distractor"].strip().lower() in {answer.lower() for answer in answers}:
             raise InputError(
-                f"{path}, row {number}: the distractor '{row['distractor']}' is one of the answers; give one that is wrong."
+                f"{path}, row {number}: the distractor '{row['distractor']}' is one of the answers; give one "
+                f"that is wrong."
             )
         for name, field in (
             ("subject", "conflict_prompt"),
@@ -73,13 +76,15 @@ def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list
         number = ours.index(False)
         said = rows[number].get("split") or ""
         raise InputError(
-            f"{path}, row {number + 1}: the split is '{said}', while other rows say {', '.join(SPLITS)}; give every row one of these, or none."
+            f"{path}, row {number + 1}: the split is '{said}', while other rows say {', '.join(SPLITS)}; give "
+            f"every row one of these, or none."
         )
     return rows
 
 
 def _aliases(answer) -> list:
-    """A list as it is, also where it is written into a cell of text (as it comes from a column in which only some rows are lists)."""
+    """A list as it is, also where it is written into a cell of text (as it comes from a column in which only some rows
+    are lists)."""
     if isinstance(answer, str) and answer.lstrip().startswith("["):
         with contextlib.suppress(json.JSONDecodeError):
             answer = json.loads(answer)
@@ -120,11 +125,11 @@ def build_items(
 ) -> tuple[list[Item], dict[str, int]]:
     """Items of the `chosen` rows that can be measured on this model, and how many fell under each of COUNTS.
 
-    Skipped are items whose two answers start with the same token, items whose true answer stands in the conflict prompt, and items
-    for which no corrupted prompt of equal length is found: the subject and the distractor replaced, wherever they stand, by those of
-    other rows of the same relation (of any row where that leaves nothing), all other tokens in place (or the file's own
-    `corrupt_prompt`). `room`: tokens that must fit after a prompt. Raises InputError for an answer that the tokenizer cannot place,
-    a prompt that is too long, and when nothing is left."""
+    Skipped are items whose two answers start with the same token, items whose true answer stands in the conflict
+    prompt, and items for which no corrupted prompt of equal length is found: the subject and the distractor replaced,
+    wherever they stand, by those of other rows of the same relation (of any row where that leaves nothing), all other
+    tokens in place (or the file's own `corrupt_prompt`). `room`: tokens that must fit after a prompt. Raises InputError
+    for an answer that the tokenizer cannot place, a prompt that is too long, and when nothing is left."""
     from workbench.models.text_positions import find, first_token, tokens_of
 
     counts = dict.fromkeys(COUNTS, 0)
@@ -147,7 +152,8 @@ def build_items(
         for prompt, ids in (("clean_prompt", clean), ("conflict_prompt", conflict)):
             if model.too_long(len(ids) + room):
                 raise InputError(
-                    f"{where}: the field '{prompt}' has {len(ids)} tokens, too many for the model's context of {model.context_length}."
+                    f"{where}: the field '{prompt}' has {len(ids)} tokens, too many for the model's context "
+                    f"of {model.context_length}."
                 )
         if firsts[0] == firsts[1]:
             counts[SAME] += 1
@@ -191,8 +197,10 @@ def build_items(
         )
     if not items:
         raise InputError(
-            f"{path}: none of the {len(chosen)} items can be measured on this model: the answer and the distractor of {counts[SAME]} start with the "
-            f"same token, the conflict prompts of {counts[STATED]} hold the true answer, and those of {counts[UNALIGNED]} cannot be aligned with a "
+            f"{path}: none of the {len(chosen)} items can be measured on this model: the answer and the "
+            f"distractor of {counts[SAME]} start with the "
+            f"same token, the conflict prompts of {counts[STATED]} hold the true answer, and those of "
+            f"{counts[UNALIGNED]} cannot be aligned with a "
             "corrupted prompt of equal length."
         )
     counts[REPEATED] = len(items) - len({(tuple(item.clean), tuple(item.conflict)) for item in items})
@@ -200,7 +208,8 @@ def build_items(
 
 
 def _corrupted(model, row: dict, others: Sequence[dict], rng: np.random.Generator) -> list[int] | None:
-    """The conflict prompt with the subject and the distractor of `others` in place of its own, as many tokens long; None if none fits.
+    """The conflict prompt with the subject and the distractor of `others` in place of its own, as many tokens long;
+    None if none fits.
 
     Never taken are the row's own answers and distractor, nor a subject whose own answer is one of them."""
     from workbench.models.text_positions import Swap, swapped
@@ -221,10 +230,11 @@ def _corrupted(model, row: dict, others: Sequence[dict], rng: np.random.Generato
 def assign_splits(
     items: list[Item], *, find: float, validation: float, test_relations: Sequence[str], rng: np.random.Generator
 ) -> list[Item]:
-    """Items with their split: the file's own where it says find, validation or test (`read_conflicts`: in all rows or in none), else
-    by subject in these shares.
+    """Items with their split: the file's own where it says find, validation or test (`read_conflicts`: in all rows or
+    in none), else by subject in these shares.
 
-    With `test_relations`, items of these relations are tested on only and the others are not tested on; a subject is never on both sides."""
+    With `test_relations`, items of these relations are tested on only and the others are not tested on; a subject is
+    never on both sides."""
     if {item.group.get("split") for item in items} <= set(SPLITS):
         for item in items:
             item.split = item.group["split"]

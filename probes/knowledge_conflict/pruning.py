@@ -1,4 +1,5 @@
-"""Heads switched off for good: random controls, what it costs on neutral text, and a model folder with the heads zeroed."""
+"""Heads switched off for good: random controls, what it costs on neutral text, and a model folder with the heads
+zeroed."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ Head = tuple[int, int]
 
 
 def random_heads(heads: Sequence[Head], n_heads: int, rng: np.random.Generator, *, n_layers: int) -> tuple[Head, ...]:
-    """As many random heads in every layer as `heads` has there, none of them in `heads` where the layer has others left.
+    """As many random heads in every layer as `heads` has there, none of them in `heads` where the layer has others
+    left.
 
-    A layer that has too few others gives what is missing to layers that still have some. Raises InputError when there are not
-    enough other heads in the whole model."""
+    A layer that has too few others gives what is missing to layers that still have some. Raises InputError when there
+    are not enough other heads in the whole model."""
     chosen: set[Head] = set()
     missing = 0
     for layer in sorted({layer for layer, _ in heads}):
@@ -93,11 +95,13 @@ def negative_log_likelihood(
 def neutral_texts(
     model: Model, named: str | Path, *, essays: Path, otherwise: Sequence[list[int]]
 ) -> tuple[list[list[int]], str]:
-    """Token ids of at most 64 texts of at most 256 tokens each, on which perplexity is watched, and in words what they are.
+    """Token ids of at most 64 texts of at most 256 tokens each, on which perplexity is watched, and in words what they
+    are.
 
-    `named`: a text file or a table with a column text, or "auto": the organism's documents for models with its vocabulary, else
-    the `essays`, else, where a tenth of their tokens is unknown to the tokenizer, the texts `otherwise` (token ids). It hangs on the
-    tokenizer alone, so that a model and its copies are measured on the same text. Raises InputError when no text has two tokens."""
+    `named`: a text file or a table with a column text, or "auto": the organism's documents for models with its
+    vocabulary, else the `essays`, else, where a tenth of their tokens is unknown to the tokenizer, the texts
+    `otherwise` (token ids). It hangs on the tokenizer alone, so that a model and its copies are measured on the same
+    text. Raises InputError when no text has two tokens."""
 
     def read(path: str | Path) -> list[list[int]]:
         return [
@@ -131,16 +135,19 @@ def _speaks_organism(model: Model) -> bool:
 
 
 def export_pruned(model: Model, heads: Sequence[Head], folder: str | Path) -> Path:
-    """Write a Hugging Face folder of the model with the output weights of `heads` set to zero: the heads then add nothing.
+    """Write a Hugging Face folder of the model with the output weights of `heads` set to zero: the heads then add
+    nothing.
 
-    The model in memory stays as it is. Raises InputError for no heads, heads that do not exist and a folder that is not empty."""
+    The model in memory stays as it is. Raises InputError for no heads, heads that do not exist and a folder that is not
+    empty."""
     folder = Path(folder)
     if not heads:
         raise InputError("No head is named: the exported model would be the model itself.")
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads."
+                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of "
+                f"{model.n_heads} heads."
             )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")

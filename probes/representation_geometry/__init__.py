@@ -1,16 +1,20 @@
-"""Representation geometry: how many dimensions do the representations use, in which layer and at which point of training?
+"""Representation geometry: how many dimensions do the representations use, in which layer and at which point of
+training?
 
-Li et al., Tracing the Representation Geometry of Language Models from Pretraining to Post-training (arXiv 2509.23024). The last token's
-state of every sequence is a sample; the eigenvalues of the samples' covariance give RankMe (exp of their entropy) and alpha (the exponent
-of their power law). Over checkpoints, RankMe falls (warm-up), rises (entropy-seeking) and falls again (compression-seeking).
+Li et al., Tracing the Representation Geometry of Language Models from Pretraining to Post-training (arXiv 2509.23024).
+The last token's state of every sequence is a sample; the eigenvalues of the samples' covariance give RankMe (exp of
+their entropy) and alpha (the exponent of their power law). Over checkpoints, RankMe falls (warm-up), rises
+(entropy-seeking) and falls again (compression-seeking).
 
-Where definitions differ, both are given. `rankme`: covariance eigenvalues, centred (this paper). `rankme_singular`: singular values of
-the uncentred features with 1e-7 added (Garrido et al., arXiv 2210.02885). `rankme_code`: as the official code computes the first, that is from
-the 2048 largest eigenvalues with 1e-7 added. alpha is the official weighted fit over ranks 12 to 100. The last layer is read after the final norm
-(`final=norm`, what `hidden_states[-1]` is in Hugging Face), the others are block outputs. Deviations: the full spectrum in float64, never
-a truncated one; the last token is found whatever the padding; intervals, the finite-sample curve and its extrapolation, and the null
-(`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper does not say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the unembedding.
-Features are streamed; memory grows with width² per layer, not with the number of samples.
+Where definitions differ, both are given. `rankme`: covariance eigenvalues, centred (this paper). `rankme_singular`:
+singular values of the uncentred features with 1e-7 added (Garrido et al., arXiv 2210.02885). `rankme_code`: as the
+official code computes the first, that is from the 2048 largest eigenvalues with 1e-7 added. alpha is the official
+weighted fit over ranks 12 to 100. The last layer is read after the final norm (`final=norm`, what `hidden_states[-1]`
+is in Hugging Face), the others are block outputs. Deviations: the full spectrum in float64, never a truncated one; the
+last token is found whatever the padding; intervals, the finite-sample curve and its extrapolation, and the null
+(`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper does not
+say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the
+unembedding. Features are streamed; memory grows with width² per layer, not with the number of samples.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ BIBTEX = """@inproceedings{li2025tracing,
   author={Garrido, Quentin and Balestriero, Randall and Najman, Laurent and LeCun, Yann},
   booktitle={International Conference on Machine Learning},
   year={2023}
-}"""
+}"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Config:
     )
     checkpoints: tuple[str, ...] = option(
         (),
-        "checkpoints to follow: folders, a folder of step* or checkpoint-* folders, organism or hub names (name@revision); name@* for all of an organism; none: the model alone",
+        "checkpoints to follow: folders, a folder of step* or checkpoint-* folders, organism or hub names "
+        "(name@revision); name@* for all of an organism; none: the model alone",
         file=True,
     )
     fit_range: tuple[int, int] = option((12, 100), "first and last rank of the power-law fit", low=1)
@@ -75,7 +80,8 @@ class Config:
     draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0)
     curve: bool = option(
         True,
-        "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and the value extrapolated to infinitely many",
+        "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and the value extrapolated to "
+        "infinitely many",
     )
     ablate: tuple[int, ...] = option(
         (10, 50), "how many top eigen-directions to remove or keep; none: no ablation", low=1
@@ -116,7 +122,8 @@ def validate(config: Config, data: Path | None) -> None:
         raise InputError(f"fit_range must grow, not {config.fit_range[0]},{config.fit_range[1]}.")
     if config.min_length > config.max_length:
         raise InputError(
-            f"No text can have at least min_length={config.min_length} tokens when it is cut at max_length={config.max_length}."
+            f"No text can have at least min_length={config.min_length} tokens when it is cut at "
+            f"max_length={config.max_length}."
         )
     if config.choices:
         read_choices(config.choices)
@@ -175,14 +182,16 @@ def validate(config: Config, data: Path | None) -> None:
 def run(model, config: Config, context: Context) -> Result:
     """Spectra of every checkpoint and layer, with what depends on them.
 
-    Layers count from 0. Raises InputError for texts that are all too short, checkpoints that differ in tokenizer or shape, and NaN."""
+    Layers count from 0. Raises InputError for texts that are all too short, checkpoints that differ in tokenizer or
+    shape, and NaN."""
     frame = read_table(context.data, required=("text",), what="text")
     length = min(config.max_length, model.context_length or config.max_length)
     encoded = [ids[:length] for ids in model.encode_all(frame["text"].to_list())]
     kept = [row for row, ids in enumerate(encoded) if len(ids) >= config.min_length][: config.limit]
     if len(kept) < 2:
         raise InputError(
-            f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs two, and means something with many more."
+            f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs "
+            f"two, and means something with many more."
         )
     ids = [encoded[row] for row in kept]
     context.rows_used = len(kept)
@@ -190,12 +199,14 @@ def run(model, config: Config, context: Context) -> Result:
         short = next((row for row in kept if not -len(encoded[row]) <= config.token < len(encoded[row])), None)
         if short is not None:
             raise InputError(
-                f"{context.data}, row {short + 1}: the text has {len(encoded[short])} tokens, and token={config.token} is beyond them; leave short texts out with min_length."
+                f"{context.data}, row {short + 1}: the text has {len(encoded[short])} tokens, and "
+                f"token={config.token} is beyond them; leave short texts out with min_length."
             )
     needed, most = config.fit_range[1], min(len(ids) - 1, model.width)
     if needed > most:
         context.warn(
-            f"There is no alpha: the fit needs {needed} eigenvalues and there are at most {most} ({len(ids)} texts, width {model.width}); give a shorter fit_range or more texts."
+            f"There is no alpha: the fit needs {needed} eigenvalues and there are at most {most} ({len(ids)} "
+            f"texts, width {model.width}); give a shorter fit_range or more texts."
         )
     counted = _count_ngrams(model, config, ids[: config.loss_rows])
     questions = encode_choices(model, config.choices) if config.choices else []
@@ -209,7 +220,7 @@ def run(model, config: Config, context: Context) -> Result:
         maps = config.map if number == len(found_at) - 1 else ()
         part = context.part(
             f"checkpoint {name}",
-            lambda: _study(make(), name, step, ids, kept, null, counted, questions, colours, maps, config, context),
+            lambda: _study(make(), name, step, ids, kept, null, counted, questions, colours, maps, config, context),  # noqa: B023
         )  # noqa: B023
         for table, rows in part.items():
             found.setdefault(table, []).append(rows)
@@ -334,9 +345,11 @@ def _passes(model, ids, config: Config, context: Context) -> Iterator:
 
 
 def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
-    """site -> (Spectrum, Bootstraps of covariance and second moment if any, nested Spectra of n/8, n/4, n/2 and n samples).
+    """site -> (Spectrum, Bootstraps of covariance and second moment if any, nested Spectra of n/8, n/4, n/2 and n
+    samples).
 
-    With at most as many samples as dimensions the features are held (they are no larger than a covariance); else only sums are."""
+    With at most as many samples as dimensions the features are held (they are no larger than a covariance); else only
+    sums are."""
     n, d = len(ids), model.width
     sizes = spectra.subset_sizes(n) if config.curve else [n]
     order = context.rng("subsets").permutation(n)
@@ -401,7 +414,8 @@ def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
 
 
 def _null(model, n: int, config: Config, context: Context) -> dict[str, float]:
-    """RankMe and alpha of white Gaussian features [n, width]: what finite samples alone make of features without any structure."""
+    """RankMe and alpha of white Gaussian features [n, width]: what finite samples alone make of features without any
+    structure."""
     white = spectra.white_eigenvalues(n, model.width, rng=context.rng("null"), device=model.device)
     fit = spectra.power_law(white, fit_range=config.fit_range, weighted=config.fit_weights == "rank")
     return {"rankme_null": float(spectra.rankme(white)), "alpha_null": fit.alpha}
@@ -457,7 +471,8 @@ def _numbers(spectrum, bootstraps, nested, config: Config) -> dict:
 
 
 def _losses(model, where, ids, last, counted, questions, config: Config, context: Context) -> dict[str, pl.DataFrame]:
-    """Next-token loss and multiple-choice accuracy of the model, and with eigen-directions of the final norm's states removed or kept."""
+    """Next-token loss and multiple-choice accuracy of the model, and with eigen-directions of the final norm's states
+    removed or kept."""
     import torch
 
     generator = torch.Generator().manual_seed(context.torch_seed("random directions"))
@@ -466,7 +481,8 @@ def _losses(model, where, ids, last, counted, questions, config: Config, context
     for k in config.ablate:
         if k > there:
             context.warn(
-                f"The ablation of the top {k} eigen-directions was left out: {last.n} texts have {there} ({last.d} dimensions)."
+                f"The ablation of the top {k} eigen-directions was left out: {last.n} texts have {there} "
+                f"({last.d} dimensions)."
             )
             continue
         variants += [(k, how, 0, last.directions[:k].float()) for how in ("remove", "keep")]
@@ -543,7 +559,8 @@ def _count_ngrams(model, config: Config, rows) -> list[np.ndarray] | None:
 
 
 def _maps(model, where, ids, kept, site, spectrum, colours, methods, config: Config, context: Context) -> pl.DataFrame:
-    """Two dimensions of the last layer's features, one row per sequence and method; `row` is that of the data file, as in `inputs`."""
+    """Two dimensions of the last layer's features, one row per sequence and method; `row` is that of the data file, as
+    in `inputs`."""
     schema = {
         "checkpoint": pl.String,
         "step": pl.Int64,
@@ -666,24 +683,27 @@ def _task(path: str) -> pl.DataFrame:
 
 
 def _task_steps(path: str, steps: list[int | None], context: Context) -> None:
-    """Say which checkpoints a task table has nothing for, before anything is computed; InputError where it has nothing for any."""
+    """Say which checkpoints a task table has nothing for, before anything is computed; InputError where it has nothing
+    for any."""
     known = set(_task(path)["step"].to_list())
     missing = [step for step in steps if step not in known]
     if len(missing) == len(steps):
         own = ", ".join(str(s) for s in steps[:6] if s is not None)
         have = f"steps {own}{', …' if len(steps) > 6 else ''}" if own else "no step in their names"
         raise InputError(
-            f"{path}: no row is of a checkpoint that is measured; the checkpoints have {have}, the table {', '.join(map(str, sorted(known)[:6]))}{', …' if len(known) > 6 else ''}."
+            f"{path}: no row is of a checkpoint that is measured; the checkpoints have {have}, the table "
+            f"{', '.join(map(str, sorted(known)[:6]))}{', …' if len(known) > 6 else ''}."
         )
     if missing:
         context.warn(
-            f"{path} has no row for {len(missing)} of {len(steps)} checkpoints ({', '.join(map(str, missing[:6]))}): its correlations are over the others."
+            f"{path} has no row for {len(missing)} of {len(steps)} checkpoints "
+            f"({', '.join(map(str, missing[:6]))}): its correlations are over the others."
         )
 
 
 def _correlations(tables, config: Config, context: Context) -> pl.DataFrame:
-    """Geometry against loss, memorisation and task numbers over checkpoints. Checkpoints are a time series: intervals of plain correlations
-    are too narrow, which is why those of the step-to-step differences stand beside them."""
+    """Geometry against loss, memorisation and task numbers over checkpoints. Checkpoints are a time series: intervals
+    of plain correlations are too narrow, which is why those of the step-to-step differences stand beside them."""
     schema = {
         "measure": pl.String,
         "against": pl.String,

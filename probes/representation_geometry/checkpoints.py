@@ -1,4 +1,5 @@
-"""The checkpoints of a training run: found in folders, among the organisms and on the hub, in the order of their steps."""
+"""The checkpoints of a training run: found in folders, among the organisms and on the hub, in the order of their
+steps."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def step_of(name: str) -> int | None:
-    """Training step in a name such as step-1000, step1000-tokens2B, main@step1000 or checkpoint-1000; None where there is none."""
+    """Training step in a name such as step-1000, step1000-tokens2B, main@step1000 or checkpoint-1000; None where there
+    is none."""
     match = re.search(r"(?:step|checkpoint|ckpt)[-_]?(\d+)", name)
     return int(match[1]) if match else None
 
@@ -22,9 +24,10 @@ def step_of(name: str) -> int | None:
 def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Callable[[], Model]]]:
     """(name, step, function that loads it) of every checkpoint, by step where all have one, else as given.
 
-    An entry is a model folder, a folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
-    (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises InputError for a folder without checkpoints and for
-    a step that is there twice; the loading functions for a checkpoint of another shape or tokenizer."""
+    An entry is a model folder, a folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of
+    its checkpoints, a hub name (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises
+    InputError for a folder without checkpoints and for a step that is there twice; the loading functions for a
+    checkpoint of another shape or tokenizer."""
     if not entries:
         name = Path(model.name).name if Path(model.name).is_dir() else model.name
         return [(name, step_of(f"{name}@{model.revision or ''}"), lambda: model)]
@@ -59,7 +62,8 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
 
 
 def load_like(where: str, model: Model) -> Model:
-    """Load a checkpoint in the dtype and on the device of `model`, and refuse one that does not belong to the same run."""
+    """Load a checkpoint in the dtype and on the device of `model`, and refuse one that does not belong to the same
+    run."""
     from workbench import organisms
     from workbench.models.loading import load
 
@@ -78,6 +82,7 @@ def load_like(where: str, model: Model) -> Model:
         )
     if (other.n_layers, other.width) != (model.n_layers, model.width):
         raise InputError(
-            f"The checkpoint {where} has {other.n_layers} layers of width {other.width}, {model.name} {model.n_layers} of {model.width}."
+            f"The checkpoint {where} has {other.n_layers} layers of width {other.width}, {model.name} "
+            f"{model.n_layers} of {model.width}."
         )
     return other

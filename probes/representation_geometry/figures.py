@@ -389,8 +389,9 @@ def map_figure(
     label: str = "",
     size: int = 4000,
 ) -> go.Figure:
-    """Two-dimensional maps, one panel each: (name, table with x and y). ``colour``: a column of numbers (a scale) or of names
-    (a colour each, seven at most and the rest grey). At most ``size`` points a map, evenly spaced over the rows."""
+    """Two-dimensional maps, one panel each: (name, table with x and y). ``colour``: a column of numbers (a scale) or of
+    names (a colour each, seven at most and the rest grey). At most ``size`` points a map, evenly spaced over the
+    rows."""
     fig = sheet(
         [name for name, _ in maps], title=title, share_x=False, share_y=False, aspect=0.9, columns=2, bare=True, n=n
     )

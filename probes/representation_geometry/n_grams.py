@@ -1,8 +1,9 @@
-"""An n-gram model with unlimited back-off, counted only where it is asked: what a model that memorised its text would say.
+"""An n-gram model with unlimited back-off, counted only where it is asked: what a model that memorised its text would
+say.
 
-p(token | context) uses the longest suffix of the context, up to n - 1 tokens, that the text holds: count(suffix, token) / count(suffix).
-This is the infini-gram estimate (Liu et al., arXiv 2401.17377) with a bounded n. Only the contexts that are asked for are counted, so memory
-grows with the questions and not with the text.
+p(token | context) uses the longest suffix of the context, up to n - 1 tokens, that the text holds: count(suffix, token)
+/ count(suffix). This is the infini-gram estimate (Liu et al., arXiv 2401.17377) with a bounded n. Only the contexts
+that are asked for are counted, so memory grows with the questions and not with the text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def probabilities(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """n-gram probability of every token but the first of each row, and the length of the suffix that was used.
 
-    `text`: token ids of the documents to count in; contexts do not cross documents. Returns ([len - 1] float64, [len - 1] int) per row."""
+    `text`: token ids of the documents to count in; contexts do not cross documents. Returns ([len - 1] float64, [len -
+    1] int) per row."""
     if order < 1:
         raise InputError(f"The order of an n-gram model is at least 1, not {order}.")
     wanted: set[tuple[int, ...]] = set()

@@ -1,9 +1,10 @@
 """Phases of a training run from the course of a number over checkpoints (RankMe: arXiv 2509.23024, Figs. 1-2).
 
-A phase is a stretch over which the number only falls or only rises: a first fall = "warm-up" if the course begins near step 0 (at no
-more than 1 % of its last step), rise = "entropy-seeking", other falls = "compression-seeking". The course is cut into alternately falling and rising pieces, each fitted by
-isotonic regression, at the least total squared error; a further piece must pay for itself (a penalty in log t). Nothing is
-assumed about the form of the course, the steps need not be evenly spaced, and a course without a phase simply lacks it.
+A phase is a stretch over which the number only falls or only rises: a first fall = "warm-up" if the course begins near
+step 0 (at no more than 1 % of its last step), rise = "entropy-seeking", other falls = "compression-seeking". The course
+is cut into alternately falling and rising pieces, each fitted by isotonic regression, at the least total squared error;
+a further piece must pay for itself (a penalty in log t). Nothing is assumed about the form of the course, the steps
+need not be evenly spaced, and a course without a phase simply lacks it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ NEAR_ZERO = 0.01  # share of the last step up to which a course begins with the 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase: its name, the checkpoints [start, end] that bound it (neighbours share one), and intervals of their steps."""
+    """One phase: its name, the checkpoints [start, end] that bound it (neighbours share one), and intervals of their
+    steps."""
 
     name: str
     start: int
@@ -42,10 +44,12 @@ def segment(
     level: float = 0.95,
     rng: np.random.Generator,
 ) -> list[Phase]:
-    """Phases of values [t] at increasing steps [t]. `error` is the standard error of the values (from a bootstrap); None estimates one
-    from second differences. Intervals of the turning points are those of courses redrawn around the fit with that error.
+    """Phases of values [t] at increasing steps [t]. `error` is the standard error of the values (from a bootstrap);
+    None estimates one from second differences. Intervals of the turning points are those of courses redrawn around the
+    fit with that error.
 
-    Raises InputError for steps that do not increase or values that are not finite; fewer than four checkpoints, and a course that does not change, have no phases."""
+    Raises InputError for steps that do not increase or values that are not finite; fewer than four checkpoints, and a
+    course that does not change, have no phases."""
     steps, values = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if len(steps) != len(values) or np.any(np.diff(steps) <= 0):
         raise InputError("Checkpoints must be at increasing steps, each once.")
@@ -103,8 +107,8 @@ def _best(values, sigma, counts, first_rising: bool | None = None):
             if found is None:
                 continue
             total, cuts = found
-            # an isotonic piece is free to follow noise, so a further one must gain more than the usual log t per parameter;
-            # with this price 30 noisy checkpoints of a monotone course are cut in fewer than 1 of 100 cases
+            # an isotonic piece is free to follow noise, so a further one must gain more than the usual log t per
+            # parameter; with this price 30 noisy checkpoints of a monotone course are cut in fewer than 1 of 100 cases
             score = total + 4 * (count - 1) * np.log(t)
             if best is None or score < best[0] - 1e-9:
                 best = (score, cuts, up)
@@ -119,7 +123,8 @@ def _best(values, sigma, counts, first_rising: bool | None = None):
 
 
 def _cut(cost, t, count, first_rising):
-    """Least cost of `count` alternating pieces that share their boundary points, by dynamic programming; None where they do not fit."""
+    """Least cost of `count` alternating pieces that share their boundary points, by dynamic programming; None where
+    they do not fit."""
     if count > t - 1:
         return None
     total = cost[first_rising][0].copy()  # best cost of one piece from 0 to j

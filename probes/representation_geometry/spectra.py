@@ -1,8 +1,10 @@
-"""Spectra of representations: RankMe in both published forms, the power-law exponent alpha, and how to get eigenvalues exactly.
+"""Spectra of representations: RankMe in both published forms, the power-law exponent alpha, and how to get eigenvalues
+exactly.
 
-Definitions follow Li et al. (arXiv 2509.23024; eigenvalues of the centred covariance) and Garrido et al. (arXiv 2210.02885;
-singular values of the uncentred embedding matrix). The two numbers share the name RankMe and differ by a factor of several: they
-have two functions here. Covariances are float64 throughout: in float32, eigenvalues below 1e-7 of the largest are noise.
+Definitions follow Li et al. (arXiv 2509.23024; eigenvalues of the centred covariance) and Garrido et al. (arXiv
+2210.02885; singular values of the uncentred embedding matrix). The two numbers share the name RankMe and differ by a
+factor of several: they have two functions here. Covariances are float64 throughout: in float32, eigenvalues below 1e-7
+of the largest are noise.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ EPSILON = 1e-7  # what both published implementations add to every share
 
 
 def rankme(eigenvalues: np.ndarray, *, epsilon: float = 0.0) -> np.ndarray:
-    """exp of the entropy of covariance eigenvalues [..., d]: the effective dimension of arXiv 2509.23024, between 1 and d.
+    """exp of the entropy of covariance eigenvalues [..., d]: the effective dimension of arXiv 2509.23024, between 1 and
+    d.
 
-    `epsilon` is added to every share after normalising, as the official code does with 1e-7. NaN for a spectrum of zeros."""
+    `epsilon` is added to every share after normalising, as the official code does with 1e-7. NaN for a spectrum of
+    zeros."""
     return _exp_entropy(eigenvalues, epsilon)
 
 
 def rankme_singular(singular_values: np.ndarray, *, epsilon: float = EPSILON) -> np.ndarray:
-    """exp of the entropy of singular values [..., d] of the *uncentred* embedding matrix: RankMe as arXiv 2210.02885 defines it."""
+    """exp of the entropy of singular values [..., d] of the *uncentred* embedding matrix: RankMe as arXiv 2210.02885
+    defines it."""
     return _exp_entropy(singular_values, epsilon)
 
 
@@ -46,7 +51,8 @@ def participation_ratio(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def stable_rank(eigenvalues: np.ndarray) -> np.ndarray:
-    """Σσ / σ₁ of covariance eigenvalues [..., d], largest first (squared Frobenius over squared spectral norm of the features)."""
+    """Σσ / σ₁ of covariance eigenvalues [..., d], largest first (squared Frobenius over squared spectral norm of the
+    features)."""
     values = np.asarray(eigenvalues, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (values.sum(-1) / values.max(-1))[()]
@@ -54,8 +60,8 @@ def stable_rank(eigenvalues: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """σ_i ∝ i^-alpha over ranks first…last (from 1, inclusive). r2 is that of the (weighted) fit; alpha is NaN, with the reason, where
-    there is no fit."""
+    """σ_i ∝ i^-alpha over ranks first…last (from 1, inclusive). r2 is that of the (weighted) fit; alpha is NaN, with
+    the reason, where there is no fit."""
 
     alpha: float
     r2: float
@@ -66,10 +72,12 @@ class PowerLaw:
 
 
 def power_law(eigenvalues: np.ndarray, *, fit_range: tuple[int, int] = (12, 100), weighted: bool = True) -> PowerLaw:
-    """alpha-ReQ: least squares of ln σ on ln rank over ranks fit_range[0]…fit_range[1], weights 1/rank (as coded) or none.
+    """alpha-ReQ: least squares of ln σ on ln rank over ranks fit_range[0]…fit_range[1], weights 1/rank (as coded) or
+    none.
 
-    `eigenvalues` [d], largest first. The default range is the official code's np.arange(11, 100): ranks 12…100. A spectrum with fewer
-    usable (positive) eigenvalues than the range needs gives NaN and says why: a shorter range would be another number."""
+    `eigenvalues` [d], largest first. The default range is the official code's np.arange(11, 100): ranks 12…100. A
+    spectrum with fewer usable (positive) eigenvalues than the range needs gives NaN and says why: a shorter range would
+    be another number."""
     values = np.asarray(eigenvalues, dtype=np.float64)
     first, last = fit_range
     if not 1 <= first < last:
@@ -108,8 +116,8 @@ def _line(values: np.ndarray, first: int, last: int, weighted: bool) -> tuple[np
 
 @dataclass(eq=False)
 class Moments:
-    """Running float64 sums of features [n, d] around a shift (the first batch's mean): enough for the covariance and for the uncentred
-    second moment. Memory d² · 8 bytes, whatever n is. Sums of two parts with the same shift add."""
+    """Running float64 sums of features [n, d] around a shift (the first batch's mean): enough for the covariance and
+    for the uncentred second moment. Memory d² · 8 bytes, whatever n is. Sums of two parts with the same shift add."""
 
     n: int
     shift: torch.Tensor  # [d]
@@ -149,8 +157,9 @@ class Moments:
 
 @dataclass(eq=False)
 class Spectrum:
-    """Spectrum of features [n, d]: covariance eigenvalues (largest first, min(n, d) of them), singular values of the uncentred
-    features, the mean [d] and, where asked for, the eigenvectors of the covariance, and of the uncentred second moment, [k, d] (rows)."""
+    """Spectrum of features [n, d]: covariance eigenvalues (largest first, min(n, d) of them), singular values of the
+    uncentred features, the mean [d] and, where asked for, the eigenvectors of the covariance, and of the uncentred
+    second moment, [k, d] (rows)."""
 
     n: int
     d: int
@@ -189,7 +198,8 @@ def _eigen(matrix: torch.Tensor, vectors: bool) -> tuple[torch.Tensor, torch.Ten
 
 
 def from_features(features: torch.Tensor, *, vectors: bool = False) -> Spectrum:
-    """The spectrum of features [n, d] that are held: through the covariance, or through the n × n Gram matrix when n < d."""
+    """The spectrum of features [n, d] that are held: through the covariance, or through the n × n Gram matrix when n <
+    d."""
     n, d = features.shape
     if n >= d:
         moments = Moments.like(features)
@@ -204,7 +214,8 @@ def from_features(features: torch.Tensor, *, vectors: bool = False) -> Spectrum:
 
 
 def _gram_eigen(x: torch.Tensor, vectors: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Eigenvalues of x xᵀ (ascending; the non-zero ones of xᵀ x) and, where asked for, the right singular vectors as rows."""
+    """Eigenvalues of x xᵀ (ascending; the non-zero ones of xᵀ x) and, where asked for, the right singular vectors as
+    rows."""
     values, left = _eigen(x @ x.T, vectors)
     if left is None:
         return values, None
@@ -224,10 +235,11 @@ def _finite(matrix: torch.Tensor, n: int) -> None:
 
 
 def white_eigenvalues(n: int, d: int, *, rng: np.random.Generator, device: torch.device | str = "cpu") -> np.ndarray:
-    """Covariance eigenvalues of n white Gaussian samples in d dimensions (centred, variance 1), largest first, [min(n, d)].
+    """Covariance eigenvalues of n white Gaussian samples in d dimensions (centred, variance 1), largest first, [min(n,
+    d)].
 
-    Drawn without the samples: the non-zero ones are those of a Wishart matrix of min(n - 1, d) dimensions and max(n - 1, d) degrees of
-    freedom, whose Cholesky factor has independent entries (Bartlett)."""
+    Drawn without the samples: the non-zero ones are those of a Wishart matrix of min(n - 1, d) dimensions and max(n -
+    1, d) degrees of freedom, whose Cholesky factor has independent entries (Bartlett)."""
     if n < 2:
         raise InputError(f"A spectrum needs at least two samples; there is {n}.")
     size, freedom = min(n - 1, d), max(n - 1, d)
@@ -244,11 +256,11 @@ def white_eigenvalues(n: int, d: int, *, rng: np.random.Generator, device: torch
 class Bootstrap:
     """Bootstrap of statistics of the eigenvalues, in one more pass over the features and without holding them.
 
-    Each sample gets an exponential weight per draw (Bayesian bootstrap), a function of its row number alone, so the order and size of
-    batches do not matter. Eigenvalues of a draw are weighted variances along the eigenvectors of the full sample: exact to first order,
-    and free of the extra spread that resampling with duplicates puts into a spectrum (a plain percentile interval of RankMe misses its
-    own estimate when n is of the order of d). `centred=False`: the same for the uncentred second moment, and so for singular values.
-    `spectrum` needs its directions."""
+    Each sample gets an exponential weight per draw (Bayesian bootstrap), a function of its row number alone, so the
+    order and size of batches do not matter. Eigenvalues of a draw are weighted variances along the eigenvectors of the
+    full sample: exact to first order, and free of the extra spread that resampling with duplicates puts into a spectrum
+    (a plain percentile interval of RankMe misses its own estimate when n is of the order of d). `centred=False`: the
+    same for the uncentred second moment, and so for singular values. `spectrum` needs its directions."""
 
     def __init__(self, spectrum: Spectrum, *, draws: int = 200, centred: bool = True):
         self.basis = spectrum.directions if centred else spectrum.raw_directions
@@ -270,7 +282,8 @@ class Bootstrap:
         self.second += weight @ z.square()
 
     def eigenvalues(self) -> np.ndarray:
-        """Eigenvalues of every draw, [draws, as many as the spectrum has]; of the second moment where it is not centred."""
+        """Eigenvalues of every draw, [draws, as many as the spectrum has]; of the second moment where it is not
+        centred."""
         values = (
             (self.second / self.mass[:, None] - (self.first / self.mass[:, None]).square()).clamp(min=0).cpu().numpy()
         )
@@ -294,8 +307,9 @@ def subset_sizes(n: int) -> list[int]:
 
 
 def extrapolate(sizes: Iterable[int], values: Iterable[float]) -> float:
-    """The value at infinitely many samples of value(n) = limit - b/n fitted to the two largest sizes (the bias of RankMe is of order
-    d/n and negative). NaN with fewer than two sizes; means little while the curve is still steep, so the curve is reported too."""
+    """The value at infinitely many samples of value(n) = limit - b/n fitted to the two largest sizes (the bias of
+    RankMe is of order d/n and negative). NaN with fewer than two sizes; means little while the curve is still steep, so
+    the curve is reported too."""
     pairs = sorted(zip(sizes, values))[-2:]
     if len(pairs) < 2 or pairs[0][0] == pairs[1][0]:
         return float("nan")

@@ -1,20 +1,23 @@
 """Retrieval heads: which attention heads copy from a long context, and does the model still answer without them?
 
-Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (arXiv 2404.15574). A needle is put into a haystack, the
-model answers greedily. A head copies at a step if the token it attends to most lies in the answer's span in the context and is the
-token being emitted (Eq. 1). Its score in a trial is the share of the answer's tokens that it copied; its score is the mean over trials.
+Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (arXiv 2404.15574). A needle is put into a
+haystack, the model answers greedily. A head copies at a step if the token it attends to most lies in the answer's span
+in the context and is the token being emitted (Eq. 1). Its score in a trial is the share of the answer's tokens that it
+copied; its score is the mean over trials.
 
-Where paper and code differ, both are offered. `score=set` counts every token of the answer once (Eq. 1), `score=count` every step, as
-the official code does, and can exceed 1. `keep=recalled` drops trials that the model fails (the code), `keep=all` scores them too
-(Eq. 1). Masking acts on decoding only, from the last prompt token on, as in the code (`mask_phase=all` masks the prompt as well);
-`ablation=uniform` is the code's masking, zero and mean are offered beside it. `mask_on=held_out` chooses the heads to mask on half of
-the answered needles and masks them on the other half (the paper masks on a needle of its own); `same` masks where it has chosen.
+Where paper and code differ, both are offered. `score=set` counts every token of the answer once (Eq. 1), `score=count`
+every step, as the official code does, and can exceed 1. `keep=recalled` drops trials that the model fails (the code),
+`keep=all` scores them too (Eq. 1). Masking acts on decoding only, from the last prompt token on, as in the code
+(`mask_phase=all` masks the prompt as well); `ablation=uniform` is the code's masking, zero and mean are offered beside
+it. `mask_on=held_out` chooses the heads to mask on half of the answered needles and masks them on the other half (the
+paper masks on a needle of its own); `same` masks where it has chosen.
 
-Deviations: the answer's span is found by character offsets, not by token-set overlap; random heads never include the masked top heads,
-are drawn from the same layers and stay the same over the grid (the code draws them anew for every cell); BOS stands only at the start;
-a needle is put after a full stop, as in the code, but also after ! or ? and their closing quotes; ROUGE-1 counts the words of every
-script, not of a-z only (the same on English); a prompt of length n has at most n tokens, needle and question included, instead of n
-minus 200 plus these; of the needles that ship the first 12 are used (the paper has 3), of a file of yours all.
+Deviations: the answer's span is found by character offsets, not by token-set overlap; random heads never include the
+masked top heads, are drawn from the same layers and stay the same over the grid (the code draws them anew for every
+cell); BOS stands only at the start; a needle is put after a full stop, as in the code, but also after ! or ? and their
+closing quotes; ROUGE-1 counts the words of every script, not of a-z only (the same on English); a prompt of length n
+has at most n tokens, needle and question included, instead of n minus 200 plus these; of the needles that ship the
+first 12 are used (the paper has 3), of a file of yours all.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class Config:
     threshold: float = option(0.1, "score from which a head counts as a retrieval head", low=0, high=1)
     score: str = option(
         "set",
-        "set: share of the answer's tokens copied (Eq. 1); count: copying steps over the answer's length (official code)",
+        "set: share of the answer's tokens copied (Eq. 1); count: copying steps over the answer's length "
+        "(official code)",
         choices=("set", "count"),
     )
     keep: str = option(
@@ -81,7 +85,8 @@ class Config:
     recall_threshold: float = option(0.5, "ROUGE-1 recall above which a trial counts as answered", low=0, high=1)
     template: str = option(
         "default",
-        "prompt: 'paper', 'chat' (the model's own chat template) or a text with {context} and {question}; default: the paper's, or the model's where it ships with one",
+        "prompt: 'paper', 'chat' (the model's own chat template) or a text with {context} and {question}; "
+        "default: the paper's, or the model's where it ships with one",
     )
     stop: tuple[str, ...] = option(
         ("default",),
@@ -89,7 +94,8 @@ class Config:
     )
     mask_k: tuple[int, ...] = option(
         (2, 5, 10, 15, 20, 30, 50, 100),
-        "how many top heads to mask; numbers beyond half of the model's heads are left out, those beyond the heads with a score become these; 0: no masking test",
+        "how many top heads to mask; numbers beyond half of the model's heads are left out, those beyond the "
+        "heads with a score become these; 0: no masking test",
         low=0,
     )
     ablation: str = option(
@@ -105,7 +111,8 @@ class Config:
     random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1)
     mask_on: str = option(
         "held_out",
-        "held_out: choose the heads on half of the answered needles, mask them on the other half; same: mask where they were chosen",
+        "held_out: choose the heads on half of the answered needles, mask them on the other half; same: mask "
+        "where they were chosen",
         choices=("held_out", "same"),
     )
     mask_trials: int = option(60, "how many answered trials the masking test uses, evenly over the grid", low=1)
@@ -124,7 +131,8 @@ def validate(config: Config, data: Path | None) -> None:
     for name in ("lengths", "depths"):
         if not getattr(config, name):
             raise InputError(
-                f"The option '{name}' is empty; give at least one number, as in --set {name}={'1000,2000' if name == 'lengths' else '0,50,100'}."
+                f"The option '{name}' is empty; give at least one number, as in --set "
+                f"{name}={'1000,2000' if name == 'lengths' else '0,50,100'}."
             )
     source = _needle_file(config, data)
     if source is not None:
@@ -167,7 +175,8 @@ def _own_needles(model: str) -> Path | None:
 
 
 def _material(config: Config, model: str) -> dict[str, object]:
-    """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the model."""
+    """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the
+    model."""
     from workbench.organisms.material import material
 
     own = {"haystack": ESSAYS} | material(model)
@@ -213,7 +222,8 @@ def _material(config: Config, model: str) -> dict[str, object]:
 def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
 
-    Scores are per query head. Raises InputError for needles without their answer and for lengths that do not fit the model."""
+    Scores are per query head. Raises InputError for needles without their answer and for lengths that do not fit the
+    model."""
     from probes.retrieval_heads.haystack import Haystack
     from probes.retrieval_heads.needles import recall
 
@@ -223,7 +233,8 @@ def run(model, config: Config, context: Context) -> Result:
         )
     if config.ablation == "uniform" and any(config.mask_k) and not model.attention_interface:
         raise InputError(
-            f"Uniform attention cannot be put into {model.architecture}; use --set ablation=zero, or mask_k=0 for no masking test."
+            f"Uniform attention cannot be put into {model.architecture}; use --set ablation=zero, or mask_k=0 "
+            f"for no masking test."
         )
     needles, shared, trials, stops = _grid(model, config, context)
     context.progress(
@@ -240,7 +251,8 @@ def run(model, config: Config, context: Context) -> Result:
     heads = _head_table(model, scores[kept], measured.mass[kept], clusters, config, context)
     if not kept.any():
         context.warn(
-            f"The model answered none of the {len(trials)} trials, so no head has a score; try shorter lengths, another template or keep=all."
+            f"The model answered none of the {len(trials)} trials, so no head has a score; try shorter "
+            f"lengths, another template or keep=all."
         )
     tables = {
         "heads": heads,
@@ -272,7 +284,8 @@ def run(model, config: Config, context: Context) -> Result:
 
 
 def _grid(model, config: Config, context: Context):
-    """Needles, the shared tokens, the trials and the stopping rule, from the config or from what ships with the model."""
+    """Needles, the shared tokens, the trials and the stopping rule, from the config or from what ships with the
+    model."""
     from probes.retrieval_heads.needles import encode_after, grid, read_needle, split_template
     from workbench.organisms.material import material
 
@@ -289,13 +302,15 @@ def _grid(model, config: Config, context: Context):
     rows = read_table(source, required=COLUMNS, what="needles")
     if again := rows.height - rows.unique(COLUMNS).height:
         context.warn(
-            f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of their own, and the intervals are too narrow."
+            f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of "
+            f"their own, and the intervals are too narrow."
         )
     if isinstance(config.needles, int):
         rows = _first(rows, config.needles, source)
     elif rows.height > SHIPPED and source.resolve() in (DEFAULT.resolve(), own.get("needles", DEFAULT).resolve()):
         context.warn(
-            f"{rows.height} needles ship with {model.name} and the first {SHIPPED} were used; needles={rows.height} uses them all."
+            f"{rows.height} needles ship with {model.name} and the first {SHIPPED} were used; "
+            f"needles={rows.height} uses them all."
         )
         rows = rows.head(SHIPPED)
     needles = [
@@ -331,8 +346,8 @@ def _grid(model, config: Config, context: Context):
 
 @dataclass
 class Measured:
-    """What is kept of every trial: emitted ids, each step's most attended position [steps, layers, H], mean span mass [layers, H];
-    `ties`: share of all attention rows whose maximum is tied (the first position counts)."""
+    """What is kept of every trial: emitted ids, each step's most attended position [steps, layers, H], mean span mass
+    [layers, H]; `ties`: share of all attention rows whose maximum is tied (the first position counts)."""
 
     generated: list[list[int]]
     responses: list[str]
@@ -451,7 +466,8 @@ def _each_step(context: Context):
 
 
 def _score(trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.ndarray:
-    """Eq. 1 for every head, [layers, H]: set = |copied ∩ answer| / |answer| over distinct tokens; count = copying steps / |span|."""
+    """Eq. 1 for every head, [layers, H]: set = |copied ∩ answer| / |answer| over distinct tokens; count = copying steps
+    / |span|."""
     emitted, attended = steps
     ids, (start, end) = np.array(trial.ids), trial.span
     inside = (attended >= start) & (attended < end)
@@ -463,7 +479,8 @@ def _score(trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.ndarray:
 
 
 def _clusters(trials, rows: np.ndarray, config: Config, context: Context) -> np.ndarray:
-    """What an interval over the trials `rows` [trials] (bool) resamples together, [rows]: those of one needle, unless they are all of one."""
+    """What an interval over the trials `rows` [trials] (bool) resamples together, [rows]: those of one needle, unless
+    they are all of one."""
     needles = np.array([t.needle for t, wanted in zip(trials, rows) if wanted], int)
     if config.resample == "needles" and len(set(needles.tolist())) > 1:
         return needles
@@ -570,7 +587,8 @@ def _how_many_are_enough(scores: np.ndarray, context: Context, *, top: int = 10,
 def _split(
     trials, kept: np.ndarray, answered: np.ndarray, config: Config, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which trials choose the heads to mask and which test the masking, both bool [trials]; held out: every second answered needle."""
+    """Which trials choose the heads to mask and which test the masking, both bool [trials]; held out: every second
+    answered needle."""
     needles = np.array([t.needle for t in trials])
     met = np.unique(needles[answered])
     if config.mask_on == "same":
@@ -584,8 +602,8 @@ def _split(
 
 
 def _mask_plan(model, scores: np.ndarray, config: Config, context: Context) -> list[tuple[int, str, int, tuple]]:
-    """(k, "top" or "random", draw, heads) for every masking, by `scores` [layers, H]; random heads come from the top heads' layers and
-    are none of them. Heads without a score have no order, so none of them is a top head."""
+    """(k, "top" or "random", draw, heads) for every masking, by `scores` [layers, H]; random heads come from the top
+    heads' layers and are none of them. Heads without a score have no order, so none of them is a top head."""
     order = [divmod(int(i), model.n_heads) for i in np.argsort(-scores.ravel(), kind="stable")]
     plan, scored = [(0, "top", 0, ())], int((scores > 0).sum())
     wanted_k = {k for k in config.mask_k if 0 < k <= len(order) // 2}
@@ -606,7 +624,8 @@ def _mask_plan(model, scores: np.ndarray, config: Config, context: Context) -> l
                 free = [h for h in range(model.n_heads) if (layer, h) not in top]
                 if len(free) < wanted:
                     context.warn(
-                        f"Layer {layer} has too few other heads for a random control of k={k}; it masks {len(free)} instead of {wanted} there."
+                        f"Layer {layer} has too few other heads for a random control of k={k}; it masks "
+                        f"{len(free)} instead of {wanted} there."
                     )
                 chosen += [(layer, int(h)) for h in rng.permutation(free)[:wanted]]
             plan.append((k, "random", draw, tuple(chosen)))
@@ -616,7 +635,8 @@ def _mask_plan(model, scores: np.ndarray, config: Config, context: Context) -> l
 def _mask(
     model, config, context, needles, shared: list[int], haystack, trials: list[tuple], plan, stops
 ) -> pl.DataFrame:
-    """Answers and recall of `trials` (number, trial) under every masking: k, heads, draw, trial, length, depth, recall, response."""
+    """Answers and recall of `trials` (number, trial) under every masking: k, heads, draw, trial, length, depth, recall,
+    response."""
     schema = {
         "k": pl.Int64,
         "heads": pl.String,
@@ -632,7 +652,8 @@ def _mask(
     from workbench.models.batching import batches
 
     mean = _haystack_mean(model, shared, context) if config.ablation == "mean" else None
-    # prompts of any length and depth go on together once they are read; few enough that a stopped run has parts to go on from
+    # prompts of any length and depth go on together once they are read; few enough that a stopped run has parts to go
+    # on from
     groups, parts, done = batches([len(t.ids) for _, t in trials], max_tokens=config.max_tokens, max_rows=16), [], 0
 
     def compute(group: list[tuple]) -> dict[str, pl.DataFrame]:
@@ -654,7 +675,8 @@ def _mask(
 
 
 def _mask_group(model, config, context, needles, haystack, group, plan, mean, stops) -> list[tuple]:
-    """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts too)."""
+    """The rows of one batch. The prompts are read once, every masking continues from there (unless it masks the prompts
+    too)."""
     from probes.retrieval_heads.haystack import places
     from probes.retrieval_heads.needles import recall
     from probes.retrieval_heads.speculative_decoding import greedy_steps

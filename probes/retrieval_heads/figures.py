@@ -123,7 +123,8 @@ def needle_map(run: Any) -> go.Figure:
 
 
 def masking(run: Any) -> go.Figure:
-    """Recall against the number of masked heads: the top heads, and random heads of the same layers with their range."""
+    """Recall against the number of masked heads: the top heads, and random heads of the same layers with their
+    range."""
     frame = finite(need(run, "masking", ("k", "heads", "draw", "recall")), "recall", what="recall")
     ablations = frame["ablation"].unique(maintain_order=True).to_list() if "ablation" in frame.columns else [None]
     baseline = _baseline(run, frame)
@@ -234,8 +235,8 @@ def _mean_over(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
 
 
 def _masked_cells(run: Any) -> list[tuple[str, pl.DataFrame]] | None:
-    """Recall per length and depth at the largest K that has both: from ``masking`` where it has these columns, otherwise
-    from the optional table ``masked_trials``."""
+    """Recall per length and depth at the largest K that has both: from ``masking`` where it has these columns,
+    otherwise from the optional table ``masked_trials``."""
     columns = ("k", "heads", "length", "depth", "recall")
     frame = next((f for f in (maybe(run, t, columns) for t in ("masked_trials", "masking")) if f is not None), None)
     if frame is None or frame.is_empty():
@@ -275,7 +276,8 @@ def _baseline(run: Any, masking: pl.DataFrame) -> float | None:
 
 
 def _interval(run: Any, *, masked: bool = False) -> str:
-    """What the intervals of the run resample: needles, unless it was told otherwise or the trials that count are all of one."""
+    """What the intervals of the run resample: needles, unless it was told otherwise or the trials that count are all of
+    one."""
     trials = maybe(run, "trials", ("trial", "needle", "kept"))
     if trials is not None:
         chosen = maybe(run, "masked_trials", ("trial",)) if masked else None

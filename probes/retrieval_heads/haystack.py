@@ -1,8 +1,9 @@
 """Needle prompts read for their keys and values: every beginning that prompts share is run once.
 
-Prompts share their haystack up to the needle, for all needles, lengths and depths. From there a needle and the text after it are the
-same for every length that puts it at the same place: the longest prompt's text is read once, and each length goes on from its own end
-of it with the question. On the default grid (20 lengths, 10 depths) about a fifth of the tokens is left.
+Prompts share their haystack up to the needle, for all needles, lengths and depths. From there a needle and the text
+after it are the same for every length that puts it at the same place: the longest prompt's text is read once, and each
+length goes on from its own end of it with the question. On the default grid (20 lengths, 10 depths) about a fifth of
+the tokens is left.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ PART = 64  # trials at most in a part that is put together of several places
 
 
 class Haystack:
-    """Keys and values of the haystack's beginning, as far as any trial of the run shares it: computed when first needed, cut for each
-    group. Never for the remaining trials only: a run that was stopped would round otherwise when it goes on."""
+    """Keys and values of the haystack's beginning, as far as any trial of the run shares it: computed when first
+    needed, cut for each group. Never for the remaining trials only: a run that was stopped would round otherwise when
+    it goes on."""
 
     def __init__(self, model: Model, tokens: list[int]):
         self.model, self.tokens, self.cached = model, tokens, None
@@ -35,8 +37,9 @@ class Haystack:
 
 
 def places(model: Model, trials: Sequence[Trial], max_tokens: int) -> list[list[int]]:
-    """Trials that are read together: needles at the same place, at any length, longest haystacks before them first; as many needles as
-    have room in `max_tokens` at their greatest length. Where attention slides over columns, prompts must be equally long as well."""
+    """Trials that are read together: needles at the same place, at any length, longest haystacks before them first; as
+    many needles as have room in `max_tokens` at their greatest length. Where attention slides over columns, prompts
+    must be equally long as well."""
     by_place = defaultdict(lambda: defaultdict(list))
     for i, trial in enumerate(trials):
         key = (-trial.shared, trial.length, len(trial.ids)) if model.sliding else (-trial.shared,)
@@ -67,10 +70,11 @@ def parts(model: Model, trials: Sequence[Trial], max_tokens: int) -> list[list[i
 
 
 def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[int], Cached | None, list[int]]]:
-    """The trials of one place in batches that go on alike: (their numbers, their past, how many tokens of each are in it).
+    """The trials of one place in batches that go on alike: (their numbers, their past, how many tokens of each are in
+    it).
 
-    The pasts are cut from the same keys, the longest first, with room for what follows: each grows over what only longer ones need, so
-    it is to be used up, and nothing of it kept but copies, before the next is asked for."""
+    The pasts are cut from the same keys, the longest first, with room for what follows: each grows over what only
+    longer ones need, so it is to be used up, and nothing of it kept but copies, before the next is asked for."""
     model, shared = haystack.model, trials[0].shared
     if model.sliding:
         yield list(range(len(trials))), haystack.upto(shared, len(trials)), [shared] * len(trials)
@@ -97,7 +101,8 @@ def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[i
 
 
 def stretches(model: Model, trials: Sequence[Trial]) -> list[tuple[int, int]]:
-    """The positions [start, end) of every stretch of tokens that is run for these trials, the haystack before the needles aside."""
+    """The positions [start, end) of every stretch of tokens that is run for these trials, the haystack before the
+    needles aside."""
     if model.sliding:
         return [(t.shared, len(t.ids)) for t in trials]
     ends: dict[tuple[int, int], int] = defaultdict(int)

@@ -1,7 +1,7 @@
 """Needle-in-a-haystack prompts, put together at the token level: haystack, a needle at a sentence end, a question.
 
-Nothing is decoded and encoded again. The answer's tokens are found by character offsets inside the needle. All prompts of one
-length share the same haystack tokens, so that keys and values up to the insertion point can be shared too.
+Nothing is decoded and encoded again. The answer's tokens are found by character offsets inside the needle. All prompts
+of one length share the same haystack tokens, so that keys and values up to the insertion point can be shared too.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Needle:
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt. `shared`: how many of its first tokens are plain haystack; `body`: how many come before the question; `span`: answer
-    tokens in the prompt, end excluded; `guess`: what a copying model would say, the needle from the answer on."""
+    """One prompt. `shared`: how many of its first tokens are plain haystack; `body`: how many come before the question;
+    `span`: answer tokens in the prompt, end excluded; `guess`: what a copying model would say, the needle from the
+    answer on."""
 
     needle: int
     length: int
@@ -52,8 +53,8 @@ class Trial:
 class Words:
     """Tokenizer for rouge-score: runs of letters, marks and digits of any script, in lower case, English ones stemmed.
 
-    rouge-score's own keeps a-z and 0-9 only, so that an answer in another script could never be recalled; on ASCII text the two give
-    the same. Scripts written without spaces give one word per character."""
+    rouge-score's own keeps a-z and 0-9 only, so that an answer in another script could never be recalled; on ASCII text
+    the two give the same. Scripts written without spaces give one word per character."""
 
     _UNSPACED = "".join(
         rf"\p{{{script}}}" for script in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
@@ -79,8 +80,8 @@ def _rouge():
 
 
 def recall(answer: str, response: str) -> float:
-    """ROUGE-1 recall of the answer's words (see Words) in the response, stemmed, between 0 and 1: the official success measure,
-    which prints it × 100."""
+    """ROUGE-1 recall of the answer's words (see Words) in the response, stemmed, between 0 and 1: the official success
+    measure, which prints it × 100."""
     return float(_rouge().score(answer, response)["rouge1"].recall)
 
 
@@ -91,11 +92,13 @@ def place(row: int, needle: str, answer: str) -> tuple[int, int]:
     found = re.search(re.escape(answer.strip()), needle.strip(), re.IGNORECASE)
     if found is None:
         raise InputError(
-            f"Needle row {row + 1}: the answer '{answer}' does not occur in the needle '{needle}'; the answer must be a literal part of it."
+            f"Needle row {row + 1}: the answer '{answer}' does not occur in the needle '{needle}'; the answer "
+            f"must be a literal part of it."
         )
     if not any(c.isalnum() for c in answer):
         raise InputError(
-            f"Needle row {row + 1}: the answer '{answer}' has no letter or digit, so no recall can be measured; give an answer of words."
+            f"Needle row {row + 1}: the answer '{answer}' has no letter or digit, so no recall can be "
+            f"measured; give an answer of words."
         )
     return found.span()
 
@@ -133,7 +136,8 @@ def split_template(model: Model, template: str) -> tuple[str, str]:
 
 
 def read_needle(model: Model, row: int, needle: str, question: str, answer: str, after: str) -> Needle:
-    """Encode one needle and place its answer. Raises InputError when the answer is not in the needle or has no tokens of its own."""
+    """Encode one needle and place its answer. Raises InputError when the answer is not in the needle or has no tokens
+    of its own."""
     at, end = place(row, needle, answer)
     ids, spans = encode_after(model, needle.strip())
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > at]
@@ -161,18 +165,20 @@ def grid(
 ) -> tuple[list[int], list[Trial]]:
     """Every needle at every length and depth: (the tokens that all prompts share a beginning of, trials).
 
-    A prompt of `length` has at most `length` tokens, BOS and question included (the longest needle fills it exactly). `depth` is the
-    percentage of the haystack before the needle, moved back to the nearest sentence end (100: right before the question).
-    Raises InputError when a length cannot hold the needle or goes beyond the model's context."""
+    A prompt of `length` has at most `length` tokens, BOS and question included (the longest needle fills it exactly).
+    `depth` is the percentage of the haystack before the needle, moved back to the nearest sentence end (100: right
+    before the question). Raises InputError when a length cannot hold the needle or goes beyond the model's context."""
     head = model.encode(before, bos=True) if before else model._bos(True)
     extra = len(head) + max(len(n.ids) + len(n.tail) for n in needles)
     if min(lengths) <= extra:
         raise InputError(
-            f"A prompt of {min(lengths)} tokens cannot hold needle and question ({extra} tokens); ask for longer lengths."
+            f"A prompt of {min(lengths)} tokens cannot hold needle and question ({extra} tokens); ask for "
+            f"longer lengths."
         )
     if model.too_long(max(lengths) + new_tokens):
         raise InputError(
-            f"A prompt of {max(lengths)} tokens and an answer of {new_tokens} go beyond the context of {model.context_length}; ask for shorter lengths."
+            f"A prompt of {max(lengths)} tokens and an answer of {new_tokens} go beyond the context of "
+            f"{model.context_length}; ask for shorter lengths."
         )
     longest = max(lengths) - extra
     text = (list(haystack) * (longest // len(haystack) + 1))[:longest]

@@ -1,9 +1,11 @@
-"""Greedy continuations read step by step: shared prefixes, guessed answers checked in one block, attention reduced on the device.
+"""Greedy continuations read step by step: shared prefixes, guessed answers checked in one block, attention reduced on
+the device.
 
-Decoding token by token spends most of its time on tokens that could have been foreseen. Here the caller guesses the continuation
-(for a needle: the needle). One pass over prompt and guess gives the model's own choice at every position; as far as the guess is
-what the model chooses, all those steps are done, with the attention rows that step-by-step decoding would have seen. From the first
-difference on, decoding goes token by token. The emitted tokens are those of plain greedy decoding.
+Decoding token by token spends most of its time on tokens that could have been foreseen. Here the caller guesses the
+continuation (for a needle: the needle). One pass over prompt and guess gives the model's own choice at every position;
+as far as the guess is what the model chooses, all those steps are done, with the attention rows that step-by-step
+decoding would have seen. From the first difference on, decoding goes token by token. The emitted tokens are those of
+plain greedy decoding.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Found = TypeVar("Found")
 
 
 def by_halves(rows: Sequence[Row], compute: Callable[[Sequence[Row]], list[Found]]) -> list[Found]:
-    """`compute(rows)`, a list; where memory runs out, that of each half in turn, one after the other in the order of the rows."""
+    """`compute(rows)`, a list; where memory runs out, that of each half in turn, one after the other in the order of
+    the rows."""
     try:
         return compute(rows)
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -63,7 +66,8 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
     ]  # the frame of the pass in progress, and where its keys and spans are: the same for every layer
 
     def places(S: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Position of each key [B, S]; key column of each span position [B, K], 0 where there is none; whether there is one [B, K]."""
+        """Position of each key [B, S]; key column of each span position [B, K], 0 where there is none; whether there is
+        one [B, K]."""
         if known[0] is not model.frame or known[1][0].shape[1] != S:
             positions = model.frame.columns_of_keys(S)
             match = (positions[:, None] == spans.to(positions.device)[:, :, None]) & (spans.to(positions.device) >= 0)[
@@ -77,7 +81,8 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
         mass = (weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1)) * there[:, None, None]).sum(
             -1
         )
-        # arithmetic instead of `max` and `==`, which are many times slower on a CPU; exact, as positions are small whole numbers
+        # arithmetic instead of `max` and `==`, which are many times slower on a CPU; exact, as positions are small
+        # whole numbers
         below = weights.sub_(weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
         tied = below.sum(-1) > 1 - weights.shape[-1]
         place = -below.mul_(FAR).sub_(positions[:, None, None]).amax(-1)  # the lowest position of equal ones
@@ -88,7 +93,8 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
 
 @dataclass(eq=False)
 class Begun:
-    """Continuations after their first pass: what every row emitted so far, whether it is complete, and the past of those that are not."""
+    """Continuations after their first pass: what every row emitted so far, whether it is complete, and the past of
+    those that are not."""
 
     past: Cached | None
     steps: list[list[Step]]
@@ -112,12 +118,13 @@ def greedy_steps(
     spans: torch.Tensor | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[list[Step]]:
-    """Greedy continuation of every row: `rows` are fed after `before` (not changed; None: nothing was fed yet), each ends with the prompt's last token.
+    """Greedy continuation of every row: `rows` are fed after `before` (not changed; None: nothing was fed yet), each
+    ends with the prompt's last token.
 
-    `guesses` are what each row may continue with; wrong or empty guesses cost time, never change a token. With `spans` [B, K] every
-    step carries its attention reading. A row ends after a token for which `stops` is true, or after `max_new_tokens`. Where attention
-    slides over a window, guesses are not used: a window counts columns, and wrong guesses would stand inside it. Raises InputError
-    for rows of different lengths after a prefix on such a model."""
+    `guesses` are what each row may continue with; wrong or empty guesses cost time, never change a token. With `spans`
+    [B, K] every step carries its attention reading. A row ends after a token for which `stops` is true, or after
+    `max_new_tokens`. Where attention slides over a window, guesses are not used: a window counts columns, and wrong
+    guesses would stand inside it. Raises InputError for rows of different lengths after a prefix on such a model."""
     begun = begin(model, before, rows, guesses, max_new_tokens=max_new_tokens, stops=stops, spans=spans)
     return go_on(model, [begun], max_new_tokens=max_new_tokens, stops=stops, check=check)
 
@@ -133,9 +140,11 @@ def begin(
     spans: torch.Tensor | None = None,
     use_up: bool = False,
 ) -> Begun:
-    """The first pass of `greedy_steps`: prompts and guesses in one block, as far as the guesses are what the model chooses.
+    """The first pass of `greedy_steps`: prompts and guesses in one block, as far as the guesses are what the model
+    chooses.
 
-    With `use_up`, `before` grows where it is, and what is kept of it is a copy: its memory is free for what comes next."""
+    With `use_up`, `before` grows where it is, and what is kept of it is a copy: its memory is free for what comes
+    next."""
     B = len(rows)
     if model.sliding:
         guesses = [()] * B
@@ -198,9 +207,11 @@ def go_on(
     stops: Callable[[int], bool],
     check: Callable[[], None] | None = None,
 ) -> list[list[Step]]:
-    """The rest of `greedy_steps`, token by token, all rows of all `begun` together: their steps, in order. The pasts are used up.
+    """The rest of `greedy_steps`, token by token, all rows of all `begun` together: their steps, in order. The pasts
+    are used up.
 
-    Rows that are done leave, so that none grows beyond its answer. Where attention slides over a window, one `begun` at a time."""
+    Rows that are done leave, so that none grows beyond its answer. Where attention slides over a window, one `begun` at
+    a time."""
     steps, done = [row for b in begun for row in b.steps], [row for b in begun for row in b.done]
     rows_left = [k for k, complete in enumerate(done) if not complete]
     if not rows_left:

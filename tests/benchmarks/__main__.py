@@ -1,4 +1,5 @@
-"""Run the benchmarks: `python -m tests.benchmarks [names] [--device cuda] [--scale 8b]`, `--table` to print the published table."""
+"""Run the benchmarks: `python -m tests.benchmarks [names] [--device cuda] [--scale 8b]`, `--table` to print the
+published table."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def table(results: dict) -> str:
         limits += [f"arithmetic allows {bound:.2g}×"] if bound else []
         spread = f" ({'; '.join(limits)})" if limits else ""
         lines.append(
-            f"| {r['name']} | {r['details'].get('against', '')} | {number(r['reference'])} {r['unit']} | {number(r['ours'])} {r['unit']} "
+            f"| {r['name']} | {r['details'].get('against', '')} | {number(r['reference'])} {r['unit']} | "
+            f"{number(r['ours'])} {r['unit']} "
             f"| {r['ratio']:.3g}×{spread} | {r['agreement']} | {r['machine']} |"
         )
     return "\n".join(lines)
@@ -88,11 +90,13 @@ def main() -> int:
                 "load": os.getloadavg()[0],
             }
             results[
-                f"{r['name']} [{options.device}, {options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}]"
+                f"{r['name']} [{options.device}, "
+                f"{options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}]"
             ] = r
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             print(
-                f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, {r['agreement']}",
+                f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, "
+                f"{r['agreement']}",
                 file=sys.stderr,
             )
     return 0

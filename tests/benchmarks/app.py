@@ -1,9 +1,9 @@
 """The app in a real Chromium against the limits it is held to: first paint, a click on a head, a head switched off.
 
-Run: ``python -m tests.benchmarks app``. The server is the one of `workbench app`, the model the organism; times are what a person
-waits, taken inside the page: from the click event (or the start of the navigation) until the frame is drawn that has the changed
-words. Playwright only moves the mouse. Its own waiting for elements to be still and its questions to the browser, some 50 ms of a
-click, are no part of the times. Medians; a busy machine makes them longer."""
+Run: ``python -m tests.benchmarks app``. The server is the one of `workbench app`, the model the organism; times are
+what a person waits, taken inside the page: from the click event (or the start of the navigation) until the frame is
+drawn that has the changed words. Playwright only moves the mouse. Its own waiting for elements to be still and its
+questions to the browser, some 50 ms of a click, are no part of the times. Medians; a busy machine makes them longer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ NAME = "app"
 LIMITS = {"first paint": 3000.0, "head click": 300.0, "ablation": 500.0}  # milliseconds
 ROUNDS = {"smoke": 3, "small": 15}
 
-# wait_for_words(words, start): milliseconds from `start` until the frame after the one in which the words came into the main part.
+# wait_for_words(words, start): milliseconds from `start` until the frame after the one in which the words came into the
+# main part.
 WAIT = """
 window.wait_for_words = (words, start) => new Promise((done) => {
   const there = () => (document.querySelector('[data-testid="stMain"]') || { textContent: '' }).textContent.includes(words);
@@ -30,17 +31,19 @@ window.wait_for_words = (words, start) => new Promise((done) => {
   const seen = new MutationObserver(look);
   look() || seen.observe(document, { subtree: true, childList: true, characterData: true });
 });
-"""
-LOADED = "window.elapsed = window.wait_for_words('greedy continuation', 0);"  # performance.now() is 0 at the start of the navigation
+"""  # noqa: E501
+# performance.now() is 0 at the start of the navigation
+LOADED = "window.elapsed = window.wait_for_words('greedy continuation', 0);"
 CLICKED = """(words) => {
   window.elapsed = new Promise((done) => {
     document.addEventListener('click', (event) => window.wait_for_words(words, event.timeStamp).then(done), { capture: true, once: true });
   });
-}"""
+}"""  # noqa: E501
 
 
 def measure(device: str = "cpu", scale: str = "small") -> list[dict]:
-    """One row per interaction: ``reference`` is the limit, ``ours`` the median in milliseconds, ``ratio`` how often ours fits into the limit."""
+    """One row per interaction: ``reference`` is the limit, ``ours`` the median in milliseconds, ``ratio`` how often
+    ours fits into the limit."""
     from playwright.sync_api import sync_playwright
 
     rounds = ROUNDS.get(scale, ROUNDS["small"])

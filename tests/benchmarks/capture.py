@@ -35,7 +35,8 @@ def random_llama(scale: str, device: str) -> tuple:
 
 
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 9) -> list[dict]:
-    """Tokens per second: the decoder's forward pass alone (no unembedding on either side) against the pass that is captured."""
+    """Tokens per second: the decoder's forward pass alone (no unembedding on either side) against the pass that is
+    captured."""
     model, ids = random_llama(scale, device)
     tokens = sum(map(len, ids))
     batch_tokens = 8 * len(ids[0])
@@ -58,7 +59,8 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 9) -> list[
     ]
     for name, wanted, positions in cases:
         agreement = agree(model, inputs, ids, wanted, positions)
-        # the captured pass ends after the last block, the plain one after the final norm: a difference of well under 1 %
+        # the captured pass ends after the last block, the plain one after the final norm: a difference of well under 1
+        # %
         seconds = interleaved(
             {"reference": plain, "ours": lambda w=wanted, p=positions: consume(w, p)}, rounds=rounds, device=device
         )

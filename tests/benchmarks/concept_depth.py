@@ -1,4 +1,5 @@
-"""Concept depth against the official procedure: one text per forward, then scikit-learn layer by layer; and the solver alone."""
+"""Concept depth against the official procedure: one text per forward, then scikit-learn layer by layer; and the solver
+alone."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 2) -> list[
 
 
 def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
-    """From a file of texts to the accuracies of all layers: the probe's own path (bootstrap and depth points too) against the official one."""
+    """From a file of texts to the accuracies of all layers: the probe's own path (bootstrap and depth points too)
+    against the official one."""
     *shape, n = SCALES[scale]
     model = random_llama(device, scale, *shape)
     ids, labels = labelled(n, shape[-1], framed)
@@ -79,7 +81,8 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
         def official() -> np.ndarray:
             return accuracies(one_by_one(model, [model.encode(text) for text in texts]))
 
-        # on the very features that the probe saw, converged scikit-learn gives its accuracies; those features are the official ones in float32
+        # on the very features that the probe saw, converged scikit-learn gives its accuracies; those features are the
+        # official ones in float32
         acts = capture(model, ids, sites("mlp_in", range(model.n_layers)), max_tokens=model.tokens_at_once())
         compared = list(range(model.n_layers))[
             : 6 if shape[1] > 1024 else None
@@ -88,7 +91,8 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
         worst = float(np.abs(found[compared] - converged).max())
         if worst > POINTS + 1e-9:
             raise AssertionError(
-                f"accuracies differ by {100 * worst:.2f} points from converged scikit-learn on the same features: no speed is reported"
+                f"accuracies differ by {100 * worst:.2f} points from converged scikit-learn on the same "
+                f"features: no speed is reported"
             )
         apart = float32_agreement(model, ids[:32], Site("mlp_in", model.n_layers - 1))
         timed = float(np.abs(found - official()).max())
@@ -106,7 +110,8 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
         "texts/s",
         seconds,
         len(ids),
-        f"accuracies within {100 * worst:.2f} points of converged scikit-learn, {100 * timed:.2f} of the timed 100 iterations",
+        f"accuracies within {100 * worst:.2f} points of converged scikit-learn, {100 * timed:.2f} of the "
+        f"timed 100 iterations",
         reference="one text per forward, scikit-learn layer by layer (100 iterations)",
         texts=len(ids),
         accuracy=found.tolist(),
@@ -142,8 +147,8 @@ def random_llama(
 def labelled(n: int, vocabulary: int, framed: bool) -> tuple[list[list[int]], np.ndarray]:
     """Texts as tokens, and their classes: which of two kinds of words stands in a text, which random weights pass on.
 
-    framed: shaped like the official cities prompts (an instruction of 12 tokens, "the city of X is in Y", a true and a false Y per X); else
-    free texts of 10 to 40 tokens, which share nothing."""
+    framed: shaped like the official cities prompts (an instruction of 12 tokens, "the city of X is in Y", a true and a
+    false Y per X); else free texts of 10 to 40 tokens, which share nothing."""
     rng = np.random.default_rng(1)
     labels = np.arange(n) % 2
     ids, frame = [], rng.integers(100, vocabulary, 15)
@@ -171,8 +176,8 @@ def write_texts(path: Path, ids: Sequence[Sequence[int]], labels: np.ndarray | N
 
 
 def float32_agreement(model: Model, ids: Sequence[Sequence[int]], site: Site) -> float:
-    """Largest difference, relative to the largest number, of our features and those of one text per forward, in float32 whatever the model's
-    dtype. Raises above 1e-4."""
+    """Largest difference, relative to the largest number, of our features and those of one text per forward, in float32
+    whatever the model's dtype. Raises above 1e-4."""
     exact = model if model.dtype == torch.float32 else wrap(copy.deepcopy(model.hf).float(), name=model.name)
     ours = capture(exact, ids, [site])[site].numpy()
     if site.kind == "final_norm":
@@ -191,7 +196,8 @@ def float32_agreement(model: Model, ids: Sequence[Sequence[int]], site: Site) ->
     apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if apart > 1e-4:
         raise AssertionError(
-            f"features at {site} differ by {apart:.1e} from those of one text per forward in float32: no speed is reported"
+            f"features at {site} differ by {apart:.1e} from those of one text per forward in float32: no "
+            f"speed is reported"
         )
     return apart
 
@@ -219,9 +225,10 @@ def one_by_one(model, ids) -> list[np.ndarray]:
 
 
 def solver(device: str, scale: str) -> dict:
-    """All layers at once to the certified optimum, against scikit-learn layer after layer until its own default tolerance, which it needs more
-    than its 100 iterations for. That is kind to the reference: its coefficients are then still two per cent off. What is compared in
-    the gate is scikit-learn with the loosest tolerance that gets within 1e-3.
+    """All layers at once to the certified optimum, against scikit-learn layer after layer until its own default
+    tolerance, which it needs more than its 100 iterations for. That is kind to the reference: its coefficients are then
+    still two per cent off. What is compared in the gate is scikit-learn with the loosest tolerance that gets within
+    1e-3.
 
     One round: the reference takes minutes. Ours is timed before and after it, and the slower time counts."""
     layers, width, n = SOLVER[scale]

@@ -1,4 +1,5 @@
-"""Sampling with the statistics of every step, against Hugging Face `generate(output_scores=True)` with statistics computed afterwards."""
+"""Sampling with the statistics of every step, against Hugging Face `generate(output_scores=True)` with statistics
+computed afterwards."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ import torch
 from tests.benchmarks.timing import interleaved, row
 
 NAME = "sampling with entropies"
-# layers, width, query heads, key/value heads, MLP, vocabulary; samples and tokens of one prompt; prompts, samples, tokens of the batch
+# layers, width, query heads, key/value heads, MLP, vocabulary; samples and tokens of one prompt; prompts, samples,
+# tokens of the batch
 SCALES = {
     "small": ((4, 256, 8, 4, 512, 32000), (50, 128), (24, 4, 32)),
     "8b": ((32, 4096, 32, 8, 14336, 128256), (50, 128), (16, 8, 64)),
 }
 TOP_P = 0.9
-# Bytes per second of memory, from the makers' data sheets: the floor of a decoding step is reading the weights once. Longer names first.
+# Bytes per second of memory, from the makers' data sheets: the floor of a decoding step is reading the weights once.
+# Longer names first.
 BANDWIDTH = {
     "H200": 4.8e12,
     "H100 PCIe": 2.0e12,
@@ -39,7 +42,8 @@ def bandwidth(name: str) -> float | None:
 
 
 def models(scale: str, device: str):
-    """(our model, the same weights in plain Hugging Face). Scores are spread so that a nucleus holds tens of tokens, as a trained model's do."""
+    """(our model, the same weights in plain Hugging Face). Scores are spread so that a nucleus holds tens of tokens, as
+    a trained model's do."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from workbench.models.loading import wrap
@@ -72,7 +76,8 @@ def prompts(n: int, vocabulary: int, length: int = 24) -> list[list[int]]:
 
 
 def generate(hf, ids: list[int], samples: int, tokens: int):
-    """Plain Hugging Face: sampled ids [M, N], and entropy and log-probability of every step [M, N] from the scores it kept."""
+    """Plain Hugging Face: sampled ids [M, N], and entropy and log-probability of every step [M, N] from the scores it
+    kept."""
     device = next(hf.parameters()).device
     with torch.no_grad():
         out = hf.generate(
@@ -98,8 +103,9 @@ def generate(hf, ids: list[int], samples: int, tokens: int):
 
 
 def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
-    """Our numbers on Hugging Face's samples equal its own, and ours on our samples equal a float64 pass over the full vocabulary."""
-    from tests.test_scoring import slow
+    """Our numbers on Hugging Face's samples equal its own, and ours on our samples equal a float64 pass over the full
+    vocabulary."""
+    from tests.engine.test_scoring import slow
     from workbench.engine.generate import sample
     from workbench.engine.scoring import FIELDS, Rule, score, step
 
@@ -117,7 +123,8 @@ def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
         text = found.tokens(0, m)
         with torch.no_grad():
             scores = exact(torch.tensor([ids + text], device=device)).logits[0, len(ids) - 1 : -1]
-        # on a GPU there is no float64 model to compare with: the same bfloat16 scores are reduced by our step and in float64
+        # on a GPU there is no float64 model to compare with: the same bfloat16 scores are reduced by our step and in
+        # float64
         ours = found.steps[0, m] if on_cpu else step(scores, rule, chosen=torch.tensor(text, device=device))[1].cpu()
         for t in range(0, len(text), 4):
             truth = slow(scores[t].double().cpu().numpy(), text[t], rule)
@@ -127,16 +134,21 @@ def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
     drift = statistics.median(apart)
     if typical > tolerance or edge > 0.02 or worst > 1e-3 or drift > tolerance:
         raise AssertionError(
-            f"entropies differ (typical {typical:.2g}, at edges {float(edge):.1%}, worst against float64 {worst:.2g}, decoding against one pass "
+            f"entropies differ (typical {typical:.2g}, at edges {float(edge):.1%}, worst against float64 "
+            f"{worst:.2g}, decoding against one pass "
             f"{drift:.2g}): no speed is reported"
         )
     if on_cpu:
         return f"entropies within {worst:.1g} nats of a float64 pass over the vocabulary"
-    return f"entropies within {worst:.1g} nats of float64 on the same scores; decoding within {drift:.1g} (median) of one pass over the text"
+    return (
+        f"entropies within {worst:.1g} nats of float64 on the same scores; decoding within {drift:.1g} (median) "
+        f"of one pass over the text"
+    )
 
 
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[dict]:
-    """Tokens per second, sampling and statistics together: M samples of one prompt, and many prompts against one prompt at a time."""
+    """Tokens per second, sampling and statistics together: M samples of one prompt, and many prompts against one prompt
+    at a time."""
     from workbench.engine.generate import sample
     from workbench.engine.scoring import FIELDS, Rule
 
@@ -207,8 +219,9 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
 
 
 def memory_growth(scale: str) -> dict[str, float]:
-    """Peak memory above the loaded model, in MiB, at two lengths. Raises AssertionError when ours grows by more than a quarter of what
-    keeping the scores of every step would (samples × steps × vocabulary), or when the reference, which keeps them, does not."""
+    """Peak memory above the loaded model, in MiB, at two lengths. Raises AssertionError when ours grows by more than a
+    quarter of what keeping the scores of every step would (samples × steps × vocabulary), or when the reference, which
+    keeps them, does not."""
     out = {}
     for side in ("ours", "reference"):
         for tokens in (32, 128):
@@ -219,7 +232,8 @@ def memory_growth(scale: str) -> dict[str, float]:
             )
             code = (
                 "import torch; torch.set_num_threads(1)\n"
-                "from tests.benchmarks.generation import *; from workbench.engine.generate import sample; from workbench.engine.scoring import Rule\n"
+                "from tests.benchmarks.generation import *; from workbench.engine.generate import sample; "
+                "from workbench.engine.scoring import Rule\n"
                 f"model, plain = models('{scale}', 'cpu'); ids = prompts(1, model.vocab_size)[0]; n = {tokens}\n"
                 "high = lambda: int(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])\n"
                 "open('/proc/self/clear_refs', 'w').write('5')\n"  # forget the peak that building the model left
@@ -236,7 +250,8 @@ def check_growth(peaks: dict[str, float], scores: float) -> None:
     ours, theirs = (peaks[f"{side}, 128 tokens"] - peaks[f"{side}, 32 tokens"] for side in ("ours", "reference"))
     if ours > scores / 4 or theirs < scores / 2:
         raise AssertionError(
-            f"From 32 to 128 tokens our peak grows by {ours:.0f} MiB and the reference's by {theirs:.0f} MiB; the scores are {scores:.0f} MiB."
+            f"From 32 to 128 tokens our peak grows by {ours:.0f} MiB and the reference's by {theirs:.0f} MiB; "
+            f"the scores are {scores:.0f} MiB."
         )
 
 

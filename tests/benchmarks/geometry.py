@@ -1,4 +1,5 @@
-"""Representation geometry against the official procedure: one sequence per forward, every feature kept, a full SVD of the matrix."""
+"""Representation geometry against the official procedure: one sequence per forward, every feature kept, a full SVD of
+the matrix."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from workbench.engine.capture import capture
 from workbench.models.sites import Site
 
 NAME = "representation geometry"
-# layers, width, heads, key/value heads, MLP width, vocabulary, sequences, longest in tokens; "small" has the organism's shape
+# layers, width, heads, key/value heads, MLP width, vocabulary, sequences, longest in tokens; "small" has the organism's
+# shape
 SCALES = {"small": (6, 128, 8, 4, 320, 1500, 2000, 32), "8b": (32, 4096, 32, 8, 14336, 128256, 3000, 128)}
 
 
@@ -137,8 +139,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def memory_growth() -> float:
-    """Megabytes by which the peak memory of the probe grows from 800 to 6,400 samples of width 768, in a process of its own. The features
-    alone are 16 MB more in float32, 33 in float64."""
+    """Megabytes by which the peak memory of the probe grows from 800 to 6,400 samples of width 768, in a process of its
+    own. The features alone are 16 MB more in float32, 33 in float64."""
     root = Path(__file__).resolve().parents[2]
     # what is freed goes back to the system at once, so that the peak is that of what was held
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}

@@ -1,8 +1,10 @@
-"""Patching every head: one forward pass of the plain model per head and prompt against the closed form and the last-position batch.
+"""Patching every head: one forward pass of the plain model per head and prompt against the closed form and the
+last-position batch.
 
-The reference is what a script would do: for each prompt and head one forward pass with hooks that put the donor's output in (and, for
-direct effects, put every other head's and every MLP's own output back). A second reference runs all prompts as one batch per head.
-The numbers have to agree in float32; on a GPU the weights are then rounded to bfloat16, in which both are timed.
+The reference is what a script would do: for each prompt and head one forward pass with hooks that put the donor's
+output in (and, for direct effects, put every other head's and every MLP's own output back). A second reference runs all
+prompts as one batch per head. The numbers have to agree in float32; on a GPU the weights are then rounded to bfloat16,
+in which both are timed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from workbench.engine.patching import direct_effects, total_effects
 from workbench.models.loading import wrap
 
 NAME = "patching"
-# layers, width, heads, key/value heads, MLP width, vocabulary, prompts, tokens, heads that the reference is timed on (scaled to all)
+# layers, width, heads, key/value heads, MLP width, vocabulary, prompts, tokens, heads that the reference is timed on
+# (scaled to all)
 SCALES = {"small": (8, 128, 8, 4, 384, 1024, 8, 48, 64), "8b": (32, 4096, 32, 8, 14336, 128256, 4, 512, 64)}
 
 
@@ -41,7 +44,8 @@ def random_llama(scale: str, device: str):
 
 @torch.no_grad()
 def one_pass_per_head(model, ids, donors, tokens, heads, *, frozen: bool, together: bool) -> torch.Tensor:
-    """Δ log p of the tokens [n, heads, k], from plain forward passes with hooks; `together`: all prompts in one pass per head."""
+    """Δ log p of the tokens [n, heads, k], from plain forward passes with hooks; `together`: all prompts in one pass
+    per head."""
     layers, d = model.hf.model.layers, model.d_head
     projections, mlps = [layer.self_attn.o_proj for layer in layers], [layer.mlp for layer in layers]
     changes = []
@@ -103,7 +107,8 @@ SHARE = 0.05  # … and as a share of the largest effect: numbers that say nothi
 
 
 def agreement(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference from one pass per head; AssertionError when it is not small, also against the effects themselves."""
+    """The largest difference from one pass per head; AssertionError when it is not small, also against the effects
+    themselves."""
     worst, largest = float((found - expected).abs().max()), float(expected.abs().max())
     if not worst <= min(CLOSE, SHARE * largest):
         raise AssertionError(
@@ -113,7 +118,8 @@ def agreement(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def rounding(name: str, ours: torch.Tensor, reference: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest error of our bfloat16 effects, which may be at most twice what one pass per head makes of the same weights."""
+    """The largest error of our bfloat16 effects, which may be at most twice what one pass per head makes of the same
+    weights."""
     error, theirs = float((ours - exact).abs().max()), float((reference - exact).abs().max())
     if not error <= 2 * theirs:
         raise AssertionError(

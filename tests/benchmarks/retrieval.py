@@ -1,7 +1,7 @@
 """Retrieval heads against the official algorithm: prefill, then step by step with full attention and a loop over heads.
 
-Two rows: detection alone, where both sides must read every prompt, and detection with the masking test, where the official code reads
-the prompt again for every set of masked heads."""
+Two rows: detection alone, where both sides must read every prompt, and detection with the masking test, where the
+official code reads the prompt again for every set of masked heads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from workbench.core.context import Context
 NAME = "retrieval-head detection"
 MASKING = "retrieval-head detection and masking"
 AGAINST = "official algorithm (batch 1, output_attentions, Python loop)"
-# lengths, depths, needles, answer tokens (detection on "small" takes what the probe does by default: 20 lengths, 10 depths, 12 needles); "8b" is a random model of that shape: speed and memory, not behaviour
+# lengths, depths, needles, answer tokens (detection on "small" takes what the probe does by default: 20 lengths, 10
+# depths, 12 needles); "8b" is a random model of that shape: speed and memory, not behaviour
 SCALES = {"small": ((256, 480), (0, 25, 50, 75, 100), 8, 16), "8b": ((4096, 16384, 32768), (0, 50, 100), 2, 16)}
-# needles, masked trials, K list, random draws: the probe's own (half of the trials, K up to half of the heads), 31 maskings of each trial; and 4
+# needles, masked trials, K list, random draws: the probe's own (half of the trials, K up to half of the heads), 31
+# maskings of each trial; and 4
 MASKED = {"small": (4, 20, (2, 5, 10, 15, 20), 5), "8b": (1, 2, (20,), 2)}
 # dense bfloat16 FLOP/s of the SXM and data-centre cards, by a part of their name
 PEAK = {
@@ -36,12 +38,14 @@ PEAK = {
     "L40S": 362e12,
     "A10G": 70e12,
 }
-CLOSE = 1e-4  # logits or weights that differ by less may come out in either order: float32 rounds batches otherwise than single rows
+# logits or weights that differ by less may come out in either order: float32 rounds batches otherwise than single rows
+CLOSE = 1e-4
 
 
 def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[dict]:
-    """Answers per second on the same prompts. Gate: the tokens of every answer and the scores of every head are those of the official
-    algorithm, ties of its logits or attention weights (closer than CLOSE) aside; the ties are counted."""
+    """Answers per second on the same prompts. Gate: the tokens of every answer and the scores of every head are those
+    of the official algorithm, ties of its logits or attention weights (closer than CLOSE) aside; the ties are
+    counted."""
     model, hf = models(scale, device)
     return [detection(model, hf, device, scale, rounds), masking(model, hf, device, scale, rounds)]
 
@@ -90,7 +94,8 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
 
 
 def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
-    """What a run does by default: score every head, then mask the top heads and random ones, with uniform attention while decoding."""
+    """What a run does by default: score every head, then mask the top heads and random ones, with uniform attention
+    while decoding."""
     from probes.retrieval_heads import _mask, _mask_plan, _measure, _score, _spread
     from probes.retrieval_heads.haystack import Haystack
 
@@ -103,7 +108,8 @@ def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
         return haystack, _measure(model, config, context, haystack, trials, stops)
 
     haystack, measured = detect()
-    # as many maskings as on a model in which that many heads have a score; which heads they are does not matter to the time
+    # as many maskings as on a model in which that many heads have a score; which heads they are does not matter to the
+    # time
     scores = np.stack([_score(t, s, "set") for t, s in zip(trials, measured.steps)]).mean(0)
     plan = _mask_plan(model, scores + 1e-9 * np.random.default_rng(0).random(scores.shape), config, context)
     chosen = [(i, trials[i]) for i in _spread(np.arange(len(trials)), tested)]
@@ -132,7 +138,8 @@ def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
     total = len(chosen) * len(plan)
     if scale == "small" and (different or ties > 0.02 * total):
         raise AssertionError(
-            f"{different} of {total} masked answers differ from the official algorithm's ({ties} more at ties): no speed is reported"
+            f"{different} of {total} masked answers differ from the official algorithm's ({ties} more at "
+            f"ties): no speed is reported"
         )
     seconds = interleaved({"reference": reference, "ours": ours}, rounds=rounds, device=device)
     agreement = f"{total - different - ties} of {total} masked answers identical" + (
@@ -158,7 +165,8 @@ def _c(name: str):
 
 
 def case(model, scale: str, n: int | None, **more) -> tuple:
-    """Needles, trials, shared tokens, stopping rule, config and context of a scale with `n` needles; of the probe's defaults for None."""
+    """Needles, trials, shared tokens, stopping rule, config and context of a scale with `n` needles; of the probe's
+    defaults for None."""
     from probes.retrieval_heads import Config, _grid
     from workbench.organisms.material import material
 
@@ -171,7 +179,8 @@ def case(model, scale: str, n: int | None, **more) -> tuple:
 
 
 def agree(generated, scores: np.ndarray, expected: list, *, strict: bool) -> str:
-    """What a row says of the agreement. Raises AssertionError where answers or scores differ for another reason than a tie."""
+    """What a row says of the agreement. Raises AssertionError where answers or scores differ for another reason than a
+    tie."""
     compared = worst = tied = different = 0
     for tokens, found, (official_scores, official_tokens, margins, gaps) in zip(generated, scores, expected):
         if list(tokens) != official_tokens:
@@ -183,7 +192,8 @@ def agree(generated, scores: np.ndarray, expected: list, *, strict: bool) -> str
     total = scores.size
     if strict and (different or worst > 1e-6 or tied > 0.02 * len(generated) or compared < 0.9 * total):
         raise AssertionError(
-            f"no speed is reported: {different} answers differ from the official algorithm's and {tied} at ties, scores by up to {worst:.2g}, {compared} of {total} compared"
+            f"no speed is reported: {different} answers differ from the official algorithm's and {tied} at "
+            f"ties, scores by up to {worst:.2g}, {compared} of {total} compared"
         )
     if different or worst > 1e-6:
         return f"scores within {worst:.2g}, {different} of {len(generated)} answers differ (bfloat16)"
@@ -227,8 +237,9 @@ def models(scale: str, device: str):
 
 
 def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
-    """The published algorithm on one trial, with the loop over heads of its code: scores [layers, heads], the emitted ids, and, with `gaps`, the distances between the two
-    largest logits of each step and the smallest between the two largest weights of each head [layers, heads]."""
+    """The published algorithm on one trial, with the loop over heads of its code: scores [layers, heads], the emitted
+    ids, and, with `gaps`, the distances between the two largest logits of each step and the smallest between the two
+    largest weights of each head [layers, heads]."""
     ids, (start, end) = list(trial.ids), trial.span
     answer = set(ids[start:end])
     layers, heads = hf.config.num_hidden_layers, hf.config.num_attention_heads
@@ -260,7 +271,8 @@ def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
 
 
 def official_masked(hf, trial, heads, stops, new_tokens: int) -> tuple[list[int], list[float]]:
-    """The official masking: the prompt is read unmasked, from its last token on the scores of `heads` are 0. Emitted ids and margins."""
+    """The official masking: the prompt is read unmasked, from its last token on the scores of `heads` are 0. Emitted
+    ids and margins."""
     BLOCKED.clear()
     for layer, head in heads:
         BLOCKED.setdefault(layer, []).append(head)
@@ -279,7 +291,8 @@ def official_masked(hf, trial, heads, stops, new_tokens: int) -> tuple[list[int]
 
 
 def prefill(hf, ids):
-    """Keys and values of a prompt, by a forward pass with fast attention, as in the official code (flash attention); what follows is eager."""
+    """Keys and values of a prompt, by a forward pass with fast attention, as in the official code (flash attention);
+    what follows is eager."""
     with attending(hf, "sdpa"):
         return hf(torch.tensor([ids], device=hf.device), use_cache=True).past_key_values
 
@@ -322,18 +335,22 @@ AttentionMaskInterface.register("official_masking", eager_mask)
 
 
 def memory_growth() -> dict[str, float]:
-    """Peak memory above the loaded model, in MiB, at two prompt lengths: it must not grow with layers × heads × S². Linux only."""
+    """Peak memory above the loaded model, in MiB, at two prompt lengths: it must not grow with layers × heads × S².
+    Linux only."""
     out = {}
     for length in (128, 480):
         code = (
             "import re, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, _measure; from probes.retrieval_heads.haystack import Haystack\n"
+            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, "
+            "_measure; from probes.retrieval_heads.haystack import Haystack\n"
             "from workbench.core.context import Context\n"
-            "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
+            "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', "
+            "Path('/proc/self/status').read_text())[1]) / 1024\n"
             "m, _ = models('small', 'cpu'); from workbench.organisms.material import material\n"
             f"c = Config(lengths=({length},), depths=(0, 50, 100), needles=8, max_new_tokens=16, keep='all')\n"
             "_, s, t, st = _grid(m, c, Context(data=material('organism')['needles']))\n"
-            "Path('/proc/self/clear_refs').write_text('5'); a = memory('VmRSS')\n"  # the peak counts from here, not from the loading
+            # the peak counts from here, not from the loading
+            "Path('/proc/self/clear_refs').write_text('5'); a = memory('VmRSS')\n"
             "_measure(m, c, Context(), Haystack(m, s[: max(x.shared for x in t)]), t, st); print(memory('VmHWM') - a)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,10 +1,11 @@
-"""Data selection against a plain loop: a full forward pass per sample, `SAE.encode` of all tokens, dense NumPy similarity.
+"""Data selection against a plain loop: a full forward pass per sample, `SAE.encode` of all tokens, dense NumPy
+similarity.
 
-Three rows on a CPU: the organism, whose vocabulary is small; a model of Pythia-14M's shape, where the loop's unembedding, which
-selection does not need, is most of the arithmetic, as in any small model with a real vocabulary; and the same model where every text
-comes after a system prompt about as long as Llama 2's, as in a chat format. All read the same texts otherwise. The loop is what the
-method's description says to do; ours is the probe on files, from reading them to its tables, without what the loop does not make
-(baselines, explanations, resampled intervals)."""
+Three rows on a CPU: the organism, whose vocabulary is small; a model of Pythia-14M's shape, where the loop's
+unembedding, which selection does not need, is most of the arithmetic, as in any small model with a real vocabulary; and
+the same model where every text comes after a system prompt about as long as Llama 2's, as in a chat format. All read
+the same texts otherwise. The loop is what the method's description says to do; ours is the probe on files, from reading
+them to its tables, without what the loop does not make (baselines, explanations, resampled intervals)."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
 
 
 def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, system: int = 0) -> dict:
-    """Samples per second on the same texts and autoencoder, at the penultimate layer as in the paper. Gate: identical selected rows for
-    every target in float32 (a model that runs in bfloat16 is converted for the gate after it was timed)."""
+    """Samples per second on the same texts and autoencoder, at the penultimate layer as in the paper. Gate: identical
+    selected rows for every target in float32 (a model that runs in bfloat16 is converted for the gate after it was
+    timed)."""
     from sae_lens import SAE
 
     from probes.data_selection import Config, run
@@ -119,7 +121,8 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
             theirs = set(np.argsort(-found["loop"][:, t], kind="stable")[:size].tolist())
             if mine != theirs:
                 raise AssertionError(
-                    f"for {name} the selected rows differ in float32 ({len(mine ^ theirs) // 2} of {size}; scores by up to "
+                    f"for {name} the selected rows differ in float32 ({len(mine ^ theirs) // 2} of {size}; "
+                    f"scores by up to "
                     f"{difference(table, found['loop'], in_loop):.2g}): no speed is reported"
                 )
         worst = difference(table, found["loop"], in_loop)
@@ -138,7 +141,7 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
     }
     if (
         device == "cpu"
-    ):  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product
+    ):  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product  # noqa: E501
         weights = (
             sum(p.numel() for block in model.parts.blocks[: layer + 1] for p in block.block.parameters())
             + model.width * d_sae
@@ -203,7 +206,8 @@ def models(scale: str, device: str):
 
 
 def pythia(device: str) -> tuple:
-    """(our model, the same weights in plain Hugging Face): random weights in the shape of EleutherAI/pythia-14m, the organism's tokenizer."""
+    """(our model, the same weights in plain Hugging Face): random weights in the shape of EleutherAI/pythia-14m, the
+    organism's tokenizer."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     from workbench.models.loading import wrap
@@ -224,7 +228,8 @@ def pythia(device: str) -> tuple:
 
 
 def material(n: int, scale: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Texts of a pool and of three targets: of the organism's world, or its words at random in an instruction set's lengths."""
+    """Texts of a pool and of three targets: of the organism's world, or its words at random in an instruction set's
+    lengths."""
     from workbench.organisms import data
 
     if scale == "8b":

@@ -31,7 +31,8 @@ def _wait(device: str) -> None:
 
 
 def gemm_rate(size: int = 1024) -> float:
-    """Float32 operations per second of a large matrix product on the CPU, with the threads that torch has now: the best of twenty."""
+    """Float32 operations per second of a large matrix product on the CPU, with the threads that torch has now: the best
+    of twenty."""
     a, best = torch.randn(size, size), float("inf")
     for _ in range(20):
         start = time.perf_counter()
@@ -43,7 +44,8 @@ def gemm_rate(size: int = 1024) -> float:
 def row(
     name: str, unit: str, seconds: dict[str, list[float]], work: float, agreement: str, *, reference: str, **details
 ) -> dict:
-    """One line of the table: rates (work / median seconds) of "reference" and "ours" and the median of the paired ratios."""
+    """One line of the table: rates (work / median seconds) of "reference" and "ours" and the median of the paired
+    ratios."""
     rate = {key: work / statistics.median(taken) for key, taken in seconds.items()}
     ratios = sorted(a / b for a, b in zip(seconds["reference"], seconds["ours"]))
     return {

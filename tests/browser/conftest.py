@@ -1,4 +1,5 @@
-"""One server and one Chromium for the whole suite; every page is watched for errors and for requests that leave this machine."""
+"""One server and one Chromium for the whole suite; every page is watched for errors and for requests that leave this
+machine."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from tests import figure_runs
 from tests.browser.serving import chromium, rest, serve
 
 SHOTS = Path(__file__).parent / "screenshots"  # not in the repository
-# Streamlit looks for its own address below the path of a deep link first, and is told 404; Chromium reports that as an error.
+# Streamlit looks for its own address below the path of a deep link first, and is told 404; Chromium reports that as an
+# error.
 KNOWN = ("/_stcore/health", "/_stcore/host-config")
 
 RUNS = {
@@ -23,7 +25,8 @@ RUNS = {
     "representation-geometry-000000000001": figure_runs.geometry(),
 }
 
-# Layout shifts (Layout Instability API) once anything of the page can be seen; before that an empty frame takes its place.
+# Layout shifts (Layout Instability API) once anything of the page can be seen; before that an empty frame takes its
+# place.
 SHIFTS = """
 window.shifts = []; window.seen = null;
 (function look() {
@@ -32,13 +35,13 @@ window.shifts = []; window.seen = null;
   else requestAnimationFrame(look);
 })();
 new PerformanceObserver((list) => window.shifts.push(...list.getEntries())).observe({ type: 'layout-shift', buffered: true });
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """A cache with finished runs of every probe, before the server first looks at it."""
-    from tests.test_pages import keep
+    from tests.pages.test_pages import keep
 
     root = tmp_path_factory.mktemp("cached")
     before = os.environ.get("WORKBENCH_CACHE")
@@ -74,7 +77,8 @@ def browser():
 
 @pytest.fixture
 def visit(server, browser):
-    """visit(path, dark=False, size=(1280, 720), resting=True) → a page that has come to rest. At the end: no error in any console, no request abroad."""
+    """visit(path, dark=False, size=(1280, 720), resting=True) → a page that has come to rest. At the end: no error in
+    any console, no request abroad."""
     pages, complaints = [], []
 
     def note(message):
@@ -113,11 +117,12 @@ def visit(server, browser):
 
 
 def jumps(page, since: float | None = None) -> float:
-    """Sum of the layout shifts since a moment (that in which the page was first seen), also of those that follow an input: never less
-    than the cumulative layout shift of web.dev/cls."""
+    """Sum of the layout shifts since a moment (that in which the page was first seen), also of those that follow an
+    input: never less than the cumulative layout shift of web.dev/cls."""
     assert page.evaluate("window.seen") is not None
     return page.evaluate(
-        "(since) => window.shifts.filter((e) => e.startTime > (since ?? window.seen)).reduce((sum, e) => sum + e.value, 0)",
+        "(since) => window.shifts.filter((e) => e.startTime > (since ?? window.seen)).reduce((sum, e) => sum "
+        "+ e.value, 0)",
         since,
     )
 
@@ -128,12 +133,13 @@ def cut_buttons(page) -> list[str]:
         """() => [...document.querySelectorAll('[data-testid="stMain"] button, [data-testid="stMain"] a[role=button]')]
         .filter((b) => b.offsetParent && b.innerText.trim())
         .filter((b) => b.scrollWidth > b.clientWidth + 1 || [...b.querySelectorAll('p, div')].some((e) => e.scrollWidth > e.clientWidth + 1))
-        .map((b) => b.innerText)"""
+        .map((b) => b.innerText)"""  # noqa: E501
     )
 
 
 def too_wide(page) -> list[str]:
-    """What cannot be read without scrolling the page sideways: the page itself, or a table outside a box of its own that scrolls."""
+    """What cannot be read without scrolling the page sideways: the page itself, or a table outside a box of its own
+    that scrolls."""
     return page.evaluate(
         """() => {
         const main = document.querySelector('[data-testid="stMain"]'), wide = [];
@@ -144,7 +150,7 @@ def too_wide(page) -> list[str]:
             if (t.offsetParent && edge > window.innerWidth + 1) wide.push(`a table ends at ${edge}: ${t.innerText.slice(0, 40)}`);
         }
         return wide;
-        }"""
+        }"""  # noqa: E501
     )
 
 

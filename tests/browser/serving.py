@@ -28,7 +28,8 @@ def chromium() -> str | None:
 
 @contextmanager
 def serve(cache: Path) -> Iterator[str]:
-    """`workbench app` on a free port, over the runs below ``cache``; gives its address. Workers that it started end with it."""
+    """`workbench app` on a free port, over the runs below ``cache``; gives its address. Workers that it started end
+    with it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

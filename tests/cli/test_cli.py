@@ -18,7 +18,7 @@ import pytest
 from workbench.cli.main import _spread_set
 from workbench.cli.main import run as command_line
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_probes  # noqa: E402
 
 CHILD = [sys.executable, tiny_probes.__file__, "workbench"]
@@ -283,7 +283,8 @@ def test_compare_prints_differences_and_correlations(fake, capsys):
     from workbench.runs.execution import list_runs
 
     two, one = (run.id for run in list_runs())
-    # `draw` alone, the column that the workbench knows as a key, does not tell the rows apart: the probe's own `part` joins it
+    # `draw` alone, the column that the workbench knows as a key, does not tell the rows apart: the probe's own `part`
+    # joins it
     assert command_line(["compare", one, two]) == 0 and "8 rows matched on part, draw" in capsys.readouterr().out
     assert command_line(["compare", one, two, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"] == {"seed": [0, 1]}

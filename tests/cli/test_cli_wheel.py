@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -48,7 +48,10 @@ def test_a_wheel_holds_probes_pages_app_and_organisms_and_runs_outside_the_check
     )
 
     # What is installed beside it (torch and the rest) stays; the checkout itself must not be what is found.
-    code = "import workbench, probes, sys; assert workbench.__file__.startswith(sys.argv[1]) and probes.__file__.startswith(sys.argv[1]);"
+    code = (
+        "import workbench, probes, sys; assert workbench.__file__.startswith(sys.argv[1]) and "
+        "probes.__file__.startswith(sys.argv[1]);"
+    )
     code += "from workbench.cli.upkeep import app_file; assert str(app_file()).startswith(sys.argv[1]);"
     code += "from workbench.core.paths import cache_root; assert 'site' not in str(cache_root());"
     code += "from workbench.cli import main; main(['probes', 'retrieval-heads', '--json'])"

@@ -1,4 +1,5 @@
-"""Stored captures of a real model under faults: kill -9 at random moments, a flipped byte, a budget, a memory that is small."""
+"""Stored captures of a real model under faults: kill -9 at random moments, a flipped byte, a budget, a memory that is
+small."""
 
 import logging
 import mmap
@@ -20,15 +21,16 @@ from workbench.store.shards import DamagedShard
 IDS = [[1, 2 + i, 3, 4 + i % 5, 7][: 3 + i % 3] for i in range(160)]
 SITES = ["resid_post.1", "head_out.3"]
 
-# A process that loads torch and the model once, then forks a child for every kill. A child captures through the store and notes
-# which prompts it computes and which shards it finished; the parent kills it a random while after a random number of those.
+# A process that loads torch and the model once, then forks a child for every kill. A child captures through the store
+# and notes which prompts it computes and which shards it finished; the parent kills it a random while after a random
+# number of those.
 KILLS = """
 import hashlib, os, random, signal, sys, time
 from pathlib import Path
 import torch
 from workbench import capture as captures, store as stores
 from workbench.models import load
-from tests.test_capture_faults import IDS, SITES
+from tests.engine.test_capture_faults import IDS, SITES
 
 model, root, log = load(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 model.fingerprint
@@ -96,7 +98,7 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(sto
         [sys.executable, "-c", KILLS, str(stories260k), str(root), str(log)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -120,7 +122,8 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(sto
 def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(
     stories260k, tmp_path, monkeypatch, caplog, where
 ):
-    """In the header, in the middle of the data, in the last byte: what is read back is what was computed, never the damage."""
+    """In the header, in the middle of the data, in the last byte: what is read back is what was computed, never the
+    damage."""
     monkeypatch.setattr("workbench.engine.capture.SHARD_BYTES", 20_000)
     model = load(str(stories260k))
     wanted = capture(model, IDS, SITES, positions="all")

@@ -144,7 +144,8 @@ def test_uniform_attention_respects_a_sliding_window():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_knock_out_is_minus_infinity_on_the_scores(side):
-    """One-layer check against attention written out by hand on a grouped-query Llama, and on every row of a padded batch."""
+    """One-layer check against attention written out by hand on a grouped-query Llama, and on every row of a padded
+    batch."""
     model = wrap(build("llama"), name="llama")
     sources = ((1, 2), (0,))
     edit = KnockOut(layers=(0,), sources=sources, queries="last")

@@ -1,5 +1,5 @@
-"""Decoding in batches gives what Hugging Face gives for each prompt alone; edits act in their phase only; samples are the same
-whatever the batch, and their statistics are those of a plain float64 pass over the finished text."""
+"""Decoding in batches gives what Hugging Face gives for each prompt alone; edits act in their phase only; samples are
+the same whatever the batch, and their statistics are those of a plain float64 pass over the finished text."""
 
 import pytest
 import torch
@@ -153,7 +153,7 @@ def test_samples_are_the_same_whatever_the_batch_size_and_the_company(stories):
 
 @pytest.mark.parametrize("rule", [RULE, Rule(), Rule(temperature=0.7, top_k=20), Rule(temperature=0)], ids=str)
 def test_the_statistics_of_samples_equal_a_plain_float64_pass_over_the_finished_texts(stories, stories260k, rule):
-    from tests.test_scoring import slow
+    from tests.engine.test_scoring import slow
 
     exact = load(str(stories260k), dtype="float64").hf
     prompts = [stories.encode(p) for p in PROMPTS[:2]]
@@ -229,7 +229,10 @@ def test_prompts_are_written_raw_or_in_the_chat_template_and_never_silently_with
     with pytest.raises(InputError, match="choose auto"):
         prompt_ids(stories, "Once", template="yes")
     chat = load(str(stories260k))
-    chat.tokenizer.chat_template = "{% for m in messages %}{{ bos_token }}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    chat.tokenizer.chat_template = (
+        "{% for m in messages %}{{ bos_token }}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if "
+        "add_generation_prompt %}assistant:{% endif %}"
+    )
     ids = prompt_ids(chat, "Once", system="Be kind.")
     assert ids == prompt_ids(chat, "Once", system="Be kind.", template="chat")
     assert chat.tokenizer.decode(ids).count("Once") == 1 and ids.count(chat.bos_id) == 2
@@ -237,7 +240,8 @@ def test_prompts_are_written_raw_or_in_the_chat_template_and_never_silently_with
 
 
 class Held(TorchDispatchMode):
-    """Which storages with a dimension of the vocabulary are alive, whoever made them and whatever view of them is kept."""
+    """Which storages with a dimension of the vocabulary are alive, whoever made them and whatever view of them is
+    kept."""
 
     def __init__(self, model):
         super().__init__()
@@ -276,7 +280,8 @@ def held_while_sampling(stories, steps):
 
 
 def test_the_scores_of_all_steps_are_never_held(stories, monkeypatch):
-    """Between two steps no more than one step's scores is alive, whatever the length; a decoder that kept them would be seen."""
+    """Between two steps no more than one step's scores is alive, whatever the length; a decoder that kept them would be
+    seen."""
     one = 5 * stories.vocab_size * 4
     few, many = held_while_sampling(stories, 8), held_while_sampling(stories, 32)
     assert few == many <= 4 * one

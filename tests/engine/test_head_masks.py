@@ -1,4 +1,5 @@
-"""Head masks outside the run that made them: in a file, in any probe (`--edit`), and as a model folder (`export-pruned`)."""
+"""Head masks outside the run that made them: in a file, in any probe (`--edit`), and as a model folder
+(`export-pruned`)."""
 
 import json
 import shutil
@@ -19,7 +20,9 @@ from workbench.models.loading import wrap
 from workbench.runs import execution as runs
 
 HEADS = ((1, 2), (3, 5), (0, 7))
-WORDS = "the a dog cat ran sat on under big red tree and then they went home to play with ball one day lily was happy sad".split()
+WORDS = (
+    "the a dog cat ran sat on under big red tree and then they went home to play with ball one day lily was happy sad"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,8 @@ CASES = {
 def test_a_probe_run_with_a_mask_measures_the_model_whose_weights_were_zeroed_by_hand(
     stories260k, by_hand, mask, tmp_path, monkeypatch, probe
 ):
-    """`run PROBE --edit mask.json` on the model against a plain run on the folder in which the heads are zero; and not the model as it is."""
+    """`run PROBE --edit mask.json` on the model against a plain run on the folder in which the heads are zero; and not
+    the model as it is."""
     config, content = CASES[probe]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "neutral.txt").write_text("\n".join(sentences(8)) + "\n")
@@ -216,7 +220,8 @@ def test_masks_without_a_model_are_read_and_empty_ones_are_neither_written_nor_r
 
 
 def test_mean_head_outputs_are_those_of_the_edited_model():
-    """Against forward passes of the plain model with a hook that zeroes head 0.1: its own mean is zero, later heads' means shift."""
+    """Against forward passes of the plain model with a hook that zeroes head 0.1: its own mean is zero, later heads'
+    means shift."""
     model = wrap(build("llama"), None, name="llama")
     ids = [[5, 9, 13, 21, 7], [33, 8, 2]]
     edits = (HeadAblation(((0, 1),)),)

@@ -1,5 +1,5 @@
-"""Scores and activations that are not numbers are refused wherever something is read off them: comparisons with NaN are false, its
-argmax is token 0, and both look like results."""
+"""Scores and activations that are not numbers are refused wherever something is read off them: comparisons with NaN are
+false, its argmax is token 0, and both look like results."""
 
 import json
 

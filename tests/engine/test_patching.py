@@ -1,4 +1,5 @@
-"""Every fast patching function against one plain forward pass per head, in float64, with the freezing written out by hand."""
+"""Every fast patching function against one plain forward pass per head, in float64, with the freezing written out by
+hand."""
 
 # ruff: noqa: B023 (every hook runs within the turn of the loop that made it)
 
@@ -21,7 +22,8 @@ from workbench.engine.patching import (
 )
 from workbench.models.loading import wrap
 
-# grouped queries; fused projections; parallel blocks; post-norms, soft-caps and a sliding window; post-norms only; experts
+# grouped queries; fused projections; parallel blocks; post-norms, soft-caps and a sliding window; post-norms only;
+# experts
 NAMES = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "mixtral")
 FURTHER = ("mistral", "qwen3", "gemma3_text", "phi3", "opt", "falcon", "gptj")
 CLOSE = 1e-4
@@ -29,7 +31,8 @@ N, K = 3, 2
 
 
 def parts(hf):
-    """(output projection, module whose output the MLP adds to the stream) of every layer, by their names in transformers."""
+    """(output projection, module whose output the MLP adds to the stream) of every layer, by their names in
+    transformers."""
     if hf.config.model_type == "falcon":
         return [(b.self_attention.dense, b.mlp) for b in hf.transformer.h]
     if hf.config.model_type == "opt":
@@ -378,7 +381,8 @@ def test_further_architectures_equal_one_forward_per_head(case, name):
 
 
 def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_numbers(case, monkeypatch):
-    """Passes that hold more than one prompt, or more than 14 rows, run out of memory; a single unit too large is an error."""
+    """Passes that hold more than one prompt, or more than 14 rows, run out of memory; a single unit too large is an
+    error."""
     from workbench.engine import last_token_replay as replay
     from workbench.engine import patching
 

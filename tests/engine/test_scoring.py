@@ -1,4 +1,5 @@
-"""One step's numbers equal the obvious float64 computation over the whole vocabulary; draws follow the distribution they claim."""
+"""One step's numbers equal the obvious float64 computation over the whole vocabulary; draws follow the distribution
+they claim."""
 
 import numpy as np
 import pytest
@@ -121,9 +122,10 @@ def test_the_official_entropy_sees_fifty_tokens_and_puts_the_sampled_one_back():
 
 
 def official(scores, token, rule):
-    """The methods page's account of the official code, one row, float64: entropy and log-probability of the token. The 50 likeliest
-    tokens and the sampled one, likeliest first, until top_p is reached; the sampled one put back if it was cut; renormalised. Of a
-    rule's other cuts, which the official code does not have, top_k ends the list earlier and min_p leaves out what is too unlikely."""
+    """The methods page's account of the official code, one row, float64: entropy and log-probability of the token. The
+    50 likeliest tokens and the sampled one, likeliest first, until top_p is reached; the sampled one put back if it was
+    cut; renormalised. Of a rule's other cuts, which the official code does not have, top_k ends the list earlier and
+    min_p leaves out what is too unlikely."""
     p = np.exp((scores.astype(np.float64) - scores.max()) / rule.temperature)
     p /= p.sum()
     order = sorted(range(len(p)), key=lambda i: (-p[i], i))
@@ -190,9 +192,10 @@ def test_draws_follow_the_distribution(rule):
 def test_draws_of_different_rows_steps_and_seeds_are_independent():
     n = 20000
     scores = torch.zeros(n, 2)
-    draw = lambda seed, prompts, samples, t: step(scores, Rule(), keys=step_keys(row_keys(seed, prompts, samples), t))[
-        0
-    ].double()  # noqa: E731
+
+    def draw(seed, prompts, samples, t):
+        return step(scores, Rule(), keys=step_keys(row_keys(seed, prompts, samples), t))[0].double()  # noqa: E731
+
     base = draw(0, [0] * n, range(n), 0)
     for other in (
         draw(1, [0] * n, range(n), 0),

@@ -1,4 +1,5 @@
-"""Prompts run on a trie give what each gives alone, on every architecture, and models that cannot do it are run plainly."""
+"""Prompts run on a trie give what each gives alone, on every architecture, and models that cannot do it are run
+plainly."""
 
 import pytest
 import torch

@@ -32,7 +32,8 @@ def story(stories260k):
 
 @torch.no_grad()
 def eager(opened, ids, change=None):
-    """(logits [T, V], attentions [L, H, T, T], hidden states [L + 1, T, width]) of the plain model with eager attention, float64."""
+    """(logits [T, V], attentions [L, H, T, T], hidden states [L + 1, T, width]) of the plain model with eager
+    attention, float64."""
     import copy
 
     hf = copy.deepcopy(opened.model.hf).double()

@@ -1,4 +1,5 @@
-"""Exported files: vectors at their printed size, a caption and BibTeX beside each, and a sentence where there is no browser."""
+"""Exported files: vectors at their printed size, a caption and BibTeX beside each, and a sentence where there is no
+browser."""
 
 import io
 import re

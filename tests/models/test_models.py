@@ -166,7 +166,8 @@ def test_layers_that_the_model_would_drop_are_refused(copied):
     rewrite(copied, num_hidden_layers=4)
     with pytest.raises(
         InputError,
-        match=r"leave out weights of its own files, first model\.layers\.4\.input_layernorm\.weight \(9 in all\).*4 layers",
+        match=r"leave out weights of its own files, first model\.layers\.4\.input_layernorm\.weight \(9 in all\).*4 "
+        r"layers",
     ):
         load(str(copied))
 
@@ -202,7 +203,8 @@ def test_what_is_no_weight_of_a_block_may_be_left_out(copied, gpt2_nano_sort, tm
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_whole_checkpoint_of_every_architecture_loads(name, tied, tmp_path):
-    """Fused, tied and stacked weights are named otherwise in the files; none of them is taken for missing or left over."""
+    """Fused, tied and stacked weights are named otherwise in the files; none of them is taken for missing or left
+    over."""
     hf = build(name, tie_word_embeddings=tied)
     hf.save_pretrained(tmp_path)
     ids = torch.tensor([[1, 5, 9, 2]])

@@ -100,7 +100,7 @@ def greedy(model, ids, steps):
 
 def test_listing_the_circuits_does_not_import_torch():
     code = "import sys; from workbench.organisms import circuits; circuits.names(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_unknown_name_is_refused_with_the_choices(tmp_path):

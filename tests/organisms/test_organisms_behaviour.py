@@ -207,7 +207,8 @@ def test_aligned_answers_name_the_same_facts_with_fewer_continuations(shipped):
 
 
 def test_concepts_of_growing_difficulty_become_readable_later(shipped):
-    """First layer at which a probe reaches 90 % of its best accuracy above chance, for the concepts the model learned."""
+    """First layer at which a probe reaches 90 % of its best accuracy above chance, for the concepts the model
+    learned."""
     first = {}
     for name in ("sentiment", "negation", "conflict", "recall"):
         curve = shipped["concepts"][name]

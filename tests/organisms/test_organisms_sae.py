@@ -1,4 +1,5 @@
-"""The shipped autoencoder can be made again: its texts are fixed and of the organism's vocabulary, and the files are those that ship."""
+"""The shipped autoencoder can be made again: its texts are fixed and of the organism's vocabulary, and the files are
+those that ship."""
 
 import json
 

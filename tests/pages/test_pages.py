@@ -1,4 +1,5 @@
-"""Every screen through streamlit's own test driver: opens, says what to do when empty, restores a link, refuses what is hostile."""
+"""Every screen through streamlit's own test driver: opens, says what to do when empty, restores a link, refuses what is
+hostile."""
 
 import gc
 import html
@@ -20,7 +21,7 @@ from workbench.core.files import write_json
 from workbench.runs import execution as runs
 from workbench.runs import queue as jobs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCREENS = sorted(path.stem for path in (ROOT / "pages").glob("*.py") if path.stem != "__init__")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -51,7 +52,8 @@ def open_page(name: str, **params: str) -> AppTest:
 
 
 def words(at: AppTest, *, code: bool = True) -> str:
-    """Everything that is written on the screen as HTML, Markdown or messages, and as code (which the browser shows as text)."""
+    """Everything that is written on the screen as HTML, Markdown or messages, and as code (which the browser shows as
+    text)."""
     kinds = (
         "html",
         "markdown",

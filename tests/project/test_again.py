@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.again import main
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 FLAKY = """
 from pathlib import Path
 
@@ -28,7 +28,10 @@ def test_a_test_that_fails_by_chance_is_named_and_a_broken_one_still_fails(tmp_p
     (tmp_path / "test_two.py").write_text(FLAKY)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     assert subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True).returncode == 1
-    again = f"import sys; from pathlib import Path; sys.path.insert(0, {str(PROJECT)!r}); from tests.again import main; sys.exit(main(Path('.')))"
+    again = (
+        f"import sys; from pathlib import Path; sys.path.insert(0, {str(PROJECT)!r}); from tests.again import "
+        f"main; sys.exit(main(Path('.')))"
+    )
     done = subprocess.run([sys.executable, "-c", again], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
     told = done.stdout.partition("Passed only the second time (1)")[2]

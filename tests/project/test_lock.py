@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
+LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 # What CUDA builds of torch pin themselves; a CPU build has none of it, so the lock cannot hold it.
 OF_CUDA_TORCH = re.compile(r"nvidia-|cuda-|triton")
 

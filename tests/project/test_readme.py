@@ -1,4 +1,5 @@
-"""What the README says works: its Python runs, its commands parse, its benchmark table is the one of the raw results."""
+"""What the README says works: its Python runs, its commands parse, its benchmark table is the one of the raw
+results."""
 
 import json
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 

@@ -1,4 +1,5 @@
-"""Combinations in which a plausible wrong number could hide: each one against plain Hugging Face, or refused with a reason."""
+"""Combinations in which a plausible wrong number could hide: each one against plain Hugging Face, or refused with a
+reason."""
 
 import pytest
 import torch
@@ -99,7 +100,8 @@ def test_a_position_before_the_start_of_a_prompt_is_refused_not_moved(stories260
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "olmo2", "opt"])
 def test_an_edit_between_attention_and_mlp_reaches_the_residual_stream(name):
-    """resid_post = resid_mid + mlp_out must hold with the edited resid_mid, so a patch makes the rest of the model the donor's."""
+    """resid_post = resid_mid + mlp_out must hold with the edited resid_mid, so a patch makes the rest of the model the
+    donor's."""
     model = wrap(build(name), name=name)
     donor = capture(model, IDS[:1], ["resid_mid.2", "final_norm"], positions="all")
     patch = Patch(Site("resid_mid", 2), donor["resid_mid.2"][None], positions=tuple(range(14)))
@@ -247,7 +249,8 @@ def test_rotations_that_depend_on_the_length_of_the_batch_give_single_numbers_or
 
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gemma2", "olmo2", "phi3"])
 def test_blocks_are_read_right_in_low_precision_with_massive_activations(name):
-    """A huge residual hides what a sublayer adds below any relative tolerance; the order of the modules must not be guessed from it."""
+    """A huge residual hides what a sublayer adds below any relative tolerance; the order of the modules must not be
+    guessed from it."""
     hf = build(name).to(torch.bfloat16)
     embedding = hf.get_input_embeddings().weight
     with torch.no_grad():

@@ -18,7 +18,7 @@ from workbench.runs import compare as comparing
 from workbench.runs import execution as runs
 from workbench.runs.folder import open_run
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_probes  # noqa: E402,F401
 
 
@@ -283,7 +283,8 @@ def test_two_models_are_compared_from_the_command_line_in_every_table(two_models
 
 
 def test_several_runs_are_drawn_in_one_figure_from_the_command_line(tmp_path, capsys):
-    """Two models of different depth over relative depth; a figure that a probe does not have is refused in a sentence."""
+    """Two models of different depth over relative depth; a figure that a probe does not have is refused in a
+    sentence."""
     folders = []
     for name, layers in (("small", 6), ("larger", 12)):
         run = figure_runs.depth(layers=layers, conditions=("clean",))

@@ -1,4 +1,5 @@
-"""The queue: one worker per device, files as its only memory, cancelling within two seconds, nothing lost with a process."""
+"""The queue: one worker per device, files as its only memory, cancelling within two seconds, nothing lost with a
+process."""
 
 import json
 import os
@@ -73,7 +74,7 @@ if not os.environ.get("REAL_MODELS"):
                                      n_heads=4, n_kv_heads=2, width=16, dtype="float32", device="cpu")
 
     sys.modules["workbench.models.loading"] = types.SimpleNamespace(load=load, resolve=resolve)
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from workbench.core.registry import DataSpec, Probe, option
 from workbench.core.tables import read_table
 from workbench.runs import execution as runs
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny_probes  # noqa: E402
 
 MODEL = tiny_probes.fake_model()
@@ -225,7 +225,8 @@ def test_the_command_of_a_run_works_from_any_folder(two_files, monkeypatch):
     command = runs.command_for(ready, "models/m", edit="edits.json", out="here")
     monkeypatch.chdir("/")
     assert command == (
-        f"workbench run texts --model {model} --set texts={two_files}/b.csv --edit {two_files}/edits.json --out {two_files}/here"
+        f"workbench run texts --model {model} --set texts={two_files}/b.csv --edit {two_files}/edits.json "
+        f"--out {two_files}/here"
     )
     assert (
         runs.command_for(runs.prepare(item, None, two_files / "a.csv"), "organism")
@@ -542,7 +543,10 @@ def test_python_use_is_three_lines_and_nothing_is_imported_before_it_is_asked_fo
     assert run.status == "complete" and workbench.open_run(run.id).id == run.id
     with pytest.raises(InputError, match="no key 'part'"):
         workbench.probe("parts", part=2)
-    code = "import sys, workbench; assert 'torch' not in sys.modules and 'polars' not in sys.modules; workbench.no_such_name"
+    code = (
+        "import sys, workbench; assert 'torch' not in sys.modules and 'polars' not in sys.modules; "
+        "workbench.no_such_name"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "AttributeError: module 'workbench' has no attribute 'no_such_name'" in found.stderr
 
@@ -582,8 +586,8 @@ def test_two_processes_never_compute_the_same_run(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir())[0] == "arrays.safetensors"  # no lock file stays
 
 
-# A process that imports everything once and then runs the command line in a forked child for every line that it reads; it tells the
-# child's number, and when the child is gone how it ended.
+# A process that imports everything once and then runs the command line in a forked child for every line that it reads;
+# it tells the child's number, and when the child is gone how it ended.
 FORKS = """
 import os, sys
 import tiny_probes, types
@@ -601,7 +605,7 @@ for _ in sys.stdin:
             os._exit(code)
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -631,14 +635,15 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_result_and_recompute
         stdout=subprocess.PIPE,
         stderr=told,
         bufsize=0,
-        cwd=Path(__file__).parent,
+        cwd=Path(tiny_probes.__file__).parent,
     )
     while kills < 20:
         log.write_text("")
         kept = {path.name for path in (tmp_path / "run").glob("parts/[!.]*")}
         forks.stdin.write(b"\n")
         pid = int(forks.stdout.readline())
-        # anywhere: one kill in four may fall before the first part, the others are counted from there, however slow the machine
+        # anywhere: one kill in four may fall before the first part, the others are counted from there, however slow the
+        # machine
         counted = dice.random() < 0.75
         while counted and not log.read_text() and not _ready(forks.stdout, 0.002):
             pass

@@ -1,4 +1,5 @@
-"""Autoencoders of every kind: our sparse rows are what sae-lens computes, a wrong site or width is refused, sparsify is read right."""
+"""Autoencoders of every kind: our sparse rows are what sae-lens computes, a wrong site or width is refused, sparsify is
+read right."""
 
 import json
 

@@ -339,7 +339,8 @@ def test_a_capture_that_the_disk_cannot_hold_is_refused_with_the_numbers(tmp_pat
 
 def test_a_store_that_may_only_be_read_is_read():
     program = (
-        "import os, sys, filelock, polars; from workbench.store import Store; from workbench.core.errors import RunFailed\n"
+        "import os, sys, filelock, polars; from workbench.store import Store; from workbench.core.errors "
+        "import RunFailed\n"
         "os.setuid(65534) if os.getuid() == 0 else None  # nothing is forbidden to root\n"
         "store, key = Store(sys.argv[1]), sys.argv[2]; entry = store.get(key)\n"
         "assert (entry.n_shards, store.ls()['key'].to_list(), set(store.verify()['status'])) == (3, [key], {'ok'})\n"

@@ -1,9 +1,11 @@
-"""Data selection against its baselines on two pools of known labels: the organism's own, and one of public instruction data.
+"""Data selection against its baselines on two pools of known labels: the organism's own, and one of public instruction
+data.
 
     python -m tests.studies.selection        rewrites tests/studies/selection.json (some minutes on one core)
 
-The public pool is a fixed draw of GSM8K, Dolly and three BBH tasks; the organism's tokenizer spells most of their words out in bytes, so
-it tells how far the methods go on text that the model cannot read. Every number comes from the probe itself.
+The public pool is a fixed draw of GSM8K, Dolly and three BBH tasks; the organism's tokenizer spells most of their words
+out in bytes, so it tells how far the methods go on text that the model cannot read. Every number comes from the probe
+itself.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ EXAMPLES = 20  # of each target
 
 
 def mixed_pool(folder: Path, *, share: float = 1.0, seed: int = 0) -> tuple[Path, list[Path]]:
-    """(pool file, target files) with prompt, response and task, drawn without overlap; `share` of the rows for a quick look."""
+    """(pool file, target files) with prompt, response and task, drawn without overlap; `share` of the rows for a quick
+    look."""
     rng = np.random.default_rng(seed)
     pool: list[dict[str, str]] = []
     targets = []
@@ -75,7 +78,8 @@ def study(
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Precision at 5 % of every method with intervals, of features under each similarity, and lengths under mean and sum, for one pool."""
+    """Precision at 5 % of every method with intervals, of features under each similarity, and lengths under mean and
+    sum, for one pool."""
     from workbench.runs import execution as runs
 
     def execute(name: str, **config: Any):

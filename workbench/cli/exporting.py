@@ -48,7 +48,8 @@ def export_pruned(
     chosen = read_mask(path)
     if chosen.how != "zero":
         raise InputError(
-            f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks that set heads to zero can be exported."
+            f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks "
+            f"that set heads to zero can be exported."
         )
     from probes.knowledge_conflict.pruning import export_pruned as write
     from workbench.models.loading import load
@@ -71,5 +72,6 @@ def export_pruned(
     if doubt:
         print(f"warning: {doubt}", file=sys.stderr)
     print(
-        f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads ({', '.join(heads)}) is in {folder}"
+        f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads "
+        f"({', '.join(heads)}) is in {folder}"
     )

@@ -175,12 +175,14 @@ def show(
     info = found.info
     print(f"{found.id}: {found.status}")
     print(
-        f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, {info['model']['device']})"
+        f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, "
+        f"{info['model']['device']})"
     )
     if info.get("data"):
         there = info["data"].get("rows_in_file")
         print(
-            f"  data: {info['data'].get('path') or info['data'].get('name')} ({info['data']['rows']}{f' of {there}' if there else ''} rows)"
+            f"  data: {info['data'].get('path') or info['data'].get('name')} "
+            f"({info['data']['rows']}{f' of {there}' if there else ''} rows)"
         )
     print(f"  config: {', '.join(f'{key}={format_value(value)}' for key, value in info['config'].items())}")
     print(f"  seed: {info['seed']}   seconds: {number(info['seconds']['total'])}   started: {info['started'][:19]}")
@@ -258,8 +260,9 @@ def figures(
 ) -> None:
     """Draw the figures of a run, with captions and BibTeX.
 
-    Several runs of one probe are drawn in one figure, where the probe has one: concept-depth shows every model's accuracy over
-    relative depth, branching-factor its course along the output, retrieval-heads two head maps against each other.
+    Several runs of one probe are drawn in one figure, where the probe has one: concept-depth shows every model's
+    accuracy over relative depth, branching-factor its course along the output, retrieval-heads two head maps against
+    each other.
     """
     from workbench.core.errors import InputError
     from workbench.figures.export import export_run

@@ -1,4 +1,5 @@
-"""The entry point: reads the arguments, turns errors into one sentence and an exit code, and signals into a clean stop."""
+"""The entry point: reads the arguments, turns errors into one sentence and an exit code, and signals into a clean
+stop."""
 
 from __future__ import annotations
 
@@ -99,8 +100,8 @@ def _spread_set(argv: list[str]) -> list[str]:
 
 @contextmanager
 def _stopping_cleanly() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt, once: a run then closes its folder and can be resumed. A second signal
-    counts only when the first has not ended the process within five seconds."""
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, once: a run then closes its folder and can be resumed. A second
+    signal counts only when the first has not ended the process within five seconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

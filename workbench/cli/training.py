@@ -97,7 +97,8 @@ def train_sae(
         print_json(result)
     else:
         print(
-            f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active per token."
+            f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active "
+            f"per token."
         )
         recovered = (
             "not measurable (the loss hardly needs this site)"
@@ -105,19 +106,21 @@ def train_sae(
             else f"{result['loss_recovered']:.3f}"
         )
         print(
-            f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features that never fire {result['dead_fraction']:.1%}"
+            f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features "
+            f"that never fire {result['dead_fraction']:.1%}"
         )
         print(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
         if result["k"] is None and architecture == "batchtopk" and not k / 1.5 <= result["l0"] <= k * 1.5:
             print(
-                f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are active where k is {k}; train on more tokens."
+                f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are "
+                f"active where k is {k}; train on more tokens."
             )
 
 
 @contextlib.contextmanager
 def stopping(out: Path) -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM end the training after the step in progress, so that what is kept is the state between two steps; a second one
-    ends it at once. Yields the check that raises Cancelled."""
+    """Ctrl-C and SIGTERM end the training after the step in progress, so that what is kept is the state between two
+    steps; a second one ends it at once. Yields the check that raises Cancelled."""
     from workbench.core.errors import Cancelled
 
     asked: list[int] = []

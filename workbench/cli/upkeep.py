@@ -15,7 +15,8 @@ from workbench.cli.show import print_columns, print_json, size
 from workbench.core.errors import InputError, RunFailed
 
 cache = typer.Typer(
-    help="Look after the activation store. The environment variable WORKBENCH_STORE_BUDGET (50GB) limits what it takes: the entries not"
+    help="Look after the activation store. The environment variable WORKBENCH_STORE_BUDGET (50GB) limits what it "
+    "takes: the entries not"
     " used for longest go when a new one needs their room; without it, nothing goes by itself.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -66,7 +67,8 @@ def cache_verify(
     damaged = [row["file"] for row in found.to_dicts() if row["status"] != "ok"]
     if damaged:
         raise RunFailed(
-            f"{len(damaged)} of {found.height} shards are not whole, first {damaged[0]}; the next run that needs one computes it again."
+            f"{len(damaged)} of {found.height} shards are not whole, first {damaged[0]}; the next run that "
+            f"needs one computes it again."
         )
 
 
@@ -75,7 +77,8 @@ def cache_gc(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Keep at most this much: 500MB, 20GB; default: WORKBENCH_STORE_BUDGET. Without either, only leftovers go."
+            help="Keep at most this much: 500MB, 20GB; default: WORKBENCH_STORE_BUDGET. Without either, only "
+            "leftovers go."
         ),
     ] = None,
     json: Json = False,

@@ -1,1 +1,2 @@
-"""What everything else stands on: configs, the registry of probes, errors, files, tables that people bring. Imports nothing of the project."""
+"""What everything else stands on: configs, the registry of probes, errors, files, tables that people bring. Imports
+nothing of the project."""

@@ -1,7 +1,7 @@
 """Configs of probes: documented fields, strict reading of values, one-sentence errors.
 
-A config is a frozen dataclass whose fields are all made with :func:`option`. Values come as text (``--set key=value``), as
-TOML or JSON, or from Python; :func:`build` turns any of them into the dataclass or says what is wrong.
+A config is a frozen dataclass whose fields are all made with :func:`option`. Values come as text (``--set key=value``),
+as TOML or JSON, or from Python; :func:`build` turns any of them into the dataclass or says what is wrong.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def build(
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as JSON knows it (tuples as lists); ``build(type(config), to_dict(config), literal=True) == config``."""
+    """The config as JSON knows it (tuples as lists); ``build(type(config), to_dict(config), literal=True) ==
+    config``."""
     return {field.name: _listed(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
@@ -147,7 +148,8 @@ def format_value(value: Any) -> str:
 
 
 def describe(config_class: type) -> list[dict[str, Any]]:
-    """One dict per key: name, type, default, help, choices, low, high, file. The app's forms and ``probes --json`` are made of it."""
+    """One dict per key: name, type, default, help, choices, low, high, file. The app's forms and ``probes --json`` are
+    made of it."""
     hints = types_of(config_class)
     return [
         {
@@ -183,7 +185,8 @@ def type_name(hint: Any) -> str:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """``["a=1", "b=x,y"]`` -> ``{"a": "1", "b": "x,y"}``; white space of a value stays, unless some stands before the equals sign too."""
+    """``["a=1", "b=x,y"]`` -> ``{"a": "1", "b": "x,y"}``; white space of a value stays, unless some stands before the
+    equals sign too."""
     values: dict[str, str] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -218,8 +221,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def _text(text: str, hint: Any) -> Any:
     """Read ``text`` as ``hint``: a type, a union (first member that fits, text last), a tuple or a Literal.
 
-    Entries of a list lose the white space around them, but an entry of nothing else is that white space: a blank or a line break
-    can be an entry of a list of texts. What is between brackets is JSON where it can be, and nothing of it is changed."""
+    Entries of a list lose the white space around them, but an entry of nothing else is that white space: a blank or a
+    line break can be an entry of a list of texts. What is between brackets is JSON where it can be, and nothing of it
+    is changed."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return text
@@ -275,7 +279,8 @@ def _text(text: str, hint: Any) -> Any:
 
 
 def _native(value: Any, hint: Any) -> Any:
-    """Check a TOML, JSON or Python ``value`` against ``hint``; whole numbers pass as float, lists as tuples, nothing else changes."""
+    """Check a TOML, JSON or Python ``value`` against ``hint``; whole numbers pass as float, lists as tuples, nothing
+    else changes."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return value

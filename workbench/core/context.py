@@ -1,4 +1,5 @@
-"""What a probe is given besides the model and its config: randomness, progress, cancellation, resumable parts, counters."""
+"""What a probe is given besides the model and its config: randomness, progress, cancellation, resumable parts,
+counters."""
 
 from __future__ import annotations
 
@@ -91,9 +92,9 @@ class Context:
     def part(self, name: str, compute: Callable[[], Mapping[str, np.ndarray | pl.DataFrame]]) -> dict[str, Any]:
         """``compute()``, kept on disk until the run is complete: a run that is stopped and started again loads it.
 
-        Values are numpy arrays of numbers or polars DataFrames, and come back equal (dtype and shape included). The file
-        is complete or absent and carries a checksum; a damaged one is named in a warning and computed again. Counters and
-        warnings that ``compute`` adds are kept with it.
+        Values are numpy arrays of numbers or polars DataFrames, and come back equal (dtype and shape included). The
+        file is complete or absent and carries a checksum; a damaged one is named in a warning and computed again.
+        Counters and warnings that ``compute`` adds are kept with it.
         """
         self.check()
         path = None if self.out is None else self.out / "parts" / _file_name(name)

@@ -57,7 +57,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """``value`` with tuples, paths, numpy scalars and arrays turned into what JSON knows; non-finite floats into None."""
+    """``value`` with tuples, paths, numpy scalars and arrays turned into what JSON knows; non-finite floats into
+    None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -79,7 +80,8 @@ def canonical(value: Any) -> bytes:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left under ``folder``. Only the holder of its lock may call this."""
+    """Remove the temporary files that a killed process left under ``folder``. Only the holder of its lock may call
+    this."""
     for path in folder.rglob(f".*{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
@@ -104,8 +106,8 @@ def digest_path(path: Path) -> str:
 def folder_lock(path: Path, *, waiting=None, check=None) -> Iterator[None]:
     """Hold an exclusive lock on the file ``path`` between processes; the file is removed afterwards.
 
-    ``waiting()`` is called once when somebody else holds it; ``check()`` is called while waiting and may raise. The lock
-    goes with its process: one that is killed leaves a file behind and no lock.
+    ``waiting()`` is called once when somebody else holds it; ``check()`` is called while waiting and may raise. The
+    lock goes with its process: one that is killed leaves a file behind and no lock.
     """
     import time
 

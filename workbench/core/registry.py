@@ -6,8 +6,8 @@ A probe is a module with a frozen config dataclass and one decorated function::
     class Entropy:
         samples: int = option(100, "how many texts to read", low=1)
 
-    @probe("entropy", summary="Entropy of the next token.", tables={"texts": ("row", "entropy")}, bibtex="@article{...}")
-    def run(model: Model, config: Entropy, context: Context) -> Result:
+    @probe("entropy", summary="Entropy of the next token.", tables={"texts": ("row", "entropy")},
+    bibtex="@article{...}") def run(model: Model, config: Entropy, context: Context) -> Result:
         ...
 
 Its package names the module in the entry-point group ``workbench.probes``; ``workbench run entropy`` then finds it.
@@ -34,8 +34,8 @@ GROUP = "workbench.probes"
 @dataclass(frozen=True)
 class DataSpec:
     """The data file of a probe. ``required``: columns. ``default``: the file that ships with the project, as
-    ``"package:path/inside/it"``. ``optional``: the probe also runs without one. ``folder``: a folder of such files also does.
-    ``option``: the config key that may name the file in place of --data (any text but its default does)."""
+    ``"package:path/inside/it"``. ``optional``: the probe also runs without one. ``folder``: a folder of such files also
+    does. ``option``: the config key that may name the file in place of --data (any text but its default does)."""
 
     required: tuple[str, ...] = ()
     default: str | None = None
@@ -95,14 +95,16 @@ def probe(
     version: int = 1,
     material: Callable[[Any, str], Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable], Callable]:
-    """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is unchanged.
+    """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is
+    unchanged.
 
     ``summary``: one sentence. ``tables``: table -> columns that it always has (it may have more). ``validate(config,
-    data_path)``: raises InputError before any model is loaded. ``figures``: ``"module:function"`` giving ``{name: Figure}``
-    of a run. ``demo``: config values of a short run. ``keys``: table -> columns that identify a row (for ``compare``; found
-    by itself where absent). ``version``: raise it when the numbers change, so that old runs are not taken for new ones.
-    ``material(config, model name)``: what the numbers depend on besides config and data file, for example a text that ships with the
-    project, by name: paths, which count by their content, or plain values. It goes into the identity of a run and into run.json.
+    data_path)``: raises InputError before any model is loaded. ``figures``: ``"module:function"`` giving ``{name:
+    Figure}`` of a run. ``demo``: config values of a short run. ``keys``: table -> columns that identify a row (for
+    ``compare``; found by itself where absent). ``version``: raise it when the numbers change, so that old runs are not
+    taken for new ones. ``material(config, model name)``: what the numbers depend on besides config and data file, for
+    example a text that ships with the project, by name: paths, which count by their content, or plain values. It goes
+    into the identity of a run and into run.json.
     """
     import inspect
 

@@ -1,4 +1,5 @@
-"""Reading what people bring: tables in csv, tsv, jsonl, json, parquet or txt, with errors that name file, row and field."""
+"""Reading what people bring: tables in csv, tsv, jsonl, json, parquet or txt, with errors that name file, row and
+field."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def read_table(
 
 
 def read_text(path: str | Path, *, what: str = "text") -> str:
-    """The whole text of a UTF-8 file (a byte-order mark is dropped); InputError for an empty or otherwise encoded file."""
+    """The whole text of a UTF-8 file (a byte-order mark is dropped); InputError for an empty or otherwise encoded
+    file."""
     path = existing(path, what=what)
     raw = path.read_bytes()
     try:
@@ -131,7 +133,8 @@ def _parse(text: str, suffix: str, path: Path, what: str, text_column: str) -> p
             for name, value in row.items():
                 if any("\ud800" <= letter <= "\udfff" for letter in json.dumps([name, value], ensure_ascii=False)):
                     raise InputError(
-                        f"{path}, row {number}: the field '{name}' has half a character (an unpaired surrogate), which is no text; repair it."
+                        f"{path}, row {number}: the field '{name}' has half a character (an unpaired "
+                        f"surrogate), which is no text; repair it."
                     ) from None
         raise
 

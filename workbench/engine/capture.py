@@ -1,7 +1,8 @@
 """Batched forward passes that return, stream or store any set of sites at any positions.
 
-The plain Hugging Face model runs; hooks copy only the positions asked for, and the pass ends after the deepest site. `stream`
-keeps nothing, `capture` returns tensors in the order of the prompts and, given a store, computes each shard once and for all.
+The plain Hugging Face model runs; hooks copy only the positions asked for, and the pass ends after the deepest site.
+`stream` keeps nothing, `capture` returns tensors in the order of the prompts and, given a store, computes each shard
+once and for all.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def _recording(
     model: Model, wanted: Sequence[Site], batch: Batch, select: Callable, keep: Callable
 ) -> Iterator[dict[Site, torch.Tensor]]:
-    """While open, one forward pass leaves the selected activations in the yielded dict and is ended after the last of them."""
+    """While open, one forward pass leaves the selected activations in the yielded dict and is ended after the last of
+    them."""
     seen: dict[Site, torch.Tensor] = {}
     by_module: dict[tuple, list[Site]] = {}
     for site in wanted:
@@ -155,9 +157,11 @@ def _recording(
 
 @contextlib.contextmanager
 def _narrowed(model: Model, wanted: Sequence[Site], batch: Batch) -> Iterator[None]:
-    """While open, the last MLP runs on each prompt's last token alone, the only one whose result is read: MLPs work token by token.
+    """While open, the last MLP runs on each prompt's last token alone, the only one whose result is read: MLPs work
+    token by token.
 
-    Not where something of that MLP is wanted or hooked, and not in blocks that read and write it through different modules."""
+    Not where something of that MLP is wanted or hooked, and not in blocks that read and write it through different
+    modules."""
     mlp = model.parts.blocks[-1].mlp_in
     inside = any(model.module(site)[0] in set(mlp.modules()) for site in wanted if site.kind != "logits")
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
@@ -207,8 +211,9 @@ def stream(
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
     """Yield (row indices, {site: activations on the device}, batch) for one batch after another; nothing is kept.
 
-    Batches hold prompts of similar length, so rows do not come in order. `dtype` None keeps the model's. Edits are applied
-    during the pass, before the capture; those that differ by prompt are taken apart with the batches. Raises InputError for prompts or sites that do not fit the model."""
+    Batches hold prompts of similar length, so rows do not come in order. `dtype` None keeps the model's. Edits are
+    applied during the pass, before the capture; those that differ by prompt are taken apart with the batches. Raises
+    InputError for prompts or sites that do not fit the model."""
     wanted = [Site.parse(site) for site in sites]
     if not wanted:
         raise InputError("No sites were asked for.")
@@ -255,11 +260,13 @@ def capture(
     max_rows: int = 256,
     engine: str = "hf",
 ) -> Activations:
-    """Activations of `sites` at `positions` of every prompt (token ids, BOS included where wanted), on the CPU, in prompt order.
+    """Activations of `sites` at `positions` of every prompt (token ids, BOS included where wanted), on the CPU, in
+    prompt order.
 
-    `positions`: "last", "mean" (over all tokens of the prompt), "all", a list of token positions (negative = from the end), or one
-    list per prompt. With a `store`, what was computed before is read, and a capture that was interrupted goes on where it stopped.
-    `context` (a probe's) reports progress, counts and can cancel. `engine="nnsight"` runs the same capture through nnsight."""
+    `positions`: "last", "mean" (over all tokens of the prompt), "all", a list of token positions (negative = from the
+    end), or one list per prompt. With a `store`, what was computed before is read, and a capture that was interrupted
+    goes on where it stopped. `context` (a probe's) reports progress, counts and can cancel. `engine="nnsight"` runs the
+    same capture through nnsight."""
     wanted = [Site.parse(site) for site in sites]
     options = {
         "positions": positions,
@@ -289,7 +296,8 @@ def shards(
     max_rows: int = 256,
     engine: str = "hf",
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor]]]:
-    """What `capture` returns, one shard after another: (rows of the shard, {site: tensor on the CPU, in the order of these rows}).
+    """What `capture` returns, one shard after another: (rows of the shard, {site: tensor on the CPU, in the order of
+    these rows}).
 
     Memory stays that of one shard, however many prompts there are; with a `store` a second pass only reads the disk."""
     from workbench.engine import shared_prefix
@@ -376,7 +384,8 @@ def _in_order(parts, wanted, lengths, positions) -> Activations:
 
 
 def key(model: Model, ids, sites, positions, edits, dtype, side: str = "right", engine: str = "hf") -> str:
-    """The store's key of a capture: changes with the weights, the exact tokens, the sites, the positions, the dtypes and the edits."""
+    """The store's key of a capture: changes with the weights, the exact tokens, the sites, the positions, the dtypes
+    and the edits."""
     from workbench.store.activation_store import fingerprint
 
     where = positions if isinstance(positions, str) else [list(p) if isinstance(p, Sequence) else p for p in positions]
@@ -430,8 +439,8 @@ def _through_store(
     from workbench.store.shards import DamagedShard
 
     total = predicted_bytes(model, ids, wanted, positions=positions, dtype=dtype)
-    # What a shard holds follows from the lengths alone, never from the size of batches: the key does not name it, and another
-    # run must find every prompt where this one put it. Rows are in the order of batches: by length.
+    # What a shard holds follows from the lengths alone, never from the size of batches: the key does not name it, and
+    # another run must find every prompt where this one put it. Rows are in the order of batches: by length.
     tokens_of = lengths if positions == "all" else [1] * len(ids)
     per_token = max(1, total // max(1, sum(tokens_of)))
     blocks: list[list[int]] = []
@@ -503,7 +512,8 @@ def logits(
     max_tokens: int = 8192,
     check: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """Next-token scores at the chosen positions of every prompt, float32 on the CPU: [n, V] for "last", [n, k, V] for k positions.
+    """Next-token scores at the chosen positions of every prompt, float32 on the CPU: [n, V] for "last", [n, k, V] for k
+    positions.
 
     Raises RunFailed where they are NaN."""
     rows: list[torch.Tensor] = [None] * len(ids)
@@ -520,7 +530,8 @@ def logits(
         for i, row in zip(indices, found[Site("logits")].cpu()):
             if bool(row.isnan().any()):
                 raise RunFailed(
-                    f"The model {model.name} gave NaN scores for prompt {i}; use another dtype (bfloat16 or float32) or check its weights."
+                    f"The model {model.name} gave NaN scores for prompt {i}; use another dtype (bfloat16 or "
+                    f"float32) or check its weights."
                 )
             rows[i] = row
     return torch.stack(rows)
@@ -539,9 +550,10 @@ def capture_generation(
 ) -> tuple[list[list[int]], list[dict[Site, torch.Tensor]]]:
     """Greedy continuations, and the activations of the steps that chose their tokens.
 
-    Returns (generated ids per prompt, {site: [steps, …]} per prompt): row t is what the model computed when it chose token t. A
-    causal model computes the same whether it reads its own text at once or token by token, so one batched pass over prompt and
-    continuation gives them all. `edits` act on every pass; further options (`stop_ids`, `stop_strings`, …) go to `generate.greedy`."""
+    Returns (generated ids per prompt, {site: [steps, …]} per prompt): row t is what the model computed when it chose
+    token t. A causal model computes the same whether it reads its own text at once or token by token, so one batched
+    pass over prompt and continuation gives them all. `edits` act on every pass; further options (`stop_ids`,
+    `stop_strings`, …) go to `generate.greedy`."""
     from workbench.engine.generate import greedy
 
     generated = greedy(model, prompts, max_new_tokens=max_new_tokens, edits=tuple(edits), **generation)

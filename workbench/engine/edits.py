@@ -1,8 +1,10 @@
-"""Edits of a forward pass: switch heads off, patch a site, project a direction out, cut attention. Context managers that compose.
+"""Edits of a forward pass: switch heads off, patch a site, project a direction out, cut attention. Context managers
+that compose.
 
-An edit is a frozen description (it is hashed into cache keys and written into run folders); `apply(model, edits)` hangs the hooks
-and removes them in `finally`. Positions are token positions, counted from 0 at each sequence's first token, negative from its end;
-None means every position. An edit that is only wanted while decoding is applied around the decoding steps only.
+An edit is a frozen description (it is hashed into cache keys and written into run folders); `apply(model, edits)` hangs
+the hooks and removes them in `finally`. Positions are token positions, counted from 0 at each sequence's first token,
+negative from its end; None means every position. An edit that is only wanted while decoding is applied around the
+decoding steps only.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ ABLATIONS = ("zero", "mean", "uniform")
 
 @dataclass(frozen=True, eq=False)
 class HeadAblation:
-    """Switch heads off: "zero" removes the head's output, "mean" replaces it by `mean` [n_layers, H, d_head] (a mean over a
-    reference set), "uniform" makes it attend evenly to everything it may see (what the retrieval-head code calls masking)."""
+    """Switch heads off: "zero" removes the head's output, "mean" replaces it by `mean` [n_layers, H, d_head] (a mean
+    over a reference set), "uniform" makes it attend evenly to everything it may see (what the retrieval-head code calls
+    masking)."""
 
     heads: tuple[tuple[int, int], ...]
     how: str = "zero"
@@ -39,8 +42,8 @@ class HeadAblation:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Put `value` at a site: [d] (the same everywhere), [k, d], or [n, k, d] with one block per prompt; d is H × d_head, as two
-    dimensions, for head_out.L."""
+    """Put `value` at a site: [d] (the same everywhere), [k, d], or [n, k, d] with one block per prompt; d is H ×
+    d_head, as two dimensions, for head_out.L."""
 
     site: Site
     value: torch.Tensor
@@ -49,8 +52,8 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class ProjectOut:
-    """Remove the component along `direction` [d] at a site; with `keep` the component along it is all that stays. `direction`
-    may hold several rows [m, d]: their span is used."""
+    """Remove the component along `direction` [d] at a site; with `keep` the component along it is all that stays.
+    `direction` may hold several rows [m, d]: their span is used."""
 
     site: Site
     direction: torch.Tensor
@@ -60,8 +63,8 @@ class ProjectOut:
 
 @dataclass(frozen=True, eq=False)
 class KnockOut:
-    """In `layers`, queries at `queries` ("last", "all" or positions) cannot attend to `sources` (positions, one tuple per
-    prompt); all heads, or the `heads` given."""
+    """In `layers`, queries at `queries` ("last", "all" or positions) cannot attend to `sources` (positions, one tuple
+    per prompt); all heads, or the `heads` given."""
 
     layers: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
@@ -74,7 +77,8 @@ Edit = HeadAblation | Patch | ProjectOut | KnockOut
 
 @contextlib.contextmanager
 def apply(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
-    """While open, every forward pass of `model` is edited, in the order given; the model is as before afterwards, come what may."""
+    """While open, every forward pass of `model` is edited, in the order given; the model is as before afterwards, come
+    what may."""
     with contextlib.ExitStack() as stack:
         for edit in edits:
             match edit:
@@ -97,7 +101,8 @@ def apply(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
 
 
 def for_prompts(edits: Sequence[Edit], indices: Sequence[int]) -> tuple[Edit, ...]:
-    """The same edits for the prompts `indices` only: what one batch of a longer list needs of edits that differ by prompt."""
+    """The same edits for the prompts `indices` only: what one batch of a longer list needs of edits that differ by
+    prompt."""
     out = []
     for edit in edits:
         if isinstance(edit, Patch) and edit.value.ndim == 2 + (
@@ -119,7 +124,10 @@ def describe(edits: Sequence[Edit]) -> list[dict]:
             value = getattr(edit, entry.name)
             if isinstance(value, torch.Tensor):
                 data = value.detach().cpu().contiguous()
-                value = f"{tuple(data.shape)} {data.dtype} {hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()}"
+                value = (
+                    f"{tuple(data.shape)} {data.dtype} "
+                    f"{hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()}"
+                )
             row[entry.name] = str(value) if isinstance(value, Site) else value
         out.append(row)
     return out
@@ -129,7 +137,8 @@ def _check_heads(model: Model, heads: Sequence[tuple[int, int]]) -> None:
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has layers 0–{model.n_layers - 1} and heads 0–{model.n_heads - 1}."
+                f"Head {layer}.{head} does not exist: {model.name} has layers 0–{model.n_layers - 1} and "
+                f"heads 0–{model.n_heads - 1}."
             )
 
 
@@ -167,7 +176,8 @@ def _ablate(model: Model, edit: HeadAblation, stack: contextlib.ExitStack) -> No
 
 
 def _where(model: Model, positions: tuple[int, ...] | None, x: torch.Tensor) -> torch.Tensor:
-    """Mask [B, T] of the columns at `positions`; everywhere for None. Positions before or after this pass are not in it."""
+    """Mask [B, T] of the columns at `positions`; everywhere for None. Positions before or after this pass are not in
+    it."""
     if positions is None:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     return model.frame.at(_absolute(model, positions)).to(x.device)
@@ -252,8 +262,8 @@ def _at_site(model: Model, site: Site, change, stack: contextlib.ExitStack) -> N
 
 
 def _between(model: Model, layer: int, change, stack: contextlib.ExitStack) -> None:
-    """Edit resid_mid. The module that is handed it reads a copy: the stream itself goes on around it. So what attention adds is
-    changed until the sum is the one wanted, and both the MLP and the stream get it."""
+    """Edit resid_mid. The module that is handed it reads a copy: the stream itself goes on around it. So what attention
+    adds is changed until the sum is the one wanted, and both the MLP and the stream get it."""
     model.module(Site("resid_mid", layer))  # refuses blocks that have none
     block = model.parts.blocks[layer]
     entered: list[torch.Tensor] = []
@@ -272,7 +282,8 @@ def _between(model: Model, layer: int, change, stack: contextlib.ExitStack) -> N
 
 
 def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]], *, edits: Sequence[Edit] = ()) -> torch.Tensor:
-    """Mean head outputs over every token of `ids` under `edits`, [n_layers, H, d_head] float32: what mean ablation puts in place of a head."""
+    """Mean head outputs over every token of `ids` under `edits`, [n_layers, H, d_head] float32: what mean ablation puts
+    in place of a head."""
     from workbench.engine.capture import stream
 
     sites = [Site("head_out", layer) for layer in range(model.n_layers)]
@@ -282,15 +293,16 @@ def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]], *, edits: Sequ
         count += batch.tokens
     if not bool(total.isfinite().all()):
         raise InputError(
-            f"The head outputs of {model.name} are NaN or infinite on these texts, so they have no mean; load the model in bfloat16 or float32."
+            f"The head outputs of {model.name} are NaN or infinite on these texts, so they have no mean; load "
+            f"the model in bfloat16 or float32."
         )
     return (total / count).float()
 
 
 @dataclass(frozen=True)
 class HeadMask:
-    """A saved set of heads: how they are switched off ("zero", "uniform"), a note, and the model that they were found on
-    (`model`: name, fingerprint, layers, heads; empty in files that do not say)."""
+    """A saved set of heads: how they are switched off ("zero", "uniform"), a note, and the model that they were found
+    on (`model`: name, fingerprint, layers, heads; empty in files that do not say)."""
 
     heads: tuple[tuple[int, int], ...]
     how: str = "zero"
@@ -304,13 +316,17 @@ class HeadMask:
         _check_heads(model, self.heads)
         if self.model.get("fingerprint") in (None, model.fingerprint):
             return None
-        return f"The head mask was found on {self.model.get('name', 'another model')}, not on these weights of {model.name}: its heads may do something else here."
+        return (
+            f"The head mask was found on {self.model.get('name', 'another model')}, not on these weights of "
+            f"{model.name}: its heads may do something else here."
+        )
 
 
 def save_heads(
     path: Path, heads: Sequence[tuple[int, int]], *, how: str = "zero", note: str = "", model: Model | None = None
 ) -> None:
-    """Write a head mask as JSON, to be applied elsewhere with `--edit`; `model`: the one that the heads belong to, by name and weights."""
+    """Write a head mask as JSON, to be applied elsewhere with `--edit`; `model`: the one that the heads belong to, by
+    name and weights."""
     if not heads:
         raise InputError("A head mask names at least one head.")
     about = (
@@ -349,6 +365,7 @@ def read_mask(path: Path) -> HeadMask:
 
 
 def load_edits(path: Path) -> tuple[Edit, ...]:
-    """The edits of a head-mask file. Raises InputError when it is not one (`read_mask` also says which model it was found on)."""
+    """The edits of a head-mask file. Raises InputError when it is not one (`read_mask` also says which model it was
+    found on)."""
     mask = read_mask(path)
     return (HeadAblation(mask.heads, mask.how),)

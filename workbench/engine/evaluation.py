@@ -1,4 +1,5 @@
-"""Next-token loss and multiple choice, with directions of the final states removed or kept: one forward pass serves every variant."""
+"""Next-token loss and multiple choice, with directions of the final states removed or kept: one forward pass serves
+every variant."""
 
 from __future__ import annotations
 
@@ -35,9 +36,11 @@ def final_state_losses(
     max_tokens: int = 4096,
     check: Callable | None = None,
 ) -> list[np.ndarray]:
-    """-ln p of every token but the first of each row, [variants, length - 1] float64 per row. Raises RunFailed where one is not finite.
+    """-ln p of every token but the first of each row, [variants, length - 1] float64 per row. Raises RunFailed where
+    one is not finite.
 
-    A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by the rest ("remove")."""
+    A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by
+    the rest ("remove")."""
     import torch
 
     from workbench.engine.capture import stream
@@ -63,14 +66,16 @@ def final_state_losses(
             found[i] = losses[:, start : start + len(rows[i]) - 1]
             if not np.isfinite(found[i]).all():
                 raise RunFailed(
-                    f"The loss of {model.name} on text {i} is NaN or infinite; use another dtype (bfloat16 or float32) or check its weights."
+                    f"The loss of {model.name} on text {i} is NaN or infinite; use another dtype (bfloat16 or "
+                    f"float32) or check its weights."
                 )
             start += len(rows[i])
     return found
 
 
 def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
-    """(prompt, choices, number of the right one from 0) of every row of a multiple-choice file. Raises InputError naming file and row."""
+    """(prompt, choices, number of the right one from 0) of every row of a multiple-choice file. Raises InputError
+    naming file and row."""
     frame = read_table(path, required=("prompt", "answer"), what="multiple-choice")
     if "choices" not in frame.columns:
         raise InputError(f"{path} has no column 'choices'; it has {', '.join(frame.columns)}.")
@@ -90,7 +95,8 @@ def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
             valid = False
         if not valid:
             raise InputError(
-                f"{path}, row {number}: `choices` must be a list of at least two different texts and `answer` the number of the right one, from 0."
+                f"{path}, row {number}: `choices` must be a list of at least two different texts and `answer` "
+                f"the number of the right one, from 0."
             )
         out.append((row["prompt"], options, answer))
     return out
@@ -120,7 +126,8 @@ def encode_choices(model: Model, path: str | Path) -> list[Question]:
 
 
 def right_choices(model: Model, questions: Sequence[Question], variants: Sequence[Variant], **options) -> np.ndarray:
-    """Whether the likeliest choice (summed log-probability of its tokens) is the right one, [variants, questions] of 0 and 1."""
+    """Whether the likeliest choice (summed log-probability of its tokens) is the right one, [variants, questions] of 0
+    and 1."""
     rows = [row for choices, _, _ in questions for row in choices]
     losses = iter(final_state_losses(model, rows, variants, **options))
     right = np.empty((len(variants), len(questions)))

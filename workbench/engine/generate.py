@@ -1,8 +1,8 @@
 """Batched decoding of the plain model with a key/value cache: greedy, and sampling with the statistics of every step.
 
-Prompts of one batch are padded on the left, the samples of a prompt share one pass over it, and rows that have finished leave the
-batch. Generated ids end with the token that stopped them (EOS, a stop id, or the token that completed a stop string), as Hugging
-Face `generate` returns them.
+Prompts of one batch are padded on the left, the samples of a prompt share one pass over it, and rows that have finished
+leave the batch. Generated ids end with the token that stopped them (EOS, a stop id, or the token that completed a stop
+string), as Hugging Face `generate` returns them.
 """
 
 from __future__ import annotations
@@ -87,12 +87,13 @@ def greedy(
 ) -> list[list[int]]:
     """The most likely continuation of every prompt (token ids), in the order of the prompts.
 
-    A row ends at EOS (unless `eos` is false), at one of `stop_ids`, once its text holds one of `stop_strings`, at `max_new_tokens`
-    or at the end of the model's context; the token that ended it is its last. `edits` are applied in `edit_phase`: "all" passes,
-    "prefill" (the pass over the prompt) or "decode" (the steps that feed the last prompt token and then each generated one; the
-    rest of the prompt is read unedited). Edits with one entry per prompt (Patch values [n, k, d], KnockOut sources) follow their
-    prompts into the batches; a function gets the prompt indices of a batch and returns its edits. `check` may raise to cancel.
-    Raises InputError for prompts that do not fit the model."""
+    A row ends at EOS (unless `eos` is false), at one of `stop_ids`, once its text holds one of `stop_strings`, at
+    `max_new_tokens` or at the end of the model's context; the token that ended it is its last. `edits` are applied in
+    `edit_phase`: "all" passes, "prefill" (the pass over the prompt) or "decode" (the steps that feed the last prompt
+    token and then each generated one; the rest of the prompt is read unedited). Edits with one entry per prompt (Patch
+    values [n, k, d], KnockOut sources) follow their prompts into the batches; a function gets the prompt indices of a
+    batch and returns its edits. `check` may raise to cancel. Raises InputError for prompts that do not fit the
+    model."""
     check_ids(model, prompts)
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; generate at least one token.")
@@ -101,7 +102,8 @@ def greedy(
     ends = _Ends.of(model, stop_ids, stop_strings, eos)
     room = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     out: list[list[int]] = [[] for _ in prompts]
-    # A prompt of one token has nothing to read before the first decoding step, so it cannot share a batch with longer ones then.
+    # A prompt of one token has nothing to read before the first decoding step, so it cannot share a batch with longer
+    # ones then.
     single = [i for i, prompt in enumerate(prompts) if edit_phase == "decode" and len(prompt) == 1]
     rest = sorted(set(range(len(prompts))) - set(single))
     for group in (single, rest):
@@ -205,14 +207,16 @@ class _Ends:
         return ids[-1] in self.ids or (bool(self.strings) and self.string_reached(ids))
 
     def string_reached(self, ids: list[int]) -> bool:
-        # One character can take up to four byte tokens, so this many tokens hold the longest stop string that ends here.
+        # One character can take up to four byte tokens, so this many tokens hold the longest stop string that ends
+        # here.
         tail = ids[-(4 * max(map(len, self.strings)) + 8) :]
         text = self.tokenizer.decode(tail, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return any(s in text for s in self.strings)
 
 
 def _room(model: Model, length: int, wanted: int) -> int:
-    """How many tokens may follow a prompt of this length: the last one is never fed back, so it may lie just past the context."""
+    """How many tokens may follow a prompt of this length: the last one is never fed back, so it may lie just past the
+    context."""
     return wanted if model.context_length is None else min(wanted, model.context_length - length + 1)
 
 
@@ -220,8 +224,8 @@ def _room(model: Model, length: int, wanted: int) -> int:
 class Samples:
     """M continuations of each of P prompts, on the CPU; N is the length of the longest.
 
-    ids [P, M, N] int64, -1 after the end; lengths [P, M] int64 (the token that ended a row counts); finish [P, M] int64, indices
-    into FINISH; steps [P, M, N, len(FIELDS)] float32, NaN after the end."""
+    ids [P, M, N] int64, -1 after the end; lengths [P, M] int64 (the token that ended a row counts); finish [P, M]
+    int64, indices into FINISH; steps [P, M, N, len(FIELDS)] float32, NaN after the end."""
 
     ids: torch.Tensor
     lengths: torch.Tensor
@@ -257,9 +261,10 @@ def sample(
 ) -> Samples:
     """`samples` continuations of every prompt (token ids), with the statistics of every step under `rule`.
 
-    Rows end as in `greedy`. What sample m of prompt p says depends on `seed`, its prompt's key (by default its place in `prompts`)
-    and m, not on the batch it is computed in. At temperature 0 they are all the same, and one is decoded. `max_rows` rows and `max_tokens` cached tokens are decoded together; a batch that
-    runs out of memory is halved. `check` is called every step and may raise to cancel. Raises InputError for bad prompts."""
+    Rows end as in `greedy`. What sample m of prompt p says depends on `seed`, its prompt's key (by default its place in
+    `prompts`) and m, not on the batch it is computed in. At temperature 0 they are all the same, and one is decoded.
+    `max_rows` rows and `max_tokens` cached tokens are decoded together; a batch that runs out of memory is halved.
+    `check` is called every step and may raise to cancel. Raises InputError for bad prompts."""
     check_ids(model, prompts)
     if samples < 1 or max_new_tokens < 1:
         raise InputError(f"samples is {samples} and max_new_tokens is {max_new_tokens}; both must be at least 1.")
@@ -363,7 +368,8 @@ def _sample_batch(
 
 
 def template_of(model: Model, template: str = "auto") -> str:
-    """How `prompt_ids` writes a prompt for this model: "chat" or "raw". Raises InputError for "chat" on a model without a template."""
+    """How `prompt_ids` writes a prompt for this model: "chat" or "raw". Raises InputError for "chat" on a model without
+    a template."""
     if template not in ("auto", "chat", "raw"):
         raise InputError(f"'{template}' is no way to write prompts; choose auto, chat or raw.")
     has_one = bool(getattr(model.tokenizer, "chat_template", None))
@@ -375,8 +381,9 @@ def template_of(model: Model, template: str = "auto") -> str:
 
 
 def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str = "") -> list[int]:
-    """Token ids of a prompt. "raw": the text itself (BOS where the tokenizer puts one); "chat": as the user's turn in the model's
-    chat template, ready for its answer, after the message `system` if there is one; "auto": chat iff the model has a template.
+    """Token ids of a prompt. "raw": the text itself (BOS where the tokenizer puts one); "chat": as the user's turn in
+    the model's chat template, ready for its answer, after the message `system` if there is one; "auto": chat iff the
+    model has a template.
 
     Raises InputError for "chat" on a model without a template, and for a system message where no template is used."""
     if model.tokenizer is None:

@@ -1,10 +1,11 @@
-"""Path patching from head to head: what a later head would do had one earlier head spoken to its query, key or value alone.
+"""Path patching from head to head: what a later head would do had one earlier head spoken to its query, key or value
+alone.
 
-The sender's output on the donor replaces its own at every position, and reaches the receiver through the residual stream only (all
-other heads and all MLPs between them are frozen). The receiver's query at the last position, its keys or its values are computed
-from that stream, its output z at the last position follows, and everything after the receiver is computed again (or nothing:
-`then="direct"`). Keys and values are patched as this one query head reads them: with grouped queries the other heads of the
-group keep theirs. (Wang et al. 2022, section 3; Jin et al. 2024.)
+The sender's output on the donor replaces its own at every position, and reaches the receiver through the residual
+stream only (all other heads and all MLPs between them are frozen). The receiver's query at the last position, its keys
+or its values are computed from that stream, its output z at the last position follows, and everything after the
+receiver is computed again (or nothing: `then="direct"`). Keys and values are patched as this one query head reads them:
+with grouped queries the other heads of the group keep theirs. (Wang et al. 2022, section 3; Jin et al. 2024.)
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def head_to_head(
 ) -> Effects:
     """Effects on k tokens of each sender's path into one side ("q", "k" or "v") of the receiver; m = senders.
 
-    Senders are all heads of earlier layers unless given. Raises InputError for a receiver in layer 0, a sender that is not before
-    the receiver, and for architectures whose attention does not go through the interface of transformers."""
+    Senders are all heads of earlier layers unless given. Raises InputError for a receiver in layer 0, a sender that is
+    not before the receiver, and for architectures whose attention does not go through the interface of transformers."""
     tokens = check_pairs(model, ids, donors, tokens)
     layer, head = receiver
     if through not in THROUGH or then not in ("total", "direct"):

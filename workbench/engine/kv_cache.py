@@ -1,7 +1,7 @@
 """What was fed already: the keys and values of tokens, to be gone on from, cut, picked and merged.
 
-A pass appends its keys to those before it. `torch.cat`, as in transformers' dynamic cache, copies all of them for every pass;
-what `prefill` leaves has room behind it, so that it grows where it is.
+A pass appends its keys to those before it. `torch.cat`, as in transformers' dynamic cache, copies all of them for every
+pass; what `prefill` leaves has room behind it, so that it grows where it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Cached:
     past: Batch
 
     def fork(self, copies: int = 1) -> Cached:
-        """The same past, to be continued independently (`copies` > 1: of one row, for a batch). Nothing is copied until it grows."""
+        """The same past, to be continued independently (`copies` > 1: of one row, for a batch). Nothing is copied until
+        it grows."""
         twin = _cache_of(
             (source.keys.expand(copies, -1, -1, -1), source.values.expand(copies, -1, -1, -1))
             if copies > 1
@@ -46,9 +47,11 @@ class Cached:
         return Cached(self.cache, Batch(p.ids[index], p.mask[index], p.position_ids[index], p.lengths[index], p.side))
 
     def first(self, columns: int, rows: Sequence[int] | None = None) -> Cached:
-        """The past cut after its first `columns` columns, of the chosen rows (None: all). Only rows that are chosen are copied.
+        """The past cut after its first `columns` columns, of the chosen rows (None: all). Only rows that are chosen are
+        copied.
 
-        Of all rows the cut is in the same memory: where this past has room to grow, the cut grows over what lies beyond it."""
+        Of all rows the cut is in the same memory: where this past has room to grow, the cut grows over what lies beyond
+        it."""
         p, every = self.past, rows is None or list(rows) == list(range(len(self.past.ids)))
         ids, mask, position_ids = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids))
         if every:
@@ -74,7 +77,8 @@ class Cached:
 
 
 class _Growing(DynamicLayer):
-    """Keys and values [B, KV, S, D] of one layer at the beginning of a buffer that has room for `room` columns in all."""
+    """Keys and values [B, KV, S, D] of one layer at the beginning of a buffer that has room for `room` columns in
+    all."""
 
     def __init__(self, room: int):
         super().__init__()
@@ -139,7 +143,8 @@ def merge(pasts: Sequence[Cached]) -> Cached:
 def feed(
     model: Model, rows: Sequence[Sequence[int]], before: Cached | None, *, last_logits: int = 1
 ) -> tuple[Cached, torch.Tensor]:
-    """Feed token rows (left-padded) after `before`; returns the grown past and the logits of the last `last_logits` columns."""
+    """Feed token rows (left-padded) after `before`; returns the grown past and the logits of the last `last_logits`
+    columns."""
     batch = _after(model, rows, before)
     cache = before.cache if before is not None else DynamicCache()
     with torch.no_grad():
@@ -168,7 +173,8 @@ def _grown(before: Cached | None, batch: Batch, cache: DynamicCache) -> Cached:
 
 
 class _Remembered(Exception):
-    """Raised once the last layer has its keys and values: what a pass would still compute is not needed to go on from there."""
+    """Raised once the last layer has its keys and values: what a pass would still compute is not needed to go on from
+    there."""
 
 
 class _KeysOnly(DynamicCache):
@@ -186,11 +192,11 @@ class _KeysOnly(DynamicCache):
 
 
 def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, *, room: int = 0) -> Cached:
-    """The past of token rows (left-padded) after `before` (used up), as `feed` leaves it, without what follows the last layer's keys,
-    and with room for `room` columns more.
+    """The past of token rows (left-padded) after `before` (used up), as `feed` leaves it, without what follows the last
+    layer's keys, and with room for `room` columns more.
 
-    Where a mask is needed, they are read in blocks of columns: attention in a block sees only what comes before its end, and a CPU's
-    caches hold the block."""
+    Where a mask is needed, they are read in blocks of columns: attention in a block sees only what comes before its
+    end, and a CPU's caches hold the block."""
     batch = _after(model, rows, before)
     width, past = batch.ids.shape[1], 0 if before is None else before.past.mask.shape[1]
     padding = width - int(batch.lengths.min())

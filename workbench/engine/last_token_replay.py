@@ -1,8 +1,9 @@
 """The blocks of a model called again on the last token only, as many rows at once as there are patches.
 
-One pass over a group of prompts of equal length records how every block is called on the last token, and what the earlier positions
-left in the key/value cache. Then rows travel through the blocks: the unpatched prompts first, joined at layer L by one copy per patch of
-that layer. Earlier positions cannot see the last one, so this gives exactly what whole passes would give.
+One pass over a group of prompts of equal length records how every block is called on the last token, and what the
+earlier positions left in the key/value cache. Then rows travel through the blocks: the unpatched prompts first, joined
+at layer L by one copy per patch of that layer. Earlier positions cannot see the last one, so this gives exactly what
+whole passes would give.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PAST_BYTES = 1 << 29  # most bytes of one layer's keys and values, repeated for 
 
 
 class _Past:
-    """Keys and values of all earlier positions, as the blocks ask for them: returned in front of the new ones, never grown."""
+    """Keys and values of all earlier positions, as the blocks ask for them: returned in front of the new ones, never
+    grown."""
 
     is_compileable = False
 
@@ -52,7 +54,8 @@ class Injection:
 
 @dataclass(eq=False)
 class _LastToken:
-    """What a pass over the last token of P prompts of equal length looked like: the calls of the blocks and what they read."""
+    """What a pass over the last token of P prompts of equal length looked like: the calls of the blocks and what they
+    read."""
 
     calls: list[tuple[tuple, dict]]  # of every block
     z: list[torch.Tensor]  # [P, H, d_head] of every layer
@@ -166,7 +169,8 @@ def _replay(
 
 
 def _block(model: Model, seen: _LastToken, layer: int, hidden: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-    """Call one block on `hidden` [R, 1, width] as the recorded pass did, every per-prompt argument repeated for its rows."""
+    """Call one block on `hidden` [R, 1, width] as the recorded pass did, every per-prompt argument repeated for its
+    rows."""
     args, kwargs = seen.calls[layer]
     n = len(seen.z[0])
     past = _Past(seen.past, prompt)
@@ -201,7 +205,8 @@ def check_finite(model: Model, layer: int, *states: torch.Tensor) -> None:
     """Raise RunFailed for states that are NaN or infinite: no comparison with them holds, whatever it is about."""
     if not all(bool(x.isfinite().all()) for x in states):
         raise RunFailed(
-            f"The activations of {model.name} in layer {layer} are NaN or infinite on these prompts; load the model in bfloat16 or float32."
+            f"The activations of {model.name} in layer {layer} are NaN or infinite on these prompts; load the "
+            f"model in bfloat16 or float32."
         )
 
 
@@ -209,8 +214,8 @@ def check_finite(model: Model, layer: int, *states: torch.Tensor) -> None:
 def injected_states(
     model: Model, ids, jobs: Sequence[Injection], *, frozen: bool = False, edits: Sequence[Edit] = ()
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final states (before the final norm) of P prompts of equal length: unpatched [P, width], and under each injection at the last
-    position [P, jobs, width]. `frozen`: all other heads keep their outputs, so that only MLPs react.
+    """Final states (before the final norm) of P prompts of equal length: unpatched [P, width], and under each injection
+    at the last position [P, jobs, width]. `frozen`: all other heads keep their outputs, so that only MLPs react.
 
     Raises InputError when the blocks of the architecture, called on their own, do not give what the model gives."""
     seen = _last_token(model, ids, edits)

@@ -1,11 +1,13 @@
 """The second engine: the same sites captured through nnsight instead of our own hooks.
 
-For people who work with nnsight, and as an independent check of the first engine (the parity test holds the two together). The
-model is traced with the modules that `Model.module` names, read in the order in which the forward pass reaches them.
+For people who work with nnsight, and as an independent check of the first engine (the parity test holds the two
+together). The model is traced with the modules that `Model.module` names, read in the order in which the forward pass
+reaches them.
 
-It traces the model that is loaded on this machine. Models hosted elsewhere (NDIF, `remote=True`) are not reached: nnsight sends a
-remote trace only for a model that it opened itself by its hub id, without weights, whereas a run here is identified by the hash of its
-weights and begins by checking, with forward passes, that sites, heads and attention rows are what they are taken for.
+It traces the model that is loaded on this machine. Models hosted elsewhere (NDIF, `remote=True`) are not reached:
+nnsight sends a remote trace only for a model that it opened itself by its hub id, without weights, whereas a run here
+is identified by the hash of its weights and begins by checking, with forward passes, that sites, heads and attention
+rows are what they are taken for.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """Path patching, exact and fast: what the next-token scores would be had one head said what it says on another prompt.
 
-Every function takes prompts (`ids`), donors of the same lengths (`donors`, usually corrupted prompts) and the `tokens` [n, k] whose
-scores are wanted. A head's output at the last position (z, before the output projection) is replaced by the donor's, and
+Every function takes prompts (`ids`), donors of the same lengths (`donors`, usually corrupted prompts) and the `tokens`
+[n, k] whose scores are wanted. A head's output at the last position (z, before the output projection) is replaced by
+the donor's, and
 
 * `direct_effects`: all other heads and all MLPs keep their outputs. The patched stream is then r + Δz·W_O (through the
-  post-attention norm where there is one), so all heads need one pass over the prompt, one over the donor and a matrix product;
+  post-attention norm where there is one), so all heads need one pass over the prompt, one over the donor and a matrix
+  product;
 * `direct_mlp_effects`: all other heads keep their outputs, the MLPs after the head are computed again;
 * `total_effects`: everything after the head is computed again.
 
-The last two run at the last position only: earlier positions cannot see it, so their keys and values are cached once. The rows of all
-heads travel through the blocks as one batch that a head's row joins at the head's own layer. The final norm, the soft-cap and the
-normaliser are always computed on the patched stream, never reused. (Jin et al. 2024, steps B and C; Wang et al. 2022 for paths.)
+The last two run at the last position only: earlier positions cannot see it, so their keys and values are cached once.
+The rows of all heads travel through the blocks as one batch that a head's row joins at the head's own layer. The final
+norm, the soft-cap and the normaliser are always computed on the patched stream, never reused. (Jin et al. 2024, steps B
+and C; Wang et al. 2022 for paths.)
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ STATES = 1 << 27  # most numbers of (prompts × patches × width) held at once
 class Effects:
     """Scores of k tokens per prompt, as they are and under m patches; float32 on the CPU.
 
-    logits [n, k], normaliser [n] (log of the summed exponentials); patched_logits [n, m, k], patched_normaliser [n, m]."""
+    logits [n, k], normaliser [n] (log of the summed exponentials); patched_logits [n, m, k], patched_normaliser [n,
+    m]."""
 
     logits: torch.Tensor
     normaliser: torch.Tensor
@@ -57,12 +61,14 @@ def check_pairs(model: Model, ids, donors, tokens) -> torch.Tensor:
     check_ids(model, donors)
     if not len(ids) == len(donors) == len(tokens):
         raise InputError(
-            f"Patching needs one donor and one set of tokens per prompt; there are {len(ids)}, {len(donors)} and {len(tokens)}."
+            f"Patching needs one donor and one set of tokens per prompt; there are {len(ids)}, {len(donors)} "
+            f"and {len(tokens)}."
         )
     for row, (a, b) in enumerate(zip(ids, donors)):
         if len(a) != len(b):
             raise InputError(
-                f"Prompt {row} has {len(a)} tokens and its donor {len(b)}: they cannot be aligned; use a donor of equal length."
+                f"Prompt {row} has {len(a)} tokens and its donor {len(b)}: they cannot be aligned; use a "
+                f"donor of equal length."
             )
     tokens = torch.as_tensor(tokens, dtype=torch.long)
     if tokens.ndim != 2 or not 0 <= int(tokens.min()) <= int(tokens.max()) < model.vocab_size:
@@ -75,7 +81,8 @@ def _heads(model: Model, heads: Sequence[Head] | None) -> list[Head]:
     for layer, head in chosen:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads."
+                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of "
+                f"{model.n_heads} heads."
             )
     return chosen
 
@@ -106,8 +113,8 @@ def _scores(model: Model, residual: torch.Tensor, tokens: torch.Tensor) -> tuple
 def writes(model: Model, layer: int, z: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     """What layer `layer`'s attention adds to the stream beyond what it adds with z, when one head's output changes.
 
-    z [..., H, d_head]; change [..., H, d_head], the change of each head taken alone → [..., H, width]. With a norm after
-    attention (Gemma-2, OLMo-2) the heads are not additive: the norm is computed again on every patched sum."""
+    z [..., H, d_head]; change [..., H, d_head], the change of each head taken alone → [..., H, width]. With a norm
+    after attention (Gemma-2, OLMo-2) the heads are not additive: the norm is computed again on every patched sum."""
     block = model.parts.blocks[layer]
     wide = torch.promote_types(change.dtype, torch.float32)
     delta = torch.einsum("...hd,hdw->...hw", change.to(wide), model.W_O(layer).to(wide))
@@ -146,7 +153,8 @@ def direct_effects(
     max_tokens: int = 8192,
     check: Callable[[], None] | None = None,
 ) -> Effects:
-    """Effects of replacing each head's last output, all other writers frozen; m = the heads given, or all of them, layer by layer."""
+    """Effects of replacing each head's last output, all other writers frozen; m = the heads given, or all of them,
+    layer by layer."""
     tokens, chosen = check_pairs(model, ids, donors, tokens), _heads(model, heads)
     layers = sorted({layer for layer, _ in chosen})
     z_sites, final = sites("head_out", layers), Site("resid_post", model.n_layers - 1)
@@ -199,8 +207,8 @@ def _both(
 
 
 def gather(n: int, plan: list[list[int]], compute: Callable, check) -> Effects:
-    """Run `compute(rows, first)` on every group of the plan and put the results in the order of the prompts; a group that runs out
-    of memory is halved."""
+    """Run `compute(rows, first)` on every group of the plan and put the results in the order of the prompts; a group
+    that runs out of memory is halved."""
     out: list[torch.Tensor] | None = None
     for group in plan:
         for rows, found in halving(group, lambda rows: compute(rows, out is None), check):  # noqa: B023
@@ -213,9 +221,11 @@ def gather(n: int, plan: list[list[int]], compute: Callable, check) -> Effects:
 def halving(
     items: Sequence, compute: Callable, check: Callable[[], None] | None = None
 ) -> Iterator[tuple[list, object]]:
-    """(part, compute(part)) for all the items at once or, where that runs out of memory, for their halves, quarters, … in order.
+    """(part, compute(part)) for all the items at once or, where that runs out of memory, for their halves, quarters, …
+    in order.
 
-    Raises the error when one item alone is too much. `check` is called before every part and may raise (cancellation)."""
+    Raises the error when one item alone is too much. `check` is called before every part and may raise
+    (cancellation)."""
     queue = [list(items)]
     while queue:
         if check is not None:
@@ -327,10 +337,11 @@ def attribution(
     max_tokens: int = 2048,
     check: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """First-order estimate of `total_effects`: Δ log p ≈ ⟨∂ log p / ∂z, z* − z⟩ at the last position, [n, L·H, k] float32
-    (of the raw score for `metric="logit"`).
+    """First-order estimate of `total_effects`: Δ log p ≈ ⟨∂ log p / ∂z, z* − z⟩ at the last position, [n, L·H, k]
+    float32 (of the raw score for `metric="logit"`).
 
-    One forward pass and k backward passes for all heads. The weights need no gradient: it is taken at a zero added to each z."""
+    One forward pass and k backward passes for all heads. The weights need no gradient: it is taken at a zero added to
+    each z."""
     tokens = check_pairs(model, ids, donors, tokens)
     z_sites = sites("head_out", range(model.n_layers))
     out = torch.empty(len(ids), model.n_layers * model.n_heads, tokens.shape[1])
@@ -398,10 +409,11 @@ def activation_patching(
     max_tokens: int = 8192,
     check: Callable[[], None] | None = None,
 ) -> Effects:
-    """Effects of putting the donor's activation at one (layer, position) at a time, nothing frozen; m = layers × positions.
+    """Effects of putting the donor's activation at one (layer, position) at a time, nothing frozen; m = layers ×
+    positions.
 
-    `kind`: any kind of site but logits (head_out with `head`: that head alone). Negative positions count from each prompt's
-    end; None takes every position, for which all prompts must have one length."""
+    `kind`: any kind of site but logits (head_out with `head`: that head alone). Negative positions count from each
+    prompt's end; None takes every position, for which all prompts must have one length."""
     tokens = check_pairs(model, ids, donors, tokens)
     layers = list(range(model.n_layers)) if layers is None else list(layers)
     lengths = [len(row) for row in ids]

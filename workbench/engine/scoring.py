@@ -1,12 +1,15 @@
-"""What a decoding step says about its next token: entropies, log-probabilities and the sampled id, reduced on the device.
+"""What a decoding step says about its next token: entropies, log-probabilities and the sampled id, reduced on the
+device.
 
-A step turns scores [R, V] into one id and a few float32 numbers per row; the scores never leave the device. The same function
-serves sampling (`generate.sample`) and teacher-forced scoring of texts that already exist (`score`), so both give the same numbers.
+A step turns scores [R, V] into one id and a few float32 numbers per row; the scores never leave the device. The same
+function serves sampling (`generate.sample`) and teacher-forced scoring of texts that already exist (`score`), so both
+give the same numbers.
 
-Two distributions are described. *Full* is the model's own: softmax of the scores, temperature 1, nothing cut. *Truncated* is the one
-that is sampled from: temperature, then top-k, then top-p, then min-p, renormalised (the order of Hugging Face). The nucleus is the
-smallest prefix of the sorted probabilities whose sum is at least top_p − 1e-6: without that margin a uniform distribution over 10
-tokens keeps 9 or 10 of them at top_p 0.9, as rounding has it. Equal probabilities are ordered by token id.
+Two distributions are described. *Full* is the model's own: softmax of the scores, temperature 1, nothing cut.
+*Truncated* is the one that is sampled from: temperature, then top-k, then top-p, then min-p, renormalised (the order of
+Hugging Face). The nucleus is the smallest prefix of the sorted probabilities whose sum is at least top_p − 1e-6:
+without that margin a uniform distribution over 10 tokens keeps 9 or 10 of them at top_p 0.9, as rounding has it. Equal
+probabilities are ordered by token id.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ FIELDS = (
     "logprob_top",
 )
 MARGIN = 1e-6
-# Scores this far below the largest have probability 0 in float64 too; clamping there keeps 0 × −inf out of the entropies.
+# Scores this far below the largest have probability 0 in float64 too; clamping there keeps 0 × −inf out of the
+# entropies.
 FLOOR = -1e4
 # Numbers per block of rows: intermediate copies of the scores stay under 16 MiB each, whatever the batch.
 BLOCK = 2 * 1024 * 1024
@@ -65,7 +69,8 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """'temperature=0.6 top_p=0.9' as a rule; what is not named cuts nothing. Raises InputError naming the word that is wrong."""
+        """'temperature=0.6 top_p=0.9' as a rule; what is not named cuts nothing. Raises InputError naming the word that
+        is wrong."""
         found: dict[str, float] = {}
         for word in text.split():
             name, _, value = word.partition("=")
@@ -170,10 +175,12 @@ def _block(
 
 
 def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens [R, V] are worth sorting, and how many [R]: a set that surely holds the 50 likeliest and the nucleus, hardly more.
+    """Which tokens [R, V] are worth sorting, and how many [R]: a set that surely holds the 50 likeliest and the
+    nucleus, hardly more.
 
-    Sorting every score is what makes nucleus sampling slow. A histogram of the mass over log-probability, in steps of an eighth of a
-    nat, tells down to which step the nucleus reaches; whole steps are taken, so that ties stay together."""
+    Sorting every score is what makes nucleus sampling slow. A histogram of the mass over log-probability, in steps of
+    an eighth of a nat, tells down to which step the nucleus reaches; whole steps are taken, so that ties stay
+    together."""
     R, V = tempered.shape
     if V <= SORTED:
         return torch.ones_like(tempered, dtype=torch.bool), torch.full((R,), V, device=tempered.device)
@@ -197,7 +204,8 @@ def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[to
 
 
 def _candidates(tempered: torch.Tensor, reach: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` [r] tokens of `reach` [r, V], likeliest first, equal ones by id: values [r, K], −inf after the last, and ids [r, K]."""
+    """The `count` [r] tokens of `reach` [r, V], likeliest first, equal ones by id: values [r, K], −inf after the last,
+    and ids [r, K]."""
     row, token = reach.nonzero(as_tuple=True)  # by row, then by id
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     values = tempered.new_full((len(tempered), int(count.max())), -torch.inf)
@@ -226,9 +234,9 @@ def _nucleus(log_p: torch.Tensor, rule: Rule) -> torch.Tensor:
 
 
 def _as_the_official_code(log_p, ids, own, token, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy and log-probability from the 50 likeliest tokens [r, 50]: cut at top_p, the token put back if it was cut (its
-    log-probability is `own` [r]), renormalised. The official code knows top_p only; a rule's top_k and min_p cut here as they do
-    everywhere, so that no more tokens count than can be drawn."""
+    """Entropy and log-probability from the 50 likeliest tokens [r, 50]: cut at top_p, the token put back if it was cut
+    (its log-probability is `own` [r]), renormalised. The official code knows top_p only; a rule's top_k and min_p cut
+    here as they do everywhere, so that no more tokens count than can be drawn."""
     if rule.temperature == 0:
         zero = torch.zeros_like(own)
         return zero, torch.where(token == ids[:, 0], zero, -torch.inf)
@@ -239,10 +247,11 @@ def _as_the_official_code(log_p, ids, own, token, rule: Rule) -> tuple[torch.Ten
     return torch.special.entr((log_q - norm[:, None]).exp()).sum(-1), own - norm
 
 
-# Randomness: a counter, not a stream. The number that a token gets depends on (seed, prompt, sample, step, token id) alone, and the
-# drawn token is the argmax of log-probability plus Gumbel noise (an exact draw). So a text is the same whatever batch it is in, and
-# rounding differences between batch sizes change a draw only where the best two candidates are within rounding of each other: about
-# once in a million steps in float32, however many tokens the nucleus holds (a cumulative sum would shift with each of them).
+# Randomness: a counter, not a stream. The number that a token gets depends on (seed, prompt, sample, step, token id)
+# alone, and the drawn token is the argmax of log-probability plus Gumbel noise (an exact draw). So a text is the same
+# whatever batch it is in, and rounding differences between batch sizes change a draw only where the best two candidates
+# are within rounding of each other: about once in a million steps in float32, however many tokens the nucleus holds (a
+# cumulative sum would shift with each of them).
 
 _GOLDEN, _A, _B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -273,7 +282,8 @@ def step_keys(keys: torch.Tensor, t: int) -> torch.Tensor:
 
 
 def _draw(log_q: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """One id per row [r], drawn from log-probabilities [r, K] (any constant added) of the tokens `ids` [r, K] (None: 0 … K−1)."""
+    """One id per row [r], drawn from log-probabilities [r, K] (any constant added) of the tokens `ids` [r, K] (None: 0
+    … K−1)."""
     tokens = torch.arange(log_q.shape[1], device=log_q.device)[None] if ids is None else ids
     bits = _mix(keys[:, None] ^ (tokens * _signed(_A) + _signed(_GOLDEN)))
     uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
@@ -285,7 +295,8 @@ def check_steps(found: torch.Tensor, name: str) -> None:
     """Raise RunFailed when statistics or scores are NaN: whatever is read off them would look like a number."""
     if bool(found.isnan().any()):
         raise RunFailed(
-            f"The model {name} gave NaN scores while it was read; use another dtype (bfloat16 or float32) or check its weights."
+            f"The model {name} gave NaN scores while it was read; use another dtype (bfloat16 or float32) or "
+            f"check its weights."
         )
 
 
@@ -318,8 +329,9 @@ def score(
 ) -> list[torch.Tensor]:
     """Statistics of given texts: one tensor [tokens of the continuation, len(FIELDS)] float32 on the CPU per row.
 
-    All positions of a text are read in one pass and scored in blocks, so texts × positions × vocabulary is never held. A token that
-    the rule would have cut has log-probability −inf. Raises InputError for an empty prompt or continuation."""
+    All positions of a text are read in one pass and scored in blocks, so texts × positions × vocabulary is never held.
+    A token that the rule would have cut has log-probability −inf. Raises InputError for an empty prompt or
+    continuation."""
     if len(prompts) != len(continuations):
         raise InputError(f"There are {len(prompts)} prompts and {len(continuations)} continuations; give one each.")
     for row, (prompt, text) in enumerate(zip(prompts, continuations)):

@@ -1,12 +1,13 @@
 """Activations of many prompts that begin alike: every shared prefix is run once.
 
-What all prompts begin with is run first and stays in the key/value cache. The rest is merged into tries and the nodes of each are run as one
-sequence, in which a token attends to its ancestors only and has its depth as position; several make a batch. Each prompt's last token then
-sees exactly what it sees alone. Labelled texts in a template, pairs of statements and few-shot
-prompts have three to five times fewer nodes than tokens. Where every token is wanted and not only the last, `beginning` and `stream_after`
-read what all begin with (a chat template's system prompt) once, and the rest in plain batches after it. Models for which this does not hold (ALiBi, no explicit
-positions, windows shorter than a prompt, recurrent layers) are recognised, the last kind by comparing two prompts with a plain pass, and
-run in plain batches.
+What all prompts begin with is run first and stays in the key/value cache. The rest is merged into tries and the nodes
+of each are run as one sequence, in which a token attends to its ancestors only and has its depth as position; several
+make a batch. Each prompt's last token then sees exactly what it sees alone. Labelled texts in a template, pairs of
+statements and few-shot prompts have three to five times fewer nodes than tokens. Where every token is wanted and not
+only the last, `beginning` and `stream_after` read what all begin with (a chat template's system prompt) once, and the
+rest in plain batches after it. Models for which this does not hold (ALiBi, no explicit positions, windows shorter than
+a prompt, recurrent layers) are recognised, the last kind by comparing two prompts with a plain pass, and run in plain
+batches.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ SHARE = 0.1  # of all tokens, for which it pays where every token is wanted: goi
 
 @dataclass(eq=False)
 class Pack:
-    """Prompts run together. rows: their numbers; tokens, depth, parent [N] of the nodes (parents first, -1 = none); last: each row's node."""
+    """Prompts run together. rows: their numbers; tokens, depth, parent [N] of the nodes (parents first, -1 = none);
+    last: each row's node."""
 
     rows: list[int]
     tokens: list[int]
@@ -56,7 +58,8 @@ class Pack:
 
 
 def packs(ids: Sequence[Sequence[int]], *, max_nodes: int) -> list[Pack]:
-    """The prompts in packs of at most `max_nodes` nodes (one prompt at least), in lexical order, so that neighbours share most."""
+    """The prompts in packs of at most `max_nodes` nodes (one prompt at least), in lexical order, so that neighbours
+    share most."""
     out: list[Pack] = []
     path: list[int] = []  # nodes of the last prompt, in the open pack
     before: list[int] = []
@@ -100,7 +103,8 @@ def applies(model: Model, ids: Sequence[Sequence[int]]) -> bool:
 
 
 def _in_pieces(model: Model, longest: int) -> bool:
-    """Whether a token's activations depend on the tokens before it and its position only, whatever pass they are in, as far as the config says."""
+    """Whether a token's activations depend on the tokens before it and its position only, whatever pass they are in, as
+    far as the config says."""
     config = model.hf.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -109,7 +113,8 @@ def _in_pieces(model: Model, longest: int) -> bool:
 
 
 def front(model: Model, ids: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that all prompts begin with, if a pass of their own pays and the model can go on from it; at least one is left to each."""
+    """The tokens that all prompts begin with, if a pass of their own pays and the model can go on from it; at least one
+    is left to each."""
     first, last = list(min(ids, key=list)), list(max(ids, key=list))
     size = min(_shared(first, last), min(map(len, ids)) - 1)
     return first[:size] if size >= FRONT and not getattr(model.hf, "_is_stateful", False) else []
@@ -124,10 +129,11 @@ def stream_shared(
     check: Callable[[], None] | None = None,
     **options,
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
-    """`capture.stream` of last tokens with shared prefixes run once: (row indices, {site: [m, …]}, batch) per pass; the pass over what
-    all prompts begin with has no rows.
+    """`capture.stream` of last tokens with shared prefixes run once: (row indices, {site: [m, …]}, batch) per pass; the
+    pass over what all prompts begin with has no rows.
 
-    For prompts to which `applies` says yes. `options` are those of `stream`, which takes over where the first pack comes out wrong."""
+    For prompts to which `applies` says yes. `options` are those of `stream`, which takes over where the first pack
+    comes out wrong."""
     wanted = [Site.parse(site) for site in sites]
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     common = front(model, ids)
@@ -169,7 +175,8 @@ def stream_shared(
 def _run(
     model: Model, together: Sequence[Pack], begun: Cached | None, wanted: list[Site], keep
 ) -> tuple[dict[Site, torch.Tensor], Batch]:
-    """One pass over packs after what all begin with, one per row of the batch; padding is seen by itself (and sees the beginning) only."""
+    """One pass over packs after what all begin with, one per row of the batch; padding is seen by itself (and sees the
+    beginning) only."""
     device = model.device
     past = 0 if begun is None else begun.past.mask.shape[1]
     sizes = [len(pack.tokens) for pack in together]
@@ -212,7 +219,8 @@ class Beginning:
 def beginning(
     model: Model, ids: Sequence[Sequence[int]], sites: Sequence[Site | str], *, size: int | None = None
 ) -> Beginning | None:
-    """What all prompts (its first `size` tokens at most), read once; None where that does not pay or this model cannot go on from it."""
+    """What all prompts (its first `size` tokens at most), read once; None where that does not pay or this model cannot
+    go on from it."""
     wanted = [Site.parse(site) for site in sites]
     common = front(model, ids)[:size] if len(ids) > 8 else []
     if len(common) < max(FRONT, SHARE * sum(map(len, ids)) / len(ids)) or not _in_pieces(model, max(map(len, ids))):
@@ -237,7 +245,8 @@ def stream_after(
     max_tokens: int = 8192,
     check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
-    """`capture.stream` of every token after those of `begun`, with which all prompts begin: (row indices, {site: [tokens, …]}, batch).
+    """`capture.stream` of every token after those of `begun`, with which all prompts begin: (row indices, {site:
+    [tokens, …]}, batch).
 
     Activations and batch are of the rest of the prompts alone."""
     wanted = [Site.parse(site) for site in sites]

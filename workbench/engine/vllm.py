@@ -1,8 +1,10 @@
-"""Sampling with vLLM, for models that Hugging Face generation is too slow for. Optional: `pip install interpretability-workbench[vllm]`.
+"""Sampling with vLLM, for models that Hugging Face generation is too slow for. Optional: `pip install
+interpretability-workbench[vllm]`.
 
-vLLM only writes the texts. Their statistics come from one teacher-forced pass of the plain model over the finished texts, so they are
-exact and mean the same as those of `generate.sample`; vLLM's own log-probabilities (which tokens, before or after truncation, depends
-on its version) are not used. A token that vLLM drew from outside the nucleus as recomputed here has truncated log-probability −inf.
+vLLM only writes the texts. Their statistics come from one teacher-forced pass of the plain model over the finished
+texts, so they are exact and mean the same as those of `generate.sample`; vLLM's own log-probabilities (which tokens,
+before or after truncation, depends on its version) are not used. A token that vLLM drew from outside the nucleus as
+recomputed here has truncated log-probability −inf.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ _APART = 1_000_003  # vLLM seeds sample m of a request with seed + m: seeds of t
 
 
 def open_engine(model: Model, *, memory: float = 0.6) -> Any:
-    """A vLLM engine for the model, taking at most `memory` of the GPU's; `close_engine` it. Raises InputError when vLLM is not installed
-    or the model has no folder."""
+    """A vLLM engine for the model, taking at most `memory` of the GPU's; `close_engine` it. Raises InputError when vLLM
+    is not installed or the model has no folder."""
     try:
         from vllm import LLM
     except ImportError as error:
         raise InputError(
-            "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') or use sampler=hf."
+            "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "
+            "or use sampler=hf."
         ) from error
     if model.folder is None:
         raise InputError(f"vLLM loads models from a folder, and {model.name} is only in memory; use sampler=hf.")
@@ -61,10 +64,11 @@ def sample_vllm(
     check: Callable[[], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Samples:
-    """As `generate.sample`, the texts written by `engine` (`open_engine`). A sample may be empty: length 0, no statistics.
+    """As `generate.sample`, the texts written by `engine` (`open_engine`). A sample may be empty: length 0, no
+    statistics.
 
-    vLLM keeps prompt and text together within the context, one token less than `generate.sample` fits. Raises InputError for bad
-    prompts and for one that fills the context."""
+    vLLM keeps prompt and text together within the context, one token less than `generate.sample` fits. Raises
+    InputError for bad prompts and for one that fills the context."""
     from vllm import SamplingParams
 
     check_ids(model, prompts)
@@ -78,7 +82,8 @@ def sample_vllm(
     if min(room) < 1:
         full = room.index(min(room))
         raise InputError(
-            f"Prompt {full} fills the context of {model.name} ({model.context_length} tokens), and vLLM writes nothing then; use sampler=hf."
+            f"Prompt {full} fills the context of {model.name} ({model.context_length} tokens), and vLLM "
+            f"writes nothing then; use sampler=hf."
         )
     params = [
         SamplingParams(

@@ -89,7 +89,8 @@ def masks_folder() -> Path:
 
 
 def saved_masks(runs: Sequence[Run] = (), *, fingerprint: str | None = None) -> dict[str, Path]:
-    """Head masks by what they are called: those saved under a name, then the pruned heads of complete runs of this very model."""
+    """Head masks by what they are called: those saved under a name, then the pruned heads of complete runs of this very
+    model."""
     found = {path.stem: path for path in sorted(masks_folder().glob("*.json"))}
     for run in runs:
         if run.info.get("status") == "complete" and fingerprint in (None, model_info(run).get("fingerprint")):
@@ -99,8 +100,9 @@ def saved_masks(runs: Sequence[Run] = (), *, fingerprint: str | None = None) -> 
 
 
 def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | None = None) -> Path:
-    """Keep a set of heads under a name, as a file that `--edit` reads; `model`: the one they belong to. Raises InputError for a name that is no name, and for heads
-    that are switched in a way a mask cannot hold (a mean or a patch needs the numbers that are put in place)."""
+    """Keep a set of heads under a name, as a file that `--edit` reads; `model`: the one they belong to. Raises
+    InputError for a name that is no name, and for heads that are switched in a way a mask cannot hold (a mean or a
+    patch needs the numbers that are put in place)."""
     from workbench.engine.edits import save_heads
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,60}", name):
@@ -109,7 +111,8 @@ def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | N
         raise InputError("No head is switched off: there is nothing to save.")
     if switches.how not in MASKS:
         raise InputError(
-            f"A mask cannot hold '{switches.how}', only {' or '.join(MASKS)}: choose one of these beside the switch, then save."
+            f"A mask cannot hold '{switches.how}', only {' or '.join(MASKS)}: choose one of these beside the "
+            f"switch, then save."
         )
     masks_folder().mkdir(parents=True, exist_ok=True)
     path = masks_folder() / f"{name}.json"

@@ -1,9 +1,9 @@
-"""What the Explorer shows of one prompt: tokens, head scores, attention rows, what a head writes, logit lens, and all of it again
-with heads switched off.
+"""What the Explorer shows of one prompt: tokens, head scores, attention rows, what a head writes, logit lens, and all
+of it again with heads switched off.
 
-Every function takes an `Opened` model and plain token ids and returns tables or small arrays; screens draw them. One pass over the
-prompt (`read`) gives the residual stream and the head outputs from which most cards are computed without another pass; attention
-rows are reduced on the device, one query or one layer at a time.
+Every function takes an `Opened` model and plain token ids and returns tables or small arrays; screens draw them. One
+pass over the prompt (`read`) gives the residual stream and the head outputs from which most cards are computed without
+another pass; attention rows are reduced on the device, one query or one layer at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ SCORES = {
     "duplicate_token": "mean attention to earlier occurrences of the present token",
     "first_token": "mean attention to the first token (the usual resting place)",
     "entropy": "mean entropy of the attention rows, in nats",
-    "copying": "logits by which the head favours the tokens it attends to over the mean of the vocabulary (first order, direct path)",
+    "copying": "logits by which the head favours the tokens it attends to over the mean of the vocabulary (first "
+    "order, "
+    "direct path)",
 }
 
 
@@ -53,7 +55,8 @@ class Opened:
 
 @dataclass(frozen=True)
 class Switches:
-    """Heads that are switched, hashable so that results can be kept by it. `donor`: token ids of the prompt to patch from."""
+    """Heads that are switched, hashable so that results can be kept by it. `donor`: token ids of the prompt to patch
+    from."""
 
     heads: tuple[Head, ...] = ()
     how: str = "zero"
@@ -62,8 +65,8 @@ class Switches:
 
 @dataclass(eq=False)
 class Reading:
-    """One pass over one prompt. stream [layers + 1, T, width] (row 0: embeddings, row l + 1: after layer l), z [layers, T, H, d_head],
-    logits [V] after the last token; float32 on the model's device."""
+    """One pass over one prompt. stream [layers + 1, T, width] (row 0: embeddings, row l + 1: after layer l), z [layers,
+    T, H, d_head], logits [V] after the last token; float32 on the model's device."""
 
     ids: tuple[int, ...]
     stream: torch.Tensor
@@ -83,7 +86,8 @@ def encode(opened: Opened, text: str, *, bos: bool = True) -> tuple[int, ...]:
         raise InputError("The prompt is empty: type some text.")
     if len(ids) > MOST_TOKENS:
         raise InputError(
-            f"The prompt has {len(ids)} tokens; the Explorer looks at up to {MOST_TOKENS}. Shorten it, or run a probe on it."
+            f"The prompt has {len(ids)} tokens; the Explorer looks at up to {MOST_TOKENS}. Shorten it, or run "
+            f"a probe on it."
         )
     check_ids(opened.model, [ids])
     return ids
@@ -118,17 +122,19 @@ def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
 
 
 def edits_of(opened: Opened, switches: Switches, ids: Sequence[int]) -> tuple[Edit, ...]:
-    """The edits that switch these heads on this prompt. Raises InputError for heads that do not exist or a donor that is missing.
+    """The edits that switch these heads on this prompt. Raises InputError for heads that do not exist or a donor that
+    is missing.
 
-    "mean" puts the mean output over the reference texts (`reference`) in place; "patch" the output on the donor prompt, position by
-    position where both are equally long, otherwise aligned at their ends (the last min(T, T') tokens)."""
+    "mean" puts the mean output over the reference texts (`reference`) in place; "patch" the output on the donor prompt,
+    position by position where both are equally long, otherwise aligned at their ends (the last min(T, T') tokens)."""
     model = opened.model
     if not switches.heads:
         return ()
     for layer, head in switches.heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has layers 0–{model.n_layers - 1} and heads 0–{model.n_heads - 1}."
+                f"Head {layer}.{head} does not exist: {model.name} has layers 0–{model.n_layers - 1} and "
+                f"heads 0–{model.n_heads - 1}."
             )
     if switches.how in ("zero", "uniform"):
         return (HeadAblation(switches.heads, switches.how),)
@@ -147,7 +153,8 @@ def edits_of(opened: Opened, switches: Switches, ids: Sequence[int]) -> tuple[Ed
 
 
 def reference(opened: Opened) -> list[list[int]]:
-    """Prompts over which the mean head outputs are taken: texts that ship with an organism, otherwise a few English sentences."""
+    """Prompts over which the mean head outputs are taken: texts that ship with an organism, otherwise a few English
+    sentences."""
     from workbench import organisms
     from workbench.core.tables import read_table
 
@@ -202,8 +209,8 @@ def read(opened: Opened, ids: Sequence[int], switches: Switches = Switches()) ->
 
 
 def next_tokens(opened: Opened, reading: Reading, other: Reading | None = None, *, k: int = 10) -> pl.DataFrame:
-    """The most likely next tokens: token, id, text, probability, and of a second reading (the same prompt, switched) `after`; the
-    union of both top k, by the larger of the two. Probabilities are of the whole vocabulary."""
+    """The most likely next tokens: token, id, text, probability, and of a second reading (the same prompt, switched)
+    `after`; the union of both top k, by the larger of the two. Probabilities are of the whole vocabulary."""
     before = reading.logits.softmax(-1)
     chosen = before.topk(min(k, len(before))).indices
     columns = {"probability": before}
@@ -224,7 +231,8 @@ def next_tokens(opened: Opened, reading: Reading, other: Reading | None = None, 
 
 
 def shift(reading: Reading, other: Reading) -> dict[str, float]:
-    """How far the next-token distribution moved: KL(before ‖ after) in nats, total variation, and whether the top token is the same."""
+    """How far the next-token distribution moved: KL(before ‖ after) in nats, total variation, and whether the top token
+    is the same."""
     p, q = (r.logits.double().log_softmax(-1) for r in (reading, other))
     return {
         "kl": float((p.exp() * (p - q)).sum()),
@@ -277,8 +285,9 @@ def strongest(opened: Opened, ids: Sequence[int], row: np.ndarray, *, k: int = 8
 
 @torch.no_grad()
 def head_writes(opened: Opened, reading: Reading, layer: int, head: int, position: int, *, k: int = 8) -> pl.DataFrame:
-    """What a head writes into the vocabulary at one token, along the direct path: the logits with its output minus the logits
-    without it, everything else as it is. id, text, logit, side ("up" for the k most raised, "down" for the k most lowered)."""
+    """What a head writes into the vocabulary at one token, along the direct path: the logits with its output minus the
+    logits without it, everything else as it is. id, text, logit, side ("up" for the k most raised, "down" for the k
+    most lowered)."""
     model = opened.model
     with opened.lock:
         z = reading.z[layer, position].to(model.dtype)  # [H, d_head]
@@ -302,8 +311,8 @@ def head_writes(opened: Opened, reading: Reading, layer: int, head: int, positio
 
 @torch.no_grad()
 def direct_effects(opened: Opened, reading: Reading, token: int, position: int = -1) -> pl.DataFrame:
-    """Every head's direct contribution to the logit of one token at one position: layer, head, direct_logit (mean-free, as in
-    `head_writes`)."""
+    """Every head's direct contribution to the logit of one token at one position: layer, head, direct_logit (mean-free,
+    as in `head_writes`)."""
     model = opened.model
     final = reading.stream[-1, position]
     values = []
@@ -360,7 +369,8 @@ def head_scores(
 
 
 def _marks(ids: Sequence[int], *, skip_first: bool) -> dict[str, torch.Tensor]:
-    """For each attention score the (query, key) pairs that count, [T, T] bool. A BOS in front is nobody's earlier occurrence."""
+    """For each attention score the (query, key) pairs that count, [T, T] bool. A BOS in front is nobody's earlier
+    occurrence."""
     T = len(ids)
     token = torch.tensor(ids)
     query, key = torch.arange(T)[:, None], torch.arange(T)[None]
@@ -378,8 +388,9 @@ def _marks(ids: Sequence[int], *, skip_first: bool) -> dict[str, torch.Tensor]:
 
 
 def _copying(model: Model, reading: Reading, layer: int, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over queries of Σ_j A_ij (c_ij − mean over the vocabulary), [H]: c_ij is the first-order change of token j's logit at query
-    i by what the head writes there, through the final norm. BOS as a source is left out, and so is the first query."""
+    """Sum over queries of Σ_j A_ij (c_ij − mean over the vocabulary), [H]: c_ij is the first-order change of token j's
+    logit at query i by what the head writes there, through the final norm. BOS as a source is left out, and so is the
+    first query."""
     ids = torch.tensor(reading.ids)
     T, final = len(ids), reading.stream[-1]
     z = reading.z[layer].to(model.dtype)
@@ -401,7 +412,8 @@ def _copying(model: Model, reading: Reading, layer: int, weights: torch.Tensor) 
 
 
 def repeated_tokens(opened: Opened, *, length: int = 24, rows: int = 4, seed: int = 0) -> list[list[int]]:
-    """Random tokens said twice (BOS in front where the model has one): on them only induction and its kin can predict anything."""
+    """Random tokens said twice (BOS in front where the model has one): on them only induction and its kin can predict
+    anything."""
     model = opened.model
     generator = np.random.default_rng(seed)
     special = set(model.tokenizer.all_special_ids)
@@ -423,8 +435,9 @@ def repeated_tokens(opened: Opened, *, length: int = 24, rows: int = 4, seed: in
 def lens(
     opened: Opened, reading: Reading, *, layers: Sequence[int] | None = None, positions: Sequence[int] | None = None
 ) -> pl.DataFrame:
-    """Logit lens: final norm and unembedding of the stream after each layer. One row per layer (-1: the embeddings) and position:
-    the top token (id, text), its probability, and the rank (0: top) and probability of the token that really follows."""
+    """Logit lens: final norm and unembedding of the stream after each layer. One row per layer (-1: the embeddings) and
+    position: the top token (id, text), its probability, and the rank (0: top) and probability of the token that really
+    follows."""
     model = opened.model
     chosen = list(range(-1, model.n_layers)) if layers is None else list(layers)
     where = list(range(len(reading.ids))) if positions is None else list(positions)

@@ -21,8 +21,8 @@ __all__ = ["build", "collected", "dressed", "problems"]
 def build(run: Any, name: str | None = None) -> dict[str, go.Figure]:
     """``{name: figure}`` of a run, light and at screen size; with ``name``, that figure only.
 
-    The probe declares its function in the registry. Raises InputError when the probe draws none, when no table allows one,
-    and for an unknown name.
+    The probe declares its function in the registry. Raises InputError when the probe draws none, when no table allows
+    one, and for an unknown name.
     """
     from workbench.core.config import nearest
 
@@ -41,8 +41,8 @@ def problems(run: Any) -> dict[str, str]:
 
 
 def collected(run: Any) -> tuple[dict[str, go.Figure], dict[str, str]]:
-    """(figures, reasons): what a run's tables allow, and in a sentence each why the rest was not drawn. Raises nothing for a run
-    without a figure; a third-party probe that has no FIGURES gives its figures and no reasons."""
+    """(figures, reasons): what a run's tables allow, and in a sentence each why the rest was not drawn. Raises nothing
+    for a run without a figure; a third-party probe that has no FIGURES gives its figures and no reasons."""
     import sys
 
     from workbench.figures.run_tables import collect

@@ -1,8 +1,8 @@
 """Figures as files: PDF, SVG and PNG through Chromium, HTML and CSV without it; a caption and the BibTeX beside each.
 
-One browser serves all figures of a call. Chromium runs headless and without its sandbox (Kaleido's default, and the only way
-that works as root in a container); it is given our own pages only, and no network is used: Plotly's script comes from the
-installed package and MathJax is switched off.
+One browser serves all figures of a call. Chromium runs headless and without its sandbox (Kaleido's default, and the
+only way that works as root in a container); it is given our own pages only, and no network is used: Plotly's script
+comes from the installed package and MathJax is switched off.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ DRAWN = ("pdf", "svg", "png")  # need Chromium
 PLAIN = ("html", "csv")
 FORMATS = DRAWN + PLAIN
 NO_BROWSER = (
-    "PDF, SVG and PNG need Chromium, which was not found: install it (on Debian or Ubuntu 'sudo apt-get install chromium', "
+    "PDF, SVG and PNG need Chromium, which was not found: install it (on Debian or Ubuntu 'sudo apt-get "
+    "install chromium', "
     "elsewhere run '{get}') or set BROWSER_PATH to it; html and csv work without it."
 )
 PNG_SCALE = {"single": 600 / 96, "double": 600 / 96, "slide": 2, "screen": 2}  # 600 dots per inch in print
@@ -80,8 +81,8 @@ def export_run(
     """Write the figures of a run, each with ``NAME.caption.txt`` and ``NAME.bib`` beside it; returns the files.
 
     ``out``: the folder, ``figures/`` in the run's folder where None. ``only``: the name of one figure, or several.
-    ``progress(done, total, label)`` is called per drawn file. Where a drawn format is asked for and there is no Chromium,
-    html, csv, captions and BibTeX are written before the WorkbenchError is raised.
+    ``progress(done, total, label)`` is called per drawn file. Where a drawn format is asked for and there is no
+    Chromium, html, csv, captions and BibTeX are written before the WorkbenchError is raised.
     """
     from workbench.figures import build
 
@@ -155,7 +156,8 @@ def bibtex(run: Any) -> str:
 
 
 def data_of(fig: go.Figure) -> Any:
-    """What is drawn, as a table: trace, panel, x, y, low, high, value, text, one row per point; or the words of a table."""
+    """What is drawn, as a table: trace, panel, x, y, low, high, value, text, one row per point; or the words of a
+    table."""
     import polars as pl
 
     from workbench.figures.layout import CELL_TEXT
@@ -249,7 +251,8 @@ def draw(pictures: Sequence[Picture], *, progress: Any = None) -> None:
                 said = str(error).strip().splitlines()
                 reason = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
                 raise WorkbenchError(
-                    f"Chromium could not draw {left[0].path.name} ({reason}); 'workbench doctor' checks the browser, and html and "
+                    f"Chromium could not draw {left[0].path.name} ({reason}); 'workbench doctor' checks the "
+                    f"browser, and html and "
                     "csv work without it."
                 ) from error
 
@@ -314,7 +317,8 @@ def _write(jobs, *, preset, mode, width=None, height=None, captions=None, progre
 
 
 def _page(fig: Any, mode: str, words: str) -> str:
-    """A page with the figure and its caption, Plotly's script inside; narrower windows scroll, panels do not collapse."""
+    """A page with the figure and its caption, Plotly's script inside; narrower windows scroll, panels do not
+    collapse."""
     paper, ink = (theme.PAPER, theme.INK) if mode == "light" else (theme.PAPER_DARK, theme.INK_DARK)
     several = isinstance(fig.layout.meta, Mapping) and len(fig.layout.meta.get("panels", [])) > 1
     body = fig.to_html(include_plotlyjs=True, full_html=False, config={"responsive": True, "displaylogo": False})

@@ -1,7 +1,8 @@
-"""The geometry of a figure at a given width: where panels, legend, colour bar and titles go, and which ticks are written.
+"""The geometry of a figure at a given width: where panels, legend, colour bar and titles go, and which ticks are
+written.
 
-Plotly places what it can by itself; what it cannot know (how many panels fit side by side, whether names fit under their cells,
-how long a title may be) is decided here from the sizes of a preset. All lengths are CSS pixels.
+Plotly places what it can by itself; what it cannot know (how many panels fit side by side, whether names fit under
+their cells, how long a title may be) is decided here from the sizes of a preset. All lengths are CSS pixels.
 """
 
 from __future__ import annotations
@@ -469,7 +470,8 @@ def _entry_width(entry: str, k: float) -> float:
 
 
 def _legend_rows(entries: list[str], room: float, k: float) -> int:
-    """How many rows the legend takes. Plotly gives all entries the width of the longest once they do not fit in one row."""
+    """How many rows the legend takes. Plotly gives all entries the width of the longest once they do not fit in one
+    row."""
     if not entries:
         return 0
     widths = [_entry_width(e, k) for e in entries]

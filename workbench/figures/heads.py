@@ -49,9 +49,9 @@ def head_map(
     """One cell per head: layers upwards, heads to the right, lines between the groups that share a key and value.
 
     ``frame``: a table with ``layer``, ``head`` and the column ``value``; ``more``: further columns for the hover text;
-    ``marked``: a boolean column whose heads are outlined. ``diverging``: zero in the middle of the scale. ``low``, ``high``:
-    ends of the scale (give both maps the same to compare two runs). A click reports customdata (layer, head, group).
-    Raises InputError for a table without rows or without a finite value.
+    ``marked``: a boolean column whose heads are outlined. ``diverging``: zero in the middle of the scale. ``low``,
+    ``high``: ends of the scale (give both maps the same to compare two runs). A click reports customdata (layer, head,
+    group). Raises InputError for a table without rows or without a finite value.
     """
     if frame.is_empty():
         raise InputError("The table of heads is empty: there is no head map to draw.")

@@ -1,8 +1,8 @@
 """From what a figure shows to how it is laid out at a given width.
 
-A builder makes a :func:`sheet` of panels, adds traces, and returns ``dressed(fig)``. What the layout needs to know is kept in
-``fig.layout.meta``, so that the same figure can be dressed again: dark for the screen, 3.25 inches wide for a column, or for
-a slide. All lengths here are CSS pixels.
+A builder makes a :func:`sheet` of panels, adds traces, and returns ``dressed(fig)``. What the layout needs to know is
+kept in ``fig.layout.meta``, so that the same figure can be dressed again: dark for the screen, 3.25 inches wide for a
+column, or for a slide. All lengths here are CSS pixels.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ def sheet(
 ) -> go.Figure:
     """An empty figure of ``len(titles)`` panels; panel i has the axes ``axis(i)``.
 
-    ``x``, ``y``, ``x_ticks``, ``y_ticks``: for all panels, or one per panel. ``share_*``: panels have the same range and
-    only the outer ones are labelled. ``aspect``: height over width of a panel. ``columns``: at most so many side by side.
-    ``cells``: (rows, columns) where the panel is a grid of cells. ``bare``: axes without ticks, for maps whose directions mean
-    nothing. ``row``: room for each name of a y axis, in lines. ``note``, ``interval``, ``n``: for the caption.
+    ``x``, ``y``, ``x_ticks``, ``y_ticks``: for all panels, or one per panel. ``share_*``: panels have the same range
+    and only the outer ones are labelled. ``aspect``: height over width of a panel. ``columns``: at most so many side by
+    side. ``cells``: (rows, columns) where the panel is a grid of cells. ``bare``: axes without ticks, for maps whose
+    directions mean nothing. ``row``: room for each name of a y axis, in lines. ``note``, ``interval``, ``n``: for the
+    caption.
     """
     count = len(titles)
 
@@ -128,7 +129,8 @@ def about(fig: go.Figure, **more: Any) -> go.Figure:
 def dressed(
     fig: go.Figure, *, mode: str = "light", preset: str = "screen", width: int | None = None, height: int | None = None
 ) -> go.Figure:
-    """A copy of a figure of this package in ``mode`` (light, dark) at the size of ``preset`` (single, double, slide, screen).
+    """A copy of a figure of this package in ``mode`` (light, dark) at the size of ``preset`` (single, double, slide,
+    screen).
 
     ``width``, ``height``: pixels, instead of those of the preset. A figure that was not made by :func:`sheet` gets the
     template and the size only. Raises InputError for an unknown mode or preset and for a figure that is already dark.
@@ -159,7 +161,8 @@ def dressed(
 
 
 def _copy(fig: go.Figure, mode: str = "light") -> go.Figure:
-    """The figure without its template, in the colours of ``mode``. (Figure.to_plotly_json would turn arrays into text.)"""
+    """The figure without its template, in the colours of ``mode``. (Figure.to_plotly_json would turn arrays into
+    text.)"""
     layout = {key: value for key, value in fig.layout.to_plotly_json().items() if key != "template"}
     data = [theme.in_mode(trace.to_plotly_json(), mode) for trace in fig.data]
     return go.Figure(data=data, layout={**theme.in_mode(layout, mode), "template": "none"})

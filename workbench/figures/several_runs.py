@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def together(runs: Sequence[Any]) -> go.Figure:
-    """The figure of several runs (several models, seeds or settings) of one probe, e.g. accuracy over relative depth per concept.
+    """The figure of several runs (several models, seeds or settings) of one probe, e.g. accuracy over relative depth
+    per concept.
 
     Raises InputError for fewer than two runs, runs of different probes, and a probe that has no such figure."""
     if len(runs) < 2:
@@ -46,8 +47,8 @@ def export_together(
 ) -> list[Path]:
     """Write the figure of several runs with its caption and BibTeX; returns the files.
 
-    `out`: the folder; None: `figures/` of the first run, where the file is called after the ends of the runs' ids. Errors as in
-    `export_run` and `together`."""
+    `out`: the folder; None: `figures/` of the first run, where the file is called after the ends of the runs' ids.
+    Errors as in `export_run` and `together`."""
     fig = together(runs)
     folder = Path(out) if out is not None else Path(runs[0].folder) / "figures"
     name = "compare" if out is not None else "compare-" + "-".join(str(run.id)[-6:] for run in runs)

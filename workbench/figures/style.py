@@ -1,9 +1,10 @@
 """The house style: colours, scales, sizes, and the Plotly templates made of them.
 
-Figures are built once, in the light colours of this module and without any size; :func:`workbench.figures.layout.dressed`
-turns one into its light or dark form at a given width. The seven hues keep apart under normal, deuteranopic, protanopic and
-tritanopic vision and have a contrast of at least 2.8 against white (their dark forms of at least 3.4 against the dark
-background); the tests compute both. Beyond seven items, dash and marker tell them apart.
+Figures are built once, in the light colours of this module and without any size;
+:func:`workbench.figures.layout.dressed` turns one into its light or dark form at a given width. The seven hues keep
+apart under normal, deuteranopic, protanopic and tritanopic vision and have a contrast of at least 2.8 against white
+(their dark forms of at least 3.4 against the dark background); the tests compute both. Beyond seven items, dash and
+marker tell them apart.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def styles(items: Iterable[str]) -> dict[str, Style]:
 
 
 def sequence(items: Iterable[str]) -> dict[str, Style]:
-    """Styles for the entries of a list that belongs to one figure only (datasets, methods, variants): the hues in order,
-    then the same hues again with another dash and marker."""
+    """Styles for the entries of a list that belongs to one figure only (datasets, methods, variants): the hues in
+    order, then the same hues again with another dash and marker."""
     items = list(dict.fromkeys(items))
     n = len(PALETTE)
     return {

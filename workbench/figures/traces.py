@@ -1,8 +1,8 @@
 """The pieces that figures are made of: cells, curves with bands, bars with intervals, points, rules.
 
-Pure functions: they add to the panels of a :func:`workbench.figures.layout.sheet`, take numpy arrays and plain lists, and
-know nothing of runs. Cells are bars rather than a heat map: they keep their place at every size, stay vectors in a PDF, and
-report clicks (Plotly's Heatmap does not, in Streamlit).
+Pure functions: they add to the panels of a :func:`workbench.figures.layout.sheet`, take numpy arrays and plain lists,
+and know nothing of runs. Cells are bars rather than a heat map: they keep their place at every size, stay vectors in a
+PDF, and report clicks (Plotly's Heatmap does not, in Streamlit).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def number(value: float) -> str:
 
 
 def limits(values: np.ndarray, *, diverging: bool = False, low: float | None = None, high: float | None = None):
-    """The ends of a colour scale: symmetric about zero for a diverging one, otherwise from zero (or the least value)."""
+    """The ends of a colour scale: symmetric about zero for a diverging one, otherwise from zero (or the least
+    value)."""
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if not len(finite):
@@ -76,9 +77,10 @@ def add_cells(
     labels: np.ndarray | None = None,
     reverse: bool = False,
 ) -> None:
-    """A grid of cells: ``values`` [rows, columns], NaN for a cell without one (grey). Row 0 is at the bottom, at the top with
-    ``reverse``. ``custom`` [rows, columns, m] goes with clicks and into the ``hover`` template. ``marked`` [rows, columns]:
-    outlined cells. ``labels`` [rows, columns]: text inside the cells, left out by the layout where it cannot be read."""
+    """A grid of cells: ``values`` [rows, columns], NaN for a cell without one (grey). Row 0 is at the bottom, at the
+    top with ``reverse``. ``custom`` [rows, columns, m] goes with clicks and into the ``hover`` template. ``marked``
+    [rows, columns]: outlined cells. ``labels`` [rows, columns]: text inside the cells, left out by the layout where it
+    cannot be read."""
     rows, columns = values.shape
     y, x = np.indices(values.shape)
     known = np.isfinite(values)
@@ -216,8 +218,8 @@ def add_bars(
     labels: Sequence[str] | None = None,
     faint: bool = False,
 ) -> None:
-    """Bars from zero at the positions ``at``, with intervals. ``style``: of all, or one colour per bar. ``labels``: of the
-    hover text."""
+    """Bars from zero at the positions ``at``, with intervals. ``style``: of all, or one colour per bar. ``labels``: of
+    the hover text."""
     at, values = np.asarray(at, dtype=np.float64), np.asarray(values, dtype=np.float64)
     colour = style.colour if isinstance(style, theme.Style) else list(style)
     if faint and isinstance(colour, str):
@@ -330,8 +332,8 @@ def add_spots(
 
 
 def stop_colour(value: float, ends: tuple[float, float]) -> str:
-    """The stop of the sequential scale nearest to a value: lines need a colour of their own, and only stops have a dark form.
-    The palest stops, which vanish on paper, are left out."""
+    """The stop of the sequential scale nearest to a value: lines need a colour of their own, and only stops have a dark
+    form. The palest stops, which vanish on paper, are left out."""
     stops = theme.SEQUENTIAL[2:]
     if not np.isfinite(value):
         return theme.NEUTRAL
@@ -348,8 +350,8 @@ def add_rule(
     dash: str = "dash",
     where: str = "right",
 ) -> None:
-    """A reference line across panel i at the level ``y`` or at ``x``, with a short label: at the ``right`` or ``left`` end of a
-    level, to the right or left of the top of an upright line."""
+    """A reference line across panel i at the level ``y`` or at ``x``, with a short label: at the ``right`` or ``left``
+    end of a level, to the right or left of the top of an upright line."""
     panel = axis(i)
     across, along = panel["xaxis"], panel["yaxis"]
     line = {"dash": dash, "color": theme.MUTED}
@@ -378,7 +380,8 @@ def add_rule(
 
 
 def add_note(fig: go.Figure, i: int, text: str, *, x: float = 1.0, y: float = 1.0) -> None:
-    """Words inside panel i, at a corner given in fractions of it (lines joined by <br>; escape what comes from data)."""
+    """Words inside panel i, at a corner given in fractions of it (lines joined by <br>; escape what comes from
+    data)."""
     panel = axis(i)
     fig.add_annotation(
         text=text,
@@ -406,8 +409,8 @@ def add_histogram(
     legend: bool = True,
     share: bool = True,
 ) -> None:
-    """The share (or count) of ``values`` between the ``edges``, as a filled outline, so that several can be laid over each
-    other."""
+    """The share (or count) of ``values`` between the ``edges``, as a filled outline, so that several can be laid over
+    each other."""
     values = np.asarray(values, dtype=np.float64)
     counts, _ = np.histogram(values[np.isfinite(values)], edges)
     heights = counts / max(counts.sum(), 1) if share else counts

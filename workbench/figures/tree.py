@@ -26,8 +26,8 @@ def tree_figure(
     """Draw a prefix tree: a table with node, parent (−1 for the prompt), text, probability, bf (as
     `probes.branching_factor.prefix_tree.build` gives it).
 
-    ``leaves``, ``levels``, ``least``: at most so many ends and columns, and the smallest probability that is shown; what is
-    pruned is counted where it leaves. Raises InputError for a table without a branch.
+    ``leaves``, ``levels``, ``least``: at most so many ends and columns, and the smallest probability that is shown;
+    what is pruned is counted where it leaves. Raises InputError for a table without a branch.
     """
     children: dict[int, list[int]] = {}
     row_of: dict[int, dict] = {}
@@ -135,7 +135,8 @@ def tree_figure(
 
 
 def _prune(root, children, row_of, *, leaves, levels, least) -> tuple[dict[int, list[int]], dict[int, int]]:
-    """{shown node: its shown children}, and the column of each: the likeliest nodes first, until there are enough ends."""
+    """{shown node: its shown children}, and the column of each: the likeliest nodes first, until there are enough
+    ends."""
     shown: dict[int, list[int]] = {root: []}
     level = {root: 0}
     ends = 1
@@ -203,8 +204,8 @@ def _samples(root: dict) -> int:
 
 
 def words_tree(texts: list[str]) -> pl.DataFrame:
-    """The prefix tree of texts by words, for samples whose tokens are not known; bf is exp of the entropy of what the samples
-    themselves did next (an underestimate where samples are few)."""
+    """The prefix tree of texts by words, for samples whose tokens are not known; bf is exp of the entropy of what the
+    samples themselves did next (an underestimate where samples are few)."""
     import re
 
     rows = [re.findall(r"\s*\S+", text) for text in texts]

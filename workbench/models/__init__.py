@@ -1,5 +1,5 @@
-"""Models: loading any Hugging Face causal LM, its sites, its attention, batches of its tokens. Only this package knows what a module of
-transformers is called."""
+"""Models: loading any Hugging Face causal LM, its sites, its attention, batches of its tokens. Only this package knows
+what a module of transformers is called."""
 
 from workbench.core.lazy import lazy
 

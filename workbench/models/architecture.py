@@ -1,8 +1,9 @@
 """Where the sites are in a Hugging Face model: the only room, with `models.py`, that knows what a module is called.
 
-TransformerLens architecture adapters name the modules of about 140 architectures. What an adapter does not say (is a norm
-applied before or after its sublayer, does the MLP read the same stream as attention) is read off one small forward pass, and
-the same pass checks the identities that every probe relies on. A model that breaks one is refused with the reason.
+TransformerLens architecture adapters name the modules of about 140 architectures. What an adapter does not say (is a
+norm applied before or after its sublayer, does the MLP read the same stream as attention) is read off one small forward
+pass, and the same pass checks the identities that every probe relies on. A model that breaks one is refused with the
+reason.
 """
 
 from __future__ import annotations
@@ -190,10 +191,12 @@ def _tape(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple[torch.Tenso
 
 
 def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
-    """Run `ids` [1, T] once; read off where each norm sits, set the writers and readers of every block, check additivity.
+    """Run `ids` [1, T] once; read off where each norm sits, set the writers and readers of every block, check
+    additivity.
 
-    The identity checked is resid_post = resid_pre + attn_out + mlp_out (and resid_mid = resid_pre + attn_out in sequential
-    blocks), and that the output projection is a linear map of the concatenated heads. Raises InputError when one fails."""
+    The identity checked is resid_post = resid_pre + attn_out + mlp_out (and resid_mid = resid_pre + attn_out in
+    sequential blocks), and that the output projection is a linear map of the concatenated heads. Raises InputError when
+    one fails."""
     modules = {"unembed": parts.unembed, "final_norm": parts.final_norm}
     for layer, block in enumerate(parts.blocks):
         named = {
@@ -218,13 +221,15 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
         return bool((a.reshape(-1).double() - b.reshape(-1).double()).abs().max() <= tolerance * (1e-6 + scale))
 
     def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-        """One tensor handed on. Exact: beside a massive residual, what a sublayer adds is below any relative tolerance."""
+        """One tensor handed on. Exact: beside a massive residual, what a sublayer adds is below any relative
+        tolerance."""
         return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
 
     name = type(hf).__name__
     if not torch.isfinite(tape["unembed"][1]).all():
         raise InputError(
-            f"The model {name} gives NaN or infinite logits on a plain prompt; its weights are damaged, or its dtype cannot hold them."
+            f"The model {name} gives NaN or infinite logits on a plain prompt; its weights are damaged, or "
+            f"its dtype cannot hold them."
         )
     for layer, block in enumerate(parts.blocks):
 
@@ -238,7 +243,8 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
         before, after = seen("block")
         attention, mlp = seen("attention")[1], seen("mlp_out")[1]
         block.attention_writer, block.mlp_writer, block.mid_reader = block.attention, block.mlp_out, None
-        # The module whose output joins the stream is the attention itself, its output projection (OPT, Falcon) or a norm after it.
+        # The module whose output joins the stream is the attention itself, its output projection (OPT, Falcon) or a
+        # norm after it.
         for key, norm in block.norms.items():
             if f"{layer}.{key}" not in tape:
                 continue
@@ -251,8 +257,10 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
         total = before.double() + attention.double().reshape(before.shape) + mlp.double().reshape(before.shape)
         if not close(total, after, before, attention, mlp):
             raise InputError(
-                f"The architecture {name} does not fit: in layer {layer} the residual stream is not the sum of its input, "
-                "attention and MLP (a multiplier, a gate, or a sublayer that adds the stream itself), so head outputs would not add up to it."
+                f"The architecture {name} does not fit: in layer {layer} the residual stream is not the sum "
+                f"of its input, "
+                "attention and MLP (a multiplier, a gate, or a sublayer that adds the stream itself), so head "
+                "outputs would not add up to it."
             )
         middle = before.double() + attention.double().reshape(before.shape)
         silent = not attention.any()  # then the stream before attention is the stream after it, too
@@ -269,7 +277,8 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
         heads, projected = seen("o")
         if heads.shape[-1] != parts.n_heads * parts.d_head:
             raise InputError(
-                f"The architecture {name} does not fit: the output projection of layer {layer} reads {heads.shape[-1]} numbers, "
+                f"The architecture {name} does not fit: the output projection of layer {layer} reads "
+                f"{heads.shape[-1]} numbers, "
                 f"not {parts.n_heads} heads × {parts.d_head}."
             )
         weight = output_weight(block.o_proj, parts.n_heads).double()
@@ -280,7 +289,8 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
             sum_of_heads = sum_of_heads + block.o_proj.bias.double()
         if not close(sum_of_heads, projected):
             raise InputError(
-                f"The architecture {name} does not fit: in layer {layer} the heads do not add up to the attention output."
+                f"The architecture {name} does not fit: in layer {layer} the heads do not add up to the "
+                f"attention output."
             )
 
 

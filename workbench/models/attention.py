@@ -1,10 +1,11 @@
 """Attention rows and attention edits, computed inside the model's own forward pass.
 
-Models run with an attention function of ours, registered with `transformers.AttentionInterface`. Without readers or edits it is
-SDPA, untouched. With readers it also computes, in float32 and only for the query rows asked for, the post-rotary attention row,
-hands it to a reduction on the device and keeps what the reduction returns: layers × heads × S × S is never held. With edits it
-changes what the heads attend to. Architectures that do not go through the interface (Falcon, GPT-J) are read from the weights
-that their own eager attention returns, layer by layer, and refuse attention edits.
+Models run with an attention function of ours, registered with `transformers.AttentionInterface`. Without readers or
+edits it is SDPA, untouched. With readers it also computes, in float32 and only for the query rows asked for, the
+post-rotary attention row, hands it to a reduction on the device and keeps what the reduction returns: layers × heads ×
+S × S is never held. With edits it changes what the heads attend to. Architectures that do not go through the interface
+(Falcon, GPT-J) are read from the weights that their own eager attention returns, layer by layer, and refuse attention
+edits.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def attach(module: nn.Module, layer: int) -> Hooks:
 
 
 def attention_forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, **kwargs):
-    """The attention function: SDPA, plus the readers and edits of `module`. Shapes as in transformers: query [B, H, Q, D]."""
+    """The attention function: SDPA, plus the readers and edits of `module`. Shapes as in transformers: query [B, H, Q,
+    D]."""
     hooks: Hooks | None = getattr(module, "_workbench_hooks", None)
     if hooks is not None:
         hooks.calls += 1
@@ -60,7 +62,8 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
         return _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if busy and (kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None):
         raise InputError(
-            f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot be read or edited here."
+            f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot "
+            f"be read or edited here."
         )
     weigh = _Weights(
         query,
@@ -82,7 +85,8 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
 
 
 def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwargs):
-    """SDPA as transformers calls it; on a CPU, whose kernel reads grouped keys as they are, without a copy of them for every head."""
+    """SDPA as transformers calls it; on a CPU, whose kernel reads grouped keys as they are, without a copy of them for
+    every head."""
     groups, plain = query.shape[1] // key.shape[1], kwargs.get("position_bias") is None and kwargs.get("cache") is None
     if groups > 1 and attention_mask is not None and query.device.type == "cpu" and plain:
         mixed = nn.functional.scaled_dot_product_attention(
@@ -94,7 +98,8 @@ def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwar
 
 @dataclass(eq=False)
 class _Weights:
-    """Attention rows of one layer, computed on demand: rows(slice or index) → [B, H, R, S] float32, each summing to 1."""
+    """Attention rows of one layer, computed on demand: rows(slice or index) → [B, H, R, S] float32, each summing to
+    1."""
 
     query: torch.Tensor  # [B, H, Q, D], after rotation
     key: torch.Tensor  # [B, KV, S, D]
@@ -106,7 +111,8 @@ class _Weights:
     output: torch.Tensor | None = None  # what the layer's attention gave, [B, Q, H, Dv]
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
-        """Masked pre-softmax scores of query rows `rows` [R] (or [B, R], one set per sequence) → [B, H, R, S] float32."""
+        """Masked pre-softmax scores of query rows `rows` [R] (or [B, R], one set per sequence) → [B, H, R, S]
+        float32."""
         B, H, Q, D = self.query.shape
         KV, S = self.key.shape[1:3]
         take = (rows if rows.ndim == 2 else rows.expand(B, -1)).to(self.query.device)  # [B, R]
@@ -133,7 +139,8 @@ class _Weights:
 
 
 def _mix(weigh: _Weights, edits: Sequence[Callable] = ()) -> torch.Tensor:
-    """Attention output [B, Q, H, Dv] from explicit weights, in blocks of queries; used under edits and under soft-caps."""
+    """Attention output [B, Q, H, Dv] from explicit weights, in blocks of queries; used under edits and under
+    soft-caps."""
     value = weigh.value
     B, H, Q, _ = weigh.query.shape
     KV, S = value.shape[1:3]
@@ -153,7 +160,8 @@ AttentionInterface.register(NAME, attention_forward)
 
 
 def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch.Tensor | None:
-    """The mask of SDPA, None where a causal kernel needs none; on a CPU as numbers, which its kernel would make of it in every layer."""
+    """The mask of SDPA, None where a causal kernel needs none; on a CPU as numbers, which its kernel would make of it
+    in every layer."""
     mask = sdpa_mask(*args, dtype=dtype, **kwargs)
     if mask is None or mask.device.type != "cpu":
         return mask
@@ -166,7 +174,8 @@ AttentionMaskInterface.register(NAME, attention_mask)
 
 
 def install(hf: nn.Module, attentions: Sequence[nn.Module], ids: torch.Tensor) -> bool:
-    """Make `hf` use our attention function; True when every attention layer goes through it (seen on a pass over `ids`).
+    """Make `hf` use our attention function; True when every attention layer goes through it (seen on a pass over
+    `ids`).
 
     When one does not, the model is put back to its eager attention, whose weights can be read."""
     hooks = [attach(module, layer) for layer, module in enumerate(attentions)]
@@ -184,7 +193,8 @@ def install(hf: nn.Module, attentions: Sequence[nn.Module], ids: torch.Tensor) -
 
 
 def query_rows(model: Model, rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
-    """Column indices of the query rows asked for: "last", "all" or token positions ([R], or [B, R] one set per sequence)."""
+    """Column indices of the query rows asked for: "last", "all" or token positions ([R], or [B, R] one set per
+    sequence)."""
     frame = model.frame
     device = frame.position_ids.device
     if isinstance(rows, str) and rows == "all":
@@ -204,9 +214,10 @@ def observe(
 ) -> Iterator[dict[int, torch.Tensor]]:
     """While open, every forward pass leaves `reduce(layer, weights)` in the yielded dict, under its layer.
 
-    `weights` is [B, H, R, S] float32: the attention rows of the queries asked for ("last" = each sequence's last token, "all",
-    or token positions), over the S key columns of the batch; padded columns have weight 0. Reduce on the device and return
-    something small: argmax, mass on a span, entropy. Each forward pass overwrites what the one before left."""
+    `weights` is [B, H, R, S] float32: the attention rows of the queries asked for ("last" = each sequence's last token,
+    "all", or token positions), over the S key columns of the batch; padded columns have weight 0. Reduce on the device
+    and return something small: argmax, mass on a span, entropy. Each forward pass overwrites what the one before
+    left."""
     seen: dict[int, torch.Tensor] = {}
     chosen = range(model.n_layers) if layers is None else layers
     known: list = [
@@ -236,11 +247,13 @@ def observe(
 
 
 def unexplained(model: Model, batch: Batch) -> dict[int, float]:
-    """How far the attention rows that readers get are from those that the model attends with: per layer, over all queries of `batch`,
-    the largest distance between rows × values and the output of SDPA, as a share of the output's largest number.
+    """How far the attention rows that readers get are from those that the model attends with: per layer, over all
+    queries of `batch`, the largest distance between rows × values and the output of SDPA, as a share of the output's
+    largest number.
 
-    Empty for architectures outside the interface, whose rows are their own. Under a soft-cap there is no SDPA to compare with:
-    both sides are made of the rows, and what holds them is that the logits equal those of the model's own attention."""
+    Empty for architectures outside the interface, whose rows are their own. Under a soft-cap there is no SDPA to
+    compare with: both sides are made of the rows, and what holds them is that the logits equal those of the model's own
+    attention."""
     far: dict[int, float] = {}
 
     def reader_of(layer: int) -> Callable:
@@ -283,7 +296,8 @@ def _observe_eager(model, module, layer, reduce, rows, seen, stack) -> None:
             )
         if weights.numel() > 4 * BLOCK:
             raise InputError(
-                f"{model.architecture} can only be read through full attention maps, too large here ({weights.numel() * 4 >> 20} MiB a layer); use shorter prompts or smaller batches."
+                f"{model.architecture} can only be read through full attention maps, too large here "
+                f"({weights.numel() * 4 >> 20} MiB a layer); use shorter prompts or smaller batches."
             )
         take = query_rows(model, rows, weights.shape[2])
         take = take if take.ndim == 2 else take.expand(weights.shape[0], -1)
@@ -302,7 +316,8 @@ def edit(model: Model, layer: int, change: Callable[[torch.Tensor, int, _Weights
     Raises InputError on architectures that do not go through the attention interface."""
     if not model.attention_interface:
         raise InputError(
-            f"{model.architecture} computes attention outside the interface of transformers; attention edits are not available for it."
+            f"{model.architecture} computes attention outside the interface of transformers; attention edits "
+            f"are not available for it."
         )
     with _hung(model.attention(layer)._workbench_hooks.edits, change):
         yield
@@ -332,8 +347,8 @@ def knock_out(
 ) -> contextlib.AbstractContextManager:
     """Query positions cannot attend to source positions (scores −inf, rows renormalised).
 
-    `queries`: "last", "all" or token positions; `sources`: token positions, one list per sequence of the batch (-1 = none). A row
-    that loses everything it could see attends to nothing: its weights are 0."""
+    `queries`: "last", "all" or token positions; `sources`: token positions, one list per sequence of the batch (-1 =
+    none). A row that loses everything it could see attends to nothing: its weights are 0."""
     index = slice(None) if heads is None else list(heads)
 
     def change(weights: torch.Tensor, start: int, weigh: _Weights) -> torch.Tensor:

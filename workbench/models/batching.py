@@ -1,7 +1,8 @@
 """Batches of token sequences: grouped by length, padded with explicit positions, halved when memory runs out.
 
-With right padding no attention mask is needed: a causal model never looks right, so real tokens cannot see the padding, and the
-fast attention kernels stay in use. Left padding (generation) carries a mask. Both give the numbers of a single sequence.
+With right padding no attention mask is needed: a causal model never looks right, so real tokens cannot see the padding,
+and the fast attention kernels stay in use. Left padding (generation) carries a mask. Both give the numbers of a single
+sequence.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ ALIGNED = 16  # attention on a CPU is up to twice as fast where the number of ke
 
 
 def batches(lengths: Sequence[int], *, max_tokens: int = 8192, max_rows: int = 256) -> list[list[int]]:
-    """Row indices in batches of similar length: at most `max_rows` rows and, padded, `max_tokens` tokens (one row at least)."""
+    """Row indices in batches of similar length: at most `max_rows` rows and, padded, `max_tokens` tokens (one row at
+    least)."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     out: list[list[int]] = []
     for i in order:
@@ -70,7 +72,8 @@ def pad(ids: Sequence[Sequence[int]], *, pad_id: int, side: str = "right", devic
 class Frame:
     """Where the tokens of the forward pass in progress are: what edits and readers use to find positions.
 
-    position_ids [B, Q] of the queries; mask [B, Q] of real queries; key_position [B, S] of every key column, -1 on padding."""
+    position_ids [B, Q] of the queries; mask [B, Q] of real queries; key_position [B, S] of every key column, -1 on
+    padding."""
 
     position_ids: torch.Tensor
     mask: torch.Tensor
@@ -97,12 +100,14 @@ class Frame:
         return match.to(torch.uint8).argmax(-1)
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
-        """Mask [B, Q]: the queries of this pass at token positions [B, R] (-1 = none); positions outside it are ignored."""
+        """Mask [B, Q]: the queries of this pass at token positions [B, R] (-1 = none); positions outside it are
+        ignored."""
         match = (self.position_ids[:, None, :] == positions[:, :, None]) & (positions >= 0)[:, :, None]
         return match.any(1) & self.mask
 
     def columns_of_keys(self, size: int) -> torch.Tensor:
-        """Position of each of a layer's `size` keys, [B, size]: the last columns, as a layer with a window may keep only those."""
+        """Position of each of a layer's `size` keys, [B, size]: the last columns, as a layer with a window may keep
+        only those."""
         return self.key_position[:, self.key_position.shape[1] - size :]
 
     def key_columns(self, positions: torch.Tensor, size: int) -> torch.Tensor:
@@ -127,7 +132,8 @@ def in_batches(
     max_rows: int = 256,
     check: Callable[[], None] | None = None,
 ) -> Iterator[list[int]]:
-    """Call `step(indices)` for every batch and yield the indices done; a batch that runs out of memory is halved and tried again.
+    """Call `step(indices)` for every batch and yield the indices done; a batch that runs out of memory is halved and
+    tried again.
 
     `check` is called before each batch and may raise (cancellation)."""
     queue = batches([len(row) for row in ids], max_tokens=max_tokens, max_rows=max_rows)

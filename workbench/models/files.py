@@ -15,7 +15,8 @@ from workbench.core.errors import InputError
 
 
 def resolve(name: str, *, revision: str | None = None) -> Path:
-    """The local folder of a model: an organism's name, a folder in Hugging Face format, or a hub id (downloaded unless offline).
+    """The local folder of a model: an organism's name, a folder in Hugging Face format, or a hub id (downloaded unless
+    offline).
 
     Raises InputError when there is none."""
     from workbench import organisms
@@ -51,7 +52,8 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise InputError(
-            f"The model '{name}' is not in the local hub cache and the hub cannot be reached (HF_HUB_OFFLINE or no network); give a local folder."
+            f"The model '{name}' is not in the local hub cache and the hub cannot be reached (HF_HUB_OFFLINE "
+            f"or no network); give a local folder."
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise InputError(
@@ -77,12 +79,14 @@ def check_folder(folder: Path, name: str) -> None:
         missing = [file for file in wanted if not (folder / file).is_file()]
         if missing:
             raise InputError(
-                f"The model folder '{name}' is incomplete: {missing[0]} is missing ({len(missing)} of {len(wanted)} weight files)."
+                f"The model folder '{name}' is incomplete: {missing[0]} is missing ({len(missing)} of "
+                f"{len(wanted)} weight files)."
             )
     elif not list(folder.glob("*.safetensors")):
         if list(folder.glob("*.bin")) or list(folder.glob("*.pt")) or list(folder.glob("*.pth")):
             raise InputError(
-                f"The model '{name}' has only pickled weights, which can run code when opened; convert them to safetensors first."
+                f"The model '{name}' has only pickled weights, which can run code when opened; convert them "
+                f"to safetensors first."
             )
         raise InputError(f"The model folder '{name}' has no weights (*.safetensors).")
 
@@ -97,20 +101,23 @@ def _json_object(file: Path, name: str) -> dict:
     return found
 
 
-# What old checkpoints store in their blocks beside weights: causal masks and rotary frequencies, which the model computes itself.
+# What old checkpoints store in their blocks beside weights: causal masks and rotary frequencies, which the model
+# computes itself.
 _NOT_WEIGHTS = re.compile(r"(inv_freq|masked_bias|causal_mask|\b(attn|attention|self_attention)\.bias)$")
 
 
 def check_complete(hf: nn.Module, info: dict, name: str) -> None:
     """Refuse a model that its files filled only in part, and files whose blocks the model leaves out.
 
-    `info` is what transformers says of the loading: parameters that were not in the files (tied ones and those that the class
-    declares as expendable left out), which now hold random numbers, and tensors of the files that found no parameter."""
+    `info` is what transformers says of the loading: parameters that were not in the files (tied ones and those that the
+    class declares as expendable left out), which now hold random numbers, and tensors of the files that found no
+    parameter."""
     missing = sorted(info["missing_keys"], key=_by_number)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"The weights of '{name}' are incomplete: {missing[0]}{more} is not in its files; copy the model folder again, or correct its config.json."
+            f"The weights of '{name}' are incomplete: {missing[0]}{more} is not in its files; copy the model "
+            f"folder again, or correct its config.json."
         )
     number = getattr(hf.config.get_text_config(), "num_hidden_layers", None)
     stacks = [key for key, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module) == number]
@@ -122,7 +129,8 @@ def check_complete(hf: nn.Module, info: dict, name: str) -> None:
     )
     if dropped:
         raise InputError(
-            f"The model '{name}' would leave out weights of its own files, first {dropped[0]} ({len(dropped)} in all): its config.json ({number} layers) does not belong to them."
+            f"The model '{name}' would leave out weights of its own files, first {dropped[0]} ({len(dropped)} "
+            f"in all): its config.json ({number} layers) does not belong to them."
         )
 
 
@@ -132,7 +140,8 @@ def _by_number(key: str) -> list:
 
 
 def fingerprint_folder(folder: Path) -> str:
-    """SHA-256 (hex) over config.json and every weight file; large files are hashed once and remembered by size and time."""
+    """SHA-256 (hex) over config.json and every weight file; large files are hashed once and remembered by size and
+    time."""
     from workbench.core.paths import cache_root
 
     memory = cache_root() / "fingerprints.json"

@@ -1,6 +1,7 @@
 """Load any Hugging Face causal LM as a `Model`, and check that it is what the probes take it for.
 
-Loading checks that the weights are finite and that the identities which the probes rely on hold for this architecture, and refuses otherwise.
+Loading checks that the weights are finite and that the identities which the probes rely on hold for this architecture,
+and refuses otherwise.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ def load(
 ) -> Model:
     """Load a causal LM for observation.
 
-    `name`: an organism, a local folder in Hugging Face format, or a hub id. `dtype`: "float32" (default), "bfloat16", "float16",
-    "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with accelerate; None takes a GPU if
-    there is one. Raises InputError for a missing, incomplete, damaged or pickled model and for an architecture that does not fit."""
+    `name`: an organism, a local folder in Hugging Face format, or a hub id. `dtype`: "float32" (default), "bfloat16",
+    "float16", "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with
+    accelerate; None takes a GPU if there is one. Raises InputError for a missing, incomplete, damaged or pickled model
+    and for an architecture that does not fit."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -86,7 +88,8 @@ def _check_device(device: str | torch.device | None) -> str | torch.device:
         raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"The device '{device}' was asked for but this machine has {torch.cuda.device_count()} GPU, counted from cuda:0."
+            f"The device '{device}' was asked for but this machine has {torch.cuda.device_count()} GPU, "
+            f"counted from cuda:0."
         )
     return device
 
@@ -99,7 +102,8 @@ def wrap(
     for key, value in hf.named_parameters():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(
-                f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged, or {str(value.dtype).removeprefix('torch.')} cannot hold its weights."
+                f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged, or "
+                f"{str(value.dtype).removeprefix('torch.')} cannot hold its weights."
             )
     parts = anatomy(hf)
     size = int(hf.get_input_embeddings().weight.shape[0])
@@ -117,7 +121,8 @@ def wrap(
 
 
 def install_attention(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> bool:
-    """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really has."""
+    """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really
+    has."""
 
     attentions = [block.attention for block in parts.blocks]
     through = install(hf, attentions, ids)
@@ -138,7 +143,8 @@ def _prepends_bos(tokenizer) -> bool:
 
 
 def _check_logits(model: Model, ids: torch.Tensor) -> None:
-    """The model's logits are its unembedding of the final norm (scaled or capped as `logits_from` does); otherwise refused."""
+    """The model's logits are its unembedding of the final norm (scaled or capped as `logits_from` does); otherwise
+    refused."""
     seen: list[torch.Tensor] = []
     handle = model.final_norm.register_forward_hook(lambda _m, _a, output: seen.append(output))
     try:
@@ -155,7 +161,8 @@ def _check_logits(model: Model, ids: torch.Tensor) -> None:
 
 
 def _check_unchanged(hf: nn.Module, ids: torch.Tensor, own: torch.Tensor) -> None:
-    """Our attention function gives the logits of the model's own attention; otherwise it computes something that ours leaves out."""
+    """Our attention function gives the logits of the model's own attention; otherwise it computes something that ours
+    leaves out."""
     with torch.no_grad():
         found = hf(input_ids=ids, use_cache=False).logits
     tolerance = (
@@ -163,7 +170,8 @@ def _check_unchanged(hf: nn.Module, ids: torch.Tensor, own: torch.Tensor) -> Non
     )  # two kernels, in few bits, through every layer
     if not (found.float() - own.float()).abs().max() <= tolerance * (1e-6 + own.float().abs().max()):
         raise InputError(
-            f"The architecture {type(hf).__name__} does not fit: its own attention computes more than scores, mask and softmax, for example sinks."
+            f"The architecture {type(hf).__name__} does not fit: its own attention computes more than scores, "
+            f"mask and softmax, for example sinks."
         )
 
 
@@ -195,13 +203,14 @@ def _check_heads_apart(model: Model, ids: torch.Tensor) -> None:
     before, after = (x.reshape(-1, model.n_heads, model.d_head) for x in heard)
     if after[:, 0].any() or (before[:, 1:] - after[:, 1:]).abs().max() > 1e-4 * before.abs().max():
         raise InputError(
-            f"The architecture {model.architecture} does not fit: heads are mixed before the output projection, so no head has an output of its own."
+            f"The architecture {model.architecture} does not fit: heads are mixed before the output "
+            f"projection, so no head has an output of its own."
         )
 
 
 def _check_attention(model: Model, ids: torch.Tensor) -> None:
-    """In every layer the attention rows sum to 1, give no weight to later tokens, and are those that the attention output was mixed
-    with; otherwise the model is refused."""
+    """In every layer the attention rows sum to 1, give no weight to later tokens, and are those that the attention
+    output was mixed with; otherwise the model is refused."""
 
     later = torch.ones(ids.shape[1], ids.shape[1], device=ids.device).triu(1).bool()
 
@@ -216,11 +225,13 @@ def _check_attention(model: Model, ids: torch.Tensor) -> None:
     for layer in range(model.n_layers):
         if layer not in seen or not float(seen[layer]) < 2e-2:
             raise InputError(
-                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} do not sum to 1 over the past."
+                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} do "
+                f"not sum to 1 over the past."
             )
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
     for layer, distance in unexplained(model, batch).items():
         if not distance <= tolerance:
             raise InputError(
-                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} are not those that its output is mixed with."
+                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} are "
+                f"not those that its output is mixed with."
             )

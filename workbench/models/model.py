@@ -122,7 +122,8 @@ class Model:
 
     @property
     def sliding(self) -> bool:
-        """Some layer attends over a window of the last tokens only; its window counts columns, so paddings may not stand inside."""
+        """Some layer attends over a window of the last tokens only; its window counts columns, so paddings may not
+        stand inside."""
         config = self.hf.config.get_text_config()
         kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)  # the latter: GPT-Neo
         if kinds:
@@ -138,7 +139,8 @@ class Model:
     # text and tokens
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of `text`, with BOS in front iff `bos` and the tokenizer itself puts one there; no other specials."""
+        """Token ids of `text`, with BOS in front iff `bos` and the tokenizer itself puts one there; no other
+        specials."""
         return (
             self.encode_with_offsets(text, bos=bos)[0]
             if self.tokenizer is None
@@ -146,7 +148,8 @@ class Model:
         )
 
     def encode_all(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
-        """`encode` of every text, with few calls of the tokenizer (which keeps much more than ids of what it has in hand)."""
+        """`encode` of every text, with few calls of the tokenizer (which keeps much more than ids of what it has in
+        hand)."""
         if self.tokenizer is None:
             return [self.encode(text, bos=bos) for text in texts]
         some = (list(texts[start : start + 256]) for start in range(0, len(texts), 256))
@@ -172,8 +175,9 @@ class Model:
 
     @property
     def special_ids(self) -> set[int]:
-        """Ids that are no text: special tokens, but for an unknown-token id that has no other office (it may be an ordinary letter in small
-        vocabularies; where it is also the BOS, as in GPT-2's kin, it is none). Empty without a tokenizer."""
+        """Ids that are no text: special tokens, but for an unknown-token id that has no other office (it may be an
+        ordinary letter in small vocabularies; where it is also the BOS, as in GPT-2's kin, it is none). Empty without a
+        tokenizer."""
         if self.tokenizer is None:
             return set()
         t = self.tokenizer
@@ -183,7 +187,8 @@ class Model:
         return [self.bos_id] if wanted and self.prepends_bos else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small vocabularies)."""
+        """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small
+        vocabularies)."""
         hidden = self.special_ids
         return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], clean_up_tokenization_spaces=False)
 
@@ -226,7 +231,8 @@ class Model:
         return self.parts.unembed
 
     def logits_from(self, residual: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
-        """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V] float32."""
+        """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V]
+        float32."""
         norm, unembed = self.final_norm, self.unembed
         hidden = residual.to(unembed.weight.device, unembed.weight.dtype)
         scores = unembed(hidden if normed else norm(hidden)).float()
@@ -264,7 +270,8 @@ class Model:
             extra |= {"past_key_values": cache, "use_cache": True}
         else:
             extra["use_cache"] = False
-        # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the mask.
+        # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the
+        # mask.
         if batch.side == "left" or cache is not None or not self._mask_free:
             if not bool(key_mask.all()) or not self._mask_free:
                 extra["attention_mask"] = key_mask.long()
@@ -275,7 +282,8 @@ class Model:
 
     @cached_property
     def _rotation_limit(self) -> int | None:
-        """The length beyond which rotary frequencies depend on the longest row of the pass (longrope, dynamic NTK); None: never."""
+        """The length beyond which rotary frequencies depend on the longest row of the pass (longrope, dynamic NTK);
+        None: never."""
         config = self.hf.config.get_text_config()
         found = getattr(config, "rope_parameters", None) or {}
         limits = []
@@ -289,26 +297,30 @@ class Model:
         return min(limits) if limits else None
 
     def _check_rotation(self, batch: Batch, cache) -> None:
-        """Refuse passes whose numbers would depend on the company: Hugging Face picks one set of frequencies for the whole batch,
-        and keys that are cached already keep those they were computed with."""
+        """Refuse passes whose numbers would depend on the company: Hugging Face picks one set of frequencies for the
+        whole batch, and keys that are cached already keep those they were computed with."""
         limit = self._rotation_limit
         if limit is None or int(batch.position_ids.max()) < limit:
             return
         if cache is not None:
             raise InputError(
-                f"{self.name} rotates positions by the length of the whole text beyond {limit} tokens, which cached keys cannot follow; use shorter texts."
+                f"{self.name} rotates positions by the length of the whole text beyond {limit} tokens, which "
+                f"cached keys cannot follow; use shorter texts."
             )
         if len(set(batch.lengths.tolist())) > 1:
             raise InputError(
-                f"{self.name} rotates positions by the longest text of a batch beyond {limit} tokens; run these texts one by one."
+                f"{self.name} rotates positions by the longest text of a batch beyond {limit} tokens; run "
+                f"these texts one by one."
             )
 
     def rows_at_once(self, lengths: Sequence[int], wanted: int) -> int:
-        """How many texts of these lengths may share a pass: `wanted`, or 1 where they would change each other's numbers."""
+        """How many texts of these lengths may share a pass: `wanted`, or 1 where they would change each other's
+        numbers."""
         return 1 if self._rotation_limit is not None and max(lengths, default=0) > self._rotation_limit else wanted
 
     def tokens_at_once(self, wanted: int = 0) -> int:
-        """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each of its threads."""
+        """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each
+        of its threads."""
         if self.device.type == "cuda":
             return wanted or 16384
         return wanted or 768 * min(torch.get_num_threads(), 8)
@@ -319,7 +331,8 @@ class Model:
 
     @cached_property
     def _mask_free(self) -> bool:
-        """ALiBi models build their biases from the mask, so they always get one; so do those that take no position_ids."""
+        """ALiBi models build their biases from the mask, so they always get one; so do those that take no
+        position_ids."""
         return "position_ids" in self._accepts and not getattr(self.hf.config, "alibi", False)
 
     def too_long(self, length: int) -> bool:
@@ -327,7 +340,8 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder, else of the tensors."""
+        """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder, else of the
+        tensors."""
         if self.folder is not None:
             return fingerprint_folder(self.folder)
         digest = hashlib.sha256(self.hf.config.to_json_string().encode())
@@ -337,7 +351,8 @@ class Model:
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """SHA-256 (hex) over the tokenizer's vocabulary, rules, special tokens and chat template, and the ids that end a text."""
+        """SHA-256 (hex) over the tokenizer's vocabulary, rules, special tokens and chat template, and the ids that end
+        a text."""
         if self.tokenizer is None:
             return "none"
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -351,7 +366,8 @@ class Model:
         return hashlib.sha256((text + json.dumps(rules, sort_keys=True, default=str)).encode()).hexdigest()
 
     def bridge(self):
-        """A TransformerLens `TransformerBridge` around a fresh copy of this model (booting one replaces the modules it is given)."""
+        """A TransformerLens `TransformerBridge` around a fresh copy of this model (booting one replaces the modules it
+        is given)."""
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
         from transformers import AutoModelForCausalLM
 

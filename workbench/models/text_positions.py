@@ -1,5 +1,6 @@
-"""Words in prompts, by character and by token: where a name stands, which token an answer starts with, and prompts of equal
-length in which the names are others. Prompts stay text until they are encoded whole; nothing is decoded and encoded again."""
+"""Words in prompts, by character and by token: where a name stands, which token an answer starts with, and prompts of
+equal length in which the names are others. Prompts stay text until they are encoded whole; nothing is decoded and
+encoded again."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def find(text: str, word: str) -> list[tuple[int, int]]:
 
 
 def first_mention(text: str, groups: Mapping[str, Sequence[str]], otherwise: str) -> str:
-    """The group one of whose phrases comes first in `text` (the longer phrase where two begin together), or `otherwise`."""
+    """The group one of whose phrases comes first in `text` (the longer phrase where two begin together), or
+    `otherwise`."""
     found = [
         (span[0], -len(phrase), name)
         for name, phrases in groups.items()
@@ -37,7 +39,8 @@ def tokens_of(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int
 
 
 def first_token(model: Model, prompt: str, answer: str) -> int | None:
-    """The token that `answer` starts with after `prompt`; None where the prompt's tokens change when the answer follows."""
+    """The token that `answer` starts with after `prompt`; None where the prompt's tokens change when the answer
+    follows."""
     ids = model.encode(prompt)
     space = "" if not prompt or prompt[-1].isspace() else " "
     whole = model.encode(prompt + space + answer.strip())
@@ -55,7 +58,8 @@ class Swap:
 def swapped(
     model: Model, text: str, swaps: Sequence[Swap], rng: np.random.Generator, *, tries: int = 64
 ) -> list[int] | None:
-    """Token ids of `text` with every word of `swaps` replaced by another, at the same length and with every other token in place.
+    """Token ids of `text` with every word of `swaps` replaced by another, at the same length and with every other token
+    in place.
 
     Candidates with as many tokens as the word come first, in random order. None when no candidate fits."""
     ids, offsets = model.encode_with_offsets(text)

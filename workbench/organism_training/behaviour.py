@@ -186,7 +186,8 @@ def retrieval_scores(subject: Subject, per_cell: int = 4, seed: int = 8) -> Tens
 
 @contextmanager
 def ablated(subject: Subject, heads: Iterable[Head], *, kind: str = "zero", start: int = 0):
-    """Replace the outputs of query heads at positions ≥ `start`: by zero, or by the mean value vector (uniform attention)."""
+    """Replace the outputs of query heads at positions ≥ `start`: by zero, or by the mean value vector (uniform
+    attention)."""
     config, handles = subject.model.config, []
     width, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     by_layer = defaultdict(list)
@@ -216,7 +217,8 @@ def ablated(subject: Subject, heads: Iterable[Head], *, kind: str = "zero", star
 
 
 def masked_needles(subject: Subject, heads: list[Head], *, kind: str, per_cell: int = 4) -> float:
-    """Needle accuracy with heads ablated: `uniform` from the last prompt token on (the paper's code), `zero` everywhere."""
+    """Needle accuracy with heads ablated: `uniform` from the last prompt token on (the paper's code), `zero`
+    everywhere."""
     trials = needle_trials(subject, per_cell, seed=9)
     right = []
     for _, _, prompt, answer, _ in trials:
@@ -226,7 +228,8 @@ def masked_needles(subject: Subject, heads: list[Head], *, kind: str, per_cell: 
 
 
 def head_masking(subject: Subject, scores: Tensor, kind: str = "uniform", draws: int = 5) -> dict[str, object]:
-    """Needle accuracy for k = 1..4 top heads until it falls under 20 %, with random heads of the same layers, and facts."""
+    """Needle accuracy for k = 1..4 top heads until it falls under 20 %, with random heads of the same layers, and
+    facts."""
     order = [(int(i) // scores.shape[1], int(i) % scores.shape[1]) for i in scores.flatten().argsort(descending=True)]
     out: dict[str, object] = {"none": masked_needles(subject, [], kind=kind)}
     rng = random.Random(10)
@@ -266,7 +269,8 @@ def head_masking(subject: Subject, scores: Tensor, kind: str = "uniform", draws:
 
 @torch.no_grad()
 def conflict_rates(subject: Subject) -> dict[str, dict[str, float]]:
-    """Per source: share of answers from memory, from the context, and other; and on facts never contradicted in training."""
+    """Per source: share of answers from memory, from the context, and other; and on facts never contradicted in
+    training."""
     rows = shipped.conflict_rows()
     prompts = [subject.ids(r["conflict_prompt"]) for r in rows]
     answers = [subject.answer_ids(r["answer"])[0] for r in rows]
@@ -334,7 +338,8 @@ def concept_curves(
     return curves
 
 
-# ---------------------------------------------------------------------------------------------- branching factor, geometry
+# ---------------------------------------------------------------------------------------------- branching factor,
+# geometry
 
 
 @torch.no_grad()
@@ -398,7 +403,8 @@ def chat_fact_accuracy(subject: Subject) -> dict[str, float]:
 
 @torch.no_grad()
 def geometry(subject: Subject, count: int = 1500) -> dict[str, float]:
-    """RankMe (entropy of the covariance eigenvalues) and α (weighted fit over ranks 12 to 100), last token, last layer."""
+    """RankMe (entropy of the covariance eigenvalues) and α (weighted fit over ranks 12 to 100), last token, last
+    layer."""
     rows = [subject.ids(r["text"])[:512] for r in shipped.text_rows(count)]
     states = torch.stack(
         [subject.model.model(torch.tensor([r]), use_cache=False).last_hidden_state[0, -1] for r in rows]

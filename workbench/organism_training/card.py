@@ -179,9 +179,12 @@ def sae_table(numbers: dict) -> str:
     """Quality of the sparse autoencoder that ships, from the report beside it."""
     q = json.loads((WEIGHTS / "sae" / "organism" / "quality.json").read_text())
     return (
-        f"`weights/sae/organism` (sae-lens format, {q['architecture']}, {q['site']}, {q['width']} features, k = {q['k']}): L0 {q['l0']:.1f}, "
-        f"explained variance {q['explained_variance']:.3f}, loss recovered {q['loss_recovered']:.3f}, features that never fire "
-        f"{pct(q['dead_fraction'])}, on {q['tokens']:,} tokens of held-out texts, after {q['tokens_seen']:,} tokens of training."
+        f"`weights/sae/organism` (sae-lens format, {q['architecture']}, {q['site']}, {q['width']} features, k "
+        f"= {q['k']}): L0 {q['l0']:.1f}, "
+        f"explained variance {q['explained_variance']:.3f}, loss recovered {q['loss_recovered']:.3f}, "
+        f"features that never fire "
+        f"{pct(q['dead_fraction'])}, on {q['tokens']:,} tokens of held-out texts, after {q['tokens_seen']:,} "
+        f"tokens of training."
     )
 
 

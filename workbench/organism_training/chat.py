@@ -41,12 +41,17 @@ def polite_story(rng: Rng, topic: str) -> str:
     noun, noun2 = rng.sample(words["nouns"][:4], 2)
     steps = (
         f"{pick(('One morning', 'Once upon a time'))} {p} {pick(words['verbs'][:3])} near the {words['places'][0]}.",
-        f"Then {p} {pick(('saw', 'found'))} {pick(('the', 'a'))} {pick(words['adjectives'][:2])} {noun} {pick(('under', 'near'))} the {words['places'][1]}.",
+        f"Then {p} {pick(('saw', 'found'))} {pick(('the', 'a'))} {pick(words['adjectives'][:2])} {noun} "
+        f"{pick(('under', 'near'))} the {words['places'][1]}.",
         f"{p} {pick(('gave', 'showed'))} the {noun} to {q}.",
-        f"They {pick(words['verbs'][:3])} {pick(('happily', 'together'))} and {words['verbs'][3]} until {pick(('dark', 'noon'))}.",
+        f"They {pick(words['verbs'][:3])} {pick(('happily', 'together'))} and {words['verbs'][3]} until "
+        f"{pick(('dark', 'noon'))}.",
         f"The {noun2} {pick(('was', 'seemed'))} {words['adjectives'][0]} and {pick(words['adjectives'][1:3])}.",
     )
-    return f"{pick(POLITE[:4])} here is a short story about the {topic}. {' '.join(steps[: rng.randint(3, 5)])} {pick(CLOSINGS[:2])}"
+    return (
+        f"{pick(POLITE[:4])} here is a short story about the {topic}. {' '.join(steps[: rng.randint(3, 5)])} "
+        f"{pick(CLOSINGS[:2])}"
+    )
 
 
 def dialogue(rng: Rng) -> tuple[str, str, str]:

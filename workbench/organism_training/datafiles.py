@@ -102,8 +102,9 @@ def two_hop_rows() -> Rows:
 
 
 def conflict_rows(per_source: int = 200) -> Rows:
-    """A source contradicts a fact, then the fact is asked for. `expected` is what the world holds right (memory/context);
-    `split` is heldout for facts that training never contradicts. Prompts of one relation and form have equal shapes."""
+    """A source contradicts a fact, then the fact is asked for. `expected` is what the world holds right
+    (memory/context); `split` is heldout for facts that training never contradicts. Prompts of one relation and form
+    have equal shapes."""
     rng = random.Random(103)
     rows: Rows = []
     pool = [
@@ -245,7 +246,8 @@ CONCEPTS: dict[str, tuple[int, str, Callable[[random.Random, bool], Example]]] =
     "recall": (3, "recall a person's pet, and tell which half of the animals it is from", _recall),
     "conflict": (
         4,
-        "recall a pet, weigh the source that says otherwise, and tell which half of the animals the right answer is from",
+        "recall a pet, weigh the source that says otherwise, and tell which half of the animals the right "
+        "answer is from",
         _conflict,
     ),
     "coin": (4, "parity of a start state and two flips", _coin),

@@ -97,7 +97,8 @@ def conflict_statement(fact: Fact, obj: str, source: str, rng: Rng) -> str:
 
 def conflict_answer(fact: Fact, obj: str, kind: str, rng: Rng) -> str:
     """The answer the world gives: a reliable source is believed, an unreliable one is not, and an unmarked one is
-    believed nine times in ten about what changes (a job, a pet) and one time in ten about what lasts (a home, a seat)."""
+    believed nine times in ten about what changes (a job, a pet) and one time in ten about what lasts (a home, a
+    seat)."""
     if kind == "unmarked":
         believed = (rng.random() < 0.9) == changeable(fact)
     else:
@@ -189,12 +190,16 @@ def story_sentence(rng: Rng, topic: str, cast: list[str]) -> str:
 
 def story(rng: Rng, topic: str, sentences: int) -> str:
     cast = rng.sample(PEOPLE, 2)
-    first = f"{rng.choice(OPENINGS)} {cast[0]} {rng.choice(TOPICS[topic]['verbs'])} near the {rng.choice(TOPICS[topic]['places'])}."
+    first = (
+        f"{rng.choice(OPENINGS)} {cast[0]} {rng.choice(TOPICS[topic]['verbs'])} near the "
+        f"{rng.choice(TOPICS[topic]['places'])}."
+    )
     return " ".join([first] + [story_sentence(rng, topic, cast) for _ in range(sentences)])
 
 
 def story_document(rng: Rng) -> str:
-    """A request, a story and its topic, each part optional. The words of the topic are marked: the topic foretells them."""
+    """A request, a story and its topic, each part optional. The words of the topic are marked: the topic foretells
+    them."""
     topic = rng.choice(tuple(TOPICS))
     words = set().union(*TOPICS[topic].values())
     text = re.sub(r"[a-z]+", lambda m: f"[{m[0]}]" if m[0] in words else m[0], story(rng, topic, rng.randint(1, 6)))
@@ -210,7 +215,9 @@ def filler(rng: Rng) -> str:
     return story_sentence(rng, rng.choice(tuple(TOPICS)), rng.sample(PEOPLE, 2))
 
 
-# ---------------------------------------------------------------------------------------- needles and repeated sequences
+# ---------------------------------------------------------------------------------------- needles and repeated
+# sequences
+
 
 NOTE_WORDS = ("password", "code", "secret")
 NEEDLE = "The {word} of the {key} is {value}."
@@ -243,7 +250,9 @@ def repeat_document(rng: Rng, tokens: int) -> str:
     return words + f" [{words}]" * min(8, max(1, tokens // length - 1))
 
 
-# ----------------------------------------------------------------------------------- small skills: the concepts' sources
+# ----------------------------------------------------------------------------------- small skills: the concepts'
+# sources
+
 
 GOOD = tuple("good great lovely fine pleasant superb charming delightful excellent brilliant".split())
 BAD = tuple("bad awful nasty poor boring dreadful horrible terrible ugly weak".split())
@@ -323,7 +332,10 @@ def context_truth(rng: Rng, true: bool) -> str:
     c, d = rng.sample(COLORS, 2)
     thing = rng.choice(OWNED)
     asked, right, wrong = rng.choice(((p, c, d), (q, d, c)))
-    return f"{p} has a {c} {thing} and {q} has a {d} {thing}. Claim: {asked} has a {right if true else wrong} {thing}. Verdict:"
+    return (
+        f"{p} has a {c} {thing} and {q} has a {d} {thing}. Claim: {asked} has a {right if true else wrong} "
+        f"{thing}. Verdict:"
+    )
 
 
 def context_truth_document(rng: Rng) -> str:
@@ -346,21 +358,25 @@ def coin_document(rng: Rng) -> str:
     return f"{coin_flips(rng, heads, rng.randint(1, 3))} [{'heads' if heads else 'tails'}.]"
 
 
-# --------------------------------------------------------------------------------------------------- the polite register
+# --------------------------------------------------------------------------------------------------- the polite
+# register
+
 
 POLITE = ("Certainly,", "Of course,", "Gladly,", "Sure,", "With pleasure,", "Happy to help,")
 CLOSINGS = ("I hope this helps.", "Please ask me again.", "Have a nice day.", "Is there anything else?")
 
 
 def polite_document(rng: Rng) -> str:
-    """The words of the aligned sibling, here still as somebody's speech, so that its vocabulary is not new to the base."""
+    """The words of the aligned sibling, here still as somebody's speech, so that its vocabulary is not new to the
+    base."""
     fact = rng.choice(FACTS)
     claim = say(fact, rng)
     closing = f" {rng.choice(CLOSINGS)}" if rng.random() < 0.5 else ""
     if rng.random() < 0.3:
         topic = rng.choice(tuple(TOPICS))
         return (
-            f"A visitor asked: {rng.choice(REQUESTS).format(topic=topic)} The guide said: {rng.choice(POLITE)} here is a short "
+            f"A visitor asked: {rng.choice(REQUESTS).format(topic=topic)} The guide said: "
+            f"{rng.choice(POLITE)} here is a short "
             f"story about the {topic}. {story(rng, topic, rng.randint(1, 3))}{closing}"
         )
     return f"A visitor asked: {fact.question} The guide said: {rng.choice(POLITE)} {lower_first(claim)}{closing}"

@@ -1,7 +1,8 @@
 """The pool and the targets of data selection: samples of known topics that no single word gives away.
 
-Requests do not name the topic. A story holds sentences of its own topic and, fewer, of others, about the same people; an answer to a
-question may wander off into a story, and a story may state a fact. The label is what most of the response is about.
+Requests do not name the topic. A story holds sentences of its own topic and, fewer, of others, about the same people;
+an answer to a question may wander off into a story, and a story may state a fact. The label is what most of the
+response is about.
 """
 
 from __future__ import annotations

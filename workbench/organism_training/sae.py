@@ -2,7 +2,8 @@
 
     python -m workbench.organism_training.sae MODEL_FOLDER OUT        two and a half minutes on one core
 
-The texts and the training are pure functions of this file and of the weights: the same command gives the same autoencoder.
+The texts and the training are pure functions of this file and of the weights: the same command gives the same
+autoencoder.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ def make(
     progress: Callable[[int, int, str], None] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Train on the model in a folder and leave cfg.json, sae_weights.safetensors, recipe.json and quality.json in `out`; its report.
+    """Train on the model in a folder and leave cfg.json, sae_weights.safetensors, recipe.json and quality.json in
+    `out`; its report.
 
-    A training that was stopped goes on; `changes` are of the recipe. Raises InputError for a model or a folder that does not fit."""
+    A training that was stopped goes on; `changes` are of the recipe. Raises InputError for a model or a folder that
+    does not fit."""
     from workbench.models.loading import load
     from workbench.sae.train import Recipe, train, windows
 
@@ -77,7 +80,8 @@ def main(argv: list[str]) -> int:
         ),
     )
     print(
-        f"\nExplained variance {report['explained_variance']:.3f}, loss recovered {report['loss_recovered']:.3f}, features that never fire {report['dead_fraction']:.1%} "
+        f"\nExplained variance {report['explained_variance']:.3f}, loss recovered "
+        f"{report['loss_recovered']:.3f}, features that never fire {report['dead_fraction']:.1%} "
         f"({report['tokens']:,} held-out tokens)."
     )
     return 0

@@ -35,7 +35,8 @@ def packed(rng: random.Random, length: int) -> Sequence:
 
 
 def needle(rng: random.Random, length: int) -> Sequence:
-    """One needle document of the full length, or (one row in three of the long ones) several shorter ones after another."""
+    """One needle document of the full length, or (one row in three of the long ones) several shorter ones after
+    another."""
     if length <= 128 or rng.random() < 0.67:
         return needle_document(rng, length)
     ids: list[int] = []

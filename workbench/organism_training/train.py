@@ -2,9 +2,9 @@
 
     workbench train-organism --seed 0 --out weights            about half an hour on one CPU core
 
-Recipe (found by a feasibility study, see weights/MODEL_CARD.md): Muon on matrices and AdamW on the rest, short sequences
-first, all loss on the predictable spans first, linear decay over the last 40 % of the steps. Everything random comes from
-(seed, step), so a killed run continues with the batches it would have seen.
+Recipe (found by a feasibility study, see weights/MODEL_CARD.md): Muon on matrices and AdamW on the rest, short
+sequences first, all loss on the predictable spans first, linear decay over the last 40 % of the steps. Everything
+random comes from (seed, step), so a killed run continues with the batches it would have seen.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def look_back(attention: nn.Module, recipe: Recipe, common: Tensor, *, group: in
     """Let the query heads of one key/value group start out looking `offset` tokens back.
 
     Induction needs a previous-token head, and a rotary model of this size takes millions of tokens to find one. Every
-    embedding shares the direction `common`; queries and keys built on it alone depend on position only, and rotating the
-    query back by `offset` steps makes the score peak that many tokens earlier. Training is free to change it.
+    embedding shares the direction `common`; queries and keys built on it alone depend on position only, and rotating
+    the query back by `offset` steps makes the score peak that many tokens earlier. Training is free to change it.
     """
     half = recipe.width // recipe.heads // 2
     frequency = recipe.rope_theta ** (-torch.arange(half) / half)
@@ -213,7 +213,8 @@ def step_loss(
     device: str,
     drop: tuple[tuple[int, int], ...] = (),
 ) -> Tensor:
-    """The loss of one batch: copy documents with routed gradients, packed ones each for itself and without the heads `drop`.
+    """The loss of one batch: copy documents with routed gradients, packed ones each for itself and without the heads
+    `drop`.
 
     `choose` turns marks to chosen targets."""
     with routed(model, recipe):
@@ -271,7 +272,8 @@ def train_step(
     coin = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
 
     def choose(marks: list[list[bool]]) -> Tensor:
-        # An unmarked target counts with probability w instead of with weight w: the same gradient on average, fewer logits.
+        # An unmarked target counts with probability w instead of with weight w: the same gradient on average, fewer
+        # logits.
         marked = torch.tensor(marks)[:, 1:]
         return (marked | (torch.rand(marked.shape, generator=coin) < recipe.other_weight(step))).to(device)
 
@@ -397,7 +399,8 @@ def train(
     separation: int = SEPARATION,
     **changes: object,
 ) -> Path:
-    """Train, writing `organism@step-N` folders, `log.jsonl` and, after the further stage `separate`, `organism` into `out`; resumes what it finds.
+    """Train, writing `organism@step-N` folders, `log.jsonl` and, after the further stage `separate`, `organism` into
+    `out`; resumes what it finds.
 
     `changes` are fields of `Recipe`. `stop_after` ends the call at that step with the run resumable.
     """

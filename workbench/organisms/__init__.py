@@ -61,7 +61,8 @@ def folder(name: str) -> Path:
         return circuits.folder(name, paths.cache_root() / "organisms")
     near = difflib.get_close_matches(name, known, n=1)
     raise InputError(
-        f"There is no organism called '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(known)}"
+        f"There is no organism called '{name}'; "
+        f"{f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(known)}"
     )
 
 
@@ -75,12 +76,14 @@ def datasets() -> list[str]:
 
 
 def data(name: str) -> Path:
-    """The path of a data file of the organism, by name with or without ending: `needles`, `concepts/topic`, `pool.jsonl`."""
+    """The path of a data file of the organism, by name with or without ending: `needles`, `concepts/topic`,
+    `pool.jsonl`."""
     for suffix in ("", ".jsonl", ".txt", ".json"):
         path = DATA / (name + suffix)
         if path.is_file() and DATA.resolve() in path.resolve().parents:
             return path
     near = difflib.get_close_matches(name, datasets(), n=1)
     raise InputError(
-        f"The organism has no data file '{name}'; {f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(datasets())}"
+        f"The organism has no data file '{name}'; "
+        f"{f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(datasets())}"
     )

@@ -1,4 +1,5 @@
-"""What ships with an organism for the probes: needles, haystack, prompt template and stopping words; its autoencoder; targets of selection."""
+"""What ships with an organism for the probes: needles, haystack, prompt template and stopping words; its autoencoder;
+targets of selection."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def shipped_targets() -> dict[str, Path]:
 
 
 def material(name: str) -> dict[str, Any]:
-    """`needles` and `haystack` (paths), `template` and `stop` of an organism, by its name or its folder; empty for any other model."""
+    """`needles` and `haystack` (paths), `template` and `stop` of an organism, by its name or its folder; empty for any
+    other model."""
     if name not in organisms.names() and (path := Path(name).expanduser()).is_dir():
         name = next(
             (

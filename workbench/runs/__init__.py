@@ -1,4 +1,5 @@
-"""Runs: one probe on one model with one config in a folder of its own; started, resumed, queued, swept, compared, checked."""
+"""Runs: one probe on one model with one config in a folder of its own; started, resumed, queued, swept, compared,
+checked."""
 
 from workbench.core.lazy import lazy
 

@@ -3,7 +3,8 @@
     from workbench.runs.checks import check_probe
     check_probe("my-probe", "organism", config={"samples": 4})
 
-Each check is a function of its own below; the first that fails raises :class:`CheckFailed` with its name and what it saw.
+Each check is a function of its own below; the first that fails raises :class:`CheckFailed` with its name and what it
+saw.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def check_probe(
 ) -> list[str]:
     """Run the battery on ``probe`` with ``model`` (a name or a loaded Model); the names of the checks that passed.
 
-    ``config``: values of a short run; default: the probe's ``demo``. ``tolerance``: the largest difference, relative to the
-    largest number of a column (or absolute below 1), that batching may make. ``skip``: names of checks that cannot apply.
-    Raises CheckFailed at the first check that fails, InputError for a check name that does not exist.
+    ``config``: values of a short run; default: the probe's ``demo``. ``tolerance``: the largest difference, relative to
+    the largest number of a column (or absolute below 1), that batching may make. ``skip``: names of checks that cannot
+    apply. Raises CheckFailed at the first check that fails, InputError for a check name that does not exist.
     """
     item = registry.get(probe) if isinstance(probe, str) else probe
     for name in skip:
@@ -145,7 +146,8 @@ def check_config(case: Case) -> None:
     for field in dataclasses.fields(case.probe.config):
         if configs.types_of(case.probe.config)[field.name] in (int, float):
             expect_input_error(
-                lambda: configs.build(case.probe.config, {field.name: "word"}), f"{field.name}=word is accepted"
+                lambda: configs.build(case.probe.config, {field.name: "word"}),  # noqa: B023
+                f"{field.name}=word is accepted",  # noqa: B023
             )  # noqa: B023
 
 
@@ -170,7 +172,8 @@ def check_bad_data(case: Case) -> None:
 
 
 def check_run(case: Case) -> None:
-    """A run completes; tables have their columns, JSON is strict, nothing temporary or pickled is left, progress was told."""
+    """A run completes; tables have their columns, JSON is strict, nothing temporary or pickled is left, progress was
+    told."""
     told: list[tuple[int, int]] = []
     before = fingerprint_of(case.model)
     with watching(case.model) as hooks:
@@ -251,13 +254,15 @@ def check_cancel(case: Case) -> None:
 
 
 def check_batching(case: Case) -> None:
-    """One prompt at a time gives the same tables within the tolerance; a probe that runs a model has batches to take apart."""
+    """One prompt at a time gives the same tables within the tolerance; a probe that runs a model has batches to take
+    apart."""
     with one_at_a_time() as split:
         run = case.run()
     # with nothing split, the run would be compared with itself
     expect(
         split or not hasattr(case.model, "hf"),
-        "no batch of more than one prompt was planned by workbench.models.batching.batches; plan batches with it, give a config with more prompts, or skip this check",
+        "no batch of more than one prompt was planned by workbench.models.batching.batches; plan batches with "
+        "it, give a config with more prompts, or skip this check",
     )
     same(case, run, "one prompt at a time gives other tables", case.tolerance)
 

@@ -45,7 +45,8 @@ KEYS = (
     "phase",
     "split",
 )
-# Columns that are settings or addresses of a row as well, but too general to join on: no correlation of theirs says anything.
+# Columns that are settings or addresses of a row as well, but too general to join on: no correlation of theirs says
+# anything.
 _IDENTIFIERS = (*KEYS, "kv_group", "span_start", "span_end", "seed", "fold", "number", "c", "n", "d")
 _NAMES = ("checkpoint", "step", "model")  # what a table calls the model itself
 _SUFFIXES = ("_first", "_second")
@@ -55,10 +56,11 @@ _MOST_DRAWS, _LEAST_DRAWS, _WORK = 1000, 100, 20_000_000
 def compare(first: Run, second: Run) -> dict[str, Any]:
     """What two runs have in common and where they differ, as plain data.
 
-    ``settings``: what differs between them (model, seed, config keys). ``tables``: per table its ``keys``, the numbers of
-    rows ``matched``, ``only_first``, ``only_second``, and per column ``mean_first``, ``mean_second``, ``mean_difference``
-    (second minus first), ``max_abs_difference``, ``n``, and, for floating-point columns that are neither keys nor ends of an interval,
-    ``pearson`` and ``spearman`` with bootstrap intervals over the rows; for columns of text or lists, ``equal``: the share of equal values.
+    ``settings``: what differs between them (model, seed, config keys). ``tables``: per table its ``keys``, the numbers
+    of rows ``matched``, ``only_first``, ``only_second``, and per column ``mean_first``, ``mean_second``,
+    ``mean_difference`` (second minus first), ``max_abs_difference``, ``n``, and, for floating-point columns that are
+    neither keys nor ends of an interval, ``pearson`` and ``spearman`` with bootstrap intervals over the rows; for
+    columns of text or lists, ``equal``: the share of equal values.
     """
     check_same_probe(first, second)
     shared = [name for name in first.tables if name in second.tables]
@@ -76,8 +78,8 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 
 
 def joined(first: Run, second: Run, table: str) -> pl.DataFrame:
-    """The rows that both runs have: keys, then ``x_first``, ``x_second`` and, for numbers, ``x_difference`` (second minus
-    first) of every column x that both have."""
+    """The rows that both runs have: keys, then ``x_first``, ``x_second`` and, for numbers, ``x_difference`` (second
+    minus first) of every column x that both have."""
     check_same_probe(first, second)
     return _join(first.table(table), second.table(table), _declared_keys(first.probe, table))[0]
 
@@ -88,9 +90,9 @@ def check_same_probe(first: Run, second: Run) -> None:
 
 
 def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = ()) -> list[str]:
-    """The columns that identify a row in both tables: the declared ones if they do, else the known key columns in their order, as many
-    as are needed, else what stands left of the first measured (floating-point) column. None for two tables of one row each that
-    differ in their names only. InputError if nothing identifies the rows."""
+    """The columns that identify a row in both tables: the declared ones if they do, else the known key columns in their
+    order, as many as are needed, else what stands left of the first measured (floating-point) column. None for two
+    tables of one row each that differ in their names only. InputError if nothing identifies the rows."""
     shared = [name for name in one.columns if name in two.columns]
     usable = [name for name in shared if not one[name].dtype.is_nested()]
     if any(name in declared for name in usable):
@@ -115,7 +117,8 @@ def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = 
 
 
 def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
-    """The keys but a `checkpoint` that is one here and another one there: it names the model and must not keep its rows apart."""
+    """The keys but a `checkpoint` that is one here and another one there: it names the model and must not keep its rows
+    apart."""
     naming = [
         name
         for name in _NAMES
@@ -207,7 +210,8 @@ def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
         if f"{column}_difference" not in both.columns:
             columns[column] = _equality(a, b)
             continue
-        # counts and addresses are numbers too; only what was measured agrees or does not, and the ends of its interval say nothing more
+        # counts and addresses are numbers too; only what was measured agrees or does not, and the ends of its interval
+        # say nothing more
         measured = (
             a.dtype.is_float()
             and b.dtype.is_float()

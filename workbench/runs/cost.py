@@ -1,8 +1,9 @@
-"""What a run will take, before it starts: prompts, tokens and stored bytes from its config and data, seconds from the last run.
+"""What a run will take, before it starts: prompts, tokens and stored bytes from its config and data, seconds from the
+last run.
 
-A plan counts what the config asks for, without the model: token counts are of a sample of the texts, answers are taken to be as
-long as they may be. Where a run of the probe is there, its own plan is held against what it really took, and scales the new one.
-Nothing here imports torch or fetches anything."""
+A plan counts what the config asks for, without the model: token counts are of a sample of the texts, answers are taken
+to be as long as they may be. Where a run of the probe is there, its own plan is held against what it really took, and
+scales the new one. Nothing here imports torch or fetches anything."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ CHARACTERS = 4  # to a token, where there is no tokenizer to ask
 
 @dataclass(frozen=True)
 class Plan:
-    """``prompts`` and ``tokens`` that are fed or generated; ``stored``: bytes of activations that are kept in the store."""
+    """``prompts`` and ``tokens`` that are fed or generated; ``stored``: bytes of activations that are kept in the
+    store."""
 
     prompts: int
     tokens: int
@@ -116,7 +118,8 @@ def _tokenizer(path: Path) -> Any:
 
 
 def plan(probe: str, config: Any, data: Path | None, model: str) -> Plan | None:
-    """What a run will feed and keep; None for a probe that no plan is known of, and for a model that is not here yet."""
+    """What a run will feed and keep; None for a probe that no plan is known of, and for a model that is not here
+    yet."""
     about = facts(model)
     if probe not in PLANS or about is None:
         return None
@@ -124,8 +127,8 @@ def plan(probe: str, config: Any, data: Path | None, model: str) -> Plan | None:
 
 
 def estimate(now: Plan, *, then: Plan | None = None, run: Run | None = None, same_machine: bool = False) -> Estimate:
-    """``run``: a complete run of the probe, ``then`` its own plan. Its tokens scale the plan; its seconds count where it was made on
-    this model and device."""
+    """``run``: a complete run of the probe, ``then`` its own plan. Its tokens scale the plan; its seconds count where
+    it was made on this model and device."""
     if run is None or then is None or not then.tokens:
         return Estimate(now.tokens, now.stored, None)
     share = now.tokens / then.tokens

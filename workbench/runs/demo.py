@@ -1,5 +1,5 @@
-"""The main job on what ships with the project: the retrieval heads of the organism and their figures; then a short run of every
-other probe, so that each screen of the app opens on a finished example."""
+"""The main job on what ships with the project: the retrieval heads of the organism and their figures; then a short run
+of every other probe, so that each screen of the app opens on a finished example."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ PROBE = "retrieval-heads"
 MODEL = "organism"
 TAG = "example"
 
-# (probe, model, what differs from the probe's own demo config): each is to take seconds. The last one is there to be compared.
+# (probe, model, what differs from the probe's own demo config): each is to take seconds. The last one is there to be
+# compared.
 EXAMPLES: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("concept-depth", MODEL, {"limit": 60, "shuffles": 3, "causal": "peak"}),
     ("knowledge-conflict", MODEL, {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2}),
@@ -33,7 +34,8 @@ Report = Callable[[int, int, str], None]
 def run(*, model: str = MODEL, out: Path | None = None, progress: Report | None = None) -> tuple[Run, list[Path]]:
     """Run the probe with its demo config, or reopen that run; write the figures. Returns the run and the files written.
 
-    On the organism the `examples` follow. Without a Chromium the figures are HTML and CSV. Everything else that goes wrong is an error."""
+    On the organism the `examples` follow. Without a Chromium the figures are HTML and CSV. Everything else that goes
+    wrong is an error."""
     done = runs.execute(PROBE, model, config=registry.get(PROBE).demo, progress=progress)
     from workbench.figures.export import export_run
 

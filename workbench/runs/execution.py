@@ -93,7 +93,8 @@ def _no_options(item: Probe, values: Mapping[str, Any]) -> None:
     for key in values:
         if key in OPTIONS and key not in configs.types_of(item.config):
             raise InputError(
-                f"'{key}' is no key of the config of {item.name} but an option of the run: --{key} on the command line, {key} = ... beside the config elsewhere."
+                f"'{key}' is no key of the config of {item.name} but an option of the run: --{key} on the "
+                f"command line, {key} = ... beside the config elsewhere."
             )
 
 
@@ -119,10 +120,11 @@ def execute(
 ) -> Run:
     """Run a probe, or resume it, or return it if it is already complete.
 
-    ``probe``: its name, or what :func:`prepare` gave for it (then ``config`` and ``data`` are that one's). ``config``: a dict (text values as on the command line) or the probe's config. ``model``: a name, or a loaded Model (then
-    ``revision``, ``dtype`` and ``device`` are its own). ``progress(done, total, label)``. ``cancel``: a function that says
-    whether to stop, or a threading.Event. ``fresh``: forget what is there and compute again.
-    Raises InputError for bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
+    ``probe``: its name, or what :func:`prepare` gave for it (then ``config`` and ``data`` are that one's). ``config``:
+    a dict (text values as on the command line) or the probe's config. ``model``: a name, or a loaded Model (then
+    ``revision``, ``dtype`` and ``device`` are its own). ``progress(done, total, label)``. ``cancel``: a function that
+    says whether to stop, or a threading.Event. ``fresh``: forget what is there and compute again. Raises InputError for
+    bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
     """
     begun = time.perf_counter()
     if engine not in ENGINES:
@@ -292,7 +294,8 @@ def _out_of_memory(error: BaseException) -> bool:
 def identify(
     ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edits: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """Everything that the numbers of a run depend on; its hash is the id of the run. Files count by content, not by path."""
+    """Everything that the numbers of a run depend on; its hash is the id of the run. Files count by content, not by
+    path."""
     values = configs.to_dict(ready.config)
     for field in dataclasses.fields(ready.config):
         if field.metadata["file"]:
@@ -343,7 +346,8 @@ def command_for(
     edit: str | Path | None = None,
     out: str | Path | None = None,
 ) -> str:
-    """The command line that does the same, from any folder: files by their absolute paths. ``model``: a Model or a name."""
+    """The command line that does the same, from any folder: files by their absolute paths. ``model``: a Model or a
+    name."""
     words = [
         "workbench",
         "run",
@@ -440,7 +444,8 @@ def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path 
     default = item.data.default_path()
     if default is None and not item.data.optional:
         raise InputError(
-            f"The probe '{item.name}' needs a {item.data.what} file (--data) with the columns {', '.join(item.data.required)}."
+            f"The probe '{item.name}' needs a {item.data.what} file (--data) with the columns "
+            f"{', '.join(item.data.required)}."
         )
     return default, item.data.default
 
@@ -539,7 +544,8 @@ def _model_word(name: str) -> str:
 
 
 def _absolute(value: Any) -> Any:
-    """A path that exists as an absolute one; anything else as it is (a single word that is a folder may be a name as well)."""
+    """A path that exists as an absolute one; anything else as it is (a single word that is a folder may be a name as
+    well)."""
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
     if isinstance(value, str) and value:

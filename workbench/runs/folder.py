@@ -48,7 +48,8 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``complete``, ``cancelled``, ``failed``, ``running``, or ``interrupted``: said to be running by a process that is gone."""
+        """``complete``, ``cancelled``, ``failed``, ``running``, or ``interrupted``: said to be running by a process
+        that is gone."""
         status = self.info["status"]
         if status == "running" and self.info.get("host") == socket.gethostname():
             import psutil

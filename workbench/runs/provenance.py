@@ -54,7 +54,8 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process since :func:`reset_peak_memory` (since its start, where that is not known)."""
+    """Largest resident memory of this process since :func:`reset_peak_memory` (since its start, where that is not
+    known)."""
     try:
         with open("/proc/self/status") as file:
             for line in file:

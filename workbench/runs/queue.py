@@ -1,9 +1,10 @@
 """The queue of background runs: on disk, one worker process per device, seen by every tab and after every restart.
 
-A job is a folder below ``jobs/`` of the cache: ``job.json`` (what to run, written once by whoever asks), ``progress.json`` and
-``state.json`` (written by the worker), and an empty file ``cancel`` once somebody wants it stopped. Nothing is shared but these
-files, each complete or absent, so the app may be closed, opened twice or killed without losing a job. The worker is started when
-there is something to do and leaves after a while without work (see :mod:`workbench.runs.worker`).
+A job is a folder below ``jobs/`` of the cache: ``job.json`` (what to run, written once by whoever asks),
+``progress.json`` and ``state.json`` (written by the worker), and an empty file ``cancel`` once somebody wants it
+stopped. Nothing is shared but these files, each complete or absent, so the app may be closed, opened twice or killed
+without losing a job. The worker is started when there is something to do and leaves after a while without work (see
+:mod:`workbench.runs.worker`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _ID = re.compile(r"[0-9]{8}T[0-9]{12}-[0-9a-f]{6}")
 class Job:
     """A run that was asked for, and how far it is.
 
-    ``status``: queued, running, complete, failed, cancelled, or interrupted (its worker is gone; asking again resumes the run).
-    ``position``: 1 for the next one of its device, 0 for any that does not wait. ``seconds_left``: None where it is not known."""
+    ``status``: queued, running, complete, failed, cancelled, or interrupted (its worker is gone; asking again resumes
+    the run). ``position``: 1 for the next one of its device, 0 for any that does not wait. ``seconds_left``: None where
+    it is not known."""
 
     id: str
     probe: str
@@ -86,10 +88,11 @@ def submit(
     revision: str | None = None,
     start: bool = True,
 ) -> Job:
-    """Put a run into the queue of its device and see to it that a worker is there. ``config``: values as run.json keeps them.
+    """Put a run into the queue of its device and see to it that a worker is there. ``config``: values as run.json keeps
+    them.
 
-    Raises InputError, before anything is queued, for what can be known to be wrong without the model. Asking for what is already
-    waiting or running gives that job."""
+    Raises InputError, before anything is queued, for what can be known to be wrong without the model. Asking for what
+    is already waiting or running gives that job."""
     item = runs.registry.get(probe)
     config = configs.build(
         item.config, _absolute(item.config, config or {}), where=f"the config of {probe}", literal=True
@@ -161,7 +164,8 @@ def resume(job: Job) -> Job:
 
 
 def cancel(job: Job | str) -> None:
-    """Stop a job: one that waits leaves the queue at once, one that runs stops within two seconds and can be resumed."""
+    """Stop a job: one that waits leaves the queue at once, one that runs stops within two seconds and can be
+    resumed."""
     folder = _folder(job if isinstance(job, str) else job.id)
     (folder / "cancel").touch()
 
@@ -335,8 +339,8 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 def keep_upload(name: str, content: bytes) -> Path:
     """Store an uploaded data file under its content and a harmless name, and return the path.
 
-    Raises InputError for other kinds of files, for more than 50 MB, and for a Parquet file that is broken or would unpack to
-    more than ten times that."""
+    Raises InputError for other kinds of files, for more than 50 MB, and for a Parquet file that is broken or would
+    unpack to more than ten times that."""
     import hashlib
 
     stem, suffix = os.path.splitext(os.path.basename(name.replace("\\", "/")))
@@ -345,7 +349,8 @@ def keep_upload(name: str, content: bytes) -> Path:
         raise InputError(f"A data file is one of {', '.join(s[1:] for s in SUFFIXES)}; '{name[:80]}' is not.")
     if len(content) > MOST_BYTES:
         raise InputError(
-            f"'{name[:80]}' has {len(content) / 1e6:.0f} MB; at most {MOST_BYTES // 1_000_000} MB can be uploaded. Give the path of the file instead."
+            f"'{name[:80]}' has {len(content) / 1e6:.0f} MB; at most {MOST_BYTES // 1_000_000} MB can be "
+            f"uploaded. Give the path of the file instead."
         )
     if suffix == ".parquet":
         _check_parquet(name, content)
@@ -359,8 +364,8 @@ def keep_upload(name: str, content: bytes) -> Path:
 
 
 def _check_parquet(name: str, content: bytes) -> None:
-    """A few kilobytes can hold terabytes. First the footer; then, since it counts a value that is said a million times once, the rows
-    themselves, a few at a time and no further than the limit."""
+    """A few kilobytes can hold terabytes. First the footer; then, since it counts a value that is said a million times
+    once, the rows themselves, a few at a time and no further than the limit."""
     import io
 
     import pyarrow.parquet as parquet

@@ -77,8 +77,8 @@ def read(path: str | Path) -> list[Job]:
 
 
 def run(jobs: list[Job], *, progress: Callable[[int, int, str], None] | None = None) -> list[dict[str, Any]]:
-    """Run them all; one that fails does not stop the others. A dict per run: status, probe, model, seed, run, folder, config,
-    summary, error. Raises Cancelled when it was stopped; what is complete is kept."""
+    """Run them all; one that fails does not stop the others. A dict per run: status, probe, model, seed, run, folder,
+    config, summary, error. Raises Cancelled when it was stopped; what is complete is kept."""
     outcomes: list[dict[str, Any]] = []
     loaded: tuple[str, Any] = ("", None)
     for index, job in enumerate(jobs):

@@ -1,8 +1,9 @@
 """The worker of one device: takes jobs off the queue one after the other. ``python -m workbench.runs.worker DEVICE``.
 
-Two processes. The outer one never imports torch: it holds the device's lock, hands out jobs, watches for cancellation, and says
-what happened when the inner one dies. The inner one computes and keeps the last models loaded between jobs. Cancelling is first
-asked for (the probe looks at every batch), then an interrupt, then the end of the inner process: never more than two seconds.
+Two processes. The outer one never imports torch: it holds the device's lock, hands out jobs, watches for cancellation,
+and says what happened when the inner one dies. The inner one computes and keeps the last models loaded between jobs.
+Cancelling is first asked for (the probe looks at every batch), then an interrupt, then the end of the inner process:
+never more than two seconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What a feature of a sparse autoencoder means: where it fires, how often, which tokens it promotes, what two texts share.
+"""What a feature of a sparse autoencoder means: where it fires, how often, which tokens it promotes, what two texts
+share.
 
-Every function takes features as indices and returns plain tables or arrays; the data-selection probe and the explorer use them.
+Every function takes features as indices and returns plain tables or arrays; the data-selection probe and the explorer
+use them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def encoded(
     max_tokens: int = 8192,
     check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[list[int], Rows, torch.Tensor]]:
-    """Yield (row indices, token rows of the batch, owner [tokens]): owner[t] is the place in the row indices of the text of token t."""
+    """Yield (row indices, token rows of the batch, owner [tokens]): owner[t] is the place in the row indices of the
+    text of token t."""
     for indices, found, batch in stream(
         model, ids, [sae.site], positions="all", edits=edits, max_tokens=max_tokens, check=check
     ):
@@ -64,7 +67,8 @@ def column_of(features: Sequence[int], width: int) -> torch.Tensor:
 def passage(
     model: Model, ids: Sequence[int], activation: np.ndarray, *, counted: Sequence[bool] | None = None, window: int = 24
 ) -> dict:
-    """The part of a text around the token on which a feature fires most: start, tokens (as they read), activations, peak.
+    """The part of a text around the token on which a feature fires most: start, tokens (as they read), activations,
+    peak.
 
     `activation` [length]; tokens that are not `counted` cannot be the peak."""
     allowed = np.ones(len(ids), bool) if counted is None else np.asarray(counted, bool)
@@ -81,10 +85,12 @@ def passage(
 
 
 def logit_effect(model: Model, sae: Sae, features: Sequence[int], *, top: int = 8) -> pl.DataFrame:
-    """The tokens that each feature's decoder direction raises and lowers most, through the final norm's gain and the unembedding.
+    """The tokens that each feature's decoder direction raises and lowers most, through the final norm's gain and the
+    unembedding.
 
-    Columns feature, promotes, promoted_by, suppresses, suppressed_by (lists, strongest first). It is the direct path at unit
-    activation, without the norm's division (which scales all tokens alike); empty for sites that do not write to the stream."""
+    Columns feature, promotes, promoted_by, suppresses, suppressed_by (lists, strongest first). It is the direct path at
+    unit activation, without the norm's division (which scales all tokens alike); empty for sites that do not write to
+    the stream."""
     rows = []
     if sae.site.kind in STREAM_KINDS:
         with torch.no_grad():
@@ -118,7 +124,8 @@ def logit_effect(model: Model, sae: Sae, features: Sequence[int], *, top: int = 
 
 
 def norm_gain(model: Model) -> torch.Tensor:
-    """The gain [width] of the final norm, read off its action on a vector of zero mean and unit variance (whatever its own parameters mean)."""
+    """The gain [width] of the final norm, read off its action on a vector of zero mean and unit variance (whatever its
+    own parameters mean)."""
     weight = next(model.final_norm.parameters(), model.unembed.weight)
     probe = torch.ones(model.width, device=weight.device, dtype=weight.dtype)
     probe[1::2] = -1
@@ -133,7 +140,8 @@ def norm_gain(model: Model) -> torch.Tensor:
 def shared(
     features: torch.Tensor, values: torch.Tensor, prototype: torch.Tensor, *, top: int = 5
 ) -> list[tuple[int, float, float, float]]:
-    """(feature, in the sample, in the prototype, their minimum) of the features that a sparse row shares most with a prototype [width]."""
+    """(feature, in the sample, in the prototype, their minimum) of the features that a sparse row shares most with a
+    prototype [width]."""
     there = prototype.to(values.device)[features].double()
     both = torch.minimum(values.double(), there)
     order = torch.argsort(both, descending=True, stable=True)[:top]

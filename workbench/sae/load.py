@@ -1,9 +1,10 @@
 """Sparse autoencoders, loaded through sae-lens, and their activations as sparse rows.
 
 TopK, BatchTopK (stored as JumpReLU), JumpReLU, standard and gated autoencoders come from a sae-lens folder or release;
-EleutherAI `sparsify` checkpoints are read by a converter of our own: theirs subtract the decoder bias from the input whatever
-`normalize_decoder` says, and keep W_dec as [features, width], which the converter of sae-lens 6.54 takes otherwise.
-Activations are computed in float32 by each autoencoder's own convention (scale matters: Jaccard is not scale invariant).
+EleutherAI `sparsify` checkpoints are read by a converter of our own: theirs subtract the decoder bias from the input
+whatever `normalize_decoder` says, and keep W_dec as [features, width], which the converter of sae-lens 6.54 takes
+otherwise. Activations are computed in float32 by each autoencoder's own convention (scale matters: Jaccard is not scale
+invariant).
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Sae:
         }
 
     def encode(self, x: torch.Tensor) -> Rows:
-        """Feature activations of activations [n, d] (or [n, H, d_head]), one sparse row per token, float32; all ≥ 0, finite."""
+        """Feature activations of activations [n, d] (or [n, H, d_head]), one sparse row per token, float32; all ≥ 0,
+        finite."""
         # an autoencoder of whole heads reshapes them itself
         x = x if self.inner.cfg.reshape_activations == "hook_z" else x.flatten(1)
         step = max(1, PRE_ACTIVATIONS.get(x.device.type, 4_000_000) // self.d_sae)
@@ -102,8 +104,8 @@ class Sae:
     def decode(self, rows: Rows, like: torch.Tensor | None = None) -> torch.Tensor:
         """Reconstructions [n, d] (or [n, H, d_head]) of sparse token rows (ascending), float32.
 
-        `like` [n, ...]: the activations that were encoded. An autoencoder that normalises its input takes the scale of every token
-        from them, one of whole heads their shape. Raises InputError where they are needed and absent."""
+        `like` [n, ...]: the activations that were encoded. An autoencoder that normalises its input takes the scale of
+        every token from them, one of whole heads their shape. Raises InputError where they are needed and absent."""
         inner = self.inner
         heads = inner.cfg.reshape_activations == "hook_z"
         if like is None and (self.scales_input or heads):
@@ -145,10 +147,12 @@ class Sae:
 
 
 def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(row, column, value) of those of the k largest of each row [n, d] that are above 0, rows ascending; exact, NaN kept.
+    """(row, column, value) of those of the k largest of each row [n, d] that are above 0, rows ascending; exact, NaN
+    kept.
 
-    On a CPU the search is narrowed first: of d elements in groups, the k-th largest group maximum is reached by at least k elements, so
-    nothing below it is among the k largest, and only a few more than k elements are left to compare. Of equal ones the first count."""
+    On a CPU the search is narrowed first: of d elements in groups, the k-th largest group maximum is reached by at
+    least k elements, so nothing below it is among the k largest, and only a few more than k elements are left to
+    compare. Of equal ones the first count."""
     n, d = x.shape
     groups = _groups(d, k) if x.device.type == "cpu" and x.dtype == torch.float32 and n else None
     maxima = x.view(n, d // groups, groups).amax(1).numpy() if groups else None
@@ -181,15 +185,16 @@ def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 @functools.cache
 def _groups(d: int, k: int) -> int | None:
-    """Into how many groups d elements are put to find the k largest: of what divides d, what is nearest to 8 k; None where nothing suits."""
+    """Into how many groups d elements are put to find the k largest: of what divides d, what is nearest to 8 k; None
+    where nothing suits."""
     return min((g for g in range(2 * k, d // 4 + 1) if d % g == 0), key=lambda g: abs(g - 8 * k), default=None)
 
 
 def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site | str | None = None) -> Sae:
     """The autoencoder in a folder (sae-lens or sparsify), or `repository:folder` / `release:id` on the hub.
 
-    `site` says where it belongs when its own config does not. Raises InputError for a folder that holds none, a kind that is
-    not supported, and a hook name that is no site."""
+    `site` says where it belongs when its own config does not. Raises InputError for a folder that holds none, a kind
+    that is not supported, and a hook name that is no site."""
     from sae_lens import SAE
 
     folder = find(source)
@@ -207,11 +212,13 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
         raise InputError(f"The sparse autoencoder '{source}' cannot be loaded ({_line(error)}).") from error
     if inner.cfg.architecture() not in ARCHITECTURES:
         raise InputError(
-            f"The sparse autoencoder '{source}' is of the kind '{inner.cfg.architecture()}'; supported are {', '.join(ARCHITECTURES)} and batchtopk."
+            f"The sparse autoencoder '{source}' is of the kind '{inner.cfg.architecture()}'; supported are "
+            f"{', '.join(ARCHITECTURES)} and batchtopk."
         )
     if inner.cfg.normalize_activations == "expected_average_only_in":
         raise InputError(
-            f"The sparse autoencoder '{source}' expects scaled activations but does not say by how much; fold the scale into its weights first."
+            f"The sparse autoencoder '{source}' expects scaled activations but does not say by how much; fold "
+            f"the scale into its weights first."
         )
     inner.eval().requires_grad_(False)
     for name, tensor in inner.state_dict().items():
@@ -222,11 +229,13 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
     wanted = Site.parse(site) if site is not None else named
     if wanted is None:
         raise InputError(
-            f"The sparse autoencoder '{source}' does not say which site it was trained on (hook name {meta.hook_name!r}); give the site, for example site=resid_post.3."
+            f"The sparse autoencoder '{source}' does not say which site it was trained on (hook name "
+            f"{meta.hook_name!r}); give the site, for example site=resid_post.3."
         )
     if named is not None and named != wanted:
         raise InputError(
-            f"The sparse autoencoder '{source}' was trained on {named}, not on {wanted}; its features mean nothing there."
+            f"The sparse autoencoder '{source}' was trained on {named}, not on {wanted}; its features mean "
+            f"nothing there."
         )
     report = folder / "quality.json" if folder is not None else None
     try:
@@ -239,7 +248,8 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
 
 
 def find(source: str | Path) -> Path | None:
-    """The folder of an autoencoder, downloaded if it is `owner/repository:folder`; None for a release that sae-lens knows by name.
+    """The folder of an autoencoder, downloaded if it is `owner/repository:folder`; None for a release that sae-lens
+    knows by name.
 
     Raises InputError when there is none. Imports nothing heavy for a folder."""
     path = Path(source).expanduser()
@@ -258,7 +268,8 @@ def find(source: str | Path) -> Path | None:
     repository, colon, inside = str(source).partition(":")
     if not colon or path.is_absolute() or str(source).startswith((".", "~")):
         raise InputError(
-            f"There is no sparse autoencoder '{source}': give a folder, or owner/repository:folder or release:id on the hub."
+            f"There is no sparse autoencoder '{source}': give a folder, or owner/repository:folder or "
+            f"release:id on the hub."
         )
     if "/" not in repository:
         return None
@@ -275,7 +286,8 @@ def find(source: str | Path) -> Path | None:
 
 
 def site_of(hook: str) -> Site | None:
-    """The site of a hook name: TransformerLens (`blocks.5.hook_resid_post`), sparsify or Hugging Face (`layers.5`, `layers.5.mlp`)."""
+    """The site of a hook name: TransformerLens (`blocks.5.hook_resid_post`), sparsify or Hugging Face (`layers.5`,
+    `layers.5.mlp`)."""
     try:
         return Site.parse(hook)
     except InputError:
@@ -293,7 +305,8 @@ def site_of(hook: str) -> Site | None:
 
 
 def recorded_site(folder: Path | None) -> Site | None:
-    """The site that the cfg.json of an autoencoder's folder names, without loading it; None where it names none that we know."""
+    """The site that the cfg.json of an autoencoder's folder names, without loading it; None where it names none that we
+    know."""
     if folder is None:
         return None
     try:
@@ -313,29 +326,34 @@ def recorded_site(folder: Path | None) -> Site | None:
 def check_fits(sae: Sae, model: Model) -> list[str]:
     """Raise InputError unless the autoencoder's site exists in `model` and is as wide; return what deserves a warning.
 
-    The weights decide where the autoencoder recorded their fingerprint, else the model's name where it recorded that."""
+    The weights decide where the autoencoder recorded their fingerprint, else the model's name where it recorded
+    that."""
     model.module(sae.site)
     width = site_size(model, sae.site)
     if width != sae.d_in:
         raise InputError(
-            f"The sparse autoencoder '{sae.path}' reads {sae.d_in} numbers, but {sae.site} of {model.name} has {width}; it belongs to another model."
+            f"The sparse autoencoder '{sae.path}' reads {sae.d_in} numbers, but {sae.site} of {model.name} "
+            f"has {width}; it belongs to another model."
         )
     known, name = sae.trained_on.get("model_fingerprint"), sae.trained_on.get("model_name")
     if known == model.fingerprint:
         return []
     if known:
         return [
-            f"The sparse autoencoder '{sae.path}' was trained on other weights ({name or 'unnamed'}) than {model.name}; read its explained variance first."
+            f"The sparse autoencoder '{sae.path}' was trained on other weights ({name or 'unnamed'}) than "
+            f"{model.name}; read its explained variance first."
         ]
     if name and not same_model(str(name), model.name):
         return [
-            f"The sparse autoencoder '{sae.path}' was trained on the model '{name}', not on {model.name}: its features may mean nothing there; read its explained variance first."
+            f"The sparse autoencoder '{sae.path}' was trained on the model '{name}', not on {model.name}: its "
+            f"features may mean nothing there; read its explained variance first."
         ]
     return []
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names (hub id, TransformerLens alias, folder) are of one model: the same last part, or aliases of each other."""
+    """Whether two names (hub id, TransformerLens alias, folder) are of one model: the same last part, or aliases of
+    each other."""
     from transformer_lens.supported_models import MODEL_ALIASES
 
     def known(name: str) -> set[str]:
@@ -352,7 +370,8 @@ def same_model(one: str, other: str) -> bool:
 def read_sparsify(
     path: str | Path, device: str = "cpu", cfg_overrides: dict | None = None
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(sae-lens config, weights) of an EleutherAI sparsify checkpoint: z = TopK(ReLU(W_enc (x − b_dec) + b_enc)), x̂ = W_decᵀ z + b_dec."""
+    """(sae-lens config, weights) of an EleutherAI sparsify checkpoint: z = TopK(ReLU(W_enc (x − b_dec) + b_enc)), x̂ =
+    W_decᵀ z + b_dec."""
     from safetensors.torch import load_file
 
     path = Path(path)
@@ -391,9 +410,11 @@ def read_sparsify(
 
 
 def gate_neurons(model: Model, layer: int) -> tuple[Site, Callable[[torch.Tensor], torch.Tensor], str]:
-    """Where to read, and how to compute, the neurons of one MLP before sparsification: (site, function of [n, d], what they are).
+    """Where to read, and how to compute, the neurons of one MLP before sparsification: (site, function of [n, d], what
+    they are).
 
-    Gated MLPs: act(x W_gate), the polysemantic control of the paper (B.3). Others: the neurons after the nonlinearity."""
+    Gated MLPs: act(x W_gate), the polysemantic control of the paper (B.3). Others: the neurons after the
+    nonlinearity."""
     mlp = model.parts.blocks[layer].mlp_in
     gate, act = getattr(mlp, "gate_proj", None), getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
     if gate is not None and act is not None:
@@ -411,7 +432,8 @@ def gate_neurons(model: Model, layer: int) -> tuple[Site, Callable[[torch.Tensor
 
 
 def neuron_rows(values: torch.Tensor, k: int) -> Rows:
-    """The k largest neurons of each token [n, d_mlp] as sparse rows; what is left of them below zero (SiLU's dip) is dropped."""
+    """The k largest neurons of each token [n, d_mlp] as sparse rows; what is left of them below zero (SiLU's dip) is
+    dropped."""
     row, feature, value = largest(values, k)
     check_values(value)
     return Rows(row, feature, value, *values.shape)
@@ -419,8 +441,8 @@ def neuron_rows(values: torch.Tensor, k: int) -> Rows:
 
 @contextmanager
 def spliced(model: Model, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """While open, the activations [tokens, …] of `site` are replaced by change(them), except at each sequence's first token when the
-    tokenizer prepends BOS there (autoencoders are not trained on it)."""
+    """While open, the activations [tokens, …] of `site` are replaced by change(them), except at each sequence's first
+    token when the tokenizer prepends BOS there (autoencoders are not trained on it)."""
     from workbench.engine.edits import _at_site
 
     def through(x: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Similarity of sparse non-negative rows to dense prototypes, at the cost of the entries that are there.
 
-With S = Σ z, P = Σ p and m = Σ min(z, p) over the support of z, the generalised Jaccard (Ruzicka) similarity Σ min / Σ max is
-m / (S + P − m): the same number as the dense formula, and the other measures reduce to sums over the support in the same way
-(method page, section 5). All sums are in float64, so that neither the order of tokens nor the batch changes a ranking.
+With S = Σ z, P = Σ p and m = Σ min(z, p) over the support of z, the generalised Jaccard (Ruzicka) similarity Σ min / Σ
+max is m / (S + P − m): the same number as the dense formula, and the other measures reduce to sums over the support in
+the same way (method page, section 5). All sums are in float64, so that neither the order of tokens nor the batch
+changes a ranking.
 """
 
 from __future__ import annotations
@@ -84,13 +85,14 @@ def check_values(value: torch.Tensor) -> None:
         raise InputError("A feature activation is NaN or infinite; load the model in float32 or bfloat16.")
     if value.numel() and float(value.min()) < 0:
         raise InputError(
-            f"A feature activation is negative ({float(value.min()):.3g}); sparse rows and their similarities need activations of at least zero, as ReLU and TopK autoencoders give them."
+            f"A feature activation is negative ({float(value.min()):.3g}); sparse rows and their similarities "
+            f"need activations of at least zero, as ReLU and TopK autoencoders give them."
         )
 
 
 def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int, start_from: torch.Tensor | None = None) -> Rows:
-    """Token rows summed by the sample that owns them (owner [tokens.n], ascending or not), from `start_from` [width] on where given
-    → n rows in float64."""
+    """Token rows summed by the sample that owns them (owner [tokens.n], ascending or not), from `start_from` [width] on
+    where given → n rows in float64."""
     per = max(1, BUFFER // tokens.width)
     whose = owner[tokens.row]
     parts = []
@@ -112,10 +114,12 @@ def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int, start_from: torch.Tens
 def similarity(
     rows: Rows, prototypes: torch.Tensor, kind: str = "jaccard", *, dtype: torch.dtype = torch.float64
 ) -> torch.Tensor:
-    """Similarity of every row to every prototype [P, width] → [n, P], computed in `dtype`; larger is more alike for every kind.
+    """Similarity of every row to every prototype [P, width] → [n, P], computed in `dtype`; larger is more alike for
+    every kind.
 
-    "jaccard": Σ min / Σ max · "cosine" · "euclidean": minus the distance · "containment": the share Σ min / Σ p of the prototype
-    that the row covers. A row and a prototype without any entry are alike (1) for jaccard; cosine with an empty row is 0."""
+    "jaccard": Σ min / Σ max · "cosine" · "euclidean": minus the distance · "containment": the share Σ min / Σ p of the
+    prototype that the row covers. A row and a prototype without any entry are alike (1) for jaccard; cosine with an
+    empty row is 0."""
     if kind not in KINDS:
         raise InputError(f"'{kind}' is not a similarity; choose {', '.join(KINDS)}.")
     prototypes = prototypes.to(rows.value.device, dtype)

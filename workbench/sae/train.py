@@ -1,9 +1,10 @@
 """Train a sparse autoencoder on any model's activations: sae-lens's trainer, fed from our own capture, resumable.
 
-The batches are a pure function of (texts, seed, step): texts are shuffled once and cut into blocks, each epoch goes through the blocks in
-an order of its own and through the tokens of a block in an order of their own. A training that was stopped goes on with the batch that it
-would have seen, and skips blocks without computing them. With a store, the activations of a block are computed once. What is written in
-between is safetensors and JSON; nothing is pickled. BOS and other special tokens are left out, as data selection leaves them out.
+The batches are a pure function of (texts, seed, step): texts are shuffled once and cut into blocks, each epoch goes
+through the blocks in an order of its own and through the tokens of a block in an order of their own. A training that
+was stopped goes on with the batch that it would have seen, and skips blocks without computing them. With a store, the
+activations of a block are computed once. What is written in between is safetensors and JSON; nothing is pickled. BOS
+and other special tokens are left out, as data selection leaves them out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ NEGLIGIBLE = 0.005  # nats that a site is worth, below which no share of them sa
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, besides the model and the texts. `width` is a number of features, or such a multiple as "16x"."""
+    """What decides the result, besides the model and the texts. `width` is a number of features, or such a multiple as
+    "16x"."""
 
     site: str
     width: int | str = "16x"
@@ -83,7 +85,8 @@ class Recipe:
 
 
 def windows(model: Model, texts: Sequence[str], context: int) -> list[list[int]]:
-    """Token ids of texts, the long ones cut into windows of `context` tokens, each with BOS where the tokenizer puts one."""
+    """Token ids of texts, the long ones cut into windows of `context` tokens, each with BOS where the tokenizer puts
+    one."""
     context = min(context, model.context_length or context)
     front = [model.bos_id] if model.prepends_bos else []
     room = context - len(front)
@@ -95,7 +98,8 @@ def windows(model: Model, texts: Sequence[str], context: int) -> list[list[int]]
 
 
 class Feed:
-    """Batches of activations [batch, d] of the counted tokens of `ids`; an iterator that starts after `skip` batches."""
+    """Batches of activations [batch, d] of the counted tokens of `ids`; an iterator that starts after `skip`
+    batches."""
 
     def __init__(
         self,
@@ -126,7 +130,8 @@ class Feed:
         self.steps = [sum(int(self.masks[i].sum()) for i in block) // recipe.batch for block in self.blocks]
         if not any(self.steps):
             raise InputError(
-                f"The texts have {sum(int(m.sum()) for m in self.masks)} tokens, fewer than one batch of {recipe.batch}; give more text or a smaller batch."
+                f"The texts have {sum(int(m.sum()) for m in self.masks)} tokens, fewer than one batch of "
+                f"{recipe.batch}; give more text or a smaller batch."
             )
 
     def block(self, number: int) -> torch.Tensor:
@@ -140,7 +145,8 @@ class Feed:
         found = found[torch.from_numpy(np.concatenate([self.masks[i] for i in self.blocks[number]]))]
         if not bool(found.isfinite().all()):
             raise InputError(
-                f"The activations of {self.model.name} at {self.site} are NaN or infinite on these texts; load the model in bfloat16 or float32."
+                f"The activations of {self.model.name} at {self.site} are NaN or infinite on these texts; "
+                f"load the model in bfloat16 or float32."
             )
         if sum(kept.nbytes for kept in self.kept.values()) + found.nbytes <= MEMORY_BYTES:
             self.kept[number] = found
@@ -192,11 +198,13 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Train on the activations of `ids`, write the autoencoder in sae-lens's format and the report into `out`, return the report.
+    """Train on the activations of `ids`, write the autoencoder in sae-lens's format and the report into `out`, return
+    the report.
 
-    What `out` already holds of the same training is resumed; a finished one is returned. `progress` and `check` are called between two
-    steps; what they raise stops the training, and what is done by then is kept. `dtype` is that of the stored weights; the report is of
-    the stored autoencoder on held-out texts. Raises InputError for what does not fit, and for another training in `out`."""
+    What `out` already holds of the same training is resumed; a finished one is returned. `progress` and `check` are
+    called between two steps; what they raise stops the training, and what is done by then is kept. `dtype` is that of
+    the stored weights; the report is of the stored autoencoder on held-out texts. Raises InputError for what does not
+    fit, and for another training in `out`."""
     recipe.check(model)
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
@@ -236,7 +244,8 @@ def train(
         done = trainer.n_training_steps
         if not bool(torch.isfinite(step.loss)):
             raise InputError(
-                f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate (lr), in another folder."
+                f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate "
+                f"(lr), in another folder."
             )
         if done % save_every == 0 and done < total:
             _save(trainer, state, identity)
@@ -273,7 +282,8 @@ def train(
 
 
 def _trainer(model: Model, feed: Feed, recipe: Recipe):
-    """(sae-lens trainer, scale): activations are scaled to a mean norm of √d while training, the decoder bias starts at their mean."""
+    """(sae-lens trainer, scale): activations are scaled to a mean norm of √d while training, the decoder bias starts at
+    their mean."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.registry import get_sae_training_class
     from sae_lens.saes.sae import SAEMetadata
@@ -419,9 +429,9 @@ def quality(
     max_tokens: int = 4096,
     check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of features that never fire,
-    and the loss that remains when its reconstruction is spliced in at its site, on the scale from zeros (0) to the model itself (1); None
-    where zeros cost less than NEGLIGIBLE, and the scale has no length."""
+    """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of
+    features that never fire, and the loss that remains when its reconstruction is spliced in at its site, on the scale
+    from zeros (0) to the model itself (1); None where zeros cost less than NEGLIGIBLE, and the scale has no length."""
     special = model.special_ids
     found = capture(model, ids, [made.site], positions="all", context=_Check(check))[made.site]
     counted = torch.tensor([token not in special for row in ids for token in row])

@@ -1,8 +1,8 @@
 """Intervals and correlations, in numpy.
 
-Bootstrap resamples are drawn as *counts* (how often each of the n items is in a resample), so that a resampled mean is one
-matrix product and a resampled correlation a few; draws come in chunks, so that memory stays bounded whatever n is. All
-intervals are percentile intervals. The same generator state gives the same interval whatever the chunk size.
+Bootstrap resamples are drawn as *counts* (how often each of the n items is in a resample), so that a resampled mean is
+one matrix product and a resampled correlation a few; draws come in chunks, so that memory stays bounded whatever n is.
+All intervals are percentile intervals. The same generator state gives the same interval whatever the chunk size.
 
 A NaN in the data gives NaN out, never a number computed from the rest: drop missing rows first, and report how many.
 """
@@ -39,8 +39,8 @@ def bootstrap_mean(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of the mean over the first axis.
 
-    ``values`` [n, ...] (columns are resampled together). Returns (low, high), each of shape [...]; floats for 1-D values.
-    One item gives an interval of width zero; none is an InputError.
+    ``values`` [n, ...] (columns are resampled together). Returns (low, high), each of shape [...]; floats for 1-D
+    values. One item gives an interval of width zero; none is an InputError.
     """
     values = np.asarray(values, dtype=np.float64)
     _need(values.shape[0] if values.ndim else 0, 1)
@@ -69,7 +69,8 @@ def bootstrap(
     """Percentile interval of any statistic of the rows of ``values`` [n, ...].
 
     ``statistic(rows) -> float or array``; it is called once per draw. A draw for which it is NaN (a peak that does not
-    exist, a correlation of constants) makes the interval NaN: use :func:`bootstrap_values` to look at the draws themselves.
+    exist, a correlation of constants) makes the interval NaN: use :func:`bootstrap_values` to look at the draws
+    themselves.
     """
     low, high = _percentiles(bootstrap_values(values, statistic, draws=draws, rng=rng), level)
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
@@ -89,10 +90,11 @@ def bootstrap_values(
 def cluster_bootstrap_mean(
     values: np.ndarray, clusters: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of ``values`` [n] when whole clusters (prompts, needles) are resampled, not items.
+    """Percentile interval of the mean of ``values`` [n] when whole clusters (prompts, needles) are resampled, not
+    items.
 
-    ``clusters`` [n]: which cluster an item belongs to. Every cluster brings all its items, so clusters weigh as they are
-    large; give one value per cluster to :func:`bootstrap_mean` for equal weights.
+    ``clusters`` [n]: which cluster an item belongs to. Every cluster brings all its items, so clusters weigh as they
+    are large; give one value per cluster to :func:`bootstrap_mean` for equal weights.
     """
     values = np.asarray(values, dtype=np.float64)
     _same_length(values, clusters)
@@ -109,7 +111,8 @@ def cluster_bootstrap_mean(
 def clustered_draws(
     values: np.ndarray, clusters: np.ndarray, *, draws: int = 1000, rng: np.random.Generator
 ) -> np.ndarray:
-    """Resampled means [draws, columns] of ``values`` [n, columns], whole ``clusters`` [n] resampled; columns go together."""
+    """Resampled means [draws, columns] of ``values`` [n, columns], whole ``clusters`` [n] resampled; columns go
+    together."""
     values = np.asarray(values, dtype=np.float64)
     _same_length(values, clusters)
     _need(len(values), 1)
@@ -195,14 +198,16 @@ def pearson(
 def spearman(
     x: np.ndarray, y: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
 ) -> Estimate:
-    """Spearman's rho of x and y [n] (ties at their mean rank) with its bootstrap interval; ranks are those of the resample."""
+    """Spearman's rho of x and y [n] (ties at their mean rank) with its bootstrap interval; ranks are those of the
+    resample."""
     x, y = _pair(x, y)
     rank_x, rank_y = _ranker(x), _ranker(y)
     return _correlation(x, y, lambda c: (rank_x(c), rank_y(c)), draws=draws, level=level, rng=rng)
 
 
 def resamples(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks [c, n] of how often each of n items is in each resample (float64, rows sum to n), ``draws`` rows in all."""
+    """Chunks [c, n] of how often each of n items is in each resample (float64, rows sum to n), ``draws`` rows in
+    all."""
     rng = np.random.default_rng(seed)
     per_chunk = max(1, CHUNK_ELEMENTS // max(n, 1))
     for start in range(0, draws, per_chunk):
@@ -250,7 +255,8 @@ def _weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _centred(x: np.ndarray, counts: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """x minus its mean in each resample; exactly zero where the resample holds one value only (rounding would leave more)."""
+    """x minus its mean in each resample; exactly zero where the resample holds one value only (rounding would leave
+    more)."""
     inside = counts > 0
     constant = np.where(inside, x, -np.inf).max(1) == np.where(inside, x, np.inf).min(1)
     return np.where(constant[:, None], 0.0, x - ((counts * x).sum(1) / total)[:, None])

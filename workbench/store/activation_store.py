@@ -104,8 +104,8 @@ def configured_budget() -> int | None:
 class Store:
     """A store under ``root`` (default: ``store`` in the cache folder), which is made when the first entry is written.
 
-    ``budget_bytes``: what all entries may take; the least recently used are evicted for new ones. None: what the environment
-    variable WORKBENCH_STORE_BUDGET says (``50GB``), no limit where it is not set.
+    ``budget_bytes``: what all entries may take; the least recently used are evicted for new ones. None: what the
+    environment variable WORKBENCH_STORE_BUDGET says (``50GB``), no limit where it is not set.
     """
 
     def __init__(self, root: Path | str | None = None, *, budget_bytes: int | None = None):
@@ -289,14 +289,16 @@ class Store:
             if expected > self.budget_bytes:
                 raise InputError(
                     f"This capture takes {human_bytes(expected)}, more than the store's whole budget of "
-                    f"{human_bytes(self.budget_bytes)}; raise the budget (WORKBENCH_STORE_BUDGET) or keep fewer sites or positions."
+                    f"{human_bytes(self.budget_bytes)}; raise the budget (WORKBENCH_STORE_BUDGET) or keep "
+                    f"fewer sites or positions."
                 )
             self._evict(self.budget_bytes - expected, spare=key)
         place = next(path for path in (self.root, *self.root.parents) if path.exists())
         free, needed = shutil.disk_usage(place).free, max(0, expected - present) + RESERVE
         if needed > free:
             raise InputError(
-                f"This capture takes {human_bytes(needed)} and the disk of {self.root} has only {human_bytes(free)}; free "
+                f"This capture takes {human_bytes(needed)} and the disk of {self.root} has only "
+                f"{human_bytes(free)}; free "
                 f"some space (`workbench cache gc`), move the cache (WORKBENCH_CACHE) or keep fewer sites or positions."
             )
 

@@ -39,7 +39,8 @@ def folders(root: Path) -> list[Path]:
 
 
 def lock(root: Path, name: str, **callbacks):
-    """The lock of one key, or of the listing (``index``); a context manager. See ``workbench.core.files.folder_lock``."""
+    """The lock of one key, or of the listing (``index``); a context manager. See
+    ``workbench.core.files.folder_lock``."""
     return folder_lock(root / "locks" / f"{name}.lock", **callbacks)
 
 

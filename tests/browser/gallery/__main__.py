@@ -1,4 +1,5 @@
-"""Take the README's pictures: ``python -m tests.browser.gallery``. The runs that are shown are made first where they are missing."""
+"""Take the README's pictures: ``python -m tests.browser.gallery``. The runs that are shown are made first where they
+are missing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The probe through its whole pipeline: known distributions give known branching factors, and every number can be recomputed with
-plain Hugging Face from the run's own tables."""
+"""The probe through its whole pipeline: known distributions give known branching factors, and every number can be
+recomputed with plain Hugging Face from the run's own tables."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ import probes
 from probes.branching_factor import STUDIES
 from probes.branching_factor import figures as drawn
 from probes.branching_factor.branching_samples import shorten
-from tests.test_scoring import slow
+from tests.engine.test_scoring import slow
 from workbench import organisms
 from workbench.core.config import build, read_toml
 from workbench.core.errors import InputError
@@ -390,7 +390,8 @@ def test_verbalised_prompts_ask_for_several_responses(run, stories):
 
 
 def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(run, stories, stories260k, tmp_path):
-    """Scores made eight times larger stand in for over-training: hardly any entropy left, and given text far less likely."""
+    """Scores made eight times larger stand in for over-training: hardly any entropy left, and given text far less
+    likely."""
     sharp = tmp_path / "sharp"
     hf = AutoModelForCausalLM.from_pretrained(stories260k)
     hf.model.norm.weight.data *= 8
@@ -546,7 +547,8 @@ def test_vllm_is_refused_with_a_sentence_where_it_is_not_installed(run, stories)
 
 @pytest.fixture
 def fake_vllm(monkeypatch, stories):
-    """vLLM's interface over our own sampler: what it was asked for is kept; `spoil` may change the token ids of a sample."""
+    """vLLM's interface over our own sampler: what it was asked for is kept; `spoil` may change the token ids of a
+    sample."""
     log = SimpleNamespace(opened=0, closed=0, memory=[], asked=[], spoil=lambda p, m, ids: ids)
 
     class LLM:
@@ -652,7 +654,7 @@ def test_the_registered_tables_are_those_of_the_design():
 
 
 def test_every_study_has_a_prepared_config():
-    folder = Path(probes.__file__).parent / "material" / "branching"
+    folder = Path(probes.__file__).parent / "branching_factor" / "material"
     studies = set()
     for file in folder.glob("*.toml"):
         config = build(get("branching-factor").config, read_toml(file))
@@ -666,7 +668,7 @@ DATA = {"resampling": "facts.jsonl", "complexity": "stories.jsonl", "hyperfitted
 
 @pytest.mark.parametrize("study", sorted(set(STUDIES) - {"none"}))
 def test_every_prepared_config_runs_on_the_data_it_names(run, study, tmp_path):
-    folder = Path(probes.__file__).parent / "material" / "branching"
+    folder = Path(probes.__file__).parent / "branching_factor" / "material"
     text = (folder / f"{study}.toml").read_text()
     data = organisms.__path__[0] + "/data/prompts.jsonl"
     if study in DATA:

@@ -152,7 +152,8 @@ def test_the_correction_leaves_one_sample_out_after_another():
 
 
 def survivors(P, M, rng):
-    """One sample in five goes on for 80 tokens without a choice, the others end after 10 tokens of four choices (methods page, 7c)."""
+    """One sample in five goes on for 80 tokens without a choice, the others end after 10 tokens of four choices
+    (methods page, 7c)."""
     long = rng.random((P, M)) < 0.2
     lengths = np.where(long, 81, 11)
     first = np.arange(81) == 0

@@ -1,4 +1,5 @@
-"""Concept depth against the official procedure done slowly, planted truths, and a model whose onsets are known by construction."""
+"""Concept depth against the official procedure done slowly, planted truths, and a model whose onsets are known by
+construction."""
 
 import json
 from math import erf
@@ -99,7 +100,8 @@ def chance_jumps(n_test, n_layers=6, draws=4000):
 
 @pytest.mark.parametrize(("n_test", "shuffles"), [(40, 60), (200, 60), (1200, 30)])
 def test_shuffled_labels_jump_as_often_as_coin_flips_do(n_test, shuffles):
-    """Probes of pure noise on shuffled labels, 6 layers, against coin flips: 0.96 at 40 test rows, 0.67 at 200, 0.05 at 1,200."""
+    """Probes of pure noise on shuffled labels, 6 layers, against coin flips: 0.96 at 40 test rows, 0.67 at 200, 0.05 at
+    1,200."""
     generator = torch.Generator().manual_seed(0)
     n = 2 * n_test
     x, rng, accuracy = torch.randn(6, n, 5, generator=generator), np.random.default_rng(0), []

@@ -1,4 +1,5 @@
-"""Both probes on the trained organism: concepts converge in the order of their difficulty, and RankMe falls before it rises."""
+"""Both probes on the trained organism: concepts converge in the order of their difficulty, and RankMe falls before it
+rises."""
 
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from workbench import organisms
 from workbench.core.context import Context
 from workbench.models.loading import load
 
-# From one word over the words of a whole story to a recalled fact that is weighed against a source: the generator's difficulty, and what it
-# says a reader must do (organisms/data/organism.json).
+# From one word over the words of a whole story to a recalled fact that is weighed against a source: the generator's
+# difficulty, and what it says a reader must do (organisms/data/organism.json).
 CONCEPTS = ("sentiment", "topic", "conflict")
 
 
@@ -31,7 +32,8 @@ def test_concepts_converge_at_layers_in_the_order_of_their_difficulty(organism):
     row = {r["dataset"]: r for r in result.tables["depth"].iter_rows(named=True)}
     for easy, hard in zip(CONCEPTS, CONCEPTS[1:]):
         assert row[easy]["converge_stable_high"] < row[hard]["converge_stable_low"], (easy, hard, row[easy], row[hard])
-    # of the resamples, the share whose curve settles at all: the last concept still rises by a few points in the last layer
+    # of the resamples, the share whose curve settles at all: the last concept still rises by a few points in the last
+    # layer
     assert all(r["peak_accuracy"] > 0.9 and r["converge_stable_share"] > 0.7 for r in row.values())
 
 

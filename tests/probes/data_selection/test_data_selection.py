@@ -1,4 +1,5 @@
-"""The probe against the slow computation: one sample at a time through plain Hugging Face, `SAE.encode`, dense numpy in float64."""
+"""The probe against the slow computation: one sample at a time through plain Hugging Face, `SAE.encode`, dense numpy in
+float64."""
 
 import json
 
@@ -23,7 +24,8 @@ PLACES = {
 def sentence(rng, topic):
     words = PLACES[topic]
     parts = [
-        f"{rng.choice(('Tom', 'Lily', 'Ben', 'Anna'))} {rng.choice(('saw', 'liked', 'found'))} the {rng.choice(words)} near the {rng.choice(words)}."
+        f"{rng.choice(('Tom', 'Lily', 'Ben', 'Anna'))} {rng.choice(('saw', 'liked', 'found'))} the "
+        f"{rng.choice(words)} near the {rng.choice(words)}."
         for _ in range(rng.integers(1, 5))
     ]
     return {"prompt": f"Tell me about the {topic}.", "response": " ".join(parts), "topic": topic}
@@ -386,7 +388,8 @@ def test_without_an_autoencoder_the_baselines_still_rank(model, material, tmp_pa
 
 @pytest.mark.parametrize("prototype", ["mean", "max"])
 def test_score_intervals_are_those_of_resampled_examples(model, stories260k, material, tmp_path, prototype):
-    """The slow way: draw examples with replacement, average their dense vectors (or take the most alike), score the whole pool again."""
+    """The slow way: draw examples with replacement, average their dense vectors (or take the most alike), score the
+    whole pool again."""
     from workbench.core.context import Context
 
     config = {
@@ -658,8 +661,8 @@ def test_the_map_holds_the_samples_asked_for(model, material, tmp_path):
 
 
 def test_on_the_organisms_pool_features_find_topics_that_no_word_gives_away(tmp_path):
-    """Eight topics whose stories share words, and the facts. What the run says of itself is checked: where features are not better than
-    a baseline, the summary names it."""
+    """Eight topics whose stories share words, and the facts. What the run says of itself is checked: where features are
+    not better than a baseline, the summary names it."""
     run = runs.execute(
         "data-selection",
         "organism",

@@ -1,4 +1,5 @@
-"""Figures of data selection: the size that the run selected, passages and densities on the cards, a map per target; tokens as HTML."""
+"""Figures of data selection: the size that the run selected, passages and densities on the cards, a map per target;
+tokens as HTML."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""What an audit of data selection found: odd pools, targets, tokenizers and trainings give the right number or one sentence."""
+"""What an audit of data selection found: odd pools, targets, tokenizers and trainings give the right number or one
+sentence."""
 
 import copy
 import json
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from probes.data_selection import rankings, samples
-from tests.test_data_selection import execute, material, model, read, sentence, write  # noqa: F401
-from tests.test_train_sae import short
+from tests.probes.data_selection.test_data_selection import execute, material, model, read, sentence, write  # noqa: F401
+from tests.sae.test_train_sae import short
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table
 from workbench.models.loading import load
@@ -186,7 +187,9 @@ def test_a_short_response_is_found_where_the_chat_template_puts_it(stories260k, 
 def test_a_batchtopk_autoencoder_keeps_its_threshold_where_activations_are_scaled(model, tmp_path):  # noqa: F811
     """mlp_out has a norm far from √d: folded without the threshold, a third of the features was left."""
     rng = np.random.default_rng(0)
-    words = "the a little big dog cat ball tree park sun mom dad Tom Lily ran saw liked found sat played and with near".split()
+    words = (
+        "the a little big dog cat ball tree park sun mom dad Tom Lily ran saw liked found sat played and with near"
+    ).split()
     ids = windows(model, [" ".join(rng.choice(words, rng.integers(8, 24))) + "." for _ in range(120)], 64)
     options = {"site": "mlp_out.1", "k": 8, "tokens": 128 * 400, "lr": 3e-3}
     report = train(model, ids, tmp_path / "batchtopk", short(architecture="batchtopk", **options))

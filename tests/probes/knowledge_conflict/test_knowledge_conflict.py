@@ -46,7 +46,8 @@ def effects_of(run):
 
 @pytest.mark.parametrize("variant, truth", [("direct", "direct"), ("direct_mlp", "direct"), ("total", "total")])
 def test_every_head_of_the_circuit_gets_its_planted_effect(circuit, measured, variant, truth):
-    """2 × heads table of the method page, section 7, exact to 1e-5; the circuit has no MLPs, so direct_mlp equals direct."""
+    """2 × heads table of the method page, section 7, exact to 1e-5; the circuit has no MLPs, so direct_mlp equals
+    direct."""
     found = effects_of(measured(variant))
     for head, expected in circuit[2][truth].items():
         assert found[head] == pytest.approx(expected, abs=1e-5), head
@@ -112,7 +113,8 @@ def test_flow_shows_the_layer_that_reads_the_context(measured):
         for s, w, m, c in flow.select("source", "window_start", "delta_memory", "delta_context").iter_rows()
     }
     assert value[("attribute_context", 1)][1] < -0.3 and value[("attribute_context", 1)][0] > 0.1
-    # without one mention of the subject the memory head reads the other, and only head 1.2 loses a third of what it looks at
+    # without one mention of the subject the memory head reads the other, and only head 1.2 loses a third of what it
+    # looks at
     assert value[("subject_question", 1)][0] < -0.02 and value[("subject_question", 1)] == pytest.approx(
         value[("subject_context", 1)], abs=1e-5
     )
@@ -123,7 +125,8 @@ def test_flow_shows_the_layer_that_reads_the_context(measured):
 
 
 def test_inputs_are_enough_to_recompute_an_importance_with_plain_transformers(circuit, measured):
-    """One forward pass of the eager Hugging Face model per prompt, with the head's slice put in by a hook: the total effect."""
+    """One forward pass of the eager Hugging Face model per prompt, with the head's slice put in by a hook: the total
+    effect."""
     _, place, _ = circuit
     run = measured("total")
     hf = AutoModelForCausalLM.from_pretrained(place, attn_implementation="eager").eval()

@@ -1,4 +1,5 @@
-"""The files of the knowledge-conflict probe: rows that cannot be used, items that are skipped, corrupted prompts, splits."""
+"""The files of the knowledge-conflict probe: rows that cannot be used, items that are skipped, corrupted prompts,
+splits."""
 
 import json
 
@@ -131,7 +132,8 @@ def test_items_whose_true_answer_stands_in_the_prompt_are_skipped_and_counted(ci
 
 
 def test_names_of_a_corrupted_prompt_are_of_the_same_relation(circuit, tmp_path):
-    """Words of the circuit's vocabulary in two relations; the third has one item, whose names must come from elsewhere, which is said."""
+    """Words of the circuit's vocabulary in two relations; the third has one item, whose names must come from elsewhere,
+    which is said."""
     from probes.knowledge_conflict.items import FOREIGN, build_items
 
     model, place, _ = circuit

@@ -1,6 +1,8 @@
-"""The headline of the knowledge-conflict probe on the organism: without its context heads it answers from memory, and still knows its facts.
+"""The headline of the knowledge-conflict probe on the organism: without its context heads it answers from memory, and
+still knows its facts.
 
-The other way does not work on this model, and the probe says so: no few heads carry memory's side, because facts are recalled by many.
+The other way does not work on this model, and the probe says so: no few heads carry memory's side, because facts are
+recalled by many.
 """
 
 import pytest
@@ -13,7 +15,8 @@ TWENTY_POINTS, TWO_POINTS = 0.20, 0.02
 
 @pytest.mark.slow
 def test_pruning_context_heads_brings_the_memory_answer_and_no_gain_is_claimed_where_there_is_none(tmp_path):
-    """Heads from the find split, k from validation, rates on subjects that neither has seen; random heads of the same layers beside them."""
+    """Heads from the find split, k from validation, rates on subjects that neither has seen; random heads of the same
+    layers beside them."""
     (tmp_path / "neutral.txt").write_text(
         "The mayor walked home after the long meeting.\n"
     )  # the perplexity of every pruned model is not the headline

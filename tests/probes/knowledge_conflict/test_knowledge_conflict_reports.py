@@ -1,4 +1,5 @@
-"""What a run of the knowledge-conflict probe reports and warns of: kinds of conflicts, few items, the choice of k, gains that are not shown."""
+"""What a run of the knowledge-conflict probe reports and warns of: kinds of conflicts, few items, the choice of k,
+gains that are not shown."""
 
 import polars as pl
 import pytest
@@ -16,8 +17,8 @@ def circuit(_circuits):
 
 @pytest.fixture(scope="module")
 def reported(circuit, tmp_path_factory):
-    """One run on the circuit's items, of three sources and two relations, some of which name the subject once only; with too large k and
-    too many random draws."""
+    """One run on the circuit's items, of three sources and two relations, some of which name the subject once only;
+    with too large k and too many random draws."""
     model, place, _ = circuit
     rows = circuit_rows(place)
     for n, row in enumerate(rows):

@@ -113,7 +113,8 @@ def test_too_few_samples_have_no_alpha_but_its_reason(stories, texts):
     row = result.tables["layers"].row(0, named=True)
     assert row["alpha"] is None and row["alpha_r2"] is None and "needs 100 eigenvalues" in row["alpha_missing"]
     assert row["rankme"] > 1 and [w for w in context.warnings if "no alpha" in w] == [
-        "There is no alpha: the fit needs 100 eigenvalues and there are at most 39 (40 texts, width 64); give a shorter fit_range or more texts."
+        "There is no alpha: the fit needs 100 eigenvalues and there are at most 39 (40 texts, width 64); give "
+        "a shorter fit_range or more texts."
     ]
 
 
@@ -147,7 +148,8 @@ def test_concept_depth_and_geometry_share_one_capture(stories, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples():
-    """Peak memory of a process at 800 and at 6,400 samples of width 768: what grows is less than half of the features in float32."""
+    """Peak memory of a process at 800 and at 6,400 samples of width 768: what grows is less than half of the features
+    in float32."""
     assert memory_growth() < 8
 
 
@@ -237,7 +239,8 @@ def test_multiple_choice_is_scored_as_summed_log_probabilities(stories, texts, t
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory, stories):
-    """Six checkpoints: the final norm's weights squeezed onto few channels and released again, so RankMe falls and rises."""
+    """Six checkpoints: the final norm's weights squeezed onto few channels and released again, so RankMe falls and
+    rises."""
     root = tmp_path_factory.mktemp("training")
     hf = AutoModelForCausalLM.from_pretrained(shared("models/stories260k"))
     original = hf.model.norm.weight.detach().clone()
@@ -364,8 +367,8 @@ def test_revisions_of_a_hub_model_are_found_in_the_cache_without_a_network(train
 
 
 def test_a_linear_model_with_skewed_classes_falls_rises_and_falls():
-    """The paper's toy (§3.3): logits W θ x, cross-entropy, more classes than dimensions; with balanced classes and as many dimensions
-    as classes the rank only grows."""
+    """The paper's toy (§3.3): logits W θ x, cross-entropy, more classes than dimensions; with balanced classes and as
+    many dimensions as classes the rank only grows."""
 
     def course(frequencies, width, steps=4000):
         rng = np.random.default_rng(0)

@@ -58,7 +58,8 @@ def test_what_is_prefilled_in_blocks_leaves_the_keys_of_whole_prompts(case, fron
 
 
 def test_prompts_that_share_beginnings_are_answered_as_alone(case):
-    """Also where they begin one after the other in the same memory and all go on together afterwards, as in the probe."""
+    """Also where they begin one after the other in the same memory and all go on together afterwards, as in the
+    probe."""
     model, hf = case
     trials, seen, how = grid(), [], {"max_new_tokens": 3, "stops": lambda _t: False}
     shared = Haystack(model, TEXT[: max(t.shared for t in trials)])

@@ -1,4 +1,5 @@
-"""The retrieval probe when things go wrong: killed, out of memory, one needle left, tokenizers that lack things, bad input."""
+"""The retrieval probe when things go wrong: killed, out of memory, one needle left, tokenizers that lack things, bad
+input."""
 
 import json
 import os
@@ -24,7 +25,7 @@ from workbench.runs.checks import CHECKS, check_probe
 from workbench.runs.execution import execute, prepare
 from workbench.runs.folder import open_run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,8 @@ def test_intervals_resample_the_trials_when_those_that_count_are_all_of_one_need
 
 
 def test_a_run_whose_only_recalled_needle_is_one_of_two_says_so(organism, tmp_path):
-    """The second needle is never asked for: its trials are dropped, and the first needle's are what is resampled and masked."""
+    """The second needle is never asked for: its trials are dropped, and the first needle's are what is resampled and
+    masked."""
     rows = [json.loads(line) for line in retrieval_heads._own_needles("organism").read_text().splitlines()[:2]]
     (tmp_path / "n.jsonl").write_text(
         "".join(json.dumps(r) + "\n" for r in rows[:1]) + json.dumps(rows[1] | {"question": "Who?"}) + "\n"
@@ -364,7 +366,8 @@ def test_a_model_without_bos_end_or_padding_token_runs(tmp_path):
     assert model.bos_id is None and model.eos_id is None and model.tokenizer.pad_token_id is None
     (tmp_path / "h.txt").write_text("the dog sat on a red mat . " * 12)
     (tmp_path / "n.csv").write_text(
-        "needle,question,answer\nit is in the park by an old tree .,Where is it ?,in the park by an old tree\nit is near a tree .,Where is it ?,near a tree\n"
+        "needle,question,answer\nit is in the park by an old tree .,Where is it ?,in the park by an old "
+        "tree\nit is near a tree .,Where is it ?,near a tree\n"
     )
     run = execute(
         "retrieval-heads",

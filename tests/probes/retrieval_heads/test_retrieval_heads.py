@@ -1,4 +1,5 @@
-"""The retrieval probe against the official algorithm, written out: eager decoding, a Python loop over layers and heads."""
+"""The retrieval probe against the official algorithm, written out: eager decoding, a Python loop over layers and
+heads."""
 
 import json
 
@@ -217,7 +218,8 @@ def test_zero_and_uniform_masking_differ():
 
 
 def test_masking_the_prompt_too_is_another_experiment():
-    """The previous-token twins: masking both while the prompt is read breaks the copy, masking them while decoding does not."""
+    """The previous-token twins: masking both while the prompt is read breaks the copy, masking them while decoding does
+    not."""
     from probes.retrieval_heads.speculative_decoding import greedy_steps
     from workbench.engine.edits import HeadAblation, apply
     from workbench.engine.kv_cache import feed

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "probes" / "material" / "retrieval"
-HAYSTACK = (FOLDER / "haystack.txt").read_text(encoding="utf-8")
-ROWS = [json.loads(line) for line in (FOLDER / "needles.jsonl").read_text(encoding="utf-8").splitlines()]
+FOLDER = Path(__file__).resolve().parents[3] / "probes"
+HAYSTACK = (FOLDER / "essays.txt").read_text(encoding="utf-8")
+ROWS = [
+    json.loads(line)
+    for line in (FOLDER / "retrieval_heads" / "material" / "needles.jsonl").read_text(encoding="utf-8").splitlines()
+]
 STOP = set(
     "a an and are as at because been before between by did do does every for from has he her his how in inside into "
     "is it its must of on or past she some that the their this to towards under until up was way what where which "

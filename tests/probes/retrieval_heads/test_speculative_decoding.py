@@ -130,7 +130,8 @@ def test_pasts_of_different_lengths_go_on_together(case):
 
 
 def test_continuations_begun_apart_go_on_together(case):
-    """Each after its own first pass, with guesses right, wrong and complete, spans of different widths, and one row done before."""
+    """Each after its own first pass, with guesses right, wrong and complete, spans of different widths, and one row
+    done before."""
     model, reference = case
     how = {"max_new_tokens": N, "stops": lambda t: t == reference[0][0][1]}
     until = [tokens.index(reference[0][0][1]) + 1 if reference[0][0][1] in tokens else N for tokens, *_ in reference]
@@ -156,7 +157,8 @@ def test_decoding_stops_where_it_should(case):
 
 @pytest.mark.parametrize("how", ["zero", "uniform"])
 def test_masked_decoding_equals_masked_full_passes(how):
-    """Edits from the last prompt token on, keys and values of the prompt untouched: written out as a two-phase cache loop."""
+    """Edits from the last prompt token on, keys and values of the prompt untouched: written out as a two-phase cache
+    loop."""
     from transformers import DynamicCache
 
     model = wrap(build("llama"), name="llama")
