@@ -102,12 +102,11 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
 def pattern_figure(name, opened: Opened, ids, layer: int, head: int, switches: Switches):
     import plotly.graph_objects as go
 
-    from workbench.figures import dressed
+    from workbench.figures import dressed, traces
     from workbench.figures import style as theme
-    from workbench.figures import traces as parts
 
     weights = cached.pattern(name, ids, layer, head, switches, opened)
-    texts = [parts.safe(styling.token(t)) for t in opened.model.token_strings(ids)]
+    texts = [traces.safe(styling.token(t)) for t in opened.model.token_strings(ids)]
     names = [f"{i} {t}" for i, t in enumerate(texts)]
     mode = styling.mode()
     scale = theme.scale(theme.SEQUENTIAL if mode == "light" else theme.SEQUENTIAL_DARK)

@@ -12,7 +12,7 @@ import polars as pl
 from workbench.core.config import nearest
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
+from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, shorten, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 from workbench.figures.text_table import word_table
@@ -56,7 +56,7 @@ def prompts(run: Any) -> go.Figure:
         at = np.array([order.index(p) for p in part["prompt"]]) + (j - (len(conditions) - 1) / 2) * min(
             0.25, 0.8 / len(conditions)
         )
-        parts.add_spots(
+        traces.add_spots(
             fig,
             0,
             numbers(part, "bf"),
@@ -67,7 +67,7 @@ def prompts(run: Any) -> go.Figure:
             style=style,
             labels=[names[p] for p in part["prompt"]],
         )
-    parts.add_rule(fig, 0, x=1, dash="dot")
+    traces.add_rule(fig, 0, x=1, dash="dot")
     y_axis(fig, 0).range = [len(order) - 0.5, -0.5]
     _maybe_log(fig, numbers(frame, "bf"), which="x")
     return dressed(fig)
@@ -90,7 +90,7 @@ def conditions(run: Any) -> go.Figure:
     )
     for j, (name, style) in enumerate(_looks(names).items()):
         part = frame.filter(pl.col("condition") == name)
-        parts.add_spots(
+        traces.add_spots(
             fig,
             0,
             numbers(part, "bf"),
@@ -102,7 +102,7 @@ def conditions(run: Any) -> go.Figure:
             labels=[name],
             legend=False,
         )
-    parts.add_rule(fig, 0, x=1, dash="dot")
+    traces.add_rule(fig, 0, x=1, dash="dot")
     y_axis(fig, 0).range = [len(names) - 0.5, -0.5]
     _maybe_log(fig, np.concatenate([numbers(frame, "bf"), numbers(frame, "ci_high")]), which="x")
     return dressed(fig)
@@ -122,7 +122,7 @@ def ratio(run: Any) -> go.Figure:
         n=f"{frame['prompts'].max()} prompts" if "prompts" in frame.columns else None,
     )
     values = numbers(frame, "ratio")
-    parts.add_bars(
+    traces.add_bars(
         fig,
         0,
         np.arange(len(names)),
@@ -136,7 +136,7 @@ def ratio(run: Any) -> go.Figure:
         width=0.55,
         labels=names,
     )
-    parts.add_rule(fig, 0, x=1, dash="dash")
+    traces.add_rule(fig, 0, x=1, dash="dash")
     y_axis(fig, 0).range = [len(names) - 0.4, -0.6]
     top = np.nanmax(np.concatenate([values, numbers(frame, "ratio_high"), [1.0]]))
     fig.layout.xaxis.range = [0, 1.06 * top]
@@ -163,7 +163,7 @@ def entropy(run: Any) -> go.Figure:
     )
     for name, style in _looks(names[:7]).items():
         part = numbers(frame.filter(pl.col("condition") == name), column)
-        parts.add_histogram(fig, 0, part, edges=edges, name=name, style=style)
+        traces.add_histogram(fig, 0, part, edges=edges, name=name, style=style)
     return dressed(fig)
 
 
@@ -181,7 +181,7 @@ def enough(run: Any) -> go.Figure:
     )
     for name, style in _looks(names[:7]).items():
         part = frame.filter(pl.col("condition") == name).sort("samples")
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(part, "samples"),
@@ -216,7 +216,7 @@ def complexity(run: Any) -> go.Figure:
             .with_columns(at=pl.when(pl.col("level") < 0).then(counted + 1).otherwise(pl.col("level")))
             .sort("at")
         )
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(part, "at"),
@@ -231,7 +231,7 @@ def complexity(run: Any) -> go.Figure:
         levels = sorted(level for level in frame["level"].unique() if level >= 0)
         x_axis(fig, 0).update(tickmode="array", tickvals=[*levels, counted + 1], ticktext=[*map(str, levels), "all"])
     else:
-        parts.whole_numbers(x_axis(fig, 0), numbers(frame, "level"))
+        traces.whole_numbers(x_axis(fig, 0), numbers(frame, "level"))
     return dressed(fig)
 
 
@@ -252,7 +252,7 @@ def impact(run: Any) -> go.Figure:
         interval="95 % bootstrap over prompts and samples",
         n=_size(run),
     )
-    parts.add_bars(
+    traces.add_bars(
         fig,
         0,
         np.arange(frame.height),
@@ -296,7 +296,7 @@ def nudging(run: Any) -> go.Figure:
             look = theme.Style(style.colour, dash or style.dash, "diamond" if dash else style.symbol)
             x = np.array([0.0, 1.0]) + (0.04 * (models.index(name) - (len(models) - 1) / 2) if not dash else 0.04)
             whose = "its own opening" if dash else f"the opening of {models[-1]}"
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 0,
                 x,
@@ -308,7 +308,7 @@ def nudging(run: Any) -> go.Figure:
                 hover="%{y:.4g}",
             )
     x_axis(fig, 0).range = [-0.35, 1.35]
-    parts.add_rule(fig, 0, y=1, dash="dot")
+    traces.add_rule(fig, 0, y=1, dash="dot")
     return dressed(fig)
 
 
@@ -337,7 +337,7 @@ def signature(run: Any) -> go.Figure:
         row = frame.filter(pl.col("condition") == name)
         at = np.arange(len(kinds)) + (j - (len(names) - 1) / 2) * min(0.25, 0.8 / len(names))
         side = lambda which, row=row: [numbers(row, f"{key}{which}")[0] for key in kinds]  # noqa: E731
-        parts.add_spots(
+        traces.add_spots(
             fig,
             0,
             side(""),
@@ -348,7 +348,7 @@ def signature(run: Any) -> go.Figure:
             style=style,
             labels=list(kinds.values()),
         )
-    parts.add_rule(fig, 0, x=0, dash="dot")
+    traces.add_rule(fig, 0, x=0, dash="dot")
     y_axis(fig, 0).range = [len(kinds) - 0.5, -0.5]
     return dressed(fig)
 
@@ -375,7 +375,7 @@ def verbalised(run: Any) -> go.Figure:
         (("distinct_direct", "direct"), ("distinct_verbalised", "verbalised")),
         theme.sequence(["direct", "verbalised"]).values(),
     ):
-        parts.add_spots(
+        traces.add_spots(
             fig,
             0,
             numbers(frame, column),
@@ -405,7 +405,7 @@ def resampling(run: Any) -> go.Figure:
     )
     more = "baseline" in frame.columns
     if more:  # outputs that end early cannot be cut late: each position has the outputs that reach it
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(frame, "position"),
@@ -414,7 +414,7 @@ def resampling(run: Any) -> go.Figure:
             style=theme.Style(theme.NEUTRAL, "dash", "square"),
             hover="%{x} tokens kept: %{y:.1%}",
         )
-    parts.add_curve(
+    traces.add_curve(
         fig,
         0,
         numbers(frame, "position"),
@@ -426,7 +426,7 @@ def resampling(run: Any) -> go.Figure:
         high=numbers(frame, "ci_high"),
         hover="%{x} tokens kept: %{y:.1%}",
     )
-    parts.level_axis(fig, 0)
+    traces.level_axis(fig, 0)
     y_axis(fig, 0).tickformat = ".0%"
     return dressed(fig)
 
@@ -556,7 +556,7 @@ def _positions(frame: pl.DataFrame, title: str, n: str | None = None) -> go.Figu
             low, high = {"bf_prefix": ("ci_low", "ci_high"), "bf_window": ("window_low", "window_high")}.get(
                 column, (None, None)
             )
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 numbers(part, "position"),
@@ -570,9 +570,9 @@ def _positions(frame: pl.DataFrame, title: str, n: str | None = None) -> go.Figu
                 hover="position %{x}: %{y:.3g}",
             )
         if column == "alive":
-            parts.level_axis(fig, i)
+            traces.level_axis(fig, i)
         elif np.nanmax(np.concatenate(values)) > 12:
-            parts.log_axis(y_axis(fig, i), np.concatenate(values))
+            traces.log_axis(y_axis(fig, i), np.concatenate(values))
     return dressed(fig)
 
 
@@ -616,4 +616,4 @@ def _prompt_text(run: Any, prompt: Any, condition: str) -> str:
 def _maybe_log(fig: go.Figure, values: np.ndarray, *, which: str) -> None:
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() / values.min() > 12:
-        parts.log_axis(x_axis(fig, 0) if which == "x" else y_axis(fig, 0), values)
+        traces.log_axis(x_axis(fig, 0) if which == "x" else y_axis(fig, 0), values)

@@ -11,7 +11,7 @@ import polars as pl
 
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
+from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 
@@ -53,7 +53,7 @@ def curves(run: Any) -> go.Figure:
             if part.is_empty():
                 continue
             x, y = numbers(part, "layer"), numbers(part, "accuracy")
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 x,
@@ -74,14 +74,14 @@ def curves(run: Any) -> go.Figure:
                         continue
                     layer = round(depth * n_layers)
                     label, symbol = POINTS[key]
-                    parts.add_points(
+                    traces.add_points(
                         fig,
                         i,
                         [layer],
                         y[x == layer][:1],
                         name=name,
                         style=theme.Style(style.colour, "solid", symbol),
-                        hover=[f"{parts.safe(name)}: {label} at layer {layer}"],
+                        hover=[f"{traces.safe(name)}: {label} at layer {layer}"],
                         legend=False,
                         opacity=1,
                         large=True,
@@ -119,7 +119,7 @@ def concept_map(run: Any) -> go.Figure:
         note="Concepts are ordered by the layer at which they reach nine tenths of their gain.",
     )
     ends = (min(0.5, float(numbers(frame, "accuracy").min())), 1.0)
-    parts.colour_scale(fig, ends, "probe accuracy")
+    traces.colour_scale(fig, ends, "probe accuracy")
     for i, condition in enumerate(conditions):
         values = np.full((len(names), len(layers)), np.nan)
         for name, layer, accuracy in (
@@ -128,10 +128,10 @@ def concept_map(run: Any) -> go.Figure:
             values[names.index(name), layer] = np.nan if accuracy is None else accuracy
         row, column = np.indices(values.shape)
         custom = np.empty((*values.shape, 3), dtype=object)
-        custom[..., 0] = np.array([parts.safe(n) for n in names], dtype=object)[row]
+        custom[..., 0] = np.array([traces.safe(n) for n in names], dtype=object)[row]
         custom[..., 1], custom[..., 2] = column, values
         labels = np.vectorize(lambda v: f"{v:.2f}".lstrip("0") if np.isfinite(v) else "")(values)
-        parts.add_cells(
+        traces.add_cells(
             fig,
             i,
             values,
@@ -168,7 +168,7 @@ def points(run: Any) -> go.Figure:
         at = np.array([rows.index(d) for d in here["dataset"]])
         for j, (key, style) in enumerate(theme.sequence(shown).items()):
             label, symbol = POINTS[key]
-            parts.add_spots(
+            traces.add_spots(
                 fig,
                 i,
                 numbers(here, key),
@@ -201,7 +201,7 @@ def selectivity(run: Any) -> go.Figure:
     )
     for name, style in theme.sequence(frame["dataset"].unique(maintain_order=True).to_list()).items():
         part = frame.filter(pl.col("dataset") == name).sort("layer")
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(part, "layer"),
@@ -210,7 +210,7 @@ def selectivity(run: Any) -> go.Figure:
             style=style,
             hover="layer %{x}: %{y:.3f}",
         )
-    parts.add_rule(fig, 0, y=0, dash="dot")
+    traces.add_rule(fig, 0, y=0, dash="dot")
     return dressed(fig)
 
 
@@ -237,7 +237,7 @@ def conditions(run: Any) -> go.Figure:
             part = frame.filter((pl.col("dataset") == concept) & (pl.col("condition") == name)).sort("layer")
             if part.is_empty():
                 continue
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 numbers(part, "layer"),
@@ -294,7 +294,7 @@ def causal(run: Any) -> go.Figure:
             ("probe direction", probe, own, ("separation_low", "separation_high")),
         ):
             if not data.is_empty():
-                parts.add_curve(
+                traces.add_curve(
                     fig,
                     i,
                     numbers(data, "layer"),
@@ -308,7 +308,7 @@ def causal(run: Any) -> go.Figure:
                 )
         base = here.filter(pl.col("direction") == "none")
         if not base.is_empty():
-            parts.add_rule(fig, i, y=float(base["separation"][0]), dash="dot")
+            traces.add_rule(fig, i, y=float(base["separation"][0]), dash="dot")
         layers = sorted(set(here.filter(pl.col("layer") >= 0)["layer"].to_list()))
         if layers:
             x_axis(fig, i).range = [min(layers) - 0.5, max(layers) + 0.5]
@@ -327,10 +327,10 @@ def path(run: Any) -> go.Figure:
         x="C (inverse penalty)",
         y="accuracy of the best layer",
     )
-    parts.log_axis(x_axis(fig, 0), numbers(best, "c"))
+    traces.log_axis(x_axis(fig, 0), numbers(best, "c"))
     for name, style in theme.sequence(best["dataset"].unique(maintain_order=True).to_list()).items():
         part = best.filter(pl.col("dataset") == name)
-        parts.add_curve(fig, 0, numbers(part, "c"), numbers(part, "accuracy"), name=name, style=style)
+        traces.add_curve(fig, 0, numbers(part, "c"), numbers(part, "accuracy"), name=name, style=style)
     return dressed(fig)
 
 
@@ -359,7 +359,7 @@ def compare(runs: Sequence[Any]) -> go.Figure:
             if part.is_empty():
                 continue
             depth = numbers(part, "layer") / (int(frame["layer"].max()) + 1)
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 depth,
@@ -415,7 +415,7 @@ def _control(fig: go.Figure, i: int, frame: pl.DataFrame) -> None:
         .sort("layer")
     )
     if not control.is_empty():
-        parts.add_curve(
+        traces.add_curve(
             fig,
             i,
             numbers(control, "layer"),

@@ -39,15 +39,14 @@ from probes.data_selection.samples import (
     TOKENS,
     Samples,
     labels_of,
-    read_samples,
     target_files,
-    texts,
     tokenize,
 )
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes
 from workbench.core.registry import DataSpec, option, probe
+from workbench.core.sample_tables import read_samples, texts
 from workbench.organisms.material import shipped_sae
 
 if TYPE_CHECKING:

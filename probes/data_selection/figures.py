@@ -9,11 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.representation_geometry.figures import map_figure
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
+from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
+from workbench.figures.point_map import map_figure
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 from workbench.figures.text_table import word_table
 
@@ -35,7 +35,7 @@ def scores(run: Any) -> go.Figure:
     targets = frame["target"].unique(maintain_order=True).to_list()
     cuts = {t: frame.filter((pl.col("target") == t) & pl.col("selected"))["score"].min() for t in targets}
     many = len(targets) > 2  # no room for words in the panels
-    names = [f"{t}, cut {parts.number(cuts[t])}" if many and cuts[t] is not None else str(t) for t in targets]
+    names = [f"{t}, cut {traces.number(cuts[t])}" if many and cuts[t] is not None else str(t) for t in targets]
     fig = sheet(
         names if len(targets) > 1 else [""],
         title=f"Similarity of the pool to the target, {model_name(run)}",
@@ -75,8 +75,8 @@ def scores(run: Any) -> go.Figure:
         if not chosen.is_empty():
             cut = float(numbers(chosen, "score").min())
             where = "right" if cut < (edges[0] + edges[-1]) / 2 else "left"
-            text = "" if many else f"cut {parts.number(cut)}: {chosen.height} rows ({chosen.height / part.height:.1%})"
-            parts.add_rule(fig, i, x=cut, text=text, where=where)
+            text = "" if many else f"cut {traces.number(cut)}: {chosen.height} rows ({chosen.height / part.height:.1%})"
+            traces.add_rule(fig, i, x=cut, text=text, where=where)
         pad = 0.03 * (edges[-1] - edges[0])
         x_axis(fig, i).range = [edges[0] - pad, edges[-1] + pad]
         y_axis(fig, i).tickformat = ".0%"
@@ -128,7 +128,7 @@ def precision(run: Any) -> go.Figure:
                 continue
             ends = {"low": numbers(part, "ci_low"), "high": numbers(part, "ci_high")}
             if len(ratios) > 1:
-                parts.add_curve(
+                traces.add_curve(
                     fig,
                     i,
                     numbers(part, "ratio"),
@@ -140,7 +140,7 @@ def precision(run: Any) -> go.Figure:
                     **ends,
                 )
             else:
-                parts.add_spots(
+                traces.add_spots(
                     fig,
                     i,
                     numbers(part, "precision"),
@@ -160,7 +160,7 @@ def precision(run: Any) -> go.Figure:
         else:
             y_axis(fig, i).range = [len(methods) - 0.5, -0.5]
         if base is not None:
-            parts.add_rule(fig, i, dash="dot", **({"y": base} if len(ratios) > 1 else {"x": base}))
+            traces.add_rule(fig, i, dash="dot", **({"y": base} if len(ratios) > 1 else {"x": base}))
     return dressed(fig)
 
 
@@ -188,7 +188,7 @@ def overlap(run: Any) -> go.Figure:
         + expected
         + (f" Mean over {count} targets." if count > 4 else ""),
     )
-    parts.colour_scale(fig, (0.0, 1.0), "shared share")
+    traces.colour_scale(fig, (0.0, 1.0), "shared share")
     for i, target in enumerate(targets):
         values = np.full((len(names), len(names)), np.nan)
         np.fill_diagonal(values, 1.0)
@@ -197,9 +197,9 @@ def overlap(run: Any) -> go.Figure:
         custom = np.empty((*values.shape, 3), dtype=object)
         for r, a in enumerate(names):
             for c, b in enumerate(names):
-                custom[r, c] = [parts.safe(_method(a)), parts.safe(_method(b)), values[r, c]]
+                custom[r, c] = [traces.safe(_method(a)), traces.safe(_method(b)), values[r, c]]
         labels = np.vectorize(lambda v: f"{v:.2f}".replace("0.", ".") if np.isfinite(v) else "")(values)
-        parts.add_cells(
+        traces.add_cells(
             fig,
             i,
             values,
@@ -236,13 +236,13 @@ def feature_map(run: Any) -> go.Figure:
         cells=(len(targets), len(chosen)),
         note=f"The {each} features with the largest weight for each target; grey: not among a target's features.",
     )
-    ends = parts.limits(values)
-    parts.colour_scale(fig, ends, "weight")
+    ends = traces.limits(values)
+    traces.colour_scale(fig, ends, "weight")
     custom = np.empty((*values.shape, 3), dtype=object)
     for r, t in enumerate(targets):
         for c, f in enumerate(chosen):
-            custom[r, c] = [parts.safe(t), f, values[r, c]]
-    parts.add_cells(
+            custom[r, c] = [traces.safe(t), f, values[r, c]]
+    traces.add_cells(
         fig,
         0,
         values,
@@ -274,7 +274,7 @@ def features(run: Any) -> go.Figure:
         note="Feature number" + (" and the tokens on which it is strongest" if named else "") + ".",
     )
     for i, (top, names) in enumerate(zip(tops, labels)):
-        parts.add_bars(
+        traces.add_bars(
             fig,
             i,
             np.arange(top.height),
@@ -311,7 +311,7 @@ def cards(run: Any) -> go.Figure:
             words = ", ".join(str(t).strip() for t in (promoted.get(feature) or [])[:4])
             fires = f"{density[feature]:.2%}" if density.get(feature) is not None else ""
             first = (
-                [feature, parts.number(weight), *([fires] if density else [])]
+                [feature, traces.number(weight), *([fires] if density else [])]
                 if i == 0
                 else [""] * (3 if density else 2)
             )
@@ -349,7 +349,7 @@ def lengths(run: Any) -> go.Figure:
         for j, method in enumerate(methods):
             part = here.filter(pl.col("method") == method)
             if not part.is_empty():
-                parts.add_spots(
+                traces.add_spots(
                     fig,
                     i,
                     numbers(part, "mean")[:1],
@@ -363,7 +363,7 @@ def lengths(run: Any) -> go.Figure:
                 )
         for column, dash in (("target_mean", "dash"), ("pool_mean", "dot")):
             if column in here.columns and here[column][0] is not None:
-                parts.add_rule(fig, i, x=float(here[column][0]), dash=dash)
+                traces.add_rule(fig, i, x=float(here[column][0]), dash=dash)
         y_axis(fig, i).range = [len(methods) - 0.5, -0.5]
         every = np.concatenate([numbers(frame, c) for c in ("mean", "target_mean", "pool_mean")])
         x_axis(fig, i).range = [0, 1.08 * float(np.nanmax(every))]
@@ -399,7 +399,7 @@ def overlap_by_ratio(run: Any) -> go.Figure:
         here = frame.filter(pl.col("target") == target).sort("ratio")
         for method in methods:
             part = here.filter(pl.col("method_b") == method)
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 numbers(part, "ratio"),
@@ -410,7 +410,7 @@ def overlap_by_ratio(run: Any) -> go.Figure:
                 hover="%{x:.1%} selected: %{y:.1%}",
             )
         chance = here.unique("ratio", keep="first").sort("ratio")
-        parts.add_curve(
+        traces.add_curve(
             fig,
             i,
             numbers(chance, "ratio"),
@@ -468,7 +468,7 @@ def quality(run: Any) -> go.Figure:
 
     def word(column: str, value: Any) -> str:
         if isinstance(value, float):
-            return f"{value:.1%}" if column in shares and np.isfinite(value) else parts.number(value)
+            return f"{value:.1%}" if column in shares and np.isfinite(value) else traces.number(value)
         return "n/a" if value is None else str(value)
 
     rows = [[word(c, v) for c, v in zip(columns, row)] for row in frame.select(columns).iter_rows()]

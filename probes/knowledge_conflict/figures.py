@@ -8,9 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from workbench.figures import heads
+from workbench.figures import heads, traces
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers, summary_value
 from workbench.figures.text_table import word_table
@@ -68,7 +67,7 @@ def roles(run: Any) -> go.Figure:
         if part.is_empty():
             continue
         rows = part.select("layer", "head", "memory_importance", "context_importance").iter_rows()
-        parts.add_points(
+        traces.add_points(
             fig,
             0,
             numbers(part, "memory_importance"),
@@ -79,8 +78,8 @@ def roles(run: Any) -> go.Figure:
             custom=part.select("layer", "head").to_numpy(),
             opacity=0.5 if kind == "other" else 0.9,
         )
-    parts.add_rule(fig, 0, x=0, dash="dot")
-    parts.add_rule(fig, 0, y=0, dash="dot")
+    traces.add_rule(fig, 0, x=0, dash="dot")
+    traces.add_rule(fig, 0, y=0, dash="dot")
     return dressed(fig)
 
 
@@ -100,7 +99,7 @@ def layer_profile(run: Any) -> go.Figure:
         n=_items(run),
     )
     for kind, style in KINDS:
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(layers, "layer"),
@@ -137,7 +136,7 @@ def flow(run: Any) -> go.Figure:
         for kind, style in KINDS:
             ends = [f"{kind}_low", f"{kind}_high"]
             banded = set(ends) <= set(part.columns)
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 numbers(part, "window_start"),
@@ -149,7 +148,7 @@ def flow(run: Any) -> go.Figure:
                 high=numbers(part, ends[1]) if banded else None,
                 hover="layers from %{x}: %{y:+.3f}",
             )
-        parts.add_rule(fig, i, y=0, dash="dot")
+        traces.add_rule(fig, i, y=0, dash="dot")
     return dressed(fig)
 
 
@@ -188,7 +187,7 @@ def pruning(run: Any) -> go.Figure:
                     k, y, low, high = _from_unpruned(unpruned, column, (k, y, low, high), f"{kind}_low", f"{kind}_high")
                 look = style if group == "top" else theme.Style(style.colour, "dash", f"{style.symbol}-open")
                 name = f"{kind} answers" if group == "top" else f"{kind} answers, random heads"
-                parts.add_curve(
+                traces.add_curve(
                     fig,
                     i,
                     k,
@@ -200,8 +199,8 @@ def pruning(run: Any) -> go.Figure:
                     high=high,
                     hover="k = %{x}: %{y:.1%}",
                 )
-        parts.level_axis(fig, i)
-        parts.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
+        traces.level_axis(fig, i)
+        traces.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
         y_axis(fig, i).tickformat = ".0%"
     return dressed(fig)
 
@@ -246,7 +245,7 @@ def groups(run: Any) -> go.Figure:
             if part.is_empty():
                 continue
             at = [kinds.index(pair) for pair in part.select("column", "group").iter_rows()]
-            parts.add_spots(
+            traces.add_spots(
                 fig,
                 i,
                 numbers(part, f"{side}_rate"),
@@ -298,7 +297,7 @@ def cost(run: Any) -> go.Figure:
                 if start is not None:
                     k, y, low, high = _from_unpruned(frame.filter(pl.col("k") == 0), column, (k, y, low, high), *ends)
                 top = group == "top"
-                parts.add_curve(
+                traces.add_curve(
                     fig,
                     i,
                     k,
@@ -311,7 +310,7 @@ def cost(run: Any) -> go.Figure:
                     hover="k = %{x}: %{y:.3g}",
                 )
         if column == "clean_accuracy":
-            parts.level_axis(fig, i)
+            traces.level_axis(fig, i)
             y_axis(fig, i).tickformat = ".0%"
     return dressed(fig)
 
@@ -344,7 +343,7 @@ def gradient(run: Any) -> go.Figure:
             f"layer {a}, head {b}<br>patching {u:.3f}, gradient {v:.3f}"
             for a, b, u, v in zip(frame["layer"], frame["head"], x, y)
         ]
-        parts.add_points(
+        traces.add_points(
             fig,
             i,
             x,
@@ -359,8 +358,8 @@ def gradient(run: Any) -> go.Figure:
         good = np.isfinite(x) & np.isfinite(y)
         if good.sum() > 2:
             rho = statistics.spearman(x[good], y[good], rng=rng)
-            text = f"ρ = {parts.number(rho.value)} [{parts.number(rho.low)}, {parts.number(rho.high)}]"
-            parts.add_note(fig, i, text + _total_rank(run, kind), x=0.0)
+            text = f"ρ = {traces.number(rho.value)} [{traces.number(rho.low)}, {traces.number(rho.high)}]"
+            traces.add_note(fig, i, text + _total_rank(run, kind), x=0.0)
             y_axis(fig, i).range = _headroom(y[good])
         x_axis(fig, i).zeroline = y_axis(fig, i).zeroline = False
     return dressed(fig)
@@ -450,7 +449,7 @@ def _total_rank(run: Any, kind: str) -> str:
     return (
         ""
         if rho is None or info(run, "config", "variant") == "total"
-        else f"<br>with the total effect: {parts.number(rho)}"
+        else f"<br>with the total effect: {traces.number(rho)}"
     )
 
 

@@ -10,8 +10,9 @@ import polars as pl
 
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
-from workbench.figures.layout import axis, dressed, sheet, ticks, x_axis, y_axis
+from workbench.figures import traces
+from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
+from workbench.figures.point_map import map_figure
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 
 INTERVAL = "95 % bootstrap over texts"
@@ -51,7 +52,7 @@ def layers(run: Any) -> go.Figure:
             if not np.isfinite(numbers(part, measure)).any():
                 continue
             _, low, high = MEASURES[measure]
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 numbers(part, "layer"),
@@ -101,7 +102,7 @@ def trajectory(run: Any) -> go.Figure:
     )
     for i, (table, measure, label, low, high) in enumerate(shown):
         place = _step_axis(fig, i, steps)
-        parts.add_curve(
+        traces.add_curve(
             fig,
             i,
             place(numbers(table, "step")),
@@ -148,7 +149,7 @@ def spectrum(run: Any) -> go.Figure:
         part = frame.filter((pl.col("checkpoint") == key) & (pl.col("layer") == layer)).sort("rank")
         rank, share = numbers(part, "rank"), numbers(part, "share")
         label = f"layer {name}" if over_layers else str(name)
-        parts.add_curve(
+        traces.add_curve(
             fig, 0, rank, share, name=label, style=theme.Style(colour), markers=False, hover="rank %{x}: %{y:.3g}"
         )
         fit = _fit(measured, key, layer)
@@ -163,12 +164,12 @@ def spectrum(run: Any) -> go.Figure:
                 line={"color": theme.RED, "dash": "dash"},
                 showlegend=False,
                 name=f"{label}: fit",
-                hovertemplate=f"{parts.safe(label)}: α = {alpha:.3f}<extra></extra>",
+                hovertemplate=f"{traces.safe(label)}: α = {alpha:.3f}<extra></extra>",
                 xaxis="x",
                 yaxis="y",
             )
-    parts.log_axis(x_axis(fig, 0), numbers(frame, "rank"))
-    parts.log_axis(y_axis(fig, 0), numbers(frame, "share"))
+    traces.log_axis(x_axis(fig, 0), numbers(frame, "rank"))
+    traces.log_axis(y_axis(fig, 0), numbers(frame, "share"))
     return dressed(fig)
 
 
@@ -226,7 +227,7 @@ def eigen_ablation(run: Any) -> go.Figure:
             if part["k"].is_duplicated().any():  # several draws of random directions
                 value = pl.col(measure).cast(pl.Float64)
                 part = part.group_by("k").agg(value.mean(), value.min().alias(low), value.max().alias(high)).sort("k")
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 numbers(part, "k"),
@@ -240,7 +241,7 @@ def eigen_ablation(run: Any) -> go.Figure:
             )
         whole = numbers(frame.filter(pl.col("directions") == "none"), measure)
         if np.isfinite(whole).any():
-            parts.add_rule(fig, i, y=float(whole[np.isfinite(whole)][0]), text="unedited")
+            traces.add_rule(fig, i, y=float(whole[np.isfinite(whole)][0]), text="unedited")
     return dressed(fig)
 
 
@@ -258,7 +259,7 @@ def memorisation(run: Any) -> go.Figure:
         interval="95 % bootstrap over tokens",
     )
     place = _step_axis(fig, 0, steps)
-    parts.add_curve(
+    traces.add_curve(
         fig,
         0,
         place(steps),
@@ -292,7 +293,7 @@ def samples(run: Any) -> go.Figure:
     for key, colour in zip(shown, _ordered(len(shown))):
         part = frame.filter(pl.col("layer") == key).sort("n")
         style = theme.Style(colour)
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(part, "n"),
@@ -309,7 +310,7 @@ def samples(run: Any) -> go.Figure:
         limit = numbers(row, "rankme_extrapolated") if row is not None else np.array([])
         if len(limit) and np.isfinite(limit[0]):
             ends = [float(part["n"].min()), float(part["n"].max())]
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 0,
                 ends,
@@ -346,7 +347,7 @@ def correlation(run: Any) -> go.Figure:
             np.array([pairs.index(p) for p in part.select("measure", "against").rows()])
             + (j - (len(methods) - 1) / 2) * 0.2
         )
-        parts.add_spots(
+        traces.add_spots(
             fig,
             0,
             numbers(part, "value"),
@@ -357,7 +358,7 @@ def correlation(run: Any) -> go.Figure:
             style=theme.Style(style.colour, "solid", theme.SYMBOLS[j % len(theme.SYMBOLS)]),
             labels=[rows[round(p)] for p in at],
         )
-    parts.add_rule(fig, 0, x=0, dash="dot")
+    traces.add_rule(fig, 0, x=0, dash="dot")
     fig.layout.xaxis.range = [-1.05, 1.05]
     y_axis(fig, 0).range = [len(rows) - 0.5, -0.5]
     return dressed(fig)
@@ -378,75 +379,6 @@ FIGURES = {
 def figures(run: Any) -> dict[str, go.Figure]:
     """Every figure that the tables of the run allow."""
     return drawn(run, FIGURES)
-
-
-def map_figure(
-    maps: list[tuple[str, pl.DataFrame]],
-    *,
-    colour: str | None,
-    title: str,
-    n: int | str | None = None,
-    label: str = "",
-    size: int = 4000,
-) -> go.Figure:
-    """Two-dimensional maps, one panel each: (name, table with x and y). ``colour``: a column of numbers (a scale) or of
-    names (a colour each, seven at most and the rest grey). At most ``size`` points a map, evenly spaced over the
-    rows."""
-    fig = sheet(
-        [name for name, _ in maps], title=title, share_x=False, share_y=False, aspect=0.9, columns=2, bare=True, n=n
-    )
-    thin = [
-        f if f.height <= size else f[np.unique(np.linspace(0, f.height - 1, size).astype(int)).tolist()]
-        for _, f in maps
-    ]
-    values = [
-        pl.DataFrame() if colour is None else f.select(pl.col(colour).cast(pl.Float64, strict=False)) for f in thin
-    ]
-    numeric = colour is not None and all(
-        v[colour].null_count() < v.height and v[colour].n_unique() > 12 for v in values
-    )
-    if numeric:
-        every = np.concatenate([numbers(v, colour) for v in values])
-        parts.colour_scale(fig, parts.limits(every, low=float(np.nanmin(every))), label or colour.replace("_", " "))
-    for i, frame in enumerate(thin):
-        if numeric:
-            fig.add_scatter(
-                x=numbers(frame, "x"),
-                y=numbers(frame, "y"),
-                mode="markers",
-                showlegend=False,
-                marker={"color": numbers(values[i], colour), "coloraxis": "coloraxis", "opacity": 0.8},
-                customdata=frame["row"].to_list() if "row" in frame.columns else None,
-                hovertemplate="%{marker.color:.3g}<extra></extra>",
-                **axis(i),
-            )
-        else:
-            _named(fig, i, frame, "x", "y", colour)
-    return dressed(fig)
-
-
-def _named(fig, i, frame, x, y, colour) -> None:
-    values = frame[colour].cast(pl.String).fill_null("none").to_list() if colour else ["texts"] * frame.height
-    counts = {name: values.count(name) for name in dict.fromkeys(values)}
-    common = sorted(counts, key=lambda name: -counts[name])[:7]
-    looks = theme.sequence(sorted(common))
-    groups = [(name, looks[name]) for name in sorted(common)]
-    if len(counts) > len(common):
-        groups.insert(0, ("others", theme.Style(theme.NEUTRAL)))
-    for name, style in groups:
-        where = np.array([v == name if name != "others" else v not in looks for v in values])
-        own = [parts.safe(v) for v, w in zip(values, where) if w]
-        parts.add_points(
-            fig,
-            i,
-            numbers(frame, x)[where],
-            numbers(frame, y)[where],
-            name=name,
-            style=style,
-            hover=own,
-            legend=i == 0,
-            opacity=0.75,
-        )
 
 
 def _table(run: Any) -> pl.DataFrame:
@@ -517,13 +449,13 @@ def _shade(fig: go.Figure, i: int, run: Any, place) -> None:
             continue
         colour = PHASES.get(str(phase), theme.NEUTRAL)
         a, b = float(place(np.float64(start))), float(place(np.float64(end)))
-        parts.add_area(fig, i, a, b, style=theme.Style(colour))
+        traces.add_area(fig, i, a, b, style=theme.Style(colour))
         if i == 0 and phase not in seen:  # names over the areas would collide where a phase is short
             fig.add_scatter(
                 x=[None],
                 y=[None],
                 mode="markers",
-                name=parts.safe(phase),
+                name=traces.safe(phase),
                 showlegend=True,
                 hoverinfo="skip",
                 marker={"symbol": "square", "color": theme.alpha(colour, 0.35)},
@@ -549,7 +481,7 @@ def _step_axis(fig: go.Figure, i: int, steps: np.ndarray):
     """Make the x axis of a panel one of training steps; returns where a step stands on it."""
     if not _logarithmic(steps):
         return lambda value: value
-    parts.log_axis(x_axis(fig, i), steps)
+    traces.log_axis(x_axis(fig, i), steps)
     return lambda value: np.maximum(value, _before_first(steps))
 
 

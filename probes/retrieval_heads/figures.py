@@ -9,9 +9,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.core.errors import InputError
-from workbench.figures import heads
+from workbench.figures import heads, traces
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
 from workbench.figures.layout import dressed, sheet, ticks, x_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 from workbench.stats import intervals as statistics
@@ -68,7 +67,7 @@ def activation(run: Any) -> go.Figure:
         if part.is_empty():
             continue
         rows = part.select("layer", "head", "activation_frequency", "score").iter_rows()
-        parts.add_points(
+        traces.add_points(
             fig,
             0,
             numbers(part, "activation_frequency"),
@@ -105,7 +104,7 @@ def needle_map(run: Any) -> go.Figure:
         n=trials.height,
         note="Depth 0 is the beginning of the context.",
     )
-    parts.colour_scale(fig, (0.0, 1.0), "recall")
+    traces.colour_scale(fig, (0.0, 1.0), "recall")
     for i, (_, frame) in enumerate(panels):
         values = np.full((len(depths), len(lengths)), np.nan)
         count = np.zeros(values.shape)
@@ -118,7 +117,7 @@ def needle_map(run: Any) -> go.Figure:
             "%{customdata[0]} tokens, depth %{customdata[1]:.3g}<br>recall %{customdata[2]:.3f} (n = %{customdata[3]})"
         )
         labels = np.vectorize(lambda v: f"{v:.2f}" if np.isfinite(v) else "")(values)
-        parts.add_cells(fig, i, values, custom=custom, hover=hover, ends=(0.0, 1.0), labels=labels, reverse=True)
+        traces.add_cells(fig, i, values, custom=custom, hover=hover, ends=(0.0, 1.0), labels=labels, reverse=True)
     return dressed(fig)
 
 
@@ -151,7 +150,7 @@ def masking(run: Any) -> go.Figure:
                 low, high = np.append(baseline, low), np.append(baseline, high)
             top = name == "retrieval heads"
             style = theme.Style(theme.BLUE) if top else theme.Style(theme.NEUTRAL, "dash", "square")
-            parts.add_curve(
+            traces.add_curve(
                 fig,
                 i,
                 k,
@@ -163,8 +162,8 @@ def masking(run: Any) -> go.Figure:
                 high=high,
                 hover="K = %{x}: recall %{y:.3f}",
             )
-        parts.level_axis(fig, i)
-        parts.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
+        traces.level_axis(fig, i)
+        traces.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
     return dressed(fig)
 
 
@@ -181,7 +180,7 @@ def enough(run: Any) -> go.Figure:
     looks = theme.sequence(names)
     for name in names:
         part = frame.filter(pl.col("top").cast(pl.String) == name).sort("trials")
-        parts.add_curve(
+        traces.add_curve(
             fig,
             0,
             numbers(part, "trials"),
@@ -191,7 +190,7 @@ def enough(run: Any) -> go.Figure:
             low=numbers(part, "ci_low"),
             high=numbers(part, "ci_high"),
         )
-    parts.level_axis(fig, 0)
+    traces.level_axis(fig, 0)
     return dressed(fig)
 
 
@@ -209,7 +208,7 @@ def compare(a: Any, b: Any, *, seed: int = 0) -> go.Figure:
         *frames,
         names=names,
         label="retrieval score",
-        correlation=f"Pearson r = {parts.number(r.value)}<br>[{parts.number(r.low)}, {parts.number(r.high)}]",
+        correlation=f"Pearson r = {traces.number(r.value)}<br>[{traces.number(r.low)}, {traces.number(r.high)}]",
         title=f"Retrieval scores: {names[0]} and {names[1]}",
     )
 

@@ -37,9 +37,8 @@ def short_demo():
 
 
 def test_the_demo_runs_draws_and_says_where_everything_is(short_demo, monkeypatch, capsys):
-    from workbench.cli import doctor
 
-    monkeypatch.setattr(demo, "chromium", lambda: doctor.Finding("chromium", "warn", "not found"))
+    monkeypatch.setattr(demo, "can_draw", lambda: False)
     assert command_line(["demo", "--model", "circuit-copy", "-q"]) == 0
     text = capsys.readouterr().out
     assert "retrieval-heads on circuit-copy: complete" in text and "Open the app:  make app" in text

@@ -81,8 +81,10 @@ def test_little_disk_is_a_warning_and_none_a_failure(monkeypatch, free, status):
 
 
 def test_a_missing_browser_is_a_warning_that_says_what_to_install(monkeypatch):
+    from choreographer.browsers.chromium import Chromium
+
     monkeypatch.delenv("BROWSER_PATH", raising=False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(Chromium, "find_browser", classmethod(lambda cls, **options: None))
     found = doctor.chromium()
     assert found.status == "warn" and "chromium" in found.remedy and "HTML" in found.detail
 

@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported until a command needs it: `workbench --help` answers at once."""
 
-from workbench.cli.main import app, main
+from workbench.cli.app import app
+from workbench.cli.main import main
 
 __all__ = ["app", "main"]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core import registry
+from workbench.core.errors import WorkbenchError
 from workbench.core.paths import cache_root
 
 DISTRIBUTION = "interpretability-workbench"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 _LITTLE, _TOO_LITTLE = 5_000_000_000, 200_000_000  # bytes of free disk
 
 
@@ -103,13 +103,14 @@ def torch() -> Finding:
 
 
 def chromium() -> Finding:
-    named = os.environ.get("BROWSER_PATH")
-    path = named if named and Path(named).is_file() else next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
+    from workbench.figures.browser import browser
+
+    try:
+        return Finding("chromium", "ok", browser())
+    except WorkbenchError:
         return Finding(
             "chromium", "warn", "not found; figures are exported as HTML and CSV only", "sudo apt-get install chromium"
         )
-    return Finding("chromium", "ok", str(path))
 
 
 def model() -> Finding:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.main import app
-from workbench.cli.running import Json
+from workbench.cli.app import Json, app
 from workbench.cli.show import print_json
 from workbench.core.errors import InputError
 
@@ -51,7 +50,7 @@ def export_pruned(
             f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks "
             f"that set heads to zero can be exported."
         )
-    from probes.knowledge_conflict.pruning import export_pruned as write
+    from workbench.engine.pruned_export import export_pruned as write
     from workbench.models.loading import load
 
     with contextlib.redirect_stdout(sys.stderr):

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.main import app
-from workbench.cli.running import Json
+from workbench.cli.app import Json, app
 from workbench.cli.show import number, print_columns, print_json, summary_lines
 
 

@@ -10,29 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from workbench.cli import exporting, looking, running, training, upkeep  # noqa: F401  (they add their commands to `app`)
+from workbench.cli.app import app
 from workbench.core.errors import Cancelled, WorkbenchError
-
-app = typer.Typer(
-    name="workbench",
-    help="Probes for transformer language models: run them, resume them, compare them, draw their figures.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-
-
-@app.callback()
-def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,8 +24,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """The same, giving the exit code back."""
-    from workbench.cli import exporting, looking, running, training, upkeep  # noqa: F401  (they add their commands to `app`)
-
     debug = "--debug" in argv
     argv = _spread_set([word for word in argv if word != "--debug"])
     if argv[:1] == ["--version"]:

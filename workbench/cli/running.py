@@ -7,12 +7,9 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.main import app
+from workbench.cli.app import Json, Quiet, app
 from workbench.cli.show import print_columns, print_json, progress, summary_lines
 from workbench.core.errors import InputError, RunFailed
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 @app.command()

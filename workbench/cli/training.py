@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.main import app
-from workbench.cli.running import Json, Quiet
+from workbench.cli.app import Json, Quiet, app
 from workbench.cli.show import print_json, progress
 
 
@@ -54,7 +53,7 @@ def train_sae(
     json: Json = False,
 ) -> None:
     """Train a sparse autoencoder on a model's activations, and report how faithful it is."""
-    from probes.data_selection.samples import read_samples, texts
+    from workbench.core.sample_tables import read_samples, texts
 
     found = texts(read_samples(data, what="text"))
     amount = count(tokens)

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.main import app
-from workbench.cli.running import Json
+from workbench.cli.app import Json, app
 from workbench.cli.show import print_columns, print_json, size
 from workbench.core.errors import InputError, RunFailed
 

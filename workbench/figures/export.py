@@ -8,10 +8,8 @@ comes from the installed package and MathJax is switched off.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import html
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import write_bytes
 from workbench.figures import style as theme
+from workbench.figures.browser import browser
 from workbench.figures.layout import dressed
 from workbench.figures.run_tables import info, model_name
 
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 DRAWN = ("pdf", "svg", "png")  # need Chromium
 PLAIN = ("html", "csv")
 FORMATS = DRAWN + PLAIN
-NO_BROWSER = (
-    "PDF, SVG and PNG need Chromium, which was not found: install it (on Debian or Ubuntu 'sudo apt-get "
-    "install chromium', "
-    "elsewhere run '{get}') or set BROWSER_PATH to it; html and csv work without it."
-)
 PNG_SCALE = {"single": 600 / 96, "double": 600 / 96, "slide": 2, "screen": 2}  # 600 dots per inch in print
 SECONDS_PER_FIGURE = 120
 
@@ -277,22 +271,6 @@ async def _draw_all(left: list[Picture], total: int, progress: Any) -> None:
             left.pop(0)
     if progress is not None:
         progress(total, total, "")
-
-
-def browser() -> str:
-    """The path of the Chromium to draw with. Raises WorkbenchError, saying what to install, where there is none."""
-    from choreographer.browsers.chromium import Chromium
-
-    named = os.environ.get("BROWSER_PATH")
-    if named:
-        if not Path(named).is_file():
-            raise WorkbenchError(f"BROWSER_PATH names {named}, which is not a file: set it to Chromium or unset it.")
-        return named
-    with contextlib.suppress(Exception):
-        found = Chromium.find_browser(skip_local=False)
-        if found and Path(found).is_file():
-            return str(found)
-    raise WorkbenchError(NO_BROWSER.format(get="kaleido_get_chrome"))
 
 
 def _write(jobs, *, preset, mode, width=None, height=None, captions=None, progress=None) -> None:

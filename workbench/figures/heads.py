@@ -10,7 +10,7 @@ import polars as pl
 
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
+from workbench.figures import traces
 from workbench.figures.layout import axis, dressed, sheet, ticks
 from workbench.figures.run_tables import numbers
 
@@ -57,7 +57,7 @@ def head_map(
         raise InputError("The table of heads is empty: there is no head map to draw.")
     shape = shape_of(frame, n_layers, n_heads)
     values = grid(frame, value, shape)
-    ends = parts.limits(values, diverging=diverging, low=low, high=high)
+    ends = traces.limits(values, diverging=diverging, low=low, high=high)
     per_group = shape[1] // n_kv_heads if n_kv_heads and shape[1] % n_kv_heads == 0 else 1
     layer, head = np.indices(shape)
     extra = [grid(frame, column, shape) for column in more]
@@ -66,7 +66,7 @@ def head_map(
     grouped = 1 < per_group < shape[1]
     hover = "layer %{customdata[0]}, head %{customdata[1]}"
     hover += " (key/value group %{customdata[2]})" if grouped else ""
-    hover += f"<br>{parts.safe(label)}: %{{customdata[3]:.3f}}"
+    hover += f"<br>{traces.safe(label)}: %{{customdata[3]:.3f}}"
     hover += "".join(f"<br>{column.replace('_', ' ')}: %{{customdata[{4 + i}]:.3f}}" for i, column in enumerate(more))
     mark = np.nan_to_num(grid(frame, marked, shape)).astype(bool) if marked and marked in frame.columns else None
     if grouped:
@@ -83,8 +83,8 @@ def head_map(
         interval=interval,
         n=n,
     )
-    parts.colour_scale(fig, ends, label, diverging=diverging)
-    parts.add_cells(fig, 0, values, custom=custom, hover=hover, ends=ends, diverging=diverging, marked=mark)
+    traces.colour_scale(fig, ends, label, diverging=diverging)
+    traces.add_cells(fig, 0, values, custom=custom, hover=hover, ends=ends, diverging=diverging, marked=mark)
     if grouped:
         for boundary in range(per_group, shape[1], per_group):
             fig.add_shape(
@@ -120,7 +120,7 @@ def ranked(
     fig = sheet(title=title, x="head, by rank", y=label, x_ticks=few, aspect=0.6, interval=interval, n=n)
     custom = frame.select("layer", "head").to_numpy()
     banded = {"ci_low", "ci_high"} <= set(frame.columns)
-    parts.add_curve(
+    traces.add_curve(
         fig,
         0,
         rank,
@@ -132,17 +132,17 @@ def ranked(
         low=numbers(frame, "ci_low") if banded else None,
         high=numbers(frame, "ci_high") if banded else None,
         custom=custom,
-        hover="rank %{x}: layer %{customdata[0]}, head %{customdata[1]}<br>" + parts.safe(label) + " %{y:.3f}",
+        hover="rank %{x}: layer %{customdata[0]}, head %{customdata[1]}<br>" + traces.safe(label) + " %{y:.3f}",
     )
     top = float(np.nanmax(np.concatenate([scores, numbers(frame, "ci_high")]))) if banded else float(scores.max())
     named = [f"{int(a)}.{int(b)}  {s:.3f}" for (a, b), s in zip(custom[:name_top], scores)]
     lines = []
     if threshold is not None:
-        parts.add_rule(fig, 0, y=threshold, text=f"threshold {threshold:g}")
+        traces.add_rule(fig, 0, y=threshold, text=f"threshold {threshold:g}")
         above = int((scores > threshold).sum())
         lines.append(f"<b>{above} of {total} heads above ({above / total:.1%})</b>")
     lines += (["highest (layer.head):"] + named) if named else []
-    parts.add_note(fig, 0, "<br>".join(lines))
+    traces.add_note(fig, 0, "<br>".join(lines))
     if total > 1:
         fig.layout.xaxis.range = [1 - 0.02 * total, total + 0.02 * total]
     least = min(0.0, float(np.nanmin(scores)))
@@ -183,12 +183,12 @@ def against(
     )
     custom = both.select("layer", "head").to_numpy()
     hover = [f"layer {i}, head {j}<br>{u:.3f} against {v:.3f}" for (i, j), u, v in zip(custom, x, y)]
-    parts.add_points(
+    traces.add_points(
         fig, 0, x, y, name="heads", style=theme.Style(theme.BLUE), hover=hover, custom=custom, legend=False, opacity=0.6
     )
     fig.layout.xaxis.range = fig.layout.yaxis.range = [low - pad, high + pad]
     if correlation:
-        parts.add_note(fig, 0, correlation, x=0.0)
+        traces.add_note(fig, 0, correlation, x=0.0)
     return dressed(fig)
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
-from workbench.figures import traces as parts
+from workbench.figures import traces
 from workbench.figures.figure_geometry import TREE_BRANCH, TREE_RUN, TREE_TEXT
 from workbench.figures.layout import dressed, sheet, ticks
 
@@ -77,7 +77,7 @@ def tree_figure(
         if number == root:
             continue
         row, left = row_of[number], float(level[number] - 1) + (0.12 if row_of[number]["parent"] == root else 0.0)
-        colour = parts.stop_colour(float(row["bf"]) if row["bf"] is not None else np.nan, bounds)
+        colour = traces.stop_colour(float(row["bf"]) if row["bf"] is not None else np.nan, bounds)
         fig.add_scatter(
             x=[left, level[number] - 1 + TREE_RUN],
             y=[place[number]] * 2,
@@ -95,13 +95,13 @@ def tree_figure(
         x.append(left)
         y.append(place[number])
         lifted.append(place[number] - 0.17 * row["probability"])  # above the branch, however wide
-        text.append(parts.safe(words))
+        text.append(traces.safe(words))
         custom.append(
             [words, f"{row['probability']:.0%}" + (f" (+{rest:.0%} pruned)" if rest > 0.005 and pruned else "")]
         )
         bf = "n/a" if row["bf"] is None or not np.isfinite(row["bf"]) else f"{row['bf']:.2f}"
         hover.append(
-            f"{parts.safe(words, 200)}<br>probability {row['probability']:.1%}<br>branching factor {bf}"
+            f"{traces.safe(words, 200)}<br>probability {row['probability']:.1%}<br>branching factor {bf}"
             + (f"<br>pruned from here: {rest:.1%}" if rest > 0.005 else "")
         )
         colours.append(row["bf"] if row["bf"] is not None else np.nan)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.cli.doctor import chromium
 from workbench.core import registry
+from workbench.figures.browser import can_draw
 from workbench.runs import execution as runs
 from workbench.runs import notes
 from workbench.runs.folder import Run
@@ -39,7 +39,7 @@ def run(*, model: str = MODEL, out: Path | None = None, progress: Report | None 
     done = runs.execute(PROBE, model, config=registry.get(PROBE).demo, progress=progress)
     from workbench.figures.export import export_run
 
-    formats = ["html", "csv"] if chromium().status != "ok" else ["pdf", "png", "html"]
+    formats = ["pdf", "png", "html"] if can_draw() else ["html", "csv"]
     if progress is not None:
         progress(0, 0, "drawing the figures")
     written = export_run(done, formats=formats, out=out)

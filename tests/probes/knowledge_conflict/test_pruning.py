@@ -8,12 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import probes
-from probes.knowledge_conflict.pruning import export_pruned, negative_log_likelihood, random_heads
+from probes.knowledge_conflict.pruning import negative_log_likelihood, random_heads
 from tests.architectures import build
 from tests.conflict_files import conflict_circuit
 from workbench import load
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation
+from workbench.engine.pruned_export import export_pruned
 from workbench.models.loading import wrap
 
 ESSAYS = Path(probes.__file__).parent / "essays.txt"

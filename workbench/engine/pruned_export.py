@@ -1,0 +1,53 @@
+"""A model without some of its heads, as a Hugging Face folder for any other software."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from workbench.core.errors import InputError
+from workbench.engine.edits import save_heads
+from workbench.models.model import Model
+
+
+def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | Path) -> Path:
+    """Write a Hugging Face folder of the model with the output weights of `heads` set to zero: the heads then add
+    nothing.
+
+    The model in memory stays as it is. Raises InputError for no heads, heads that do not exist and a folder that is not
+    empty."""
+    folder = Path(folder)
+    if not heads:
+        raise InputError("No head is named: the exported model would be the model itself.")
+    for layer, head in heads:
+        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+            raise InputError(
+                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of "
+                f"{model.n_heads} heads."
+            )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
+    names = {id(module): name for name, module in model.hf.named_modules()}
+    state = {key: value for key, value in model.hf.state_dict().items()}
+    for layer in sorted({layer for layer, _ in heads}):
+        o_proj = model.o_proj(layer)
+        key = f"{names[id(o_proj)]}.weight"
+        weight = state[key].clone()
+        conv = type(o_proj).__name__ == "Conv1D"  # GPT-2 stores [in, out], nn.Linear [out, in]
+        for at, head in heads:
+            if at == layer:
+                span = slice(head * model.d_head, (head + 1) * model.d_head)
+                weight[span if conv else (slice(None), span)] = 0
+        state[key] = weight
+    config = model.hf.config
+    implementation = config._attn_implementation
+    try:
+        config._attn_implementation = None  # a name that only this process knows must not be written
+        model.hf.save_pretrained(folder, state_dict=state)
+    finally:
+        config._attn_implementation = implementation
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    note = f"already zero in these weights, which were {model.name}'s ({model.fingerprint[:12]})"
+    save_heads(folder / "pruned_heads.json", heads, note=note, model=model)
+    return folder
