@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import figure_runs
 from tests.browser.serving import chromium, rest, serve
+from tests.support import figure_runs
 
 SHOTS = Path(__file__).parent / "screenshots"  # not in the repository
 # Streamlit looks for its own address below the path of a deep link first, and is told 404; Chromium reports that as an

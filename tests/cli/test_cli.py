@@ -18,7 +18,7 @@ import pytest
 from workbench.cli.main import _spread_set
 from workbench.cli.main import run as command_line
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
 
 CHILD = [sys.executable, tiny_probes.__file__, "workbench"]

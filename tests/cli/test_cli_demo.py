@@ -15,7 +15,7 @@ from workbench.cli.main import run as command_line
 from workbench.core import registry
 from workbench.runs import demo
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
 
 

@@ -17,7 +17,7 @@ from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import option, probe
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
 
 
@@ -246,7 +246,7 @@ def test_an_unknown_probe_is_refused_and_the_nearest_one_named():
 
 def test_the_installed_probes_are_listed_without_importing_one():
     code = (
-        "import sys; from workbench import registry; print(*registry.names()); print('torch' in sys.modules, "
+        "import sys; from workbench.core import registry; print(*registry.names()); print('torch' in sys.modules, "
         "any(m.startswith('probes') for m in sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -285,7 +285,7 @@ def test_a_third_party_probe_is_found_through_its_entry_point(third_party):
         "theirs",
         Path(tiny_probes.__file__)
         .read_text()
-        .replace('"parts", summary', '"theirs", summary')
+        .replace('"parts",\n', '"theirs",\n')
         .replace('"next-token-entropy",\n', '"theirs-too",\n'),
     )
     assert "theirs" in registry.names()

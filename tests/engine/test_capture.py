@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.architectures import NAMES, NO_INTERFACE, build
+from tests.support.architectures import NAMES, NO_INTERFACE, build
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture, capture_generation, logits, predicted_bytes, site_size, stream
 from workbench.engine.edits import Patch, apply

@@ -28,7 +28,8 @@ KILLS = """
 import hashlib, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from workbench import capture as captures, store as stores
+from workbench.engine import capture as captures
+from workbench.store import activation_store as stores
 from workbench.models import load
 from tests.engine.test_capture_faults import IDS, SITES
 

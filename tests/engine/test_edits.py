@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.architectures import NAMES, NO_INTERFACE, build
+from tests.support.architectures import NAMES, NO_INTERFACE, build
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture, logits
 from workbench.engine.edits import (

@@ -7,7 +7,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.architectures import NAMES, build
+from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
 from workbench.engine import generate
 from workbench.engine.edits import HeadAblation, KnockOut, Patch, apply

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench import load
 from workbench.cli.main import run as command_line
 from workbench.core.errors import InputError

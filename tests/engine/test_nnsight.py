@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
 from workbench.engine.edits import HeadAblation

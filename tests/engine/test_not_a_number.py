@@ -10,7 +10,7 @@ import torch
 from probes.concept_depth import concept_sets as concept_data
 from probes.representation_geometry import phases
 from probes.retrieval_heads.speculative_decoding import greedy_steps
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine import scoring
 from workbench.engine.capture import logits

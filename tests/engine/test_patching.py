@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation
 from workbench.engine.head_paths import head_to_head

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.scoring import FIELDS, Rule, row_keys, score, step, step_keys
 from workbench.models.loading import load, wrap

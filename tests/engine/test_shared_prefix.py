@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.architectures import NAMES, build
+from tests.support.architectures import NAMES, build
 from workbench.engine import shared_prefix
 from workbench.engine.capture import capture, stream
 from workbench.engine.shared_prefix import (

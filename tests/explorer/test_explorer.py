@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench.core.errors import InputError
 from workbench.engine.edits import load_edits, read_mask
 from workbench.explorer import head_sets

@@ -10,7 +10,7 @@ import pytest
 from probes.data_selection import figures as data_selection
 from probes.knowledge_conflict import figures as knowledge_conflict
 from probes.retrieval_heads import figures as retrieval_heads
-from tests import figure_runs
+from tests.support import figure_runs
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError

@@ -14,8 +14,8 @@ from probes.data_selection import figures as data_selection
 from probes.knowledge_conflict import figures as knowledge_conflict
 from probes.representation_geometry import figures as representation_geometry
 from probes.retrieval_heads import figures as retrieval_heads
-from tests import figure_runs
-from tests.figure_runs import FakeRun
+from tests.support import figure_runs
+from tests.support.figure_runs import FakeRun
 from workbench.core.errors import InputError
 from workbench.figures import heads
 from workbench.figures import style as theme
@@ -28,7 +28,7 @@ NAMES = list(figure_runs.RUNS)
 
 
 def module(run):
-    return import_module(f"workbench.figures.{run.probe.replace('-', '_')}")
+    return import_module(f"probes.{run.probe.replace('-', '_')}.figures")
 
 
 @cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probes.retrieval_heads import figures as retrieval_heads
-from tests import figure_runs
+from tests.support import figure_runs
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures.layout import dressed, sheet, ticks

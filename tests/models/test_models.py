@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.architectures import NAMES, build
+from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
 from workbench.models.files import resolve
 from workbench.models.loading import load, wrap

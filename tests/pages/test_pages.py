@@ -14,7 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.widgets import navigation
-from tests.figure_runs import retrieval
+from tests.support.figure_runs import retrieval
 from workbench.core import registry
 from workbench.core.config import describe
 from workbench.core.files import write_json
@@ -395,7 +395,7 @@ def test_two_runs_are_compared_on_one_scale_with_their_difference(two_runs):
 
 
 def test_two_runs_stand_in_one_figure_where_the_probe_has_one_and_a_sentence_says_where_not():
-    from tests.figure_runs import conflict, depth
+    from tests.support.figure_runs import conflict, depth
 
     fakes = {i: depth(seed=i) for i in (1, 2)}
     one, two = (
@@ -497,7 +497,7 @@ def test_a_wrong_value_is_told_with_what_the_control_takes():
 
 
 def test_figures_of_one_panel_fit_on_a_small_screen_and_the_tree_can_be_chosen():
-    from tests.figure_runs import branching
+    from tests.support.figure_runs import branching
 
     one = keep(retrieval(seed=1), "retrieval-heads-000000000001")
     at = open_page("retrieval_heads", run=one)
@@ -554,7 +554,7 @@ def test_pages_hold_no_tensor_maths_and_nothing_that_could_run_foreign_code():
         assert not re.search(
             r"\b(eval|exec)\(|unsafe_allow_html|unsafe_allow_javascript|trust_remote_code|innerHTML|https?://", source
         ), path
-    for name in ("jobs", "worker", "explorer"):
+    for name in ("runs/queue", "runs/worker", "explorer/readings"):
         assert not re.search(
             r"\b(eval|exec)\(|import pickle|shell=True", (ROOT / "workbench" / f"{name}.py").read_text()
         )

@@ -6,7 +6,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from probes.retrieval_heads.speculative_decoding import greedy_steps
-from tests.architectures import build
+from tests.support.architectures import build
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture, logits
 from workbench.engine.edits import KnockOut, Patch, ProjectOut

@@ -15,7 +15,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.runs.checks import CHECKS, CheckFailed, check_probe
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
 
 MODEL = tiny_probes.fake_model()

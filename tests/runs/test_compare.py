@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests import figure_runs
 from tests.conftest import shared
+from tests.support import figure_runs
 from workbench.cli.main import run as command_line
 from workbench.core.errors import InputError
 from workbench.core.files import write_json
@@ -18,7 +18,7 @@ from workbench.runs import compare as comparing
 from workbench.runs import execution as runs
 from workbench.runs.folder import open_run
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402,F401
 
 

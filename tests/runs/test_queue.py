@@ -73,7 +73,8 @@ if not os.environ.get("REAL_MODELS"):
         return types.SimpleNamespace(name=name, revision=None, fingerprint="f", tokenizer_fingerprint="t", architecture="Fake", n_layers=2,
                                      n_heads=4, n_kv_heads=2, width=16, dtype="float32", device="cpu")
 
-    sys.modules["workbench.models.loading"] = types.SimpleNamespace(load=load, resolve=resolve)
+    sys.modules["workbench.models.loading"] = types.SimpleNamespace(load=load)
+    sys.modules["workbench.models.files"] = types.SimpleNamespace(resolve=resolve)
 """  # noqa: E501
 
 
@@ -221,8 +222,11 @@ def test_a_run_whose_worker_was_killed_is_found_interrupted_and_resumes_where_it
 
 
 def test_the_worker_outlives_the_process_that_asked(queued, tmp_path):
-    code = "from workbench import jobs; print(jobs.submit('queued', 'fake', config={'parts': 2, 'seconds': 1.0}).id)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE.parent)
+    code = (
+        "from workbench.runs import queue as jobs;"
+        "print(jobs.submit('queued', 'fake', config={'parts': 2, 'seconds': 1.0}).id)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE)
     identifier = found.stdout.strip()
     assert jobs.get(identifier).status in ("queued", "running"), found.stderr
     job = ended(jobs.get(identifier))

@@ -30,7 +30,7 @@ from workbench.core.registry import DataSpec, Probe, option
 from workbench.core.tables import read_table
 from workbench.runs import execution as runs
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
 
 MODEL = tiny_probes.fake_model()
@@ -257,7 +257,7 @@ def test_the_retrieval_probe_counts_the_haystack_that_it_takes_by_default(tmp_pa
     from probes import retrieval_heads
 
     (tmp_path / "haystack.txt").write_text("A haystack. ")
-    monkeypatch.setattr(retrieval_heads, "MATERIAL", tmp_path)
+    monkeypatch.setattr(retrieval_heads, "ESSAYS", tmp_path / "haystack.txt")
 
     def identity(**config):
         return runs.identify(runs.prepare("retrieval-heads", config), MODEL, seed=0)

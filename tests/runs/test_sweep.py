@@ -11,7 +11,7 @@ import pytest
 from workbench.core.errors import Cancelled, InputError
 from workbench.runs import sweep
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
 
 

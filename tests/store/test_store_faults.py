@@ -29,7 +29,7 @@ KEY = fingerprint({"name": "capture"})
 CAPTURE = """
 import os, sys
 import numpy as np
-from workbench.store import Store, fingerprint
+from workbench.store.activation_store import Store, fingerprint
 root, log, n_shards, *names = sys.argv[1:]
 out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 for name in names or ["capture"]:

@@ -3,7 +3,7 @@
 An entry is a folder named by the hash of everything that decides its content (weights, tokenizer, token ids, sites,
 positions, dtype, edits, capture version: the caller's affair, see ``fingerprint``)::
 
-    <root>/entries/<key>/00000-<checksum>.safetensors   the data; see workbench/shards.py
+    <root>/entries/<key>/00000-<checksum>.safetensors   the data; see workbench/store/shards.py
     <root>/entries/<key>/entry.json                      what the entry is, and whether it is complete: the truth
     <root>/entries/<key>/used                            its time is the last use; readers hold a shared lock on it
     <root>/locks/<key>.lock                              held by the one process that writes the entry

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from probes.data_selection import figures as data_selection
-from tests import figure_runs
+from tests.support import figure_runs
 from workbench.explorer.highlight import tokens_html
 from workbench.figures.export import data_of
 

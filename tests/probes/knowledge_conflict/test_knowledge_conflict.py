@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from probes.knowledge_conflict.items import COUNTS
-from tests.conflict_files import PROBE, QUICK, conflict_circuit
 from tests.conftest import shared
+from tests.support.conflict_files import PROBE, QUICK, conflict_circuit
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation, load_edits, read_mask
 from workbench.runs import execution as runs

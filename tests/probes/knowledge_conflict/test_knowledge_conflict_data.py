@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from probes.knowledge_conflict.items import STATED, read_conflicts
-from tests.conflict_files import PROBE, QUICK, about, circuit_rows, conflict_circuit, conflict_file
+from tests.support.conflict_files import PROBE, QUICK, about, circuit_rows, conflict_circuit, conflict_file
 from workbench.core.errors import InputError
 from workbench.runs import execution as runs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from probes.knowledge_conflict.figures import figures
-from tests.conflict_files import PROBE, QUICK, circuit_rows, conflict_circuit, conflict_file
+from tests.support.conflict_files import PROBE, QUICK, circuit_rows, conflict_circuit, conflict_file
 from workbench.runs import execution as runs
 
 

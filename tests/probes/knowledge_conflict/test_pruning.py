@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 import probes
 from probes.knowledge_conflict.pruning import negative_log_likelihood, random_heads
-from tests.architectures import build
-from tests.conflict_files import conflict_circuit
+from tests.support.architectures import build
+from tests.support.conflict_files import conflict_circuit
 from workbench import load
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation

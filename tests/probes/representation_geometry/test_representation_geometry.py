@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from probes import concept_depth, representation_geometry
 from probes.representation_geometry import Config, checkpoints, phases, spectra
 from probes.representation_geometry.n_grams import probabilities
-from tests.architectures import build
 from tests.benchmarks.geometry import memory_growth
 from tests.conftest import shared
+from tests.support.architectures import build
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine import evaluation

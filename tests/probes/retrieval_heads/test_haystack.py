@@ -7,7 +7,7 @@ from probes.retrieval_heads import haystack
 from probes.retrieval_heads.haystack import Haystack, bodies, parts, places, stretches
 from probes.retrieval_heads.needles import Trial
 from probes.retrieval_heads.speculative_decoding import begin, go_on
-from tests.architectures import NAMES, build
+from tests.support.architectures import NAMES, build
 from workbench.engine.kv_cache import feed, prefill
 from workbench.models.loading import wrap
 from workbench.models.model import Model

@@ -16,7 +16,7 @@ from probes import retrieval_heads
 from probes.retrieval_heads import Config
 from probes.retrieval_heads import speculative_decoding as continuation
 from probes.retrieval_heads.needles import Words, read_needle, recall
-from tests.retrieval_children import CONFIG
+from tests.support.retrieval_children import CONFIG
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.models.loading import load, wrap
@@ -47,7 +47,7 @@ def test_the_probe_passes_every_check_on_a_trained_model(organism):
 
 def test_killed_at_twenty_random_moments_it_resumes_to_the_same_tables_and_recomputes_nothing_finished(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "retrieval_children.py"), str(tmp_path), "20"],
+        [sys.executable, str(ROOT / "tests" / "support" / "retrieval_children.py"), str(tmp_path), "20"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -260,11 +260,13 @@ def test_english_recall_is_that_of_rouge_score():
     from rouge_score.tokenizers import DefaultTokenizer
 
     text = (
-        ROOT / "probes" / "material" / "retrieval" / "haystack.txt"
+        ROOT / "probes" / "essays.txt"
     ).read_text() + " It's snake_case, 3.5% of the U.S. runners' running; cats ran!"
     assert text.isascii() and Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
     official = RougeScorer(["rouge1"], use_stemmer=True)
-    for row in map(json.loads, (ROOT / "probes" / "material" / "retrieval" / "needles.jsonl").read_text().splitlines()):
+    for row in map(
+        json.loads, (ROOT / "probes" / "retrieval_heads" / "material" / "needles.jsonl").read_text().splitlines()
+    ):
         for said in (row["needle"], row["question"], row["answer"][:25], ""):
             assert recall(row["answer"], said) == official.score(row["answer"], said)["rouge1"].recall
 

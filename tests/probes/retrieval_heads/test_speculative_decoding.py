@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from probes.retrieval_heads.speculative_decoding import begin, go_on, greedy_steps
-from tests.architectures import NAMES, NO_INTERFACE, build
+from tests.support.architectures import NAMES, NO_INTERFACE, build
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation, apply
 from workbench.engine.kv_cache import feed, merge
