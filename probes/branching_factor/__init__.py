@@ -59,11 +59,13 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
 from workbench.core.tables import read_table
-from workbench.engine.generate import greedy, prompt_ids, sample, template_of
-from workbench.engine.scoring import FIELDS, TOP, Rule, score
+from workbench.engine.generate import greedy, sample
+from workbench.engine.sampling import FIELDS, TOP, Rule
+from workbench.engine.scoring import score
 from workbench.engine.vllm import close_engine, open_engine, sample_vllm
 from workbench.models.loading import load
 from workbench.models.model import Model
+from workbench.models.prompt_templates import prompt_ids, template_of
 from workbench.stats.intervals import cluster_bootstrap_mean
 
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")

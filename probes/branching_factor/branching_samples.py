@@ -11,7 +11,7 @@ import polars as pl
 
 from probes.branching_factor.prefix_tree import build
 from workbench.engine.generate import FINISH
-from workbench.engine.scoring import FIELDS, Rule
+from workbench.engine.sampling import FIELDS, Rule
 from workbench.models.model import Model
 
 

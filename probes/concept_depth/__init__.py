@@ -38,8 +38,8 @@ from probes.concept_depth.concept_sets import ConceptSet
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
-from workbench.engine.evaluation import word_ids
 from workbench.models.sites import Site
+from workbench.models.text_positions import word_ids
 from workbench.stats.intervals import bootstrap_mean, wilson
 
 BIBTEX = """@inproceedings{jin2025concept,

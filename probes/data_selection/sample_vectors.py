@@ -12,8 +12,9 @@ import torch
 
 from workbench.core.context import Context
 from workbench.core.errors import InputError
-from workbench.engine.capture import stream
 from workbench.engine.edits import Edit
+from workbench.engine.hf import stream
+from workbench.engine.passes import Pass
 from workbench.engine.shared_prefix import beginning, stream_after
 from workbench.models.model import Model
 from workbench.models.sites import Site
@@ -52,6 +53,7 @@ class Reader:
         sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
         begun = None if self.edits or last else beginning(self.model, ids, sites, size=_alike(masks))
         size = len(begun.tokens) if begun else 0
+        run = Pass(edits=self.edits, max_tokens=self.max_tokens, check=context.check)
         before, first, per_first = (
             {},
             None,
@@ -76,17 +78,9 @@ class Reader:
             }
             context.count(tokens=size, forwards=1)
             yield [], {}, x, rows.get("sae"), owner
-            batches = stream_after(self.model, begun, ids, sites, max_tokens=self.max_tokens, check=context.check)
+            batches = stream_after(self.model, begun, ids, sites, run=run)
         else:
-            batches = stream(
-                self.model,
-                ids,
-                sites,
-                positions="all",
-                edits=self.edits,
-                max_tokens=self.max_tokens,
-                check=context.check,
-            )
+            batches = stream(self.model, ids, sites, positions="all", run=run)
         for indices, found, batch in batches:
             n = len(indices)
             counted = torch.from_numpy(np.concatenate([masks[i][size:] for i in indices]))

@@ -65,6 +65,7 @@ ESSAYS = Path(__file__).parents[1] / "essays.txt"  # plain English, on no subjec
 ROLES = {"memory": "context", "context": "memory"}  # heads pruned -> the answer that this is meant to bring
 NOISE = 1e-3  # effects below this share of the largest are rounding, not a role
 FEW = 5  # with fewer items a bootstrap interval says nothing, and none is given
+NEUTRAL_TOKENS = 2048  # of a batch of neutral texts
 MAX_CLEAN_LOSS = 0.02  # of clean accuracy on test; more is warned of
 
 
@@ -619,8 +620,8 @@ def _gradient_ranks(config: Config, context: Context, heads: pl.DataFrame) -> di
 def _prune(model, config: Config, context: Context, split: dict[str, list[Item]], heads: pl.DataFrame):
     """Prune the best k heads of each side and random ones: tables `pruning` (test), `validation`, `groups`, `answers`;
     the summary; the chosen heads."""
-    from probes.knowledge_conflict.pruning import ablation, negative_log_likelihood, neutral_texts, random_draws
-    from workbench.engine.edits import mean_head_outputs
+    from probes.knowledge_conflict.pruning import ablation, neutral_texts, random_draws
+    from workbench.engine.mean_head_outputs import mean_head_outputs
 
     mean = None
     if config.ablation == "mean":
@@ -654,17 +655,7 @@ def _prune(model, config: Config, context: Context, split: dict[str, list[Item]]
                 f"prune {label}", lambda: {"answers": _answers(model, config, context, split[name], edits)}
             )["answers"]
             if name == "test":
-                nll = context.part(
-                    f"neutral {label}",
-                    lambda: dict(
-                        zip(
-                            ("nll", "count"),
-                            negative_log_likelihood(
-                                model, neutral, edits=(*context.edits, *edits), check=context.check
-                            ),
-                        )
-                    ),
-                )
+                nll = context.part(f"neutral {label}", lambda: _neutral_loss(model, neutral, context, edits))
                 seen[key] = seen[key].with_columns(
                     perplexity=pl.lit(float(np.exp(nll["nll"].sum() / max(1, nll["count"].sum()))))
                 )
@@ -812,6 +803,16 @@ def _ranked(heads: pl.DataFrame, role: str) -> tuple[tuple[int, int], ...]:
     return tuple(zip(found["layer"].to_list(), found["head"].to_list()))
 
 
+def _neutral_loss(model, neutral: Sequence[Sequence[int]], context: Context, edits) -> dict[str, np.ndarray]:
+    """Summed −log p of the tokens of every neutral text after the first (nats), and how many tokens that is."""
+    from workbench.engine.evaluation import token_losses
+
+    losses = token_losses(
+        model, neutral, edits=(*context.edits, *edits), max_tokens=NEUTRAL_TOKENS, check=context.check
+    )
+    return {"nll": np.array([row.sum() for row in losses]), "count": np.array([len(row) for row in losses])}
+
+
 def _answers(model, config: Config, context: Context, items: Sequence[Item], edits) -> pl.DataFrame:
     """Greedy answers to the conflict prompts under edits, what they follow, and whether the clean prompts are still
     answered."""
@@ -947,7 +948,7 @@ def _save_masks(model, config: Config, context: Context, chosen: dict[str, tuple
     """Write the chosen heads of each side into the run folder, for `--edit` and the explorer; a side without any leaves
     no file."""
     from workbench.core.files import atomic
-    from workbench.engine.edits import save_heads
+    from workbench.engine.head_masks import save_heads
 
     if context.out is None:
         return

@@ -3,7 +3,7 @@ zeroed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,8 @@ from tokenizers import Tokenizer
 from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table
-from workbench.engine.capture import stream
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
-from workbench.models.sites import Site
 
 Head = tuple[int, int]
 
@@ -65,31 +63,6 @@ def random_draws(
 def ablation(heads: Sequence[Head], how: str, mean: torch.Tensor | None = None) -> tuple[Edit, ...]:
     """The edit that switches `heads` off; nothing for no heads."""
     return (HeadAblation(tuple(heads), how, mean),) if heads else ()
-
-
-def negative_log_likelihood(
-    model: Model,
-    ids: Sequence[Sequence[int]],
-    *,
-    edits: Sequence[Edit] = (),
-    max_tokens: int = 2048,
-    check: Callable[[], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed −log p of every text's tokens after the first (nats, float64 [n]) and how many tokens that is [n]."""
-    total, count = np.zeros(len(ids)), np.array([len(row) - 1 for row in ids])
-    site = Site("final_norm")
-    for indices, found, _ in stream(
-        model, ids, [site], positions="all", edits=edits, max_tokens=max_tokens, check=check
-    ):
-        start = 0
-        for i in indices:
-            state = found[site][start : start + len(ids[i])][:-1]
-            start += len(ids[i])
-            target = torch.tensor(ids[i][1:])
-            for part, wanted in zip(state.split(512), target.split(512)):
-                logprobs = model.logits_from(part, normed=True).log_softmax(-1)
-                total[i] -= float(logprobs.gather(1, wanted[:, None].to(logprobs.device)).double().sum())
-    return total, count
 
 
 def neutral_texts(

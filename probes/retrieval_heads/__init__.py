@@ -394,8 +394,9 @@ def _measure_part(model, config, context, haystack, part, stops) -> dict[str, np
     import torch
 
     from probes.retrieval_heads.haystack import bodies, places, stretches
-    from probes.retrieval_heads.speculative_decoding import begin, by_halves, go_on
+    from probes.retrieval_heads.speculative_decoding import begin, go_on
     from workbench.engine.edits import apply
+    from workbench.models.batching import halving
 
     how = {"max_new_tokens": config.max_new_tokens, "stops": stops}
 
@@ -436,7 +437,7 @@ def _measure_part(model, config, context, haystack, part, stops) -> dict[str, np
         context.count(prompts=len(trials), tokens=sum(end - start for start, end in stretches(model, trials)))
         return [steps[i] for i in range(len(trials))]
 
-    steps = by_halves(part, answers)
+    steps = [row for _, found in halving(part, answers) for row in found]
     flat = [(k, s) for k, row in enumerate(steps) for s in row]
     readings = torch.stack([s.reading for _, s in flat]).numpy()
     return {
@@ -649,7 +650,7 @@ def _mask(
     }
     if not plan or not trials:
         return pl.DataFrame(schema=schema)
-    from workbench.models.batching import batches
+    from workbench.models.batching import batches, halving
 
     mean = _haystack_mean(model, shared, context) if config.ablation == "mean" else None
     # prompts of any length and depth go on together once they are read; few enough that a stopped run has parts to go
@@ -657,11 +658,10 @@ def _mask(
     groups, parts, done = batches([len(t.ids) for _, t in trials], max_tokens=config.max_tokens, max_rows=16), [], 0
 
     def compute(group: list[tuple]) -> dict[str, pl.DataFrame]:
-        from probes.retrieval_heads.speculative_decoding import by_halves
+        def masked(some: list) -> list:
+            return _mask_group(model, config, context, needles, haystack, some, plan, mean, stops)
 
-        rows = by_halves(
-            group, lambda half: _mask_group(model, config, context, needles, haystack, half, plan, mean, stops)
-        )
+        rows = [row for _, found in halving(group, masked) for row in found]
         return {"trials": pl.DataFrame(rows, schema=schema, orient="row")}
 
     for number, group in enumerate(groups):
@@ -756,7 +756,7 @@ def _mask_table(masked: pl.DataFrame, plan, clusters: np.ndarray, config: Config
 
 
 def _haystack_mean(model, tokens: list[int], context: Context):
-    from workbench.engine.edits import mean_head_outputs
+    from workbench.engine.mean_head_outputs import mean_head_outputs
 
     context.count(tokens=min(len(tokens), 4096), forwards=1)
     return mean_head_outputs(model, [tokens[:4096]], edits=context.edits)

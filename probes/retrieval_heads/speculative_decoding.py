@@ -13,38 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
-from workbench.engine.scoring import likeliest
+from workbench.engine.sampling import likeliest
 from workbench.models.attention import observe
-from workbench.models.batching import is_out_of_memory
 from workbench.models.model import Model
+from workbench.models.running_pass import positions
 
 # What is kept of a step: position that each head attends to most, its mass on the span, whether the maximum is tied.
 READINGS = ("argmax", "span_mass", "tied")
 FAR = 2.0**23  # beyond every token position, which float32 holds exactly up to here
-
-Row = TypeVar("Row")
-Found = TypeVar("Found")
-
-
-def by_halves(rows: Sequence[Row], compute: Callable[[Sequence[Row]], list[Found]]) -> list[Found]:
-    """`compute(rows)`, a list; where memory runs out, that of each half in turn, one after the other in the order of
-    the rows."""
-    try:
-        return compute(rows)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or len(rows) == 1:
-            raise
-    # outside the handler: the error holds on to the frames, and so to the memory, of the pass that failed
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(rows) // 2
-    return by_halves(rows[:half], compute) + by_halves(rows[half:], compute)
 
 
 @dataclass
@@ -60,24 +41,22 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
 
     `spans` [B, K]: the token positions whose mass is summed, -1 for none."""
 
-    known: list = [
-        None,
-        None,
-    ]  # the frame of the pass in progress, and where its keys and spans are: the same for every layer
+    # where the pass in progress has its tokens, and where its keys and spans are: the same for every layer
+    known: list = [None, None]
 
     def places(S: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Position of each key [B, S]; key column of each span position [B, K], 0 where there is none; whether there is
         one [B, K]."""
-        if known[0] is not model.frame or known[1][0].shape[1] != S:
-            positions = model.frame.columns_of_keys(S)
-            match = (positions[:, None] == spans.to(positions.device)[:, :, None]) & (spans.to(positions.device) >= 0)[
-                :, :, None
-            ]  # [B, K, S]
-            known[:] = model.frame, (positions, match.to(torch.uint8).argmax(-1), match.any(-1))
+        here = positions()
+        if known[0] is not here or known[1][0].shape[1] != S:
+            keys = here.columns_of_keys(S)
+            wanted = spans.to(keys.device)
+            match = (keys[:, None] == wanted[:, :, None]) & (wanted >= 0)[:, :, None]  # [B, K, S]
+            known[:] = here, (keys, match.to(torch.uint8).argmax(-1), match.any(-1))
         return known[1]
 
     def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
-        positions, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
+        keys, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
         mass = (weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1)) * there[:, None, None]).sum(
             -1
         )
@@ -85,7 +64,7 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
         # whole numbers
         below = weights.sub_(weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
         tied = below.sum(-1) > 1 - weights.shape[-1]
-        place = -below.mul_(FAR).sub_(positions[:, None, None]).amax(-1)  # the lowest position of equal ones
+        place = -below.mul_(FAR).sub_(keys[:, None, None]).amax(-1)  # the lowest position of equal ones
         return torch.stack([place, mass, tied.float()], -1)
 
     return reduce

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.timing import interleaved, row
-from workbench.engine.capture import stream
+from workbench.engine.hf import stream
 from workbench.models.loading import wrap
 from workbench.models.sites import sites
 

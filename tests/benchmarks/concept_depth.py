@@ -100,7 +100,7 @@ def end_to_end(device: str, scale: str, rounds: int, *, framed: bool) -> dict:
     what = "prompts in a frame" if framed else "free texts"
     bound = {}
     if device == "cpu":  # every prefix has to be read once, at the speed of one large product
-        weights = sum(p.numel() for block in model.parts.blocks for p in block.block.parameters())
+        weights = sum(p.numel() for block in model.anatomy.blocks for p in block.block.parameters())
         bound = {
             "arithmetic_allows": statistics.median(seconds["reference"])
             / (2 * weights * nodes_per_token(ids) * sum(map(len, ids)) / gemm_rate())

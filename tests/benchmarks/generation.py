@@ -107,7 +107,8 @@ def gate(model, plain, ids: list[int], tokens: int, tolerance: float) -> str:
     vocabulary."""
     from tests.engine.test_scoring import slow
     from workbench.engine.generate import sample
-    from workbench.engine.scoring import FIELDS, Rule, score, step
+    from workbench.engine.sampling import FIELDS, Rule, step
+    from workbench.engine.scoring import score
 
     rule = Rule(top_p=TOP_P)
     new, entropy, logprob = generate(plain, ids, 4, tokens)
@@ -150,7 +151,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
     """Tokens per second, sampling and statistics together: M samples of one prompt, and many prompts against one prompt
     at a time."""
     from workbench.engine.generate import sample
-    from workbench.engine.scoring import FIELDS, Rule
+    from workbench.engine.sampling import FIELDS, Rule
 
     model, plain = models(scale, device)
     (samples, tokens), (many, few, short) = SCALES[scale][1:]

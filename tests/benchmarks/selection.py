@@ -143,7 +143,7 @@ def selection(title: str, both: tuple, device: str, scale: str, rounds: int, *, 
         device == "cpu"
     ):  # what nobody can leave out: the layers up to the site and the encoder, for every token, at the speed of one large product  # noqa: E501
         weights = (
-            sum(p.numel() for block in model.parts.blocks[: layer + 1] for p in block.block.parameters())
+            sum(p.numel() for block in model.anatomy.blocks[: layer + 1] for p in block.block.parameters())
             + model.width * d_sae
         )
         details["arithmetic_allows"] = statistics.median(seconds["reference"]) / (

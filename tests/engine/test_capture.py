@@ -1,15 +1,22 @@
 """Captured activations against plain eager Hugging Face, one prompt at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.support.architectures import NAMES, NO_INTERFACE, build
 from workbench.core.errors import InputError
-from workbench.engine.capture import capture, capture_generation, logits, predicted_bytes, site_size, stream
+from workbench.engine.capture import capture, logits
 from workbench.engine.edits import Patch, apply
+from workbench.engine.generate import capture_generation
+from workbench.engine.hf import stream
+from workbench.engine.passes import Pass
+from workbench.engine.stored_capture import Request
 from workbench.models.attention import observe
 from workbench.models.batching import batches, pad
 from workbench.models.loading import load, wrap
+from workbench.models.running_pass import in_progress
 from workbench.models.sites import Site, sites
 from workbench.store.activation_store import Store
 
@@ -79,9 +86,9 @@ def test_head_outputs_are_attention_rows_times_values(fitted):
 
 def twin_modules(hf, twin, model):
     """The same anatomy over a model that still runs plain eager attention."""
-    from workbench.models.architecture import anatomy
+    from workbench.models.architecture import find_anatomy
 
-    parts = anatomy(hf)
+    parts = find_anatomy(hf)
 
     class Modules:
         n_heads, d_head = model.n_heads, model.d_head
@@ -95,11 +102,13 @@ def twin_modules(hf, twin, model):
 
 def test_heads_and_mlp_add_up_to_the_residual_stream(fitted):
     name, _, model = fitted
-    kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post"] + ([] if model.parts.parallel_blocks else ["resid_mid"])
+    kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post"] + (
+        [] if model.anatomy.parallel_blocks else ["resid_mid"]
+    )
     acts = capture(model, IDS, [Site(kind, 1) for kind in kinds], positions="all")
     total = acts["resid_pre.1"] + acts["attn_out.1"] + acts["mlp_out.1"]
     torch.testing.assert_close(total, acts["resid_post.1"], atol=1e-5, rtol=1e-5)
-    if model.parts.parallel_blocks:
+    if model.anatomy.parallel_blocks:
         with pytest.raises(InputError, match="read the same stream"):
             capture(model, IDS, ["resid_mid.1"])
     else:
@@ -108,9 +117,9 @@ def test_heads_and_mlp_add_up_to_the_residual_stream(fitted):
 
 def test_architecture_facts_are_read_off_the_model(fitted):
     name, _, model = fitted
-    assert model.parts.parallel_blocks == (name in ("gpt_neox", "falcon", "gptj"))
-    assert model.parts.post_norms == (name in ("gemma2", "gemma3_text", "olmo2"))
-    assert model.parts.experts == (name == "mixtral")
+    assert model.anatomy.parallel_blocks == (name in ("gpt_neox", "falcon", "gptj"))
+    assert model.anatomy.post_norms == (name in ("gemma2", "gemma3_text", "olmo2"))
+    assert model.anatomy.experts == (name == "mixtral")
     assert model.attention_interface == (name not in NO_INTERFACE)
     assert model.n_kv_heads == {"gpt2": 4, "gpt_neox": 4, "opt": 4, "gptj": 4, "falcon": 1}.get(name, 2)
     assert [model.kv_group(h) for h in range(4)] == {4: [0, 1, 2, 3], 2: [0, 0, 1, 1], 1: [0, 0, 0, 0]}[
@@ -174,7 +183,8 @@ def test_the_pass_ends_after_the_deepest_site(stories260k):
     model = load(str(stories260k))
     ran = []
     handles = [
-        block.block.register_forward_hook(lambda *_a, k=k: ran.append(k)) for k, block in enumerate(model.parts.blocks)
+        block.block.register_forward_hook(lambda *_a, k=k: ran.append(k))
+        for k, block in enumerate(model.anatomy.blocks)
     ]
     capture(model, [[1, 2, 3]], ["resid_post.1"])
     for handle in handles:
@@ -189,9 +199,9 @@ def hooks_on(model):
 def test_the_last_mlp_runs_on_the_tokens_that_are_read_alone(fitted):
     """Unless something of it is wanted, or somebody hooked it: an edit there sees every token."""
     name, reference, model = fitted
-    mlp, last, seen = model.parts.blocks[-1].mlp_in, model.n_layers - 1, []
-    if mlp is not model.parts.blocks[-1].mlp_out:
-        mlp = model.parts.blocks[-1].block  # read and written through different modules: left as it is
+    mlp, last, seen = model.anatomy.blocks[-1].mlp_in, model.n_layers - 1, []
+    if mlp is not model.anatomy.blocks[-1].mlp_out:
+        mlp = model.anatomy.blocks[-1].block  # read and written through different modules: left as it is
     wanted = [Site("resid_post", 0), Site("final_norm"), Site("logits")]
     real = mlp.forward
     mlp.forward = lambda x, *args, **kwargs: seen.append(x.shape[:2]) or real(x, *args, **kwargs)
@@ -206,7 +216,7 @@ def test_the_last_mlp_runs_on_the_tokens_that_are_read_alone(fitted):
                 torch.testing.assert_close(
                     found[Site("resid_post", 0)][k], reference[i].hidden_states[1][0, -1], atol=1e-5, rtol=0
                 )
-        whole = mlp is model.parts.blocks[-1].block
+        whole = mlp is model.anatomy.blocks[-1].block
         assert set(seen) == {(4, 10) if whole else (4, 1)}
         seen.clear()
         inner = capture(model, IDS, [Site("mlp_out", last), Site("final_norm")])
@@ -281,7 +291,7 @@ def test_no_hook_outlives_a_capture_even_when_it_fails(stories260k):
         capture(model, [[1, 2, 3]], ["resid_post.1", "head_out.2"])
     with pytest.raises(InputError):
         capture(model, [[1, 2, 3]], ["resid_post.1"], positions=[7])
-    assert hooks_on(model) == before and model.frame is None
+    assert hooks_on(model) == before and not in_progress()
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(stories260k, monkeypatch):
@@ -323,35 +333,37 @@ def test_a_stored_capture_is_computed_once(stories260k, tmp_path):
 
 
 def test_the_store_key_changes_with_what_is_computed(stories260k):
-    from workbench.engine.capture import key
     from workbench.engine.edits import HeadAblation
 
     model = load(str(stories260k))
-    base = [[[1, 2, 3]], ["resid_post.1"], "last", (), torch.float32]
+    base = Request(model, [[1, 2, 3]], [Site.parse("resid_post.1")])
     changed = [
-        [[[1, 2, 4]], *base[1:]],
-        [base[0], ["resid_post.2"], *base[2:]],
-        [*base[:2], "mean", *base[3:]],
-        [*base[:3], (HeadAblation(((0, 1),)),), base[4]],
-        [*base[:3], (HeadAblation(((0, 2),)),), base[4]],
-        [*base[:4], torch.float16],
+        replace(base, ids=[[1, 2, 4]]),
+        replace(base, sites=[Site.parse("resid_post.2")]),
+        replace(base, positions="mean"),
+        replace(base, run=Pass(edits=[HeadAblation(((0, 1),))])),
+        replace(base, run=Pass(edits=[HeadAblation(((0, 2),))])),
+        replace(base, dtype=torch.float16),
+        replace(base, side="left"),
+        replace(base, engine="nnsight"),
     ]
-    keys = [key(model, *args) for args in [base, *changed]]
+    keys = [request.key() for request in [base, *changed]]
     assert len(set(keys)) == len(keys)
-    assert key(model, *base) == keys[0]
+    assert replace(base).key() == keys[0]
+    # how the pass is batched or watched is none of what a capture is
+    assert replace(base, run=Pass(max_rows=1, max_tokens=7, check=lambda: None)).key() == keys[0]
 
 
 def test_predicted_bytes_are_the_bytes_captured(fitted):
     _, _, model = fitted
     kinds = ["resid_post.0", "head_out.1", "head_out.1.2", "mlp_in.0", "logits"] + (
-        [] if model.parts.experts else ["mlp_hidden.2"]
+        [] if model.anatomy.experts else ["mlp_hidden.2"]
     )
     for positions in ("last", "all", [0]):
         acts = capture(model, IDS, kinds, positions=positions, dtype=torch.float16)
-        assert sum(acts[s].numel() * 2 for s in kinds) == predicted_bytes(
-            model, IDS, kinds, positions=positions, dtype=torch.float16
-        )
-    assert site_size(model, Site("resid_pre", 0)) == 32
+        request = Request(model, IDS, [Site.parse(kind) for kind in kinds], positions, torch.float16)
+        assert sum(acts[s].numel() * 2 for s in kinds) == request.predicted_bytes()
+    assert model.site_size(Site("resid_pre", 0)) == 32
 
 
 @pytest.mark.parametrize(
@@ -382,11 +394,11 @@ def test_sites_beyond_the_model_are_refused(stories260k):
 def test_activations_during_generation_are_those_of_each_step(name):
     """Against Hugging Face `generate` with its own key/value cache, hooks listening at every step."""
     model, hf = wrap(build(name), name=name), build(name)
-    from workbench.models.architecture import anatomy
+    from workbench.models.architecture import find_anatomy
 
     wanted = ["resid_post.1", "head_out.2", "logits"]
     generated, acts = capture_generation(model, IDS, wanted, max_new_tokens=6, eos=False)
-    parts, hf.generation_config.eos_token_id = anatomy(hf), None
+    parts, hf.generation_config.eos_token_id = find_anatomy(hf), None
     for i, prompt in enumerate(IDS):
         heard = {"resid_post.1": [], "head_out.2": []}
         handles = [

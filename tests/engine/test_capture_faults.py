@@ -13,6 +13,7 @@ import torch
 
 from workbench.core.context import Context
 from workbench.engine import capture as captures
+from workbench.engine import stored_capture
 from workbench.engine.capture import capture
 from workbench.models.loading import load
 from workbench.store.activation_store import Store
@@ -28,18 +29,18 @@ KILLS = """
 import hashlib, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from workbench.engine import capture as captures
+from workbench.engine import capture as captures, stored_capture
 from workbench.store import activation_store as stores
 from workbench.models import load
 from tests.engine.test_capture_faults import IDS, SITES
 
 model, root, log = load(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 model.fingerprint
-captures.SHARD_BYTES = 1000
+stored_capture.SHARD_BYTES = 1000
 plain = captures.capture(model, IDS, SITES, positions="all")
 log.touch()
 note = os.open(log, os.O_WRONLY | os.O_APPEND)
-stream, write = captures.stream, stores.Writer.write
+stream, write = captures.ENGINES["hf"], stores.Writer.write
 
 def noted_stream(model, ids, *args, **options):
     os.write(note, f"compute {hashlib.sha256(str(ids).encode()).hexdigest()}\\n".encode())
@@ -49,7 +50,7 @@ def noted_write(writer, index, tensors):
     write(writer, index, tensors)
     os.write(note, f"finish {index}\\n".encode())
 
-captures.stream, stores.Writer.write = noted_stream, noted_write
+captures.ENGINES["hf"], stores.Writer.write = noted_stream, noted_write
 
 def child():
     pid = os.fork()
@@ -103,7 +104,7 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(sto
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    monkeypatch.setattr("workbench.engine.capture.SHARD_BYTES", 1000)
+    monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 1000)
     model, undisturbed = load(str(stories260k)), Store(tmp_path / "undisturbed")
     wanted = capture(model, IDS, SITES, positions="all", store=undisturbed)
     assert shard_contents(root) == shard_contents(undisturbed.root) and temporaries(root) == []
@@ -125,7 +126,7 @@ def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(
 ):
     """In the header, in the middle of the data, in the last byte: what is read back is what was computed, never the
     damage."""
-    monkeypatch.setattr("workbench.engine.capture.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 20_000)
     model = load(str(stories260k))
     wanted = capture(model, IDS, SITES, positions="all")
     capture(model, IDS, SITES, positions="all", store=Store(tmp_path))
@@ -191,7 +192,7 @@ def test_a_stored_capture_holds_one_shard_once(stories260k, tmp_path, monkeypatc
     """No batch outlives its copy into the shard, and no shard that was read outlives the reading of the next one."""
     model, stream, computed, mapped, most = (
         load(str(stories260k)),
-        captures.stream,
+        captures.ENGINES["hf"],
         [],
         [],
         {"computed": 0, "mapped": 0},
@@ -217,8 +218,8 @@ def test_a_stored_capture_holds_one_shard_once(stories260k, tmp_path, monkeypatc
             most["mapped"] = max(most["mapped"], alive(mapped) + 1)
             mapped.append(weakref.ref(self))
 
-    monkeypatch.setattr(captures, "stream", watched)
-    monkeypatch.setattr(captures, "SHARD_BYTES", 1000 * (16 if positions == "last" else 64))
+    monkeypatch.setitem(captures.ENGINES, "hf", watched)
+    monkeypatch.setattr(stored_capture, "SHARD_BYTES", 1000 * (16 if positions == "last" else 64))
     monkeypatch.setattr(mmap, "mmap", Map)
     options = {"positions": positions, "store": Store(tmp_path), "max_rows": 2}
     for _rows, found in captures.shards(model, IDS, SITES, **options):

@@ -8,17 +8,9 @@ import torch
 from tests.support.architectures import NAMES, NO_INTERFACE, build
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture, logits
-from workbench.engine.edits import (
-    HeadAblation,
-    KnockOut,
-    Patch,
-    ProjectOut,
-    apply,
-    describe,
-    load_edits,
-    mean_head_outputs,
-    save_heads,
-)
+from workbench.engine.edits import HeadAblation, KnockOut, Patch, ProjectOut, apply, describe
+from workbench.engine.head_masks import load_edits, save_heads
+from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.models.attention import observe
 from workbench.models.batching import pad
 from workbench.models.loading import load, wrap

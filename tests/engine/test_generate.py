@@ -11,10 +11,12 @@ from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
 from workbench.engine import generate
 from workbench.engine.edits import HeadAblation, KnockOut, Patch, apply
-from workbench.engine.generate import FINISH, greedy, prompt_ids, sample
-from workbench.engine.scoring import Rule, score, step
+from workbench.engine.generate import FINISH, greedy, sample
+from workbench.engine.sampling import Rule, step
+from workbench.engine.scoring import score
 from workbench.models.batching import pad
 from workbench.models.loading import load, wrap
+from workbench.models.prompt_templates import prompt_ids
 from workbench.models.sites import Site
 
 PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park and", "One day, a little girl named"]

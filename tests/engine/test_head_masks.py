@@ -15,7 +15,9 @@ from tests.support.architectures import build
 from workbench import load
 from workbench.cli.main import run as command_line
 from workbench.core.errors import InputError
-from workbench.engine.edits import HeadAblation, apply, load_edits, mean_head_outputs, read_mask, save_heads
+from workbench.engine.edits import HeadAblation, apply
+from workbench.engine.head_masks import load_edits, read_mask, save_heads
+from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.models.loading import wrap
 from workbench.runs import execution as runs
 
@@ -198,9 +200,9 @@ def test_a_mask_says_which_weights_it_was_found_on(stories260k, by_hand, tmp_pat
         "three heads",
         model.fingerprint,
     )
-    assert found.doubt(model) is None and "not on these weights" in found.doubt(other)
+    assert found.mismatch_warning(model) is None and "not on these weights" in found.mismatch_warning(other)
     with pytest.raises(InputError, match="Head 3.5 does not exist"):
-        found.doubt(wrap(build("llama"), None, name="llama"))
+        found.mismatch_warning(wrap(build("llama"), None, name="llama"))
     assert command_line(["export-pruned", str(by_hand), str(path), str(tmp_path / "out")]) == 0
     assert "warning: The head mask was found on" in capsys.readouterr().err
     (edit,) = load_edits(path)
@@ -211,7 +213,7 @@ def test_masks_without_a_model_are_read_and_empty_ones_are_neither_written_nor_r
     path = tmp_path / "mask.json"
     path.write_text('{"heads": [[0, 1], [0, 1]]}')
     assert read_mask(path).heads == ((0, 1),) and not read_mask(path).model
-    assert read_mask(path).doubt(wrap(build("llama"), None, name="llama")) is None
+    assert read_mask(path).mismatch_warning(wrap(build("llama"), None, name="llama")) is None
     path.write_text('{"heads": []}')
     with pytest.raises(InputError, match="names no head"):
         load_edits(path)

@@ -28,7 +28,7 @@ def test_nnsight_equals_hf_at_every_site(name):
         "final_norm",
         "logits",
     ]
-    wanted += [] if model.parts.parallel_blocks else ["resid_mid.2"]
+    wanted += [] if model.anatomy.parallel_blocks else ["resid_mid.2"]
     for positions in ("last", "all"):
         ours = capture(model, IDS, wanted, positions=positions)
         theirs = capture(model, IDS, wanted, positions=positions, engine="nnsight")

@@ -12,11 +12,11 @@ from probes.representation_geometry import phases
 from probes.retrieval_heads.speculative_decoding import greedy_steps
 from tests.support.architectures import build
 from workbench.core.errors import InputError, RunFailed
-from workbench.engine import scoring
+from workbench.engine import sampling
 from workbench.engine.capture import logits
-from workbench.engine.edits import mean_head_outputs
 from workbench.engine.evaluation import final_state_losses, read_choices
 from workbench.engine.generate import greedy
+from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.engine.patching import direct_effects
 from workbench.models.loading import wrap
 
@@ -60,25 +60,25 @@ def test_a_text_at_which_the_model_is_not_finite_is_refused_and_the_others_are_n
 def test_scores_that_are_nan_stay_nan_in_the_statistics_of_a_large_vocabulary():
     scores = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
     scores[1] = torch.nan
-    for rule in (scoring.Rule(), scoring.Rule(top_p=0.9), scoring.Rule(temperature=0)):
-        _, found = scoring.step(scores, rule, keys=torch.arange(3))
+    for rule in (sampling.Rule(), sampling.Rule(top_p=0.9), sampling.Rule(temperature=0)):
+        _, found = sampling.step(scores, rule, keys=torch.arange(3))
         assert not bool(found[[0, 2]].isnan().any())
         with pytest.raises(RunFailed, match="NaN"):
-            scoring.check_steps(found, "a model")
+            sampling.check_steps(found, "a model")
 
 
 def test_the_likeliest_token_of_padding_may_be_anything():
     scores = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
     scores[..., 8] = -torch.inf  # the vocabulary is padded
     expected = scores.argmax(-1).tolist()
-    assert scoring.likeliest(scores, "a model").tolist() == expected
+    assert sampling.likeliest(scores, "a model").tolist() == expected
     scores[1, 0] = torch.nan
-    assert scoring.likeliest(scores, "a model", last=[3, 2])[0].tolist() == expected[0]
-    assert scoring.likeliest(scores, "a model", last=[3, 2])[1][1:].tolist() == expected[1][1:]
+    assert sampling.likeliest(scores, "a model", last=[3, 2])[0].tolist() == expected[0]
+    assert sampling.likeliest(scores, "a model", last=[3, 2])[1][1:].tolist() == expected[1][1:]
     for value in (torch.nan, torch.inf):
         scores[1, 1, 4] = value
         with pytest.raises(RunFailed, match="NaN"):
-            scoring.likeliest(scores, "a model", last=[3, 2])
+            sampling.likeliest(scores, "a model", last=[3, 2])
 
 
 @pytest.mark.parametrize("course", [[5.0] * 6, [5.0, 5.0, 5.0, 5.0, 5.0 + 1e-13]])

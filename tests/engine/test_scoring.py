@@ -8,7 +8,8 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from tests.support.architectures import build
 from workbench.core.errors import InputError, RunFailed
-from workbench.engine.scoring import FIELDS, Rule, row_keys, score, step, step_keys
+from workbench.engine.sampling import FIELDS, Rule, row_keys, step, step_keys
+from workbench.engine.scoring import score
 from workbench.models.loading import load, wrap
 
 RULES = [

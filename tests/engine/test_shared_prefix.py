@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 
 from tests.support.architectures import NAMES, build
 from workbench.engine import shared_prefix
-from workbench.engine.capture import capture, stream
-from workbench.engine.shared_prefix import (
-    applies,
-    beginning,
-    front,
-    nodes_per_token,
-    packs,
-    stream_after,
-    stream_shared,
-)
+from workbench.engine.capture import capture
+from workbench.engine.hf import stream
+from workbench.engine.shared_prefix import applies, beginning, front, nodes_per_token, packs, stream_after
 from workbench.models.loading import load, wrap
 from workbench.models.sites import Site
 
@@ -60,7 +53,7 @@ def test_every_architecture_gives_what_single_prompts_give(name, begins, monkeyp
     sites = [Site.parse(site) for site in ("resid_post.1", "head_out.2", "final_norm", "logits")]
     assert applies(model, prompts) and front(model, prompts) == (TEMPLATE if begins == "alike" else [])
     rows, found, padded, tokens = [], {site: [] for site in sites}, 0, 0
-    for indices, acts, batch in stream_shared(model, prompts, sites):
+    for indices, acts, batch in shared_prefix.stream(model, prompts, sites):
         rows += indices
         tokens += batch.tokens
         padded += not bool(batch.mask.all())
@@ -81,7 +74,7 @@ def test_a_beginning_longer_than_a_pack_is_read_once(stories260k):
         [*shots, *model.encode(f"The city of {'Paris' if i % 2 else 'London'} is number {i}", bos=False)]
         for i in range(40)
     ]
-    sizes = [batch.tokens for _, _, batch in stream_shared(model, prompts, ["resid_post.3"])]
+    sizes = [batch.tokens for _, _, batch in shared_prefix.stream(model, prompts, ["resid_post.3"])]
     assert len(shots) <= sizes[0] and sum(sizes) < 0.15 * sum(map(len, prompts))
     found = capture(model, prompts, ["resid_post.3"])["resid_post.3"]
     torch.testing.assert_close(found, single(model, prompts, Site.parse("resid_post.3")), atol=1e-5, rtol=0)

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.architectures import build
 from workbench.core.errors import InputError
-from workbench.engine.edits import load_edits, read_mask
+from workbench.engine.head_masks import load_edits, read_mask
 from workbench.explorer import head_sets
 from workbench.explorer import readings as explorer
 from workbench.explorer.readings import Opened, Switches
@@ -336,7 +336,8 @@ def test_masks_are_files_that_edit_reads_and_names_stay_in_their_folder(story):
     switches = Switches(((0, 1), (2, 3)), "zero")
     path = head_sets.save_mask("my heads", switches, model=story.model)
     assert (
-        read_mask(path).model["fingerprint"] == story.model.fingerprint and read_mask(path).doubt(story.model) is None
+        read_mask(path).model["fingerprint"] == story.model.fingerprint
+        and read_mask(path).mismatch_warning(story.model) is None
     )
     masks = head_sets.saved_masks()
     assert masks == {"my heads": path} and head_sets.load_mask("my heads", masks) == switches
@@ -374,7 +375,7 @@ def fake_run(folder, identifier, frame=None, *, status="complete", fingerprint="
 
 
 def test_pruned_heads_of_complete_runs_of_the_same_weights_are_masks_too(tmp_path):
-    from workbench.engine.edits import save_heads
+    from workbench.engine.head_masks import save_heads
 
     runs = [
         fake_run(tmp_path, "r-1"),

@@ -214,19 +214,19 @@ def test_a_whole_checkpoint_of_every_architecture_loads(name, tied, tmp_path):
 
 def test_attention_rows_that_are_not_the_models_are_refused(stories260k, monkeypatch):
     """Rows of wrong scores still sum to 1; only the output of the model's own attention shows that they are wrong."""
-    from workbench.models.attention import _Weights
+    from workbench.models.attention import Weights
 
-    scores = _Weights.scores
-    monkeypatch.setattr(_Weights, "scores", lambda self, rows: 0.37 * scores(self, rows))
+    scores = Weights.scores
+    monkeypatch.setattr(Weights, "scores", lambda self, rows: 0.37 * scores(self, rows))
     with pytest.raises(InputError, match="attention rows of layer 0 are not those that its output is mixed with"):
         load(str(stories260k))
 
 
 def test_rows_of_the_wrong_key_group_are_refused(stories260k, monkeypatch):
-    from workbench.models.attention import _Weights
+    from workbench.models.attention import Weights
 
-    scores = _Weights.scores
-    monkeypatch.setattr(_Weights, "scores", lambda self, rows: scores(self, rows).roll(1, dims=1))
+    scores = Weights.scores
+    monkeypatch.setattr(Weights, "scores", lambda self, rows: scores(self, rows).roll(1, dims=1))
     with pytest.raises(InputError, match="attention rows of layer 0 are not those"):
         load(str(stories260k))
 

@@ -11,7 +11,7 @@ from workbench.core.errors import InputError
 from workbench.engine.capture import capture, logits
 from workbench.engine.edits import KnockOut, Patch, ProjectOut
 from workbench.engine.kv_cache import feed
-from workbench.models.architecture import anatomy, examine
+from workbench.models.architecture import examine, find_anatomy
 from workbench.models.attention import observe
 from workbench.models.batching import pad
 from workbench.models.files import resolve
@@ -78,7 +78,7 @@ def plain_decode(hf, prompt, steps):
 
 def test_stored_captures_do_not_depend_on_the_size_of_batches(stories260k, tmp_path, monkeypatch):
     """The same key, read with another batch size, must give every prompt its own rows."""
-    monkeypatch.setattr("workbench.engine.capture.SHARD_BYTES", 3000)
+    monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 3000)
     model, store = load(str(stories260k)), Store(tmp_path / "store")
     ids = [[1, 2 + i, 3, 4 + i % 5, 7][: 3 + i % 3] for i in range(36)]
     wanted = capture(model, ids, ["resid_post.1"])["resid_post.1"]
@@ -255,7 +255,7 @@ def test_blocks_are_read_right_in_low_precision_with_massive_activations(name):
     embedding = hf.get_input_embeddings().weight
     with torch.no_grad():
         embedding[:, 3] = 4000.0
-    parts = anatomy(hf)
+    parts = find_anatomy(hf)
     examine(hf, parts, torch.tensor([[1, 5, 9, 2, 40, 41, 7]]))
     assert parts.parallel_blocks == (name == "gpt_neox")
     assert parts.post_norms == (name in ("gemma2", "olmo2"))
@@ -268,7 +268,7 @@ def test_small_embeddings_before_a_large_first_layer_are_not_taken_for_a_post_no
     with torch.no_grad():
         hf.get_input_embeddings().weight.mul_(1e-3)
         hf.model.layers[0].self_attn.o_proj.weight.mul_(20)
-    parts = anatomy(hf)
+    parts = find_anatomy(hf)
     examine(hf, parts, torch.tensor([[1, 5, 9, 2, 40, 41, 7]]))
     assert parts.post_norms == (name == "gemma2") and not parts.parallel_blocks
 

@@ -42,7 +42,7 @@ def export_pruned(
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.engine.edits import read_mask
+    from workbench.engine.head_masks import read_mask
 
     chosen = read_mask(path)
     if chosen.how != "zero":
@@ -55,7 +55,7 @@ def export_pruned(
 
     with contextlib.redirect_stdout(sys.stderr):
         loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        doubt = chosen.doubt(loaded)
+        warning = chosen.mismatch_warning(loaded)
         write(loaded, chosen.heads, folder)
     heads = [f"{layer}.{head}" for layer, head in chosen.heads]
     if json:
@@ -64,12 +64,12 @@ def export_pruned(
                 "folder": str(folder.resolve()),
                 "model": loaded.name,
                 "heads": heads,
-                "warnings": [doubt] if doubt else [],
+                "warnings": [warning] if warning else [],
             }
         )
         return
-    if doubt:
-        print(f"warning: {doubt}", file=sys.stderr)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads "
         f"({', '.join(heads)}) is in {folder}"

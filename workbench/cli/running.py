@@ -58,7 +58,7 @@ def run(
         from workbench.core.tables import existing
 
         path = existing(edit, what="edits")
-        from workbench.engine.edits import read_mask
+        from workbench.engine.head_masks import read_mask
 
         changes = (read_mask(path),)
     command = runs.command_for(

@@ -1,21 +1,21 @@
-"""Edits of a forward pass: switch heads off, patch a site, project a direction out, cut attention. Context managers
-that compose.
+"""Edits of a forward pass: switch heads off, patch a site, project a direction out, cut attention.
 
-An edit is a frozen description (it is hashed into cache keys and written into run folders); `apply(model, edits)` hangs
-the hooks and removes them in `finally`. Positions are token positions, counted from 0 at each sequence's first token,
-negative from its end; None means every position. An edit that is only wanted while decoding is applied around the
-decoding steps only.
+An edit is a frozen description (it is hashed into cache keys and written into run folders) that knows three things of
+itself: whether it fits a model and its prompts (`check`), what of it belongs to some of the prompts (`for_prompts`),
+and where it hangs (`hang`). `apply(model, edits)` hangs edits on the passes of this thread and takes them off again,
+come what may. Positions are token positions, counted from 0 at each sequence's first token, negative from its end; None
+means every position. While a model goes on from its key/value cache, positions that were read before are left alone. An
+edit that is only wanted while decoding is applied around the decoding steps only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 
@@ -23,9 +23,11 @@ from workbench.core.errors import InputError
 from workbench.models.architecture import hidden_argument
 from workbench.models.attention import knock_out, uniform
 from workbench.models.model import Model
+from workbench.models.running_pass import after, before, positions
 from workbench.models.sites import Site
 
 ABLATIONS = ("zero", "mean", "uniform")
+Prompts = Sequence[range]  # of each prompt the positions it has, from minus its length on; generated ones included
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +41,106 @@ class HeadAblation:
     mean: torch.Tensor | None = None
     positions: tuple[int, ...] | None = None
 
+    def check(self, model: Model, prompts: Prompts | None = None) -> None:
+        """Raise InputError for heads, a kind of ablation, a mean or positions that do not fit the model or prompts."""
+        model.check_heads(self.heads)
+        if self.how not in ABLATIONS:
+            raise InputError(f"'{self.how}' is not an ablation; choose {', '.join(ABLATIONS)}.")
+        shape = (model.n_layers, model.n_heads, model.d_head)
+        if self.how == "mean" and (self.mean is None or tuple(self.mean.shape) != shape):
+            raise InputError(
+                "Mean ablation needs the mean head outputs (layers × heads × head width) of a reference set, "
+                f"{' × '.join(map(str, shape))} for {model.name}."
+            )
+        if self.how == "uniform" and self.positions is not None:
+            raise InputError("Uniform attention is applied at every position; give no positions.")
+        _check_positions(self.positions, prompts)
+
+    def for_prompts(self, indices: Sequence[int]) -> HeadAblation:
+        """Itself: it is the same for every prompt."""
+        return self
+
+    def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
+        """Hang it on the passes of this thread until `stack` is closed."""
+        by_layer = defaultdict(list)
+        for layer, head in self.heads:
+            by_layer[layer].append(head)
+        for layer, heads in by_layer.items():
+            if self.how == "uniform":
+                stack.enter_context(uniform(model, layer, heads))
+            else:
+                at_site(model, Site("head_out", layer), lambda x, a=layer, h=heads: self._ablated(x, a, h), stack)
+
+    def _ablated(self, x: torch.Tensor, layer: int, heads: list[int]) -> torch.Tensor:
+        """x [B, T, H, d_head] with one value per head at the chosen positions."""
+        chosen = torch.zeros(x.shape[2], dtype=torch.bool, device=x.device)
+        chosen[heads] = True
+        new = x.new_zeros(x.shape[2:])
+        if self.mean is not None and self.how == "mean":
+            new[heads] = self.mean[layer, heads].to(x.device, x.dtype)
+        where = _where(self.positions, x)
+        return torch.where((where[:, :, None] & chosen)[..., None], new, x)
+
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Put `value` at a site: [d] (the same everywhere), [k, d], or [n, k, d] with one block per prompt; d is H ×
-    d_head, as two dimensions, for head_out.L."""
+    """Put `value` at a site: [d] (the same everywhere), [k, d] for k positions, or [n, k, d] with one block per prompt;
+    d is H × d_head, as two dimensions, for head_out.L. Without positions, k is the number of tokens of every prompt."""
 
     site: Site
     value: torch.Tensor
     positions: tuple[int, ...] | None = None
+
+    @property
+    def per_prompt(self) -> bool:
+        """Whether `value` has a block for every prompt."""
+        return self.value.ndim == 2 + self._width_dims
+
+    @property
+    def _width_dims(self) -> int:
+        return 2 if self.site.kind == "head_out" and self.site.head is None else 1
+
+    def check(self, model: Model, prompts: Prompts | None = None) -> None:
+        """Raise InputError for a site, a shape or positions that do not fit the model or prompts."""
+        if self.site.kind == "logits":
+            raise InputError("Logits are a result; patch final_norm or an earlier site instead.")
+        model.module(self.site)
+        shape, dims = tuple(self.value.shape), self._width_dims
+        given = f"The value to patch at {self.site} has the shape {' × '.join(map(str, shape))}"
+        if not dims <= len(shape) <= dims + 2:
+            raise InputError(f"{given}; give [d], [k, d] or [n, k, d].")
+        width = (model.n_heads, model.d_head) if dims == 2 else (model.site_size(self.site),)
+        if shape[-dims:] != width:
+            raise InputError(f"{given}, but the last dimension of this site is {' × '.join(map(str, width))}.")
+        if self.per_prompt and prompts is not None and shape[0] != len(prompts):
+            raise InputError(f"{given}, blocks for {shape[0]} prompts, but there are {len(prompts)}.")
+        if len(shape) > dims:
+            k = shape[-dims - 1]
+            if self.positions is not None and k != len(self.positions):
+                raise InputError(f"{given}, but {len(self.positions)} positions are patched.")
+            tokens = next((r.stop for r in prompts or () if self.positions is None and r.stop != k), None)
+            if tokens is not None:
+                raise InputError(f"{given}, one row for each of {k} tokens, but a prompt has {tokens}; name positions.")
+        _check_positions(self.positions, prompts)
+
+    def for_prompts(self, indices: Sequence[int]) -> Patch:
+        """The same patch for the prompts `indices` alone."""
+        return replace(self, value=self.value[list(indices)]) if self.per_prompt else self
+
+    def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
+        """Hang it on the passes of this thread until `stack` is closed."""
+        at_site(model, self.site, self._patched, stack)
+
+    def _patched(self, x: torch.Tensor) -> torch.Tensor:
+        value = self.value.to(x.device, x.dtype)
+        if self.positions is None:
+            return value.expand_as(x).clone()  # some blocks go on to add in place
+        columns, there = positions().columns_here(torch.tensor(self.positions))  # [B, R]
+        new = value.expand(*columns.shape, *x.shape[2:])
+        row, place = there.nonzero(as_tuple=True)
+        x = x.clone()
+        x[row.to(x.device), columns[row, place].to(x.device)] = new[row, place]
+        return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +153,87 @@ class ProjectOut:
     keep: bool = False
     positions: tuple[int, ...] | None = None
 
+    def check(self, model: Model, prompts: Prompts | None = None) -> None:
+        """Raise InputError for a site, a direction or positions that do not fit the model or prompts."""
+        if self.site.kind == "logits":
+            raise InputError("Logits are a result; edit final_norm or an earlier site instead.")
+        model.module(self.site)
+        if self.site.kind == "head_out" and self.site.head is None:
+            raise InputError(f"A direction is projected out of one head: {self.site}.0, {self.site}.1, …")
+        if self.direction.shape[-1] != model.site_size(self.site):
+            raise InputError(
+                f"The direction to project out of {self.site} has {self.direction.shape[-1]} numbers, and the site "
+                f"{model.site_size(self.site)}."
+            )
+        _ = self._basis  # refuses one that is zero or not finite
+        _check_positions(self.positions, prompts)
+
+    def for_prompts(self, indices: Sequence[int]) -> ProjectOut:
+        """Itself: it is the same for every prompt."""
+        return self
+
+    def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
+        """Hang it on the passes of this thread until `stack` is closed."""
+        at_site(model, self.site, self._projected, stack)
+
+    @cached_property
+    def _basis(self) -> torch.Tensor:
+        """Orthonormal rows [m, d] spanning the direction(s)."""
+        rows = torch.atleast_2d(self.direction).double()
+        if not torch.isfinite(rows).all() or float(rows.norm()) == 0:
+            raise InputError("The direction to project out is zero or not finite.")
+        _, values, right = torch.linalg.svd(rows, full_matrices=False)
+        return right[values > values[0] * 1e-10]
+
+    def _projected(self, x: torch.Tensor) -> torch.Tensor:
+        b = self._basis.to(x.device, torch.float32)
+        along = ((x.float() @ b.T) @ b).to(x.dtype)
+        changed = along if self.keep else x - along
+        return torch.where(_where(self.positions, x)[..., None], changed, x)
+
 
 @dataclass(frozen=True, eq=False)
 class KnockOut:
-    """In `layers`, queries at `queries` ("last", "all" or positions) cannot attend to `sources` (positions, one tuple
-    per prompt); all heads, or the `heads` given."""
+    """In `layers`, queries at `queries` ("last", "all" or positions) cannot attend to `sources` (positions, -1 = none;
+    one tuple per prompt, or a single one for all); all heads, or the `heads` given."""
 
     layers: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
     queries: str | tuple[int, ...] = "last"
     heads: tuple[int, ...] | None = None
+
+    def check(self, model: Model, prompts: Prompts | None = None) -> None:
+        """Raise InputError for layers, heads or positions that do not fit the model or prompts."""
+        model.check_heads((layer, head) for layer in self.layers for head in self.heads or (0,))
+        if prompts is not None:
+            if len(self.sources) not in (1, len(prompts)):
+                raise InputError(
+                    f"The knock-out has sources for {len(self.sources)} prompts, but there are {len(prompts)}; give "
+                    f"one tuple of positions per prompt, or a single one for all."
+                )
+            for row, valid in enumerate(prompts):
+                sources = self.sources[row % len(self.sources)]
+                wrong = next((p for p in sources if not -1 <= p < valid.stop), None)
+                if wrong is not None:
+                    raise InputError(
+                        f"Position {wrong} to knock out is not among the {-valid.start} tokens of prompt {row}."
+                    )
+        if isinstance(self.queries, str):
+            if self.queries not in ("last", "all"):
+                raise InputError(f"'{self.queries}' is no choice of queries; use last, all or token positions.")
+        else:
+            _check_positions(self.queries, prompts)
+
+    def for_prompts(self, indices: Sequence[int]) -> KnockOut:
+        """The same knock-out for the prompts `indices` alone."""
+        if len(self.sources) == 1:
+            return self
+        return replace(self, sources=tuple(self.sources[i] for i in indices))
+
+    def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
+        """Hang it on the passes of this thread until `stack` is closed."""
+        for layer in self.layers:
+            stack.enter_context(knock_out(model, layer, queries=self.queries, sources=self.sources, heads=self.heads))
 
 
 Edit = HeadAblation | Patch | ProjectOut | KnockOut
@@ -77,42 +241,26 @@ Edit = HeadAblation | Patch | ProjectOut | KnockOut
 
 @contextlib.contextmanager
 def apply(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
-    """While open, every forward pass of `model` is edited, in the order given; the model is as before afterwards, come
-    what may."""
+    """While open, every forward pass of `model` in this thread is edited, in the order given; the model is as before
+    afterwards, come what may."""
     with contextlib.ExitStack() as stack:
+        check_edits(model, edits)
         for edit in edits:
-            match edit:
-                case HeadAblation():
-                    _ablate(model, edit, stack)
-                case Patch():
-                    _at_site(model, edit.site, lambda x, e=edit: _patched(model, x, e), stack)
-                case ProjectOut():
-                    _at_site(
-                        model, edit.site, lambda x, e=edit, b=_basis(edit.direction): _projected(model, x, e, b), stack
-                    )
-                case KnockOut():
-                    for layer in edit.layers:
-                        stack.enter_context(
-                            knock_out(model, layer, queries=edit.queries, sources=edit.sources, heads=edit.heads)
-                        )
-                case _:
-                    raise InputError(f"{type(edit).__name__} is not an edit.")
+            edit.hang(model, stack)
         yield
 
 
-def for_prompts(edits: Sequence[Edit], indices: Sequence[int]) -> tuple[Edit, ...]:
-    """The same edits for the prompts `indices` only: what one batch of a longer list needs of edits that differ by
-    prompt."""
-    out = []
+def check_edits(model: Model, edits: Sequence[Edit], prompts: Prompts | None = None) -> None:
+    """Raise InputError for an edit that does not fit the model, or these prompts."""
     for edit in edits:
-        if isinstance(edit, Patch) and edit.value.ndim == 2 + (
-            1 if edit.site.head is not None or edit.site.kind != "head_out" else 2
-        ):
-            edit = replace(edit, value=edit.value[list(indices)])
-        elif isinstance(edit, KnockOut):
-            edit = replace(edit, sources=tuple(edit.sources[i] for i in indices))
-        out.append(edit)
-    return tuple(out)
+        if not isinstance(edit, Edit):
+            raise InputError(f"{type(edit).__name__} is not an edit.")
+        edit.check(model, prompts)
+
+
+def for_prompts(edits: Sequence[Edit], indices: Sequence[int]) -> tuple[Edit, ...]:
+    """What of the edits belongs to the prompts `indices`: those that differ by prompt are picked, the others stay."""
+    return tuple(edit.for_prompts(indices) for edit in edits)
 
 
 def describe(edits: Sequence[Edit]) -> list[dict]:
@@ -124,114 +272,45 @@ def describe(edits: Sequence[Edit]) -> list[dict]:
             value = getattr(edit, entry.name)
             if isinstance(value, torch.Tensor):
                 data = value.detach().cpu().contiguous()
-                value = (
-                    f"{tuple(data.shape)} {data.dtype} "
-                    f"{hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()}"
-                )
+                digest = hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()
+                value = f"{tuple(data.shape)} {data.dtype} {digest}"
             row[entry.name] = str(value) if isinstance(value, Site) else value
         out.append(row)
     return out
 
 
-def _check_heads(model: Model, heads: Sequence[tuple[int, int]]) -> None:
-    for layer, head in heads:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has layers 0–{model.n_layers - 1} and "
-                f"heads 0–{model.n_heads - 1}."
-            )
+def _check_positions(wanted: Sequence[int] | None, prompts: Prompts | None) -> None:
+    """Raise InputError for a position that one of the prompts does not have."""
+    for position in wanted or ():
+        for row, valid in enumerate(prompts or ()):
+            if position not in valid:
+                raise InputError(f"Position {position} to edit is not among the {-valid.start} tokens of prompt {row}.")
 
 
-def _ablate(model: Model, edit: HeadAblation, stack: contextlib.ExitStack) -> None:
-    _check_heads(model, edit.heads)
-    if edit.how not in ABLATIONS:
-        raise InputError(f"'{edit.how}' is not an ablation; choose {', '.join(ABLATIONS)}.")
-    if edit.how == "mean" and edit.mean is None:
-        raise InputError("Mean ablation needs the mean head outputs (layers × heads × head width) of a reference set.")
-    by_layer = defaultdict(list)
-    for layer, head in edit.heads:
-        by_layer[layer].append(head)
-    for layer, heads in by_layer.items():
-        if edit.how == "uniform":
-            if edit.positions is not None:
-                raise InputError("Uniform attention is applied at every position; give no positions.")
-            stack.enter_context(uniform(model, layer, heads))
-            continue
-
-        def change(x: torch.Tensor, heads=heads, layer=layer) -> torch.Tensor:
-            # x [B, T, H, d_head]; broadcasting one value per head over the chosen positions
-            value = (
-                torch.zeros((), device=x.device, dtype=x.dtype)
-                if edit.how == "zero"
-                else edit.mean[layer, heads].to(x.device, x.dtype)
-            )
-            chosen = torch.zeros(x.shape[2], dtype=torch.bool, device=x.device)
-            chosen[heads] = True
-            new = x.new_zeros(x.shape[2:])
-            new[heads] = value
-            where = _where(model, edit.positions, x)
-            return torch.where((where[:, :, None] & chosen)[..., None], new, x)
-
-        _at_site(model, Site("head_out", layer), change, stack)
-
-
-def _where(model: Model, positions: tuple[int, ...] | None, x: torch.Tensor) -> torch.Tensor:
-    """Mask [B, T] of the columns at `positions`; everywhere for None. Positions before or after this pass are not in
+def _where(wanted: tuple[int, ...] | None, x: torch.Tensor) -> torch.Tensor:
+    """Mask [B, T] of the columns at the positions; everywhere for None. Positions before or after this pass are not in
     it."""
-    if positions is None:
+    if wanted is None:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return model.frame.at(_absolute(model, positions)).to(x.device)
+    return positions().at(positions().absolute(torch.tensor(wanted))).to(x.device)
 
 
-def _absolute(model: Model, positions: Sequence[int]) -> torch.Tensor:
-    """Token positions [B, R], negative ones counted from each sequence's last token."""
-    frame = model.frame
-    wanted = torch.tensor(positions, device=frame.position_ids.device).expand(len(frame.position_ids), -1)
-    last = frame.position_ids.gather(1, frame.last_columns()[:, None])
-    return torch.where(wanted < 0, last + 1 + wanted, wanted)
-
-
-def _patched(model: Model, x: torch.Tensor, edit: Patch) -> torch.Tensor:
-    value = edit.value.to(x.device, x.dtype)
-    if edit.positions is None:
-        return value.expand_as(x).clone()  # some blocks go on to add in place
-    columns = model.frame.columns(torch.tensor(edit.positions, device=model.frame.position_ids.device)).to(
-        x.device
-    )  # [B, R]
-    x = x.clone()
-    x[torch.arange(len(x), device=x.device)[:, None], columns] = value.expand(*columns.shape, *x.shape[2:])
-    return x
-
-
-def _basis(direction: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows [m, d] spanning the direction(s)."""
-    rows = torch.atleast_2d(direction).double()
-    if not torch.isfinite(rows).all() or float(rows.norm()) == 0:
-        raise InputError("The direction to project out is zero or not finite.")
-    _, values, right = torch.linalg.svd(rows, full_matrices=False)
-    return right[values > values[0] * 1e-10]
-
-
-def _projected(model: Model, x: torch.Tensor, edit: ProjectOut, basis: torch.Tensor) -> torch.Tensor:
-    b = basis.to(x.device, torch.float32)
-    along = ((x.float() @ b.T) @ b).to(x.dtype)
-    changed = along if edit.keep else x - along
-    return torch.where(_where(model, edit.positions, x)[..., None], changed, x)
-
-
-def _at_site(model: Model, site: Site, change, stack: contextlib.ExitStack) -> None:
-    """Hang `change([B, T, …]) → same shape` on a site; heads of head_out come apart as [B, T, H, d_head]."""
+def at_site(
+    model: Model, site: Site, change: Callable[[torch.Tensor], torch.Tensor], stack: contextlib.ExitStack
+) -> None:
+    """Hang `change([B, T, …]) → same shape` on a site until `stack` is closed; heads of head_out come apart as
+    [B, T, H, d_head]. Raises InputError for logits, and for a site that the model does not have."""
     if site.kind == "logits":
         raise InputError("Logits are a result; edit final_norm or an earlier site instead.")
     if site.kind == "resid_mid":
-        _between(model, site.layer, change, stack)
+        _between(model, site, change, stack)
         return
     module, side = model.module(site)
 
     def through(x: torch.Tensor) -> torch.Tensor:
         shape = x.shape
         if x.ndim == 2:
-            x = x.unflatten(0, tuple(model.frame.position_ids.shape))
+            x = x.unflatten(0, tuple(positions().position_ids.shape))
         if site.kind == "head_out":
             x = x.unflatten(-1, (model.n_heads, model.d_head))
             if site.head is not None:
@@ -240,32 +319,25 @@ def _at_site(model: Model, site: Site, change, stack: contextlib.ExitStack) -> N
                 return new.reshape(shape)
         return change(x).reshape(shape)
 
-    if side == "input":
+    def entering(_module, args, kwargs):
+        old = hidden_argument(args, kwargs)
+        x = through(old)
+        if args and args[0] is old:
+            return (x, *args[1:]), kwargs
+        return args, kwargs | {next(k for k, v in kwargs.items() if v is old): x}
 
-        def before(_module, args, kwargs):
-            x = through(hidden_argument(args, kwargs))
-            if args and isinstance(args[0], torch.Tensor):
-                return (x, *args[1:]), kwargs
-            name = next(k for k, v in kwargs.items() if v is hidden_argument(args, kwargs))
-            return args, kwargs | {name: x}
+    def leaving(_module, _args, output):
+        return through(output) if isinstance(output, torch.Tensor) else (through(output[0]), *output[1:])
 
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-
-        def after(_module, _args, output):
-            if isinstance(output, torch.Tensor):
-                return through(output)
-            return (through(output[0]), *output[1:])
-
-        handle = module.register_forward_hook(after)
+    handle = before(module, entering) if side == "input" else after(module, leaving)
     stack.callback(handle.remove)
 
 
-def _between(model: Model, layer: int, change, stack: contextlib.ExitStack) -> None:
+def _between(model: Model, site: Site, change: Callable, stack: contextlib.ExitStack) -> None:
     """Edit resid_mid. The module that is handed it reads a copy: the stream itself goes on around it. So what attention
     adds is changed until the sum is the one wanted, and both the MLP and the stream get it."""
-    model.module(Site("resid_mid", layer))  # refuses blocks that have none
-    block = model.parts.blocks[layer]
+    model.module(site)  # refuses blocks that have none
+    block = model.anatomy.blocks[site.layer]
     entered: list[torch.Tensor] = []
 
     def enter(_module, args, kwargs):
@@ -273,99 +345,9 @@ def _between(model: Model, layer: int, change, stack: contextlib.ExitStack) -> N
 
     def leave(_module, _args, output):
         added = output if isinstance(output, torch.Tensor) else output[0]
-        before = entered[0].to(added.device)
-        new = (change(before + added.reshape(before.shape)) - before).reshape(added.shape)
+        old = entered[0].to(added.device)
+        new = (change(old + added.reshape(old.shape)) - old).reshape(added.shape)
         return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
-    stack.callback(block.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-    stack.callback(block.attention_writer.register_forward_hook(leave).remove)
-
-
-def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]], *, edits: Sequence[Edit] = ()) -> torch.Tensor:
-    """Mean head outputs over every token of `ids` under `edits`, [n_layers, H, d_head] float32: what mean ablation puts
-    in place of a head."""
-    from workbench.engine.capture import stream
-
-    sites = [Site("head_out", layer) for layer in range(model.n_layers)]
-    total, count = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64), 0
-    for _, found, batch in stream(model, ids, sites, positions="all", edits=edits):
-        total += torch.stack([found[s].double().sum(0).cpu() for s in sites])
-        count += batch.tokens
-    if not bool(total.isfinite().all()):
-        raise InputError(
-            f"The head outputs of {model.name} are NaN or infinite on these texts, so they have no mean; load "
-            f"the model in bfloat16 or float32."
-        )
-    return (total / count).float()
-
-
-@dataclass(frozen=True)
-class HeadMask:
-    """A saved set of heads: how they are switched off ("zero", "uniform"), a note, and the model that they were found
-    on (`model`: name, fingerprint, layers, heads; empty in files that do not say)."""
-
-    heads: tuple[tuple[int, int], ...]
-    how: str = "zero"
-    note: str = ""
-    model: Mapping[str, str | int] = field(default_factory=dict)
-
-    def doubt(self, model: Model) -> str | None:
-        """A sentence when the mask was found on other weights than `model`'s; None where it was not, or does not say.
-
-        Raises InputError for a head that `model` does not have."""
-        _check_heads(model, self.heads)
-        if self.model.get("fingerprint") in (None, model.fingerprint):
-            return None
-        return (
-            f"The head mask was found on {self.model.get('name', 'another model')}, not on these weights of "
-            f"{model.name}: its heads may do something else here."
-        )
-
-
-def save_heads(
-    path: Path, heads: Sequence[tuple[int, int]], *, how: str = "zero", note: str = "", model: Model | None = None
-) -> None:
-    """Write a head mask as JSON, to be applied elsewhere with `--edit`; `model`: the one that the heads belong to, by
-    name and weights."""
-    if not heads:
-        raise InputError("A head mask names at least one head.")
-    about = (
-        {}
-        if model is None
-        else {
-            "name": str(model.name),
-            "fingerprint": model.fingerprint,
-            "layers": model.n_layers,
-            "heads": model.n_heads,
-        }
-    )
-    Path(path).write_text(
-        json.dumps({"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about}, indent=1) + "\n"
-    )
-
-
-def read_mask(path: Path) -> HeadMask:
-    """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        heads = tuple((layer, head) for layer, head in found["heads"])
-        if any(type(number) is not int or number < 0 for pair in heads for number in pair):
-            raise ValueError("layers and heads are whole numbers from 0")
-        how, note, about = found.get("ablation", "zero"), found.get("note", ""), found.get("model") or {}
-        about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): {error}."
-        ) from error
-    if how not in ("zero", "uniform"):
-        raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")
-    if not heads:
-        raise InputError(f"The edit file '{path}' names no head: there is nothing to switch off.")
-    return HeadMask(tuple(dict.fromkeys(heads)), how, str(note), about)
-
-
-def load_edits(path: Path) -> tuple[Edit, ...]:
-    """The edits of a head-mask file. Raises InputError when it is not one (`read_mask` also says which model it was
-    found on)."""
-    mask = read_mask(path)
-    return (HeadAblation(mask.heads, mask.how),)
+    stack.callback(before(block.block, enter).remove)
+    stack.callback(after(block.attention_writer, leave).remove)

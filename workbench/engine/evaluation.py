@@ -4,73 +4,76 @@ every variant."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
 
 from workbench.core.errors import InputError, RunFailed
 from workbench.core.tables import read_table
+from workbench.engine.hf import stream
+from workbench.engine.passes import Pass, with_pass
+from workbench.models.model import Model
 from workbench.models.sites import Site
+from workbench.models.text_positions import word_ids
 
-if TYPE_CHECKING:
-    import torch
-
-    from workbench.models.model import Model
-
-Variant = tuple[
-    str, "torch.Tensor | None"
-]  # ("keep…" or "remove…", orthonormal rows [k, width]); None: the model as it is
-Question = tuple[
-    list[list[int]], int, int
-]  # token ids of prompt + choice for every choice, length of the prompt, right choice
+# ("keep…" or "remove…", orthonormal rows [k, width]); None: the model as it is
+Variant = tuple[str, torch.Tensor | None]
+# token ids of prompt + choice for every choice, length of the prompt, right choice
+Question = tuple[list[list[int]], int, int]
+PLAIN: Variant = ("keep all", None)
 
 
+@with_pass
+def token_losses(model: Model, rows: Sequence[Sequence[int]], *, run: Pass) -> list[np.ndarray]:
+    """-ln p of every token but the first of each row (token ids), [length - 1] float64 nats per row.
+
+    Raises RunFailed where one is not finite, InputError for rows and edits that do not fit."""
+    return [losses[0] for losses in final_state_losses(model, rows, [PLAIN], run=run)]
+
+
+@with_pass
 def final_state_losses(
-    model: Model,
-    rows: Sequence[Sequence[int]],
-    variants: Sequence[Variant],
-    *,
-    edits=(),
-    max_tokens: int = 4096,
-    check: Callable | None = None,
+    model: Model, rows: Sequence[Sequence[int]], variants: Sequence[Variant], *, run: Pass
 ) -> list[np.ndarray]:
     """-ln p of every token but the first of each row, [variants, length - 1] float64 per row. Raises RunFailed where
     one is not finite.
 
     A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by
     the rest ("remove")."""
-    import torch
-
-    from workbench.engine.capture import stream
-
-    found: list = [None] * len(rows)
-    for indices, acts, _ in stream(
-        model, rows, ["final_norm"], positions="all", edits=edits, max_tokens=max_tokens, check=check
-    ):
-        states, kept = acts[Site("final_norm")], []
+    found: list[np.ndarray | None] = [None] * len(rows)
+    for indices, acts, _ in stream(model, rows, ["final_norm"], positions="all", run=run):
+        states = acts[Site("final_norm")]
         target = torch.tensor([token for i in indices for token in (*rows[i][1:], 0)], device=states.device)
-        for how, directions in variants:
-            changed = states
-            if directions is not None:
-                v = directions.to(states.device, torch.float32)
-                along = ((states.float() @ v.T) @ v).to(states.dtype)
-                changed = along if how.startswith("keep") else states - along
-            scores = model.logits_from(changed, normed=True)
-            kept.append(
-                torch.nn.functional.cross_entropy(scores, target.to(scores.device), reduction="none").double().cpu()
-            )
-        losses, start = torch.stack(kept).numpy(), 0
+        losses = torch.stack([_losses(model, _changed(states, variant), target) for variant in variants]).numpy()
+        start = 0
         for i in indices:
             found[i] = losses[:, start : start + len(rows[i]) - 1]
             if not np.isfinite(found[i]).all():
                 raise RunFailed(
-                    f"The loss of {model.name} on text {i} is NaN or infinite; use another dtype (bfloat16 or "
-                    f"float32) or check its weights."
+                    f"The loss of {model.name} on text {i} is NaN or infinite; use another dtype (bfloat16 or float32) "
+                    f"or check its weights."
                 )
             start += len(rows[i])
     return found
+
+
+def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:
+    """Final states [T, width] with the variant's directions kept or removed."""
+    how, directions = variant
+    if directions is None:
+        return states
+    v = directions.to(states.device, torch.float32)
+    along = ((states.float() @ v.T) @ v).to(states.dtype)
+    return along if how.startswith("keep") else states - along
+
+
+def _losses(model: Model, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """-ln p [T] float64 on the CPU of tokens [T] after final states [T, width]."""
+    scores = model.logits_from(states, normed=True)
+    return cross_entropy(scores, target.to(scores.device), reduction="none").double().cpu()
 
 
 def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
@@ -102,15 +105,6 @@ def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
     return out
 
 
-def word_ids(model: Model, text: str, word: str) -> list[int]:
-    """Tokens of `word` as it continues `text` after a space, whatever the tokenizer makes of a leading space."""
-    for before in (text, "a"):
-        front, whole = model.encode(before), model.encode(f"{before} {word}")
-        if len(whole) > len(front) and whole[: len(front)] == front:
-            return whole[len(front) :]
-    return model.encode(f" {word}", bos=False)
-
-
 def encode_choices(model: Model, path: str | Path) -> list[Question]:
     """The questions of a multiple-choice file as tokens: the prompt's and, behind a space, each choice's."""
     out = []
@@ -125,11 +119,12 @@ def encode_choices(model: Model, path: str | Path) -> list[Question]:
     return out
 
 
-def right_choices(model: Model, questions: Sequence[Question], variants: Sequence[Variant], **options) -> np.ndarray:
+@with_pass
+def right_choices(model: Model, questions: Sequence[Question], variants: Sequence[Variant], *, run: Pass) -> np.ndarray:
     """Whether the likeliest choice (summed log-probability of its tokens) is the right one, [variants, questions] of 0
     and 1."""
     rows = [row for choices, _, _ in questions for row in choices]
-    losses = iter(final_state_losses(model, rows, variants, **options))
+    losses = iter(final_state_losses(model, rows, variants, run=run))
     right = np.empty((len(variants), len(questions)))
     for q, (choices, front, answer) in enumerate(questions):
         total = np.stack([next(losses)[:, front - 1 :].sum(1) for _ in choices], axis=1)

@@ -8,19 +8,20 @@ string), as Hugging Face `generate` returns them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
 from workbench.core.errors import InputError
-from workbench.engine.capture import check_ids
-from workbench.engine.edits import Edit, KnockOut, Patch, apply
-from workbench.engine.scoring import FIELDS, Rule, check_steps, likeliest, row_keys, step, step_keys
-from workbench.models.batching import Batch, in_batches, pad
+from workbench.engine.capture import capture
+from workbench.engine.edits import apply
+from workbench.engine.passes import DECODE, SAMPLE, Pass, check_prompts, with_pass
+from workbench.engine.sampling import FIELDS, Rule, check_steps, likeliest, row_keys, step, step_keys
+from workbench.models.batching import Batch, pad
 from workbench.models.model import Model
+from workbench.models.sites import Site
 
-Edits = Sequence[Edit] | Callable[[list[int]], Sequence[Edit]]
 PHASES = ("all", "prefill", "decode")
 FINISH = ("length", "eos", "stop", "context")  # why a row ended; `Samples.finish` holds indices into it
 
@@ -40,10 +41,9 @@ class _Rows:
         if self.past is None:
             self.past = batch
         else:
-            join = lambda name: torch.cat([getattr(self.past, name), getattr(batch, name)], dim=1)  # noqa: E731
-            self.past = Batch(
-                join("ids"), join("mask"), join("position_ids"), self.past.lengths + batch.lengths, "left"
-            )
+            names = ("ids", "mask", "position_ids")
+            columns = (torch.cat([getattr(self.past, name), getattr(batch, name)], dim=1) for name in names)
+            self.past = Batch(*columns, self.past.lengths + batch.lengths, "left")
         return scores
 
     def feed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
@@ -71,6 +71,7 @@ def _split_last(batch: Batch) -> tuple[Batch, Batch]:
     return front, _column(batch.ids[:, -1], batch.lengths - 1)
 
 
+@with_pass
 def greedy(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -79,77 +80,68 @@ def greedy(
     stop_ids: Sequence[int] = (),
     stop_strings: Sequence[str] = (),
     eos: bool = True,
-    edits: Edits = (),
     edit_phase: str = "all",
-    max_tokens: int = 65536,
-    max_rows: int = 256,
-    check: Callable[[], None] | None = None,
+    run: Pass,
 ) -> list[list[int]]:
     """The most likely continuation of every prompt (token ids), in the order of the prompts.
 
     A row ends at EOS (unless `eos` is false), at one of `stop_ids`, once its text holds one of `stop_strings`, at
-    `max_new_tokens` or at the end of the model's context; the token that ended it is its last. `edits` are applied in
+    `max_new_tokens` or at the end of the model's context; the token that ended it is its last. Edits are applied in
     `edit_phase`: "all" passes, "prefill" (the pass over the prompt) or "decode" (the steps that feed the last prompt
-    token and then each generated one; the rest of the prompt is read unedited). Edits with one entry per prompt (Patch
-    values [n, k, d], KnockOut sources) follow their prompts into the batches; a function gets the prompt indices of a
-    batch and returns its edits. `check` may raise to cancel. Raises InputError for prompts that do not fit the
-    model."""
-    check_ids(model, prompts)
+    token and then each generated one; the rest of the prompt is read unedited). Raises InputError for prompts and edits
+    that do not fit."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; generate at least one token.")
     if edit_phase not in PHASES:
         raise InputError(f"'{edit_phase}' is no phase of generation; choose {', '.join(PHASES)}.")
-    ends = _Ends.of(model, stop_ids, stop_strings, eos)
     room = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
+    check_prompts(model, prompts, run, room=None if edit_phase == "prefill" else room)
+    if edit_phase == "decode":
+        _check_decoded(run, prompts)
+    ends = _Ends.of(model, stop_ids, stop_strings, eos)
     out: list[list[int]] = [[] for _ in prompts]
     # A prompt of one token has nothing to read before the first decoding step, so it cannot share a batch with longer
     # ones then.
     single = [i for i, prompt in enumerate(prompts) if edit_phase == "decode" and len(prompt) == 1]
     rest = sorted(set(range(len(prompts))) - set(single))
     for group in (single, rest):
-        sizes = [
-            range(len(prompts[i]) + room[i]) for i in group
-        ]  # in_batches only asks for lengths: those that will be reached
 
-        def step(local: list[int], group=group) -> None:
+        def compute(local: list[int], group: list[int] = group) -> None:
             rows = [group[k] for k in local]
-            for i, ids in zip(
-                rows,
-                _greedy_batch(
-                    model,
-                    [prompts[i] for i in rows],
-                    [room[i] for i in rows],
-                    ends,
-                    _edits_for(edits, rows, len(prompts)),
-                    edit_phase,
-                    check,
-                ),
-            ):
+            mine, reach = [prompts[i] for i in rows], [room[i] for i in rows]
+            for i, ids in zip(rows, _greedy_batch(model, mine, reach, ends, edit_phase, run.for_prompts(rows))):
                 out[i] = ids
 
-        for _ in in_batches(sizes, step, max_tokens=max_tokens, max_rows=max_rows, check=check):
+        for _ in run.batches([len(prompts[i]) + room[i] for i in group], compute, tokens=DECODE):
             pass
     return out
 
 
+def _check_decoded(run: Pass, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise InputError for an edit at a position that is read before decoding begins: it would change nothing."""
+    for edit in run.edits:
+        for position in getattr(edit, "positions", None) or ():
+            for row, prompt in enumerate(prompts):
+                if 0 <= position < len(prompt) - 1:
+                    raise InputError(
+                        f"Position {position} of prompt {row} is read before decoding begins, so an edit there does "
+                        f"nothing in edit_phase=decode; use all or prefill."
+                    )
+
+
 @torch.no_grad()
-def _greedy_batch(model, prompts, room, ends: _Ends, edits: Sequence[Edit], phase: str, check) -> list[list[int]]:
+def _greedy_batch(model: Model, prompts: list, room: list[int], ends: _Ends, phase: str, run: Pass) -> list[list[int]]:
     rows = _Rows(model, DynamicCache(config=model.hf.config))
     batch = pad(prompts, pad_id=model.pad_id, side="left", device=model.device)
     alive = list(range(len(prompts)))
     written: list[list[int]] = [[] for _ in prompts]
-
-    def current() -> Sequence[Edit]:
-        """The edits, entries per prompt reduced to the rows still alive."""
-        return edits if len(alive) == len(prompts) else _edits_for(edits, alive, len(prompts))
-
     if phase == "decode":
         front, batch = _split_last(batch)
         if front.ids.shape[1]:
             rows.feed(front)
         else:
             rows.past = front
-    with apply(model, edits):  # every phase edits this pass: in "decode" it is the first step
+    with apply(model, run.edits):  # every phase edits this pass: in "decode" it is the first step
         scores = rows.feed(batch)
     while True:
         chosen = likeliest(scores, model.name)
@@ -165,24 +157,9 @@ def _greedy_batch(model, prompts, room, ends: _Ends, edits: Sequence[Edit], phas
             index = torch.tensor(keep, device=chosen.device)
             rows.select(index)
             chosen = chosen[index]
-        if check is not None:
-            check()
-        with apply(model, () if phase == "prefill" else current()):
+        run.asked()
+        with apply(model, () if phase == "prefill" else run.for_prompts(alive).edits):
             scores = rows.feed_tokens(chosen)
-
-
-def _edits_for(edits: Edits, rows: list[int], total: int) -> Sequence[Edit]:
-    """The edits of a batch made of these prompts: entries per prompt are picked, everything else stays."""
-    if callable(edits):
-        return edits(rows)
-    out = []
-    for edit in edits:
-        if isinstance(edit, Patch) and edit.value.ndim >= 3 and len(edit.value) == total:
-            edit = replace(edit, value=edit.value[rows])
-        elif isinstance(edit, KnockOut) and len(edit.sources) == total:
-            edit = replace(edit, sources=tuple(edit.sources[i] for i in rows))
-        out.append(edit)
-    return out
 
 
 @dataclass(frozen=True)
@@ -232,6 +209,28 @@ class Samples:
     finish: torch.Tensor
     steps: torch.Tensor
 
+    @classmethod
+    def empty(cls, prompts: int, samples: int, longest: int) -> Samples:
+        """Room for samples of at most `longest` tokens."""
+        shape = prompts, samples
+        return cls(
+            torch.full((*shape, longest), -1),
+            torch.zeros(shape, dtype=torch.long),
+            torch.zeros(shape, dtype=torch.long),
+            torch.full((*shape, longest, len(FIELDS)), torch.nan),
+        )
+
+    def put(self, prompt, sample, ids, steps, lengths, finish) -> None:
+        """Write decoded rows: ids [R, N], steps [R, N, F], lengths and finish [R] of samples [R] of prompts [R]."""
+        size = ids.shape[-1]
+        self.ids[prompt, sample, :size], self.steps[prompt, sample, :size] = ids, steps
+        self.lengths[prompt, sample], self.finish[prompt, sample] = lengths, finish
+
+    def shortened(self) -> Samples:
+        """Without the columns that no sample reaches."""
+        longest = int(self.lengths.max())
+        return Samples(self.ids[..., :longest], self.lengths, self.finish, self.steps[..., :longest, :])
+
     def statistic(self, name: str) -> torch.Tensor:
         """One of FIELDS, [P, M, N]."""
         return self.steps[..., FIELDS.index(name)]
@@ -241,6 +240,7 @@ class Samples:
         return self.ids[prompt, sample, : self.lengths[prompt, sample]].tolist()
 
 
+@with_pass
 def sample(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -253,83 +253,68 @@ def sample(
     stop_ids: Sequence[int] = (),
     stop_strings: Sequence[str] = (),
     eos: bool = True,
-    edits: Sequence[Edit] = (),
-    max_tokens: int = 262144,
-    max_rows: int = 256,
-    check: Callable[[], None] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    run: Pass,
 ) -> Samples:
     """`samples` continuations of every prompt (token ids), with the statistics of every step under `rule`.
 
     Rows end as in `greedy`. What sample m of prompt p says depends on `seed`, its prompt's key (by default its place in
     `prompts`) and m, not on the batch it is computed in. At temperature 0 they are all the same, and one is decoded.
-    `max_rows` rows and `max_tokens` cached tokens are decoded together; a batch that runs out of memory is halved.
-    `check` is called every step and may raise to cancel. Raises InputError for bad prompts."""
-    check_ids(model, prompts)
+    Edits act on every pass. Raises InputError for prompts and edits that do not fit."""
     if samples < 1 or max_new_tokens < 1:
         raise InputError(f"samples is {samples} and max_new_tokens is {max_new_tokens}; both must be at least 1.")
+    room = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
+    check_prompts(model, prompts, run, room=room)
     keys = range(len(prompts)) if prompt_keys is None else prompt_keys
     ends = _Ends.of(model, stop_ids, stop_strings, eos)
-    room = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     alike = rule is not None and rule.temperature == 0  # every sample is the likeliest text: decode it once
     rows = [(p, m) for p in range(len(prompts)) for m in range(1 if alike else samples)]
-    widest = max(room)
-    out = Samples(
-        torch.full((len(prompts), samples, widest), -1),
-        torch.zeros(len(prompts), samples, dtype=torch.long),
-        torch.zeros(len(prompts), samples, dtype=torch.long),
-        torch.full((len(prompts), samples, widest, len(FIELDS)), torch.nan),
-    )
-
-    def run(indices: list[int]) -> None:
-        chosen = [rows[i] for i in indices]
-        key = row_keys(seed, [keys[p] for p, _ in chosen], [m for _, m in chosen], device=model.device)
-        ids, steps, lengths, finish = _sample_batch(
-            model, prompts, [p for p, _ in chosen], room, rule or Rule(), key, ends, edits, max_new_tokens, tick
-        )
-        p, m = torch.tensor(chosen).T
-        if alike:
-            p, m, ids, steps, lengths, finish = (
-                p[:, None],
-                torch.arange(samples),
-                ids[:, None],
-                steps[:, None],
-                lengths[:, None],
-                finish[:, None],
-            )
-        out.ids[p, m, : ids.shape[-1]], out.steps[p, m, : ids.shape[-1]] = ids, steps
-        out.lengths[p, m], out.finish[p, m] = lengths, finish
-
-    done = 0
+    out = Samples.empty(len(prompts), samples, max(room))
+    copies, done = samples if alike else 1, 0
 
     def tick(share: float, here: int) -> None:
         """Called every step: this much of a batch of `here` rows is decoded."""
-        if check is not None:
-            check()
-        if progress is not None:
-            copies = samples if alike else 1
-            progress((done + int(share * here)) * copies, len(rows) * copies, "sample")
+        run.asked()
+        run.told((done + int(share * here)) * copies, len(rows) * copies, "sample")
 
-    sizes = [
-        range(len(prompts[p]) + room[p]) for p, _ in rows
-    ]  # in_batches only asks for lengths: those that may be reached
-    for indices in in_batches(sizes, run, max_tokens=max_tokens, max_rows=max_rows, check=check):
+    def compute(indices: list[int]) -> None:
+        chosen = [rows[i] for i in indices]
+        key = row_keys(seed, [keys[p] for p, _ in chosen], [m for _, m in chosen], device=model.device)
+        decoding = _Decoding(rule or Rule(), ends, room, max_new_tokens, run, tick)
+        found = _sample_batch(model, prompts, [p for p, _ in chosen], key, decoding)
+        p, m = torch.tensor(chosen).T
+        if alike:
+            p, m, found = p[:, None], torch.arange(samples), tuple(x[:, None] for x in found)
+        out.put(p, m, *found)
+
+    reach = [len(prompts[p]) + room[p] for p, _ in rows]
+    for indices in run.batches(reach, compute, tokens=SAMPLE):
         done += len(indices)
         tick(0, 0)
     check_steps(out.steps[out.ids >= 0], model.name)
-    longest = int(out.lengths.max())
-    return Samples(out.ids[..., :longest], out.lengths, out.finish, out.steps[..., :longest, :])
+    return out.shortened()
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """How rows are decoded: by which rule, what ends them, and who is told."""
+
+    rule: Rule
+    ends: _Ends
+    room: list[int]  # tokens that may follow each prompt
+    max_new_tokens: int
+    run: Pass
+    tick: Callable[[float, int], None]
 
 
 @torch.no_grad()
 def _sample_batch(
-    model, prompts, prompt_of: list[int], room, rule: Rule, keys, ends: _Ends, edits, max_new_tokens: int, tick
-):
+    model: Model, prompts: Sequence[Sequence[int]], prompt_of: list[int], keys: torch.Tensor, how: _Decoding
+) -> tuple[torch.Tensor, ...]:
     """Decode one batch of rows; → ids [R, N], steps [R, N, F], lengths [R], finish [R] on the CPU."""
-    device = model.device
+    device, ends, edits = model.device, how.ends, how.run.edits
     distinct = list(dict.fromkeys(prompt_of))
     share = torch.tensor([distinct.index(p) for p in prompt_of], device=device)
-    limit = torch.tensor([room[p] for p in prompt_of], device=device)
+    limit = torch.tensor([how.room[p] for p in prompt_of], device=device)
     stop = torch.tensor(sorted(ends.ids), dtype=torch.long, device=device)
     eos = torch.tensor(model.eos_ids, dtype=torch.long, device=device)
     R, N = len(prompt_of), int(limit.max())
@@ -338,70 +323,56 @@ def _sample_batch(
     finish = torch.zeros(R, dtype=torch.long, device=device)
     alive = torch.arange(R, device=device)
     rows = _Rows(model, DynamicCache(config=model.hf.config))
-    with apply(model, edits):
+    with apply(model, how.run.for_prompts(distinct).edits):
         scores = rows.feed(pad([prompts[p] for p in distinct], pad_id=model.pad_id, side="left", device=device))
-        rows.select(share)
-        scores = scores[share.to(scores.device)]
-        for t in range(N):
-            token, found = step(scores, rule, keys=step_keys(keys[alive], t).to(scores.device))
-            token = token.to(device)
-            ids[alive, t], steps[alive, t] = token, found.to(device)
-            ended = torch.isin(token, stop)
-            if ends.strings:
-                ended |= torch.tensor([ends.string_reached(row) for row in ids[alive, : t + 1].tolist()], device=device)
-            over = limit[alive] <= t + 1
-            reason = torch.where(torch.isin(token, eos), 1, 2)
-            reason = torch.where(ended, reason, torch.where(limit[alive] < max_new_tokens, 3, 0))
-            finish[alive] = reason
-            go_on = ~(ended | over)
-            left = int(go_on.sum())  # the one moment per step when the device is waited for
-            if left == 0:
-                break
-            if left < len(alive):
-                keep = go_on.nonzero()[:, 0]
-                rows.select(keep)
-                alive, token = alive[keep], token[keep]
-            tick((t + 1) / N, R)
+    rows.select(share)
+    scores = scores[share.to(scores.device)]
+    for t in range(N):
+        token, found = step(scores, how.rule, keys=step_keys(keys[alive], t).to(scores.device))
+        token = token.to(device)
+        ids[alive, t], steps[alive, t] = token, found.to(device)
+        ended = torch.isin(token, stop)
+        if ends.strings:
+            reached = [ends.string_reached(row) for row in ids[alive, : t + 1].tolist()]
+            ended |= torch.tensor(reached, device=device)
+        over = limit[alive] <= t + 1
+        reason = torch.where(torch.isin(token, eos), 1, 2)
+        reason = torch.where(ended, reason, torch.where(limit[alive] < how.max_new_tokens, 3, 0))
+        finish[alive] = reason
+        go_on = ~(ended | over)
+        left = int(go_on.sum())  # the one moment per step when the device is waited for
+        if left == 0:
+            break
+        if left < len(alive):
+            keep = go_on.nonzero()[:, 0]
+            rows.select(keep)
+            alive, token = alive[keep], token[keep]
+        how.tick((t + 1) / N, R)
+        mine = how.run.for_prompts([prompt_of[i] for i in alive.tolist()]).edits if edits else ()
+        with apply(model, mine):
             scores = rows.feed_tokens(token)
     longest = t + 1
     return ids[:, :longest].cpu(), steps[:, :longest].cpu(), (ids >= 0).sum(1).cpu(), finish.cpu()
 
 
-def template_of(model: Model, template: str = "auto") -> str:
-    """How `prompt_ids` writes a prompt for this model: "chat" or "raw". Raises InputError for "chat" on a model without
-    a template."""
-    if template not in ("auto", "chat", "raw"):
-        raise InputError(f"'{template}' is no way to write prompts; choose auto, chat or raw.")
-    has_one = bool(getattr(model.tokenizer, "chat_template", None))
-    if template == "chat" and not has_one:
-        raise InputError(
-            f"The model {model.name} has no chat template (a base model?); use template=raw to give it the bare text."
-        )
-    return "chat" if has_one and template != "raw" else "raw"
+@with_pass
+def capture_generation(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    sites: Sequence[Site | str],
+    *,
+    max_new_tokens: int,
+    dtype: torch.dtype | str = torch.float32,
+    run: Pass,
+    **generation,
+) -> tuple[list[list[int]], list[dict[Site, torch.Tensor]]]:
+    """Greedy continuations, and the activations of the steps that chose their tokens.
 
-
-def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str = "") -> list[int]:
-    """Token ids of a prompt. "raw": the text itself (BOS where the tokenizer puts one); "chat": as the user's turn in
-    the model's chat template, ready for its answer, after the message `system` if there is one; "auto": chat iff the
-    model has a template.
-
-    Raises InputError for "chat" on a model without a template, and for a system message where no template is used."""
-    if model.tokenizer is None:
-        raise InputError(f"The model {model.name} has no tokenizer, so it cannot read prompts.")
-    if template_of(model, template) == "raw":
-        if system:
-            raise InputError(
-                f"A system message needs a chat template, and {model.name} is given raw text here; leave out system."
-            )
-        ids = model.encode(text)
-        if not ids and model.bos_id is not None:
-            ids = [model.bos_id]
-        return ids
-    turns = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
-    try:
-        written = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates are programs; they raise what they like (for instance for a system message)
-        raise InputError(
-            f"The chat template of {model.name} refuses the prompt ({str(error).splitlines()[0][:160]})."
-        ) from error
-    return list(model.tokenizer(written, add_special_tokens=False)["input_ids"])
+    Returns (generated ids per prompt, {site: [steps, …]} per prompt): row t is what the model computed when it chose
+    token t. A causal model computes the same whether it reads its own text at once or token by token, so one batched
+    pass over prompt and continuation gives them all. Edits act on every pass; further options (`stop_ids`,
+    `stop_strings`, …) go to `greedy`."""
+    generated = greedy(model, prompts, max_new_tokens=max_new_tokens, run=run, **generation)
+    whole = [[*prompt, *new[:-1]] for prompt, new in zip(prompts, generated)]
+    acts = capture(model, whole, sites, positions="all", dtype=dtype, run=run)
+    return generated, [{s: acts.rows(s, i)[len(prompts[i]) - 1 :] for s in acts} for i in range(len(prompts))]

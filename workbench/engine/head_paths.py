@@ -11,24 +11,26 @@ with grouped queries the other heads of the group keep theirs. (Wang et al. 2022
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.capture import stream
-from workbench.engine.edits import Edit, apply
+from workbench.engine.edits import apply
+from workbench.engine.hf import stream
 from workbench.engine.last_token_replay import Injection, grid
+from workbench.engine.passes import Pass, with_pass
 from workbench.engine.patching import Effects, Head, check_pairs, direct_scores, gather, injected, writes
 from workbench.models.architecture import first_tensor, hidden_argument
 from workbench.models.attention import edit as attention_edit
-from workbench.models.batching import Frame
 from workbench.models.model import Model
+from workbench.models.running_pass import PassPositions, before, running
 from workbench.models.sites import Site
 
 THROUGH = ("q", "k", "v")
 
 
+@with_pass
 @torch.no_grad()
 def head_to_head(
     model: Model,
@@ -40,14 +42,13 @@ def head_to_head(
     through: str,
     senders: Sequence[Head] | None = None,
     then: str = "total",
-    edits: Sequence[Edit] = (),
-    check: Callable[[], None] | None = None,
+    run: Pass,
 ) -> Effects:
     """Effects on k tokens of each sender's path into one side ("q", "k" or "v") of the receiver; m = senders.
 
     Senders are all heads of earlier layers unless given. Raises InputError for a receiver in layer 0, a sender that is
     not before the receiver, and for architectures whose attention does not go through the interface of transformers."""
-    tokens = check_pairs(model, ids, donors, tokens)
+    tokens = check_pairs(model, ids, donors, tokens, run)
     layer, head = receiver
     if through not in THROUGH or then not in ("total", "direct"):
         raise InputError(f"A path goes through q, k or v and ends in total or direct, not '{through}' and '{then}'.")
@@ -59,26 +60,31 @@ def head_to_head(
 
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
         (row,) = rows
-        z = _receiver_outputs(model, ids[row], donors[row], receiver, through, chosen, edits)
+        mine = run.for_prompts(rows)
+        z = _receiver_outputs(model, ids[row], donors[row], receiver, through, chosen, mine)
         if then == "direct":
-            return direct_scores(model, [ids[row]], layer, head, z[None], tokens[[row]], edits)
+            return direct_scores(model, [ids[row]], layer, head, z[None], tokens[[row]], mine)
         jobs = [Injection(layer, head, one[None]) for one in z]
-        return injected(model, [ids[row]], jobs, tokens[[row]], edits=edits)
+        return injected(model, [ids[row]], jobs, tokens[[row]], mine)
 
-    return gather(len(ids), [[i] for i in range(len(ids))], compute, check)
+    return gather(len(ids), [[i] for i in range(len(ids))], compute, run)
 
 
-def _receiver_outputs(model, row, donor, receiver: Head, through: str, senders: Sequence[Head], edits) -> torch.Tensor:
+def _receiver_outputs(
+    model, row, donor, receiver: Head, through: str, senders: Sequence[Head], run: Pass
+) -> torch.Tensor:
     """z of the receiver at the last position under each sender's path, [senders, d_head]."""
     layer, head = receiver
     earlier = sorted({at for at, _ in senders})
     wanted = [Site("head_out", at) for at in earlier]
-    base, other = (next(stream(model, [source], wanted, positions="all", edits=edits))[1] for source in (row, donor))
+    base, other = (
+        next(stream(model, [source], wanted, positions="all", edits=run.edits))[1] for source in (row, donor)
+    )
     call: list[tuple[tuple, dict]] = []
-    block = model.parts.blocks[layer].block
-    handle = block.register_forward_pre_hook(lambda _m, args, kwargs: call.append((args, kwargs)), with_kwargs=True)
+    block = model.anatomy.blocks[layer].block
+    handle = before(block, lambda _m, args, kwargs: call.append((args, kwargs)))
     try:
-        with apply(model, edits):
+        with apply(model, run.edits):
             model.forward(grid(model, [row]), last_logits=True)
     finally:
         handle.remove()
@@ -115,13 +121,15 @@ def _receiver_outputs(model, row, donor, receiver: Head, through: str, senders: 
     def z_of(hidden: torch.Tensor, change) -> torch.Tensor:
         """z of the receiver at the last position for every row of `hidden`, attending with `change`."""
         position = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+        many = run.for_prompts([0] * len(hidden))
         out: list[torch.Tensor] = []
         with contextlib.ExitStack() as stack:
-            stack.enter_context(apply(model, edits))
+            stack.enter_context(apply(model, many.edits))
             stack.enter_context(attention_edit(model, layer, change))
-            take = lambda _m, a, k: out.append(hidden_argument(a, k))  # noqa: E731
-            stack.callback(model.o_proj(layer).register_forward_pre_hook(take, with_kwargs=True).remove)
-            stack.enter_context(model.framed(Frame(position, torch.ones_like(position, dtype=torch.bool), position)))
+            take = before(model.o_proj(layer), lambda _m, a, k: out.append(hidden_argument(a, k)))
+            stack.callback(take.remove)
+            here = PassPositions(position, torch.ones_like(position, dtype=torch.bool), position)
+            stack.enter_context(running(here))
             old = hidden_argument(args, kwargs)
             first_tensor(
                 block(

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from workbench.core.errors import InputError, RunFailed
-from workbench.engine.edits import Edit, apply
+from workbench.engine.edits import Edit, apply, for_prompts
 from workbench.models.architecture import first_tensor, hidden_argument
-from workbench.models.batching import Batch, Frame
+from workbench.models.batching import Batch
 from workbench.models.model import Model
+from workbench.models.running_pass import PassPositions, after, before, running
 
 MAX_ROWS = 1024  # patches × prompts that travel together
 PAST_BYTES = 1 << 29  # most bytes of one layer's keys and values, repeated for every row
@@ -80,10 +81,7 @@ def grid(model: Model, ids, first: int = 0) -> Batch:
 @contextlib.contextmanager
 def _calls(modules, keep: Callable) -> Iterator[None]:
     """While open, `keep(index, args, kwargs)` is told of every call of the modules."""
-    handles = [
-        m.register_forward_pre_hook(lambda _m, a, k, i=i: keep(i, a, k), with_kwargs=True)
-        for i, m in enumerate(modules)
-    ]
+    handles = [before(m, lambda _m, a, k, i=i: keep(i, a, k)) for i, m in enumerate(modules)]
     try:
         yield
     finally:
@@ -93,7 +91,7 @@ def _calls(modules, keep: Callable) -> Iterator[None]:
 
 def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
     """Run P prompts of equal length with a cache, watching the blocks on the last token."""
-    length, blocks = len(ids[0]), model.parts.blocks
+    length, blocks = len(ids[0]), model.anatomy.blocks
     calls, z = [None] * model.n_layers, [None] * model.n_layers
     past: list = [None] * model.n_layers
     final: list[torch.Tensor] = []
@@ -105,18 +103,18 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
         z[i] = hidden_argument(args, kwargs).reshape(len(ids), model.n_heads, model.d_head).clone()
 
     with apply(model, edits):
-        cache = before = None
+        cache = front = None
         if length > 1:
-            before = grid(model, [row[:-1] for row in ids])
-            cache = model.forward(before, use_cache=True, last_logits=True).past_key_values
+            front = grid(model, [row[:-1] for row in ids])
+            cache = model.forward(front, use_cache=True, last_logits=True).past_key_values
             past = [(layer.keys, layer.values) for layer in cache.layers]
-        end = blocks[-1].block.register_forward_hook(lambda _m, _a, output: final.append(first_tensor(output)[:, -1]))
+        end = after(blocks[-1].block, lambda _m, _a, output: final.append(first_tensor(output)[:, -1]))
         try:
             with _calls([b.block for b in blocks], seen), _calls([b.o_proj for b in blocks], heads):
                 model.forward(
                     grid(model, [row[-1:] for row in ids], length - 1),
                     cache=cache,
-                    past=before,
+                    past=front,
                     use_cache=True,
                     last_logits=True,
                 )
@@ -137,33 +135,29 @@ def _replay(
     args, kwargs = seen.calls[first]
     hidden = hidden_argument(args, kwargs)
     place: dict[int, int] = {}  # job → its first row
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(apply(model, edits))
-        for layer in range(first, model.n_layers):
-            arrived = [j for j, job in enumerate(jobs) if job.layer == layer]
-            fresh: list[tuple[int, Injection]] = []
-            for j in arrived:
-                place[j] = len(prompt)
-                fresh.append((len(prompt), jobs[j]))
-                prompt = torch.cat([prompt, torch.arange(n, device=device)])
-            hidden = torch.cat([hidden, hidden[:n].repeat(len(arrived), 1, 1)]) if arrived else hidden
+    for layer in range(first, model.n_layers):
+        arrived = [j for j, job in enumerate(jobs) if job.layer == layer]
+        fresh: list[tuple[int, Injection]] = []
+        for j in arrived:
+            place[j] = len(prompt)
+            fresh.append((len(prompt), jobs[j]))
+            prompt = torch.cat([prompt, torch.arange(n, device=device)])
+        hidden = torch.cat([hidden, hidden[:n].repeat(len(arrived), 1, 1)]) if arrived else hidden
 
-            def inject(_module, call_args, layer=layer, fresh=fresh, prompt=prompt):
-                x = call_args[0]
-                z = (
-                    seen.z[layer][prompt.to(x.device)]
-                    if frozen
-                    else x.reshape(len(prompt), model.n_heads, model.d_head).clone()
-                )
-                for row, job in fresh:
-                    z[row : row + n, job.head] = job.z.to(x.device, x.dtype)
-                return (z.reshape(x.shape).to(x.dtype), *call_args[1:])
+        def inject(_module, call_args, kwargs, layer=layer, fresh=fresh, prompt=prompt):
+            x = call_args[0]
+            if frozen:
+                z = seen.z[layer][prompt.to(x.device)]
+            else:
+                z = x.reshape(len(prompt), model.n_heads, model.d_head).clone()
+            for row, job in fresh:
+                z[row : row + n, job.head] = job.z.to(x.device, x.dtype)
+            return (z.reshape(x.shape).to(x.dtype), *call_args[1:]), kwargs
 
-            handle = model.o_proj(layer).register_forward_pre_hook(inject)
-            try:
-                hidden = _block(model, seen, layer, hidden, prompt)
-            finally:
-                handle.remove()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(apply(model, for_prompts(edits, prompt.tolist()) if edits else ()))
+            stack.callback(before(model.o_proj(layer), inject).remove)
+            hidden = _block(model, seen, layer, hidden, prompt)
     final = hidden[:, -1]
     return final[:n], torch.stack([final[place[j] : place[j] + n] for j in range(len(jobs))], 1)
 
@@ -188,8 +182,8 @@ def _block(model: Model, seen: _LastToken, layer: int, hidden: torch.Tensor, pro
     rows = len(prompt)
     position = torch.full((rows, 1), seen.length - 1, device=prompt.device)
     keys = torch.arange(seen.length, device=prompt.device).expand(rows, -1)
-    with model.framed(Frame(position, torch.ones_like(position, dtype=torch.bool), keys)):
-        output = model.parts.blocks[layer].block(
+    with running(PassPositions(position, torch.ones_like(position, dtype=torch.bool), keys)):
+        output = model.anatomy.blocks[layer].block(
             *(fit(a) for a in args), **{key: fit(value) for key, value in kwargs.items()}
         )
     return first_tensor(output)

@@ -12,17 +12,27 @@ rows are what they are taken for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from workbench.core.errors import InputError
-from workbench.engine.capture import Positions, _selector, check_ids
-from workbench.engine.edits import Edit, apply, for_prompts
+from workbench.engine.edits import apply
+from workbench.engine.passes import ROWS, Pass, check_prompts, with_pass
+from workbench.engine.recording import (
+    Positions,
+    converted,
+    parse_sites,
+    positions_of,
+    select_positions,
+    site_module,
+    site_values,
+)
 from workbench.models.architecture import first_tensor
-from workbench.models.batching import Batch, Frame, in_batches, pad
+from workbench.models.batching import Batch, pad
 from workbench.models.model import Model
+from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
 
 # The order of a block's sites in a forward pass; nnsight must be asked in this order.
@@ -40,29 +50,27 @@ ORDER = (
 )
 
 
-def stream_nnsight(
+@with_pass
+def stream(
     model: Model,
     ids: Sequence[Sequence[int]],
     sites: Sequence[Site | str],
     *,
     positions: Positions = "last",
-    edits: Sequence[Edit] = (),
     side: str = "right",
     dtype: torch.dtype | None = None,
-    max_tokens: int = 8192,
-    max_rows: int = 256,
-    check: Callable[[], None] | None = None,
+    run: Pass,
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
-    """As `workbench.engine.capture.stream`, through nnsight traces; the whole forward pass runs."""
+    """As `workbench.engine.hf.stream`, through nnsight traces; the whole forward pass runs."""
     from nnsight import NNsight
 
-    wanted = [Site.parse(site) for site in sites]
-    for site in wanted:
-        model.module(site)
-    check_ids(model, ids)
-    in_order = sorted(wanted, key=lambda s: (s.layer if s.layer is not None else model.n_layers, ORDER.index(s.kind)))
+    wanted = parse_sites(model, sites)
+    check_prompts(model, ids, run)
+    keep = converted(dtype, copy=True)
     paths = {module: name for name, module in model.hf.named_modules()}
+    stops = _in_order(model, wanted)
     traced = NNsight(model.hf)
+    envoys = [(_envoy(traced, paths[module]), id(module), where) for module, where in stops]
     result: dict[Site, torch.Tensor] = {}
     batch: Batch | None = None
 
@@ -70,40 +78,29 @@ def stream_nnsight(
         nonlocal batch
         result.clear()
         batch = pad([ids[i] for i in indices], pad_id=model.pad_id, side=side, device=model.device)
-        select = _selector(model, batch, positions, indices)
-        arguments = {"input_ids": batch.ids, "use_cache": False}
-        if "position_ids" in model._accepts:
-            arguments["position_ids"] = batch.position_ids
-        if side == "left" or not model._mask_free:
-            arguments["attention_mask"] = batch.mask.long()
-        frame = Frame(batch.position_ids, batch.mask, torch.where(batch.mask, batch.position_ids, -1))
+        select = select_positions(batch, positions_of(positions, indices))
+        arguments = model.arguments(batch)
         raw: dict[tuple[int, str], torch.Tensor] = {}
-        stops = []
-        for site in in_order:
-            module, where = model.module(site if site.kind != "logits" else Site("final_norm"))
-            if (id(module), where) not in [(id(m), w) for m, w in stops]:
-                stops.append((module, where))
-        envoys = [(_envoy(traced, paths[module]), id(module), where) for module, where in stops]
-        with torch.no_grad(), model.framed(frame), apply(model, for_prompts(edits, indices)):
+        with torch.no_grad(), running(positions_after(batch)), apply(model, run.for_prompts(indices).edits):
             with traced.trace(**arguments):
                 for envoy, name, where in envoys:
                     # a copy: some blocks (Falcon) add to their MLP's output in place afterwards
                     raw[name, where] = first_tensor(envoy.input if where == "input" else envoy.output).clone().save()
         for site in wanted:
-            module, where = model.module(site if site.kind != "logits" else Site("final_norm"))
-            x = raw[id(module), where]
-            if x.ndim == 2:
-                x = x.unflatten(0, tuple(batch.ids.shape))
-            if site.kind == "head_out":
-                x = x.unflatten(-1, (model.n_heads, model.d_head))
-                x = x if site.head is None else x[..., site.head, :]
-            picked = select(x.detach())
-            picked = model.logits_from(picked, normed=True) if site.kind == "logits" else picked
-            result[site] = picked.clone() if dtype is None else picked.to(dtype)
+            module, where = site_module(model, site)
+            x = raw[id(module), where].detach()
+            x = x.unflatten(0, tuple(batch.ids.shape)) if x.ndim == 2 else x
+            result[site] = keep(site_values(model, site, x, select))
 
-    rows = model.rows_at_once([len(row) for row in ids], max_rows)
-    for indices in in_batches(ids, step, max_tokens=max_tokens, max_rows=rows, check=check):
+    lengths = [len(row) for row in ids]
+    for indices in run.batches(lengths, step, rows=model.rows_at_once(lengths, run.max_rows or ROWS)):
         yield indices, dict(result), batch
+
+
+def _in_order(model: Model, wanted: Sequence[Site]) -> list[tuple[nn.Module, str]]:
+    """The modules to read, each side of each once, in the order in which a forward pass reaches them."""
+    order = sorted(wanted, key=lambda s: (s.layer if s.layer is not None else model.n_layers, ORDER.index(s.kind)))
+    return list(dict.fromkeys(site_module(model, site) for site in order))
 
 
 def _envoy(root, path: str) -> nn.Module:

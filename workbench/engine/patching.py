@@ -19,17 +19,20 @@ and C; Wang et al. 2022 for paths.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.capture import check_ids, stream
 from workbench.engine.edits import Edit, Patch, apply
+from workbench.engine.hf import stream
 from workbench.engine.last_token_replay import Injection, check_finite, injected_states, room
-from workbench.models.batching import batches, in_batches, is_out_of_memory, pad
+from workbench.engine.passes import GRADIENT, READ, Pass, check_ids, check_prompts, with_pass
+from workbench.engine.recording import ended_by_final_norm
+from workbench.models.batching import Batch, batches, halving, pad
 from workbench.models.model import Model
+from workbench.models.running_pass import before as before_call
 from workbench.models.sites import Site, sites
 
 Head = tuple[int, int]
@@ -55,9 +58,9 @@ class Effects:
         return change if metric == "logit" else change - (self.patched_normaliser - self.normaliser[:, None])[..., None]
 
 
-def check_pairs(model: Model, ids, donors, tokens) -> torch.Tensor:
+def check_pairs(model: Model, ids, donors, tokens, run: Pass) -> torch.Tensor:
     """The tokens as a tensor [n, k]; InputError unless prompts, donors and tokens fit each other and the model."""
-    check_ids(model, ids)
+    check_prompts(model, ids, run)
     check_ids(model, donors)
     if not len(ids) == len(donors) == len(tokens):
         raise InputError(
@@ -78,19 +81,14 @@ def check_pairs(model: Model, ids, donors, tokens) -> torch.Tensor:
 
 def _heads(model: Model, heads: Sequence[Head] | None) -> list[Head]:
     chosen = model.heads() if heads is None else list(heads)
-    for layer, head in chosen:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of "
-                f"{model.n_heads} heads."
-            )
+    model.check_heads(chosen)
     return chosen
 
 
-def _at_last(model: Model, ids, wanted: Sequence[Site], edits: Sequence[Edit]) -> dict[Site, torch.Tensor]:
+def _at_last(model: Model, ids, wanted: Sequence[Site], run: Pass) -> dict[Site, torch.Tensor]:
     """Activations at the last position, in the order of `ids`, in the model's dtype and on its device."""
     rows: dict[Site, list] = {site: [None] * len(ids) for site in wanted}
-    for indices, found, _ in stream(model, ids, wanted, edits=edits):
+    for indices, found, _ in stream(model, ids, wanted, edits=run.edits):
         for site in wanted:
             for i, row in zip(indices, found[site]):
                 rows[site][i] = row
@@ -115,7 +113,7 @@ def writes(model: Model, layer: int, z: torch.Tensor, change: torch.Tensor) -> t
 
     z [..., H, d_head]; change [..., H, d_head], the change of each head taken alone → [..., H, width]. With a norm
     after attention (Gemma-2, OLMo-2) the heads are not additive: the norm is computed again on every patched sum."""
-    block = model.parts.blocks[layer]
+    block = model.anatomy.blocks[layer]
     wide = torch.promote_types(change.dtype, torch.float32)
     delta = torch.einsum("...hd,hdw->...hw", change.to(wide), model.W_O(layer).to(wide))
     if block.attention_writer not in block.norms.values():
@@ -130,7 +128,7 @@ def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
     for layer in range(model.n_layers):
         if (seen := states.get(Site("attn_out", layer))) is None:
             continue
-        block = model.parts.blocks[layer]
+        block = model.anatomy.blocks[layer]
         ours = block.o_proj(states[Site("head_out", layer)].flatten(-2))
         if block.attention_writer in block.norms.values():
             ours = block.attention_writer(ours)
@@ -141,33 +139,24 @@ def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
             raise InputError(f"{model.architecture} {why}; its direct paths cannot be computed in closed form.")
 
 
+@with_pass
 @torch.no_grad()
-def direct_effects(
-    model: Model,
-    ids,
-    donors,
-    tokens,
-    *,
-    heads: Sequence[Head] | None = None,
-    edits: Sequence[Edit] = (),
-    max_tokens: int = 8192,
-    check: Callable[[], None] | None = None,
-) -> Effects:
+def direct_effects(model: Model, ids, donors, tokens, *, heads: Sequence[Head] | None = None, run: Pass) -> Effects:
     """Effects of replacing each head's last output, all other writers frozen; m = the heads given, or all of them,
     layer by layer."""
-    tokens, chosen = check_pairs(model, ids, donors, tokens), _heads(model, heads)
+    tokens, chosen = check_pairs(model, ids, donors, tokens, run), _heads(model, heads)
     layers = sorted({layer for layer, _ in chosen})
     z_sites, final = sites("head_out", layers), Site("resid_post", model.n_layers - 1)
     order = {head: i for i, head in enumerate(chosen)}
 
     def compute(rows: list[int], first: bool) -> tuple[torch.Tensor, ...]:
+        mine = run.for_prompts(rows)
         # the identity that the shortcut rests on is checked on the first batch
-        states = _at_last(
-            model, [ids[i] for i in rows], [*z_sites, final, *(sites("attn_out", layers) if first else ())], edits
-        )
+        wanted = [*z_sites, final, *(sites("attn_out", layers) if first else ())]
+        states = _at_last(model, [ids[i] for i in rows], wanted, mine)
         if first:
             _check_writers(model, states)
-        donor = _at_last(model, [donors[i] for i in rows], z_sites, edits)
+        donor = _at_last(model, [donors[i] for i in rows], z_sites, mine)
         residual = states[final].to(torch.promote_types(states[final].dtype, torch.float32))
         patched = residual.new_empty(len(rows), len(chosen), model.width)
         for layer, site in zip(layers, z_sites):
@@ -178,15 +167,18 @@ def direct_effects(
         return _both(model, residual, patched, tokens[rows])
 
     most = max(1, STATES // (len(chosen) * model.width))
-    return gather(len(ids), batches([len(row) for row in ids], max_tokens=max_tokens, max_rows=most), compute, check)
+    plan = batches(
+        [len(row) for row in ids], max_tokens=run.max_tokens or READ, max_rows=min(run.max_rows or most, most)
+    )
+    return gather(len(ids), plan, compute, run)
 
 
 def direct_scores(
-    model: Model, ids, layer: int, head: int, z: torch.Tensor, tokens: torch.Tensor, edits: Sequence[Edit]
+    model: Model, ids, layer: int, head: int, z: torch.Tensor, tokens: torch.Tensor, run: Pass
 ) -> tuple[torch.Tensor, ...]:
     """Scores of n prompts when one head outputs each of z [n, m, d_head] in turn, everything else frozen."""
     site, final = Site("head_out", layer), Site("resid_post", model.n_layers - 1)
-    states = _at_last(model, ids, [site, final], edits)
+    states = _at_last(model, ids, [site, final], run)
     wide = torch.promote_types(states[site].dtype, torch.float32)
     change = states[site].new_zeros(*z.shape[:2], model.n_heads, model.d_head, dtype=wide)
     change[:, :, head] = z.to(wide) - states[site][:, None, head].to(wide)
@@ -206,67 +198,34 @@ def _both(
     return logits[:, 0], normaliser[:, 0], logits[:, 1:], normaliser[:, 1:]
 
 
-def gather(n: int, plan: list[list[int]], compute: Callable, check) -> Effects:
+def gather(n: int, plan: list[list[int]], compute: Callable, run: Pass) -> Effects:
     """Run `compute(rows, first)` on every group of the plan and put the results in the order of the prompts; a group
     that runs out of memory is halved."""
-    out: list[torch.Tensor] | None = None
+    out: list[torch.Tensor] = []  # filled in place: whether it is empty says whether a group is the first
     for group in plan:
-        for rows, found in halving(group, lambda rows: compute(rows, out is None), check):  # noqa: B023
-            out = out or [t.new_empty(n, *t.shape[1:]) for t in found]
+        for rows, found in halving(group, lambda rows: compute(rows, not out), run.check):
+            if not out:
+                out.extend(t.new_empty(n, *t.shape[1:]) for t in found)
             for whole, part in zip(out, found):
                 whole[rows] = part
     return Effects(*out)
-
-
-def halving(
-    items: Sequence, compute: Callable, check: Callable[[], None] | None = None
-) -> Iterator[tuple[list, object]]:
-    """(part, compute(part)) for all the items at once or, where that runs out of memory, for their halves, quarters, …
-    in order.
-
-    Raises the error when one item alone is too much. `check` is called before every part and may raise
-    (cancellation)."""
-    queue = [list(items)]
-    while queue:
-        if check is not None:
-            check()
-        part, found, failed = queue.pop(), None, False
-        try:
-            found = compute(part)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-            failed = True  # the tensors of the pass are free once this block is left
-        if not failed:
-            yield part, found
-            continue
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(part) // 2
-        queue += [part[half:], part[:half]]
 
 
 # ---- everything after the head computed again, at the last position only
 
 
 def injected(
-    model: Model,
-    ids,
-    jobs: Sequence[Injection],
-    tokens: torch.Tensor,
-    *,
-    frozen: bool = False,
-    edits: Sequence[Edit] = (),
+    model: Model, ids, jobs: Sequence[Injection], tokens: torch.Tensor, run: Pass, *, frozen: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """Scores of P prompts of equal length, unpatched and under each injection at the last position.
 
     → logits [P, k], normaliser [P], patched logits [P, jobs, k], patched normaliser [P, jobs]."""
     with torch.no_grad():
-        return _both(model, *injected_states(model, ids, jobs, frozen=frozen, edits=edits), tokens)
+        return _both(model, *injected_states(model, ids, jobs, frozen=frozen, edits=run.edits), tokens)
 
 
-def _recomputed(model, ids, donors, tokens, heads, edits, check, *, frozen: bool) -> Effects:
-    tokens, chosen = check_pairs(model, ids, donors, tokens), _heads(model, heads)
+def _recomputed(model: Model, ids, donors, tokens, heads, run: Pass, *, frozen: bool) -> Effects:
+    tokens, chosen = check_pairs(model, ids, donors, tokens, run), _heads(model, heads)
     z_sites = {layer: Site("head_out", layer) for layer in sorted({layer for layer, _ in chosen})}
     by_length: dict[int, list[int]] = {}
     for i, row in enumerate(ids):
@@ -277,43 +236,31 @@ def _recomputed(model, ids, donors, tokens, heads, edits, check, *, frozen: bool
         plan += [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
-        donor = _at_last(model, [donors[i] for i in rows], list(z_sites.values()), edits)
+        mine, prompts = run.for_prompts(rows), [ids[i] for i in rows]
+        donor = _at_last(model, [donors[i] for i in rows], list(z_sites.values()), mine)
         jobs = [Injection(layer, head, donor[z_sites[layer]][:, head]) for layer, head in chosen]
-        run = lambda some: injected(model, [ids[i] for i in rows], some, tokens[rows], frozen=frozen, edits=edits)  # noqa: E731
+
+        def inject(some: list[Injection]) -> tuple[torch.Tensor, ...]:
+            return injected(model, prompts, some, tokens[rows], mine, frozen=frozen)
+
         if len(rows) > 1:  # prompts are halved first, by `gather`
-            return run(jobs)
-        parts = [found for _, found in halving(jobs, run, check)]
+            return inject(jobs)
+        parts = [found for _, found in halving(jobs, inject, run.check)]
         return *parts[0][:2], *(torch.cat([part[k] for part in parts], 1) for k in (2, 3))
 
-    return gather(len(ids), plan, compute, check)
+    return gather(len(ids), plan, compute, run)
 
 
-def total_effects(
-    model: Model,
-    ids,
-    donors,
-    tokens,
-    *,
-    heads: Sequence[Head] | None = None,
-    edits: Sequence[Edit] = (),
-    check: Callable[[], None] | None = None,
-) -> Effects:
+@with_pass
+def total_effects(model: Model, ids, donors, tokens, *, heads: Sequence[Head] | None = None, run: Pass) -> Effects:
     """Effects of replacing each head's last output with nothing frozen: later heads and MLPs react to it."""
-    return _recomputed(model, ids, donors, tokens, heads, edits, check, frozen=False)
+    return _recomputed(model, ids, donors, tokens, heads, run, frozen=False)
 
 
-def direct_mlp_effects(
-    model: Model,
-    ids,
-    donors,
-    tokens,
-    *,
-    heads: Sequence[Head] | None = None,
-    edits: Sequence[Edit] = (),
-    check: Callable[[], None] | None = None,
-) -> Effects:
+@with_pass
+def direct_mlp_effects(model: Model, ids, donors, tokens, *, heads: Sequence[Head] | None = None, run: Pass) -> Effects:
     """Effects of replacing each head's last output with the other heads frozen and the MLPs computed again."""
-    return _recomputed(model, ids, donors, tokens, heads, edits, check, frozen=True)
+    return _recomputed(model, ids, donors, tokens, heads, run, frozen=True)
 
 
 VARIANTS: dict[str, Callable[..., Effects]] = {
@@ -326,75 +273,64 @@ VARIANTS: dict[str, Callable[..., Effects]] = {
 # ---- gradients, and patches at other sites
 
 
-def attribution(
-    model: Model,
-    ids,
-    donors,
-    tokens,
-    *,
-    metric: str = "logprob",
-    edits: Sequence[Edit] = (),
-    max_tokens: int = 2048,
-    check: Callable[[], None] | None = None,
-) -> torch.Tensor:
+@with_pass
+def attribution(model: Model, ids, donors, tokens, *, metric: str = "logprob", run: Pass) -> torch.Tensor:
     """First-order estimate of `total_effects`: Δ log p ≈ ⟨∂ log p / ∂z, z* − z⟩ at the last position, [n, L·H, k]
     float32 (of the raw score for `metric="logit"`).
 
     One forward pass and k backward passes for all heads. The weights need no gradient: it is taken at a zero added to
     each z."""
-    tokens = check_pairs(model, ids, donors, tokens)
+    tokens = check_pairs(model, ids, donors, tokens, run)
     z_sites = sites("head_out", range(model.n_layers))
     out = torch.empty(len(ids), model.n_layers * model.n_heads, tokens.shape[1])
 
-    def step(rows: list[int]) -> None:
-        mine = [ids[i] for i in rows]
-        before, after = (_at_last(model, part, z_sites, edits) for part in (mine, [donors[i] for i in rows]))
-        batch = pad(mine, pad_id=model.pad_id, device=model.device)
-        last = batch.lengths - 1
-        leaves: list[torch.Tensor] = [None] * model.n_layers
-        states: list[torch.Tensor] = []
-
-        def add(_module, args, layer: int):
-            x = args[0]
-            leaves[layer] = x.new_zeros(len(rows), x.shape[-1]).requires_grad_()
-            at = torch.zeros(batch.ids.shape, dtype=x.dtype, device=x.device)
-            at[torch.arange(len(rows)), last] = 1
-            rowed = x.unflatten(0, batch.ids.shape) if x.ndim == 2 else x
-            return ((rowed + at[..., None] * leaves[layer][:, None]).reshape(x.shape), *args[1:])
-
-        def stop(_module, _args, output):
-            states.append(output)
-            raise _Enough
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(apply(model, edits))
-            for layer in range(model.n_layers):
-                handle = model.o_proj(layer).register_forward_pre_hook(lambda m, a, layer=layer: add(m, a, layer))
-                stack.callback(handle.remove)
-            stack.callback(model.final_norm.register_forward_hook(stop).remove)
-            with contextlib.suppress(_Enough):
-                model.forward(batch)
-            state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
-            scores = model.logits_from(state[torch.arange(len(rows)), last], normed=True)
+    def compute(rows: list[int]) -> None:
+        prompts, mine = [ids[i] for i in rows], run.for_prompts(rows)
+        old, new = (_at_last(model, part, z_sites, mine) for part in (prompts, [donors[i] for i in rows]))
+        batch = pad(prompts, pad_id=model.pad_id, device=model.device)
+        with torch.enable_grad():
+            leaves, scores = _last_scores(model, batch, mine)
             scores = scores if metric == "logit" else scores.log_softmax(-1)
             for k in range(tokens.shape[1]):
                 wanted = scores.gather(1, tokens[rows, k : k + 1].to(scores.device)).sum()
                 slopes = torch.autograd.grad(wanted, leaves, retain_graph=k + 1 < tokens.shape[1])
                 for layer, site in enumerate(z_sites):
-                    difference = after[site].float() - before[site].float()
+                    difference = new[site].float() - old[site].float()
                     effect = (slopes[layer].reshape(difference.shape).float() * difference).sum(-1)
                     out[rows, layer * model.n_heads : (layer + 1) * model.n_heads, k] = effect.cpu()
 
-    for _ in in_batches(ids, step, max_tokens=max_tokens, check=check):
+    for _ in run.batches([len(row) for row in ids], compute, tokens=GRADIENT):
         pass
     return out
 
 
-class _Enough(Exception):
-    """Raised from a hook once the final state is known: the unembedding of every position is not needed."""
+def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Zeros added to every layer's z at the last position, [B, H·d_head] each, and the scores there [B, V] as a
+    function of them."""
+    rows, last = len(batch.ids), batch.lengths - 1
+    leaves: dict[int, torch.Tensor] = {}
+
+    def add(layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        x = args[0]
+        leaves[layer] = x.new_zeros(rows, x.shape[-1]).requires_grad_()
+        at = torch.zeros(batch.ids.shape, dtype=x.dtype, device=x.device)
+        at[torch.arange(rows), last] = 1
+        rowed = x.unflatten(0, batch.ids.shape) if x.ndim == 2 else x
+        return ((rowed + at[..., None] * leaves[layer][:, None]).reshape(x.shape), *args[1:]), kwargs
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(apply(model, run.edits))
+        for layer in range(model.n_layers):
+            handle = before_call(model.o_proj(layer), lambda _m, args, kwargs, layer=layer: add(layer, args, kwargs))
+            stack.callback(handle.remove)
+        states = stack.enter_context(ended_by_final_norm(model))
+        model.forward(batch)
+    state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
+    scores = model.logits_from(state[torch.arange(rows), last], normed=True)
+    return [leaves[layer] for layer in range(model.n_layers)], scores
 
 
+@with_pass
 def activation_patching(
     model: Model,
     ids,
@@ -405,17 +341,14 @@ def activation_patching(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     head: int | None = None,
-    edits: Sequence[Edit] = (),
-    max_tokens: int = 8192,
-    check: Callable[[], None] | None = None,
+    run: Pass,
 ) -> Effects:
     """Effects of putting the donor's activation at one (layer, position) at a time, nothing frozen; m = layers ×
     positions.
 
     `kind`: any kind of site but logits (head_out with `head`: that head alone). Negative positions count from each
     prompt's end; None takes every position, for which all prompts must have one length."""
-    tokens = check_pairs(model, ids, donors, tokens)
-    layers = list(range(model.n_layers)) if layers is None else list(layers)
+    tokens = check_pairs(model, ids, donors, tokens, run)
     lengths = [len(row) for row in ids]
     if positions is None:
         if len(set(lengths)) > 1:
@@ -426,35 +359,38 @@ def activation_patching(
     positions = list(positions)
     if any(not -length <= p < length for p in positions for length in lengths):
         raise InputError(f"A position to patch lies outside the shortest prompt ({min(lengths)} tokens).")
-    spots = [Site(kind, layer, head) for layer in layers]
+    spots = [Site(kind, layer, head) for layer in (range(model.n_layers) if layers is None else layers)]
 
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
         (row,) = rows
-        length = lengths[row]
+        length, mine = lengths[row], run.for_prompts(rows)
         base, donor = (
-            next(stream(model, [source[row]], spots, positions="all", edits=edits))[1] for source in (ids, donors)
+            next(stream(model, [source[row]], spots, positions="all", edits=mine.edits))[1] for source in (ids, donors)
         )
         logits, normaliser = [], []
         columns = [p % length for p in positions]
-        step = max(1, max_tokens // length)
+        step = max(1, (run.max_tokens or READ) // length)
         for site in spots:
 
-            def patched(part: list[int], site=site) -> torch.Tensor:
+            def patched(part: list[int], site: Site = site) -> torch.Tensor:
                 value = base[site].expand(len(part), *base[site].shape).clone()
                 value[torch.arange(len(part)), part] = donor[site][part]
-                return _one_batch(model, [ids[row]] * len(part), (*edits, Patch(site, value, tuple(range(length)))))
+                same = mine.for_prompts([0] * len(part)).edits
+                return _one_batch(model, [ids[row]] * len(part), (*same, Patch(site, value, tuple(range(length)))))
 
             for start in range(0, len(columns), step):
-                for part, found in halving(columns[start : start + step], patched, check):
+                for part, found in halving(columns[start : start + step], patched, run.check):
                     logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
                     normaliser.append(found.logsumexp(-1))
-        plain = _one_batch(model, [ids[row]], edits)
+        plain = _one_batch(model, [ids[row]], mine.edits)
         return plain.gather(1, tokens[[row]]), plain.logsumexp(-1), torch.cat(logits)[None], torch.cat(normaliser)[None]
 
-    return gather(len(ids), [[i] for i in range(len(ids))], compute, check)
+    return gather(len(ids), [[i] for i in range(len(ids))], compute, run)
 
 
 def _one_batch(model: Model, ids, edits: Sequence[Edit]) -> torch.Tensor:
     """Last logits [n, V] of prompts that share one batch, in their order (edits with one value per row need that)."""
-    found = next(stream(model, ids, ["logits"], edits=edits, dtype=torch.float32, max_tokens=1 << 40, max_rows=1 << 30))
+    found = next(
+        stream(model, ids, ["logits"], edits=edits, dtype=torch.float32, max_tokens=1 << 40, max_rows=len(ids))
+    )
     return found[1][Site("logits")].cpu()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.core.errors import InputError
-from workbench.engine.edits import save_heads
+from workbench.engine.head_masks import save_heads
 from workbench.models.model import Model
 
 

@@ -1,319 +1,20 @@
-"""What a decoding step says about its next token: entropies, log-probabilities and the sampled id, reduced on the
-device.
-
-A step turns scores [R, V] into one id and a few float32 numbers per row; the scores never leave the device. The same
-function serves sampling (`generate.sample`) and teacher-forced scoring of texts that already exist (`score`), so both
-give the same numbers.
-
-Two distributions are described. *Full* is the model's own: softmax of the scores, temperature 1, nothing cut.
-*Truncated* is the one that is sampled from: temperature, then top-k, then top-p, then min-p, renormalised (the order of
-Hugging Face). The nucleus is the smallest prefix of the sorted probabilities whose sum is at least top_p − 1e-6:
-without that margin a uniform distribution over 10 tokens keeps 9 or 10 of them at top_p 0.9, as rounding has it. Equal
-probabilities are ordered by token id.
-"""
+"""Teacher-forced scoring: what a model says of every token of texts that already exist."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
 
-from workbench.core.errors import InputError, RunFailed
-from workbench.engine.capture import check_ids, stream
-from workbench.engine.edits import Edit
+from workbench.core.errors import InputError
+from workbench.engine.hf import stream
+from workbench.engine.passes import Pass, check_ids, with_pass
+from workbench.engine.sampling import BLOCK, Rule, check_steps, step
 from workbench.models.model import Model
 from workbench.models.sites import Site
 
-TOP = 50  # what vLLM was asked to return in the official code of the branching factor
-FIELDS = (
-    "entropy",  # nats, of the truncated distribution
-    "logprob",  # of the token, under the truncated distribution; -inf for a token that was cut
-    "entropy_full",  # nats, of the full distribution
-    "logprob_full",
-    "support",  # tokens that the truncation keeps
-    "top1",  # probability of the likeliest token, full distribution
-    "top_mass",  # probability of the 50 likeliest tokens under the temperature, before anything is cut
-    "entropy_top",  # as the official code computes it, from the 50 likeliest tokens and the sampled one
-    "logprob_top",
-)
-MARGIN = 1e-6
-# Scores this far below the largest have probability 0 in float64 too; clamping there keeps 0 × −inf out of the
-# entropies.
-FLOOR = -1e4
-# Numbers per block of rows: intermediate copies of the scores stay under 16 MiB each, whatever the batch.
-BLOCK = 2 * 1024 * 1024
-SORTED = 1024  # as many scores of a row are simply sorted
-SLACK = 1e-4  # float32 sums of the mass are far closer than this
 
-
-@dataclass(frozen=True)
-class Rule:
-    """How a token is drawn. Temperature 0 takes the likeliest token; top_p 1, top_k 0 and min_p 0 cut nothing."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, good, allowed in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0 and int(self.top_k) == self.top_k, "0 (off) or a whole number"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 (off) and 1"),
-        ):
-            if not good:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
-
-    @classmethod
-    def parse(cls, text: str) -> Rule:
-        """'temperature=0.6 top_p=0.9' as a rule; what is not named cuts nothing. Raises InputError naming the word that
-        is wrong."""
-        found: dict[str, float] = {}
-        for word in text.split():
-            name, _, value = word.partition("=")
-            try:
-                found[name] = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}[name](value)
-            except (KeyError, ValueError):
-                raise InputError(
-                    f"'{word}' in the decoding rule '{text}' is not temperature=…, top_p=…, top_k=… or min_p=…."
-                ) from None
-        return cls(**found)
-
-    @property
-    def truncates(self) -> bool:
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-
-
-def step(
-    scores: torch.Tensor, rule: Rule, *, chosen: torch.Tensor | None = None, keys: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [R] and statistics [R, len(FIELDS)] float32 of one step with scores [R, V].
-
-    Give the ids as `chosen` [R] (scoring), or random `keys` [R] int64 (`step_keys`) to draw them."""
-    rows = max(1, BLOCK // scores.shape[1])
-    parts = []
-    for start in range(0, len(scores), rows):
-        block = slice(start, start + rows)
-        parts.append(
-            _block(
-                scores[block], rule, None if chosen is None else chosen[block], None if keys is None else keys[block]
-            )
-        )
-    return torch.cat([ids for ids, _ in parts]), torch.cat([found for _, found in parts])
-
-
-def _block(
-    scores: torch.Tensor, rule: Rule, chosen: torch.Tensor | None, keys: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = scores.float()
-    highest = scores.amax(-1, keepdim=True)
-    if bool(
-        (broken := highest[:, 0].isnan()).any()
-    ):  # NaN cannot be sorted; it stays in the statistics, where it is refused
-        token, out = _block(scores.masked_fill(broken[:, None], 0.0), rule, chosen, keys)
-        return token, out.masked_fill(broken[:, None], torch.nan)
-    low = scores - highest
-    low.clamp_(min=FLOOR)
-    T = rule.temperature or 1.0
-    weight = low.exp()
-    total = weight.sum(-1)
-    tempered = low if T == 1 else low / T
-    tempered_weight = weight if T == 1 else tempered.exp()
-    log_total = tempered_weight.sum(-1).log().double()
-    reach, size = _reach(tempered, tempered_weight, rule)
-    token = torch.empty(len(low), dtype=torch.long, device=low.device) if chosen is None else chosen.clone()
-    if chosen is None and not rule.truncates and rule.temperature > 0:
-        token = _draw(tempered.double(), keys, None)
-    out = torch.empty(len(low), len(FIELDS), device=low.device)
-
-    few = size <= SORTED
-    for rows in (few.nonzero()[:, 0], (~few).nonzero()[:, 0]):  # a flat row must not widen the table of all others
-        if len(rows):
-            take = slice(None) if len(rows) == len(low) else rows
-            log_p, ids = _candidates(tempered[take], reach[take], size[take])
-            log_p = log_p.double() - log_total[rows, None]
-            kept = _nucleus(log_p, rule)
-            log_q = torch.where(kept, log_p, -torch.inf).log_softmax(-1)
-            if chosen is None and rule.temperature == 0:
-                token[rows] = ids[:, 0]
-            elif chosen is None and rule.truncates:
-                token[rows] = _draw(log_q, keys[rows], ids)
-            own = tempered[rows].gather(1, token[rows, None])[:, 0].double()
-            own = torch.where(own * T <= FLOOR, -torch.inf, own - log_total[rows])
-            entropy_top, logprob_top = _as_the_official_code(log_p[:, :TOP], ids[:, :TOP], own, token[rows], rule)
-            match = (ids == token[rows, None]) & kept
-            values = {
-                "entropy": torch.special.entr(log_q.exp()).sum(-1),
-                "logprob": torch.where(match.any(-1), log_q.masked_fill(~match, 0).sum(-1), -torch.inf),
-                "support": kept.sum(-1),
-                "top_mass": log_p[:, :TOP].exp().sum(-1),
-                "entropy_top": entropy_top,
-                "logprob_top": logprob_top,
-            }
-            if (
-                not rule.truncates and rule.temperature > 0
-            ):  # the candidates are only the likeliest tokens, nothing is cut
-                values |= {"logprob": own, "support": torch.full_like(own, low.shape[1])}
-            for name, value in values.items():
-                out[rows, FIELDS.index(name)] = value.float()
-
-    lowest = low.gather(1, token[:, None])[:, 0]
-    out[:, FIELDS.index("logprob_full")] = torch.where(lowest <= FLOOR, -torch.inf, lowest - total.log())
-    out[:, FIELDS.index("top1")] = 1 / total
-    out[:, FIELDS.index("entropy_full")] = total.log() - weight.mul_(low).sum(-1) / total
-    if not rule.truncates and rule.temperature > 0:
-        sum_of = (
-            out[:, FIELDS.index("entropy_full")]
-            if T == 1
-            else (log_total - tempered_weight.mul_(tempered).sum(-1) / log_total.exp()).float()
-        )
-        out[:, FIELDS.index("entropy")] = sum_of
-    return token, out
-
-
-def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens [R, V] are worth sorting, and how many [R]: a set that surely holds the 50 likeliest and the
-    nucleus, hardly more.
-
-    Sorting every score is what makes nucleus sampling slow. A histogram of the mass over log-probability, in steps of
-    an eighth of a nat, tells down to which step the nucleus reaches; whole steps are taken, so that ties stay
-    together."""
-    R, V = tempered.shape
-    if V <= SORTED:
-        return torch.ones_like(tempered, dtype=torch.bool), torch.full((R,), V, device=tempered.device)
-    bins = (tempered * -8).clamp_(max=255).to(torch.int64)
-    count = (
-        torch.zeros(R, 256, device=tempered.device)
-        .scatter_add_(1, bins, weight.new_ones(1, 1).expand_as(weight))
-        .cumsum(-1)
-    )
-    short = count < max(TOP, rule.top_k)
-    if rule.truncates and rule.temperature > 0:
-        mass = torch.zeros(R, 256, device=tempered.device).scatter_add_(1, bins, weight).double().cumsum(-1)
-        lacking = torch.ones_like(short) if rule.top_p < 1 or rule.min_p else torch.zeros_like(short)
-        if rule.top_p < 1:
-            lacking &= mass < (rule.top_p + SLACK) * mass[:, -1:]
-        if rule.min_p:
-            lacking &= torch.arange(256, device=bins.device) <= int(-8 * math.log(rule.min_p)) + 1
-        short |= lacking
-    last = short.sum(-1, keepdim=True).clamp_(max=255)
-    return bins <= last, count.gather(1, last)[:, 0].long()
-
-
-def _candidates(tempered: torch.Tensor, reach: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` [r] tokens of `reach` [r, V], likeliest first, equal ones by id: values [r, K], −inf after the last,
-    and ids [r, K]."""
-    row, token = reach.nonzero(as_tuple=True)  # by row, then by id
-    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    values = tempered.new_full((len(tempered), int(count.max())), -torch.inf)
-    ids = torch.zeros(values.shape, dtype=torch.long, device=row.device)
-    values[row, place], ids[row, place] = tempered[row, token], token
-    values, order = values.sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(1, order)
-
-
-def _nucleus(log_p: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Which of the candidates [r, K] (descending log-probabilities under the temperature) are kept."""
-    kept = log_p > -torch.inf
-    if rule.temperature == 0:
-        kept[:, 1:] = False
-        return kept
-    p = log_p.exp()
-    if rule.top_k:
-        kept[:, rule.top_k :] = False
-        p = torch.where(kept, p, 0.0)
-        p = p / p.sum(-1, keepdim=True)
-    if rule.top_p < 1:
-        kept[:, 1:] &= p.cumsum(-1)[:, :-1] < rule.top_p - MARGIN
-    if rule.min_p:
-        kept &= p >= rule.min_p * p[:, :1]
-    return kept
-
-
-def _as_the_official_code(log_p, ids, own, token, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy and log-probability from the 50 likeliest tokens [r, 50]: cut at top_p, the token put back if it was cut
-    (its log-probability is `own` [r]), renormalised. The official code knows top_p only; a rule's top_k and min_p cut
-    here as they do everywhere, so that no more tokens count than can be drawn."""
-    if rule.temperature == 0:
-        zero = torch.zeros_like(own)
-        return zero, torch.where(token == ids[:, 0], zero, -torch.inf)
-    kept = _nucleus(log_p, rule if rule.top_k <= TOP else replace(rule, top_k=0)) & (log_p.exp() >= 1e-12)
-    there = ((ids == token[:, None]) & kept).any(-1)
-    log_q = torch.cat([torch.where(kept, log_p, -torch.inf), torch.where(there, -torch.inf, own)[:, None]], dim=1)
-    norm = log_q.logsumexp(-1)
-    return torch.special.entr((log_q - norm[:, None]).exp()).sum(-1), own - norm
-
-
-# Randomness: a counter, not a stream. The number that a token gets depends on (seed, prompt, sample, step, token id)
-# alone, and the drawn token is the argmax of log-probability plus Gumbel noise (an exact draw). So a text is the same
-# whatever batch it is in, and rounding differences between batch sizes change a draw only where the best two candidates
-# are within rounding of each other: about once in a million steps in float32, however many tokens the nucleus holds (a
-# cumulative sum would shift with each of them).
-
-_GOLDEN, _A, _B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def _signed(x: int) -> int:
-    x &= (1 << 64) - 1
-    return x - (1 << 64) if x >> 63 else x
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64 on int64 (wrapping multiplication, logical shifts)."""
-    for shift, factor in ((30, _A), (27, _B)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def row_keys(seed: int, prompts: Sequence[int], samples: Sequence[int], *, device="cpu") -> torch.Tensor:
-    """One int64 key per row [R], from the run's seed, the prompt's number and the sample's number."""
-    key = _mix(torch.full((len(prompts),), _signed(seed * _GOLDEN + _A), dtype=torch.long))
-    for numbers in (prompts, samples):
-        key = _mix(key ^ _mix(torch.tensor(numbers, dtype=torch.long) * _signed(_GOLDEN) + _signed(_B)))
-    return key.to(device)
-
-
-def step_keys(keys: torch.Tensor, t: int) -> torch.Tensor:
-    """The keys [R] of step t."""
-    return _mix(keys + _signed((t + 1) * _GOLDEN))
-
-
-def _draw(log_q: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """One id per row [r], drawn from log-probabilities [r, K] (any constant added) of the tokens `ids` [r, K] (None: 0
-    … K−1)."""
-    tokens = torch.arange(log_q.shape[1], device=log_q.device)[None] if ids is None else ids
-    bits = _mix(keys[:, None] ^ (tokens * _signed(_A) + _signed(_GOLDEN)))
-    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
-    best = (log_q - uniform.log_().neg_().log_()).argmax(-1)
-    return best if ids is None else ids.gather(1, best[:, None])[:, 0]
-
-
-def check_steps(found: torch.Tensor, name: str) -> None:
-    """Raise RunFailed when statistics or scores are NaN: whatever is read off them would look like a number."""
-    if bool(found.isnan().any()):
-        raise RunFailed(
-            f"The model {name} gave NaN scores while it was read; use another dtype (bfloat16 or float32) or "
-            f"check its weights."
-        )
-
-
-def likeliest(scores: torch.Tensor, name: str, *, last: Sequence[int] | None = None) -> torch.Tensor:
-    """Ids [...] of the highest of scores [..., V]. Raises RunFailed where one is NaN or infinite (the id would be 0).
-
-    `last`: of scores [B, R, V], how many of the last R count in each row; what stands before them may be of padding."""
-    value, token = scores.max(-1)
-    if last is not None:
-        value = value.masked_fill(
-            torch.arange(value.shape[1], 0, -1, device=value.device) > torch.tensor(last, device=value.device)[:, None],
-            0,
-        )
-    check_steps(torch.where(value.isfinite(), value, torch.nan), name)
-    return token
-
-
+@with_pass
 @torch.no_grad()
 def score(
     model: Model,
@@ -321,11 +22,7 @@ def score(
     continuations: Sequence[Sequence[int]],
     *,
     rule: Rule | None = None,
-    edits: Sequence[Edit] = (),
-    max_tokens: int = 8192,
-    max_rows: int = 256,
-    check: Callable[[], None] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    run: Pass,
 ) -> list[torch.Tensor]:
     """Statistics of given texts: one tensor [tokens of the continuation, len(FIELDS)] float32 on the CPU per row.
 
@@ -340,27 +37,28 @@ def score(
         if not len(text):
             raise InputError(f"Continuation {row} has no tokens to score.")
     check_ids(model, continuations)
-    rule = rule or Rule()
     fed = [[*prompt, *text[:-1]] for prompt, text in zip(prompts, continuations)]
-    out: list[torch.Tensor] = [None] * len(fed)
+    out: list[torch.Tensor | None] = [None] * len(fed)
     site, done = Site("final_norm"), 0
-    for rows, seen, _ in stream(
-        model, fed, [site], positions="all", edits=edits, max_tokens=max_tokens, max_rows=max_rows, check=check
-    ):
+    for rows, seen, _ in stream(model, fed, [site], positions="all", run=run):
         states = seen[site].split([len(fed[i]) for i in rows])
         hidden = torch.cat([states[k][len(prompts[i]) - 1 :] for k, i in enumerate(rows)])
         target = torch.tensor([token for i in rows for token in continuations[i]], device=hidden.device)
-        size = max(1, BLOCK // model.vocab_size)
-        found = []
-        for start in range(0, len(hidden), size):
-            scores = model.logits_from(hidden[start : start + size], normed=True)
-            found.append(step(scores, rule, chosen=target[start : start + size].to(scores.device))[1].cpu())
-            if check is not None:
-                check()
-        for i, part in zip(rows, torch.cat(found).split([len(continuations[i]) for i in rows])):
+        found = _in_blocks(model, hidden, target, rule or Rule(), run)
+        for i, part in zip(rows, found.split([len(continuations[i]) for i in rows])):
             check_steps(part, model.name)
             out[i] = part
         done += len(rows)
-        if progress is not None:
-            progress(done, len(fed), "score")
+        run.told(done, len(fed), "score")
     return out
+
+
+def _in_blocks(model: Model, hidden: torch.Tensor, target: torch.Tensor, rule: Rule, run: Pass) -> torch.Tensor:
+    """Statistics [T, len(FIELDS)] of the tokens `target` [T] after the final states `hidden` [T, width]."""
+    size = max(1, BLOCK // model.vocab_size)
+    found = []
+    for start in range(0, len(hidden), size):
+        scores = model.logits_from(hidden[start : start + size], normed=True)
+        found.append(step(scores, rule, chosen=target[start : start + size].to(scores.device))[1].cpu())
+        run.asked()
+    return torch.cat(found)

@@ -12,17 +12,21 @@ batches.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from workbench.engine.capture import _Enough, _recording, _selector, stream
+from workbench.core.errors import InputError
+from workbench.engine import hf
+from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
-from workbench.models.batching import ALIGNED, Batch, Frame, in_batches, is_out_of_memory, pad
+from workbench.engine.passes import READ, Pass, with_pass
+from workbench.engine.recording import Keep, Positions, converted, parse_sites, recording, select_positions
+from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad
 from workbench.models.model import Model
+from workbench.models.running_pass import PassPositions, running
 from workbench.models.sites import Site
 
 WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention mask
@@ -120,21 +124,25 @@ def front(model: Model, ids: Sequence[Sequence[int]]) -> list[int]:
     return first[:size] if size >= FRONT and not getattr(model.hf, "_is_stateful", False) else []
 
 
-def stream_shared(
+@with_pass
+def stream(
     model: Model,
     ids: Sequence[Sequence[int]],
     sites: Sequence[Site | str],
     *,
+    positions: Positions = "last",
+    side: str = "right",
     dtype: torch.dtype | None = None,
-    check: Callable[[], None] | None = None,
-    **options,
-) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
-    """`capture.stream` of last tokens with shared prefixes run once: (row indices, {site: [m, …]}, batch) per pass; the
-    pass over what all prompts begin with has no rows.
+    run: Pass,
+) -> Iterator[Streamed]:
+    """As `workbench.engine.hf.stream`, of last tokens without edits, with shared prefixes run once; the pass over what
+    all prompts begin with has no rows.
 
-    For prompts to which `applies` says yes. `options` are those of `stream`, which takes over where the first pack
-    comes out wrong."""
-    wanted = [Site.parse(site) for site in sites]
+    For prompts to which `applies` says yes. Where the first packs come out wrong, or memory runs out, plain batches
+    take over. Raises InputError for other positions than "last", and for edits."""
+    if positions != "last" or run.edits:
+        raise InputError("Shared prefixes are run once for last tokens without edits only.")
+    wanted = parse_sites(model, sites)
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     common = front(model, ids)
     rest = [row[len(common) :] for row in ids]
@@ -142,38 +150,35 @@ def stream_shared(
     # alike in size: little padding; the largest first: if any comes out wrong, it does
     plan = sorted(packs(rest, max_nodes=most), key=lambda pack: len(pack.tokens), reverse=True)
     begun, step, checked = None, max(1, TOKENS[kind] // most), False
+
+    def plainly(rows: list[int]) -> Iterator[Streamed]:
+        for indices, found, batch in hf.stream(model, [ids[i] for i in rows], wanted, side=side, dtype=dtype, run=run):
+            yield [rows[k] for k in indices], found, batch
+
     if common:
         begun = prefill(model, [common], None)
         yield [], {}, begun.past
-    keep = (lambda x: x.clone()) if dtype is None else (lambda x: x.to(dtype, copy=True))
+    keep = converted(dtype, copy=True)
     for start in range(0, len(plan), step):
         together = plan[start : start + step]
         rows = [row for pack in together for row in pack.rows]
-        if check is not None:
-            check()
+        run.asked()
         try:
             found, batch = _run(model, together, begun, wanted, keep)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            for indices, found, batch in stream(
-                model, [ids[i] for i in rows], wanted, dtype=dtype, check=check, **options
-            ):
-                yield [rows[k] for k in indices], found, batch
+            yield from plainly(rows)
             continue
         if not checked and not _agrees(model, ids, rows, found, wanted):
-            left = [row for pack in plan[start:] for row in pack.rows]
-            for indices, found, batch in stream(
-                model, [ids[i] for i in left], wanted, dtype=dtype, check=check, **options
-            ):
-                yield [left[k] for k in indices], found, batch
+            yield from plainly([row for pack in plan[start:] for row in pack.rows])
             return
         checked = True
         yield rows, found, batch
 
 
 def _run(
-    model: Model, together: Sequence[Pack], begun: Cached | None, wanted: list[Site], keep
+    model: Model, together: Sequence[Pack], begun: Cached | None, wanted: list[Site], keep: Keep
 ) -> tuple[dict[Site, torch.Tensor], Batch]:
     """One pass over packs after what all begin with, one per row of the batch; padding is seen by itself (and sees the
     beginning) only."""
@@ -199,11 +204,10 @@ def _run(
     last = torch.tensor([node for pack in together for node in pack.last], device=device)
     with (
         torch.no_grad(),
-        model.framed(Frame(depth, batch.mask, keys)),
-        _recording(model, wanted, batch, lambda x: x[which.to(x.device), last.to(x.device)], keep) as seen,
+        running(PassPositions(depth, batch.mask, keys)),
+        recording(model, wanted, batch, lambda x: x[which.to(x.device), last.to(x.device)], keep) as seen,
     ):
-        with contextlib.suppress(_Enough):
-            model.hf(input_ids=tokens, position_ids=depth, attention_mask=hidden, **after)
+        model.hf(input_ids=tokens, position_ids=depth, attention_mask=hidden, **after)
     return {site: seen[site] for site in wanted}, batch
 
 
@@ -221,44 +225,42 @@ def beginning(
 ) -> Beginning | None:
     """What all prompts (its first `size` tokens at most), read once; None where that does not pay or this model cannot
     go on from it."""
-    wanted = [Site.parse(site) for site in sites]
+    wanted = parse_sites(model, sites)
     common = front(model, ids)[:size] if len(ids) > 8 else []
     if len(common) < max(FRONT, SHARE * sum(map(len, ids)) / len(ids)) or not _in_pieces(model, max(map(len, ids))):
         return None
-    begun = Beginning(common, prefill(model, [common], None), next(stream(model, [common], wanted, positions="all"))[1])
+    begun = Beginning(
+        common, prefill(model, [common], None), next(hf.stream(model, [common], wanted, positions="all"))[1]
+    )
     some = [min(ids, key=len), max(ids, key=len)]
     sizes = [len(row) - len(common) for row in some]
     rest, _ = _continue(model, begun, some, wanted)
     for i, row in enumerate(some):
-        _, plain, _ = next(stream(model, [row], wanted, positions="all"))
+        _, plain, _ = next(hf.stream(model, [row], wanted, positions="all"))
         if not all(_close(rest[site].split(sizes)[i], plain[site][len(common) :], model) for site in wanted):
             return None
     return begun
 
 
+@with_pass
 def stream_after(
-    model: Model,
-    begun: Beginning,
-    ids: Sequence[Sequence[int]],
-    sites: Sequence[Site | str],
-    *,
-    max_tokens: int = 8192,
-    check: Callable[[], None] | None = None,
-) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
-    """`capture.stream` of every token after those of `begun`, with which all prompts begin: (row indices, {site:
-    [tokens, …]}, batch).
+    model: Model, begun: Beginning, ids: Sequence[Sequence[int]], sites: Sequence[Site | str], *, run: Pass
+) -> Iterator[Streamed]:
+    """As `workbench.engine.hf.stream`, of every token after those of `begun`, with which all prompts begin.
 
-    Activations and batch are of the rest of the prompts alone."""
-    wanted = [Site.parse(site) for site in sites]
+    Activations [tokens, …] and batch are of the rest of the prompts alone. Raises InputError for edits."""
+    if run.edits:
+        raise InputError("What all prompts begin with is read without edits; run these prompts whole.")
+    wanted = parse_sites(model, sites)
     kept: list = []
 
     def step(indices: list[int]) -> None:
         kept[:] = _continue(model, begun, [ids[i] for i in indices], wanted)
 
-    rest = [row[len(begun.tokens) :] for row in ids]
+    rest = [len(row) - len(begun.tokens) for row in ids]
     mean = sum(map(len, ids)) / len(ids)
-    rows = max(1, min(256, int(2 * max_tokens / mean)))  # every row takes its own copy of the past
-    for indices in in_batches(rest, step, max_tokens=max_tokens, max_rows=rows, check=check):
+    rows = max(1, min(256, int(2 * (run.max_tokens or READ) / mean)))  # every row takes its own copy of the past
+    for indices in run.batches(rest, step, rows=rows):
         yield indices, *kept
 
 
@@ -275,11 +277,10 @@ def _continue(
     past = begun.past.fork(len(rows)).cache
     with (
         torch.no_grad(),
-        model.framed(Frame(place, batch.mask, keys)),
-        _recording(model, wanted, batch, _selector(model, batch, "all", range(len(rows))), lambda x: x) as seen,
+        running(PassPositions(place, batch.mask, keys)),
+        recording(model, wanted, batch, select_positions(batch, "all"), converted(None)) as seen,
     ):
-        with contextlib.suppress(_Enough):
-            model.hf(input_ids=batch.ids, position_ids=place, past_key_values=past, use_cache=True)
+        model.hf(input_ids=batch.ids, position_ids=place, past_key_values=past, use_cache=True)
     return {site: seen[site] for site in wanted}, batch
 
 
@@ -291,7 +292,7 @@ def _aligned(size: int, past: int) -> int:
 def _agrees(model: Model, ids, rows: Sequence[int], found: dict[Site, torch.Tensor], wanted: list[Site]) -> bool:
     """Whether the first and the last prompt of a pass come out as in a plain one."""
     ends = sorted({0, len(rows) - 1})
-    for indices, plain, _ in stream(model, [ids[rows[k]] for k in ends], wanted, positions="last"):
+    for indices, plain, _ in hf.stream(model, [ids[rows[k]] for k in ends], wanted, positions="last"):
         for k, i in enumerate(indices):
             if not all(_close(found[site][ends[i]], plain[site][k], model) for site in wanted):
                 return False

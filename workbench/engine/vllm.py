@@ -10,15 +10,16 @@ recomputed here has truncated log-probability −inf.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.capture import check_ids
 from workbench.engine.generate import FINISH, Samples, _Ends
-from workbench.engine.scoring import FIELDS, Rule, score
+from workbench.engine.passes import Pass, check_ids, with_pass
+from workbench.engine.sampling import Rule
+from workbench.engine.scoring import score
 from workbench.models.model import Model
 
 _APART = 1_000_003  # vLLM seeds sample m of a request with seed + m: seeds of two prompts must not meet
@@ -50,6 +51,7 @@ def close_engine(engine: Any) -> None:
         torch.cuda.empty_cache()
 
 
+@with_pass
 def sample_vllm(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -61,8 +63,7 @@ def sample_vllm(
     seed: int = 0,
     prompt_keys: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
-    check: Callable[[], None] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    run: Pass,
 ) -> Samples:
     """As `generate.sample`, the texts written by `engine` (`open_engine`). A sample may be empty: length 0, no
     statistics.
@@ -71,6 +72,8 @@ def sample_vllm(
     InputError for bad prompts and for one that fills the context."""
     from vllm import SamplingParams
 
+    if run.edits:
+        raise InputError("Edits are hooks on the Hugging Face model; with them, use sampler=hf.")
     check_ids(model, prompts)
     ends = _Ends.of(model, (), stop_strings, True)
     rule = rule or Rule()
@@ -111,17 +114,11 @@ def sample_vllm(
         [prompts[p] for p, *_ in written],
         [ids for _, _, ids, _ in written],
         rule=rule,
-        check=check,
-        progress=progress,
+        run=run,
     )
     longest = max([len(ids) for _, _, ids, _ in rows])
     shape = (len(prompts), samples)
-    out = Samples(
-        torch.full((*shape, longest), -1),
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.long),
-        torch.full((*shape, longest, len(FIELDS)), torch.nan),
-    )
+    out = Samples.empty(*shape, longest)
     for (p, m, ids, _), found in zip(written, steps):
         out.ids[p, m, : len(ids)], out.steps[p, m, : len(ids)], out.lengths[p, m] = torch.tensor(ids), found, len(ids)
     for p, m, ids, reason in rows:

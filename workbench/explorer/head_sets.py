@@ -103,7 +103,7 @@ def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | N
     """Keep a set of heads under a name, as a file that `--edit` reads; `model`: the one they belong to. Raises
     InputError for a name that is no name, and for heads that are switched in a way a mask cannot hold (a mean or a
     patch needs the numbers that are put in place)."""
-    from workbench.engine.edits import save_heads
+    from workbench.engine.head_masks import save_heads
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,60}", name):
         raise InputError("A mask's name is made of letters, digits, spaces, points, hyphens and underscores.")
@@ -122,7 +122,7 @@ def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | N
 
 def load_mask(name: str, masks: Mapping[str, Path]) -> Switches:
     """One of the `saved_masks` by its name (nothing else is ever read)."""
-    from workbench.engine.edits import load_edits
+    from workbench.engine.head_masks import load_edits
 
     if name not in masks:
         raise InputError(f"There is no saved mask '{name[:60]}'.")

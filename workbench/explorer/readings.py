@@ -18,8 +18,11 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine import generate
-from workbench.engine.capture import check_ids, logits, stream
-from workbench.engine.edits import Edit, HeadAblation, Patch, apply, mean_head_outputs
+from workbench.engine.edits import Edit, HeadAblation, Patch, apply
+from workbench.engine.evaluation import token_losses
+from workbench.engine.hf import stream
+from workbench.engine.mean_head_outputs import mean_head_outputs
+from workbench.engine.passes import check_ids
 from workbench.engine.patching import writes
 from workbench.models import attention
 from workbench.models.batching import pad
@@ -512,5 +515,5 @@ def perplexity(opened: Opened, ids: Sequence[int]) -> float | None:
     if len(ids) < 2:
         return None
     with opened.lock:
-        scores = logits(opened.model, [list(ids)], positions=list(range(len(ids) - 1)))[0]
-    return float(torch.nn.functional.cross_entropy(scores.double(), torch.tensor(ids[1:])).exp())
+        (losses,) = token_losses(opened.model, [list(ids)])
+    return float(np.exp(losses.mean()))

@@ -106,7 +106,7 @@ def hidden_argument(args: tuple, kwargs: dict) -> torch.Tensor:
     )
 
 
-def anatomy(hf: nn.Module) -> Anatomy:
+def find_anatomy(hf: nn.Module) -> Anatomy:
     """The map of a loaded Hugging Face causal LM (through the TransformerLens adapter of its class).
 
     Raises InputError when TransformerLens has no adapter for the class or the adapter does not fit the model."""
@@ -190,15 +190,15 @@ def _tape(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple[torch.Tenso
             handle.remove()
 
 
-def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
+def examine(hf: nn.Module, anatomy: Anatomy, ids: torch.Tensor) -> None:
     """Run `ids` [1, T] once; read off where each norm sits, set the writers and readers of every block, check
     additivity.
 
     The identity checked is resid_post = resid_pre + attn_out + mlp_out (and resid_mid = resid_pre + attn_out in
     sequential blocks), and that the output projection is a linear map of the concatenated heads. Raises InputError when
     one fails."""
-    modules = {"unembed": parts.unembed, "final_norm": parts.final_norm}
-    for layer, block in enumerate(parts.blocks):
+    modules = {"unembed": anatomy.unembed, "final_norm": anatomy.final_norm}
+    for layer, block in enumerate(anatomy.blocks):
         named = {
             "block": block.block,
             "attention": block.attention,
@@ -231,7 +231,7 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
             f"The model {name} gives NaN or infinite logits on a plain prompt; its weights are damaged, or "
             f"its dtype cannot hold them."
         )
-    for layer, block in enumerate(parts.blocks):
+    for layer, block in enumerate(anatomy.blocks):
 
         def seen(key: str, layer: int = layer) -> tuple[torch.Tensor, torch.Tensor]:
             if f"{layer}.{key}" not in tape:
@@ -253,7 +253,7 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
                 block.attention_writer, attention = norm, went_out
             elif same(came_in, mlp) and not same(came_in, before):
                 block.mlp_writer, mlp = norm, went_out
-        parts.post_norms |= block.attention_writer is not block.attention or block.mlp_writer is not block.mlp_out
+        anatomy.post_norms |= block.attention_writer is not block.attention or block.mlp_writer is not block.mlp_out
         total = before.double() + attention.double().reshape(before.shape) + mlp.double().reshape(before.shape)
         if not close(total, after, before, attention, mlp):
             raise InputError(
@@ -272,18 +272,18 @@ def examine(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> None:
             if close(read, middle, before) and (silent or not same(read, before)):
                 block.mid_reader = module
                 break
-        parts.parallel_blocks |= block.mid_reader is None
+        anatomy.parallel_blocks |= block.mid_reader is None
 
         heads, projected = seen("o")
-        if heads.shape[-1] != parts.n_heads * parts.d_head:
+        if heads.shape[-1] != anatomy.n_heads * anatomy.d_head:
             raise InputError(
                 f"The architecture {name} does not fit: the output projection of layer {layer} reads "
                 f"{heads.shape[-1]} numbers, "
-                f"not {parts.n_heads} heads × {parts.d_head}."
+                f"not {anatomy.n_heads} heads × {anatomy.d_head}."
             )
-        weight = output_weight(block.o_proj, parts.n_heads).double()
+        weight = output_weight(block.o_proj, anatomy.n_heads).double()
         sum_of_heads = torch.einsum(
-            "...hd,hdw->...w", heads.double().unflatten(-1, (parts.n_heads, parts.d_head)), weight
+            "...hd,hdw->...w", heads.double().unflatten(-1, (anatomy.n_heads, anatomy.d_head)), weight
         )
         if getattr(block.o_proj, "bias", None) is not None:
             sum_of_heads = sum_of_heads + block.o_proj.bias.double()

@@ -11,6 +11,7 @@ edits.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from workbench.core.errors import InputError
+from workbench.models.running_pass import after, before, positions
 
 if TYPE_CHECKING:
     from workbench.models.batching import Batch
@@ -37,9 +39,10 @@ class Hooks:
     """What reads and edits one attention module; hangs on the module as `_workbench_hooks`."""
 
     layer: int
-    readers: list[Callable] = field(default_factory=list)
-    # An edit gets (weights [B, H, R, S] float32, first query row) and returns the weights to use instead.
-    edits: list[Callable] = field(default_factory=list)
+    # Each with the thread whose passes it is for: threads may share a model.
+    readers: list[tuple[int, Callable]] = field(default_factory=list)
+    # An edit gets (weights [B, H, R, S] float32, first query row, scores) and returns the weights to use instead.
+    edits: list[tuple[int, Callable]] = field(default_factory=list)
     calls: int = 0
     groups: int = 0  # key/value heads, as seen in the last pass
 
@@ -54,34 +57,33 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
     """The attention function: SDPA, plus the readers and edits of `module`. Shapes as in transformers: query [B, H, Q,
     D]."""
     hooks: Hooks | None = getattr(module, "_workbench_hooks", None)
+    readers, edits = (), ()
     if hooks is not None:
         hooks.calls += 1
         hooks.groups = key.shape[1]
-    busy = hooks is not None and (hooks.readers or hooks.edits)
-    if not busy and softcap is None:
+        readers, edits = _of_this_thread(hooks.readers), _of_this_thread(hooks.edits)
+    if not readers and not edits and softcap is None:
         return _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    if busy and (kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None):
+    if (readers or edits) and (kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None):
         raise InputError(
-            f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot "
-            f"be read or edited here."
+            f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot be read "
+            f"or edited here."
         )
-    weigh = _Weights(
-        query,
-        key,
-        value,
-        attention_mask,
-        scaling,
-        softcap,
-        is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)),
-    )
-    if softcap is None and not hooks.edits:
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+    weigh = Weights(query, key, value, attention_mask, scaling, softcap, is_causal=causal)
+    if softcap is None and not edits:
         result = _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     else:
-        result = _mix(weigh, hooks.edits if hooks else ()), None
+        result = _mix(weigh, edits), None
     weigh.output = result[0]
-    for reader in hooks.readers if hooks else ():
+    for reader in readers:
         reader(weigh)
     return result
+
+
+def _of_this_thread(hung: Sequence[tuple[int, Callable]]) -> list[Callable]:
+    thread = threading.get_ident()
+    return [item for owner, item in hung if owner == thread] if hung else []
 
 
 def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwargs):
@@ -97,7 +99,7 @@ def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwar
 
 
 @dataclass(eq=False)
-class _Weights:
+class Weights:
     """Attention rows of one layer, computed on demand: rows(slice or index) → [B, H, R, S] float32, each summing to
     1."""
 
@@ -138,7 +140,7 @@ class _Weights:
         return self.scores(rows).softmax(-1)
 
 
-def _mix(weigh: _Weights, edits: Sequence[Callable] = ()) -> torch.Tensor:
+def _mix(weigh: Weights, edits: Sequence[Callable] = ()) -> torch.Tensor:
     """Attention output [B, Q, H, Dv] from explicit weights, in blocks of queries; used under edits and under
     soft-caps."""
     value = weigh.value
@@ -192,16 +194,24 @@ def install(hf: nn.Module, attentions: Sequence[nn.Module], ids: torch.Tensor) -
     return False
 
 
-def query_rows(model: Model, rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
+def query_rows(rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
     """Column indices of the query rows asked for: "last", "all" or token positions ([R], or [B, R] one set per
     sequence)."""
-    frame = model.frame
-    device = frame.position_ids.device
+    here = positions()
+    device = here.position_ids.device
     if isinstance(rows, str) and rows == "all":
         return torch.arange(queries, device=device)
     if isinstance(rows, str) and rows == "last":
-        return frame.last_columns()[:, None]
-    return frame.columns(torch.as_tensor(rows, device=device))
+        return here.last_columns()[:, None]
+    return here.columns(torch.as_tensor(rows, device=device))
+
+
+def _rows_in_pass(rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
+    """As `query_rows`, with -1 for positions that an earlier pass has read already (a cache holds them)."""
+    if isinstance(rows, str):
+        return query_rows(rows, queries)
+    columns, there = positions().columns_here(torch.as_tensor(rows, device=positions().position_ids.device))
+    return columns.masked_fill(~there, -1)
 
 
 @contextlib.contextmanager
@@ -220,18 +230,16 @@ def observe(
     left."""
     seen: dict[int, torch.Tensor] = {}
     chosen = range(model.n_layers) if layers is None else layers
-    known: list = [
-        None,
-        None,
-    ]  # the frame of the pass in progress and the columns found in it: the same for every layer
+    # where the pass in progress has its tokens, and the columns found there: the same for every layer
+    known: list = [None, None]
 
     def where(queries: int) -> torch.Tensor:
-        if known[0] is not model.frame:
-            known[:] = model.frame, query_rows(model, rows, queries)
+        if known[0] is not positions():
+            known[:] = positions(), query_rows(rows, queries)
         return known[1]
 
     def reader_of(layer: int) -> Callable:
-        def reader(weigh: _Weights) -> None:
+        def reader(weigh: Weights) -> None:
             seen[layer] = reduce(layer, weigh.rows(where(weigh.query.shape[2])))
 
         return reader
@@ -257,7 +265,7 @@ def unexplained(model: Model, batch: Batch) -> dict[int, float]:
     far: dict[int, float] = {}
 
     def reader_of(layer: int) -> Callable:
-        def reader(weigh: _Weights) -> None:
+        def reader(weigh: Weights) -> None:
             output = weigh.output.float()
             far[layer] = float((_mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30))
 
@@ -273,11 +281,12 @@ def unexplained(model: Model, batch: Batch) -> dict[int, float]:
 
 @contextlib.contextmanager
 def _hung(where: list, item: Callable) -> Iterator[None]:
-    where.append(item)
+    entry = threading.get_ident(), item
+    where.append(entry)
     try:
         yield
     finally:
-        where.remove(item)
+        where.remove(entry)
 
 
 def _observe_eager(model, module, layer, reduce, rows, seen, stack) -> None:
@@ -299,18 +308,17 @@ def _observe_eager(model, module, layer, reduce, rows, seen, stack) -> None:
                 f"{model.architecture} can only be read through full attention maps, too large here "
                 f"({weights.numel() * 4 >> 20} MiB a layer); use shorter prompts or smaller batches."
             )
-        take = query_rows(model, rows, weights.shape[2])
+        take = query_rows(rows, weights.shape[2])
         take = take if take.ndim == 2 else take.expand(weights.shape[0], -1)
         picked = weights.float().gather(2, take[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
         seen[layer] = reduce(layer, picked)
 
-    handles = [module.register_forward_pre_hook(ask, with_kwargs=True), module.register_forward_hook(read)]
-    for handle in handles:
+    for handle in (before(module, ask), after(module, read)):
         stack.callback(handle.remove)
 
 
 @contextlib.contextmanager
-def edit(model: Model, layer: int, change: Callable[[torch.Tensor, int, _Weights], torch.Tensor]) -> Iterator[None]:
+def edit(model: Model, layer: int, change: Callable[[torch.Tensor, int, Weights], torch.Tensor]) -> Iterator[None]:
     """While open, layer `layer` attends with `change(weights [B, H, R, S], first query column, scores)` instead.
 
     Raises InputError on architectures that do not go through the attention interface."""
@@ -327,7 +335,7 @@ def uniform(model: Model, layer: int, heads: Sequence[int]) -> contextlib.Abstra
     """Heads attend uniformly to every key they may see (the ablation of the retrieval-head code: scores set to 0)."""
     index = list(heads)
 
-    def change(weights: torch.Tensor, start: int, weigh: _Weights) -> torch.Tensor:
+    def change(weights: torch.Tensor, start: int, weigh: Weights) -> torch.Tensor:
         rows = torch.arange(start, start + weights.shape[2], device=weights.device)
         visible = (weigh.scores(rows)[:, index] > torch.finfo(torch.float32).min / 2).float()
         weights = weights.clone()
@@ -351,14 +359,16 @@ def knock_out(
     none). A row that loses everything it could see attends to nothing: its weights are 0."""
     index = slice(None) if heads is None else list(heads)
 
-    def change(weights: torch.Tensor, start: int, weigh: _Weights) -> torch.Tensor:
+    def change(weights: torch.Tensor, start: int, weigh: Weights) -> torch.Tensor:
         B, _, R, S = weights.shape
-        rows = query_rows(model, queries, weigh.query.shape[2]).to(weights.device).expand(B, -1)
-        here = torch.zeros(B, start + R, dtype=torch.bool, device=weights.device)
-        inside = rows.clamp(0, start + R - 1)
-        here.scatter_(1, inside, (rows >= start) & (rows < start + R))
-        cut = model.frame.key_columns(_ragged(sources, model.frame.key_position.device), S).to(weights.device)  # [B, S]
-        gone = here[:, None, start:, None] & cut[:, None, None, :]
+        if isinstance(queries, str) and queries == "all":
+            asks = torch.ones(B, R, dtype=torch.bool, device=weights.device)
+        else:
+            rows = _rows_in_pass(queries, weigh.query.shape[2]).to(weights.device).expand(B, -1)
+            here = torch.arange(start, start + R, device=weights.device)
+            asks = (rows[:, None, :] == here[:, None]).any(-1)  # [B, R]
+        cut = positions().key_columns(_ragged(sources, positions().key_position.device), S).to(weights.device)  # [B, S]
+        gone = asks[:, None, :, None] & cut[:, None, None, :]
         weights = weights.clone()
         kept = weights[:, index].masked_fill(gone, 0.0)
         total = kept.sum(-1, keepdim=True)

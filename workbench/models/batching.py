@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from workbench.core.errors import InputError
 
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 ALIGNED = 16  # attention on a CPU is up to twice as fast where the number of keys is a multiple of this
 
 
@@ -68,54 +71,6 @@ def pad(ids: Sequence[Sequence[int]], *, pad_id: int, side: str = "right", devic
     return Batch(tokens, mask, torch.where(mask, position, 0), length, side)
 
 
-@dataclass(eq=False)
-class Frame:
-    """Where the tokens of the forward pass in progress are: what edits and readers use to find positions.
-
-    position_ids [B, Q] of the queries; mask [B, Q] of real queries; key_position [B, S] of every key column, -1 on
-    padding."""
-
-    position_ids: torch.Tensor
-    mask: torch.Tensor
-    key_position: torch.Tensor
-
-    def last_columns(self) -> torch.Tensor:
-        """Query column of each sequence's last token, [B]."""
-        width = self.mask.shape[1]
-        return width - 1 - self.mask.flip(1).to(torch.uint8).argmax(1)
-
-    def columns(self, positions: torch.Tensor) -> torch.Tensor:
-        """Query columns [B, R] of token positions [R] or [B, R]; negative positions count from each sequence's end.
-
-        Raises InputError when a sequence of this pass does not hold the position."""
-        positions = positions.expand(len(self.position_ids), -1)
-        last = self.position_ids.gather(1, self.last_columns()[:, None])
-        wanted = torch.where(positions < 0, last + 1 + positions, positions)
-        match = (self.position_ids[:, None, :] == wanted[:, :, None]) & self.mask[:, None, :]
-        if not match.any(-1).all():
-            row, k = (~match.any(-1)).nonzero()[0].tolist()
-            raise InputError(
-                f"Position {int(positions[row, k])} is not among the tokens of sequence {row} in this pass."
-            )
-        return match.to(torch.uint8).argmax(-1)
-
-    def at(self, positions: torch.Tensor) -> torch.Tensor:
-        """Mask [B, Q]: the queries of this pass at token positions [B, R] (-1 = none); positions outside it are
-        ignored."""
-        match = (self.position_ids[:, None, :] == positions[:, :, None]) & (positions >= 0)[:, :, None]
-        return match.any(1) & self.mask
-
-    def columns_of_keys(self, size: int) -> torch.Tensor:
-        """Position of each of a layer's `size` keys, [B, size]: the last columns, as a layer with a window may keep
-        only those."""
-        return self.key_position[:, self.key_position.shape[1] - size :]
-
-    def key_columns(self, positions: torch.Tensor, size: int) -> torch.Tensor:
-        """Mask [B, S] of the key columns at token positions [B, K] (-1 = none)."""
-        match = (self.columns_of_keys(size)[:, None] == positions[:, :, None]) & (positions >= 0)[:, :, None]
-        return match.any(1)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the CPU (which torch reports as a plain RuntimeError) had no room for a tensor."""
     refused = isinstance(error, RuntimeError) and any(
@@ -124,32 +79,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     return refused or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-def in_batches(
-    ids: Sequence[Sequence[int]],
-    step: Callable[[list[int]], None],
-    *,
-    max_tokens: int = 8192,
-    max_rows: int = 256,
-    check: Callable[[], None] | None = None,
-) -> Iterator[list[int]]:
-    """Call `step(indices)` for every batch and yield the indices done; a batch that runs out of memory is halved and
-    tried again.
+def halving(
+    items: Sequence[Item], compute: Callable[[list[Item]], Found], check: Callable[[], None] | None = None
+) -> Iterator[tuple[list[Item], Found]]:
+    """(part, compute(part)) for all the items at once or, where that runs out of memory, for their halves, quarters, …
+    in order.
 
-    `check` is called before each batch and may raise (cancellation)."""
-    queue = batches([len(row) for row in ids], max_tokens=max_tokens, max_rows=max_rows)
-    queue.reverse()
+    Raises the error when one item alone is too much. `check` is called before every part and may raise
+    (cancellation)."""
+    queue = [list(items)]
     while queue:
         if check is not None:
             check()
-        indices = queue.pop()
+        part = queue.pop()
         try:
-            step(indices)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or len(indices) == 1:
+            found = compute(part)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(part) == 1:
                 raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            half = len(indices) // 2
-            queue += [indices[half:], indices[:half]]
+        else:
+            yield part, found
             continue
-        yield indices
+        # outside the handler: the error holds on to the frames, and so to the memory, of the pass that failed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(part) // 2
+        queue += [part[half:], part[:half]]
+
+
+def in_batches(
+    lengths: Sequence[int],
+    step: Callable[[list[int]], object],
+    *,
+    max_tokens: int,
+    max_rows: int,
+    check: Callable[[], None] | None = None,
+) -> Iterator[list[int]]:
+    """Call `step(indices)` for every batch of sequences of these lengths and yield the indices done; a batch that runs
+    out of memory is halved and tried again. `check` is called before each and may raise (cancellation)."""
+    for batch in batches(lengths, max_tokens=max_tokens, max_rows=max_rows):
+        for indices, _ in halving(batch, step, check):
+            yield indices

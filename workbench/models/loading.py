@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
-from workbench.models.architecture import Anatomy, anatomy, examine, hidden_argument
+from workbench.models.architecture import Anatomy, examine, find_anatomy, hidden_argument
 from workbench.models.attention import edit, install, observe, unexplained
 from workbench.models.batching import pad
 from workbench.models.files import check_complete, check_folder, load_tokenizer, resolve
@@ -105,32 +105,32 @@ def wrap(
                 f"The model '{name}' has NaN or infinite weights, first in {key}; its files are damaged, or "
                 f"{str(value.dtype).removeprefix('torch.')} cannot hold its weights."
             )
-    parts = anatomy(hf)
+    anatomy = find_anatomy(hf)
     size = int(hf.get_input_embeddings().weight.shape[0])
     ids = (torch.arange(1, 8, device=hf.get_input_embeddings().weight.device) * 7919 % size)[None]
     with torch.no_grad():
         own = hf(input_ids=ids, use_cache=False).logits
-    through = install_attention(hf, parts, ids)
-    examine(hf, parts, ids)
+    through = install_attention(hf, anatomy, ids)
+    examine(hf, anatomy, ids)
     _check_unchanged(hf, ids, own)
-    model = Model(hf, tokenizer, name, revision, folder, parts, through, _prepends_bos(tokenizer))
+    model = Model(hf, tokenizer, name, revision, folder, anatomy, through, _prepends_bos(tokenizer))
     _check_logits(model, ids)
     _check_attention(model, ids)
     _check_heads_apart(model, ids)
     return model
 
 
-def install_attention(hf: nn.Module, parts: Anatomy, ids: torch.Tensor) -> bool:
+def install_attention(hf: nn.Module, anatomy: Anatomy, ids: torch.Tensor) -> bool:
     """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really
     has."""
 
-    attentions = [block.attention for block in parts.blocks]
+    attentions = [block.attention for block in anatomy.blocks]
     through = install(hf, attentions, ids)
     if through:
-        parts.n_kv_heads = attentions[0]._workbench_hooks.groups
+        anatomy.n_kv_heads = attentions[0]._workbench_hooks.groups
     else:
-        parts.n_kv_heads = int(
-            getattr(attentions[0], "num_kv_heads", parts.n_kv_heads)
+        anatomy.n_kv_heads = int(
+            getattr(attentions[0], "num_kv_heads", anatomy.n_kv_heads)
         )  # Falcon, where configs of old and new differ
     return through
 

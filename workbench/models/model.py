@@ -5,12 +5,11 @@ The model that runs is the Hugging Face one (SDPA, key/value cache, `device_map`
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from torch import nn
 
 from workbench.core.errors import InputError
 from workbench.models.architecture import Anatomy, output_weight
-from workbench.models.batching import Batch, Frame
+from workbench.models.batching import Batch
 from workbench.models.files import fingerprint_folder
+from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
 
 DTYPES = {
@@ -43,30 +43,29 @@ class Model:
     name: str
     revision: str | None
     folder: Path | None
-    parts: Anatomy
+    anatomy: Anatomy
     attention_interface: bool
     prepends_bos: bool
-    frame: Frame | None = field(default=None, repr=False)  # of the forward pass in progress
 
     @property
     def n_layers(self) -> int:
-        return len(self.parts.blocks)
+        return len(self.anatomy.blocks)
 
     @property
     def n_heads(self) -> int:
-        return self.parts.n_heads
+        return self.anatomy.n_heads
 
     @property
     def n_kv_heads(self) -> int:
-        return self.parts.n_kv_heads
+        return self.anatomy.n_kv_heads
 
     @property
     def d_head(self) -> int:
-        return self.parts.d_head
+        return self.anatomy.d_head
 
     @property
     def width(self) -> int:
-        return self.parts.width
+        return self.anatomy.width
 
     @property
     def architecture(self) -> str:
@@ -74,7 +73,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.parts.unembed.weight.shape[0])
+        return int(self.anatomy.unembed.weight.shape[0])
 
     @cached_property
     def context_length(self) -> int | None:
@@ -92,7 +91,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.parts.unembed.weight.dtype
+        return self.anatomy.unembed.weight.dtype
 
     @property
     def bos_id(self) -> int | None:
@@ -135,6 +134,15 @@ class Model:
     def heads(self) -> list[tuple[int, int]]:
         """Every (layer, head)."""
         return [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
+
+    def check_heads(self, heads: Iterable[tuple[int, int]]) -> None:
+        """Raise InputError for a (layer, head) that the model does not have."""
+        for layer, head in heads:
+            if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):
+                raise InputError(
+                    f"Head {layer}.{head} does not exist: {self.name} has layers 0–{self.n_layers - 1} and "
+                    f"heads 0–{self.n_heads - 1}."
+                )
 
     # text and tokens
 
@@ -210,13 +218,23 @@ class Model:
 
     def module(self, site: Site | str) -> tuple[nn.Module, str]:
         """The raw Hugging Face module that carries `site`, and "input" or "output"."""
-        return self.parts.module(Site.parse(site))
+        return self.anatomy.module(Site.parse(site))
+
+    def site_size(self, site: Site) -> int:
+        """Numbers per token at a site."""
+        if site.kind == "logits":
+            return self.vocab_size
+        if site.kind == "head_out":
+            return self.d_head if site.head is not None else self.n_heads * self.d_head
+        if site.kind == "mlp_hidden":
+            return int(self.module(site)[0].weight.numel() // self.width)
+        return self.width
 
     def attention(self, layer: int) -> nn.Module:
-        return self.parts.blocks[layer].attention
+        return self.anatomy.blocks[layer].attention
 
     def o_proj(self, layer: int) -> nn.Module:
-        return self.parts.blocks[layer].o_proj
+        return self.anatomy.blocks[layer].o_proj
 
     def W_O(self, layer: int) -> torch.Tensor:
         """Output projection by head [H, d_head, width]: head h writes head_out[h] @ W_O[h] (before any post-norm)."""
@@ -224,11 +242,11 @@ class Model:
 
     @property
     def final_norm(self) -> nn.Module:
-        return self.parts.final_norm
+        return self.anatomy.final_norm
 
     @property
     def unembed(self) -> nn.Module:
-        return self.parts.unembed
+        return self.anatomy.unembed
 
     def logits_from(self, residual: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
         """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V]
@@ -239,18 +257,11 @@ class Model:
         scale = getattr(self.hf.config, "logit_scale", None)
         if scale is not None:
             scores = scores * scale
-        return scores if self.parts.softcap is None else self.parts.softcap * torch.tanh(scores / self.parts.softcap)
+        return (
+            scores if self.anatomy.softcap is None else self.anatomy.softcap * torch.tanh(scores / self.anatomy.softcap)
+        )
 
     # running
-
-    @contextlib.contextmanager
-    def framed(self, frame: Frame) -> Iterator[None]:
-        """While open, edits and attention readers find token positions through `frame`."""
-        before, self.frame = self.frame, frame
-        try:
-            yield
-        finally:
-            self.frame = before
 
     def forward(
         self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False
@@ -259,11 +270,17 @@ class Model:
 
         With a `cache`, `batch` continues it: its position_ids count on and `past` describes the cached columns.
         `last_logits` keeps the scores of that many last columns only (left padding); 0 keeps all."""
-        key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
-        key_position = batch.position_ids if past is None else torch.cat([past.position_ids, batch.position_ids], dim=1)
-        frame = Frame(batch.position_ids, batch.mask, torch.where(key_mask, key_position, -1))
         self._check_rotation(batch, cache)
-        extra = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
+        arguments = self.arguments(batch, cache=cache, past=past, last_logits=last_logits, use_cache=use_cache)
+        with running(positions_after(batch, past)):
+            return self.hf(**arguments)
+
+    def arguments(
+        self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False
+    ) -> dict[str, object]:
+        """What `forward` calls the Hugging Face model with."""
+        key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
+        extra: dict[str, object] = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
         if last_logits and "logits_to_keep" in self._accepts:
             extra["logits_to_keep"] = int(last_logits)
         if cache is not None or use_cache:
@@ -277,8 +294,7 @@ class Model:
                 extra["attention_mask"] = key_mask.long()
         else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
             extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
-        with self.framed(frame):
-            return self.hf(input_ids=batch.ids, **extra)
+        return {"input_ids": batch.ids, **extra}
 
     @cached_property
     def _rotation_limit(self) -> int | None:

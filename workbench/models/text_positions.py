@@ -47,6 +47,15 @@ def first_token(model: Model, prompt: str, answer: str) -> int | None:
     return whole[len(ids)] if len(whole) > len(ids) and whole[: len(ids)] == ids else None
 
 
+def word_ids(model: Model, text: str, word: str) -> list[int]:
+    """Tokens of `word` as it continues `text` after a space, whatever the tokenizer makes of a leading space."""
+    for before in (text, "a"):
+        front, whole = model.encode(before), model.encode(f"{before} {word}")
+        if len(whole) > len(front) and whole[: len(front)] == front:
+            return whole[len(front) :]
+    return model.encode(f" {word}", bos=False)
+
+
 @dataclass(frozen=True)
 class Swap:
     """Replace `word`, wherever it stands, by one of the `candidates`."""

@@ -568,14 +568,15 @@ def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, .
     """The edits with saved masks turned into ablations; a mask that was found on other weights is warned of."""
     if not edits:
         return ()
-    from workbench.engine.edits import HeadAblation, HeadMask
+    from workbench.engine.edits import HeadAblation
+    from workbench.engine.head_masks import HeadMask
 
     out = []
     for edit in edits:
         if isinstance(edit, HeadMask):
-            doubt = edit.doubt(model)
-            if doubt:
-                context.warn(doubt)
+            warning = edit.mismatch_warning(model)
+            if warning:
+                context.warn(warning)
             edit = HeadAblation(edit.heads, edit.how)
         out.append(edit)
     return tuple(out)

@@ -7,14 +7,15 @@ use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
 import torch
 from torch import nn
 
-from workbench.engine.capture import stream
+from workbench.engine.hf import stream
+from workbench.engine.passes import Pass, with_pass
 from workbench.models.model import Model
 from workbench.sae.load import Sae
 from workbench.sae.sparse_rows import Rows
@@ -22,32 +23,26 @@ from workbench.sae.sparse_rows import Rows
 STREAM_KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # what is added to the residual stream
 
 
+@with_pass
 def encoded(
-    model: Model,
-    sae: Sae,
-    ids: Sequence[Sequence[int]],
-    *,
-    edits=(),
-    max_tokens: int = 8192,
-    check: Callable[[], None] | None = None,
+    model: Model, sae: Sae, ids: Sequence[Sequence[int]], *, run: Pass
 ) -> Iterator[tuple[list[int], Rows, torch.Tensor]]:
     """Yield (row indices, token rows of the batch, owner [tokens]): owner[t] is the place in the row indices of the
     text of token t."""
-    for indices, found, batch in stream(
-        model, ids, [sae.site], positions="all", edits=edits, max_tokens=max_tokens, check=check
-    ):
+    for indices, found, batch in stream(model, ids, [sae.site], positions="all", run=run):
         owner = torch.repeat_interleave(torch.arange(len(indices), device=batch.lengths.device), batch.lengths)
         rows = sae.encode(found[sae.site])
         yield indices, rows, owner.to(rows.row.device)
 
 
+@with_pass
 def token_activations(
-    model: Model, sae: Sae, ids: Sequence[Sequence[int]], features: Sequence[int], **options
+    model: Model, sae: Sae, ids: Sequence[Sequence[int]], features: Sequence[int], *, run: Pass
 ) -> list[np.ndarray]:
     """Activation of each chosen feature on every token: one float32 array [length, features] per text."""
     out: list[np.ndarray] = [None] * len(ids)
     place = column_of(features, sae.d_sae)
-    for indices, rows, _ in encoded(model, sae, ids, **options):
+    for indices, rows, _ in encoded(model, sae, ids, run=run):
         column = place.to(rows.feature.device)[rows.feature]
         mine = column >= 0
         dense = torch.zeros(rows.n, len(features), device=rows.value.device)

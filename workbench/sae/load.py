@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.capture import site_size
+from workbench.engine.edits import at_site
 from workbench.models.model import Model
+from workbench.models.running_pass import positions
 from workbench.models.sites import Site
 from workbench.sae.sparse_rows import Rows, check_values
 
@@ -329,7 +330,7 @@ def check_fits(sae: Sae, model: Model) -> list[str]:
     The weights decide where the autoencoder recorded their fingerprint, else the model's name where it recorded
     that."""
     model.module(sae.site)
-    width = site_size(model, sae.site)
+    width = model.site_size(sae.site)
     if width != sae.d_in:
         raise InputError(
             f"The sparse autoencoder '{sae.path}' reads {sae.d_in} numbers, but {sae.site} of {model.name} "
@@ -415,7 +416,7 @@ def gate_neurons(model: Model, layer: int) -> tuple[Site, Callable[[torch.Tensor
 
     Gated MLPs: act(x W_gate), the polysemantic control of the paper (B.3). Others: the neurons after the
     nonlinearity."""
-    mlp = model.parts.blocks[layer].mlp_in
+    mlp = model.anatomy.blocks[layer].mlp_in
     gate, act = getattr(mlp, "gate_proj", None), getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
     if gate is not None and act is not None:
         return Site("mlp_in", layer), lambda x: act(gate(x.to(gate.weight.dtype))).float(), "act(x W_gate)"
@@ -443,17 +444,17 @@ def neuron_rows(values: torch.Tensor, k: int) -> Rows:
 def spliced(model: Model, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While open, the activations [tokens, …] of `site` are replaced by change(them), except at each sequence's first
     token when the tokenizer prepends BOS there (autoencoders are not trained on it)."""
-    from workbench.engine.edits import _at_site
 
     def through(x: torch.Tensor) -> torch.Tensor:
         new = change(x.flatten(0, 1)).to(x.dtype).reshape(x.shape)
         if not model.prepends_bos:
             return new
-        first = (model.frame.position_ids == 0) & model.frame.mask
+        here = positions()
+        first = (here.position_ids == 0) & here.mask
         return torch.where(first.to(x.device).reshape(*first.shape, *[1] * (x.ndim - 2)), x, new)
 
     with ExitStack() as stack:
-        _at_site(model, site, through, stack)
+        at_site(model, site, through, stack)
         yield
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
 
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, write_json
-from workbench.engine.capture import capture, site_size
-from workbench.models.batching import batches, pad
+from workbench.engine.capture import capture
+from workbench.engine.evaluation import token_losses
+from workbench.engine.passes import Pass, with_pass
 from workbench.models.model import DTYPES, Model
 from workbench.models.sites import _TRANSFORMER_LENS, _TRANSFORMER_LENS_TOP, Site
 from workbench.sae import load as saes
@@ -35,6 +35,7 @@ from workbench.sae import load as saes
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "standard", "gated")
 BLOCK_BYTES = 128 * 1024 * 1024  # of activations that are shuffled together
 MEMORY_BYTES = 512 * 1024 * 1024  # of activations that are kept between epochs
+LOSS_TOKENS = 4096  # of a batch whose losses are measured
 NEGLIGIBLE = 0.005  # nats that a site is worth, below which no share of them says anything
 
 
@@ -73,7 +74,7 @@ class Recipe:
             raise InputError(f"An autoencoder can be trained on a site of the stream or of a sublayer, not on {site}.")
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"'{self.architecture}' is not an architecture; choose {', '.join(ARCHITECTURES)}.")
-        size = self.features(site_size(model, site))
+        size = self.features(model.site_size(site))
         if not 1 <= self.k <= size:
             raise InputError(f"k = {self.k} features cannot be active of {size}.")
         if min(self.tokens, self.batch) < 1 or self.tokens < self.batch:
@@ -115,7 +116,7 @@ class Feed:
         special = model.special_ids
         self.ids = [ids[i] for i in np.random.default_rng([recipe.seed, 0]).permutation(len(ids))]
         self.masks = [np.array([token not in special for token in row]) for row in self.ids]
-        size = max(recipe.batch * 4, BLOCK_BYTES // (4 * site_size(model, self.site)))
+        size = max(recipe.batch * 4, BLOCK_BYTES // (4 * model.site_size(self.site)))
         self.blocks: list[list[int]] = [[]]
         tokens = 0
         for i, mask in enumerate(self.masks):
@@ -139,7 +140,7 @@ class Feed:
         if number in self.kept:
             return self.kept[number]
         rows = [self.ids[i] for i in self.blocks[number]]
-        found = capture(self.model, rows, [self.site], positions="all", store=self.store, context=_Check(self.check))[
+        found = capture(self.model, rows, [self.site], positions="all", store=self.store, check=self.check)[
             self.site
         ].flatten(1)
         found = found[torch.from_numpy(np.concatenate([self.masks[i] for i in self.blocks[number]]))]
@@ -167,23 +168,6 @@ class Feed:
                     yield found[torch.from_numpy(order[i * self.recipe.batch : (i + 1) * self.recipe.batch])]
                 skip = 0
             epoch += 1
-
-
-@dataclass
-class _Check:
-    """As much of a probe's context as a capture wants."""
-
-    checks: Callable[[], None] | None
-
-    def check(self) -> None:
-        if self.checks is not None:
-            self.checks()
-
-    def count(self, **_: int) -> None:
-        pass
-
-    def progress(self, *_: Any) -> None:
-        self.check()
 
 
 def train(
@@ -421,19 +405,19 @@ def _write(inner, out: Path, dtype: str) -> None:
     write_json(Path(config), settings | {"dtype": str(wanted).removeprefix("torch."), "device": "cpu"})
 
 
+@with_pass
 def quality(
     model: Model,
     made: saes.Sae,
     ids: Sequence[Sequence[int]],
     *,
-    max_tokens: int = 4096,
-    check: Callable[[], None] | None = None,
+    run: Pass,
 ) -> dict[str, Any]:
     """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of
     features that never fire, and the loss that remains when its reconstruction is spliced in at its site, on the scale
     from zeros (0) to the model itself (1); None where zeros cost less than NEGLIGIBLE, and the scale has no length."""
     special = model.special_ids
-    found = capture(model, ids, [made.site], positions="all", context=_Check(check))[made.site]
+    found = capture(model, ids, [made.site], positions="all", run=run)[made.site]
     counted = torch.tensor([token not in special for row in ids for token in row])
     x = found[counted].to(model.device)
     entries, fired, lost = 0, torch.zeros(made.d_sae, dtype=torch.int64, device=x.device), 0.0
@@ -443,10 +427,11 @@ def quality(
         fired += torch.bincount(rows.feature, minlength=made.d_sae)
         lost += float((part.double() - made.decode(rows, part).reshape(part.shape).double()).pow(2).sum())
     variance = float((x.double() - x.double().mean(0)).pow(2).sum())
-    losses = {"clean": text_loss(model, ids, max_tokens=max_tokens, check=check)}
+    run = replace(run, max_tokens=run.max_tokens or LOSS_TOKENS)
+    losses = {"clean": text_loss(model, ids, run)}
     for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
         with saes.spliced(model, made.site, change):
-            losses[name] = text_loss(model, ids, max_tokens=max_tokens, check=check)
+            losses[name] = text_loss(model, ids, run)
     cost = losses["zeros"] - losses["clean"]
     return {
         "site": str(made.site),
@@ -465,18 +450,6 @@ def quality(
     }
 
 
-def text_loss(
-    model: Model, ids: Sequence[Sequence[int]], *, max_tokens: int = 4096, check: Callable[[], None] | None = None
-) -> float:
+def text_loss(model: Model, ids: Sequence[Sequence[int]], run: Pass) -> float:
     """Mean loss in nats per predicted token."""
-    total, count = 0.0, 0
-    for rows in batches([len(row) for row in ids], max_tokens=max_tokens):
-        if check is not None:
-            check()
-        batch = pad([ids[i] for i in rows], pad_id=model.pad_id, device=model.device)
-        with torch.no_grad():
-            scores = model.forward(batch).logits[:, :-1].float()
-        real = batch.mask[:, 1:]
-        total += float(cross_entropy(scores[real], batch.ids[:, 1:][real], reduction="sum"))
-        count += int(real.sum())
-    return total / count
+    return float(np.concatenate(token_losses(model, ids, run=run)).mean())

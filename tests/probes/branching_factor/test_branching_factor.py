@@ -25,7 +25,8 @@ from workbench.core.config import build, read_toml
 from workbench.core.errors import InputError
 from workbench.core.registry import get
 from workbench.engine.generate import sample
-from workbench.engine.scoring import FIELDS, Rule, score
+from workbench.engine.sampling import FIELDS, Rule
+from workbench.engine.scoring import score
 from workbench.models.loading import load
 from workbench.runs.checks import check_probe
 from workbench.runs.execution import execute

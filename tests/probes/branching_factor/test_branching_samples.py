@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from probes.branching_factor.branching_samples import Condition, Continuations, correct, shorten
-from workbench.engine.scoring import Rule
+from workbench.engine.sampling import Rule
 
 
 def continuations(texts, answers, given=()):

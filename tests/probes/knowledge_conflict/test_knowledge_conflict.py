@@ -11,7 +11,8 @@ from probes.knowledge_conflict.items import COUNTS
 from tests.conftest import shared
 from tests.support.conflict_files import PROBE, QUICK, conflict_circuit
 from workbench.core.errors import InputError
-from workbench.engine.edits import HeadAblation, load_edits, read_mask
+from workbench.engine.edits import HeadAblation
+from workbench.engine.head_masks import load_edits, read_mask
 from workbench.runs import execution as runs
 from workbench.runs.checks import check_probe
 
@@ -278,4 +279,4 @@ def test_the_note_of_a_mask_says_what_it_does_and_the_mask_whose_it_is(circuit, 
     run = measured("direct")
     mask = read_mask(run.folder / "pruned_heads.json")
     assert "memory rate on test +1.000 (+1.000 over random heads), clean accuracy +0.000" in mask.note
-    assert mask.model["fingerprint"] == circuit[0].fingerprint and mask.doubt(circuit[0]) is None
+    assert mask.model["fingerprint"] == circuit[0].fingerprint and mask.mismatch_warning(circuit[0]) is None

@@ -14,11 +14,11 @@ import torch
 
 from probes import retrieval_heads
 from probes.retrieval_heads import Config
-from probes.retrieval_heads import speculative_decoding as continuation
 from probes.retrieval_heads.needles import Words, read_needle, recall
 from tests.support.retrieval_children import CONFIG
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.models.batching import halving
 from workbench.models.loading import load, wrap
 from workbench.models.model import Model
 from workbench.runs.checks import CHECKS, check_probe
@@ -128,7 +128,7 @@ def test_one_row_that_does_not_fit_is_an_error_and_other_errors_are_not_taken_fo
         raise torch.OutOfMemoryError("injected")
 
     with pytest.raises(torch.OutOfMemoryError):
-        continuation.by_halves([1, 2, 3], never)
+        list(halving([1, 2, 3], never))
     calls = []
 
     def broken(rows):
@@ -136,12 +136,12 @@ def test_one_row_that_does_not_fit_is_an_error_and_other_errors_are_not_taken_fo
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        continuation.by_halves([1, 2], broken)
+        list(halving([1, 2], broken))
     assert len(calls) == 1
-    assert continuation.by_halves([1, 2, 3], lambda rows: [never(rows)] if len(rows) > 1 else [10 * rows[0]]) == [
-        10,
-        20,
-        30,
+    assert list(halving([1, 2, 3], lambda rows: never(rows) if len(rows) > 1 else 10 * rows[0])) == [
+        ([1], 10),
+        ([2], 20),
+        ([3], 30),
     ]
 
 

@@ -170,11 +170,11 @@ def test_masked_decoding_equals_masked_full_passes(how):
             token = ids[:, -1:]
             for k in range(N):
                 with apply(model, [edit]):
-                    from workbench.models.batching import Frame
+                    from workbench.models.running_pass import PassPositions, running
 
                     position = torch.tensor([[len(prompt) - 1 + k]])
-                    with model.framed(
-                        Frame(position, torch.ones(1, 1, dtype=torch.bool), torch.arange(len(prompt) + k)[None])
+                    with running(
+                        PassPositions(position, torch.ones(1, 1, dtype=torch.bool), torch.arange(len(prompt) + k)[None])
                     ):
                         token = model.hf(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
                 expected.append(int(token))

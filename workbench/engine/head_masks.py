@@ -1,0 +1,84 @@
+"""Saved sets of heads (`pruned_heads.json`): written by a run or by the explorer, applied elsewhere with `--edit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workbench.core.errors import InputError
+from workbench.engine.edits import Edit, HeadAblation
+from workbench.models.model import Model
+
+
+@dataclass(frozen=True)
+class HeadMask:
+    """A saved set of heads: how they are switched off ("zero", "uniform"), a note, and the model that they were found
+    on (`model`: name, fingerprint, layers, heads; empty in files that do not say)."""
+
+    heads: tuple[tuple[int, int], ...]
+    how: str = "zero"
+    note: str = ""
+    model: Mapping[str, str | int] = field(default_factory=dict)
+
+    def mismatch_warning(self, model: Model) -> str | None:
+        """A sentence when the mask was found on other weights than `model`'s; None where it was not, or does not say.
+
+        Raises InputError for a head that `model` does not have."""
+        model.check_heads(self.heads)
+        if self.model.get("fingerprint") in (None, model.fingerprint):
+            return None
+        return (
+            f"The head mask was found on {self.model.get('name', 'another model')}, not on these weights of "
+            f"{model.name}: its heads may do something else here."
+        )
+
+
+def save_heads(
+    path: Path, heads: Sequence[tuple[int, int]], *, how: str = "zero", note: str = "", model: Model | None = None
+) -> None:
+    """Write a head mask as JSON, to be applied elsewhere with `--edit`; `model`: the one that the heads belong to, by
+    name and weights."""
+    if not heads:
+        raise InputError("A head mask names at least one head.")
+    about = (
+        {}
+        if model is None
+        else {
+            "name": str(model.name),
+            "fingerprint": model.fingerprint,
+            "layers": model.n_layers,
+            "heads": model.n_heads,
+        }
+    )
+    Path(path).write_text(
+        json.dumps({"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about}, indent=1) + "\n"
+    )
+
+
+def read_mask(path: Path) -> HeadMask:
+    """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        heads = tuple((layer, head) for layer, head in found["heads"])
+        if any(type(number) is not int or number < 0 for pair in heads for number in pair):
+            raise ValueError("layers and heads are whole numbers from 0")
+        how, note, about = found.get("ablation", "zero"), found.get("note", ""), found.get("model") or {}
+        about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): {error}."
+        ) from error
+    if how not in ("zero", "uniform"):
+        raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")
+    if not heads:
+        raise InputError(f"The edit file '{path}' names no head: there is nothing to switch off.")
+    return HeadMask(tuple(dict.fromkeys(heads)), how, str(note), about)
+
+
+def load_edits(path: Path) -> tuple[Edit, ...]:
+    """The edits of a head-mask file. Raises InputError when it is not one (`read_mask` also says which model it was
+    found on)."""
+    mask = read_mask(path)
+    return (HeadAblation(mask.heads, mask.how),)

@@ -1,0 +1,164 @@
+"""Captures that are kept on disk: the key under which they are found, the shards they are cut into, and going on where
+an interrupted one stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.core.errors import RunFailed
+from workbench.engine.edits import describe
+from workbench.engine.passes import Pass
+from workbench.engine.recording import Positions
+from workbench.models.model import Model
+from workbench.models.sites import Site
+from workbench.store.activation_store import Store, fingerprint, human_bytes
+from workbench.store.shards import DamagedShard
+
+if TYPE_CHECKING:
+    from workbench.core.context import Context
+
+VERSION = 2  # of what a stored capture means; raise it when the same key would hold other numbers
+SHARD_BYTES = 64 * 1024 * 1024
+
+Captured = dict[Site, torch.Tensor]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is to be captured: of which prompts (token ids), where, and how the pass is run."""
+
+    model: Model
+    ids: Sequence[Sequence[int]]
+    sites: list[Site]
+    positions: Positions = "last"
+    dtype: torch.dtype = torch.float32
+    side: str = "right"
+    engine: str = "hf"
+    run: Pass = Pass()
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.ids]
+
+    def key(self) -> str:
+        """The store's key: changes with the weights, the exact tokens, the sites, the positions, the dtypes and the
+        edits."""
+        where = self.positions
+        if not isinstance(where, str):
+            where = [list(p) if isinstance(p, Sequence) else p for p in where]
+        return fingerprint(
+            {
+                "what": "capture",
+                "version": VERSION,
+                "model": self.model.fingerprint,
+                "tokenizer": self.model.tokenizer_fingerprint,
+                "model_dtype": str(self.model.dtype),
+                "ids": [list(map(int, row)) for row in self.ids],
+                "sites": [str(site) for site in self.sites],
+                "positions": where,
+                "dtype": str(self.dtype),
+                "edits": describe(self.run.edits),
+                "side": self.side,
+                "engine": self.engine,
+            }
+        )
+
+    def predicted_bytes(self) -> int:
+        """Bytes that the capture will take, known before it starts."""
+        rows = len(self.ids)
+        if self.positions == "all":
+            rows = sum(self.lengths)
+        elif not isinstance(self.positions, str):
+            each = self.positions and isinstance(self.positions[0], Sequence)
+            rows *= len(self.positions[0]) if each else len(self.positions)
+        return rows * sum(self.model.site_size(site) for site in self.sites) * self.dtype.itemsize
+
+    def blocks(self) -> list[list[int]]:
+        """The rows of every shard. What a shard holds follows from the lengths alone, never from the size of batches:
+        the key does not name it, and another run must find every prompt where this one put it. Rows are in the order of
+        batches: by length."""
+        lengths = self.lengths
+        tokens = lengths if self.positions == "all" else [1] * len(lengths)
+        per_token = max(1, self.predicted_bytes() // max(1, sum(tokens)))
+        out: list[list[int]] = []
+        size = SHARD_BYTES
+        for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+            if size >= SHARD_BYTES:
+                out.append([])
+                size = 0
+            out[-1].append(i)
+            size += tokens[i] * per_token
+        return out
+
+    def about(self) -> dict[str, object]:
+        """What the store's listing says of the capture."""
+        return {
+            "model": self.model.name,
+            "sites": [str(site) for site in self.sites],
+            "positions": self.positions if isinstance(self.positions, str) else "given",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "prompts": len(self.ids),
+            "tokens": sum(self.lengths),
+        }
+
+
+def through_store(
+    request: Request, store: Store, compute: Callable[[list[int]], Captured], context: Context | None
+) -> Iterator[tuple[list[int], Captured]]:
+    """(rows, activations) of every shard: read where it is stored, computed and stored where it is not."""
+    name, blocks, n = request.key(), request.blocks(), len(request.ids)
+    given, computed = 0, False
+    for _ in range(10):  # two turns repair everything, unless other processes evict or repair at the same moment
+        entry = store.get(name)
+        if entry is None or entry.n_shards != len(blocks):
+            computed = True
+            _write(request, store, name, blocks, compute, context, given)
+            continue
+        try:
+            with entry:
+                while given < len(blocks):
+                    stored = entry.read(given)
+                    found = {site: stored[str(site)] for site in request.sites}
+                    given += 1
+                    if context is not None and not computed:
+                        context.count(cache_hits=1)
+                        context.progress(sum(map(len, blocks[:given])), n, "capture (stored)")
+                    yield blocks[given - 1], found
+                    del found, stored  # before the next shard is mapped
+            return
+        except DamagedShard:  # it was dropped: the writer computes it again
+            continue
+    raise RunFailed("The stored capture is damaged again each time it is written; the disk of the store is failing.")
+
+
+def _write(
+    request: Request,
+    store: Store,
+    name: str,
+    blocks: list[list[int]],
+    compute: Callable[[list[int]], Captured],
+    context: Context | None,
+    given: int,
+) -> None:
+    """Compute and store the shards that are not there. `given`: how many were handed out before a damaged one was
+    met."""
+    total, done = request.predicted_bytes(), 0
+    logger.info("Storing %s of activations in %s.", human_bytes(total), store.root)
+    if context is not None:
+        context.progress(0, len(request.ids), f"storing {human_bytes(total)} of activations")
+    options = {"n_shards": len(blocks), "expected_bytes": total, "check": request.run.check}
+    with store.writer(name, request.about(), **options) as writer:
+        for i, rows in enumerate(blocks):
+            if i not in writer.done:
+                writer.write(i, {str(site): tensor for site, tensor in compute(rows).items()})
+            elif context is not None and i >= given:  # those given out before are counted already
+                context.count(cache_hits=1)
+            done += len(rows)
+            if context is not None:
+                context.progress(done, len(request.ids), "capture")

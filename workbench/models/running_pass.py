@@ -1,0 +1,146 @@
+"""The forward pass in progress in this thread: where its tokens are, and hooks that no other thread's pass runs.
+
+Hooks hang on the modules of the model, which threads may share. What a pass needs to know of itself is kept per thread
+of execution, and a hook made with `own` acts in the passes of the thread that hung it up and in no other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from workbench.core.errors import InputError
+from workbench.models.batching import Batch
+
+
+@dataclass(eq=False)
+class PassPositions:
+    """Where the tokens of a forward pass are: what edits and attention readers use to find positions.
+
+    position_ids [B, Q] of the queries; mask [B, Q] of real queries; key_position [B, S] of every key column, -1 on
+    padding."""
+
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    key_position: torch.Tensor
+
+    def last_columns(self) -> torch.Tensor:
+        """Query column of each sequence's last token, [B]."""
+        width = self.mask.shape[1]
+        return width - 1 - self.mask.flip(1).to(torch.uint8).argmax(1)
+
+    def absolute(self, positions: torch.Tensor) -> torch.Tensor:
+        """Token positions [R] or [B, R] as [B, R], negative ones counted from each sequence's last token."""
+        positions = positions.to(self.position_ids.device).expand(len(self.position_ids), -1)
+        last = self.position_ids.gather(1, self.last_columns()[:, None])
+        return torch.where(positions < 0, last + 1 + positions, positions)
+
+    def columns(self, positions: torch.Tensor) -> torch.Tensor:
+        """Query columns [B, R] of token positions [R] or [B, R]; negative positions count from each sequence's end.
+
+        Raises InputError when a sequence of this pass does not hold the position."""
+        match = (self.position_ids[:, None, :] == self.absolute(positions)[:, :, None]) & self.mask[:, None, :]
+        if not match.any(-1).all():
+            row, k = (~match.any(-1)).nonzero()[0].tolist()
+            wanted = int(positions.expand(len(match), -1)[row, k])
+            raise InputError(f"Position {wanted} is not among the tokens of sequence {row} in this pass.")
+        return match.to(torch.uint8).argmax(-1)
+
+    def columns_here(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query columns [B, R] of token positions, and whether this pass reads them [B, R]: what an earlier pass has
+        read and a cache holds, or a later one will read, is not here. Raises InputError for a negative position before
+        the first token."""
+        wanted = self.absolute(positions)
+        if (wanted < 0).any():
+            row, k = (wanted < 0).nonzero()[0].tolist()
+            asked = int(positions.expand(len(wanted), -1)[row, k])
+            raise InputError(f"Position {asked} is not among the tokens of sequence {row} in this pass.")
+        match = (self.position_ids[:, None, :] == wanted[:, :, None]) & self.mask[:, None, :]
+        return match.to(torch.uint8).argmax(-1), match.any(-1)
+
+    def at(self, positions: torch.Tensor) -> torch.Tensor:
+        """Mask [B, Q]: the queries of this pass at token positions [B, R] (-1 = none); positions outside it are
+        ignored."""
+        match = (self.position_ids[:, None, :] == positions[:, :, None]) & (positions >= 0)[:, :, None]
+        return match.any(1) & self.mask
+
+    def columns_of_keys(self, size: int) -> torch.Tensor:
+        """Position of each of a layer's `size` keys, [B, size]: the last columns, as a layer with a window may keep
+        only those."""
+        return self.key_position[:, self.key_position.shape[1] - size :]
+
+    def key_columns(self, positions: torch.Tensor, size: int) -> torch.Tensor:
+        """Mask [B, S] of the key columns at token positions [B, K] (-1 = none)."""
+        match = (self.columns_of_keys(size)[:, None] == positions[:, :, None]) & (positions >= 0)[:, :, None]
+        return match.any(1)
+
+
+def positions_after(batch: Batch, past: Batch | None = None) -> PassPositions:
+    """Where the tokens of a batch are that goes on after `past` (what is cached already)."""
+    mask, position = batch.mask, batch.position_ids
+    if past is not None:
+        mask, position = torch.cat([past.mask, mask], dim=1), torch.cat([past.position_ids, position], dim=1)
+    return PassPositions(batch.position_ids, batch.mask, torch.where(mask, position, -1))
+
+
+_in_progress: ContextVar[PassPositions | None] = ContextVar("the forward pass in progress", default=None)
+
+
+@contextmanager
+def running(positions: PassPositions) -> Iterator[None]:
+    """While open, edits and attention readers of this thread find token positions through `positions`."""
+    token = _in_progress.set(positions)
+    try:
+        yield
+    finally:
+        _in_progress.reset(token)
+
+
+def in_progress() -> bool:
+    """Whether a forward pass of this thread is in progress."""
+    return _in_progress.get() is not None
+
+
+def positions() -> PassPositions:
+    """Where the tokens of this thread's forward pass are. Raises RuntimeError where none is in progress."""
+    found = _in_progress.get()
+    if found is None:
+        raise RuntimeError("no forward pass of this thread is in progress")
+    return found
+
+
+def own(hook: Callable) -> Callable:
+    """`hook` for the passes of the thread that calls `own`: in any other it does nothing and returns None."""
+    thread = threading.get_ident()
+
+    @wraps(hook)
+    def guarded(*args, **kwargs):
+        return hook(*args, **kwargs) if threading.get_ident() == thread else None
+
+    guarded.thread = thread
+    return guarded
+
+
+def before(module: nn.Module, hook: Callable) -> RemovableHandle:
+    """Hang `hook(module, args, kwargs)` on the calls of a module; what it returns, (args, kwargs), goes in instead."""
+    return module.register_forward_pre_hook(own(hook), with_kwargs=True)
+
+
+def after(module: nn.Module, hook: Callable) -> RemovableHandle:
+    """Hang `hook(module, args, output)` on the results of a module; what it returns, if anything, comes out instead."""
+    return module.register_forward_hook(own(hook))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether this thread's passes run a forward hook of `module` (one of nobody's in particular counts)."""
+    mine = threading.get_ident()
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(hook, "thread", mine) == mine for hook in hooks)
