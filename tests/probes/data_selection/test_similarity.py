@@ -80,8 +80,8 @@ def test_sum_rewards_the_targets_length_and_mean_rewards_the_targets_features():
 
 
 def test_planted_features_fill_the_selection_and_mixed_activations_do_worse():
-    """Construction (c): tokens are sparse combinations of an overcomplete dictionary, from the features of their task and
-    from shared "grammar" features that dominate the activations; 20 of 400 samples are of the target's task."""
+    """Construction (c): tokens are sparse combinations of an overcomplete dictionary, from the features of their task
+    and from shared "grammar" features that dominate the activations; 20 of 400 samples are of the target's task."""
     rng = np.random.default_rng(2)
     d, n_features, grammar, per_task, tasks, length = 32, 512, 16, 24, 20, 24
     dictionary = rng.normal(size=(n_features, d))
