@@ -1,4 +1,4 @@
-"""Where the sites are in a Hugging Face model: the only room, with `models.py`, that knows what a module is called.
+"""Where the sites are in a Hugging Face model: only this package knows what a module is called.
 
 TransformerLens architecture adapters name the modules of about 140 architectures. What an adapter does not say (is a
 norm applied before or after its sublayer, does the MLP read the same stream as attention) is read off one small forward

@@ -1,7 +1,8 @@
 """Organisms: small models whose truth is known, shipped with the project, and the data that goes with them.
 
-`organism` is a trained base model on the generated world of `world.py`, `organism-chat` its aligned sibling,
-`organism@step-N` the checkpoints of its training run; `circuit-*` are written weight by weight (`circuits.py`).
+`organism` is a trained base model on a generated world (workbench/organism_training/world.py), `organism-chat` its
+aligned sibling, `organism@step-N` the checkpoints of its training run; `circuit-*` are written weight by weight
+(workbench/organisms/circuits).
 """
 
 from __future__ import annotations

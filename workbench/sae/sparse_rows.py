@@ -2,8 +2,8 @@
 
 With S = Σ z, P = Σ p and m = Σ min(z, p) over the support of z, the generalised Jaccard (Ruzicka) similarity Σ min / Σ
 max is m / (S + P − m): the same number as the dense formula, and the other measures reduce to sums over the support in
-the same way (method page, section 5). All sums are in float64, so that neither the order of tokens nor the batch
-changes a ranking.
+the same way (docs/methods/data-selection.md). All sums are in float64, so that neither the order of tokens nor the
+batch changes a ranking.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def truth(name):
     return json.loads((organisms.folder(name) / "truth.json").read_text())["expected"]
 
 
-# ---- ground truth of the methods page, section 7
+# ---- ground truth, as docs/methods/branching-factor.md has it
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The sparse formulas against dense ones written out in numpy, and the method page's three constructions (section
-7)."""
+"""The sparse formulas against dense ones written out in numpy, and the three constructions of
+docs/methods/data-selection.md."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_tokens_are_summed_by_sample_in_blocks_as_at_once(monkeypatch):
 
 
 def test_sum_rewards_the_targets_length_and_mean_rewards_the_targets_features():
-    """Section 7 (b): sample A is as long as the target and 20 % off topic, sample B is on topic and four times
+    """Construction (b): sample A is as long as the target and 20 % off topic, sample B is on topic and four times
     longer."""
 
     def tokens(on, off):
@@ -80,8 +80,8 @@ def test_sum_rewards_the_targets_length_and_mean_rewards_the_targets_features():
 
 
 def test_planted_features_fill_the_selection_and_mixed_activations_do_worse():
-    """Section 7 (c): tokens are sparse combinations of an overcomplete dictionary, from the features of their task and
-    from shared "grammar" features that dominate the activations; 20 of 400 samples are of the target's task."""
+    """Construction (c): tokens are sparse combinations of an overcomplete dictionary, from the features of their task
+    and from shared "grammar" features that dominate the activations; 20 of 400 samples are of the target's task."""
     rng = np.random.default_rng(2)
     d, n_features, grammar, per_task, tasks, length = 32, 512, 16, 24, 20, 24
     dictionary = rng.normal(size=(n_features, d))

@@ -47,8 +47,8 @@ def effects_of(run):
 
 @pytest.mark.parametrize("variant, truth", [("direct", "direct"), ("direct_mlp", "direct"), ("total", "total")])
 def test_every_head_of_the_circuit_gets_its_planted_effect(circuit, measured, variant, truth):
-    """2 × heads table of the method page, section 7, exact to 1e-5; the circuit has no MLPs, so direct_mlp equals
-    direct."""
+    """2 × heads table of docs/methods/knowledge-conflict.md, exact to 1e-5; the circuit has no MLPs, so direct_mlp
+    equals direct."""
     found = effects_of(measured(variant))
     for head, expected in circuit[2][truth].items():
         assert found[head] == pytest.approx(expected, abs=1e-5), head

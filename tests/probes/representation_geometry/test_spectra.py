@@ -92,8 +92,8 @@ def test_white_noise_at_fifteen_thousand_samples_is_the_golden_value():
 
 
 def test_the_null_without_samples_is_that_of_white_samples():
-    """Golden values of the method page, and the same distribution as features that are drawn, centred and
-    decomposed."""
+    """Golden values (docs/methods/representation-geometry.md), and the same distribution as features that are drawn,
+    centred and decomposed."""
     rng = np.random.default_rng(0)
     for n, golden in ((1000, 613.8), (500, 390.7)):
         assert abs(spectra.rankme(spectra.white_eigenvalues(n, 1024, rng=rng)) - golden) < 0.005 * golden

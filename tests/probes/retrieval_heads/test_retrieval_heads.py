@@ -170,7 +170,7 @@ def circuit_run(ablation, **more):
 
 
 def test_the_copy_circuit_scores_exactly_as_built():
-    """Section 8 of the method: 1.0 copies everything, 1.3 half of it, all the others nothing."""
+    """The circuit of docs/methods/retrieval-heads.md: 1.0 copies everything, 1.3 half of it, all the others nothing."""
     truth = json.loads((folder("circuit-copy") / "truth.json").read_text())
     run = circuit_run("zero")
     found = {f"{r['layer']}.{r['head']}": r["score"] for r in run.table("heads").iter_rows(named=True)}
