@@ -1,4 +1,5 @@
-"""Six probes for transformer language models; see the README.
+"""Probes for transformer language models; see the README. These names are the public interface: what they do, return
+and raise stays; every other module of the package may change.
 
 The short way from Python::
 
@@ -6,6 +7,11 @@ The short way from Python::
     model = load("organism")
     run = probe("retrieval-heads", lengths=(128, 256)).run(model)
     figure(run)
+
+Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`. Passes
+over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says, sampled by a
+`Rule`, with the edits `HeadAblation`, `Patch`, `ProjectOut` and `KnockOut`; `Store` keeps captures on disk. A probe of
+one's own is declared with what `workbench.core` offers.
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
 """
@@ -18,10 +24,27 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "load": "workbench.models.loading",
+        "wrap": "workbench.models.loading",
+        "Site": "workbench.models.sites",
+        "observe": "workbench.models.attention",
+        "capture": "workbench.engine.capture",
+        "logits": "workbench.engine.capture",
+        "score": "workbench.engine.scoring",
+        "greedy": "workbench.engine.generate",
+        "sample": "workbench.engine.generate",
+        "Rule": "workbench.engine.sampling",
+        "Pass": "workbench.engine.passes",
+        "HeadAblation": "workbench.engine.edits",
+        "Patch": "workbench.engine.edits",
+        "ProjectOut": "workbench.engine.edits",
+        "KnockOut": "workbench.engine.edits",
+        "Store": "workbench.store.activation_store",
         "probe": "workbench.runs.execution:bind",
+        "probes": "workbench.core.registry:names",
         "figure": "workbench.runs.execution",
         "open_run": "workbench.runs.folder",
-        "Site": "workbench.models.sites",
-        "Store": "workbench.store.activation_store",
+        "compare": "workbench.runs.compare",
+        "read_table": "workbench.core.tables",
+        "check_probe": "workbench.runs.checks",
     },
 )

@@ -7,9 +7,11 @@ stand in its place: ``greedy(model, prompts, max_new_tokens=8, edits=[…], max_
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
+from typing import Any
 
 from workbench.core.errors import InputError
 from workbench.engine.edits import Edit, check_edits, for_prompts
@@ -76,15 +78,17 @@ class Pass:
 _FIELDS = frozenset(field.name for field in fields(Pass))
 
 
-def with_pass(function: Callable) -> Callable:
-    """Let a function that takes `run: Pass` be called with single fields of it instead, or with some that differ."""
+def with_pass(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that takes `run: Pass` be called without one, and with single fields of it that differ."""
 
     @wraps(function)
-    def call(*args, run: Pass | None = None, **options):
+    def call(*args: Any, run: Pass = Pass(), **options: Any) -> Any:
         given = {name: options.pop(name) for name in _FIELDS & options.keys()}
-        run = Pass() if run is None else run
         return function(*args, run=replace(run, **given) if given else run, **options)
 
+    shown = inspect.signature(function)
+    own = [p.replace(default=Pass()) if p.name == "run" else p for p in shown.parameters.values()]
+    call.__signature__ = shown.replace(parameters=own)  # type: ignore[attr-defined]
     return call
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.runs.folder import Run
+from workbench.runs.folder import Run, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +54,8 @@ _SUFFIXES = ("_first", "_second")
 _MOST_DRAWS, _LEAST_DRAWS, _WORK = 1000, 100, 20_000_000
 
 
-def compare(first: Run, second: Run) -> dict[str, Any]:
-    """What two runs have in common and where they differ, as plain data.
+def compare(first: Run | str | Path, second: Run | str | Path) -> dict[str, Any]:
+    """What two runs (or their folders, or ids) have in common and where they differ, as plain data.
 
     ``settings``: what differs between them (model, seed, config keys). ``tables``: per table its ``keys``, the numbers
     of rows ``matched``, ``only_first``, ``only_second``, and per column ``mean_first``, ``mean_second``,
@@ -62,6 +63,7 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
     neither keys nor ends of an interval, ``pearson`` and ``spearman`` with bootstrap intervals over the rows; for
     columns of text or lists, ``equal``: the share of equal values.
     """
+    first, second = open_run(first), open_run(second)
     check_same_probe(first, second)
     shared = [name for name in first.tables if name in second.tables]
     if not shared:
