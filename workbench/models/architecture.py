@@ -11,12 +11,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from workbench.core.errors import InputError
 from workbench.models.sites import Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -106,7 +110,7 @@ def hidden_argument(args: tuple, kwargs: dict) -> torch.Tensor:
     )
 
 
-def find_anatomy(hf: nn.Module) -> Anatomy:
+def find_anatomy(hf: PreTrainedModel) -> Anatomy:
     """The map of a loaded Hugging Face causal LM (through the TransformerLens adapter of its class).
 
     Raises InputError when TransformerLens has no adapter for the class or the adapter does not fit the model."""
@@ -190,7 +194,7 @@ def _tape(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple[torch.Tenso
             handle.remove()
 
 
-def examine(hf: nn.Module, anatomy: Anatomy, ids: torch.Tensor) -> None:
+def examine(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> None:
     """Run `ids` [1, T] once; read off where each norm sits, set the writers and readers of every block, check
     additivity.
 

@@ -26,6 +26,8 @@ from workbench.core.errors import InputError
 from workbench.models.running_pass import after, before, positions
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from workbench.models.batching import Batch
     from workbench.models.model import Model
 
@@ -175,7 +177,7 @@ def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch
 AttentionMaskInterface.register(NAME, attention_mask)
 
 
-def install(hf: nn.Module, attentions: Sequence[nn.Module], ids: torch.Tensor) -> bool:
+def install(hf: PreTrainedModel, attentions: Sequence[nn.Module], ids: torch.Tensor) -> bool:
     """Make `hf` use our attention function; True when every attention layer goes through it (seen on a pass over
     `ids`).
 

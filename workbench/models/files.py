@@ -8,10 +8,14 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from workbench.core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def resolve(name: str, *, revision: str | None = None) -> Path:
@@ -106,7 +110,7 @@ def _json_object(file: Path, name: str) -> dict:
 _NOT_WEIGHTS = re.compile(r"(inv_freq|masked_bias|causal_mask|\b(attn|attention|self_attention)\.bias)$")
 
 
-def check_complete(hf: nn.Module, info: dict, name: str) -> None:
+def check_complete(hf: PreTrainedModel, info: dict, name: str) -> None:
     """Refuse a model that its files filled only in part, and files whose blocks the model leaves out.
 
     `info` is what transformers says of the loading: parameters that were not in the files (tied ones and those that the

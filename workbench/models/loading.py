@@ -7,9 +7,9 @@ and refuses otherwise.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from workbench.core.errors import InputError
 from workbench.models.architecture import Anatomy, examine, find_anatomy, hidden_argument
@@ -17,6 +17,9 @@ from workbench.models.attention import edit, install, observe, unexplained
 from workbench.models.batching import pad
 from workbench.models.files import check_complete, check_folder, load_tokenizer, resolve
 from workbench.models.model import DTYPES, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load(
@@ -95,7 +98,7 @@ def _check_device(device: str | torch.device | None) -> str | torch.device:
 
 
 def wrap(
-    hf: nn.Module, tokenizer=None, *, name: str = "model", revision: str | None = None, folder: Path | None = None
+    hf: PreTrainedModel, tokenizer=None, *, name: str = "model", revision: str | None = None, folder: Path | None = None
 ) -> Model:
     """A `Model` around a Hugging Face causal LM that is already in memory; checks it as `load` does."""
     hf = hf.eval().requires_grad_(False)
@@ -120,7 +123,7 @@ def wrap(
     return model
 
 
-def install_attention(hf: nn.Module, anatomy: Anatomy, ids: torch.Tensor) -> bool:
+def install_attention(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> bool:
     """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really
     has."""
 
@@ -160,7 +163,7 @@ def _check_logits(model: Model, ids: torch.Tensor) -> None:
         )
 
 
-def _check_unchanged(hf: nn.Module, ids: torch.Tensor, own: torch.Tensor) -> None:
+def _check_unchanged(hf: PreTrainedModel, ids: torch.Tensor, own: torch.Tensor) -> None:
     """Our attention function gives the logits of the model's own attention; otherwise it computes something that ours
     leaves out."""
     with torch.no_grad():

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from workbench.models.batching import Batch
 from workbench.models.files import fingerprint_folder
 from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,8 +42,8 @@ DTYPES = {
 class Model:
     """A loaded causal LM. Heads are query heads; layers and heads count from 0."""
 
-    hf: nn.Module
-    tokenizer: object
+    hf: PreTrainedModel
+    tokenizer: Any  # of transformers; None where the model has none
     name: str
     revision: str | None
     folder: Path | None
