@@ -428,10 +428,10 @@ def quality(
         lost += float((part.double() - made.decode(rows, part).reshape(part.shape).double()).pow(2).sum())
     variance = float((x.double() - x.double().mean(0)).pow(2).sum())
     run = replace(run, max_tokens=run.max_tokens or LOSS_TOKENS)
-    losses = {"clean": text_loss(model, ids, run)}
+    losses = {"clean": text_loss(model, ids, run=run)}
     for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
         with saes.spliced(model, made.site, change):
-            losses[name] = text_loss(model, ids, run)
+            losses[name] = text_loss(model, ids, run=run)
     cost = losses["zeros"] - losses["clean"]
     return {
         "site": str(made.site),
@@ -450,6 +450,7 @@ def quality(
     }
 
 
-def text_loss(model: Model, ids: Sequence[Sequence[int]], run: Pass) -> float:
+@with_pass
+def text_loss(model: Model, ids: Sequence[Sequence[int]], *, run: Pass) -> float:
     """Mean loss in nats per predicted token."""
     return float(np.concatenate(token_losses(model, ids, run=run)).mean())
