@@ -163,7 +163,8 @@ def validate(config: Config, data: Path | None) -> None:
     labels_of(pool, targets, config.label)
     site = None
     if config.site != "auto":
-        from workbench.models.sites import Site
+        from workbench.models.gated_mlp import gate_neurons
+from workbench.models.sites import Site
 
         site = Site.parse(config.site)
     if config.sae not in ("default", "none") and (":" not in config.sae or Path(config.sae).expanduser().is_dir()):
@@ -387,7 +388,7 @@ def _reader(model, config: Config, context: Context) -> Reader:
     )
     model.module(site)
     layer = site.layer if site.layer is not None else model.n_layers - 1
-    neurons = sae.gate_neurons(model, layer) if "neurons" in config.baselines else None
+    neurons = gate_neurons(model, layer) if "neurons" in config.baselines else None
     kept = config.neurons_k or (loaded.k if loaded and loaded.k else 32)
     return Reader(
         model,

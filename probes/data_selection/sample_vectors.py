@@ -29,7 +29,7 @@ class Reader:
     model: Model
     sae: Sae | None
     site: Site  # of the features and the hidden state
-    neurons: tuple[Site, Callable[[torch.Tensor], torch.Tensor], str] | None  # as `sae.gate_neurons` gives them
+    neurons: tuple[Site, Callable[[torch.Tensor], torch.Tensor], str] | None  # as `gate_neurons` gives them
     neurons_k: int
     baselines: tuple[str, ...]
     aggregate: str  # mean, sum or last

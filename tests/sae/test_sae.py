@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
+from workbench.models.gated_mlp import gate_neurons
 from workbench.models.loading import load
 from workbench.models.sites import Site
 from workbench.sae import load as sae
@@ -286,7 +287,7 @@ def test_splicing_in_replaces_every_token_but_bos_and_leaves_no_hook(model):
 
 def test_gate_neurons_are_the_activated_gate_projection(model):
     ids = [model.encode("The dog ran.")]
-    site, function, _ = sae.gate_neurons(model, 3)
+    site, function, _ = gate_neurons(model, 3)
     x = capture(model, ids, [str(site)], positions="all")[str(site)]
     mlp = model.hf.model.layers[3].mlp
     states = model.hf(torch.tensor(ids), output_hidden_states=True).hidden_states[3]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workbench.core.errors import InputError
 from workbench.engine.head_masks import save_heads
+from workbench.models.architecture import weight_of_head
 from workbench.models.model import Model
 
 
@@ -19,12 +20,7 @@ def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | 
     folder = Path(folder)
     if not heads:
         raise InputError("No head is named: the exported model would be the model itself.")
-    for layer, head in heads:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has {model.n_layers} layers of "
-                f"{model.n_heads} heads."
-            )
+    model.check_heads(heads)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
     names = {id(module): name for name, module in model.hf.named_modules()}
@@ -33,11 +29,9 @@ def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | 
         o_proj = model.o_proj(layer)
         key = f"{names[id(o_proj)]}.weight"
         weight = state[key].clone()
-        conv = type(o_proj).__name__ == "Conv1D"  # GPT-2 stores [in, out], nn.Linear [out, in]
         for at, head in heads:
             if at == layer:
-                span = slice(head * model.d_head, (head + 1) * model.d_head)
-                weight[span if conv else (slice(None), span)] = 0
+                weight[weight_of_head(o_proj, head, model.d_head)] = 0
         state[key] = weight
     config = model.hf.config
     implementation = config._attn_implementation

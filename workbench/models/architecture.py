@@ -304,3 +304,9 @@ def output_weight(o_proj: nn.Module, n_heads: int) -> torch.Tensor:
     if not type(o_proj).__name__ == "Conv1D":  # GPT-2 stores [in, out], nn.Linear [out, in]
         weight = weight.T
     return weight.unflatten(0, (n_heads, -1))
+
+
+def weight_of_head(o_proj: nn.Module, head: int, d_head: int) -> tuple[slice, ...]:
+    """The index of one head's numbers in the weight of an output projection, as it is stored."""
+    own = slice(head * d_head, (head + 1) * d_head)
+    return (own,) if type(o_proj).__name__ == "Conv1D" else (slice(None), own)

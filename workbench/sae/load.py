@@ -410,28 +410,6 @@ def read_sparsify(
     return found | {key: value for key, value in (cfg_overrides or {}).items() if key in ("dtype", "device")}, state
 
 
-def gate_neurons(model: Model, layer: int) -> tuple[Site, Callable[[torch.Tensor], torch.Tensor], str]:
-    """Where to read, and how to compute, the neurons of one MLP before sparsification: (site, function of [n, d], what
-    they are).
-
-    Gated MLPs: act(x W_gate), the polysemantic control of the paper (B.3). Others: the neurons after the
-    nonlinearity."""
-    mlp = model.anatomy.blocks[layer].mlp_in
-    gate, act = getattr(mlp, "gate_proj", None), getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
-    if gate is not None and act is not None:
-        return Site("mlp_in", layer), lambda x: act(gate(x.to(gate.weight.dtype))).float(), "act(x W_gate)"
-    both = getattr(mlp, "gate_up_proj", None)
-    if (
-        both is not None and act is not None and isinstance(both, torch.nn.Linear)
-    ):  # Phi-3 keeps gate and up in one matrix
-        return (
-            Site("mlp_in", layer),
-            lambda x: act(both(x.to(both.weight.dtype)).chunk(2, dim=-1)[0]).float(),
-            "act(x W_gate)",
-        )
-    return Site("mlp_hidden", layer), lambda x: x.float(), "neurons after the nonlinearity"
-
-
 def neuron_rows(values: torch.Tensor, k: int) -> Rows:
     """The k largest neurons of each token [n, d_mlp] as sparse rows; what is left of them below zero (SiLU's dip) is
     dropped."""
