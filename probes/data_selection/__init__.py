@@ -163,8 +163,7 @@ def validate(config: Config, data: Path | None) -> None:
     labels_of(pool, targets, config.label)
     site = None
     if config.site != "auto":
-        from workbench.models.gated_mlp import gate_neurons
-from workbench.models.sites import Site
+        from workbench.models.sites import Site
 
         site = Site.parse(config.site)
     if config.sae not in ("default", "none") and (":" not in config.sae or Path(config.sae).expanduser().is_dir()):
@@ -361,6 +360,7 @@ def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: C
 def _reader(model, config: Config, context: Context) -> Reader:
     """The autoencoder and the sites that the config asks for, as they fit the model."""
     from probes.data_selection.sample_vectors import Reader
+    from workbench.models.gated_mlp import gate_neurons
     from workbench.models.sites import Site
     from workbench.sae import load as sae
 
