@@ -227,7 +227,7 @@ def models(scale: str, device: str):
             place, dtype=torch.float32, attn_implementation="eager"
         ).eval().to(device)
     from tests.benchmarks.capture import random_llama
-    from workbench.models.model import load_tokenizer
+    from workbench.models.files import load_tokenizer
     from workbench.organisms import folder
 
     model, _ = random_llama(scale, device)

@@ -191,8 +191,8 @@ def models(scale: str, device: str):
     """(our model, the same weights in plain Hugging Face)."""
     from transformers import AutoModelForCausalLM
 
+    from workbench.models.files import load_tokenizer
     from workbench.models.loading import load
-    from workbench.models.model import load_tokenizer
     from workbench.organisms import folder
 
     if scale != "8b":
@@ -210,8 +210,8 @@ def pythia(device: str) -> tuple:
     organism's tokenizer."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+    from workbench.models.files import load_tokenizer
     from workbench.models.loading import wrap
-    from workbench.models.model import load_tokenizer
     from workbench.organisms import folder
 
     torch.manual_seed(0)

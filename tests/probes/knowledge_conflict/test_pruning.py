@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import probes
-from probes.knowledge_conflict.pruning import negative_log_likelihood, random_heads
+from probes.knowledge_conflict.pruning import random_heads
 from tests.support.architectures import build
 from tests.support.conflict_files import conflict_circuit
 from workbench import load
@@ -96,16 +96,3 @@ def test_random_heads_are_of_the_same_layers_and_never_the_chosen_ones():
     assert len(set(elsewhere)) == 4 and all(layer != 2 for layer, _ in elsewhere)
     with pytest.raises(InputError, match="not enough other heads"):
         random_heads(tuple((l, h) for l in range(2) for h in range(2)), 2, rng, n_layers=2)
-
-
-def test_neutral_likelihood_equals_the_loss_of_transformers():
-    model = wrap(build("llama"), None, name="llama")
-    texts = [[5, 9, 13, 21, 7], [33, 8, 2], [11, 60, 4, 4, 9, 12, 50]]
-    total, count = negative_log_likelihood(model, texts)
-    for text, nll, n in zip(texts, total, count):
-        row = torch.tensor([text])
-        with torch.no_grad():
-            assert (
-                nll == pytest.approx(float(model.hf(row, labels=row).loss) * (len(text) - 1), rel=1e-5)
-                and n == len(text) - 1
-            )
