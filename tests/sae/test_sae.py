@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
 from workbench.models.gated_mlp import gate_neurons
+from workbench.models.loading import load
 from workbench.models.sites import Site
 from workbench.sae import load as sae
 
