@@ -48,7 +48,6 @@ from probes.branching_factor.estimators import (
     log_bf,
     over_prompts,
     prefix_curve,
-    prompt_resamples,
     resampled,
     window_curve,
 )
@@ -64,7 +63,7 @@ from workbench.engine.scoring import FIELDS, TOP, Rule, score
 from workbench.engine.vllm import close_engine, open_engine, sample_vllm
 from workbench.models.loading import load
 from workbench.models.model import Model
-from workbench.stats.intervals import cluster_bootstrap_mean
+from workbench.stats.intervals import cluster_bootstrap_mean, multinomial_counts
 
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
 DRAWS = 1000
@@ -405,7 +404,7 @@ def complexity(lab: Lab):
             for k, f, v in zip(level_of, found, values)
         ]
     )
-    times = prompt_resamples(lab.table.height, DRAWS, lab.context.rng("impact"))
+    times = multinomial_counts(lab.table.height, DRAWS, lab.context.rng("impact"))
     means = np.array([np.nanmean(v) for v in values])
     drawn = np.array([over_prompts(v, f.draws, times) for v, f in zip(values, found)])  # [conditions, D]
     factors = {"complexity": 1} | ({"model": 0} if len(lab.models) > 1 else {})
@@ -735,7 +734,7 @@ def position_table(found: Measured, config: Config, rng: np.random.Generator) ->
 
 def condition_row(found: Measured, prompts: pl.DataFrame, config: Config, rng: np.random.Generator) -> dict:
     """The numbers of one condition; ci over prompts and samples."""
-    low, high = bounds(over_prompts(_bf(found, config), found.draws, prompt_resamples(prompts.height, DRAWS, rng)))
+    low, high = bounds(over_prompts(_bf(found, config), found.draws, multinomial_counts(prompts.height, DRAWS, rng)))
     if found.lengths.size == 1:
         low = high = None  # nothing to resample
     means = (
@@ -770,7 +769,7 @@ def condition_row(found: Measured, prompts: pl.DataFrame, config: Config, rng: n
 
 def comparison_row(a: Measured, b: Measured, config: Config, rng: np.random.Generator) -> dict:
     """BF of a over BF of b on the same prompts; prompts are resampled together, samples within each."""
-    bf, times = [_bf(x, config) for x in (a, b)], prompt_resamples(len(a.draws), DRAWS, rng)
+    bf, times = [_bf(x, config) for x in (a, b)], multinomial_counts(len(a.draws), DRAWS, rng)
     over_a, over_b = (over_prompts(values, x.draws, times) for values, x in zip(bf, (a, b)))
     value = [float(np.nanmean(values)) for values in bf]
     ratio, difference = (

@@ -40,7 +40,7 @@ from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
 from workbench.engine.evaluation import word_ids
 from workbench.models.sites import Site
-from workbench.stats.intervals import bootstrap_mean, wilson
+from workbench.stats.intervals import bootstrap_mean, resample_counts, wilson
 
 BIBTEX = """@inproceedings{jin2025concept,
   title={Exploring Concept Depth: How Large Language Models Acquire Knowledge and Concept at Different Layers?},
@@ -407,9 +407,7 @@ def _study(
             f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} "
             f"points of accuracy; add rows, or test all of them with split=kfold."
         )
-    counts = linear_probe.resample_counts(
-        len(rows), units=units, draws=config.draws, rng=context.rng(f"bootstrap {concept.name}")
-    )
+    counts = resample_counts(len(rows), config.draws, context.rng(f"bootstrap {concept.name}"), clusters=units)
 
     def probe_layers(labels: np.ndarray, c: float = config.c):
         """Scores [L, rows] of held-out rows, the probes of the first fold, and the most iterations and error of any

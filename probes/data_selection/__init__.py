@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.rankings import bm25, compare, ranked, resample_counts, selected_share, undecided, verdict
+from probes.data_selection.rankings import bm25, compare, ranked, grouped_counts, selected_share, undecided, verdict
 from probes.data_selection.samples import (
     LABELS,
     TOKENS,
@@ -422,7 +422,7 @@ def _prototypes(
         else:
             member = np.arange(len(samples)) if config.prototype == "max" else np.zeros(len(samples), np.int64)
         p = int(member.max()) + 1
-        drawn = resample_counts(
+        drawn = grouped_counts(
             len(samples),
             np.zeros_like(member) if config.prototype == "max" else member,
             config.resamples,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.core.errors import InputError
+from workbench.stats.intervals import percentiles
 
 NEAR_ZERO = 0.01  # share of the last step up to which a course begins with the training
 
@@ -85,7 +86,7 @@ def _interval(steps, redrawn, k, level):
     if not redrawn:
         return float("nan"), float("nan")
     at = steps[[cuts[k] for cuts in redrawn]]
-    low, high = np.quantile(at, [0.5 - level / 2, 0.5 + level / 2], method="nearest")
+    low, high = percentiles(at, level, of_the_values=True)
     return float(low), float(high)
 
 

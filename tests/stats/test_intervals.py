@@ -30,6 +30,28 @@ def test_chunks_do_not_change_an_interval(monkeypatch):
     assert st.spearman(values[:, 0], values[:, 1], draws=300, rng=rng(2)).low == pytest.approx(rho.low, abs=1e-12)
 
 
+def test_whole_clusters_are_resampled_and_every_resample_has_as_many_as_there_are():
+    clusters = np.array(["b", "a", "b", "c", "a", "b"])
+    counts = st.resample_counts(6, 500, rng(3), clusters=clusters)
+    assert (counts[:, [0, 0, 1]] == counts[:, [2, 5, 4]]).all()
+    assert (counts[:, [0, 1, 3]].sum(1) == 3).all()
+    assert set(counts[:, 3]) == {0, 1, 2, 3}
+
+
+def test_both_ways_to_draw_counts_have_the_same_distribution():
+    ways = [draw(4, 40_000, rng(2)) for draw in (st.resample_counts, st.multinomial_counts)]
+    for counts in ways:
+        assert counts.shape == (40_000, 4) and counts.dtype == np.float64 and (counts.sum(1) == 4).all()
+    shares = [[(counts == k).mean(0) for k in range(5)] for counts in ways]
+    np.testing.assert_allclose(*shares, atol=0.012)
+
+
+def test_ends_are_values_that_were_drawn_where_that_is_asked():
+    values = np.array([0.0, 1.0, 2.0, 10.0])
+    assert st.percentiles(values, 0.5) == (0.75, 4.0)
+    assert st.percentiles(values, 0.5, of_the_values=True) == (1.0, 2.0)
+
+
 def test_bootstrap_mean_agrees_with_the_normal_interval_and_covers_the_truth():
     covered, trials = 0, 200
     for seed in range(trials):

@@ -66,7 +66,8 @@ def check_class(config_class: Any, *, where: str) -> None:
     """Refuse a config class that is not a frozen dataclass of documented fields with defaults of their own type."""
     if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
         raise TypeError(f"{where}: the config must be a dataclass, not {config_class!r}")
-    if not config_class.__dataclass_params__.frozen:
+    # pyright: the stubs know the fields of a dataclass, not its parameters
+    if not config_class.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
         raise TypeError(f"{where}: the config {config_class.__name__} must be frozen (@dataclass(frozen=True))")
     hints = types_of(config_class)
     for field in dataclasses.fields(config_class):

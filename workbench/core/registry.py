@@ -117,7 +117,8 @@ def probe(
             )
         annotation = run.__annotations__.get("config")
         if isinstance(annotation, str):  # `from __future__ import annotations`
-            caller = inspect.currentframe().f_back
+            here = inspect.currentframe()
+            caller = here.f_back if here else None
             annotation = _named(annotation, [caller.f_locals if caller else {}, sys.modules[run.__module__].__dict__])
         if annotation is None:
             raise TypeError(f"{where}: annotate the argument `config` with the config dataclass")

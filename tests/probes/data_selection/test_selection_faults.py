@@ -106,8 +106,8 @@ def test_a_selection_can_be_selected_from_again_and_again(model, material, tmp_p
 
 def test_a_prototype_of_one_example_has_no_interval():
     rng = np.random.default_rng(0)
-    assert rankings.resample_counts(4, np.arange(4), 50, rng) is None
-    assert rankings.resample_counts(4, np.array([0, 0, 1, 2]), 50, rng).sum(1).tolist() == [4] * 50
+    assert rankings.grouped_counts(4, np.arange(4), 50, rng) is None
+    assert rankings.grouped_counts(4, np.array([0, 0, 1, 2]), 50, rng).sum(1).tolist() == [4] * 50
     share = rankings.selected_share(np.random.default_rng(0).random((6, 49)), np.arange(6), 6)
     assert (share == 1).all()
 
