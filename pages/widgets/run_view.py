@@ -13,6 +13,7 @@ from pages.widgets import cached, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
+from workbench.core.wording import duration, quantity
 from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
@@ -36,7 +37,7 @@ def headline(run: Run) -> str:
         ),
         styling.esc(run.status),
         styling.esc(styling.when(run)),
-        styling.esc(styling.duration(seconds.get("compute"))),
+        styling.esc(duration(seconds.get("compute"))),
         styling.esc(f"{counters.get('tokens', 0):,} tokens"),
         styling.esc(run.id),
     ]
@@ -245,7 +246,7 @@ def summary_of(run: Run) -> dict:
 def show_summary(run: Run, prefix: str) -> None:
     summary = summary_of(run)
     rows = [
-        (key.replace("_", " "), styling.quantity(value))
+        (key.replace("_", " "), quantity(value))
         for key, value in summary.items()
         if not isinstance(value, (list, dict)) or (isinstance(value, dict) and "value" in value)
     ]

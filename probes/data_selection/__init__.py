@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.rankings import bm25, compare, ranked, grouped_counts, selected_share, undecided, verdict
+from probes.data_selection.rankings import bm25, compare, grouped_counts, ranked, selected_share, undecided, verdict
 from probes.data_selection.samples import (
     LABELS,
     TOKENS,

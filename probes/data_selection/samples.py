@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from workbench.core.config import nearest
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
 from workbench.organisms.material import shipped_targets
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workbench.core.config import check_class, nearest, option
+from workbench.core.config import check_class, option
 from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.nearest_name import nearest
 
 __all__ = ["DataSpec", "Probe", "get", "names", "option", "probe", "problem", "register", "unregister"]
 

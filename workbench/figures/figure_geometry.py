@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from workbench.core.wording import cut
 from workbench.figures import style as theme
 
 CHARACTER = 0.55  # mean width of a character in units of the type size
@@ -238,7 +239,7 @@ def fit_tree(fig: go.Figure, width: float, columns: float, k: float) -> None:
 def _tree_label(words: str, share: str, room: int) -> str:
     share = share if len(share) + 4 <= room else share.split(" ")[0]
     most = max(3, room - len(share) - 1)
-    words = words if len(words) <= most else words[: most - 1] + "…"
+    words = cut(words, most)
     return f"{html.escape(words, quote=False)} <i>{share}</i>"
 
 

@@ -24,6 +24,7 @@ from workbench.core import registry
 from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
 from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
+from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
 from workbench.runs import provenance as measure
@@ -409,7 +410,7 @@ def figure(run: Run | str | Path, name: str | None = None):
         return next(iter(figures.values()))
     if name not in figures:
         raise InputError(
-            f"The run {run.id} has no figure '{name}'{configs.nearest(name, figures)}; it has {', '.join(figures)}."
+            f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
         )
     return figures[name]
 

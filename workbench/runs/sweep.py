@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.core.config import nearest, read_toml, to_dict
+from workbench.core.config import read_toml, to_dict
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
+from workbench.core.nearest_name import nearest
 from workbench.runs import execution as runs
 
 _TOP = ("model", "models", "seed", "seeds", "probes", "device", "dtype", "engine", "revision")

@@ -21,7 +21,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import time
 import weakref
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import InputError, RunFailed
 from workbench.core.files import TEMPORARY, canonical, jsonable
 from workbench.core.paths import cache_root
+from workbench.core.wording import human_bytes, parse_bytes
 from workbench.store import shards
 from workbench.store.index import (
     KEY,
@@ -72,24 +72,6 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
         return hashlib.sha256(canonical(parts)).hexdigest()
     except TypeError as error:
         raise InputError(f"A store key cannot be made: {error}.") from error
-
-
-def human_bytes(n: int | float) -> str:
-    """Bytes for people, in powers of 1000: 512 bytes, 3.4 MB, 1.2 GB."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
-            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
-        n /= 1000
-    raise AssertionError("not reached")
-
-
-def parse_bytes(text: str) -> int:
-    """``20GB`` in bytes (powers of ten; GiB and the like of two). Raises InputError for what is no size."""
-    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
-    if match is None:
-        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
-    power = " kMGT".index(match[2].replace("K", "k") or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def configured_budget() -> int | None:
