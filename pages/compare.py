@@ -317,7 +317,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
         )
     )
     frame = compare.joined(first, second, name)
-    styling.frame(frame.head(run_view.MOST_ROWS), most=360)
+    styling.scroll_table(frame.head(run_view.MOST_ROWS), most=360)
     flat = [c for c, dtype in frame.schema.items() if not dtype.is_nested()]
     st.download_button(
         "CSV",

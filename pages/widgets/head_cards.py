@@ -79,9 +79,9 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
             ("up", "writes towards", styling.accent()),
             ("down", "writes against", styling.contrast()),
         ):
-            part = wrote.filter(pl.col("side") == side)
+            shown = wrote.filter(pl.col("side") == side)
             shown += styling.heading(title) + styling.table(
-                [(t, v, (abs(v) / most, colour)) for t, v in part.select("text", "logit").iter_rows()], columns
+                [(t, v, (abs(v) / most, colour)) for t, v in shown.select("text", "logit").iter_rows()], columns
             )
         st.html(shown)
     whole = st.toggle(

@@ -18,7 +18,7 @@ from workbench.explorer.head_sets import model_info
 from workbench.figures import style as theme
 
 # Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this
-# style sheet too: `frame` gives the page one pixel of height until the sheet has come, and for its first seconds a page
+# style sheet too: the page has one pixel of height until the sheet has come (navigation.py), and for its first seconds it
 # (and the view of a model, which comes when the model is loaded) stays unseen while a widget in it is a grey
 # placeholder or a component is not drawn. Figures have their height before they have their code. The side bar's width
 # is left free until it is there (the first visit to a server opens it before it hears of its width), and what stands
@@ -146,7 +146,7 @@ def columns_of(frame: Any) -> dict[str, Any]:
     }
 
 
-def frame(table: Any, *, most: int = 420, **how: Any) -> Any:
+def scroll_table(table: Any, *, most: int = 420, **how: Any) -> Any:
     """A table to scroll in, no taller than its rows need."""
     height = "content" if 35 * (table.height + 1) < most else most
     return st.dataframe(table, height=height, hide_index=True, column_config=columns_of(table), **how)

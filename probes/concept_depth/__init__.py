@@ -218,7 +218,7 @@ def run(model, config: Config, context: Context) -> Result:
         for c in sets
     }
     for concept in sets:
-        if seen := concept_data.in_both_parts(concept, splits[concept.name][0]):
+        if seen := concept_data.tested_and_fitted_on(concept, splits[concept.name][0]):
             context.warn(
                 f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: "
                 f"it may recognise them; remove the repeated rows."

@@ -15,7 +15,6 @@ from workbench.stats.intervals import percentiles
 JUMP = 1.1
 FLAT = 0.03
 COMPREHENSION = 0.7  # accuracy from which the paper says that a model understands a concept (§5.1)
-POINTS = ("jump", "converge_literal", "converge_stable", "converge_after_jump")
 
 
 def points(accuracy: np.ndarray) -> dict[str, np.ndarray]:

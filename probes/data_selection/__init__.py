@@ -37,7 +37,7 @@ from probes.data_selection.rankings import bm25, compare, grouped_counts, ranked
 from probes.data_selection.samples import (
     LABELS,
     TOKENS,
-    Samples,
+    TokenizedSamples,
     labels_of,
     target_files,
     tokenize,
@@ -330,7 +330,7 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, _summary(tables, main, size, pool, duplicate, reader, context))
 
 
-def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> Samples:
+def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> TokenizedSamples:
     found = tokenize(
         model,
         table,
@@ -403,7 +403,11 @@ def _reader(model, config: Config, context: Context) -> Reader:
 
 
 def _prototypes(
-    reader: Reader, examples: dict[str, Samples], tables: dict[str, pl.DataFrame], config: Config, context: Context
+    reader: Reader,
+    examples: dict[str, TokenizedSamples],
+    tables: dict[str, pl.DataFrame],
+    config: Config,
+    context: Context,
 ):
     """({method: [P, width] float64}, what resampling needs, target of each prototype [P]): the mean of a target's
     examples, or one per example or subtask. For `max`, how often an example is drawn: one array [B, P of the target]
@@ -485,7 +489,7 @@ def _top_features(prototypes, group: np.ndarray, names: list[str], config: Confi
 
 def _score_pool(
     reader: Reader,
-    pool: Samples,
+    pool: TokenizedSamples,
     prototypes,
     resampled,
     group,
@@ -550,7 +554,7 @@ def _score_pool(
 
 def _score_part(
     reader: Reader,
-    pool: Samples,
+    pool: TokenizedSamples,
     rows,
     times,
     prototypes,
@@ -675,7 +679,7 @@ def _add(facts: dict[str, Any], key: str, value) -> None:
 
 
 def _score_tables(
-    frame, pool: Samples, names, scores, spread, order, allowed, size: int, duplicate, labels
+    frame, pool: TokenizedSamples, names, scores, spread, order, allowed, size: int, duplicate, labels
 ) -> dict[str, pl.DataFrame]:
     """`scores` of every row and target, and `selected`: the rows of the file that were chosen, with their scores."""
     found, chosen = [], []
@@ -780,7 +784,7 @@ def _quality(reader: Reader, model, facts: dict[str, np.ndarray], context: Conte
     )
 
 
-def _inputs(pool: Samples, examples: dict[str, Samples]) -> pl.DataFrame:
+def _inputs(pool: TokenizedSamples, examples: dict[str, TokenizedSamples]) -> pl.DataFrame:
     parts = []
     for role, name, samples in [
         ("pool", None, pool),
@@ -801,7 +805,7 @@ def _inputs(pool: Samples, examples: dict[str, Samples]) -> pl.DataFrame:
 def _explain(
     reader: Reader,
     model,
-    pool: Samples,
+    pool: TokenizedSamples,
     prototypes,
     group,
     names,
@@ -882,7 +886,7 @@ def _explain(
     return context.part("explanations", compute) | {"effects": explain.logit_effect(model, reader.sae, wanted)}
 
 
-def _map(reader: Reader, pool: Samples, config: Config, context: Context) -> pl.DataFrame:
+def _map(reader: Reader, pool: TokenizedSamples, config: Config, context: Context) -> pl.DataFrame:
     """Some samples of the pool, drawn at random, in two dimensions."""
     rows = np.sort(context.rng("map").permutation(np.flatnonzero(pool.counted > 0))[: config.map_rows])
     if reader.sae is None or len(rows) < 4:
@@ -919,7 +923,7 @@ def _export(out: Path, selected: pl.DataFrame, names: list[str]) -> None:
 
 
 def _summary(
-    tables, main: str, size: int, pool: Samples, duplicate, reader: Reader, context: Context
+    tables, main: str, size: int, pool: TokenizedSamples, duplicate, reader: Reader, context: Context
 ) -> dict[str, Any]:
     out: dict[str, Any] = {
         "pool": len(pool),

@@ -117,9 +117,9 @@ def _best(values, sigma, counts, first_rising: bool | None = None):
     fitted = np.empty(t)
     for k in range(len(cuts) - 1):
         rising = up ^ (k % 2 == 1)
-        part = slice(cuts[k], cuts[k + 1] + 1)
+        piece = slice(cuts[k], cuts[k + 1] + 1)
         sign = 1 if rising else -1
-        fitted[part] = sign * _isotonic(sign * values[part], weight[part])
+        fitted[piece] = sign * _isotonic(sign * values[piece], weight[piece])
     return cuts, up, fitted
 
 

@@ -160,23 +160,6 @@ def test_an_attempt_that_stores_nothing_leaves_nothing(tmp_path):
     ]
 
 
-def test_fetch_computes_only_what_is_missing(tmp_path):
-    store, computed = Store(tmp_path), []
-
-    def compute(i):
-        computed.append(i)
-        return tensors(i)
-
-    plan = dict(names=["resid_post.0"], n_shards=3, expected_bytes=100, compute=compute)
-    with store.writer(key("a"), {}, n_shards=3, expected_bytes=100) as writer:
-        writer.write(1, tensors(1))
-    first = store.fetch(key("a"), {}, **plan)
-    again = Store(tmp_path).fetch(key("a"), {}, **plan)
-    assert computed == [0, 2]
-    expected = torch.cat([tensors(i)["resid_post.0"] for i in range(3)])
-    assert torch.equal(first["resid_post.0"], expected) and torch.equal(again["resid_post.0"], expected)
-
-
 def test_a_key_depends_on_every_part_and_not_on_their_order():
     parts = {"model": "abc", "ids": [[1, 2], [3]], "sites": ("resid_post.1",), "dtype": "float32", "edits": None}
     assert (

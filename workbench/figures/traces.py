@@ -184,10 +184,10 @@ def _band(fig, i, x, low, high, good, name, style) -> None:
     """The interval as one filled shape per unbroken stretch."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(int)))
     for start, end in edges.reshape(-1, 2):
-        part = slice(start, end)
+        piece = slice(start, end)
         fig.add_scatter(
-            x=np.concatenate([x[part], x[part][::-1]]),
-            y=np.concatenate([high[part], low[part][::-1]]),
+            x=np.concatenate([x[piece], x[piece][::-1]]),
+            y=np.concatenate([high[piece], low[piece][::-1]]),
             mode="lines",
             fill="toself",
             fillcolor=theme.alpha(style.colour, 0.18),

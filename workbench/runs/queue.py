@@ -27,7 +27,7 @@ from workbench.core.errors import InputError
 from workbench.core.files import write_bytes, write_json
 from workbench.core.wording import human_bytes
 from workbench.runs import execution as runs
-from workbench.runs import provenance as measure
+from workbench.runs import provenance
 
 ENDED = ("complete", "failed", "cancelled", "interrupted")
 KEEP = 200  # ended jobs that stay listed; their runs stay for ever
@@ -314,7 +314,7 @@ def write_progress(identifier: str, done: int, total: int, label: str, seconds_l
     """Replaced many times, so complete but not forced to the disk."""
     path = root() / identifier / "progress.json"
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    value = {"done": done, "total": total, "label": label, "seconds_left": seconds_left, "time": measure.now()}
+    value = {"done": done, "total": total, "label": label, "seconds_left": seconds_left, "time": provenance.now()}
     temporary.write_text(json.dumps(value), encoding="utf-8")
     os.replace(temporary, path)
 

@@ -57,35 +57,6 @@ def bootstrap_mean(values: np.ndarray, *, draws: int = 1000, level: float = 0.95
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
 
-def bootstrap(
-    values: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    draws: int = 1000,
-    level: float = 0.95,
-    rng: np.random.Generator,
-) -> Ends:
-    """Percentile interval of any statistic of the rows of ``values`` [n, ...].
-
-    ``statistic(rows) -> float or array``; it is called once per draw. A draw for which it is NaN (a peak that does not
-    exist, a correlation of constants) makes the interval NaN: use :func:`bootstrap_values` to look at the draws
-    themselves.
-    """
-    low, high = percentiles(bootstrap_values(values, statistic, draws=draws, rng=rng), level)
-    return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
-
-
-def bootstrap_values(
-    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, draws: int = 1000, rng: np.random.Generator
-) -> np.ndarray:
-    """The statistic of every resample, [draws, ...]."""
-    values = np.asarray(values)
-    n = len(values)
-    _need(n, 1)
-    index = np.random.default_rng(_seed(rng))
-    return np.stack([np.asarray(statistic(values[index.integers(0, n, n)]), dtype=np.float64) for _ in range(draws)])
-
-
 def cluster_bootstrap_mean(
     values: np.ndarray, clusters: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
 ) -> tuple[float, float]:
@@ -178,24 +149,6 @@ def paired_difference(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     _same_length(a, b)
     return mean(a - b, draws=draws, level=level, rng=rng)
-
-
-def ratio_of_means(
-    a: np.ndarray, b: np.ndarray, *, paired: bool, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
-) -> Estimate:
-    """mean(a) / mean(b) with its bootstrap interval; ``paired``: item i of both is resampled together."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    _need(min(len(a), len(b)), 1)
-    seed_a, seed_b = _seed(rng), _seed(rng)
-    if paired:
-        _same_length(a, b)
-        seed_b = seed_a
-    top = np.concatenate([c @ a for c in resamples(len(a), draws, seed_a)]) / len(a)
-    bottom = np.concatenate([c @ b for c in resamples(len(b), draws, seed_b)]) / len(b)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = percentiles(top / bottom, level)
-        value = float(np.float64(a.mean()) / np.float64(b.mean()))
-    return Estimate(value, float(low), float(high), len(a) if paired else len(a) + len(b))
 
 
 def pearson(

@@ -18,7 +18,7 @@ from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.sae import load as saes
 from workbench.sae.sparse_rows import dense_cosine
-from workbench.sae.train import Recipe, train, windows
+from workbench.sae.train import SaeRecipe, train, windows
 
 
 def pool_run(model, material, tmp_path, rows, **config):  # noqa: F811
@@ -202,7 +202,7 @@ def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, stories26
         windows(model, [f"{word} saw the big dog and the cat near the tree and the ball." for _ in range(60)], 64)
         for word in ("Tom", "Ben")
     )
-    recipe = Recipe(site="resid_post.2", width="2x", k=4, tokens=64 * 4, batch=64)
+    recipe = SaeRecipe(site="resid_post.2", width="2x", k=4, tokens=64 * 4, batch=64)
     assert [len(row) for row in one] == [len(row) for row in two] and one != two
     report = train(model, one, tmp_path / "sae", recipe)
     for other, texts in ((model, two), (load(str(stories260k), dtype="bfloat16"), one)):
