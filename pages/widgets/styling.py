@@ -18,9 +18,9 @@ from workbench.explorer.head_sets import model_info
 from workbench.figures import style as theme
 
 # Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this
-# style sheet too: the page has one pixel of height until the sheet has come (navigation.py), and for its first seconds it
-# (and the view of a model, which comes when the model is loaded) stays unseen while a widget in it is a grey
-# placeholder or a component is not drawn. Figures have their height before they have their code. The side bar's width
+# style sheet too: the page has one pixel of height until the sheet has come, and for its first seconds a page (and the
+# view of a model, which comes when the model is loaded) stays unseen while a widget in it is a grey placeholder or a
+# component is not drawn. Figures have their height before they have their code. The side bar's width
 # is left free until it is there (the first visit to a server opens it before it hears of its width), and what stands
 # below the list of screens waits for that list.
 CSS = """
