@@ -206,9 +206,9 @@ def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, stories26
     recipe = SaeRecipe(site="resid_post.2", width="2x", k=4, tokens=64 * 4, batch=64)
     assert [len(row) for row in one] == [len(row) for row in two] and one != two
     report = train(model, one, tmp_path / "sae", recipe)
-    for other, texts in ((model, two), (load(str(stories260k), dtype="bfloat16"), one)):
+    for other, rows in ((model, two), (load(str(stories260k), dtype="bfloat16"), one)):
         with pytest.raises(InputError, match="another training"):
-            train(other, texts, tmp_path / "sae", recipe)
+            train(other, rows, tmp_path / "sae", recipe)
     (tmp_path / "sae" / "sae_weights.safetensors").unlink()
     assert (
         train(model, one, tmp_path / "sae", recipe)["l0"] == report["l0"]
