@@ -1,6 +1,7 @@
 # make demo   set up, run the main job on what ships with the project, say where the results are
 # make test   set up, run the whole test suite
 # make app    set up, open the app
+# make lint   set up, check style, format, import contracts and types
 # Every target may be repeated; nothing is installed twice.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -38,8 +39,11 @@ app: setup
 bench: setup
 	$(BIN)/python -m tests.benchmarks
 
-lint: setup
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
 
 clean:
 	rm -rf $(VENV) cached/runs cached/store

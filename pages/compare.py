@@ -10,6 +10,7 @@ import streamlit as st
 from pages.widgets import cached, navigation, run_view, styling, url_state
 from workbench import figures
 from workbench.core.errors import WorkbenchError
+from workbench.core.wording import cut, number, quantity
 from workbench.explorer import head_sets
 from workbench.figures import heads as head_figures
 from workbench.figures.several_runs import together
@@ -141,7 +142,7 @@ def brief(value: object) -> str:
     """A setting in few characters: hashes by their first twelve."""
     text = str(value)
     text = text[:12] if len(text) >= 32 and all(c in "0123456789abcdef" for c in text) else text
-    return text if len(text) <= 120 else text[:119] + "…"
+    return cut(text, 120)
 
 
 def shape_of(run: Run, table: pl.DataFrame) -> tuple[int, int]:
@@ -226,7 +227,7 @@ def agreement(
 ) -> None:
     """Head against head, the correlations, and the heads that differ most."""
     agree = ", ".join(
-        f"{kind.capitalize()} {styling.quantity({**entry[kind], 'n': entry['n']})}"
+        f"{kind.capitalize()} {quantity({**entry[kind], 'n': entry['n']})}"
         for kind in ("pearson", "spearman")
         if entry.get(kind) and entry[kind]["value"] is not None
     )
@@ -242,7 +243,7 @@ def agreement(
     with b:
         st.html(
             styling.heading("agreement over heads") + f"<div "
-            f"class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {styling.number(entry.get('max_abs_difference'))}</div>"  # noqa: E501
+            f"class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {number(entry.get('max_abs_difference'))}</div>"  # noqa: E501
         )
         top = (
             both.with_columns(pl.col(f"{column}_difference").abs().alias("size"))
@@ -292,7 +293,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
                     entry["mean_first"],
                     entry["mean_second"],
                     entry["mean_difference"],
-                    styling.quantity({**rank, "n": None}) if rank.get("value") is not None else "",
+                    quantity({**rank, "n": None}) if rank.get("value") is not None else "",
                 )
             )
     if table["keys"]:
@@ -316,7 +317,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
         )
     )
     frame = compare.joined(first, second, name)
-    styling.frame(frame.head(run_view.MOST_ROWS), most=360)
+    styling.scroll_table(frame.head(run_view.MOST_ROWS), most=360)
     flat = [c for c, dtype in frame.schema.items() if not dtype.is_nested()]
     st.download_button(
         "CSV",

@@ -8,6 +8,7 @@ import streamlit as st
 
 from pages.widgets import cached, components, head_cards, navigation, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.wording import cut, number, two_decimals
 from workbench.explorer import head_sets
 from workbench.explorer import readings as explorer
 from workbench.explorer.readings import Switches
@@ -65,7 +66,7 @@ def main() -> None:
     with more.popover("Examples", width="stretch", help="Prompts to begin with, and the keys of this screen."):
         for i, example in enumerate(known):
             st.button(
-                styling.md(example if len(example) < 90 else example[:89] + "…"),
+                styling.md(cut(example, 90)),
                 key=f"example {i}",
                 on_click=take_example,
                 args=(example,),
@@ -274,7 +275,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
         title = (
             f"layer {layer}, head {head}"
             + (f", key/value group {model.kv_group(head)}" if group > 1 else "")
-            + f"\n{label}: {styling.number(value)}"
+            + f"\n{label}: {number(value)}"
         )
         cells.append(
             {
@@ -282,7 +283,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
                 "ink": ink,
                 "title": title,
                 "off": (layer, head) in off,
-                "shown": "" if value is None else styling.small(value),
+                "shown": "" if value is None else two_decimals(value),
             }
         )
     scales = {
@@ -299,8 +300,8 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
         "layer": at[0],
         "names": [str(i) for i in range(model.n_layers)],
         "cells": cells,
-        "low": styling.number(ends[0]),
-        "high": styling.number(ends[1]),
+        "low": number(ends[0]),
+        "high": number(ends[1]),
         "scale": list(scales[styling.mode(), diverging]),
         "say": "rows: layers, columns: heads"
         + (f"; gaps part the {model.n_kv_heads} key/value groups" if 1 < group < model.n_heads else ""),

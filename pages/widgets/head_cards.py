@@ -7,6 +7,7 @@ import streamlit as st
 
 from pages.widgets import cached, styling
 from workbench.core.errors import InputError
+from workbench.core.wording import number
 from workbench.explorer import head_sets
 from workbench.explorer import readings as explorer
 from workbench.explorer.readings import Opened, Reading, Switches
@@ -78,9 +79,9 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
             ("up", "writes towards", styling.accent()),
             ("down", "writes against", styling.contrast()),
         ):
-            part = wrote.filter(pl.col("side") == side)
+            shown = wrote.filter(pl.col("side") == side)
             shown += styling.heading(title) + styling.table(
-                [(t, v, (abs(v) / most, colour)) for t, v in part.select("text", "logit").iter_rows()], columns
+                [(t, v, (abs(v) / most, colour)) for t, v in shown.select("text", "logit").iter_rows()], columns
             )
         st.html(shown)
     whole = st.toggle(
@@ -139,11 +140,7 @@ def head_in_runs(tables, layer: int, head: int) -> None:
     for run, frame in tables:
         mine = frame.filter((pl.col("layer") == layer) & (pl.col("head") == head))
         for record in mine.head(1).iter_rows(named=True):
-            interval = (
-                f"[{styling.number(record['ci_low'])}, {styling.number(record['ci_high'])}]"
-                if "ci_low" in record
-                else ""
-            )
+            interval = f"[{number(record['ci_low'])}, {number(record['ci_high'])}]" if "ci_low" in record else ""
             for column, value in record.items():
                 if not head_sets.is_score(column):
                     continue
@@ -305,7 +302,7 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
             for column in ("accuracy", "selectivity", "rankme", "alpha"):
                 if column in record:
                     interval = (
-                        f"[{styling.number(record['ci_low'])}, {styling.number(record['ci_high'])}]"
+                        f"[{number(record['ci_low'])}, {number(record['ci_high'])}]"
                         if column in ("accuracy", "rankme") and record.get("ci_low") is not None
                         else ""
                     )

@@ -12,6 +12,7 @@ from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
 from workbench.core.registry import Probe
+from workbench.core.wording import duration, human_bytes, two_digits
 from workbench.runs import cost
 from workbench.runs import execution as runs
 from workbench.runs import queue as jobs
@@ -201,7 +202,7 @@ def data_of(probe: Probe) -> Path | None:
             "Data file",
             type=[s[1:] for s in jobs.SUFFIXES],
             key=f"{probe.name} upload",
-            help=f"{needs} At most {jobs.MOST_BYTES // 1_000_000} MB.",
+            help=f"{needs} At most {human_bytes(jobs.MOST_BYTES)}.",
         )
     if sent is not None:
         path = kept(sent.name, sent.file_id, sent)
@@ -230,10 +231,10 @@ def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]
     last = (here or done or [None])[0]
     then = before(probe, last) if last is not None else None
     guess = cost.estimate(now, then=then, run=last, same_machine=bool(here))
-    text = f"About {styling.about(now.prompts)} prompts, {styling.about(guess.tokens)} tokens, "
-    text += f"{styling.size(guess.stored)} of activations kept" if guess.stored else "no activations kept"
+    text = f"About {two_digits(now.prompts)} prompts, {two_digits(guess.tokens)} tokens, "
+    text += f"{human_bytes(guess.stored)} of activations kept" if guess.stored else "no activations kept"
     return text + (
-        f", {styling.duration(guess.seconds)} at the pace of the last run here."
+        f", {duration(guess.seconds)} at the pace of the last run here."
         if guess.seconds is not None
         else "; no speed measured yet on this model and device."
     )

@@ -13,12 +13,12 @@ from pages.widgets import cached, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
+from workbench.core.wording import duration, quantity
 from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
 from workbench.runs.folder import Run
 
-DRAWN = ("pdf", "svg", "png")
 MOST_ROWS = 5000  # of a table on the screen; the files have them all
 MIME = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "html": "text/html"}
 
@@ -28,7 +28,7 @@ def headline(run: Run) -> str:
     info = run.info
     model = head_sets.model_info(run)
     seconds, counters = info.get("seconds") or {}, info.get("counters") or {}
-    parts = [
+    facts = [
         f"<b>{styling.esc(styling.short(model.get('name', '?')))}</b>",
         styling.esc(
             f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, "
@@ -36,11 +36,11 @@ def headline(run: Run) -> str:
         ),
         styling.esc(run.status),
         styling.esc(styling.when(run)),
-        styling.esc(styling.duration(seconds.get("compute"))),
+        styling.esc(duration(seconds.get("compute"))),
         styling.esc(f"{counters.get('tokens', 0):,} tokens"),
         styling.esc(run.id),
     ]
-    return "<div class='wb-facts'>" + " <span class='wb-dim'>·</span> ".join(p for p in parts if p) + "</div>"
+    return "<div class='wb-facts'>" + " <span class='wb-dim'>·</span> ".join(fact for fact in facts if fact) + "</div>"
 
 
 def show(run: Run, *, prefix: str = "") -> None:
@@ -53,10 +53,10 @@ def show(run: Run, *, prefix: str = "") -> None:
             return
     for warning in run.info.get("warnings") or []:
         st.warning(styling.md(warning))
-    parts = ["Figures", "Summary", "Tables", "Settings"]
-    part = st.segmented_control(
+    views = ["Figures", "Summary", "Tables", "Settings"]
+    view = st.segmented_control(
         "Part",
-        parts,
+        views,
         default="Figures",
         key=f"{prefix}part",
         bind="query-params",
@@ -65,7 +65,7 @@ def show(run: Run, *, prefix: str = "") -> None:
         help="What was found, drawn or in numbers, and what was asked.",
     )
     with styling.guard():
-        {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[part](
+        {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[view](
             run, prefix
         )
 
@@ -245,7 +245,7 @@ def summary_of(run: Run) -> dict:
 def show_summary(run: Run, prefix: str) -> None:
     summary = summary_of(run)
     rows = [
-        (key.replace("_", " "), styling.quantity(value))
+        (key.replace("_", " "), quantity(value))
         for key, value in summary.items()
         if not isinstance(value, (list, dict)) or (isinstance(value, dict) and "value" in value)
     ]
@@ -280,7 +280,7 @@ def show_tables(run: Run, prefix: str) -> None:
         help="Each is a Parquet file in the run's folder.",
     )
     frame = cached.table(run, name if name in names else first)
-    styling.frame(frame.head(MOST_ROWS), key=f"{prefix}frame {name}")
+    styling.scroll_table(frame.head(MOST_ROWS), key=f"{prefix}frame {name}")
     note = f"{frame.height:,} rows" + (f", the first {MOST_ROWS:,} are shown" if frame.height > MOST_ROWS else "")
     a, b, c = st.columns([4, 1, 1], vertical_alignment="center")
     a.caption(note)

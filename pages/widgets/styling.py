@@ -13,13 +13,14 @@ from typing import Any
 import streamlit as st
 
 from workbench.core.errors import WorkbenchError
+from workbench.core.wording import cut, duration, number
 from workbench.explorer.head_sets import model_info
 from workbench.figures import style as theme
 
 # Nothing jumps while a screen loads. Streamlit fetches the code of each kind of element when it first meets one, this
-# style sheet too: `frame` gives the page one pixel of height until the sheet has come, and for its first seconds a page
-# (and the view of a model, which comes when the model is loaded) stays unseen while a widget in it is a grey
-# placeholder or a component is not drawn. Figures have their height before they have their code. The side bar's width
+# style sheet too: the page has one pixel of height until the sheet has come, and for its first seconds a page (and the
+# view of a model, which comes when the model is loaded) stays unseen while a widget in it is a grey placeholder or a
+# component is not drawn. Figures have their height before they have their code. The side bar's width
 # is left free until it is there (the first visit to a server opens it before it hears of its width), and what stands
 # below the list of screens waits for that list.
 CSS = """
@@ -79,7 +80,7 @@ def md(text: object) -> str:
 def short(text: object, most: int = 34) -> str:
     """The last part of a path or hub id, cut to a length."""
     text = str(text).rstrip("/").rsplit("/", 1)[-1]
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return cut(text, most)
 
 
 def model_of(run: Any) -> str:
@@ -120,66 +121,6 @@ def problem(error: object) -> None:
     st.error(md(error))
 
 
-def number(value: Any, digits: int = 3) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return (
-            f"{value:.{digits}g}"
-            if abs(value) < 1e-3 or abs(value) >= 1e5
-            else f"{value:,.{digits}f}".rstrip("0").rstrip(".") or "0"
-        )
-    return str(value)
-
-
-def quantity(value: Any) -> str:
-    """A number of a summary with its interval and n, in words."""
-    if not isinstance(value, dict):
-        return number(value)
-    text = number(value.get("value"))
-    if value.get("low") is not None and value.get("high") is not None:
-        text += f" [{number(value['low'])}, {number(value['high'])}]"
-    return text + (f", n = {value['n']:,}" if isinstance(value.get("n"), int) else "")
-
-
-def small(value: float) -> str:
-    """Two decimals in as few characters as can be, for a cell: .07, -.3 as -.30, 0."""
-    text = f"{value:.2f}"
-    return "0" if text in ("0.00", "-0.00") else text.replace("0.", ".", 1) if abs(value) < 1 else text
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.2f} s"
-    return (
-        f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-        if seconds < 3600
-        else f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    )
-
-
-def size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return ""
-
-
-def about(count: float) -> str:
-    """A count that is an estimate: two digits."""
-    if count < 100:
-        return f"{count:.0f}"
-    digits = 10 ** (len(str(int(count))) - 2)
-    return f"{round(count / digits) * digits:,}"
-
-
 def state(job: Any) -> str:
     """How far a job is, in one line."""
     if job.status == "queued":
@@ -205,7 +146,7 @@ def columns_of(frame: Any) -> dict[str, Any]:
     }
 
 
-def frame(table: Any, *, most: int = 420, **how: Any) -> Any:
+def scroll_table(table: Any, *, most: int = 420, **how: Any) -> Any:
     """A table to scroll in, no taller than its rows need."""
     height = "content" if 35 * (table.height + 1) < most else most
     return st.dataframe(table, height=height, hide_index=True, column_config=columns_of(table), **how)

@@ -48,7 +48,6 @@ from probes.branching_factor.estimators import (
     log_bf,
     over_prompts,
     prefix_curve,
-    prompt_resamples,
     resampled,
     window_curve,
 )
@@ -66,7 +65,7 @@ from workbench.engine.vllm import close_engine, open_engine, sample_vllm
 from workbench.models.loading import load
 from workbench.models.model import Model
 from workbench.models.prompt_templates import prompt_ids, template_of
-from workbench.stats.intervals import cluster_bootstrap_mean
+from workbench.stats.intervals import cluster_bootstrap_mean, multinomial_counts
 
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
 DRAWS = 1000
@@ -197,7 +196,7 @@ def validate(config: Config, data: Path | None) -> None:
 
 
 @dataclass(eq=False)
-class Measured(Continuations):
+class MeasuredCondition(Continuations):
     """The samples of one condition, and plain BF [P, D] of every prompt in resamples of its samples."""
 
     draws: np.ndarray = None
@@ -262,7 +261,7 @@ class Lab:
         name = Path(model.name).name
         return name + " (2)" if model is self.other and name == Path(self.model.name).name else name
 
-    def measure(self, condition: Condition) -> Measured:
+    def measure(self, condition: Condition) -> MeasuredCondition:
         """Sample the condition, part by part; parts that an interrupted run has done are read."""
         per_part, parts = max(1, PART_ROWS // self.config.samples), []
         for start in range(0, len(condition.ids), per_part):
@@ -279,7 +278,9 @@ class Lab:
             return np.concatenate(wide)
 
         whole = {name: np.concatenate([part[name] for part in parts]) for name in ("lengths", "finish")}
-        found = Measured(condition, join("ids", -1), whole["lengths"], whole["finish"], join("steps", np.nan), [])
+        found = MeasuredCondition(
+            condition, join("ids", -1), whole["lengths"], whole["finish"], join("steps", np.nan), []
+        )
         P, M = found.lengths.shape
         _put_back(found, self.context)
         found.texts = [[condition.model.decode(found.tokens(p, m)) for m in range(M)] for p in range(P)]
@@ -320,7 +321,7 @@ class Lab:
         return arrays | {"ids": arrays["ids"].astype(np.int32)}
 
 
-def _put_back(found: Measured, context: Context) -> None:
+def _put_back(found: MeasuredCondition, context: Context) -> None:
     """Tokens drawn elsewhere (vLLM) from outside the nucleus as recomputed here: as the official code does, each is put
     back into the nucleus of its step (of the 50 likeliest tokens), and its log-probability is what it has there."""
     own = found.steps[..., FIELDS.index("logprob")]
@@ -337,13 +338,13 @@ def _put_back(found: Measured, context: Context) -> None:
         )
 
 
-def _short(found: Measured) -> np.ndarray:
+def _short(found: MeasuredCondition) -> np.ndarray:
     """Steps [P, M, N] at which the 50 likeliest tokens, all that compat sees, are not what the rule keeps."""
     top_p = found.condition.rule.top_p
     return (found.statistic("support") > TOP) & (found.statistic("top_mass") < (top_p if top_p < 1 else NEARLY_ALL))
 
 
-def _warn(found: Measured, config: Config, context: Context) -> None:
+def _warn(found: MeasuredCondition, config: Config, context: Context) -> None:
     name, alive = found.condition.name, found.ids >= 0
     if not found.condition.model.eos_ids:
         context.warn(f"{found.condition.model.name} has no end-of-text token: every sample runs to its length limit.")
@@ -369,7 +370,7 @@ def _warn(found: Measured, config: Config, context: Context) -> None:
 
 # ---- the studies. Each gives its measured conditions, the pairs to compare (a over b), and tables of its own.
 
-Study = Callable[[Lab], tuple[list[Measured], list[tuple[str, str]], dict[str, pl.DataFrame]]]
+Study = Callable[[Lab], tuple[list[MeasuredCondition], list[tuple[str, str]], dict[str, pl.DataFrame]]]
 
 
 def one_model(lab: Lab):
@@ -407,7 +408,7 @@ def complexity(lab: Lab):
             for k, f, v in zip(level_of, found, values)
         ]
     )
-    times = prompt_resamples(lab.table.height, DRAWS, lab.context.rng("impact"))
+    times = multinomial_counts(lab.table.height, DRAWS, lab.context.rng("impact"))
     means = np.array([np.nanmean(v) for v in values])
     drawn = np.array([over_prompts(v, f.draws, times) for v, f in zip(values, found)])  # [conditions, D]
     factors = {"complexity": 1} | ({"model": 0} if len(lab.models) > 1 else {})
@@ -660,13 +661,13 @@ STUDY: dict[str, Study] = {
 # ---- tables
 
 
-def _bf(found: Measured, config: Config, estimator: str | None = None) -> np.ndarray:
+def _bf(found: MeasuredCondition, config: Config, estimator: str | None = None) -> np.ndarray:
     """BF of every prompt [P]: the one of the config, or another estimator's as the paper has it."""
     bias = config.bias if estimator is None else "plain"
     return np.exp(log_bf(found.profile(), estimator or config.estimator, pool=config.pool, bias=bias)[:, 0])
 
 
-def prompt_table(found: Measured, config: Config, first_row: int) -> pl.DataFrame:
+def prompt_table(found: MeasuredCondition, config: Config, first_row: int) -> pl.DataFrame:
     """One row per prompt. bf, bf_late and bf_full as `bias` says; bf_entropy, bf_nll and bf_compat uncorrected; ci over
     samples."""
     profile, alive = found.profile(), found.ids >= 0
@@ -706,7 +707,7 @@ def prompt_table(found: Measured, config: Config, first_row: int) -> pl.DataFram
     return frame(columns)
 
 
-def position_table(found: Measured, config: Config, rng: np.random.Generator) -> pl.DataFrame:
+def position_table(found: MeasuredCondition, config: Config, rng: np.random.Generator) -> pl.DataFrame:
     """One row per position of the output; entropy and alive are over all samples of all prompts, intervals over prompts
     and samples."""
     profile, N = found.profile(), found.ids.shape[2]
@@ -735,9 +736,9 @@ def position_table(found: Measured, config: Config, rng: np.random.Generator) ->
     return frame(columns)
 
 
-def condition_row(found: Measured, prompts: pl.DataFrame, config: Config, rng: np.random.Generator) -> dict:
+def condition_row(found: MeasuredCondition, prompts: pl.DataFrame, config: Config, rng: np.random.Generator) -> dict:
     """The numbers of one condition; ci over prompts and samples."""
-    low, high = bounds(over_prompts(_bf(found, config), found.draws, prompt_resamples(prompts.height, DRAWS, rng)))
+    low, high = bounds(over_prompts(_bf(found, config), found.draws, multinomial_counts(prompts.height, DRAWS, rng)))
     if found.lengths.size == 1:
         low = high = None  # nothing to resample
     means = (
@@ -770,9 +771,9 @@ def condition_row(found: Measured, prompts: pl.DataFrame, config: Config, rng: n
     }
 
 
-def comparison_row(a: Measured, b: Measured, config: Config, rng: np.random.Generator) -> dict:
+def comparison_row(a: MeasuredCondition, b: MeasuredCondition, config: Config, rng: np.random.Generator) -> dict:
     """BF of a over BF of b on the same prompts; prompts are resampled together, samples within each."""
-    bf, times = [_bf(x, config) for x in (a, b)], prompt_resamples(len(a.draws), DRAWS, rng)
+    bf, times = [_bf(x, config) for x in (a, b)], multinomial_counts(len(a.draws), DRAWS, rng)
     over_a, over_b = (over_prompts(values, x.draws, times) for values, x in zip(bf, (a, b)))
     value = [float(np.nanmean(values)) for values in bf]
     ratio, difference = (

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.stats.intervals import multinomial_counts, percentiles
+
 ESTIMATORS = ("entropy", "nll", "compat")
 POOLS = ("tokens", "samples")
 SWITCH = 50  # positions after which compat takes the likelihood (DEFAULT_ASYMPTOTIC_LIMIT)
@@ -199,7 +201,7 @@ def _resamples(profile: Profile, rng: np.random.Generator, draws: int) -> Iterat
     """For each prompt, how often each of its samples is taken [D, M]."""
     P, M = profile.lengths.shape
     for _ in range(P):
-        yield rng.multinomial(M, np.full(M, 1 / M), size=draws).astype(float)
+        yield multinomial_counts(M, draws, rng)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -207,7 +209,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentiles(values, level)
     return float(low), float(high)
 
 
@@ -243,17 +245,12 @@ def over_prompts(values: np.ndarray, draws: Iterable[np.ndarray], times: np.ndar
         return total / known
 
 
-def prompt_resamples(P: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of P prompts is in each resample [D, P]."""
-    return rng.multinomial(P, np.full(P, 1 / P), size=draws).astype(float)
-
-
 def curve_intervals(
     profile: Profile, estimator: str, *, pool: str, bias: str, window: int, rng: np.random.Generator, draws: int = 200
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Intervals of the mean prefix curve ("prefix", [N] each) and of the mean window curve ("window", one per window)
     over prompts and samples."""
-    times = prompt_resamples(len(profile.lengths), draws, rng)
+    times = multinomial_counts(len(profile.lengths), draws, rng)
     prefix = (np.exp(c) for c in _prefix_curves(profile, estimator, pool, "plain", _resamples(profile, rng, draws)))
     found = {
         "prefix": over_prompts(np.exp(prefix_curve(profile, estimator, pool=pool, bias=bias)), prefix, times),

@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from workbench.core.config import nearest
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
 from workbench.figures import style as theme
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, shorten, ticks, x_axis, y_axis

@@ -40,7 +40,7 @@ from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
 from workbench.models.sites import Site
 from workbench.models.text_positions import word_ids
-from workbench.stats.intervals import bootstrap_mean, wilson
+from workbench.stats.intervals import bootstrap_mean, resample_counts, wilson
 
 BIBTEX = """@inproceedings{jin2025concept,
   title={Exploring Concept Depth: How Large Language Models Acquire Knowledge and Concept at Different Layers?},
@@ -218,7 +218,7 @@ def run(model, config: Config, context: Context) -> Result:
         for c in sets
     }
     for concept in sets:
-        if seen := concept_data.in_both_parts(concept, splits[concept.name][0]):
+        if seen := concept_data.tested_and_fitted_on(concept, splits[concept.name][0]):
             context.warn(
                 f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: "
                 f"it may recognise them; remove the repeated rows."
@@ -407,9 +407,7 @@ def _study(
             f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} "
             f"points of accuracy; add rows, or test all of them with split=kfold."
         )
-    counts = linear_probe.resample_counts(
-        len(rows), units=units, draws=config.draws, rng=context.rng(f"bootstrap {concept.name}")
-    )
+    counts = resample_counts(len(rows), config.draws, context.rng(f"bootstrap {concept.name}"), clusters=units)
 
     def probe_layers(labels: np.ndarray, c: float = config.c):
         """Scores [L, rows] of held-out rows, the probes of the first fold, and the most iterations and error of any

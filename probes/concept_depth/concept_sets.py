@@ -21,9 +21,9 @@ import polars as pl
 from workbench.core.errors import InputError
 from workbench.core.tables import FORMATS, existing, read_table, read_text
 
-# How the official prompts frame a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to use
-# another frame. The answers are those that these frames ask for.
-_FRAMES = {
+# What the official prompts put around a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to
+# use another. The answers are those that these ask for.
+_OFFICIAL_TEMPLATES = {
     "cities": "Judge the statement is True or False. {text}",
     "coin_flip": "{text} According to the flipping process above, determine if a coin remains heads up after it is "
     "either "
@@ -54,7 +54,7 @@ class ConceptSet:
     """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split
     should keep together (None where there is none); answers: the words that a model would say for class 0 and 1, where
     the texts ask for them; listed_first: the class that the official code lists first, on which its split depends;
-    frame: what is around each text, with {text}; difficulty: of the sets that ship, from 1."""
+    template: what is around each text, with {text}; difficulty: of the sets that ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
@@ -63,12 +63,12 @@ class ConceptSet:
     groups: tuple[str, ...] | None = None
     answers: tuple[str, str] | None = None
     listed_first: int = 0
-    frame: str = "{text}"
+    template: str = "{text}"
     difficulty: int | None = None
 
     def bare(self, row: int) -> str:
-        """The text of a row without its frame."""
-        before, _, after = self.frame.partition("{text}")
+        """The text of a row without its template."""
+        before, _, after = self.template.partition("{text}")
         return self.texts[row][len(before) : len(self.texts[row]) - len(after)]
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
                 first.append(i)
         kept = first
     labels = np.array([classes.index(raw[i]) for i in kept])
-    pattern = {"file": _FRAMES.get(kind, "{text}"), "plain": "{text}"}.get(template, template)
+    pattern = {"file": _OFFICIAL_TEMPLATES.get(kind, "{text}"), "plain": "{text}"}.get(template, template)
     before, _, after = pattern.partition("{text}")
     texts = tuple(f"{before}{text[i]}{after}" for i in kept)
     groups = tuple(frame["group"][i] for i in kept) if "group" in frame.columns else None
@@ -124,7 +124,7 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
     ):  # the same text in both parts would be recognised, not judged
         groups = texts
     # a model has an answer only where it was asked
-    answers = _ANSWERS[kind] if pattern == _FRAMES.get(kind) and set(classes) == {"0", "1"} else None
+    answers = _ANSWERS[kind] if pattern == _OFFICIAL_TEMPLATES.get(kind) and set(classes) == {"0", "1"} else None
     if answers is not None and classes == ("1", "0"):
         answers = answers[::-1]
     if "answer" in frame.columns:
@@ -286,7 +286,7 @@ def split(
     )
 
 
-def in_both_parts(concept: ConceptSet, tests: Sequence[np.ndarray]) -> int:
+def tested_and_fitted_on(concept: ConceptSet, tests: Sequence[np.ndarray]) -> int:
     """How many rows are tested on while an equal text is among those of the same fold that are fitted on."""
     texts = np.array(concept.texts, dtype=object)
     return sum(int(np.isin(texts[test], np.delete(texts, test)).sum()) for test in tests)
@@ -324,5 +324,5 @@ def noisy(concept: ConceptSet, how: str, *, rng: np.random.Generator) -> list[st
     prefix = np.where(rng.random(len(concept)) < 0.5, "aaa", "bbb")
     if how == "paper":
         return [f"{p} {t}" for p, t in zip(prefix, concept.texts)]
-    before, _, after = concept.frame.partition("{text}")
+    before, _, after = concept.template.partition("{text}")
     return [f"{before}{p}{concept.bare(row)}{after}" for row, p in enumerate(prefix)]

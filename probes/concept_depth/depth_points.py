@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from workbench.stats.intervals import percentiles
+
 JUMP = 1.1
 FLAT = 0.03
 COMPREHENSION = 0.7  # accuracy from which the paper says that a model understands a concept (§5.1)
-POINTS = ("jump", "converge_literal", "converge_stable", "converge_after_jump")
 
 
 def points(accuracy: np.ndarray) -> dict[str, np.ndarray]:
@@ -58,5 +59,5 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float, floa
     share = len(found) / len(draws)
     if share < 0.5:
         return float("nan"), float("nan"), share
-    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2], method="nearest")
+    low, high = percentiles(found, level, of_the_values=True)
     return float(low), float(high), share

@@ -62,7 +62,7 @@ def _plural(rng: random.Random, label: bool) -> Row:
 
 def _animal(rng: random.Random, label: bool) -> Row:
     word = rng.choice(ANIMALS if label else THINGS)
-    frame = rng.choice(
+    template = rng.choice(
         [
             "In the picture there was {a} {w}. It is a kind of",
             "{p} drew {a} {w}, which is a kind of",
@@ -70,7 +70,7 @@ def _animal(rng: random.Random, label: bool) -> Row:
         ]
     )
     return (
-        frame.format(a="an" if word[0] in "aeiou" else "a", w=word, p=rng.choice(PEOPLE)),
+        template.format(a="an" if word[0] in "aeiou" else "a", w=word, p=rng.choice(PEOPLE)),
         label,
         word,
         ("tool", "animal"),
@@ -79,9 +79,9 @@ def _animal(rng: random.Random, label: bool) -> Row:
 
 def _sentiment(rng: random.Random, label: bool) -> Row:
     word = rng.choice(GOOD if label else BAD)
-    frame = rng.choice(["{p} found the {s} {w}.", "The {s} was {w}, said {p}.", "What a {w} {s}, {p} thought."])
+    template = rng.choice(["{p} found the {s} {w}.", "The {s} was {w}, said {p}.", "What a {w} {s}, {p} thought."])
     return (
-        frame.format(p=rng.choice(PEOPLE), s=rng.choice(SUBJECTS), w=word) + " The review is",
+        template.format(p=rng.choice(PEOPLE), s=rng.choice(SUBJECTS), w=word) + " The review is",
         label,
         word,
         ("negative", "positive"),
@@ -91,13 +91,13 @@ def _sentiment(rng: random.Random, label: bool) -> Row:
 def _negation(rng: random.Random, label: bool) -> Row:
     negated = rng.random() < 0.5
     word = rng.choice(GOOD if label != negated else BAD)
-    frame = rng.choice(
+    template = rng.choice(
         ["{p} did not find the {s} {w}.", "The {s} was anything but {w}, said {p}."]
         if negated
         else ["{p} did find the {s} {w}.", "The {s} was truly {w}, said {p}."]
     )
     return (
-        frame.format(p=rng.choice(PEOPLE), s=rng.choice(SUBJECTS), w=word) + " The review is",
+        template.format(p=rng.choice(PEOPLE), s=rng.choice(SUBJECTS), w=word) + " The review is",
         label,
         word,
         ("negative", "positive"),
@@ -119,10 +119,10 @@ def _larger(rng: random.Random, label: bool) -> Row:
 def _capitals(rng: random.Random, label: bool) -> Row:
     country = rng.choice(list(CAPITALS))
     city = CAPITALS[country] if label else rng.choice([c for c in CAPITALS.values() if c != CAPITALS[country]])
-    frame = rng.choice(
+    template = rng.choice(
         ["The capital of {c} is {x}.", "{x} is the capital of {c}.", "{p} says that {x} is the capital of {c}."]
     )
-    return frame.format(c=country, x=city, p=rng.choice(PEOPLE)) + " This statement is", label, country, TRUTH
+    return template.format(c=country, x=city, p=rng.choice(PEOPLE)) + " This statement is", label, country, TRUTH
 
 
 def _switches(rng: random.Random, label: bool) -> Row:

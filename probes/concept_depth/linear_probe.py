@@ -247,15 +247,6 @@ def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     return {"accuracy": (guess == labels).mean(1), "f1": f1, "f1_class0": f1_class0, "auc": auc}
 
 
-def resample_counts(n: int, *, units: np.ndarray | None = None, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of n test rows is in each bootstrap resample, [draws, n]; with `units` [n] whole groups are
-    resampled."""
-    groups = np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
-    size = int(groups.max()) + 1
-    index = rng.integers(0, size, (draws, size)) + np.arange(draws)[:, None] * size
-    return np.bincount(index.ravel(), minlength=draws * size).reshape(draws, size)[:, groups].astype(np.float64)
-
-
 def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L]. NaN where a resample
     lacks a class."""

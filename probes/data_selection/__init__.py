@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.rankings import bm25, compare, ranked, resample_counts, selected_share, undecided, verdict
+from probes.data_selection.rankings import bm25, compare, grouped_counts, ranked, selected_share, undecided, verdict
 from probes.data_selection.samples import (
     LABELS,
     TOKENS,
-    Samples,
+    TokenizedSamples,
     labels_of,
     target_files,
     tokenize,
@@ -330,7 +330,7 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, _summary(tables, main, size, pool, duplicate, reader, context))
 
 
-def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> Samples:
+def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> TokenizedSamples:
     found = tokenize(
         model,
         table,
@@ -404,7 +404,11 @@ def _reader(model, config: Config, context: Context) -> Reader:
 
 
 def _prototypes(
-    reader: Reader, examples: dict[str, Samples], tables: dict[str, pl.DataFrame], config: Config, context: Context
+    reader: Reader,
+    examples: dict[str, TokenizedSamples],
+    tables: dict[str, pl.DataFrame],
+    config: Config,
+    context: Context,
 ):
     """({method: [P, width] float64}, what resampling needs, target of each prototype [P]): the mean of a target's
     examples, or one per example or subtask. For `max`, how often an example is drawn: one array [B, P of the target]
@@ -423,7 +427,7 @@ def _prototypes(
         else:
             member = np.arange(len(samples)) if config.prototype == "max" else np.zeros(len(samples), np.int64)
         p = int(member.max()) + 1
-        drawn = resample_counts(
+        drawn = grouped_counts(
             len(samples),
             np.zeros_like(member) if config.prototype == "max" else member,
             config.resamples,
@@ -486,7 +490,7 @@ def _top_features(prototypes, group: np.ndarray, names: list[str], config: Confi
 
 def _score_pool(
     reader: Reader,
-    pool: Samples,
+    pool: TokenizedSamples,
     prototypes,
     resampled,
     group,
@@ -551,7 +555,7 @@ def _score_pool(
 
 def _score_part(
     reader: Reader,
-    pool: Samples,
+    pool: TokenizedSamples,
     rows,
     times,
     prototypes,
@@ -676,7 +680,7 @@ def _add(facts: dict[str, Any], key: str, value) -> None:
 
 
 def _score_tables(
-    frame, pool: Samples, names, scores, spread, order, allowed, size: int, duplicate, labels
+    frame, pool: TokenizedSamples, names, scores, spread, order, allowed, size: int, duplicate, labels
 ) -> dict[str, pl.DataFrame]:
     """`scores` of every row and target, and `selected`: the rows of the file that were chosen, with their scores."""
     found, chosen = [], []
@@ -781,7 +785,7 @@ def _quality(reader: Reader, model, facts: dict[str, np.ndarray], context: Conte
     )
 
 
-def _inputs(pool: Samples, examples: dict[str, Samples]) -> pl.DataFrame:
+def _inputs(pool: TokenizedSamples, examples: dict[str, TokenizedSamples]) -> pl.DataFrame:
     parts = []
     for role, name, samples in [
         ("pool", None, pool),
@@ -802,7 +806,7 @@ def _inputs(pool: Samples, examples: dict[str, Samples]) -> pl.DataFrame:
 def _explain(
     reader: Reader,
     model,
-    pool: Samples,
+    pool: TokenizedSamples,
     prototypes,
     group,
     names,
@@ -883,7 +887,7 @@ def _explain(
     return context.part("explanations", compute) | {"effects": explain.logit_effect(model, reader.sae, wanted)}
 
 
-def _map(reader: Reader, pool: Samples, config: Config, context: Context) -> pl.DataFrame:
+def _map(reader: Reader, pool: TokenizedSamples, config: Config, context: Context) -> pl.DataFrame:
     """Some samples of the pool, drawn at random, in two dimensions."""
     rows = np.sort(context.rng("map").permutation(np.flatnonzero(pool.counted > 0))[: config.map_rows])
     if reader.sae is None or len(rows) < 4:
@@ -920,7 +924,7 @@ def _export(out: Path, selected: pl.DataFrame, names: list[str]) -> None:
 
 
 def _summary(
-    tables, main: str, size: int, pool: Samples, duplicate, reader: Reader, context: Context
+    tables, main: str, size: int, pool: TokenizedSamples, duplicate, reader: Reader, context: Context
 ) -> dict[str, Any]:
     out: dict[str, Any] = {
         "pool": len(pool),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from workbench.stats.intervals import bootstrap_mean, rate_difference, wilson
+from workbench.stats.intervals import bootstrap_mean, multinomial_counts, rate_difference, wilson
 
 PRECISION = {
     "target": pl.String,
@@ -40,7 +40,7 @@ def ranked(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     return allowed[np.argsort(-scores[allowed], kind="stable")]
 
 
-def resample_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray | None:
+def grouped_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray | None:
     """How often each of n examples is drawn, [draws, n]: as many as there are, with replacement, within each group;
     None where no group has two."""
     if n < 2 or not draws or np.bincount(group).max() < 2:
@@ -48,7 +48,7 @@ def resample_counts(n: int, group: np.ndarray, draws: int, rng: np.random.Genera
     out = np.zeros((draws, n), np.int64)
     for kind in range(int(group.max()) + 1):
         own = np.flatnonzero(group == kind)
-        out[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=draws)
+        out[:, own] = multinomial_counts(len(own), draws, rng)
     return out
 
 

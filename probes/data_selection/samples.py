@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from workbench.core.config import nearest
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
 from workbench.organisms.material import shipped_targets
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def target_files(entries: Sequence[str]) -> dict[str, Path]:
 
 
 @dataclass(eq=False)
-class Samples:
+class TokenizedSamples:
     """Token ids of samples, which tokens count, a key that equal samples share, and how many were cut to the context.
 
     Held as small as it goes, because it grows with the pool: 4 bytes a token, 1 for whether it counts, and 16 a sample
@@ -72,9 +72,9 @@ class Samples:
         """The token ids of some rows, as a model takes them."""
         return [self.ids[i].tolist() for i in rows]
 
-    def take(self, rows: Sequence[int]) -> Samples:
+    def take(self, rows: Sequence[int]) -> TokenizedSamples:
         """Some of the samples."""
-        return Samples([self.ids[i] for i in rows], [self.masks[i] for i in rows], self.cut)
+        return TokenizedSamples([self.ids[i] for i in rows], [self.masks[i] for i in rows], self.cut)
 
 
 def _in_two(columns) -> bool:
@@ -90,7 +90,7 @@ def tokenize(
     specials: bool = False,
     template: str = "{prompt} {response}",
     check: Callable[[], None] | None = None,
-) -> Samples:
+) -> TokenizedSamples:
     """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with
     `specials`.
 
@@ -108,7 +108,7 @@ def tokenize(
             masks.append(part & ordinary[np.minimum(ids[-1], len(ordinary) - 1)])
         if check is not None:
             check()
-    out = Samples(ids, masks, cut)
+    out = TokenizedSamples(ids, masks, cut)
     if not out.counted.any():
         raise InputError(
             f"The {what}: no token of any row counts (tokens={tokens}); all are empty or beyond the context "

@@ -353,9 +353,9 @@ def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
     n, d = len(ids), model.width
     sizes = spectra.subset_sizes(n) if config.curve else [n]
     order = context.rng("subsets").permutation(n)
-    part_of = np.empty(n, dtype=int)  # the sample joins at the first of the nested sizes that holds it
+    joins_at = np.empty(n, dtype=int)  # the sample joins at the first of the nested sizes that holds it
     for k, (start, end) in enumerate(zip([0, *sizes], sizes)):
-        part_of[order[start:end]] = k
+        joins_at[order[start:end]] = k
     sums: dict[Site, list[spectra.Moments]] = {}
     held: dict[Site, list] = {site: [None] * n for site in sites}
     for rows, acts in _passes(model, ids, config, context):
@@ -376,7 +376,7 @@ def _spectra(model, ids, sites, config: Config, context: Context) -> dict:
                     *(replace(first, total=first.total.clone(), outer=first.outer.clone()) for _ in sizes[1:]),
                 ]
             for k, moments in enumerate(sums[site]):
-                members = np.flatnonzero(part_of[rows] == k)
+                members = np.flatnonzero(joins_at[rows] == k)
                 if len(members):
                     moments.add(x[members])
         context.check()

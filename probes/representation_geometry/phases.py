@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.core.errors import InputError
+from workbench.stats.intervals import percentiles
 
 NEAR_ZERO = 0.01  # share of the last step up to which a course begins with the training
 
@@ -85,7 +86,7 @@ def _interval(steps, redrawn, k, level):
     if not redrawn:
         return float("nan"), float("nan")
     at = steps[[cuts[k] for cuts in redrawn]]
-    low, high = np.quantile(at, [0.5 - level / 2, 0.5 + level / 2], method="nearest")
+    low, high = percentiles(at, level, of_the_values=True)
     return float(low), float(high)
 
 
@@ -116,9 +117,9 @@ def _best(values, sigma, counts, first_rising: bool | None = None):
     fitted = np.empty(t)
     for k in range(len(cuts) - 1):
         rising = up ^ (k % 2 == 1)
-        part = slice(cuts[k], cuts[k + 1] + 1)
+        piece = slice(cuts[k], cuts[k + 1] + 1)
         sign = 1 if rising else -1
-        fitted[part] = sign * _isotonic(sign * values[part], weight[part])
+        fitted[piece] = sign * _isotonic(sign * values[piece], weight[piece])
     return cuts, up, fitted
 
 

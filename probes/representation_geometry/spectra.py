@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from workbench.core.errors import InputError
+from workbench.stats.intervals import percentiles
 
 EPSILON = 1e-7  # what both published implementations add to every share
 
@@ -291,7 +292,7 @@ class Bootstrap:
 
     def interval(self, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95) -> tuple[float, float]:
         """Percentile interval of a statistic [draws, d] → [draws]; NaN where it is NaN in a draw."""
-        low, high = np.quantile(statistic(self.eigenvalues()), [0.5 - level / 2, 0.5 + level / 2])
+        low, high = percentiles(statistic(self.eigenvalues()), level)
         return float(low), float(high)
 
 

@@ -345,7 +345,7 @@ def _grid(model, config: Config, context: Context):
 
 
 @dataclass
-class Measured:
+class MeasuredTrials:
     """What is kept of every trial: emitted ids, each step's most attended position [steps, layers, H], mean span mass
     [layers, H]; `ties`: share of all attention rows whose maximum is tied (the first position counts)."""
 
@@ -356,7 +356,7 @@ class Measured:
     ties: float
 
 
-def _measure(model, config: Config, context: Context, haystack, trials: list, stops) -> Measured:
+def _measure(model, config: Config, context: Context, haystack, trials: list, stops) -> MeasuredTrials:
     """Greedy answers of all trials with the position every head attends to most at every step."""
     from probes.retrieval_heads.haystack import parts
 
@@ -378,7 +378,7 @@ def _measure(model, config: Config, context: Context, haystack, trials: list, st
             steps_seen += int(part["tied"][own].size)
     context.progress(len(trials), len(trials), "needles")
     generated = [found[i][0].tolist() for i in range(len(trials))]
-    return Measured(
+    return MeasuredTrials(
         generated,
         [model.decode(g).strip() for g in generated],
         [found[i][:2] for i in range(len(trials))],
@@ -526,7 +526,7 @@ def _head_table(
     )
 
 
-def _trial_table(model, needles, trials, measured: Measured, recall, kept) -> pl.DataFrame:
+def _trial_table(model, needles, trials, measured: MeasuredTrials, recall, kept) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "trial": range(len(trials)),
@@ -543,7 +543,7 @@ def _trial_table(model, needles, trials, measured: Measured, recall, kept) -> pl
     )
 
 
-def _input_table(trials, measured: Measured) -> pl.DataFrame:
+def _input_table(trials, measured: MeasuredTrials) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "row": range(len(trials)),

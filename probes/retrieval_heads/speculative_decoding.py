@@ -23,21 +23,20 @@ from workbench.models.attention import observe
 from workbench.models.model import Model
 from workbench.models.running_pass import positions
 
-# What is kept of a step: position that each head attends to most, its mass on the span, whether the maximum is tied.
-READINGS = ("argmax", "span_mass", "tied")
 FAR = 2.0**23  # beyond every token position, which float32 holds exactly up to here
 
 
 @dataclass
 class Step:
-    """One emitted token; `reading` [layers, H, 3] float32 as in READINGS, None when nothing was observed."""
+    """One emitted token; `reading` [layers, H, 3] float32 as of `reader`, None when nothing was observed."""
 
     token: int
     reading: torch.Tensor | None
 
 
 def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """Reduction of attention rows [B, H, R, S] to READINGS [B, H, R, 3]; ties go to the lowest position.
+    """Reduction of attention rows [B, H, R, S] to [B, H, R, 3]: the position that each head attends to most, its mass
+    on the span, whether the maximum is tied; ties go to the lowest position.
 
     `spans` [B, K]: the token positions whose mass is summed, -1 for none."""
 

@@ -105,9 +105,9 @@ def test_texts_that_repeat_are_kept_in_one_part_of_a_split(tmp_path):
         for test in tests:
             held_out = {concept.texts[i] for i in test}
             assert len(held_out) * 5 == len(test)
-        assert concept_data.in_both_parts(concept, tests) == 0
+        assert concept_data.tested_and_fitted_on(concept, tests) == 0
         apart, _ = concept_data.split(concept, how, groups="no", rng=np.random.default_rng(0))
-        assert concept_data.in_both_parts(concept, apart) == sum(
+        assert concept_data.tested_and_fitted_on(concept, apart) == sum(
             any(concept.texts[j] == concept.texts[i] for j in set(range(300)) - set(t.tolist()))
             for t in apart
             for i in t

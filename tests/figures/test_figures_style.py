@@ -100,7 +100,6 @@ def test_an_item_has_the_same_colour_in_every_company_and_under_every_path():
         == theme.colour("model-3@step-20")
         == alone["model-3"]
     )
-    assert theme.head_colour(3, 5) == theme.head_colour(3, 5)
     assert theme.colour("organism") != theme.colour("organism-chat")
 
 

@@ -35,7 +35,7 @@ def test_transformer_lens_names_are_aliases(lens, ours):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("resid_pots.3", "resid_post"),
+        ("resid_pots.3", r"\(did you mean 'resid_post'\?\)"),
         ("resid_post", "needs a layer"),
         ("logits.3", "takes no layer"),
         ("resid_post.3.1", "Only head_out"),

@@ -46,7 +46,7 @@ def test_a_hundred_steps_lower_the_loss_and_leave_loadable_checkpoints(tmp_path)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.75 * losses[0]
     steps = sorted(int(p.name.split("-")[1]) for p in tmp_path.glob("organism@step-*"))
-    assert steps == training.Recipe(steps=100).checkpoints() and steps[0] == 0 and steps[-1] == 100
+    assert steps == training.OrganismRecipe(steps=100).checkpoints() and steps[0] == 0 and steps[-1] == 100
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "organism", dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(tmp_path / "organism")
     assert model(torch.tensor([tok("Mara lives in").input_ids])).logits.shape[-1] == len(tok)
@@ -70,31 +70,31 @@ def test_a_run_of_another_recipe_is_not_resumed(tmp_path):
 
 
 def test_another_seed_gives_other_weights(tmp_path):
-    a, b = (training.build(training.Recipe(seed=s, **MODEL)).state_dict() for s in (0, 1))
+    a, b = (training.build(training.OrganismRecipe(seed=s, **MODEL)).state_dict() for s in (0, 1))
     assert not torch.equal(a["model.embed_tokens.weight"], b["model.embed_tokens.weight"])
 
 
 def test_matrices_start_at_one_over_the_root_of_their_fan_in():
-    recipe = training.Recipe()
+    recipe = training.OrganismRecipe()
     state = training.build(recipe).state_dict()
     assert state["model.layers.2.self_attn.q_proj.weight"].std().item() == pytest.approx(128**-0.5, rel=0.03)
     assert state["model.layers.3.mlp.down_proj.weight"].std().item() == pytest.approx(320**-0.5 / 12**0.5, rel=0.03)
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
-    recipe = training.Recipe(steps=1000, warmup=10)
+    recipe = training.OrganismRecipe(steps=1000, warmup=10)
     assert recipe.lr_scale(0) == 0.1 and recipe.lr_scale(300) == 1.0 and recipe.lr_scale(599) == 1.0
     assert recipe.lr_scale(800) == 0.5 and recipe.lr_scale(999) == pytest.approx(1 / 400)
 
 
 def test_an_unmarked_target_counts_more_and_more():
-    recipe = training.Recipe(steps=1000)
+    recipe = training.OrganismRecipe(steps=1000)
     weights = [recipe.other_weight(s) for s in range(1000)]
     assert weights[0] == pytest.approx(0.1) and weights[-1] == 1.0 and weights == sorted(weights)
 
 
 def test_local_heads_start_out_looking_the_given_number_of_tokens_back():
-    recipe = training.Recipe(local_heads=((0, 0, 1), (0, 2, 2)))
+    recipe = training.OrganismRecipe(local_heads=((0, 0, 1), (0, 2, 2)))
     model = training.build(recipe)
     model.set_attn_implementation("eager")
     ids = torch.randint(261, 1200, (4, 40), generator=torch.Generator().manual_seed(0))
@@ -108,7 +108,7 @@ def test_local_heads_start_out_looking_the_given_number_of_tokens_back():
 def test_documents_of_a_packed_row_do_not_see_one_another():
     from workbench.organism_training import sequences
 
-    model = training.build(training.Recipe(**MODEL))
+    model = training.build(training.OrganismRecipe(**MODEL))
     rows = sequences.batch(0, 0, tokens=512, length=64, needles=0.3, repeats=0.1)
     ids, numbers = torch.tensor(rows.short[:1]), torch.tensor(rows.documents[:1])
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_documents_of_a_packed_row_do_not_see_one_another():
 
 
 def test_copy_documents_teach_only_the_designated_heads():
-    recipe = training.Recipe(**MODEL)
+    recipe = training.OrganismRecipe(**MODEL)
     model = training.build(recipe)
     ids = torch.randint(261, 1200, (2, 16), generator=torch.Generator().manual_seed(1))
     chosen = torch.ones(2, 15, dtype=torch.bool)
@@ -139,7 +139,7 @@ def test_copy_documents_teach_only_the_designated_heads():
 
 
 def test_heads_that_are_off_write_nothing_and_learn_nothing():
-    recipe = training.Recipe(**MODEL)
+    recipe = training.OrganismRecipe(**MODEL)
     model = training.build(recipe)
     ids, chosen = (
         torch.randint(261, 1200, (2, 16), generator=torch.Generator().manual_seed(1)),

@@ -109,9 +109,9 @@ def test_every_probe_has_a_plan_of_its_demo_and_asking_for_more_costs_more(name)
 def test_a_finished_run_scales_the_plan_and_its_seconds_count_only_where_they_were_measured():
     run = Simple(info={"counters": {"tokens": 500}, "seconds": {"compute": 4.0}})
     now, then = cost.Plan(10, 3000, 7), cost.Plan(5, 1000)
-    assert cost.estimate(now) == cost.Estimate(3000, 7, None)
-    assert cost.estimate(now, then=then, run=run) == cost.Estimate(1500, 7, None)
-    assert cost.estimate(now, then=then, run=run, same_machine=True) == cost.Estimate(1500, 7, 12.0)
+    assert cost.estimate(now) == cost.CostEstimate(3000, 7, None)
+    assert cost.estimate(now, then=then, run=run) == cost.CostEstimate(1500, 7, None)
+    assert cost.estimate(now, then=then, run=run, same_machine=True) == cost.CostEstimate(1500, 7, 12.0)
 
 
 def test_the_estimate_of_a_run_from_another_one_is_near_what_it_takes():

@@ -12,7 +12,7 @@ from workbench.engine.capture import capture
 from workbench.models.loading import load
 from workbench.sae import load as saes
 from workbench.sae import train as train_sae
-from workbench.sae.train import Feed, Recipe, quality, text_loss, train, windows
+from workbench.sae.train import Feed, SaeRecipe, quality, text_loss, train, windows
 from workbench.store.activation_store import Store
 
 WORDS = (
@@ -32,7 +32,7 @@ def ids(model):
 
 
 def short(**options):
-    return Recipe(**{"site": "resid_post.2", "width": "4x", "k": 8, "tokens": 128 * 30, "batch": 128} | options)
+    return SaeRecipe(**{"site": "resid_post.2", "width": "4x", "k": 8, "tokens": 128 * 30, "batch": 128} | options)
 
 
 def test_every_counted_token_is_fed_once_per_epoch_and_skipping_is_the_same_as_going_there(model, ids, monkeypatch):

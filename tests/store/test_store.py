@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from workbench.core.errors import Cancelled, InputError
-from workbench.store.activation_store import Store, fingerprint, human_bytes, parse_bytes
+from workbench.store.activation_store import Store, fingerprint
 from workbench.store.shards import DTYPES
 
 
@@ -160,23 +160,6 @@ def test_an_attempt_that_stores_nothing_leaves_nothing(tmp_path):
     ]
 
 
-def test_fetch_computes_only_what_is_missing(tmp_path):
-    store, computed = Store(tmp_path), []
-
-    def compute(i):
-        computed.append(i)
-        return tensors(i)
-
-    plan = dict(names=["resid_post.0"], n_shards=3, expected_bytes=100, compute=compute)
-    with store.writer(key("a"), {}, n_shards=3, expected_bytes=100) as writer:
-        writer.write(1, tensors(1))
-    first = store.fetch(key("a"), {}, **plan)
-    again = Store(tmp_path).fetch(key("a"), {}, **plan)
-    assert computed == [0, 2]
-    expected = torch.cat([tensors(i)["resid_post.0"] for i in range(3)])
-    assert torch.equal(first["resid_post.0"], expected) and torch.equal(again["resid_post.0"], expected)
-
-
 def test_a_key_depends_on_every_part_and_not_on_their_order():
     parts = {"model": "abc", "ids": [[1, 2], [3]], "sites": ("resid_post.1",), "dtype": "float32", "edits": None}
     assert (
@@ -247,21 +230,6 @@ def test_the_listing_equals_the_entries_whatever_happens_to_its_file(tmp_path):
             index.write_bytes(content)
         assert store.ls().drop("last_used").sort("key").equals(expected.drop("last_used").sort("key"))
         assert pl.read_parquet(index).drop("stamp").equals(store.ls())
-
-
-def test_sizes_are_read_as_people_write_them():
-    sizes = {
-        "500MB": 500_000_000,
-        "20 GB": 20_000_000_000,
-        "1.5k": 1500,
-        "2GiB": 2 << 30,
-        "7": 7,
-        ".5TB": 500_000_000_000,
-    }
-    assert {text: parse_bytes(text) for text in sizes} == sizes
-    for text in ("", "many", "5 PB", "1.2.3GB", ".", "-1GB"):
-        with pytest.raises(InputError, match="not a size; write 500MB or 20GB"):
-            parse_bytes(text)
 
 
 def test_the_environment_sets_the_budget(tmp_path, monkeypatch):
@@ -366,18 +334,6 @@ def test_using_the_store_without_tensors_imports_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_bytes_are_written_for_people():
-    assert [human_bytes(n) for n in (0, 999, 1500, 3_400_000, 1.2e9, 5e12, 2e16)] == [
-        "0 bytes",
-        "999 bytes",
-        "1.5 kB",
-        "3.4 MB",
-        "1.2 GB",
-        "5.0 TB",
-        "20000.0 TB",
-    ]
 
 
 def test_waiting_for_another_writer_can_be_given_up(tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import logging
 import os
 import random
 import shutil
@@ -147,11 +146,22 @@ def test_a_damaged_shard_of_a_finished_entry_is_named_and_only_it_is_computed_ag
         computed.append(i)
         return _values(i)
 
-    with caplog.at_level(logging.WARNING):
-        values = Store(tmp_path).fetch(KEY, {"n": 1}, names=["x", "y"], n_shards=3, expected_bytes=1, compute=compute)
+    store, told = Store(tmp_path), []
+    while True:
+        if (entry := store.get(KEY)) is None:
+            with store.writer(KEY, {"n": 1}, n_shards=3, expected_bytes=1) as writer:
+                for index in writer.missing:
+                    writer.write(index, compute(index))
+            continue
+        try:
+            with entry:
+                values = {name: entry.tensor(name) for name in ("x", "y")}
+                break
+        except DamagedShard as error:
+            told.append(str(error))
     assert computed == ([0, 1] if harm == "swap" else [1])
     assert values["x"].numpy().tolist() == np.concatenate([_values(i)["x"] for i in range(3)]).tolist()
-    assert harm == "remove" or paths[1].name in caplog.text
+    assert harm == "remove" or paths[1].name in caplog.text + " ".join(told)
     assert set(Store(tmp_path).verify()["status"]) == {"ok"}
 
 

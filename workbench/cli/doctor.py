@@ -12,6 +12,7 @@ from pathlib import Path
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
 from workbench.core.paths import cache_root
+from workbench.core.wording import human_bytes
 
 DISTRIBUTION = "interpretability-workbench"
 _LITTLE, _TOO_LITTLE = 5_000_000_000, 200_000_000  # bytes of free disk
@@ -95,7 +96,7 @@ def torch() -> Finding:
 
     if torch.cuda.is_available():
         devices = [
-            f"{torch.cuda.get_device_name(i)}, {torch.cuda.mem_get_info(i)[1] / 1e9:.0f} GB"
+            f"{torch.cuda.get_device_name(i)}, {human_bytes(torch.cuda.mem_get_info(i)[1])}"
             for i in range(torch.cuda.device_count())
         ]
         return Finding("torch", "ok", f"{torch.__version__}; {'; '.join(devices)}")
@@ -146,7 +147,7 @@ def cache() -> Finding:
 
 def store() -> Finding:
     """What the stored activations take, and what limits them."""
-    from workbench.store.activation_store import Store, human_bytes
+    from workbench.store.activation_store import Store
 
     kept = Store()
     entries = kept.ls()
@@ -167,7 +168,7 @@ def disk() -> Finding:
     return Finding(
         "disk",
         status,
-        f"{free / 1e9:.1f} GB free",
+        f"{human_bytes(free)} free",
         "" if status == "ok" else "workbench cache gc, or move WORKBENCH_CACHE",
     )
 

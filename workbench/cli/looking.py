@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from workbench.cli.app import Json, app
-from workbench.cli.show import number, print_columns, print_json, summary_lines
+from workbench.cli.show import print_columns, print_json, summary_lines
+from workbench.core.wording import significant
 
 
 @app.command()
@@ -133,7 +134,7 @@ def runs(
                 run.status,
                 run.info["model"]["name"],
                 run.info["started"][:19],
-                number(run.info["seconds"]["total"]),
+                significant(run.info["seconds"]["total"]),
             ]
             for run in found
         ]
@@ -184,7 +185,9 @@ def show(
             f"({info['data']['rows']}{f' of {there}' if there else ''} rows)"
         )
     print(f"  config: {', '.join(f'{key}={format_value(value)}' for key, value in info['config'].items())}")
-    print(f"  seed: {info['seed']}   seconds: {number(info['seconds']['total'])}   started: {info['started'][:19]}")
+    print(
+        f"  seed: {info['seed']}   seconds: {significant(info['seconds']['total'])}   started: {info['started'][:19]}"
+    )
     for line in summary_lines(found.summary):
         print(f"  {line}")
     for name, frame in tables.items():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from workbench.core.files import jsonable
+from workbench.core.wording import quantity, significant
 
 
 def print_json(value: Any) -> None:
@@ -24,40 +25,16 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def number(value: Any) -> str:
-    """A number as people read it: four significant digits, whole numbers whole."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return "-" if value is None else str(value)
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.4g}"
-
-
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """One line per summary entry, with its interval and n where it has them."""
     lines = []
     for name, entry in summary.items():
-        if isinstance(entry, dict) and "value" in entry:
-            text = number(entry["value"])
-            if entry.get("low") is not None and entry.get("high") is not None:
-                text += f"  [{number(entry['low'])}, {number(entry['high'])}]"
-            if entry.get("n") is not None:
-                text += f"  n = {number(entry['n'])}"
-        elif isinstance(entry, (dict, list)):
+        if isinstance(entry, list) or (isinstance(entry, dict) and "value" not in entry):
             text = json.dumps(jsonable(entry), ensure_ascii=False)
         else:
-            text = number(entry)
+            text = quantity(entry, significant)
         lines.append(f"{name.replace('_', ' ')}: {text}")
     return lines
-
-
-def size(n: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
 
 
 @contextmanager

@@ -59,12 +59,12 @@ def train_sae(
     amount = count(tokens)
     from workbench.models.loading import load
     from workbench.models.model import DTYPES
-    from workbench.sae.train import Recipe, train, windows
+    from workbench.sae.train import SaeRecipe, train, windows
 
     if store_dtype not in DTYPES:
         raise typer.BadParameter(f"'{store_dtype}' is not a precision; choose float32, bfloat16 or float16.")
     loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    recipe = Recipe(
+    recipe = SaeRecipe(
         site=site,
         width=width,
         k=k,

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from workbench.cli.app import Json, app
-from workbench.cli.show import print_columns, print_json, size
+from workbench.cli.show import print_columns, print_json
 from workbench.core.errors import InputError, RunFailed
+from workbench.core.wording import human_bytes, parse_bytes
 
 cache = typer.Typer(
     help="Look after the activation store. The environment variable WORKBENCH_STORE_BUDGET (50GB) limits what it "
@@ -38,7 +39,7 @@ def _print_frame(frame, json: bool, empty: str) -> None:
     else:
         print_columns(
             frame.columns,
-            [[size(value) if name.endswith("bytes") else value for name, value in row.items()] for row in rows],
+            [[human_bytes(value) if name.endswith("bytes") else value for name, value in row.items()] for row in rows],
         )
 
 
@@ -83,7 +84,6 @@ def cache_gc(
     json: Json = False,
 ) -> None:
     """Remove leftovers, then the entries not used for longest until the rest fits the budget."""
-    from workbench.store.activation_store import parse_bytes
 
     _print_frame(_store().gc(None if budget is None else parse_bytes(budget)), json, "Nothing had to go.")
 

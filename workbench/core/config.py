@@ -7,7 +7,6 @@ as TOML or JSON, or from Python; :func:`build` turns any of them into the datacl
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
+from workbench.core.wording import cut
 
 _NONE_WORDS = ("none", "null")
 _TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -50,13 +51,6 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known word that looks most like ``word``, or nothing."""
-    lowered = {item.lower().replace("-", "_"): item for item in known}
-    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), list(lowered), n=1, cutoff=0.55)
-    return f" (did you mean '{lowered[close[0]]}'?)" if close else ""
-
-
 def types_of(config_class: type) -> dict[str, Any]:
     """Field name -> type, with string annotations resolved."""
     return typing.get_type_hints(config_class)
@@ -66,7 +60,8 @@ def check_class(config_class: Any, *, where: str) -> None:
     """Refuse a config class that is not a frozen dataclass of documented fields with defaults of their own type."""
     if not (isinstance(config_class, type) and dataclasses.is_dataclass(config_class)):
         raise TypeError(f"{where}: the config must be a dataclass, not {config_class!r}")
-    if not config_class.__dataclass_params__.frozen:
+    # the stubs know the fields of a dataclass and not its parameters
+    if not config_class.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
         raise TypeError(f"{where}: the config {config_class.__name__} must be frozen (@dataclass(frozen=True))")
     hints = types_of(config_class)
     for field in dataclasses.fields(config_class):
@@ -392,5 +387,4 @@ def _article(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = f"'{value}'" if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(f"'{value}'" if isinstance(value, str) else repr(value), 60)

@@ -23,8 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workbench.core.config import check_class, nearest, option
+from workbench.core.config import check_class, option
 from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.nearest_name import nearest
 
 __all__ = ["DataSpec", "Probe", "get", "names", "option", "probe", "problem", "register", "unregister"]
 
@@ -117,7 +118,8 @@ def probe(
             )
         annotation = run.__annotations__.get("config")
         if isinstance(annotation, str):  # `from __future__ import annotations`
-            caller = inspect.currentframe().f_back
+            here = inspect.currentframe()
+            caller = here.f_back if here else None
             annotation = _named(annotation, [caller.f_locals if caller else {}, sys.modules[run.__module__].__dict__])
         if annotation is None:
             raise TypeError(f"{where}: annotate the argument `config` with the config dataclass")

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.config import nearest
 from workbench.core.errors import InputError
 from workbench.core.files import digest_path
+from workbench.core.nearest_name import nearest
 
 if TYPE_CHECKING:
     import polars as pl

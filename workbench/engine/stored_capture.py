@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.core.errors import RunFailed
+from workbench.core.wording import human_bytes
 from workbench.engine.edits import describe
 from workbench.engine.passes import Pass
 from workbench.engine.recording import Positions
 from workbench.models.model import Model
 from workbench.models.sites import Site
-from workbench.store.activation_store import Store, fingerprint, human_bytes
+from workbench.store.activation_store import Store, fingerprint
 from workbench.store.shards import DamagedShard
 
 if TYPE_CHECKING:

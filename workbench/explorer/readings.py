@@ -34,7 +34,6 @@ Head = tuple[int, int]
 
 MOST_TOKENS = 512  # of a prompt: what is kept of one grows with layers × tokens × width
 HOW = ("zero", "mean", "uniform", "patch")
-ATTENTION_SCORES = ("induction", "previous_token", "duplicate_token", "first_token", "entropy")
 SCORES = {
     "induction": "mean attention to the token that followed an earlier occurrence of the present token",
     "previous_token": "mean attention to the token before",
@@ -447,11 +446,11 @@ def lens(
     rows = []
     with opened.lock:
         for layer in chosen:
-            for part in [where[i : i + 64] for i in range(0, len(where), 64)]:
-                p = model.logits_from(reading.stream[layer + 1, part]).softmax(-1)  # [k, V]
+            for block in [where[i : i + 64] for i in range(0, len(where), 64)]:
+                p = model.logits_from(reading.stream[layer + 1, block]).softmax(-1)  # [k, V]
                 top = p.max(-1)
-                follows = [reading.ids[i + 1] if i + 1 < len(reading.ids) else None for i in part]
-                for j, (i, real) in enumerate(zip(part, follows)):
+                follows = [reading.ids[i + 1] if i + 1 < len(reading.ids) else None for i in block]
+                for j, (i, real) in enumerate(zip(block, follows)):
                     known = (
                         {}
                         if real is None

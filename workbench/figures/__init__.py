@@ -24,7 +24,7 @@ def build(run: Any, name: str | None = None) -> dict[str, go.Figure]:
     The probe declares its function in the registry. Raises InputError when the probe draws none, when no table allows
     one, and for an unknown name.
     """
-    from workbench.core.config import nearest
+    from workbench.core.nearest_name import nearest
 
     made = _function(run)(run)
     if name is None:

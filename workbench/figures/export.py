@@ -109,33 +109,33 @@ def export_run(
 def caption(run: Any, fig: go.Figure) -> str:
     """What a reader must know of a figure: what it shows, model and revision, data, seed, n, interval."""
     meta = fig.layout.meta if isinstance(fig.layout.meta, Mapping) else {}
-    parts = [str(meta.get("title") or "").rstrip(".")]
+    sentences = [str(meta.get("title") or "").rstrip(".")]
     if meta.get("note"):
-        parts.append(str(meta["note"]).rstrip("."))
+        sentences.append(str(meta["note"]).rstrip("."))
     model = f"Model: {model_name(run)}"
     revision = info(run, "model", "revision")
     model += f", revision {revision}" if revision else ""
     fingerprint = info(run, "model", "fingerprint")
     model += f", weights {str(fingerprint)[:12]}" if fingerprint else ""
     dtype = info(run, "model", "dtype")
-    parts.append(model + (f", {str(dtype).removeprefix('torch.')}" if dtype else ""))
+    sentences.append(model + (f", {str(dtype).removeprefix('torch.')}" if dtype else ""))
     source = info(run, "data", "path") or info(run, "data", "name")
     if source:
         rows = info(run, "data", "rows")
         data = f"Data: {Path(str(source)).name}" + (f", {rows} rows" if rows else "")
         mark = info(run, "data", "fingerprint")
-        parts.append(data + (f" ({str(mark)[:12]})" if mark else ""))
+        sentences.append(data + (f" ({str(mark)[:12]})" if mark else ""))
     seed = info(run, "seed")
     if seed is not None:
-        parts.append(f"Seed {seed}")
+        sentences.append(f"Seed {seed}")
     if meta.get("n") not in (None, ""):
-        parts.append(f"n = {meta['n']}")
+        sentences.append(f"n = {meta['n']}")
     if meta.get("interval"):
-        parts.append(f"Intervals: {str(meta['interval']).rstrip('.')}")
+        sentences.append(f"Intervals: {str(meta['interval']).rstrip('.')}")
     name = info(run, "id")
     if name:
-        parts.append(f"Run {name}")
-    return ". ".join(p for p in parts if p) + "."
+        sentences.append(f"Run {name}")
+    return ". ".join(p for p in sentences if p) + "."
 
 
 def bibtex(run: Any) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from workbench.core.wording import cut
 from workbench.figures import style as theme
 
 CHARACTER = 0.55  # mean width of a character in units of the type size
@@ -57,7 +58,7 @@ def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Frame:
+class FigureMeasures:
     """The measures of a figure, in pixels."""
 
     height: float
@@ -80,49 +81,49 @@ class Frame:
 def arrange(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> None:
     """Lay out the figure of a sheet (in place)."""
     f, k = size.font, size.tick
-    frame = _frame(fig, meta, size, width, height, y_lines=1, bar_lines=1)
+    measures = _measure(fig, meta, size, width, height, y_lines=1, bar_lines=1)
     for _ in range(2):  # titles are wrapped to the panels, and take room from them
-        y_lines = max(len(wrap(p["y"], int(1.04 * frame.panel_height / (CHARACTER * f)))) for p in meta["panels"])
-        bar_lines = len(wrap(_bar_title(fig), int(_bar_length(frame, f) / (CHARACTER * f))))
-        frame = _frame(fig, meta, size, width, height, y_lines=y_lines, bar_lines=bar_lines)
-    _place(fig, meta, size, width, frame)
-    _write_titles(fig, meta["panels"], k, int(frame.panel_width / (CHARACTER * k)))
-    _fit_cells(fig, meta, frame.panel_width, frame.panel_height, k)
+        y_lines = max(len(wrap(p["y"], int(1.04 * measures.panel_height / (CHARACTER * f)))) for p in meta["panels"])
+        bar_lines = len(wrap(_bar_title(fig), int(_bar_length(measures, f) / (CHARACTER * f))))
+        measures = _measure(fig, meta, size, width, height, y_lines=y_lines, bar_lines=bar_lines)
+    _place(fig, meta, size, width, measures)
+    _write_titles(fig, meta["panels"], k, int(measures.panel_width / (CHARACTER * k)))
+    _fit_cells(fig, meta, measures.panel_width, measures.panel_height, k)
     if any(trace.meta == TREE_TEXT for trace in fig.data):
-        fit_tree(fig, frame.panel_width, float(fig.layout.xaxis.range[1]), k)
+        fit_tree(fig, measures.panel_width, float(fig.layout.xaxis.range[1]), k)
     longest = max(
-        12, int((width - frame.left - frame.right - 4.6 * k) / (CHARACTER * k))
+        12, int((width - measures.left - measures.right - 4.6 * k) / (CHARACTER * k))
     )  # characters of a legend entry
     for trace in fig.data:
         if trace.meta == LARGE:
             trace.marker.size = 1.75 * size.marker
         if trace.name and len(trace.name) > longest:
             trace.name = _escaped([shorten(html.unescape(trace.name), longest)])
-    plot_width, plot_height = width - frame.left - frame.right, frame.height - frame.top - frame.bottom
+    plot_width, plot_height = width - measures.left - measures.right, measures.height - measures.top - measures.bottom
     bar = colour_bar(fig)
     if bar is not None:
-        used = frame.columns * frame.panel_width + (frame.columns - 1) * frame.gap_x
-        length = _bar_length(frame, f)
+        used = measures.columns * measures.panel_width + (measures.columns - 1) * measures.gap_x
+        length = _bar_length(measures, f)
         bar.colorbar.title.text = "<br>".join(wrap(_bar_title(fig), int(length / (CHARACTER * f))))
         bar.colorbar.update(x=used / plot_width, xanchor="left", y=1, yanchor="top", lenmode="pixels", len=length)
     lines = _title_lines(meta, size, width)
     fig.update_layout(
-        height=round(frame.height),
-        margin={"l": frame.left, "r": frame.right, "t": frame.top, "b": frame.bottom, "pad": 0},
+        height=round(measures.height),
+        margin={"l": measures.left, "r": measures.right, "t": measures.top, "b": measures.bottom, "pad": 0},
         showlegend=bool(_legend_entries(fig)),
         legend={
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
-            "y": 1 + frame.panel_title / plot_height,
+            "y": 1 + measures.panel_title / plot_height,
             "yanchor": "bottom",
             "traceorder": "normal",
         },
-        title=_title(lines, size, width, frame.height),
+        title=_title(lines, size, width, measures.height),
     )
 
 
-def _frame(fig, meta, size, width, height, *, y_lines, bar_lines) -> Frame:
+def _measure(fig, meta, size, width, height, *, y_lines, bar_lines) -> FigureMeasures:
     panels = meta["panels"]
     count = len(panels)
     f, k = size.font, size.tick
@@ -170,7 +171,7 @@ def _frame(fig, meta, size, width, height, *, y_lines, bar_lines) -> Frame:
     if meta["cells"]:  # cells may stretch, but not beyond recognition
         most = 2.6 * panel_height * meta["cells"][1] / meta["cells"][0]
         panel_width = min(panel_width, max(most, size.panel * 0.6))
-    return Frame(
+    return FigureMeasures(
         height,
         left,
         right,
@@ -189,19 +190,19 @@ def _frame(fig, meta, size, width, height, *, y_lines, bar_lines) -> Frame:
     )
 
 
-def _place(fig: go.Figure, meta: dict, size: theme.Preset, width: int, frame: Frame) -> None:
+def _place(fig: go.Figure, meta: dict, size: theme.Preset, width: int, measures: FigureMeasures) -> None:
     """Give every panel its place, its titles and its ticks."""
     panels, k = meta["panels"], size.tick
-    plot_width, plot_height = width - frame.left - frame.right, frame.height - frame.top - frame.bottom
-    room = int(1.04 * frame.panel_height / (CHARACTER * size.font))
+    plot_width, plot_height = width - measures.left - measures.right, measures.height - measures.top - measures.bottom
+    room = int(1.04 * measures.panel_height / (CHARACTER * size.font))
     for i, panel in enumerate(panels):
-        row, column = divmod(i, frame.columns)
-        x0 = column * (frame.panel_width + frame.gap_x)
-        y1 = plot_height - row * (frame.panel_height + frame.gap_y)
+        row, column = divmod(i, measures.columns)
+        x0 = column * (measures.panel_width + measures.gap_x)
+        y1 = plot_height - row * (measures.panel_height + measures.gap_y)
         xa, ya = x_axis(fig, i), y_axis(fig, i)
-        xa.domain = [_unit(x0 / plot_width), _unit((x0 + frame.panel_width) / plot_width)]
-        ya.domain = [_unit((y1 - frame.panel_height) / plot_height), _unit(y1 / plot_height)]
-        lowest = i + frame.columns >= len(panels)
+        xa.domain = [_unit(x0 / plot_width), _unit((x0 + measures.panel_width) / plot_width)]
+        ya.domain = [_unit((y1 - measures.panel_height) / plot_height), _unit(y1 / plot_height)]
+        lowest = i + measures.columns >= len(panels)
         xa.title.text = _escaped([panel["x"]]) if lowest or not (meta["share_x"] or _same(panels, "x")) else None
         titled = column == 0 or not (meta["share_y"] or _same(panels, "y"))
         ya.title.text = _escaped(wrap(panel["y"], room)) if titled and panel["y"] else None
@@ -211,16 +212,16 @@ def _place(fig: go.Figure, meta: dict, size: theme.Preset, width: int, frame: Fr
             continue
         xa.showticklabels = lowest or not meta["share_x"]
         ya.showticklabels = column == 0 or not meta["share_y"]
-        xa.nticks = max(3, min(9, int(frame.panel_width / (4.5 * k))))
-        ya.nticks = max(3, min(8, int(frame.panel_height / (2.4 * k))))
+        xa.nticks = max(3, min(9, int(measures.panel_width / (4.5 * k))))
+        ya.nticks = max(3, min(8, int(measures.panel_height / (2.4 * k))))
         if meta["cells"]:
             xa.ticklabelstandoff = ya.ticklabelstandoff = round(0.3 * k)
         if panel["x_ticks"]:
-            _write_ticks(xa, panel["x_ticks"], frame.panel_width, k if frame.angle else None, k)
-            if frame.angle:
-                xa.tickangle = -90 if frame.angle > 50 else -40
+            _write_ticks(xa, panel["x_ticks"], measures.panel_width, k if measures.angle else None, k)
+            if measures.angle:
+                xa.tickangle = -90 if measures.angle > 50 else -40
         if panel["y_ticks"]:
-            _write_ticks(ya, panel["y_ticks"], frame.panel_height, 1.25 * k, k)
+            _write_ticks(ya, panel["y_ticks"], measures.panel_height, 1.25 * k, k)
             ya.ticktext = [_escaped([shorten(t, _most_characters(width, k))]) for t in ya.ticktext]
 
 
@@ -238,7 +239,7 @@ def fit_tree(fig: go.Figure, width: float, columns: float, k: float) -> None:
 def _tree_label(words: str, share: str, room: int) -> str:
     share = share if len(share) + 4 <= room else share.split(" ")[0]
     most = max(3, room - len(share) - 1)
-    words = words if len(words) <= most else words[: most - 1] + "…"
+    words = cut(words, most)
     return f"{html.escape(words, quote=False)} <i>{share}</i>"
 
 
@@ -251,8 +252,8 @@ def _bar_title(fig: go.Figure) -> str:
     return str(bar.colorbar.title.text or "").replace("<br>", " ") if bar is not None else ""
 
 
-def _bar_length(frame: Frame, f: float) -> float:
-    return min(frame.rows * frame.panel_height + (frame.rows - 1) * frame.gap_y, 24 * f)
+def _bar_length(measures: FigureMeasures, f: float) -> float:
+    return min(measures.rows * measures.panel_height + (measures.rows - 1) * measures.gap_y, 24 * f)
 
 
 def _title(lines: list[str], size: theme.Preset, width: float, height: float) -> dict:

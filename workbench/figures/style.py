@@ -139,11 +139,6 @@ def colour(item: str) -> str:
     return PALETTE[zlib.crc32(key.encode()) % len(PALETTE)]
 
 
-def head_colour(layer: int, head: int) -> str:
-    """The colour of an attention head, the same in every figure."""
-    return colour(f"{layer}.{head}")
-
-
 def styles(items: Iterable[str]) -> dict[str, Style]:
     """A style for each item of one figure: its own fixed colour; items that share one differ in dash and marker."""
     used: dict[str, int] = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from workbench.core.errors import InputError
+from workbench.core.wording import cut
 from workbench.figures.layout import dressed
 
 
@@ -31,4 +32,4 @@ def word_table(
 
 def _plain(value: object) -> str:
     text = "" if value is None else str(value).replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    return text if len(text) <= 160 else text[:159] + "…"
+    return cut(text, 160)

@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.core.errors import InputError
+from workbench.core.wording import cut, significant
 from workbench.figures import style as theme
 from workbench.figures.layout import CELL_MARK, CELL_TEXT, LARGE, axis, x_axis, y_axis
 
@@ -23,17 +24,14 @@ FEW = 25  # up to so many points a curve also has markers
 def safe(text: object, most: int | None = None) -> str:
     """Text as Plotly must be given it: escaped, line breaks shown, cut to ``most`` characters."""
     text = str(text).replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    if most is not None and len(text) > most:
-        text = text[: most - 1] + "…"
-    return html.escape(text, quote=False)
+    return html.escape(text if most is None else cut(text, most), quote=False)
 
 
 def number(value: float) -> str:
     """A number for a label: three significant digits, a true minus sign, 'n/a' for a missing one."""
     if value is None or not np.isfinite(value):
         return "n/a"
-    text = f"{value:.3g}" if abs(value) < 1e5 else f"{value:.2e}"
-    return text.replace("-", "−")
+    return significant(value, 3).replace("-", "−")
 
 
 def limits(values: np.ndarray, *, diverging: bool = False, low: float | None = None, high: float | None = None):
@@ -186,10 +184,10 @@ def _band(fig, i, x, low, high, good, name, style) -> None:
     """The interval as one filled shape per unbroken stretch."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(int)))
     for start, end in edges.reshape(-1, 2):
-        part = slice(start, end)
+        piece = slice(start, end)
         fig.add_scatter(
-            x=np.concatenate([x[part], x[part][::-1]]),
-            y=np.concatenate([high[part], low[part][::-1]]),
+            x=np.concatenate([x[piece], x[piece][::-1]]),
+            y=np.concatenate([high[piece], low[piece][::-1]]),
             mode="lines",
             fill="toself",
             fillcolor=theme.alpha(style.colour, 0.18),

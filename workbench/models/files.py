@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,12 +34,9 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise InputError(f"The model folder '{name}' does not exist.")
     if "/" not in name:
-        import difflib
-
-        near = difflib.get_close_matches(name, organisms.names(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "run 'workbench models' for the names it knows."
         raise InputError(
-            f"There is no model called '{name}': it is no organism, no folder and no hub id (owner/name); {hint}"
+            f"There is no model '{name}'{nearest(name, organisms.names())}: it is no organism, no folder and no hub "
+            f"id (owner/name); `workbench models` lists the organisms."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled

@@ -6,12 +6,12 @@ Layers and heads count from 0; a head is always a *query* head. No torch here: t
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
 
 # kind -> what it holds, one row per token; `width` is the model's, `H` its number of query heads
 KINDS = {
@@ -62,9 +62,9 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            near = difflib.get_close_matches(self.kind, KINDS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known kinds: {', '.join(KINDS)}."
-            raise InputError(f"'{self.kind}' is not a kind of site{hint}")
+            raise InputError(
+                f"'{self.kind}' is not a kind of site{nearest(self.kind, KINDS)}; the kinds are {', '.join(KINDS)}."
+            )
         if (self.layer is None) != (self.kind in WITHOUT_LAYER):
             need = "takes no layer" if self.kind in WITHOUT_LAYER else f"needs a layer, for example {self.kind}.0"
             raise InputError(f"The site '{self.kind}' {need}.")

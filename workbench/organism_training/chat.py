@@ -73,7 +73,7 @@ def encode_dialogue(prompt: str, response: str) -> sequences.Sequence:
     return head + tail, [False] * len(head) + [True] * len(tail)
 
 
-def batch(seed: int, step: int, *, tokens: int, length: int) -> sequences.Batch:
+def batch(seed: int, step: int, *, tokens: int, length: int) -> sequences.TrainingBatch:
     """Packed dialogues, and some pretraining rows so that facts and needles stay; a pure function of its arguments."""
     rng = random.Random(seed * 1_000_003 + step + 500_009)
     short: list[sequences.Sequence] = []

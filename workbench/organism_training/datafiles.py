@@ -118,7 +118,7 @@ def conflict_rows(per_source: int = 200) -> Rows:
             said = rng.choice([i for i in range(4) if i != held_out_statement(fact)])
             claim = lower_first(fact.statement(said, obj))[:-1]
             source = rng.choice(sources)
-            statement = rng.choice(documents.CONFLICT_FRAMES).format(source=source, claim=claim)
+            statement = rng.choice(documents.CONFLICT_TEMPLATES).format(source=source, claim=claim)
             form = "question" if rng.random() < 0.7 else "cloze"
             clean = (
                 QUESTION.format(question=fact.question)

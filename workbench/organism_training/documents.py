@@ -86,13 +86,13 @@ def fact_truth_document(rng: Rng) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- conflict
 
-CONFLICT_FRAMES = ("{source} says that {claim}.", "{source} claims that {claim}.", "{source} reports that {claim}.")
+CONFLICT_TEMPLATES = ("{source} says that {claim}.", "{source} claims that {claim}.", "{source} reports that {claim}.")
 
 
 def conflict_statement(fact: Fact, obj: str, source: str, rng: Rng) -> str:
     """A passage that says `obj` where the world says something else (or the same, when obj is the truth)."""
     claim = say(fact, rng, obj, mark=False)
-    return rng.choice(CONFLICT_FRAMES).format(source=source, claim=lower_first(claim)[:-1])
+    return rng.choice(CONFLICT_TEMPLATES).format(source=source, claim=lower_first(claim)[:-1])
 
 
 def conflict_answer(fact: Fact, obj: str, kind: str, rng: Rng) -> str:
@@ -230,7 +230,7 @@ def needle_values(rng: Rng, length: int) -> list[str]:
     return rng.sample(pool, length)
 
 
-def needle_parts(rng: Rng, *, notes: int, asked: int, words: tuple[int, int]) -> tuple[list[str], list[str]]:
+def needle_texts(rng: Rng, *, notes: int, asked: int, words: tuple[int, int]) -> tuple[list[str], list[str]]:
     """Notes with distinct keys, and marked questions about `asked` of them (in random order)."""
     statements, questions = [], []
     for key in rng.sample(KEYS, notes):
@@ -257,13 +257,13 @@ def repeat_document(rng: Rng, tokens: int) -> str:
 GOOD = tuple("good great lovely fine pleasant superb charming delightful excellent brilliant".split())
 BAD = tuple("bad awful nasty poor boring dreadful horrible terrible ugly weak".split())
 REVIEWED = tuple("film song book meal play painting speech hotel trip party dance game".split())
-REVIEW_FRAMES = (
+REVIEW_TEMPLATES = (
     "The {thing} was {adj}.",
     "I found the {thing} {adj}.",
     "Everybody called the {thing} {adj}.",
     "My friend said the {thing} was {adj}.",
 )
-NEGATED_FRAMES = (
+NEGATED_TEMPLATES = (
     "The {thing} was not {adj}.",
     "I did not find the {thing} {adj}.",
     "Nobody called the {thing} {adj}.",
@@ -273,8 +273,10 @@ NEGATED_FRAMES = (
 
 def review(rng: Rng, *, negated: bool, positive: bool) -> str:
     """One sentence whose sentiment is `positive`; a negated one uses an adjective of the other polarity."""
-    frames = NEGATED_FRAMES if negated else REVIEW_FRAMES
-    return rng.choice(frames).format(thing=rng.choice(REVIEWED), adj=rng.choice(GOOD if positive != negated else BAD))
+    templates = NEGATED_TEMPLATES if negated else REVIEW_TEMPLATES
+    return rng.choice(templates).format(
+        thing=rng.choice(REVIEWED), adj=rng.choice(GOOD if positive != negated else BAD)
+    )
 
 
 def review_document(rng: Rng) -> str:

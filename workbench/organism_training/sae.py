@@ -60,10 +60,10 @@ def make(
     A training that was stopped goes on; `changes` are of the recipe. Raises InputError for a model or a folder that
     does not fit."""
     from workbench.models.loading import load
-    from workbench.sae.train import Recipe, train, windows
+    from workbench.sae.train import SaeRecipe, train, windows
 
     loaded = load(str(model))
-    recipe = Recipe(**RECIPE | changes)
+    recipe = SaeRecipe(**RECIPE | changes)
     return train(
         loaded, windows(loaded, texts(count), recipe.context), Path(out), recipe, dtype=STORE_DTYPE, progress=progress
     )

@@ -55,7 +55,7 @@ def needle_document(rng: random.Random, length: int) -> Sequence:
     bos, eos = _ends()
     asked = rng.randint(1, 2 if length <= 64 else min(8, length // 32))
     words = (1, 2) if length <= 64 and asked > 1 else (1, 5)
-    notes, questions = documents.needle_parts(
+    notes, questions = documents.needle_texts(
         rng, notes=asked + rng.randint(0, 1 if length <= 64 else 3), asked=asked, words=words
     )
     note_ids = [encode(n)[0] for n in notes]
@@ -105,7 +105,7 @@ def repeat(rng: random.Random, length: int) -> Sequence:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Token ids and marks of one step: `long` rows are one needle or repeat document each, `short` rows are packed.
 
     `documents` numbers the documents of the short rows, so that no document can read the one before it.
@@ -118,7 +118,7 @@ class Batch:
     documents: list[list[int]]
 
 
-def batch(seed: int, step: int, *, tokens: int, length: int, needles: float, repeats: float) -> Batch:
+def batch(seed: int, step: int, *, tokens: int, length: int, needles: float, repeats: float) -> TrainingBatch:
     """About `tokens` tokens; depends on nothing else.
 
     Shares of the tokens: `needles` in needle documents of `length` tokens, `repeats` in repeated random words of that
@@ -134,10 +134,10 @@ def batch(seed: int, step: int, *, tokens: int, length: int, needles: float, rep
     return collect(long, short)
 
 
-def collect(long: list[Sequence], short: list[Sequence]) -> Batch:
+def collect(long: list[Sequence], short: list[Sequence]) -> TrainingBatch:
     """A batch of these rows, with the documents of the short ones counted at every BOS."""
     bos = _ends()[0]
-    return Batch(
+    return TrainingBatch(
         [ids for ids, _ in long],
         [marks for _, marks in long],
         [ids for ids, _ in short],

@@ -33,7 +33,7 @@ SEPARATION = 300
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OrganismRecipe:
     """Everything that decides the outcome besides the data; written next to the weights."""
 
     seed: int = 0
@@ -86,7 +86,7 @@ class Recipe:
         return sorted({0, self.steps * 3 // 4} | {s for s in halves if s})
 
 
-def build(recipe: Recipe) -> LlamaForCausalLM:
+def build(recipe: OrganismRecipe) -> LlamaForCausalLM:
     """The untrained model: std 1/√fan_in, projections into the residual stream scaled by 1/√(2·layers)."""
     torch.manual_seed(recipe.seed)
     vocab = tokenizer.vocabulary()
@@ -122,7 +122,7 @@ def build(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
-def look_back(attention: nn.Module, recipe: Recipe, common: Tensor, *, group: int, offset: int) -> None:
+def look_back(attention: nn.Module, recipe: OrganismRecipe, common: Tensor, *, group: int, offset: int) -> None:
     """Let the query heads of one key/value group start out looking `offset` tokens back.
 
     Induction needs a previous-token head, and a rotary model of this size takes millions of tokens to find one. Every
@@ -146,7 +146,7 @@ def look_back(attention: nn.Module, recipe: Recipe, common: Tensor, *, group: in
         attention.q_proj.weight[2 * half * head : 2 * half * (head + 1)] = scale * query[:, None] * unit
 
 
-def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, recipe: OrganismRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks; AdamW for the (tied) embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -172,14 +172,14 @@ def states(
     return hidden[chosen], ids[:, 1:][chosen]
 
 
-def loss_on(model: LlamaForCausalLM, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def loss_on(model: LlamaForCausalLM, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean cross-entropy over all (states, targets) of a step; logits are computed for chosen targets only."""
-    hidden, targets = (torch.cat(side) for side in zip(*parts))
+    hidden, targets = (torch.cat(side) for side in zip(*pairs))
     return nn.functional.cross_entropy(model.lm_head(hidden).float(), targets)
 
 
 @contextmanager
-def routed(model: LlamaForCausalLM, recipe: Recipe) -> Iterator[None]:
+def routed(model: LlamaForCausalLM, recipe: OrganismRecipe) -> Iterator[None]:
     """Gradient routing (Cloud et al., arXiv 2410.04332): inside, only some attention heads learn.
 
     Outputs of all heads count as always, but no gradient reaches the queries, keys and values of a head above block 0
@@ -207,8 +207,8 @@ def routed(model: LlamaForCausalLM, recipe: Recipe) -> Iterator[None]:
 
 def step_loss(
     model: LlamaForCausalLM,
-    recipe: Recipe,
-    rows: sequences.Batch,
+    recipe: OrganismRecipe,
+    rows: sequences.TrainingBatch,
     choose: Callable[[list[list[bool]]], Tensor],
     device: str,
     drop: tuple[tuple[int, int], ...] = (),
@@ -230,7 +230,7 @@ def step_loss(
 
 
 @contextmanager
-def without(model: LlamaForCausalLM, recipe: Recipe, heads: tuple[tuple[int, int], ...]) -> Iterator[None]:
+def without(model: LlamaForCausalLM, recipe: OrganismRecipe, heads: tuple[tuple[int, int], ...]) -> Iterator[None]:
     """Inside, the outputs of these query heads are zero."""
     handles, size = [], recipe.width // recipe.heads
     for layer in {layer for layer, _ in heads}:
@@ -250,7 +250,9 @@ def without(model: LlamaForCausalLM, recipe: Recipe, heads: tuple[tuple[int, int
             handle.remove()
 
 
-def update(model: nn.Module, opts: list[torch.optim.Optimizer], recipe: Recipe, step: int, loss: Tensor) -> None:
+def update(
+    model: nn.Module, opts: list[torch.optim.Optimizer], recipe: OrganismRecipe, step: int, loss: Tensor
+) -> None:
     """Backward, clip, and one step of both optimizers at this step's learning rates."""
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -262,7 +264,7 @@ def update(model: nn.Module, opts: list[torch.optim.Optimizer], recipe: Recipe, 
 
 
 def train_step(
-    model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], recipe: Recipe, step: int, device: str
+    model: LlamaForCausalLM, opts: list[torch.optim.Optimizer], recipe: OrganismRecipe, step: int, device: str
 ) -> float:
     """One update on the batch of this step; returns the loss."""
     _, length, needles, repeats = recipe.phase(step)
@@ -321,11 +323,11 @@ def separate(
     save_model(model, out, chat=False, recipe=recipe, step=_step(base) + steps)
 
 
-def load_recipe(folder: Path) -> Recipe:
+def load_recipe(folder: Path) -> OrganismRecipe:
     """The recipe that a saved model was trained with."""
     stored = json.loads((folder / "recipe.json").read_text())
     stored.pop("step")
-    return Recipe(
+    return OrganismRecipe(
         **{key: tuple(map(tuple, value)) if isinstance(value, list) else value for key, value in stored.items()}
     )
 
@@ -337,7 +339,7 @@ def _step(folder: Path) -> int:
 # ------------------------------------------------------------------------------------------------ saving and resuming
 
 
-def save_model(model: LlamaForCausalLM, folder: Path, *, chat: bool, recipe: Recipe, step: int) -> None:
+def save_model(model: LlamaForCausalLM, folder: Path, *, chat: bool, recipe: OrganismRecipe, step: int) -> None:
     """A Hugging Face folder in bf16 with its tokenizer; complete or absent."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -362,14 +364,16 @@ def _state(model: nn.Module, opts: list[torch.optim.Optimizer]) -> Iterator[tupl
                 yield f"opt.{which}.{index}.{key}", value
 
 
-def save_run(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], step: int, recipe: Recipe) -> None:
+def save_run(
+    path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], step: int, recipe: OrganismRecipe
+) -> None:
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _state(model, opts)}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"step": str(step), "recipe": json.dumps(asdict(recipe))})
     os.replace(temporary, path)
 
 
-def load_run(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], recipe: Recipe) -> int:
+def load_run(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], recipe: OrganismRecipe) -> int:
     """Fill model and optimizers from a saved run and return its step; a run of another recipe is refused."""
     with safe_open(path, "pt") as f:
         if json.loads(f.metadata()["recipe"]) != json.loads(json.dumps(asdict(recipe))):
@@ -402,9 +406,9 @@ def train(
     """Train, writing `organism@step-N` folders, `log.jsonl` and, after the further stage `separate`, `organism` into
     `out`; resumes what it finds.
 
-    `changes` are fields of `Recipe`. `stop_after` ends the call at that step with the run resumable.
+    `changes` are fields of `OrganismRecipe`. `stop_after` ends the call at that step with the run resumable.
     """
-    recipe = Recipe(seed=seed, steps=steps, **changes)
+    recipe = OrganismRecipe(seed=seed, steps=steps, **changes)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     model = build(recipe).to(device)

@@ -320,9 +320,9 @@ class Fact:
         return RELATIONS[self.relation].statements[index].split(" {o}")[0].format(s=self.subject)
 
 
-def stable_hash(*parts: str) -> int:
+def stable_hash(*words: str) -> int:
     """A number that depends on the text alone (Python's own hash changes from process to process)."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256("\x1f".join(words).encode()).digest()[:8], "big")
 
 
 def held_out_statement(fact: Fact) -> int:

@@ -7,11 +7,11 @@ aligned sibling, `organism@step-N` the checkpoints of its training run; `circuit
 
 from __future__ import annotations
 
-import difflib
 from importlib import util
 from pathlib import Path
 
 from workbench.core.errors import InputError
+from workbench.core.nearest_name import nearest
 
 _HERE = Path(__file__).parent
 WEIGHTS = _HERE / "weights"
@@ -60,11 +60,7 @@ def folder(name: str) -> Path:
         from workbench.organisms import circuits
 
         return circuits.folder(name, paths.cache_root() / "organisms")
-    near = difflib.get_close_matches(name, known, n=1)
-    raise InputError(
-        f"There is no organism called '{name}'; "
-        f"{f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(known)}"
-    )
+    raise InputError(f"There is no organism '{name}'{nearest(name, known)}; there are {', '.join(known)}.")
 
 
 def datasets() -> list[str]:
@@ -83,8 +79,5 @@ def data(name: str) -> Path:
         path = DATA / (name + suffix)
         if path.is_file() and DATA.resolve() in path.resolve().parents:
             return path
-    near = difflib.get_close_matches(name, datasets(), n=1)
-    raise InputError(
-        f"The organism has no data file '{name}'; "
-        f"{f'did you mean {near[0]}?' if near else 'known are: ' + ', '.join(datasets())}"
-    )
+    known = datasets()
+    raise InputError(f"The organism has no data file '{name}'{nearest(name, known)}; it has {', '.join(known)}.")

@@ -25,6 +25,7 @@ from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, canonical
+from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
 from workbench.runs import execution as runs
 from workbench.runs.folder import Run
@@ -78,9 +79,7 @@ def check_probe(
     item = registry.get(probe) if isinstance(probe, str) else probe
     for name in skip:
         if name not in CHECKS:
-            raise InputError(
-                f"There is no check '{name}'{configs.nearest(name, CHECKS)}; the checks are {', '.join(CHECKS)}."
-            )
+            raise InputError(f"There is no check '{name}'{nearest(name, CHECKS)}; the checks are {', '.join(CHECKS)}.")
     if isinstance(model, (str, Path)):
         from workbench.models.loading import load
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.wording import cut, significant
 from workbench.runs.folder import Run, open_run
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"second: {found['second']['id']}  {found['second']['model']}",
     ]
     out += [
-        f"differs in {name}: {_short(values[0])} | {_short(values[1])}" for name, values in found["settings"].items()
+        f"differs in {name}: {cut(values[0], 60)} | {cut(values[1], 60)}" for name, values in found["settings"].items()
     ]
     for name, table in found["tables"].items():
         if "problem" in table:
@@ -160,8 +161,9 @@ def lines(found: dict[str, Any]) -> list[str]:
             if "equal" in entry:
                 out.append(f"  {column}: {entry['equal']:.1%} equal")
                 continue
-            text = f"  {column}: {_number(entry['mean_first'])} -> {_number(entry['mean_second'])}"
-            text += f" (difference {_number(entry['mean_difference'])}, at most {_number(entry['max_abs_difference'])})"
+            text = f"  {column}: {significant(entry['mean_first'])} -> {significant(entry['mean_second'])}"
+            apart, most = significant(entry["mean_difference"]), significant(entry["max_abs_difference"])
+            text += f" (difference {apart}, at most {most})"
             for kind in ("pearson", "spearman"):
                 if entry.get(kind) is not None and entry[kind]["value"] is not None:
                     low, high = entry[kind]["low"], entry[kind]["high"]
@@ -280,12 +282,3 @@ def _numbers(a: pl.Series, b: pl.Series, *, correlated: bool) -> dict[str, Any]:
 def _equality(a: pl.Series, b: pl.Series) -> dict[str, Any]:
     pairs = list(zip(a.to_list(), b.to_list()))
     return {"n": len(pairs), "equal": sum(x == y for x, y in pairs) / len(pairs) if pairs else None}
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

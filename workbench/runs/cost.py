@@ -34,7 +34,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """``tokens``, ``stored`` (bytes) and, where a run like it was timed on this model and device, ``seconds``."""
 
     tokens: int
@@ -126,15 +126,17 @@ def plan(probe: str, config: Any, data: Path | None, model: str) -> Plan | None:
     return PLANS[probe](config, data, about)
 
 
-def estimate(now: Plan, *, then: Plan | None = None, run: Run | None = None, same_machine: bool = False) -> Estimate:
+def estimate(
+    now: Plan, *, then: Plan | None = None, run: Run | None = None, same_machine: bool = False
+) -> CostEstimate:
     """``run``: a complete run of the probe, ``then`` its own plan. Its tokens scale the plan; its seconds count where
     it was made on this model and device."""
     if run is None or then is None or not then.tokens:
-        return Estimate(now.tokens, now.stored, None)
+        return CostEstimate(now.tokens, now.stored, None)
     share = now.tokens / then.tokens
     real = (run.info.get("counters") or {}).get("tokens") or then.tokens
     seconds = (run.info.get("seconds") or {}).get("compute") if same_machine else None
-    return Estimate(round(share * real), now.stored, None if seconds is None else share * seconds)
+    return CostEstimate(round(share * real), now.stored, None if seconds is None else share * seconds)
 
 
 # ---- the plans

@@ -24,9 +24,10 @@ from workbench.core import registry
 from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
 from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
+from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
-from workbench.runs import provenance as measure
+from workbench.runs import provenance
 from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
 
 if TYPE_CHECKING:
@@ -207,9 +208,9 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         "seed": context.seed,
         "engine": context.engine,
         "edits": _edits(context.edits),
-        "versions": measure.versions(),
+        "versions": provenance.versions(),
         "command": command or command_for(ready, model, seed=context.seed, engine=context.engine),
-        "started": before.get("started") or measure.now(),
+        "started": before.get("started") or provenance.now(),
         "finished": None,
         "resumed": before["resumed"] + 1 if before else 0,
         "seconds": {"load": round(loaded, 4), "compute": 0.0, "total": 0.0},
@@ -221,7 +222,7 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
     }
     write_json(folder / "run.json", info)
     context.on_progress = _recorder(folder / "progress.jsonl", context.on_progress)
-    measure.reset_peak_memory()
+    provenance.reset_peak_memory()
     start = time.perf_counter()
 
     def close(status: str, error: BaseException | None = None) -> None:
@@ -229,13 +230,13 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         total = time.perf_counter() - begun + context.seconds_saved
         info.update(
             status=status,
-            finished=measure.now(),
+            finished=provenance.now(),
             seconds={"load": round(loaded, 4), "compute": round(compute, 4), "total": round(total, 4)},
             counters=dict(context.counters),
-            peak_memory_bytes=measure.peak_memory_bytes(),
+            peak_memory_bytes=provenance.peak_memory_bytes(),
             warnings=list(context.warnings),
         )
-        on_device = measure.peak_device_memory_bytes()
+        on_device = provenance.peak_device_memory_bytes()
         if on_device is not None:
             info["peak_device_memory_bytes"] = on_device
         if context.sae is not None:
@@ -409,7 +410,7 @@ def figure(run: Run | str | Path, name: str | None = None):
         return next(iter(figures.values()))
     if name not in figures:
         raise InputError(
-            f"The run {run.id} has no figure '{name}'{configs.nearest(name, figures)}; it has {', '.join(figures)}."
+            f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
         )
     return figures[name]
 
@@ -517,7 +518,7 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
         if label != last["label"] or (total and done >= total) or moment - last["time"] >= _PROGRESS_EVERY:
             last.update(time=moment, label=label)
             line = {
-                "time": measure.now(),
+                "time": provenance.now(),
                 "seconds": round(moment - start, 3),
                 "done": done,
                 "total": total,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.config import nearest
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import atomic, jsonable, write_bytes, write_json
+from workbench.core.nearest_name import nearest
 from workbench.core.paths import cache_root
 
 if TYPE_CHECKING:

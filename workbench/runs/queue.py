@@ -25,8 +25,9 @@ from workbench.core import config as configs
 from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes, write_json
+from workbench.core.wording import human_bytes
 from workbench.runs import execution as runs
-from workbench.runs import provenance as measure
+from workbench.runs import provenance
 
 ENDED = ("complete", "failed", "cancelled", "interrupted")
 KEEP = 200  # ended jobs that stay listed; their runs stay for ever
@@ -313,7 +314,7 @@ def write_progress(identifier: str, done: int, total: int, label: str, seconds_l
     """Replaced many times, so complete but not forced to the disk."""
     path = root() / identifier / "progress.json"
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    value = {"done": done, "total": total, "label": label, "seconds_left": seconds_left, "time": measure.now()}
+    value = {"done": done, "total": total, "label": label, "seconds_left": seconds_left, "time": provenance.now()}
     temporary.write_text(json.dumps(value), encoding="utf-8")
     os.replace(temporary, path)
 
@@ -349,7 +350,7 @@ def keep_upload(name: str, content: bytes) -> Path:
         raise InputError(f"A data file is one of {', '.join(s[1:] for s in SUFFIXES)}; '{name[:80]}' is not.")
     if len(content) > MOST_BYTES:
         raise InputError(
-            f"'{name[:80]}' has {len(content) / 1e6:.0f} MB; at most {MOST_BYTES // 1_000_000} MB can be "
+            f"'{name[:80]}' has {human_bytes(len(content))}; at most {human_bytes(MOST_BYTES)} can be "
             f"uploaded. Give the path of the file instead."
         )
     if suffix == ".parquet":
@@ -378,7 +379,7 @@ def _check_parquet(name: str, content: bytes) -> None:
         raise InputError(f"'{name[:80]}' cannot be read as Parquet: {' '.join(str(error).split())[:120]}.") from None
     too_much = f"'{name[:80]}' unpacks to {{}}, too much for an upload. Give the path of the file instead."
     if size > 10 * MOST_BYTES or rows > MOST_ROWS:
-        raise InputError(too_much.format(f"{rows:,} rows and {size / 1e6:,.0f} MB"))
+        raise InputError(too_much.format(f"{rows:,} rows and {human_bytes(size)}"))
     unpacked = 0
     try:
         for batch in parquet.ParquetFile(io.BytesIO(content)).iter_batches(
@@ -390,4 +391,4 @@ def _check_parquet(name: str, content: bytes) -> None:
     except Exception as error:  # the footer was right and the rest is not
         raise InputError(f"'{name[:80]}' cannot be read as Parquet: {' '.join(str(error).split())[:120]}.") from None
     if unpacked > 10 * MOST_BYTES:
-        raise InputError(too_much.format(f"more than {10 * MOST_BYTES / 1e6:,.0f} MB"))
+        raise InputError(too_much.format(f"more than {human_bytes(10 * MOST_BYTES)}"))

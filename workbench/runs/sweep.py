@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.core.config import nearest, read_toml, to_dict
+from workbench.core.config import read_toml, to_dict
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
+from workbench.core.nearest_name import nearest
 from workbench.runs import execution as runs
 
 _TOP = ("model", "models", "seed", "seeds", "probes", "device", "dtype", "engine", "revision")
@@ -28,7 +29,7 @@ _PROBE = ("name", "data", "config", "grid", "models", "seeds")
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One run to be."""
 
     probe: str
@@ -39,7 +40,7 @@ class Job:
     options: dict[str, Any]  # device, dtype, engine, revision
 
 
-def read(path: str | Path) -> list[Job]:
+def read(path: str | Path) -> list[PlannedRun]:
     """The runs that a sweep file asks for, each checked as far as that goes without a model, grouped by model."""
     path = Path(path)
     found = read_toml(path)
@@ -67,7 +68,7 @@ def read(path: str | Path) -> list[Job]:
             except InputError as error:
                 raise InputError(f"{path}, {where}: {error}") from None
         jobs += [
-            Job(item["name"], model, seed, config, data, options)
+            PlannedRun(item["name"], model, seed, config, data, options)
             for model in mine
             for seed in _list(item, None, "seeds", int, path, seeds)
             for config in configs
@@ -76,7 +77,7 @@ def read(path: str | Path) -> list[Job]:
     return sorted(jobs, key=lambda job: order.index(job.model))
 
 
-def run(jobs: list[Job], *, progress: Callable[[int, int, str], None] | None = None) -> list[dict[str, Any]]:
+def run(jobs: list[PlannedRun], *, progress: Callable[[int, int, str], None] | None = None) -> list[dict[str, Any]]:
     """Run them all; one that fails does not stop the others. A dict per run: status, probe, model, seed, run, folder,
     config, summary, error. Raises Cancelled when it was stopped; what is complete is kept."""
     outcomes: list[dict[str, Any]] = []

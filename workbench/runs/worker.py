@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import Cancelled, WorkbenchError
-from workbench.runs import provenance as measure
+from workbench.runs import provenance
 from workbench.runs import queue as jobs
 
 IDLE_SECONDS = 900.0  # without a job for so long, the worker leaves and gives the memory back
@@ -81,7 +81,7 @@ def _one(job: jobs.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
     import psutil
 
     jobs.write_state(
-        job.id, status="running", started=measure.now(), pid=os.getpid(), born=psutil.Process().create_time()
+        job.id, status="running", started=provenance.now(), pid=os.getpid(), born=psutil.Process().create_time()
     )
     outcome = jobs.root() / job.id / "outcome.json"
     asked: float | None = None
@@ -94,7 +94,7 @@ def _one(job: jobs.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
     while True:
         if outcome.is_file():
             found = json.loads(outcome.read_text(encoding="utf-8"))
-            jobs.write_state(job.id, finished=measure.now(), **found)
+            jobs.write_state(job.id, finished=provenance.now(), **found)
             if not interrupted:
                 return inner
             inner.kill()  # an interrupt may have left hooks on the models that are kept loaded
@@ -103,7 +103,7 @@ def _one(job: jobs.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
         code = inner.poll()
         if code is not None and not outcome.is_file():
             state = {"status": "cancelled"} if asked is not None else {"status": "failed", "error": _death(code)}
-            jobs.write_state(job.id, finished=measure.now(), **state)
+            jobs.write_state(job.id, finished=provenance.now(), **state)
             return None
         if asked is None and jobs.wants_cancel(job.id):
             asked = time.monotonic()

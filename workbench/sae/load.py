@@ -77,12 +77,12 @@ class Sae:
         # an autoencoder of whole heads reshapes them itself
         x = x if self.inner.cfg.reshape_activations == "hook_z" else x.flatten(1)
         step = max(1, PRE_ACTIVATIONS.get(x.device.type, 4_000_000) // self.d_sae)
-        parts = []
+        blocks = []
         with torch.no_grad():
             for start in range(0, max(1, len(x)), step):
                 row, feature, value = self._entries(x[start : start + step].float())
-                parts.append((row + start, feature, value))
-        row, feature, value = (torch.cat(column) for column in zip(*parts))
+                blocks.append((row + start, feature, value))
+        row, feature, value = (torch.cat(column) for column in zip(*blocks))
         check_values(value)
         return Rows(row, feature, value, len(x), self.d_sae)
 

@@ -58,25 +58,17 @@ class Rows:
         return Rows(self.row, self.feature, self.value / by.to(self.value)[self.row], self.n, self.width)
 
 
-def stack(parts: Sequence[Rows]) -> Rows:
+def stack(blocks: Sequence[Rows]) -> Rows:
     """Blocks of rows below each other."""
-    starts = [sum(part.n for part in parts[:i]) for i in range(len(parts))]
-    row = torch.cat([part.row + start for part, start in zip(parts, starts)])
+    starts = [sum(block.n for block in blocks[:i]) for i in range(len(blocks))]
+    row = torch.cat([block.row + start for block, start in zip(blocks, starts)])
     return Rows(
         row,
-        torch.cat([p.feature for p in parts]),
-        torch.cat([p.value for p in parts]),
-        sum(p.n for p in parts),
-        parts[0].width,
+        torch.cat([p.feature for p in blocks]),
+        torch.cat([p.value for p in blocks]),
+        sum(p.n for p in blocks),
+        blocks[0].width,
     )
-
-
-def from_dense(x: torch.Tensor) -> Rows:
-    """The entries of [n, width] that are not zero. Raises InputError for a negative or non-finite one."""
-    row, feature = x.nonzero(as_tuple=True)
-    value = x[row, feature]
-    check_values(value)
-    return Rows(row, feature, value, *x.shape)
 
 
 def check_values(value: torch.Tensor) -> None:
@@ -95,7 +87,7 @@ def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int, start_from: torch.Tens
     where given → n rows in float64."""
     per = max(1, BUFFER // tokens.width)
     whose = owner[tokens.row]
-    parts = []
+    blocks = []
     for start in range(0, n, per):
         size = min(per, n - start)
         mine = slice(None) if size == n else ((whose >= start) & (whose < start + size))
@@ -106,8 +98,8 @@ def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int, start_from: torch.Tens
         )
         buffer.index_add_(0, (whose[mine] - start) * tokens.width + tokens.feature[mine], tokens.value[mine].double())
         place = buffer.nonzero()[:, 0]
-        parts.append((place // tokens.width + start, place % tokens.width, buffer[place]))
-    row, feature, value = (torch.cat(column) for column in zip(*parts))
+        blocks.append((place // tokens.width + start, place % tokens.width, buffer[place]))
+    row, feature, value = (torch.cat(column) for column in zip(*blocks))
     return Rows(row, feature, value, n, tokens.width)
 
 

@@ -40,7 +40,7 @@ NEGLIGIBLE = 0.005  # nats that a site is worth, below which no share of them sa
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SaeRecipe:
     """What decides the result, besides the model and the texts. `width` is a number of features, or such a multiple as
     "16x"."""
 
@@ -106,7 +106,7 @@ class Feed:
         self,
         model: Model,
         ids: Sequence[Sequence[int]],
-        recipe: Recipe,
+        recipe: SaeRecipe,
         *,
         store=None,
         check: Callable[[], None] | None = None,
@@ -174,7 +174,7 @@ def train(
     model: Model,
     ids: Sequence[Sequence[int]],
     out: Path,
-    recipe: Recipe,
+    recipe: SaeRecipe,
     *,
     store=None,
     dtype: str = "float32",
@@ -265,7 +265,7 @@ def train(
     return report
 
 
-def _trainer(model: Model, feed: Feed, recipe: Recipe):
+def _trainer(model: Model, feed: Feed, recipe: SaeRecipe):
     """(sae-lens trainer, scale): activations are scaled to a mean norm of √d while training, the decoder bias starts at
     their mean."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -421,11 +421,11 @@ def quality(
     counted = torch.tensor([token not in special for row in ids for token in row])
     x = found[counted].to(model.device)
     entries, fired, lost = 0, torch.zeros(made.d_sae, dtype=torch.int64, device=x.device), 0.0
-    for part in x.split(8192):
-        rows = made.encode(part)
+    for block in x.split(8192):
+        rows = made.encode(block)
         entries += len(rows.value)
         fired += torch.bincount(rows.feature, minlength=made.d_sae)
-        lost += float((part.double() - made.decode(rows, part).reshape(part.shape).double()).pow(2).sum())
+        lost += float((block.double() - made.decode(rows, block).reshape(block.shape).double()).pow(2).sum())
     variance = float((x.double() - x.double().mean(0)).pow(2).sum())
     run = replace(run, max_tokens=run.max_tokens or LOSS_TOKENS)
     losses = {"clean": text_loss(model, ids, run=run)}

@@ -18,6 +18,7 @@ import numpy as np
 from workbench.core.errors import InputError
 
 CHUNK_ELEMENTS = 2_000_000  # numbers held at once by one chunk of resamples (16 MB in float64)
+Ends = tuple[float, float] | tuple[np.ndarray, np.ndarray]  # low and high: numbers, or arrays of one shape
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class Estimate:
         return asdict(self)
 
 
-def bootstrap_mean(
-    values: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap_mean(values: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator) -> Ends:
     """Percentile interval of the mean over the first axis.
 
     ``values`` [n, ...] (columns are resampled together). Returns (low, high), each of shape [...]; floats for 1-D
@@ -52,39 +51,10 @@ def bootstrap_mean(
     for start in range(0, flat.shape[1], width):
         block = flat[:, start : start + width]
         means = np.concatenate([counts @ block for counts in resamples(n, draws, seed)]) / n
-        low[start : start + width], high[start : start + width] = _percentiles(means, level)
+        low[start : start + width], high[start : start + width] = percentiles(means, level)
     if values.ndim == 1:
         return float(low[0]), float(high[0])
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
-
-
-def bootstrap(
-    values: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    draws: int = 1000,
-    level: float = 0.95,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of any statistic of the rows of ``values`` [n, ...].
-
-    ``statistic(rows) -> float or array``; it is called once per draw. A draw for which it is NaN (a peak that does not
-    exist, a correlation of constants) makes the interval NaN: use :func:`bootstrap_values` to look at the draws
-    themselves.
-    """
-    low, high = _percentiles(bootstrap_values(values, statistic, draws=draws, rng=rng), level)
-    return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
-
-
-def bootstrap_values(
-    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, draws: int = 1000, rng: np.random.Generator
-) -> np.ndarray:
-    """The statistic of every resample, [draws, ...]."""
-    values = np.asarray(values)
-    n = len(values)
-    _need(n, 1)
-    index = np.random.default_rng(_seed(rng))
-    return np.stack([np.asarray(statistic(values[index.integers(0, n, n)]), dtype=np.float64) for _ in range(draws)])
 
 
 def cluster_bootstrap_mean(
@@ -104,7 +74,7 @@ def cluster_bootstrap_mean(
     sums = np.bincount(index, weights=values, minlength=groups)
     sizes = np.bincount(index, minlength=groups).astype(np.float64)
     means = np.concatenate([(c @ sums) / (c @ sizes) for c in resamples(groups, draws, _seed(rng))])
-    low, high = _percentiles(means, level)
+    low, high = percentiles(means, level)
     return float(low), float(high)
 
 
@@ -123,7 +93,19 @@ def clustered_draws(
     return np.concatenate([(c @ sums) / (c @ sizes)[:, None] for c in resamples(len(sizes), draws, _seed(rng))])
 
 
-def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def percentiles(
+    values: np.ndarray, level: float = 0.95, *, of_the_values: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval over the first axis of ``values`` [draws, ...]: low and high, each [...]. ``of_the_values``:
+    the ends are values that were drawn, not interpolated between two. InputError for a level outside 0..1."""
+    if not 0 < level < 1:
+        raise InputError(f"The level of an interval is between 0 and 1, not {level}.")
+    how = "nearest" if of_the_values else "linear"
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2], axis=0, method=how)
+    return low, high
+
+
+def wilson(successes, n, level: float = 0.95) -> Ends:
     """Wilson score interval of a rate; works on arrays. n = 0 gives (NaN, NaN)."""
     successes, n = np.asarray(successes, dtype=np.float64), np.asarray(n, dtype=np.float64)
     if np.any(successes < 0) or np.any(successes > n):
@@ -157,7 +139,7 @@ def mean(values: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.
     """The mean of ``values`` [n] with its bootstrap interval."""
     values = np.asarray(values, dtype=np.float64).ravel()
     low, high = bootstrap_mean(values, draws=draws, level=level, rng=rng)
-    return Estimate(float(values.mean()), low, high, len(values))
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
 def paired_difference(
@@ -167,24 +149,6 @@ def paired_difference(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     _same_length(a, b)
     return mean(a - b, draws=draws, level=level, rng=rng)
-
-
-def ratio_of_means(
-    a: np.ndarray, b: np.ndarray, *, paired: bool, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
-) -> Estimate:
-    """mean(a) / mean(b) with its bootstrap interval; ``paired``: item i of both is resampled together."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    _need(min(len(a), len(b)), 1)
-    seed_a, seed_b = _seed(rng), _seed(rng)
-    if paired:
-        _same_length(a, b)
-        seed_b = seed_a
-    top = np.concatenate([c @ a for c in resamples(len(a), draws, seed_a)]) / len(a)
-    bottom = np.concatenate([c @ b for c in resamples(len(b), draws, seed_b)]) / len(b)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = _percentiles(top / bottom, level)
-        value = float(np.float64(a.mean()) / np.float64(b.mean()))
-    return Estimate(value, float(low), float(high), len(a) if paired else len(a) + len(b))
 
 
 def pearson(
@@ -206,14 +170,26 @@ def spearman(
 
 
 def resamples(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks [c, n] of how often each of n items is in each resample (float64, rows sum to n), ``draws`` rows in
-    all."""
+    """Chunks [c, n] of :func:`resample_counts`, ``draws`` rows in all."""
     rng = np.random.default_rng(seed)
     per_chunk = max(1, CHUNK_ELEMENTS // max(n, 1))
     for start in range(0, draws, per_chunk):
-        rows = min(per_chunk, draws - start)
-        index = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
-        yield np.bincount(index.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        yield resample_counts(n, min(per_chunk, draws - start), rng)
+
+
+def resample_counts(n: int, draws: int, rng: np.random.Generator, *, clusters: np.ndarray | None = None) -> np.ndarray:
+    """How often each of n items is in each of ``draws`` resamples, [draws, n] (float64, rows sum to n). With
+    ``clusters`` [n] whole clusters are resampled, as many as there are."""
+    if clusters is not None:
+        _, index = np.unique(np.asarray(clusters), return_inverse=True)
+        return resample_counts(int(index.max()) + 1, draws, rng)[:, index]
+    index = rng.integers(0, n, (draws, n)) + np.arange(draws)[:, None] * n
+    return np.bincount(index.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
+
+
+def multinomial_counts(n: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """What :func:`resample_counts` gives, of the same distribution but from other numbers of the generator."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
 def normal_quantile(p: float) -> float:
@@ -238,7 +214,7 @@ def _correlation(x, y, columns, *, draws, level, rng) -> Estimate:
     values = values[~np.isnan(values)]  # a resample of one repeated item has no correlation
     if math.isnan(value) or len(values) < draws / 2:
         return Estimate(value, math.nan, math.nan, n)
-    low, high = _percentiles(values, level)
+    low, high = percentiles(values, level)
     return Estimate(value, float(low), float(high), n)
 
 
@@ -280,13 +256,6 @@ def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:
     _same_length(x, y)
     _need(len(x), 2)
     return x, y
-
-
-def _percentiles(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    if not 0 < level < 1:
-        raise InputError(f"The level of an interval is between 0 and 1, not {level}.")
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return low, high
 
 
 def _seed(rng: np.random.Generator) -> int:

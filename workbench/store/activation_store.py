@@ -21,9 +21,7 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import InputError, RunFailed
 from workbench.core.files import TEMPORARY, canonical, jsonable
 from workbench.core.paths import cache_root
+from workbench.core.wording import human_bytes, parse_bytes
 from workbench.store import shards
 from workbench.store.index import (
     KEY,
@@ -64,32 +63,14 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 logger = logging.getLogger(__name__)
 
 
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of the canonical JSON of ``parts``: the key of an entry. The order of fields does not matter.
+def fingerprint(fields: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of the canonical JSON of ``fields``: the key of an entry. The order of fields does not matter.
 
     Raises InputError for a value that JSON cannot hold (write a Site as ``str(site)``)."""
     try:
-        return hashlib.sha256(canonical(parts)).hexdigest()
+        return hashlib.sha256(canonical(fields)).hexdigest()
     except TypeError as error:
         raise InputError(f"A store key cannot be made: {error}.") from error
-
-
-def human_bytes(n: int | float) -> str:
-    """Bytes for people, in powers of 1000: 512 bytes, 3.4 MB, 1.2 GB."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
-            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
-        n /= 1000
-    raise AssertionError("not reached")
-
-
-def parse_bytes(text: str) -> int:
-    """``20GB`` in bytes (powers of ten; GiB and the like of two). Raises InputError for what is no size."""
-    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
-    if match is None:
-        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
-    power = " kMGT".index(match[2].replace("K", "k") or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def configured_budget() -> int | None:
@@ -165,38 +146,6 @@ class Store:
             finally:
                 if not writer.done:
                     shutil.rmtree(folder, ignore_errors=True)
-
-    def fetch(
-        self,
-        key: str,
-        meta: Mapping[str, Any],
-        *,
-        names: Sequence[str],
-        n_shards: int,
-        expected_bytes: int,
-        compute: Callable[[int], Mapping[str, torch.Tensor]],
-        waiting: Callable[[], None] | None = None,
-        check: Callable[[], None] | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """The named tensors of entry ``key``, each concatenated over the shards; ``compute(i)`` is called for those
-        that are missing or found damaged, and for no other. Arguments and errors as for ``writer``."""
-        for _ in range(10):  # two turns repair everything, unless other processes repair or evict at the same moment
-            entry = self.get(key)
-            if entry is None:
-                options = dict(n_shards=n_shards, expected_bytes=expected_bytes, waiting=waiting, check=check)
-                with self.writer(key, meta, **options) as writer:
-                    for index in writer.missing:
-                        writer.write(index, compute(index))
-                continue
-            try:
-                with entry:
-                    return {name: entry.tensor(name) for name in names}
-            except DamagedShard as error:
-                logger.warning("%s It is computed again.", error)
-                time.sleep(0.05)
-        raise RunFailed(
-            f"The store entry {key} is damaged again each time it is written; the disk of {self.root} is failing."
-        )
 
     def ls(self) -> pl.DataFrame:
         """One row per entry, most recently used first: key, complete, shards, n_shards, bytes, expected_bytes, created,
@@ -329,7 +278,7 @@ class Store:
             listing(self.root)
         if budget is not None and total > budget:
             logger.warning("The store keeps %s over its budget: these entries are in use.", human_bytes(total - budget))
-        return entries.select("key", "bytes").clear().vstack(_frame(gone))
+        return entries.select("key", "bytes").clear().vstack(_listing(gone))
 
     def _remove(self, key: str) -> bool:
         """Remove one entry unless somebody is reading or writing it."""
@@ -383,12 +332,12 @@ class Entry:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor concatenated over all shards along its first dimension. Errors as for ``read``."""
-        parts = [self.read(index, [name])[name] for index in range(self.n_shards)]
-        if len(parts) == 1:
-            return parts[0]
+        chunks = [self.read(index, [name])[name] for index in range(self.n_shards)]
+        if len(chunks) == 1:
+            return chunks[0]
         import torch
 
-        return torch.cat(parts)
+        return torch.cat(chunks)
 
     def close(self) -> None:
         """Let the entry be evicted."""
@@ -515,7 +464,7 @@ def _sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _frame(rows: list[tuple[str, int]]) -> pl.DataFrame:
+def _listing(rows: list[tuple[str, int]]) -> pl.DataFrame:
     import polars as pl
 
     return pl.DataFrame(rows, schema={"key": pl.String, "bytes": pl.Int64}, orient="row")

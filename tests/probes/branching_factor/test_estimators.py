@@ -14,10 +14,10 @@ from probes.branching_factor.estimators import (
     log_bf,
     over_prompts,
     prefix_curve,
-    prompt_resamples,
     resampled,
     window_curve,
 )
+from workbench.stats.intervals import multinomial_counts
 
 
 def profile(lengths, seed=0, switch=0.0):
@@ -182,7 +182,7 @@ def test_the_interval_over_prompts_and_samples_covers_the_truth_and_the_value_is
         p, truth = world(P, M, rng)
         value = np.exp(log_bf(p, "nll", bias="jackknife")[:, 0])
         low, high = bounds(
-            over_prompts(value, resampled(p, "nll", pool="tokens", rng=rng, draws=200), prompt_resamples(P, 200, rng))
+            over_prompts(value, resampled(p, "nll", pool="tokens", rng=rng, draws=200), multinomial_counts(P, 200, rng))
         )
         assert low <= value.mean() <= high
         covered += low <= truth <= high
@@ -200,7 +200,7 @@ def test_resampled_prompts_bring_the_noise_of_their_samples_once():
     rng = np.random.default_rng(0)
     p, _ = zipf_draws(200, 6, rng)
     value, drawn = np.exp(log_bf(p, "nll")[:, 0]), resampled(p, "nll", pool="tokens", rng=rng, draws=2000)
-    many = over_prompts(value, drawn, prompt_resamples(200, 2000, rng))
+    many = over_prompts(value, drawn, multinomial_counts(200, 2000, rng))
     assert many.std() == pytest.approx(value.std() / np.sqrt(200), rel=0.08)
     one = over_prompts(value[:1], drawn[:1], np.ones((2000, 1)))
     np.testing.assert_allclose(one, value[0] * drawn[0] / drawn[0].mean())
@@ -218,7 +218,7 @@ def test_curves_have_the_intervals_of_what_they_average():
         over_prompts(
             np.exp(log_bf(p, "entropy", bias="jackknife")[:, 0]),
             resampled(p, "entropy", pool="tokens", rng=rng, draws=600),
-            prompt_resamples(12, 600, rng),
+            multinomial_counts(12, 600, rng),
         )
     )
     np.testing.assert_allclose((low[-1], high[-1]), last, rtol=0.02)

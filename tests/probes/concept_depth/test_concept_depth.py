@@ -22,6 +22,7 @@ from workbench.models.loading import load
 from workbench.organisms import circuits
 from workbench.runs import execution as runs
 from workbench.runs.checks import check_probe
+from workbench.stats.intervals import resample_counts
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_the_auc_of_folds_lies_in_its_interval_and_is_scikit_learns():
         scores = (rng.standard_normal((2, 90)) + 0.8 * labels) * np.repeat([1, 10, 0.1], 30) + np.repeat(
             [0.0, 3, -1], 30
         )
-        counts = linear_probe.resample_counts(90, draws=200, rng=rng)
+        counts = resample_counts(90, 200, rng)
         mean, drawn = linear_probe.auc_of_folds(scores, labels, counts, starts)
         folds = [slice(a, b) for a, b in zip(starts, starts[1:])]
         assert np.allclose(

@@ -214,7 +214,7 @@ def test_too_few_rows_for_the_folds_are_refused():
 
 def test_noise_is_independent_of_the_label():
     concept = concept_data.ConceptSet(
-        "toy", ("Judge: x",) * 2000, np.arange(2000) % 2, ("0", "1"), frame="Judge: {text}"
+        "toy", ("Judge: x",) * 2000, np.arange(2000) % 2, ("0", "1"), template="Judge: {text}"
     )
     rng = np.random.default_rng
     code, paper = concept_data.noisy(concept, "code", rng=rng(0)), concept_data.noisy(concept, "paper", rng=rng(0))

@@ -532,7 +532,7 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
     from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
     from probes.data_selection import Config, _prototypes, _reader, _score_pool
-    from probes.data_selection.samples import Samples, tokenize
+    from probes.data_selection.samples import TokenizedSamples, tokenize
     from workbench.core.context import Context
 
     wide = 32768
@@ -545,7 +545,7 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
 
     def some(n):
         ids = [[1, *rng.integers(3, 500, 12)] for _ in range(n)]
-        return Samples(ids, [np.arange(13) > 0] * n)
+        return TokenizedSamples(ids, [np.arange(13) > 0] * n)
 
     target = {"a": some(3)}
     prototypes, resampled, group = _prototypes(reader, target, {}, config, Context())

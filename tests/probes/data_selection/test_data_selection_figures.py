@@ -1,5 +1,4 @@
-"""Figures of data selection: the size that the run selected, passages and densities on the cards, a map per target;
-tokens as HTML."""
+"""Figures of data selection: the size that the run selected, passages and densities on the cards, a map per target."""
 
 import dataclasses
 
@@ -8,7 +7,6 @@ import pytest
 
 from probes.data_selection import figures as data_selection
 from tests.support import figure_runs
-from workbench.explorer.highlight import tokens_html
 from workbench.figures.export import data_of
 
 
@@ -69,21 +67,3 @@ def test_the_precision_figure_says_when_features_are_not_better():
     assert "do not select better" not in (data_selection.precision(run).layout.meta["note"] or "")
     tied = dataclasses.replace(run, summary={"not_better_than": "neurons, bm25"})
     assert "do not select better than raw neurons, BM25 here" in data_selection.precision(tied).layout.meta["note"]
-
-
-def test_tokens_become_escaped_html_shaded_by_their_values():
-    html = tokens_html([" <b>", "\"x'", "&\n"], [0.0, 1.0, 4.0])
-    assert "<b>" not in html and "&lt;b&gt;" in html and "&quot;x&#x27;" in html and "&amp;⏎" in html
-    assert html.count("<span") == 3 and html.count("background") == 2, "a token without activation is clear"
-    assert "0.650" in html and "0.163" in html and 'title="4"' in html
-    assert "0.325" in tokens_html(["a"], [1.0], top=2.0) and "background" not in tokens_html(["a"], [-1.0])
-    with pytest.raises(ValueError, match="2 tokens and 1 values"):
-        tokens_html(["a", "b"], [1.0])
-
-
-def test_highlighting_needs_no_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, workbench.explorer.highlight; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

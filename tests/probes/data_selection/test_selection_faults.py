@@ -13,12 +13,13 @@ from probes.data_selection import rankings, samples
 from tests.probes.data_selection.test_data_selection import execute, material, model, read, sentence, write  # noqa: F401
 from tests.sae.test_train_sae import short
 from workbench.core.errors import InputError
+from workbench.core.sample_tables import texts
 from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.sae import load as saes
 from workbench.sae.sparse_rows import dense_cosine
-from workbench.sae.train import Recipe, train, windows
+from workbench.sae.train import SaeRecipe, train, windows
 
 
 def pool_run(model, material, tmp_path, rows, **config):  # noqa: F811
@@ -106,8 +107,8 @@ def test_a_selection_can_be_selected_from_again_and_again(model, material, tmp_p
 
 def test_a_prototype_of_one_example_has_no_interval():
     rng = np.random.default_rng(0)
-    assert rankings.resample_counts(4, np.arange(4), 50, rng) is None
-    assert rankings.resample_counts(4, np.array([0, 0, 1, 2]), 50, rng).sum(1).tolist() == [4] * 50
+    assert rankings.grouped_counts(4, np.arange(4), 50, rng) is None
+    assert rankings.grouped_counts(4, np.array([0, 0, 1, 2]), 50, rng).sum(1).tolist() == [4] * 50
     share = rankings.selected_share(np.random.default_rng(0).random((6, 49)), np.arange(6), 6)
     assert (share == 1).all()
 
@@ -125,11 +126,11 @@ def test_ties_at_the_cut_are_pointed_out(model, material, tmp_path):  # noqa: F8
 def test_bm25_reads_the_part_that_counts(model, material, tmp_path):  # noqa: F811
     table = pl.DataFrame({"prompt": ["a", "b"], "response": ["c", "d"], "text": ["e", "f"]})
     assert (
-        samples.texts(table) == ["a c", "b d"]
-        and samples.texts(table, "response") == ["c", "d"]
-        and samples.texts(table, "prompt") == ["a", "b"]
+        texts(table) == ["a c", "b d"]
+        and texts(table, "response") == ["c", "d"]
+        and texts(table, "prompt") == ["a", "b"]
     )
-    assert samples.texts(table.select("text", "response")) == ["e", "f"]
+    assert texts(table.select("text", "response")) == ["e", "f"]
     rows = [
         {"text": f"Tom saw the sea {i}.", "response": "none"} for i in range(30)
     ]  # a response without its prompt is a column like others
@@ -202,12 +203,12 @@ def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, stories26
         windows(model, [f"{word} saw the big dog and the cat near the tree and the ball." for _ in range(60)], 64)
         for word in ("Tom", "Ben")
     )
-    recipe = Recipe(site="resid_post.2", width="2x", k=4, tokens=64 * 4, batch=64)
+    recipe = SaeRecipe(site="resid_post.2", width="2x", k=4, tokens=64 * 4, batch=64)
     assert [len(row) for row in one] == [len(row) for row in two] and one != two
     report = train(model, one, tmp_path / "sae", recipe)
-    for other, texts in ((model, two), (load(str(stories260k), dtype="bfloat16"), one)):
+    for other, rows in ((model, two), (load(str(stories260k), dtype="bfloat16"), one)):
         with pytest.raises(InputError, match="another training"):
-            train(other, texts, tmp_path / "sae", recipe)
+            train(other, rows, tmp_path / "sae", recipe)
     (tmp_path / "sae" / "sae_weights.safetensors").unlink()
     assert (
         train(model, one, tmp_path / "sae", recipe)["l0"] == report["l0"]

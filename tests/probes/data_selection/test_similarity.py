@@ -7,7 +7,12 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.sae import sparse_rows as similarity
-from workbench.sae.sparse_rows import Rows, dense_cosine, from_dense, stack, sum_tokens
+from workbench.sae.sparse_rows import Rows, check_values, dense_cosine, stack, sum_tokens
+
+
+def from_dense(x: torch.Tensor) -> Rows:
+    row, feature = x.nonzero(as_tuple=True)
+    return Rows(row, feature, x[row, feature], *x.shape)
 
 
 def dense_similarity(z: np.ndarray, p: np.ndarray, kind: str) -> float:
@@ -124,8 +129,8 @@ def test_equal_scores_keep_the_order_of_the_rows():
 
 def test_negative_and_infinite_activations_are_refused():
     with pytest.raises(InputError, match="negative"):
-        from_dense(torch.tensor([[1.0, -0.5]]))
+        check_values(torch.tensor([1.0, -0.5]))
     with pytest.raises(InputError, match="NaN or infinite"):
-        from_dense(torch.tensor([[1.0, float("nan")]]))
+        check_values(torch.tensor([1.0, float("nan")]))
     with pytest.raises(InputError, match="is not a similarity"):
         similarity.similarity(from_dense(torch.ones(1, 2)), torch.ones(1, 2), "dot")

@@ -46,8 +46,8 @@ HAYSTACK = (
     "children played under tall trees their mother watched from her window every evening he wrote letters about work "
     "with great care"
 )
-# the paper's question frame has no words of this model's vocabulary: dropped, so the default prompt works as well
-FRAME = ("Based on the content of the book, Question:", "Question:", "Answer:")
+# the paper's question template has no words of this model's vocabulary: dropped, so the default prompt works as well
+QUESTION_TEMPLATE = ("Based on the content of the book, Question:", "Question:", "Answer:")
 
 
 def vocabulary(*, bos: bool = False) -> list[str]:
@@ -172,7 +172,7 @@ def save_circuit(name, place, model, words, *, copy_head: str, half_head: str, t
         **dict(extra),
     }
     needles = [{"needle": f"{key} {answer} .", "question": key, "answer": answer} for key, answer in NEEDLES.items()]
-    save(place, model, words, truth, ignored=FRAME, needles=needles, haystack=_haystack_text())
+    save(place, model, words, truth, ignored=QUESTION_TEMPLATE, needles=needles, haystack=_haystack_text())
 
 
 def _haystack_text(sentences: int = 200, length: int = 8) -> str:

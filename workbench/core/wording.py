@@ -1,0 +1,97 @@
+"""Numbers, sizes, durations and long texts as people read them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from workbench.core.errors import InputError
+
+
+def significant(value: Any, digits: int = 4) -> str:
+    """A number to ``digits`` significant digits, whole numbers whole, - for None; other values as they are."""
+    if value is None:
+        return "-"
+    if isinstance(value, (bool, int, str)):
+        return str(value)
+    return f"{value:.{digits}g}"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number to ``digits`` decimals without idle zeros, thousands set apart; – for None, NaN and infinities, yes and
+    no."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if abs(value) < 1e-3 or abs(value) >= 1e5:
+        return f"{value:.{digits}g}"
+    return f"{value:,.{digits}f}".rstrip("0").rstrip(".") or "0"
+
+
+def two_decimals(value: float) -> str:
+    """Two decimals in as few characters as can be, for a cell: .07, -.3 as -.30, 0."""
+    text = f"{value:.2f}"
+    return "0" if text in ("0.00", "-0.00") else text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def two_digits(count: float) -> str:
+    """A count that is an estimate: 1,234 as 1,200."""
+    if count < 100:
+        return f"{count:.0f}"
+    unit = 10 ** (len(str(int(count))) - 2)
+    return f"{round(count / unit) * unit:,}"
+
+
+def quantity(entry: Any, write: Callable[[Any], str] = number) -> str:
+    """An entry of a summary in words: a number, or ``{value, low, high, n}`` with what it has of an interval and n."""
+    if not isinstance(entry, dict):
+        return write(entry)
+    text = write(entry.get("value"))
+    if entry.get("low") is not None and entry.get("high") is not None:
+        text += f" [{write(entry['low'])}, {write(entry['high'])}]"
+    return text + (f", n = {write(entry['n'])}" if entry.get("n") is not None else "")
+
+
+def human_bytes(n: float) -> str:
+    """Bytes for people, in powers of 1000: 512 bytes, 3.4 MB, 1.2 GB."""
+    if n < 1000:
+        return f"{n:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        n /= 1000
+        if n < 1000:
+            return f"{n:.1f} {unit}"
+    return f"{n / 1000:.1f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """``20GB`` in bytes (powers of ten; GiB and the like of two). Raises InputError for what is no size."""
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    if match is None:
+        raise InputError(f"'{text}' is not a size; write 500MB or 20GB.")
+    power = " kMGT".index(match[2].replace("K", "k") or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: 0.25 s, 12 s, 3 min 20 s, 2 h 5 min; nothing for None."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def cut(text: object, most: int) -> str:
+    """Text of at most ``most`` characters, … where it was longer."""
+    text = str(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
