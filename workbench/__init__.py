@@ -4,7 +4,7 @@ The short way from Python::
 
     from workbench import load, probe, figure
     model = load("organism")
-    run = probe("retrieval-heads", lengths=(128, 256)).run(model)
+    run = probe(NAME, key=value).run(model)  # `workbench probes` lists names and keys
     figure(run)
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.

@@ -167,8 +167,9 @@ def _c(name: str):
 def case(model, scale: str, n: int | None, **more) -> tuple:
     """Needles, trials, shared tokens, stopping rule, config and context of a scale with `n` needles; of the probe's
     defaults for None."""
-    from probes.retrieval_heads import Config, _grid
     from workbench.organisms.material import material
+
+    from probes.retrieval_heads import Config, _grid
 
     lengths, depths, _, new_tokens = SCALES[scale]
     grid = {"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens} if n else {}

@@ -54,11 +54,12 @@ def test_every_command_exists():
 
 def test_the_needle_grid_of_the_first_command_fits_the_model():
     """Whatever else a command says: prompt and answer within the organism's context."""
+    from workbench.organisms.material import material
+
     from probes.retrieval_heads import Config, _grid
     from workbench import load
     from workbench.core.config import build, parse_assignments
     from workbench.core.context import Context
-    from workbench.organisms.material import material
 
     (line,) = re.findall(r"\$ workbench run retrieval-heads --model organism (.*)", README)
     words = shlex.split(line)

@@ -324,8 +324,9 @@ def test_an_organisms_name_means_the_organism_wherever_one_stands(tmp_path, monk
 
 def test_an_organism_brings_its_material_by_name_and_by_folder():
     """The same weights must be the same experiment, or one run id would stand for two."""
-    from workbench.organisms import folder
     from workbench.organisms.material import material
+
+    from workbench.organisms import folder
 
     assert material("circuit-copy")["needles"] == material(str(folder("circuit-copy")))["needles"]
 
