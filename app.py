@@ -10,9 +10,9 @@ from pages.widgets import navigation  # noqa: E402  (streamlit wants the page co
 
 
 def screen(name: str) -> None:
-    from pages.probe import screen  # when it is first opened: the first paint does not wait for it
+    from pages import probe  # when one is first opened: the first paint does not wait for it
 
-    screen(name)
+    probe.screen(name)
 
 
 navigation.main(screen)

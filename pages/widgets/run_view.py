@@ -157,7 +157,7 @@ def chosen_of(run: Run, name: str, fig, prefix: str):
     """The figure as it is chosen, with a box for each choice that its probe offers; the figure itself where it offers
     none or all are left as they are."""
     values: dict[str, object] = {}
-    offered = figures.choices(run, name, values)
+    offered = figures.choices_of(run, name, values)
     columns = iter(st.columns(max(2, len(offered)))) if offered else iter(())
     as_it_is = True
     while choice := next((one for one in offered if one.keyword not in values), None):
@@ -168,11 +168,11 @@ def chosen_of(run: Run, name: str, fig, prefix: str):
         picked = picked if picked in choice.options else options[0]
         as_it_is = as_it_is and picked == options[0]
         values[choice.keyword] = choice.options[picked]
-        offered = figures.choices(run, name, values)
+        offered = figures.choices_of(run, name, values)
     if as_it_is:
         return fig
     try:
-        return figures.chosen(run, name, values)
+        return figures.drawn_with(run, name, values)
     except WorkbenchError as error:
         st.info(styling.md(error))
         return fig

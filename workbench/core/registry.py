@@ -269,10 +269,11 @@ def get(name: str) -> Probe:
     try:
         importlib.import_module(module)
     except Exception as error:
-        unregister(name)  # what a module declared before it failed
+        for declared in [name for name, item in _registered.items() if item.run.__module__ == module]:
+            unregister(declared)  # before it failed
         said = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise WorkbenchError(
-            f"The probe '{name}' is in the module {module}, which cannot be imported: {said}."
+            f"The probe '{name}' is in the module {module}, which cannot be imported: {said.rstrip('.')}."
         ) from error
     if name not in _registered:
         raise WorkbenchError(f"The module {module} was to define the probe '{name}' and does not.")

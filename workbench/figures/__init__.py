@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from workbench.figures.choices import Choice
 
-__all__ = ["build", "choices", "chosen", "collected", "dressed", "problems"]
+__all__ = ["build", "choices_of", "collected", "dressed", "drawn_with", "problems"]
 
 
 def build(run: Any, name: str | None = None) -> dict[str, go.Figure]:
@@ -57,15 +57,15 @@ def collected(run: Any) -> tuple[dict[str, go.Figure], dict[str, str]]:
         return {}, {"figures": str(error)}
 
 
-def choices(run: Any, name: str, chosen: Mapping[str, Any]) -> list[Choice]:
+def choices_of(run: Any, name: str, chosen: Mapping[str, Any]) -> list[Choice]:
     """What can be chosen of a figure of a run: the entry of the figures module's ``CHOICES`` for this figure, called
     with the run and what is chosen so far (by keyword); none where the module has no such entry."""
     offered = (_beside(_function(run), "CHOICES") or {}).get(name)
     return [] if offered is None else offered(run, chosen)
 
 
-def chosen(run: Any, name: str, values: Mapping[str, Any]) -> go.Figure:
-    """A figure that has `choices`, drawn with these keywords. Raises InputError where it cannot be."""
+def drawn_with(run: Any, name: str, values: Mapping[str, Any]) -> go.Figure:
+    """A figure that has choices, drawn with these keywords. Raises InputError where it cannot be."""
     return _beside(_function(run), "FIGURES")[name](run, **values)
 
 
