@@ -304,6 +304,21 @@ def test_a_broken_third_party_probe_is_named_and_does_not_take_the_others_with_i
     assert registry.problem("parts") is None
 
 
+SMALL = """
+from dataclasses import dataclass
+from workbench.core.registry import option, probe
+
+@dataclass(frozen=True)
+class Config:
+    n: int = option(3, "n")
+
+@probe("{name}", summary="S.", tables={{"t": ("a",)}}, bibtex="@misc{{x}}")
+def run(model, config: Config, context):
+    return None
+
+"""
+
+
 def _probes_in(folder: Path, code: str) -> list[str]:
     """What a Python of its own prints, with WORKBENCH_PROBES naming the folder."""
     import os
@@ -316,9 +331,9 @@ def _probes_in(folder: Path, code: str) -> list[str]:
 
 def test_a_folder_is_a_probe_and_one_that_fails_is_named_and_does_not_take_the_others_with_it(tmp_path):
     for name, code in (
-        ("zero_sum", Path(tiny_probes.__file__).read_text().replace('"parts",\n', '"zero-sum",\n')),
+        ("zero_sum", SMALL.format(name="zero-sum")),
         ("broken_one", "import no_such_package_anywhere"),
-        ("half_way", Path(tiny_probes.__file__).read_text().replace('"parts",\n', '"half-way",\n') + "\n1 / 0\n"),
+        ("half_way", SMALL.format(name="half-way") + "1 / 0\n"),
         ("not_python", "def"),
         ("silent_one", "x = 1"),
         ("_helper", "x = 1"),
