@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.widgets import cached, form, navigation, queue_panel, run_view, styling, url_state
+from pages.widgets import cached, form, queue_panel, run_view, styling, url_state
 from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
@@ -258,7 +258,3 @@ def before(probe: Probe, run: Run) -> cost.Plan | None:
     default = probe.data.default_path(model) if probe.data is not None else None
     path = Path(about["path"]) if about.get("path") else default or ready.data
     return planned(probe.name, run.info["config"], path, cached.stamp(path) if path else (), model, config)
-
-
-if __name__ == "__main__":  # see there: a page that streamlit found by itself
-    navigation.through_app()
