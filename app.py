@@ -1,4 +1,4 @@
-"""The app: ``workbench app`` or ``streamlit run app.py``. One page per screen; what they compute is in the package."""
+"""The app: ``workbench app`` or ``streamlit run app.py``. One page per screen, one screen for all probes."""
 
 import streamlit as st
 
@@ -8,4 +8,11 @@ st.set_page_config(
 
 from pages.widgets import navigation  # noqa: E402  (streamlit wants the page configured first)
 
-navigation.main()
+
+def screen(name: str) -> None:
+    from pages import probe  # when one is first opened: the first paint does not wait for it
+
+    probe.screen(name)
+
+
+navigation.main(screen)

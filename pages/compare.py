@@ -81,7 +81,7 @@ def views(first: Run, second: Run) -> None:
     stamps = [cached.stamp(run.folder / "run.json") for run in (first, second)]
     seen = summary(first.id, second.id, *stamps, first, second)
     settings(seen)
-    heads = "heads" in first.tables and "heads" in second.tables
+    heads = bool(shared_tables(first, second))
     fig, reason = in_one(first.id, second.id, *stamps, first, second)
     named = [
         "Figures side by side",
@@ -145,6 +145,11 @@ def brief(value: object) -> str:
     return cut(text, 120)
 
 
+def shared_tables(first: Run, second: Run) -> list[str]:
+    """The tables of head scores that both runs have, the main one first."""
+    return [name for name in head_sets.scored_tables(first) if name in second.tables]
+
+
 def shape_of(run: Run, table: pl.DataFrame) -> tuple[int, int]:
     """(layers, heads) of a run's model."""
     about = head_sets.model_info(run)
@@ -157,13 +162,13 @@ def names_of(first: Run, second: Run) -> list[str]:
 
 
 def compare_heads(first: Run, second: Run, seen: dict) -> None:
-    tables = [cached.table(run, "heads") for run in (first, second)]
-    shared = [c for c in head_sets.score_columns(tables[0]) if c in head_sets.score_columns(tables[1])]
-    columns = sorted(shared, key=lambda c: c != "score")
+    columns = shared_scores(first, second)
     if not columns:
         st.info("The tables of heads have no score in common.")
         return
-    column = st.selectbox("Score", columns, key="score", bind="query-params", help="A column that both runs have.")
+    picked = st.selectbox("Score", columns, key="score", bind="query-params", help="A column that both runs have.")
+    where, column = columns[picked]
+    tables = [cached.table(run, where) for run in (first, second)]
     tables = [table.with_columns(pl.col(column).cast(pl.Float64)) for table in tables]
     values = [v for table in tables for v in table[column].drop_nulls().drop_nans().to_list()]
     low, high = styling.limits(values)
@@ -182,14 +187,14 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
             "There is no difference and no agreement from head to head."
         )
         return
-    entry = seen["tables"].get("heads") or {}
+    entry = seen["tables"].get(where) or {}
     if "problem" in entry or column not in entry.get("columns", {}):
         show_maps(maps, width=640)
         st.info(
             styling.md(f"Not compared from head to head: {entry.get('problem', 'this column is not in both tables')}.")
         )
         return
-    both = compare.joined(first, second, "heads")
+    both = compare.joined(first, second, where)
     maps.append(
         head_figures.head_map(
             both,
@@ -202,6 +207,21 @@ def compare_heads(first: Run, second: Run, seen: dict) -> None:
     )
     show_maps(maps, width=430)
     agreement(first, second, tables, both, column, entry["columns"][column], names)
+
+
+def shared_scores(first: Run, second: Run) -> dict[str, tuple[str, str]]:
+    """What can be compared from head to head: label -> (table, column), the main score first."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in shared_tables(first, second):
+        one, two = (
+            head_sets.numeric(frame, head_sets.scores(run, name, frame))
+            for run in (first, second)
+            for frame in [cached.table(run, name)]
+        )
+        for column in one:
+            if column in two:
+                found[f"{name}: {column}" if column in found else column] = (name, column)
+    return dict(sorted(found.items(), key=lambda item: item[1][1] != head_sets.main_score(first)))
 
 
 def options(run: Run) -> dict:
@@ -267,10 +287,11 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
     if not seen["tables"]:
         st.info("The runs have no table in common.")
         return
+    of_heads = shared_tables(first, second)
     name = st.pills(
         "Table",
         list(seen["tables"]),
-        default=min(seen["tables"], key=lambda t: ("problem" in seen["tables"][t], t != "heads")),
+        default=min(seen["tables"], key=lambda t: ("problem" in seen["tables"][t], t not in of_heads)),
         key="table",
         bind="query-params",
         required=True,

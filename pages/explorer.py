@@ -19,16 +19,7 @@ PROMPTS = ("prompt", "repeated tokens")
 HERE = "largest attention weight from the outlined token"
 # Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and
 # model.
-SHARES = (
-    "attention",
-    "induction",
-    "previous_token",
-    "duplicate_token",
-    "first_token",
-    "score",
-    "activation_frequency",
-    "span_mass",
-)
+SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
 KEYS = (
     ("h, l", "head to the left, to the right"),
     ("j, k", "layer below, above"),
@@ -117,8 +108,8 @@ def view(name: str, opened, text: str) -> None:
 
     left, right = st.columns([10, 9], gap="large")
     with left:
-        column, frame = colouring(name, opened, ids, switches, reading, rows, tables)
-        grid(opened, frame, column, switches, (layer, head))
+        column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables)
+        grid(opened, frame, column, switches, (layer, head), share=share)
         switchboard(opened, frame, column, switches, (layer, head))
         head_cards.answer(name, opened, ids, switches, reading)
     with right:
@@ -224,7 +215,7 @@ def show_tokens(opened, ids, at: int, row) -> None:
 
 
 def colouring(name: str, opened, ids, switches, reading, rows, tables):
-    """(column, table with layer, head and that column) that colours the grid."""
+    """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = head_sets.run_columns(tables)
     live = [HERE, *explorer.SCORES, "direct effect on the top token", "output norm"]
     left, right = st.columns([7, 3], vertical_alignment="bottom")
@@ -245,17 +236,18 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
     )
     if chosen in from_runs:
         identifier, column = from_runs[chosen]
-        return column, next(frame for run, frame in tables if run.id == identifier)
+        run, frame = next((run, frame) for run, frame in tables if run.id == identifier)
+        return column, frame, head_sets.is_share(run, column)
     if chosen == "output norm":
-        return "norm", explorer.output_norms(reading)
+        return "norm", explorer.output_norms(reading), False
     if chosen == "direct effect on the top token":
-        return "direct_logit", cached.direct_effects(name, ids, switches, opened)
+        return "direct_logit", cached.direct_effects(name, ids, switches, opened), False
     if chosen in explorer.SCORES:
-        return chosen, cached.scores(name, ids if source == PROMPTS[0] else (), opened)
-    return "attention", explorer.largest(opened, rows)
+        return chosen, cached.scores(name, ids if source == PROMPTS[0] else (), opened), chosen in SHARES
+    return "attention", explorer.largest(opened, rows), True
 
 
-def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) -> None:
+def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int], *, share: bool) -> None:
     model = opened.model
     values: dict[tuple[int, int], float | None] = {}
     for layer, head, value in frame.select("layer", "head", column).iter_rows():
@@ -263,7 +255,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
     order = [values.get(pair) for pair in model.heads()]
     known = [v for v in order if v is not None and v == v]
     diverging = bool(known) and min(known) < 0
-    whole = column in SHARES and all(0 <= v <= 1 for v in known)
+    whole = share and all(0 <= v <= 1 for v in known)
     ends = (0.0, 1.0) if whole else styling.limits(known, diverging=diverging)
     group = model.n_heads // model.n_kv_heads
     off = set(switches.heads)

@@ -1,1 +1,19 @@
-"""One module per method."""
+"""One folder a method. ``WORKBENCH_PROBES`` names further places that hold such folders, separated as those of PATH."""
+
+import os
+
+# As they are shown; folders that are not named here come after, by name.
+ORDER = (
+    "retrieval_heads",
+    "concept_depth",
+    "knowledge_conflict",
+    "data_selection",
+    "branching_factor",
+    "representation_geometry",
+)
+
+__path__ += [
+    os.path.abspath(os.path.expanduser(place))
+    for place in os.environ.get("WORKBENCH_PROBES", "").split(os.pathsep)
+    if place
+]

@@ -5,7 +5,7 @@ The short way from Python::
 
     from workbench import load, probe, figure
     model = load("organism")
-    run = probe("retrieval-heads", lengths=(128, 256)).run(model)
+    run = probe(NAME, key=value).run(model)  # `workbench probes` lists names and keys
     figure(run)
 
 Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`. Passes

@@ -8,9 +8,7 @@ from typing import Any
 import streamlit as st
 
 from workbench.core import config as configs
-from workbench.core.errors import InputError
 from workbench.core.registry import Probe
-from workbench.core.tables import read_table
 
 FIRST = 8  # keys that are shown at once; the rest fold away
 
@@ -76,20 +74,9 @@ def explained(probe: Probe, values: dict[str, Any], error: Exception) -> str:
     return text
 
 
-def demo(probe: Probe, model: str) -> dict[str, Any]:
-    """The settings of a short run on this model. Where they ask for a number of rows, it is at most as many as ship
-    with the model."""
-    values = dict(probe.demo)
-    spec = probe.data
-    own = spec.for_model(model) if spec is not None and spec.for_model else None
-    if own is not None and isinstance(values.get(spec.option), int):
-        try:
-            values[spec.option] = min(
-                values[spec.option], read_table(own, required=spec.required, what=spec.what).height
-            )
-        except InputError:
-            pass  # the run says what is wrong with the file
-    return configs.to_dict(configs.build(probe.config, values))
+def example(probe: Probe, model: str) -> dict[str, Any]:
+    """The settings of a short run on this model."""
+    return configs.to_dict(configs.build(probe.config, probe.example(model)))
 
 
 def fill(probe: Probe, values: dict[str, Any]) -> None:

@@ -6,15 +6,13 @@ import polars as pl
 import streamlit as st
 
 from pages.widgets import cached, styling
-from workbench.core.errors import InputError
 from workbench.core.wording import number
-from workbench.explorer import head_sets
+from workbench.explorer import head_sets, layer_curves
 from workbench.explorer import readings as explorer
 from workbench.explorer.readings import Opened, Reading, Switches
 
 LONGEST = 24  # tokens of generated text
 ROWS = 6  # next tokens, so that they are in sight without scrolling on a small screen
-MARKS = ("dataset", "condition", "checkpoint")  # what a row of a table of layers is of
 
 
 def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, reading: Reading) -> None:
@@ -138,11 +136,12 @@ def pattern_figure(name, opened: Opened, ids, layer: int, head: int, switches: S
 def head_in_runs(tables, layer: int, head: int) -> None:
     rows = []
     for run, frame in tables:
+        main = head_sets.main_score(run)
         mine = frame.filter((pl.col("layer") == layer) & (pl.col("head") == head))
         for record in mine.head(1).iter_rows(named=True):
             interval = f"[{number(record['ci_low'])}, {number(record['ci_high'])}]" if "ci_low" in record else ""
             for column, value in record.items():
-                if not head_sets.is_score(column):
+                if column in ("layer", "head", *head_sets.INTERVAL):
                     continue
                 ranked = frame[column].dtype.is_numeric() and value is not None
                 rank = int((frame[column] > value).sum()) + 1 if ranked else None
@@ -150,7 +149,7 @@ def head_in_runs(tables, layer: int, head: int) -> None:
                     (
                         column.replace("_", " "),
                         value,
-                        interval if column == "score" else "",
+                        interval if column == main else "",
                         f"{rank} of {frame.height}" if rank else "",
                         run.id,
                     )
@@ -289,25 +288,18 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
             styling.heading("logit lens at this layer (next: rank of what follows, 0 the top)")
             + f"<div style='max-height:330px;overflow-y:auto'>{table}</div>"
         )
-    found = []
-    for run in head_sets.runs_of(cached.run_list(), "layers", fingerprint=opened.model.fingerprint):
-        try:
-            frame = cached.table(run, "layers")
-        except InputError:
-            continue  # a damaged table; the run's own screen says so
-        if "layer" not in frame.columns:
-            continue
-        for record in frame.filter(pl.col("layer") == layer).head(12).iter_rows(named=True):
-            what = " · ".join(str(record[c]) for c in MARKS if record.get(c) is not None)
-            for column in ("accuracy", "selectivity", "rankme", "alpha"):
-                if column in record:
-                    interval = (
-                        f"[{number(record['ci_low'])}, {number(record['ci_high'])}]"
-                        if column in ("accuracy", "rankme") and record.get("ci_low") is not None
-                        else ""
-                    )
-                    found.append((column, what, record[column], interval, run.id))
-    if found:
+    points = layer_curves.at_layer(cached.run_list(), layer, fingerprint=opened.model.fingerprint, read=cached.table)
+    if points:
+        found = [
+            (
+                point.column,
+                point.of,
+                point.value,
+                "[{}, {}]".format(*map(number, point.interval)) if point.interval else "",
+                point.run.id,
+            )
+            for point in points
+        ]
         st.html(
             styling.heading("in finished runs")
             + styling.table(
@@ -315,6 +307,10 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
             )
         )
     else:
+        do = ", ".join(title.lower() for title in layer_curves.probes_with_curves())
         st.caption(
-            "No finished run says anything about this model's layers yet: concept depth and representation geometry do."
+            styling.md(
+                "No finished run says anything about this model's layers yet"
+                + (f"; probes that do: {do}." if do else ".")
+            )
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import streamlit as st
@@ -16,16 +17,14 @@ from workbench.runs import queue as jobs
 HERE = Path(__file__).resolve().parents[1]
 
 
-def pages() -> dict[str, list]:
-    """The screens by section. A probe has the page of its name, or the general one where it brings none."""
-    probes = []
-    for name in registry.names():
-        file = HERE / f"{name.replace('-', '_')}.py"
-        title, path = name.replace("-", " ").capitalize(), name.replace("-", "_")
-        probes.append(st.Page(file if file.is_file() else _general(name), title=title, url_path=path))
+def pages(screen: Callable[[str], None]) -> dict[str, list]:
+    """The screens by section. ``screen`` draws that of a probe; it is at the probe's name with underscores."""
     return {
         "": [st.Page(HERE / "explorer.py", title="Explorer", url_path="explorer", default=True)],
-        "Probes": probes,
+        "Probes": [
+            st.Page(_page(name, screen), title=name.replace("-", " ").capitalize(), url_path=name.replace("-", "_"))
+            for name in registry.names()
+        ],
         "Results": [
             st.Page(HERE / "runs.py", title="Runs", url_path="runs"),
             st.Page(HERE / "compare.py", title="Compare", url_path="compare"),
@@ -33,21 +32,18 @@ def pages() -> dict[str, list]:
     }
 
 
-def _general(name: str):
-    """The screen of a probe of another package."""
-
+def _page(name: str, screen: Callable[[str], None]) -> Callable[[], None]:
     def page() -> None:
-        from pages.widgets.probe_screen import screen
-
         screen(name)
 
     page.__name__ = name.replace("-", "_")
     return page
 
 
-def main() -> None:
+def main(screen: Callable[[str], None]) -> None:
+    """The whole app; ``screen`` draws the screen of the probe of a name."""
     styling.style()
-    page = st.navigation(pages())
+    page = st.navigation(pages(screen))
     st.session_state["framed"] = True
     with st.sidebar:
         at_work()

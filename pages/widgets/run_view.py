@@ -135,8 +135,7 @@ def show_figures(run: Run, prefix: str) -> None:
     )
     chosen = chosen if chosen in made else names[0]
     fig = made[chosen]
-    if chosen == "tree" and run.probe == "branching-factor":
-        fig = chosen_tree(run, fig, prefix)
+    fig = chosen_of(run, chosen, fig, prefix)
     st.plotly_chart(
         on_screen(fig),
         theme=None,
@@ -154,37 +153,26 @@ def show_figures(run: Run, prefix: str) -> None:
             )
 
 
-def chosen_tree(run: Run, fig, prefix: str):
-    """The tree of the prompt, and of the condition, that is chosen."""
-    from probes.branching_factor.figures import tree
-
-    table = "tree" if "tree" in run.tables else "samples"
-    frame = cached.table(run, table)
-    conditions = frame["condition"].unique(maintain_order=True).to_list() if "condition" in frame.columns else []
-    a, b = st.columns([1, 2])
-    condition = None
-    if len(conditions) > 1:
-        condition = a.selectbox(
-            "Condition",
-            conditions,
-            key=f"{prefix}condition",
-            bind="query-params",
-            help="What the samples were drawn under.",
+def chosen_of(run: Run, name: str, fig, prefix: str):
+    """The figure as it is chosen, with a box for each choice that its probe offers; the figure itself where it offers
+    none or all are left as they are."""
+    values: dict[str, object] = {}
+    offered = figures.choices_of(run, name, values)
+    columns = iter(st.columns(max(2, len(offered)))) if offered else iter(())
+    as_it_is = True
+    while choice := next((one for one in offered if one.keyword not in values), None):
+        options = list(choice.options)
+        picked = next(columns).selectbox(
+            choice.label, options, key=f"{prefix}{choice.keyword}", bind="query-params", help=choice.help
         )
-        frame = frame.filter(frame["condition"] == condition)
-    asked = sorted(frame["prompt"].unique().to_list())
-    options = ["first that parts", *map(str, asked)]
-    prompt = b.selectbox(
-        "Prompt",
-        options,
-        key=f"{prefix}prompt",
-        bind="query-params",
-        help="Whose samples are drawn, by its row in the table `prompts`.",
-    )
-    if condition is None and prompt == options[0]:
+        picked = picked if picked in choice.options else options[0]
+        as_it_is = as_it_is and picked == options[0]
+        values[choice.keyword] = choice.options[picked]
+        offered = figures.choices_of(run, name, values)
+    if as_it_is:
         return fig
     try:
-        return tree(run, prompt=None if prompt == options[0] else int(prompt), condition=condition)
+        return figures.drawn_with(run, name, values)
     except WorkbenchError as error:
         st.info(styling.md(error))
         return fig
@@ -268,7 +256,7 @@ def show_tables(run: Run, prefix: str) -> None:
     if not names:
         st.info("This run has no tables yet.")
         return
-    first = "heads" if "heads" in names else names[0]
+    first = next(iter(head_sets.scored_tables(run)), names[0])
     name = st.pills(
         "Table",
         names,

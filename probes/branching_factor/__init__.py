@@ -34,6 +34,7 @@ from probes.branching_factor.branching_samples import (
     shorten,
     tree_table,
 )
+from probes.branching_factor.estimate import estimate
 from probes.branching_factor.estimators import (
     BIAS,
     ESTIMATORS,
@@ -807,10 +808,21 @@ def _mean(values: np.ndarray) -> np.ndarray:
     summary="How many next steps the model really considers while it generates, along the output and against a second "
     "model.",
     tables={
-        "prompts": ("prompt", "bf", "bf_entropy", "bf_nll", "ci_low", "ci_high", "samples", "mean_length"),
-        "positions": ("position", "bf_prefix", "bf_window", "entropy", "alive"),
-        "samples": ("prompt", "sample", "text", "length", "nll", "entropy", "generated_ids"),
-        "inputs": ("row", "ids"),
+        "prompts": (
+            "condition",
+            "row",
+            "prompt",
+            "bf",
+            "bf_entropy",
+            "bf_nll",
+            "ci_low",
+            "ci_high",
+            "samples",
+            "mean_length",
+        ),
+        "positions": ("condition", "position", "bf_prefix", "bf_window", "entropy", "alive"),
+        "samples": ("condition", "row", "prompt", "sample", "text", "length", "nll", "entropy", "generated_ids"),
+        "inputs": ("row", "condition", "prompt", "ids"),
         "conditions": ("condition", "bf", "ci_low", "ci_high"),
         "enough": ("condition", "samples", "bf", "sd", "ci_low", "ci_high"),
         "tree": ("prompt", "node", "parent", "depth", "text", "count", "probability", "bf"),
@@ -827,7 +839,23 @@ def _mean(values: np.ndarray) -> np.ndarray:
     ),
     validate=validate,
     figures="probes.branching_factor.figures:figures",
-    demo={"samples": 8, "max_new_tokens": 24, "max_prompts": 4},
+    figures_of_several="probes.branching_factor.figures:compare",
+    estimate=estimate,
+    example=lambda _model: {"samples": 8, "max_new_tokens": 24, "max_prompts": 4},
+    example_models=("organism",),
+    keys={
+        "prompts": ("condition", "row", "prompt"),
+        "positions": ("condition", "position"),
+        "samples": ("condition", "row", "prompt", "sample"),
+        "inputs": ("row", "condition", "prompt"),
+        "conditions": ("condition",),
+        "enough": ("condition", "samples"),
+        "complexity": ("condition",),
+        "nudging": ("condition",),
+        "signature": ("condition",),
+        "resampling": ("position",),
+        "verbalised": ("prompt",),
+    },
 )
 def run(model: Model, config: Config, context: Context) -> Result:
     if context.engine != "hf":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
 from workbench.figures import style as theme
 from workbench.figures import traces
+from workbench.figures.choices import Choice
 from workbench.figures.layout import dressed, sheet, shorten, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 from workbench.figures.text_table import word_table
@@ -455,11 +456,7 @@ def tree(
     """The samples of one prompt as a prefix tree: `prompt` (its number in the data; default: the first whose samples
     part) under `condition` (default: the run's first). Raises InputError naming what there is for one that the run does
     not have."""
-    table = (
-        "tree"
-        if maybe(run, "tree", ("prompt", "node", "parent", "text", "probability", "bf")) is not None
-        else "samples"
-    )
+    table = _tree_table(run)
     frame = _with_condition(need(run, table, ("prompt",)), run)
     known = frame["condition"].unique(maintain_order=True).to_list()
     condition = known[0] if condition is None else condition
@@ -493,6 +490,26 @@ def tree(
     )
 
 
+def _tree_table(run: Any) -> str:
+    """The table from which trees are drawn."""
+    columns = ("prompt", "node", "parent", "text", "probability", "bf")
+    return "tree" if maybe(run, "tree", columns) is not None else "samples"
+
+
+def tree_choices(run: Any, chosen: Mapping[str, Any]) -> list[Choice]:
+    """The condition, where there are several, and the prompt whose samples :func:`tree` draws."""
+    frame = _with_condition(need(run, _tree_table(run), ("prompt",)), run)
+    conditions = frame["condition"].unique(maintain_order=True).to_list()
+    found = []
+    if len(conditions) > 1:
+        frame = frame.filter(pl.col("condition") == chosen.get("condition", conditions[0]))
+        options = {str(name): name for name in conditions}
+        found.append(Choice("condition", "Condition", options, "What the samples were drawn under."))
+    options = {"first that parts": None} | {str(row): int(row) for row in sorted(frame["prompt"].unique().to_list())}
+    help = "Whose samples are drawn, by its row in the table `prompts`."
+    return [*found, Choice("prompt", "Prompt", options, help)]
+
+
 def compare(runs: Sequence[Any]) -> go.Figure:
     """Several runs in one figure: branching factor along the output, the first condition of each."""
     frames = []
@@ -521,6 +538,7 @@ FIGURES = {
     "enough": enough,
     "tree": tree,
 }
+CHOICES = {"tree": tree_choices}
 
 
 def figures(run: Any) -> dict[str, go.Figure]:

@@ -35,6 +35,7 @@ import polars as pl
 from probes.concept_depth import concept_sets as concept_data
 from probes.concept_depth import depth_points as depth
 from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.estimate import estimate
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
@@ -190,6 +191,11 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     material=_material,
     validate=validate,
     figures="probes.concept_depth.figures:figures",
+    figures_of_several="probes.concept_depth.figures:compare",
+    estimate=estimate,
+    example=lambda _model: {"split": "kfold", "noise": True, "causal": "peak", "limit": 60, "shuffles": 3},
+    example_models=("organism",),
+    layer_curves={"layers": ("accuracy", "selectivity")},
     version=2,
     keys={
         "layers": ("dataset", "condition", "layer"),
@@ -200,7 +206,6 @@ def _material(config: Config, model: str) -> dict[str, Path]:
         "controls": ("dataset", "condition", "draw"),
         "path": ("dataset", "condition", "c", "layer"),
     },
-    demo={"split": "kfold", "noise": True, "causal": "all"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Probe every layer for every concept set under every condition.

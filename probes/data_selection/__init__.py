@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from probes.data_selection.estimate import estimate
 from probes.data_selection.rankings import bm25, compare, grouped_counts, ranked, selected_share, undecided, verdict
 from probes.data_selection.samples import (
     LABELS,
@@ -42,12 +43,12 @@ from probes.data_selection.samples import (
     target_files,
     tokenize,
 )
+from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes
 from workbench.core.registry import DataSpec, option, probe
 from workbench.core.sample_tables import read_samples, texts
-from workbench.organisms.material import shipped_sae
 
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
@@ -179,11 +180,17 @@ def validate(config: Config, data: Path | None) -> None:
 
 def _material(config: Config, model: str) -> dict[str, Path]:
     """The autoencoder and the targets that ship, where they are used."""
-    shipped = shipped_sae(model) if config.sae == "default" else None
+    shipped = organisms.autoencoder(model) if config.sae == "default" else None
     own = [Path(entry).expanduser() for entry in config.target]
     return ({"sae": shipped} if shipped else {}) | {
         f"target {name}": path for name, path in target_files(config.target).items() if path not in own
     }
+
+
+def example(model: str) -> dict[str, object]:
+    """Three targets; only the baselines where no autoencoder ships with the model."""
+    baselines = {} if organisms.autoencoder(model) else {"sae": "none"}
+    return {"target": ("sea", "music", "facts"), "features": 8} | baselines
 
 
 @probe(
@@ -213,9 +220,20 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     material=_material,
     validate=validate,
     figures="probes.data_selection.figures:figures",
+    estimate=estimate,
+    example=example,
+    example_models=("organism",),
+    leaves={"selected-*.jsonl": "the selected rows of a target"},
     version=3,
-    keys={"scores": ("row", "target"), "features": ("target", "feature"), "precision": ("target", "method", "ratio")},
-    demo={"target": ("sea", "music", "facts"), "features": 8},
+    keys={
+        "scores": ("row", "target"),
+        "features": ("target", "feature"),
+        "precision": ("target", "method", "ratio"),
+        "quality": ("site",),
+        "passages": ("feature", "row"),
+        "effects": ("feature",),
+        "map": ("row",),
+    },
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every pool sample against every target; select, compare with the baselines, explain.
@@ -366,7 +384,7 @@ def _reader(model, config: Config, context: Context) -> Reader:
 
     source = config.sae
     if source == "default":
-        shipped = shipped_sae(model.name)
+        shipped = organisms.autoencoder(model.name)
         if shipped is None:
             raise InputError(
                 f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give "

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
-from workbench.organisms.material import shipped_targets
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 TOKENS = ("all", "prompt", "response")
 MARK = "5f0e-response-91c7"  # stands in for a response, to see where a chat template puts it
 LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
+
+
+def shipped_targets() -> dict[str, Path]:
+    """Name → file of the targets that ship with the project."""
+    return {path.stem: path for path in sorted((organisms.DATA / "targets").glob("*.jsonl"))}
 
 
 def target_files(entries: Sequence[str]) -> dict[str, Path]:

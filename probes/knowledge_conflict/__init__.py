@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from probes.knowledge_conflict.estimate import estimate
 from probes.knowledge_conflict.items import (
     COLUMNS,
     COUNTS,
@@ -50,7 +51,7 @@ from probes.knowledge_conflict.items import (
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError, RunFailed
-from workbench.core.registry import DataSpec, option, probe
+from workbench.core.registry import HEAD_MASK, DataSpec, option, probe
 from workbench.core.tables import column_map, read_table
 from workbench.stats.intervals import bootstrap_mean, paired_difference, spearman, wilson
 
@@ -270,15 +271,36 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
     ),
     validate=validate,
     figures="probes.knowledge_conflict.figures:figures",
+    estimate=estimate,
+    example=lambda _model: {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2},
+    example_models=("organism",),
+    leaves={"pruned_heads*.json": HEAD_MASK},
+    head_scores={
+        "heads": (
+            "score",
+            "memory_importance",
+            "context_importance",
+            "gradient_memory",
+            "gradient_context",
+            "direct_memory",
+            "direct_context",
+            "total_memory",
+            "total_context",
+            "role",
+            "side",
+        )
+    },
     keys={
         "heads": ("layer", "head"),
         "flow": ("component", "window_start", "source"),
         "pruning": ("role", "k", "heads", "draw"),
         "groups": ("role", "k", "heads", "column", "group"),
         "head_groups": ("column", "group", "layer", "head"),
+        "validation": ("role", "k"),
+        "answers": ("row", "source", "role", "k"),
+        "inputs": ("row",),
     },
     version=2,
-    demo={"limit": 120, "prune_k": (1, 3, 5), "flow_items": 16},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Measure every head on the find split, choose k on validation, prune on test.

@@ -27,6 +27,7 @@ import numpy as np
 import polars as pl
 
 from probes.representation_geometry import checkpoints, phases, spectra
+from probes.representation_geometry.estimate import estimate
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
@@ -133,6 +134,12 @@ def validate(config: Config, data: Path | None) -> None:
         _task(config.task)
 
 
+def example(model: str) -> dict[str, object]:
+    """All layers of a few texts; of the organism at every checkpoint of its training."""
+    course = {"checkpoints": ("organism@*",)} if model == "organism" else {}
+    return {"layers": "all", "limit": 300, "ablate": (4, 16)} | course
+
+
 @probe(
     "representation-geometry",
     title="Representation geometry",
@@ -166,6 +173,10 @@ def validate(config: Config, data: Path | None) -> None:
     data=DataSpec(required=("text",), what="text", default="workbench:organisms/data/texts.jsonl"),
     validate=validate,
     figures="probes.representation_geometry.figures:figures",
+    estimate=estimate,
+    example=example,
+    example_models=("organism",),
+    layer_curves={"layers": ("rankme", "alpha")},
     keys={
         "layers": ("checkpoint", "layer"),
         "spectrum": ("checkpoint", "layer", "rank"),
@@ -177,7 +188,6 @@ def validate(config: Config, data: Path | None) -> None:
         "map": ("checkpoint", "layer", "method", "row"),
         "inputs": ("row",),
     },
-    demo={"layers": "all", "checkpoints": ("organism@*",), "limit": 600, "ablate": (4, 16)},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Spectra of every checkpoint and layer, with what depends on them.

@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from probes.retrieval_heads.estimate import estimate
+from probes.retrieval_heads.shipped import shipped
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, option, probe
@@ -169,23 +171,37 @@ def _first(rows: pl.DataFrame, wanted: int, source: Path) -> pl.DataFrame:
 
 
 def _own_needles(model: str) -> Path | None:
-    from workbench.organisms.material import material
-
-    return material(model).get("needles")
+    return shipped(model).get("needles")
 
 
 def _material(config: Config, model: str) -> dict[str, object]:
     """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the
     model."""
-    from workbench.organisms.material import material
-
-    own = {"haystack": ESSAYS} | material(model)
+    own = {"haystack": ESSAYS} | shipped(model)
     left = {
         "haystack": config.haystack == "default",
         "template": config.template == "default",
         "stop": config.stop == ("default",),
     }
     return {key: own[key] for key, default in left.items() if default and key in own}
+
+
+def example(model: str) -> dict[str, object]:
+    """A short run: on the aligned organism only as much as the two maps need to be compared; never more needles than
+    ship with a model."""
+    values: dict[str, object] = {
+        "lengths": (128, 256, 384, 480),
+        "depths": (0, 25, 50, 75, 100),
+        "needles": 8,
+        "max_new_tokens": 16,
+        "mask_k": (1, 2, 3, 4, 8),
+    }
+    if model == "organism-chat":
+        values |= {"lengths": (128, 256), "depths": (0, 50, 100), "needles": 4, "mask_k": (1, 2)}
+    own = _own_needles(model)
+    if own is not None:
+        values["needles"] = min(values["needles"], read_table(own, required=COLUMNS, what="needles").height)
+    return values
 
 
 @probe(
@@ -209,15 +225,20 @@ def _material(config: Config, model: str) -> dict[str, object]:
     material=_material,
     validate=validate,
     figures="probes.retrieval_heads.figures:figures",
-    keys={"heads": ("layer", "head"), "trials": ("trial",), "masking": ("k", "heads", "draw")},
-    version=4,
-    demo={
-        "lengths": (128, 256, 384, 480),
-        "depths": (0, 25, 50, 75, 100),
-        "needles": 8,
-        "max_new_tokens": 16,
-        "mask_k": (1, 2, 3, 4, 8),
+    figures_of_several="probes.retrieval_heads.figures:of_several",
+    estimate=estimate,
+    example=example,
+    example_models=("organism", "organism-chat"),
+    head_scores={"heads": ("score", "activation_frequency", "span_mass", "is_retrieval")},
+    shares=("score", "activation_frequency", "span_mass"),
+    keys={
+        "heads": ("layer", "head"),
+        "trials": ("trial",),
+        "masking": ("k", "heads", "draw"),
+        "masked_trials": ("k", "heads", "draw", "trial", "length", "depth"),
+        "inputs": ("row",),
     },
+    version=4,
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
@@ -287,9 +308,8 @@ def _grid(model, config: Config, context: Context):
     """Needles, the shared tokens, the trials and the stopping rule, from the config or from what ships with the
     model."""
     from probes.retrieval_heads.needles import encode_after, grid, read_needle, split_template
-    from workbench.organisms.material import material
 
-    own = material(model.name)
+    own = shipped(model.name)
     source = _needle_file(config, context.data)
     haystack = read_text(
         own.get("haystack", ESSAYS) if config.haystack == "default" else config.haystack, what="haystack"

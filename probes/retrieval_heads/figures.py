@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,13 @@ def compare(a: Any, b: Any, *, seed: int = 0) -> go.Figure:
         correlation=f"Pearson r = {traces.number(r.value)}<br>[{traces.number(r.low)}, {traces.number(r.high)}]",
         title=f"Retrieval scores: {names[0]} and {names[1]}",
     )
+
+
+def of_several(runs: Sequence[Any]) -> go.Figure:
+    """:func:`compare` of two runs. Raises InputError for more."""
+    if len(runs) > 2:
+        raise InputError(f"The figure of several runs of 'retrieval-heads' shows two, not {len(runs)}.")
+    return compare(*runs)
 
 
 FIGURES = {

@@ -168,12 +168,12 @@ def case(model, scale: str, n: int | None, **more) -> tuple:
     """Needles, trials, shared tokens, stopping rule, config and context of a scale with `n` needles; of the probe's
     defaults for None."""
     from probes.retrieval_heads import Config, _grid
-    from workbench.organisms.material import material
+    from probes.retrieval_heads.shipped import shipped
 
     lengths, depths, _, new_tokens = SCALES[scale]
     grid = {"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens} if n else {}
     config = Config(**grid | {"keep": "all"} | more)
-    context = Context(seed=0, data=material("organism")["needles"])
+    context = Context(seed=0, data=shipped("organism")["needles"])
     needles, shared, trials, stops = _grid(model, config, context)
     return needles, trials, shared, stops, config, context
 
@@ -346,9 +346,9 @@ def memory_growth() -> dict[str, float]:
             "from workbench.core.context import Context\n"
             "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', "
             "Path('/proc/self/status').read_text())[1]) / 1024\n"
-            "m, _ = models('small', 'cpu'); from workbench.organisms.material import material\n"
+            "m, _ = models('small', 'cpu'); from probes.retrieval_heads.shipped import shipped\n"
             f"c = Config(lengths=({length},), depths=(0, 50, 100), needles=8, max_new_tokens=16, keep='all')\n"
-            "_, s, t, st = _grid(m, c, Context(data=material('organism')['needles']))\n"
+            "_, s, t, st = _grid(m, c, Context(data=shipped('organism')['needles']))\n"
             # the peak counts from here, not from the loading
             "Path('/proc/self/clear_refs').write_text('5'); a = memory('VmRSS')\n"
             "_measure(m, c, Context(), Haystack(m, s[: max(x.shared for x in t)]), t, st); print(memory('VmHWM') - a)\n"

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tests.browser.conftest import RUNS, cut_buttons, jumps, shot, too_wide
-from tests.browser.serving import rest
+from tests.browser.serving import rest, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -76,6 +76,21 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
     head(page, "1.1").click(modifiers=["Shift"])
     page.get_by_text("with the heads switched").wait_for(state="detached")
     assert query(page, "off") == "" and query(page, "at") == "2"
+
+
+def test_a_link_to_a_probe_may_be_the_first_thing_that_a_server_serves(browser, tmp_path, monkeypatch):
+    from tests.pages.test_pages import keep
+
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    keep(RUNS["retrieval-heads-000000000001"], "retrieval-heads-000000000001")
+    with serve(tmp_path) as address:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{address}/retrieval_heads?run=retrieval-heads-000000000001")
+        page.locator(".js-plotly-plot").first.wait_for()
+        rest(page)
+        assert page.get_by_role("dialog").count() == 0 and page.url.endswith("000000000001")
+        page.close()
 
 
 STILL = 0.1  # up to here a page counts as good: web.dev/cls

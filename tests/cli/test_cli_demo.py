@@ -22,7 +22,7 @@ import tiny_probes  # noqa: E402
 @pytest.fixture
 def short_demo():
     """The demo on a smaller grid."""
-    usual = registry.get(demo.PROBE)
+    usual = demo.main_probe()
     small = {
         "lengths": (64, 96),
         "depths": (0, 50, 100),
@@ -31,7 +31,7 @@ def short_demo():
         "mask_k": (1,),
         "draws": 100,
     }
-    registry.register(dataclasses.replace(usual, demo=small))
+    registry.register(dataclasses.replace(usual, example=lambda model: small))
     yield
     registry.register(usual)
 
@@ -51,6 +51,22 @@ def test_the_demo_runs_draws_and_says_where_everything_is(short_demo, monkeypatc
     assert all(Path(path).is_file() for path in written) and any(path.endswith(".csv") for path in written)
     assert command_line(["figures", run, "--format", "gif"]) == 2
     assert command_line(["figures", run, "--format", "csv", "--only", "no_such_figure"]) == 2
+
+
+def test_the_examples_are_those_that_the_probes_ask_for_and_the_first_probe_is_the_main_one(monkeypatch):
+    assert demo.main_probe().name == "retrieval-heads"
+    found = [(probe.name, model) for probe, model in demo.declared()]
+    assert sorted(found) == [
+        ("branching-factor", "organism"),
+        ("concept-depth", "organism"),
+        ("data-selection", "organism"),
+        ("knowledge-conflict", "organism"),
+        ("representation-geometry", "organism"),
+        ("retrieval-heads", "organism-chat"),
+    ]
+    real = registry.problem
+    monkeypatch.setattr(registry, "problem", lambda name: "broken" if name == "concept-depth" else real(name))
+    assert ("concept-depth", "organism") not in [(probe.name, model) for probe, model in demo.declared()]
 
 
 def test_the_demo_does_not_pass_over_what_goes_wrong(short_demo, monkeypatch, capsys):

@@ -247,7 +247,7 @@ def test_an_unknown_probe_is_refused_and_the_nearest_one_named():
 def test_the_installed_probes_are_listed_without_importing_one():
     code = (
         "import sys; from workbench.core import registry; print(*registry.names()); print('torch' in sys.modules, "
-        "any(m.startswith('probes') for m in sys.modules))"
+        "any(m.startswith('probes.') for m in sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     six = {
@@ -302,3 +302,79 @@ def test_a_broken_third_party_probe_is_named_and_does_not_take_the_others_with_i
         registry.get("silent")
     assert "no_such_package_anywhere" in registry.problem("broken")
     assert registry.problem("parts") is None
+
+
+SMALL = """
+from dataclasses import dataclass
+from workbench.core.registry import option, probe
+
+@dataclass(frozen=True)
+class Config:
+    n: int = option(3, "n")
+
+@probe("{name}", summary="S.", tables={{"t": ("a",)}}, bibtex="@misc{{x}}")
+def run(model, config: Config, context):
+    return None
+
+"""
+
+
+def _probes_in(folder: Path, code: str) -> list[str]:
+    """What a Python of its own prints, with WORKBENCH_PROBES naming the folder."""
+    import os
+
+    environment = {**os.environ, "WORKBENCH_PROBES": f"{folder / 'absent'}{os.pathsep}{folder}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_folder_is_a_probe_and_one_that_fails_is_named_and_does_not_take_the_others_with_it(tmp_path):
+    for name, code in (
+        ("zero_sum", SMALL.format(name="zero-sum")),
+        ("broken_one", "import no_such_package_anywhere"),
+        ("half_way", SMALL.format(name="half-way") + "1 / 0\n"),
+        ("not_python", "def"),
+        ("silent_one", "x = 1"),
+        ("_helper", "x = 1"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+    (tmp_path / "no_package").mkdir()
+    (tmp_path / "module.py").write_text("x = 1")
+    code = """
+from workbench.core import registry
+print(*registry.names()[6:])
+for name in registry.names():
+    print(name, registry.problem(name))
+print(registry.problem("half-way"))
+"""
+    found = _probes_in(tmp_path, code)
+    assert found[0].split() == ["broken-one", "half-way", "not-python", "silent-one", "zero-sum"]
+    said = dict(line.split(" ", 1) for line in found[1:-1])
+    assert said["zero-sum"] == said["retrieval-heads"] == "None"
+    assert "module probes.broken_one" in said["broken-one"] and "no_such_package_anywhere" in said["broken-one"]
+    assert "ZeroDivisionError" in said["half-way"] and "ZeroDivisionError" in found[-1]
+    assert "SyntaxError" in said["not-python"]
+    assert "probes.silent_one was to define the probe 'silent-one'" in said["silent-one"]
+
+
+def test_a_probe_declares_what_is_found_by_name_only_when_it_is_used():
+    assert registry.load_function("json:loads")("1") == 1
+    for place, words in (
+        ("json", "module:function"),
+        ("json:no_such", "no function 'no_such'"),
+        ("no_such_module_anywhere:f", "cannot be imported"),
+    ):
+        with pytest.raises(WorkbenchError, match=words):
+            registry.load_function(place)
+
+
+def test_the_data_file_of_a_model_goes_before_the_one_that_ships(tmp_path):
+    own = tmp_path / "own.csv"
+    spec = registry.DataSpec(
+        default="workbench:organisms/data/texts.jsonl", for_model=lambda model: own if model == "mine" else None
+    )
+    assert spec.default_path("mine") == own
+    assert spec.default_path("other") == spec.default_path() and spec.default_path().is_file()
+    assert registry.DataSpec().default_path("mine") is None

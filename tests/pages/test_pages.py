@@ -14,6 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.widgets import navigation
+from probes import ORDER
 from tests.support.figure_runs import retrieval
 from workbench.core import registry
 from workbench.core.config import describe
@@ -22,27 +23,32 @@ from workbench.runs import execution as runs
 from workbench.runs import queue as jobs
 
 ROOT = Path(__file__).resolve().parents[2]
-SCREENS = sorted(path.stem for path in (ROOT / "pages").glob("*.py") if path.stem != "__init__")
+SCREENS = ["compare", "explorer", "runs", *ORDER]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 def open_page(name: str, **params: str) -> AppTest:
-    """A screen inside the frame that app.py gives it."""
+    """A screen inside the frame that app.py gives it, by its place in the URL."""
     navigation.settle()
 
-    def script(path, params):
+    def script(path, probe):
         import runpy
 
         import streamlit as st
 
+        from pages.probe import screen
         from pages.widgets import styling
 
         st.session_state["framed"] = True
         with styling.guard():
-            runpy.run_path(path, run_name="__page__")
+            if probe:
+                screen(probe)
+            else:
+                runpy.run_path(path, run_name="__page__")
 
+    probe = "" if name in ("compare", "explorer", "runs") else name.replace("_", "-")
     at = AppTest.from_function(
-        script, default_timeout=120, kwargs={"path": str(ROOT / "pages" / f"{name}.py"), "params": params}
+        script, default_timeout=120, kwargs={"path": str(ROOT / "pages" / f"{name}.py"), "probe": probe}
     )
     for key, value in params.items():
         at.query_params[key] = value
@@ -113,10 +119,35 @@ def test_every_screen_opens_on_an_empty_cache_and_says_what_to_do(name):
     assert at.info and any(len(item.value) > 30 for item in at.info)
 
 
-def test_every_probe_has_its_screen():
-    from importlib.metadata import entry_points
+def test_every_probe_has_its_screen_at_its_name_and_the_other_screens_are_one_file_each():
+    def script():
+        import streamlit as st
 
-    assert {name.replace("-", "_") for name in entry_points(group=registry.GROUP).names} <= set(SCREENS)
+        from pages.widgets import navigation
+
+        drawn = []
+        pages = navigation.pages(drawn.append)
+        for section, screens in pages.items():
+            for page in screens:
+                st.text(f"{section}/{page.url_path}/{page.title}")
+        for page in pages["Probes"]:
+            page._page()
+        st.text(" ".join(drawn))
+
+    at = AppTest.from_function(script, default_timeout=60).run()
+    assert not at.exception
+    *screens, drawn = [item.value for item in at.text]
+    assert screens[0] == "//Explorer" and screens[-2:] == ["Results/runs/Runs", "Results/compare/Compare"]
+    assert screens[1:7] == [
+        "Probes/retrieval_heads/Retrieval heads",
+        "Probes/concept_depth/Concept depth",
+        "Probes/knowledge_conflict/Knowledge conflict",
+        "Probes/data_selection/Data selection",
+        "Probes/branching_factor/Branching factor",
+        "Probes/representation_geometry/Representation geometry",
+    ]
+    assert drawn.split() == registry.names()
+    assert {path.stem for path in (ROOT / "pages").glob("*.py")} == {"__init__", "compare", "explorer", "probe", "runs"}
 
 
 def test_the_explorer_shows_tokens_heads_and_the_answer_and_a_link_restores_switched_heads():
@@ -342,7 +373,7 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
         [64, 128],
         "queued",
     )
-    assert job.config["max_new_tokens"] == registry.get("retrieval-heads").demo["max_new_tokens"]
+    assert job.config["max_new_tokens"] == registry.get("retrieval-heads").example("circuit-copy")["max_new_tokens"]
     assert "waiting, number 1" in words(at)
     import os
 

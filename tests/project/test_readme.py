@@ -55,16 +55,16 @@ def test_every_command_exists():
 def test_the_needle_grid_of_the_first_command_fits_the_model():
     """Whatever else a command says: prompt and answer within the organism's context."""
     from probes.retrieval_heads import Config, _grid
+    from probes.retrieval_heads.shipped import shipped
     from workbench import load
     from workbench.core.config import build, parse_assignments
     from workbench.core.context import Context
-    from workbench.organisms.material import material
 
     (line,) = re.findall(r"\$ workbench run retrieval-heads --model organism (.*)", README)
     words = shlex.split(line)
     assert words[::2] == ["--set"] * (len(words) // 2)
     config = build(Config, parse_assignments(words[1::2]))
-    *_, trials, _ = _grid(load("organism"), config, Context(data=material("organism")["needles"]))
+    *_, trials, _ = _grid(load("organism"), config, Context(data=shipped("organism")["needles"]))
     assert len(trials) == 4 * 3 * 3
 
 
@@ -76,10 +76,11 @@ def test_the_published_table_is_that_of_the_raw_results():
 
 
 def test_every_probe_is_in_the_readme():
-    from importlib.metadata import entry_points
+    import probes
 
-    for name in entry_points(group="workbench.probes").names:
-        assert f"`{name}`" in README
+    assert len(probes.ORDER) == 6
+    for folder in probes.ORDER:
+        assert f"`{folder.replace('_', '-')}`" in README
 
 
 def test_every_link_to_a_file_leads_somewhere():

@@ -123,14 +123,57 @@ def test_a_bad_probe_is_failed_by_the_check_that_is_about_it(run, check, words):
         ({"summary": ""}, "summary is empty"),
         ({"bibtex": "Wu et al."}, "BibTeX"),
         ({"tables": {}}, "no tables"),
-        ({"demo": {"partz": 1}}, "no key 'partz'"),
+        ({"example": lambda model: {"partz": 1}}, "no key 'partz'"),
         ({"keys": {"rows": ("nothing",)}}, "keys of 'rows'"),
         ({"figures": "somewhere"}, "module:function"),
+        ({"figures": "no_such_module_anywhere:figures"}, "figures: .* cannot be imported"),
+        ({"figures_of_several": "json:no_such_function"}, "figures_of_several: .* has no function"),
+        ({"estimate": lambda config, data, model: 3}, "estimate gives int"),
+        ({"leaves": {"*.json": "notes"}}, "also means run.json"),
+        ({"leaves": {"sub/x.csv": "rows"}}, "not the name of a file"),
+        ({"head_scores": {"rows": ("x",)}, "shares": ("y",)}, "shares"),
     ],
 )
 def test_a_bad_declaration_is_named(changes, words):
     with pytest.raises(CheckFailed, match=f"'declaration': .*{words}"):
         check_probe(dataclasses.replace(registry.get("parts"), **changes), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head_scores": {"rows": ("x",)}}, "head_scores of 'rows': there is no column layer, head"),
+        ({"layer_curves": {"rows": ("x",)}}, "layer_curves of 'rows': there is no column layer"),
+        ({"keys": {"more": ("nothing",)}, "run": "more"}, "keys of 'more': there is no column nothing"),
+        ({"head_scores": {"more": ("part",)}, "run": "more"}, "several rows of one head"),
+    ],
+)
+def test_declared_columns_that_the_tables_do_not_have_are_named(changes, words):
+    if changes.get("run") == "more":
+        changes = {**changes, "run": more_tables}
+    with pytest.raises(CheckFailed, match=f"'run': .*{words}"):
+        check_probe(dataclasses.replace(registry.get("parts"), **changes), MODEL)
+
+
+def more_tables(model, config, context):
+    context.progress(1, 1)
+    found = table([1, 2])
+    return dataclasses.replace(
+        found, tables={**found.tables, "more": pl.DataFrame({"layer": [0, 0], "head": [1, 1], "part": [0, 1]})}
+    )
+
+
+def test_files_that_a_probe_declares_may_lie_in_its_folder_and_no_others():
+    def leaves_a_note(model, config, context):
+        (context.out / "note-1.txt").write_text("x")
+        context.progress(1, 1)
+        return table([1])
+
+    bad = dataclasses.replace(registry.get("parts"), run=leaves_a_note)
+    with pytest.raises(CheckFailed, match="'run': .*also holds note-1.txt"):
+        check_probe(bad, MODEL)
+    checked = check_probe(dataclasses.replace(bad, leaves={"note-*.txt": "a note"}), MODEL, skip=("cancel",))
+    assert "run" in checked
 
 
 def test_a_probe_that_does_not_look_at_its_data_first_is_failed():

@@ -18,8 +18,7 @@ def plan(name, model, values=None, data=None):
     probe = registry.get(name)
     config = configs.build(probe.config, values or {})
     ready = runs.prepare(probe, config, data)
-    own = probe.data.for_model(model) if data is None and probe.data.for_model else None
-    return cost.plan(name, config, own or ready.data, model), config
+    return cost.plan(name, config, ready.data if data is not None else probe.data.default_path(model), model), config
 
 
 def counted(model, texts):
@@ -85,20 +84,22 @@ def test_the_plans_of_depth_and_geometry_keep_every_layer_of_every_text(tmp_path
     )
 
 
-@pytest.mark.parametrize("name", sorted(cost.PLANS))
-def test_every_probe_has_a_plan_of_its_demo_and_asking_for_more_costs_more(name):
-    demo = registry.get(name).demo
-    small, _ = plan(name, "organism", demo)
+MORE = {
+    "retrieval-heads": {"needles": 16},
+    "concept-depth": {"noise": False},
+    "knowledge-conflict": {"limit": 240},
+    "data-selection": {},
+    "branching-factor": {"samples": 80},
+    "representation-geometry": {"limit": 1200},
+}
+
+
+@pytest.mark.parametrize("name", sorted(MORE))
+def test_every_probe_has_a_plan_of_its_example_and_asking_for_more_costs_more(name):
+    example = registry.get(name).example("organism")
+    small, _ = plan(name, "organism", example)
     assert small.prompts > 0 and small.tokens > small.prompts
-    more = {
-        "retrieval-heads": {"needles": 16},
-        "concept-depth": {"noise": False},
-        "knowledge-conflict": {"limit": 240},
-        "data-selection": {},
-        "branching-factor": {"samples": 80},
-        "representation-geometry": {"limit": 1200},
-    }[name]
-    other, _ = plan(name, "organism", {**demo, **more})
+    other, _ = plan(name, "organism", {**example, **MORE[name]})
     assert (
         (other.tokens < small.tokens)
         if name == "concept-depth"

@@ -38,7 +38,7 @@ class PartsConfig:
     summary="Random numbers in parts.",
     tables={"rows": ("part", "draw", "x")},
     bibtex=BIBTEX,
-    demo={"parts": 3},
+    example=lambda _model: {"parts": 3},
 )
 def parts(model, config: PartsConfig, context: Context) -> Result:
     frames = []
@@ -89,7 +89,7 @@ def _texts(config: EntropyConfig, data: Path | None) -> list[str]:
     bibtex=BIBTEX,
     data=DataSpec(required=("text",), what="texts"),
     validate=lambda config, data: _texts(config, data) and None,
-    demo={"most": 3},
+    example=lambda _model: {"most": 3},
 )
 def entropy(model, config: EntropyConfig, context: Context) -> Result:
     import torch

@@ -127,7 +127,11 @@ def model() -> Finding:
 def probes() -> Finding:
     broken = [f"{name} ({problem})" for name in registry.names() if (problem := registry.problem(name)) is not None]
     if broken:
-        return Finding("probes", "fail", _some(broken), "make setup, or remove the package that brings it")
+        return Finding("probes", "fail", _some(broken), "make setup, or remove the package or folder that brings it")
+    named = [Path(place).expanduser() for place in os.environ.get("WORKBENCH_PROBES", "").split(os.pathsep) if place]
+    absent = [str(place) for place in named if not place.is_dir()]
+    if absent:
+        return Finding("probes", "warn", f"WORKBENCH_PROBES names what is no folder: {_some(absent)}", "correct it")
     return Finding("probes", "ok", ", ".join(registry.names()))
 
 

@@ -39,6 +39,8 @@ def probes(
         print(f"data: {item.data.what} file with the columns {', '.join(item.data.required) or 'any'}{default}")
     for table, columns in item.tables.items():
         print(f"table {table}: {', '.join(columns)}")
+    for pattern, what in item.leaves.items():
+        print(f"file {pattern}: {what}")
     print()
     rows = []
     for key in config.describe(item.config):
@@ -73,7 +75,8 @@ def _describe(name: str) -> dict:
             "default": data.default,
             "optional": data.optional,
         },
-        "demo": dict(item.demo),
+        "leaves": dict(item.leaves),
+        "demo": dict(item.example("organism")) if item.example is not None else {},
         "bibtex": item.bibtex,
     }
 
@@ -262,9 +265,7 @@ def figures(
 ) -> None:
     """Draw the figures of a run, with captions and BibTeX.
 
-    Several runs of one probe are drawn in one figure, where the probe has one: concept-depth shows every model's
-    accuracy over relative depth, branching-factor its course along the output, retrieval-heads two head maps against
-    each other.
+    Several runs of one probe are drawn in one figure, where the probe has one.
     """
     from workbench.core.errors import InputError
     from workbench.figures.export import export_run

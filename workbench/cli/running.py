@@ -142,7 +142,7 @@ def demo(
 ) -> None:
     """Run the main job on what ships with the project.
 
-    Finds the retrieval heads of the organism, draws the figures, and says where everything is.
+    Makes a short run of the first probe, draws its figures, and says where everything is.
     """
     from workbench.runs import demo as demos
 

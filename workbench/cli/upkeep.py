@@ -122,7 +122,7 @@ def open_app(
     command = [
         sys.executable,
         "-m",
-        "streamlit",
+        "workbench.cli.serve",
         "run",
         str(app_file()),
         "--server.address",

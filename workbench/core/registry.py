@@ -1,23 +1,26 @@
 """The probes: declared with a decorator, found by name, imported when they are used.
 
-A probe is a module with a frozen config dataclass and one decorated function::
+A probe is a folder (or a module) with a frozen config dataclass and one decorated function::
 
     @dataclass(frozen=True)
     class Entropy:
         samples: int = option(100, "how many texts to read", low=1)
 
-    @probe("entropy", summary="Entropy of the next token.", tables={"texts": ("row", "entropy")},
-    bibtex="@article{...}") def run(model: Model, config: Entropy, context: Context) -> Result:
+    @probe("entropy", summary="Entropy of the next token.", tables={"texts": ("row", "entropy")}, bibtex="@misc{...}")
+    def run(model: Model, config: Entropy, context: Context) -> Result:
         ...
 
-Its package names the module in the entry-point group ``workbench.probes``; ``workbench run entropy`` then finds it.
+Found are the sub-packages of every package that the entry-point group ``workbench.probe_folders`` names (the folder
+``my_probe`` is the probe ``my-probe``; ``WORKBENCH_PROBES`` adds folders of one's own to those of the project), then
+the modules that the group ``workbench.probes`` names. ``workbench run entropy`` then finds it.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,7 +32,9 @@ from workbench.core.nearest_name import nearest
 
 __all__ = ["DataSpec", "Probe", "get", "names", "option", "probe", "problem", "register", "unregister"]
 
-GROUP = "workbench.probes"
+MODULES = "workbench.probes"  # name of the probe -> its module
+FOLDERS = "workbench.probe_folders"  # any name -> a package whose sub-packages are probes
+HEAD_MASK = "head mask"  # what `leaves` calls a file that `--edit` reads; the explorer offers these
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class DataSpec:
     folder: bool = False
     option: str | None = None
 
-    def default_path(self) -> Path | None:
-        """The shipped file; None where there is none."""
-        if self.default is None:
-            return None
+    def default_path(self, model: str | None = None) -> Path | None:
+        """The file that is read where none is given: the model's own where it comes with one, else the shipped one;
+        None where there is neither."""
+        own = self.for_model(model) if model is not None and self.for_model is not None else None
+        if own is not None or self.default is None:
+            return own
         package, _, inside = self.default.partition(":")
         from importlib.resources import files
 
@@ -60,7 +67,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Probe:
-    """What the registry knows of a probe; see :func:`probe` for the fields."""
+    """What the house knows of a probe; see :func:`probe` for the fields."""
 
     name: str
     summary: str
@@ -71,7 +78,14 @@ class Probe:
     data: DataSpec | None = None
     validate: Callable[[Any, Path | None], None] | None = None
     figures: str | None = None
-    demo: Mapping[str, Any] = field(default_factory=dict)
+    figures_of_several: str | None = None
+    estimate: Callable[[Any, Path | None, Any], Any] | None = None
+    example: Callable[[str], Mapping[str, Any]] | None = None
+    example_models: tuple[str, ...] = ()
+    leaves: Mapping[str, str] = field(default_factory=dict)
+    head_scores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shares: tuple[str, ...] = ()
+    layer_curves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     title: str = ""
     version: int = 1
@@ -90,7 +104,14 @@ def probe(
     data: DataSpec | None = None,
     validate: Callable[[Any, Path | None], None] | None = None,
     figures: str | None = None,
-    demo: Mapping[str, Any] | None = None,
+    figures_of_several: str | None = None,
+    estimate: Callable[[Any, Path | None, Any], Any] | None = None,
+    example: Callable[[str], Mapping[str, Any]] | None = None,
+    example_models: tuple[str, ...] = (),
+    leaves: Mapping[str, str] | None = None,
+    head_scores: Mapping[str, tuple[str, ...]] | None = None,
+    shares: tuple[str, ...] = (),
+    layer_curves: Mapping[str, tuple[str, ...]] | None = None,
     keys: Mapping[str, tuple[str, ...]] | None = None,
     title: str = "",
     version: int = 1,
@@ -100,12 +121,25 @@ def probe(
     unchanged.
 
     ``summary``: one sentence. ``tables``: table -> columns that it always has (it may have more). ``validate(config,
-    data_path)``: raises InputError before any model is loaded. ``figures``: ``"module:function"`` giving ``{name:
-    Figure}`` of a run. ``demo``: config values of a short run. ``keys``: table -> columns that identify a row (for
-    ``compare``; found by itself where absent). ``version``: raise it when the numbers change, so that old runs are not
-    taken for new ones. ``material(config, model name)``: what the numbers depend on besides config and data file, for
-    example a text that ships with the project, by name: paths, which count by their content, or plain values. It goes
-    into the identity of a run and into run.json.
+    data_path)``: raises InputError before any model is loaded. ``version``: raise it when the numbers change, so that
+    old runs are not taken for new ones. ``material(config, model name)``: what the numbers depend on besides config and
+    data file, for example a text that ships with the project, by name: paths, which count by their content, or plain
+    values. It goes into the identity of a run and into run.json.
+
+    What the command line, the app and the explorer show of it:
+
+    ``figures``: ``"module:function"`` giving ``{name: Figure}`` of a run. ``figures_of_several``: ``"module:function"``
+    giving one Figure of a list of runs. ``estimate(config, data path, Facts)``: the Plan of a run, see
+    :mod:`workbench.runs.cost`; None where nothing is known. ``example(model name)``: config values of a short run on
+    that model. ``example_models``: the models on which ``workbench demo`` makes one.
+
+    ``keys``: table -> columns that identify a row (for ``compare``; what stands left of the first measured number where
+    absent). ``head_scores``: table with one row per ``layer`` and ``head`` -> columns that say something about a head;
+    the first is the one that the explorer opens on, and ``ci_low``, ``ci_high`` are its interval. ``shares``: those of
+    them that are shares or frequencies, drawn on the whole scale from 0 to 1. ``layer_curves``: table with rows per
+    ``layer`` -> columns that are a course over the layers, the interval as above. ``leaves``: pattern of a file's name
+    -> what it is, for files that a run leaves in its folder beside the usual ones; ``HEAD_MASK`` for one that
+    ``--edit`` reads.
     """
     import inspect
 
@@ -132,13 +166,20 @@ def probe(
                 summary=" ".join(summary.split()),
                 run=run,
                 config=annotation,
-                tables={table: tuple(columns) for table, columns in tables.items()},
+                tables=_columns(tables),
                 bibtex=bibtex.strip(),
                 data=data,
                 validate=validate,
                 figures=figures,
-                demo=dict(demo or {}),
-                keys={table: tuple(columns) for table, columns in (keys or {}).items()},
+                figures_of_several=figures_of_several,
+                estimate=estimate,
+                example=example,
+                example_models=tuple(example_models),
+                leaves=dict(leaves or {}),
+                head_scores=_columns(head_scores),
+                shares=tuple(shares),
+                layer_curves=_columns(layer_curves),
+                keys=_columns(keys),
                 title=title or name.replace("-", " ").capitalize(),
                 version=version,
                 material=material,
@@ -147,6 +188,10 @@ def probe(
         return run
 
     return decorate
+
+
+def _columns(declared: Mapping[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]]:
+    return {table: tuple(columns) for table, columns in (declared or {}).items()}
 
 
 def _named(annotation: str, namespaces: list[Mapping[str, Any]]) -> Any:
@@ -176,33 +221,64 @@ def unregister(name: str) -> None:
 
 
 @cache
-def _entry_points() -> Mapping[str, str]:
-    """name -> module, from the installed packages; read once, nothing is imported."""
+def _entry_points(group: str) -> Mapping[str, str]:
+    """name -> module or package, from the installed packages; read once, nothing is imported."""
     from importlib.metadata import entry_points
 
-    return {point.name: point.value.partition(":")[0] for point in entry_points(group=GROUP)}
+    return {point.name: point.value.partition(":")[0] for point in entry_points(group=group)}
+
+
+def _modules() -> dict[str, str]:
+    """name -> module of every probe that is not registered by hand. The folders are looked through anew each time; none
+    of them is imported."""
+    found: dict[str, str] = {}
+    for name, package in _entry_points(FOLDERS).items():
+        try:
+            parent = importlib.import_module(package)
+            folders = list(_folders(parent))
+        except Exception:  # `get` of its name says what is wrong with it
+            found.setdefault(name, package)
+            continue
+        order = [part for part in getattr(parent, "ORDER", ()) if part in folders]
+        for part in [*order, *(part for part in folders if part not in order)]:
+            found.setdefault(part.replace("_", "-"), f"{package}.{part}")
+    for name, module in _entry_points(MODULES).items():
+        found.setdefault(name, module)
+    return found
+
+
+def _folders(parent: Any) -> Iterator[str]:
+    """The sub-packages of a package, by name; those that begin with an underscore are none of its probes."""
+    for part in pkgutil.iter_modules(parent.__path__):
+        if part.ispkg and not part.name.startswith("_"):
+            yield part.name
 
 
 def names() -> list[str]:
-    """The names of all probes, without importing one; the installed ones first."""
-    return list(dict.fromkeys([*_entry_points(), *_registered]))
+    """The names of all probes in the order in which they are shown, without importing one: folders, modules, then what
+    was registered by hand."""
+    return list(dict.fromkeys([*_modules(), *_registered]))
 
 
 def get(name: str) -> Probe:
-    """The probe of that name, imported now if need be. Raises InputError with the nearest name for an unknown one."""
+    """The probe of that name, imported now if need be. Raises InputError with the nearest name for an unknown one,
+    WorkbenchError for one that cannot be imported."""
     if name in _registered:
         return _registered[name]
-    points = _entry_points()
-    if name not in points:
+    module = _modules().get(name)
+    if module is None:
         raise InputError(f"There is no probe '{name}'{nearest(name, names())}; the probes are {', '.join(names())}.")
     try:
-        importlib.import_module(points[name])
-    except ImportError as error:
+        importlib.import_module(module)
+    except Exception as error:
+        for declared in [name for name, item in _registered.items() if item.run.__module__ == module]:
+            unregister(declared)  # before it failed
+        said = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise WorkbenchError(
-            f"The probe '{name}' is in the module {points[name]}, which cannot be imported: {error}."
+            f"The probe '{name}' is in the module {module}, which cannot be imported: {said.rstrip('.')}."
         ) from error
     if name not in _registered:
-        raise WorkbenchError(f"The module {points[name]} was to define the probe '{name}' and does not.")
+        raise WorkbenchError(f"The module {module} was to define the probe '{name}' and does not.")
     return _registered[name]
 
 
@@ -213,3 +289,17 @@ def problem(name: str) -> str | None:
     except Exception as error:  # a broken third-party probe must not take the list of probes with it
         return f"{type(error).__name__}: {error}" if not isinstance(error, WorkbenchError) else str(error)
     return None
+
+
+def load_function(place: str) -> Callable[..., Any]:
+    """The function that ``"module:function"`` names. Raises WorkbenchError where there is none."""
+    module, colon, name = place.partition(":")
+    if not (module and colon and name):
+        raise WorkbenchError(f"It must be 'module:function', not '{place}'.")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise WorkbenchError(f"The module {module} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise WorkbenchError(f"The module {module} has no function '{name}'.")
+    return found

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from workbench import organisms
 from workbench.core.tables import read_table
-from workbench.organisms.material import material
 
 ENGLISH = (
     "Once upon a time, there was a little girl named Lily. One day, Lily",
@@ -23,7 +19,7 @@ def prompts(model: str) -> list[str]:
     known = organisms.names()
     if model not in known:
         return list(ENGLISH)
-    found = _world() if model.startswith("organism") else _circuit(organisms.folder(model))
+    found = _world() if model.startswith("organism") else _circuit(model)
     return list(dict.fromkeys(found))[:MOST]
 
 
@@ -38,21 +34,22 @@ def _world() -> list[str]:
     return [*found, *asked["prompt"]]
 
 
-def _circuit(folder: Path) -> list[str]:
+def _circuit(name: str) -> list[str]:
     """From the data files that a hand-built model names in its truth.json."""
-    files = json.loads((folder / "truth.json").read_text(encoding="utf-8")).get("data") or {}
+    folder, truth = organisms.folder(name), organisms.truth(name)
+    files = truth.get("data") or {}
     found: list[str] = []
-    for name, file in files.items():
-        if name == "needles":
-            asked_as = material(folder.name)["template"]
+    for kind, file in files.items():
+        if kind == "needles":
+            asked_as = truth["template"]
             hay = (folder / files["haystack"]).read_text(encoding="utf-8").split()[:24]
-            rows = read_table(folder / file, required=("needle", "question"), what=name).head(4)
+            rows = read_table(folder / file, required=("needle", "question"), what=kind).head(4)
             for needle, asks in rows.select("needle", "question").iter_rows():
                 found.append(asked_as.format(context=" ".join([*hay[:10], needle, *hay[10:]]), question=asks))
             continue
         if not file.endswith(".jsonl"):
             continue
-        rows = read_table(folder / file, required=(), what=name).head(4)
+        rows = read_table(folder / file, required=(), what=kind).head(4)
         columns = [column for column in ("conflict_prompt", "clean_prompt", "prompt", "text") if column in rows.columns]
         found += [text for row in rows.select(columns).iter_rows() for text in row]
     return found

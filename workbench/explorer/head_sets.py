@@ -1,7 +1,11 @@
-"""Heads by what runs say of them: the columns that colour the grid, the best head, the top k, and saved head masks."""
+"""Heads by what runs say of them: the columns that colour the grid, the best head, the top k, and saved head masks.
+
+Which tables and columns those are, and which files are head masks, each probe declares (`head_scores`, `leaves`). Of a
+run whose probe is not installed here they are guessed from the shape of its table `heads` and of its files."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,14 +13,18 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from workbench.core.errors import InputError
+from workbench.core import registry
+from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.registry import Probe
 from workbench.explorer.readings import Head, Switches
 from workbench.runs.folder import Run
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
 
+GUESSED = "heads"  # the table that a probe that is not installed here may have
 NO_SCORES = ("layer", "head", "kv_group", "n", "n_trials")
+INTERVAL = ("ci_low", "ci_high")
 MASKS = ("zero", "uniform")  # what a file of heads can ask for
 
 
@@ -26,36 +34,87 @@ def model_info(run: Run) -> dict:
     return about if isinstance(about, dict) else {}
 
 
-def runs_of(runs: Sequence[Run], table: str, *, fingerprint: str | None) -> list[Run]:
-    """Complete runs of this very model (by its weights) that have a table."""
+def runs_of(runs: Sequence[Run], *, fingerprint: str | None) -> list[Run]:
+    """Complete runs of this very model (by its weights)."""
     found = [run for run in runs if run.info.get("status") == "complete"]
-    return [run for run in found if fingerprint in (None, model_info(run).get("fingerprint")) and table in run.tables]
+    return [run for run in found if fingerprint in (None, model_info(run).get("fingerprint"))]
+
+
+def probe_of(run: Run) -> Probe | None:
+    """The probe of a run; None where it is not installed here."""
+    try:
+        return registry.get(run.probe)
+    except WorkbenchError:
+        return None
+
+
+def scored_tables(run: Run) -> list[str]:
+    """The tables of a run that hold scores of heads, the main one first."""
+    probe = probe_of(run)
+    declared = (GUESSED,) if probe is None else tuple(probe.head_scores)
+    return [name for name in declared if name in run.tables]
+
+
+def scores(run: Run, table: str, frame: pl.DataFrame) -> list[str]:
+    """The columns of such a table that say something about a head, in its order."""
+    probe = probe_of(run)
+    if probe is not None:
+        return [c for c in frame.columns if c in probe.head_scores.get(table, ())]
+    return [c for c in frame.columns if c not in (*NO_SCORES, *INTERVAL) and not c.endswith(("_low", "_high"))]
+
+
+def numeric(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that are numbers, or true and false."""
+    return [c for c in columns if frame[c].dtype.is_numeric() or frame[c].dtype == pl.Boolean]
+
+
+def main_score(run: Run) -> str | None:
+    """The column that the interval of a run's head scores belongs to, and by which its best head is found."""
+    probe = probe_of(run)
+    if probe is None:
+        return "score"
+    return next((columns[0] for columns in probe.head_scores.values() if columns), None)
+
+
+def is_share(run: Run, column: str) -> bool:
+    """Whether a score of a run is a share or a frequency."""
+    probe = probe_of(run)
+    return probe is not None and column in probe.shares
 
 
 def head_tables(
     runs: Sequence[Run], *, fingerprint: str | None = None, read: Callable[[Run, str], pl.DataFrame] = Run.table
 ) -> list[tuple[Run, pl.DataFrame]]:
-    """The ``heads`` tables of the complete runs of this very model. A table that cannot be read is left out."""
+    """What the complete runs of this very model say of its heads: a run, and a table with ``layer``, ``head``, its
+    scores and the interval of the main one. A table that cannot be read is left out."""
     found = []
-    for run in runs_of(runs, "heads", fingerprint=fingerprint):
-        try:
-            frame = read(run, "heads")
-        except InputError:
-            continue
-        if {"layer", "head"} <= set(frame.columns):
-            found.append((run, frame))
+    for run in runs_of(runs, fingerprint=fingerprint):
+        parts = []
+        for table in scored_tables(run):
+            try:
+                frame = read(run, table)
+            except InputError:
+                continue
+            if {"layer", "head"} <= set(frame.columns):
+                interval = [c for c in INTERVAL if c in frame.columns and not parts]
+                parts.append(frame.select("layer", "head", *scores(run, table, frame), *interval))
+        if parts:
+            found.append((run, _side_by_side(parts)))
     return found
 
 
-def is_score(column: str) -> bool:
-    """Whether a column of a ``heads`` table is about the head itself: no address, no count, no end of an interval."""
-    return column not in NO_SCORES and not column.startswith("ci_") and not column.endswith(("_low", "_high"))
+def _side_by_side(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One row per head with the columns of all; a name that several have is the first one's."""
+    whole = parts[0]
+    for part in parts[1:]:
+        new = [c for c in part.columns if c not in whole.columns]
+        whole = whole.join(part.select("layer", "head", *new), on=["layer", "head"], how="left", maintain_order="left")
+    return whole
 
 
 def score_columns(frame: pl.DataFrame) -> list[str]:
-    """The columns of a ``heads`` table that say something about a head in numbers."""
-    kept = [c for c in frame.columns if is_score(c)]
-    return [c for c in kept if frame[c].dtype.is_numeric() or frame[c].dtype == pl.Boolean]
+    """The columns of such a table (of `head_tables`) that are a score in numbers."""
+    return numeric(frame, [c for c in frame.columns if c not in ("layer", "head", *INTERVAL)])
 
 
 def run_columns(tables: Sequence[tuple[Run, pl.DataFrame]]) -> dict[str, tuple[str, str]]:
@@ -64,10 +123,11 @@ def run_columns(tables: Sequence[tuple[Run, pl.DataFrame]]) -> dict[str, tuple[s
 
 
 def best_head(tables: Sequence[tuple[Run, pl.DataFrame]]) -> Head | None:
-    """The head with the highest ``score`` in the first of these tables that has scores; None where none has."""
-    for _, frame in tables:
-        if "score" in frame.columns and frame["score"].dtype.is_numeric():
-            for head in top_heads(frame, "score", 1):
+    """The head with the highest main score in the first of these tables that has scores; None where none has."""
+    for run, frame in tables:
+        column = main_score(run)
+        if column in frame.columns and frame[column].dtype.is_numeric():
+            for head in top_heads(frame, column, 1):
                 return head
     return None
 
@@ -89,14 +149,29 @@ def masks_folder() -> Path:
 
 
 def saved_masks(runs: Sequence[Run] = (), *, fingerprint: str | None = None) -> dict[str, Path]:
-    """Head masks by what they are called: those saved under a name, then the pruned heads of complete runs of this very
-    model."""
+    """Head masks by what they are called: those saved under a name, then those that complete runs of this very model
+    left."""
     found = {path.stem: path for path in sorted(masks_folder().glob("*.json"))}
-    for run in runs:
-        if run.info.get("status") == "complete" and fingerprint in (None, model_info(run).get("fingerprint")):
-            for path in sorted(run.folder.glob("pruned_heads*.json")):
-                found[f"{path.stem.replace('_', ' ')} · {run.id}"] = path
+    for run in runs_of(runs, fingerprint=fingerprint):
+        for path in _masks_of(run):
+            found[f"{path.stem.replace('_', ' ')} · {run.id}"] = path
     return found
+
+
+def _masks_of(run: Run) -> list[Path]:
+    probe = probe_of(run)
+    if probe is None:
+        return [path for path in sorted(run.folder.glob("*.json")) if _is_mask(path)]
+    patterns = [pattern for pattern, what in probe.leaves.items() if what == registry.HEAD_MASK]
+    return sorted({path for pattern in patterns for path in run.folder.glob(pattern)})
+
+
+def _is_mask(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"heads", "ablation"} <= set(found)
 
 
 def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | None = None) -> Path:

@@ -1,10 +1,8 @@
-"""One figure of several runs of a probe: what its figures module calls `compare`."""
+"""One figure of several runs of a probe: what it declares as `figures_of_several`."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,7 @@ if TYPE_CHECKING:
 
 
 def together(runs: Sequence[Any]) -> go.Figure:
-    """The figure of several runs (several models, seeds or settings) of one probe, e.g. accuracy over relative depth
-    per concept.
+    """The figure of several runs (several models, seeds or settings) of one probe, e.g. a curve for each.
 
     Raises InputError for fewer than two runs, runs of different probes, and a probe that has no such figure."""
     if len(runs) < 2:
@@ -29,17 +26,12 @@ def together(runs: Sequence[Any]) -> go.Figure:
     probes = list(dict.fromkeys(probe_name(run) for run in runs))
     if len(probes) > 1:
         raise InputError(f"A figure shows runs of one probe, and these are of {', '.join(probes)}.")
-    module = (registry.get(probes[0]).figures or "").partition(":")[0]
-    compare = getattr(import_module(module), "compare", None) if module else None
-    if compare is None:
+    place = registry.get(probes[0]).figures_of_several
+    if place is None:
         raise InputError(
             f"The probe '{probes[0]}' has no figure of several runs; draw each by itself, or see 'workbench compare'."
         )
-    if next(iter(inspect.signature(compare).parameters)) == "runs":
-        return compare(runs)
-    if len(runs) > 2:
-        raise InputError(f"The figure of several runs of '{probes[0]}' shows two, not {len(runs)}.")
-    return compare(*runs)
+    return registry.load_function(place)(runs)
 
 
 def export_together(

@@ -7,8 +7,10 @@ aligned sibling, `organism@step-N` the checkpoints of its training run; `circuit
 
 from __future__ import annotations
 
+import json
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
@@ -26,8 +28,6 @@ def steps() -> list[int]:
 
 
 def _final_step() -> int | None:
-    import json
-
     path = WEIGHTS / "organism" / "recipe.json"
     return json.loads(path.read_text())["step"] if path.exists() else None
 
@@ -61,6 +61,27 @@ def folder(name: str) -> Path:
 
         return circuits.folder(name, paths.cache_root() / "organisms")
     raise InputError(f"There is no organism '{name}'{nearest(name, known)}; there are {', '.join(known)}.")
+
+
+def name_of(model: str) -> str | None:
+    """The organism that a model is, by its name or by the folder that it lies in; None for any other model."""
+    known = names()
+    path = Path(model).expanduser()
+    if model not in known and path.is_dir() and path.name in known and folder(path.name).resolve() == path.resolve():
+        return path.name
+    return model if model in known else None
+
+
+def truth(name: str) -> dict[str, Any]:
+    """What is known of a hand-built model (its truth.json); empty for the trained ones."""
+    path = folder(name) / "truth.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def autoencoder(model: str) -> Path | None:
+    """The folder of the sparse autoencoder that ships with a model, by its name or folder; None where none does."""
+    place = WEIGHTS / "sae" / ("organism" if model.startswith("organism") else Path(model).name)
+    return place if (place / "cfg.json").is_file() else None
 
 
 def datasets() -> list[str]:

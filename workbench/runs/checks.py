@@ -10,6 +10,7 @@ saw.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import random
 import sys
@@ -27,8 +28,13 @@ from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, canonical
 from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
+from workbench.runs import cost
 from workbench.runs import execution as runs
 from workbench.runs.folder import Run
+
+# What a complete run folder holds, and what may be added to it; a probe declares what else it leaves.
+USUAL = {"run.json", "summary.json", "arrays.safetensors", "progress.jsonl", "tables", "figures"}
+BESIDE = ("notes.json",)
 
 
 class CheckFailed(WorkbenchError):
@@ -72,9 +78,10 @@ def check_probe(
 ) -> list[str]:
     """Run the battery on ``probe`` with ``model`` (a name or a loaded Model); the names of the checks that passed.
 
-    ``config``: values of a short run; default: the probe's ``demo``. ``tolerance``: the largest difference, relative to
-    the largest number of a column (or absolute below 1), that batching may make. ``skip``: names of checks that cannot
-    apply. Raises CheckFailed at the first check that fails, InputError for a check name that does not exist.
+    ``config``: values of a short run; default: the probe's ``example`` on this model. ``tolerance``: the largest
+    difference, relative to the largest number of a column (or absolute below 1), that batching may make. ``skip``:
+    names of checks that cannot apply. Raises CheckFailed at the first check that fails, InputError for a check name
+    that does not exist.
     """
     item = registry.get(probe) if isinstance(probe, str) else probe
     for name in skip:
@@ -87,7 +94,9 @@ def check_probe(
     passed = []
     with tempfile.TemporaryDirectory(prefix="check-probe-") as folder:
         path = None if data is None else Path(data)
-        case = Case(item, model, dict(item.demo if config is None else config), path, seed, Path(folder), tolerance)
+        case = Case(item, model, dict(config or {}), path, seed, Path(folder), tolerance)
+        if config is None:
+            case.config = example_of(item, model)
         for name, check in CHECKS.items():
             if name in skip:
                 continue
@@ -107,20 +116,31 @@ def check_probe(
 
 
 def check_declaration(case: Case) -> None:
-    """Summary, BibTeX, documented config, shipped data file, figures and demo are there and fit."""
+    """Summary, BibTeX, documented config, shipped data file, example, figures, estimate and what else is declared are
+    there and fit."""
     probe = case.probe
     expect(probe.summary, "the summary is empty")
     expect(probe.bibtex.startswith("@") and probe.bibtex.endswith("}"), "bibtex must be one or more BibTeX entries")
     expect(probe.tables, "no tables are declared")
     configs.check_class(probe.config, where=f"probe '{probe.name}'")
-    configs.build(probe.config, probe.demo, where="demo")
+    configs.build(probe.config, example_of(probe, case.model), where="example")
     for table, keys in probe.keys.items():
-        expect(
-            set(keys) <= set(probe.tables.get(table, ())), f"the keys of '{table}' are not among its declared columns"
-        )
-    if probe.figures is not None:
-        module, colon, name = probe.figures.partition(":")
-        expect(bool(module and colon and name), f"figures must be 'module:function', not '{probe.figures}'")
+        declared = {*probe.tables.get(table, keys), *optional_columns(probe)}
+        expect(set(keys) <= declared, f"the keys of '{table}' are not among its declared columns")
+    for what in ("figures", "figures_of_several"):
+        if (place := getattr(probe, what)) is not None:
+            try:
+                registry.load_function(place)
+            except WorkbenchError as error:
+                raise AssertionError(f"{what}: {error}") from error
+    scored = {column for columns in probe.head_scores.values() for column in columns}
+    expect(set(probe.shares) <= scored, "shares names columns that are not among the head scores")
+    for pattern, what in probe.leaves.items():
+        expect(pattern and "/" not in pattern, f"leaves: '{pattern}' is not the name of a file in the run's folder")
+        expect(what, f"leaves: nothing is said of '{pattern}'")
+        taken = [name for name in (*USUAL, *BESIDE) if fnmatch.fnmatchcase(name, pattern)]
+        expect(not taken, f"leaves: '{pattern}' also means {', '.join(taken)}")
+    check_estimate(case)
     if probe.data is not None and probe.data.default is not None:
         path = probe.data.default_path()
         expect(
@@ -129,10 +149,23 @@ def check_declaration(case: Case) -> None:
         )
 
 
+def check_estimate(case: Case) -> None:
+    """The estimate of the run that is checked is a Plan, or None."""
+    probe, model = case.probe, case.model
+    data = case.data if case.data is not None or probe.data is None else probe.data.default_path(str(model.name))
+    if probe.estimate is None or (data is None and probe.data is not None and not probe.data.optional):
+        return
+    about = cost.facts(str(model.name)) or cost.Facts(
+        None, model.n_layers, model.width, model.n_heads, getattr(model, "context_length", None) or 2048
+    )
+    found = probe.estimate(configs.build(probe.config, case.config), data, about)
+    expect(found is None or isinstance(found, cost.Plan), f"estimate gives {type(found).__name__}, not a Plan or None")
+
+
 def check_config(case: Case) -> None:
     """A config survives JSON and the command line unchanged; unknown keys and wrong types are refused."""
     chosen = configs.build(case.probe.config, case.config)
-    for value in (chosen, configs.build(case.probe.config, case.probe.demo)):
+    for value in (chosen, configs.build(case.probe.config, example_of(case.probe, case.model))):
         again = configs.build(type(value), json.loads(json.dumps(configs.to_dict(value))), literal=True)
         expect(again == value, f"JSON changes the config: {value} -> {again}")
         texts = {name: configs.format_value(item) for name, item in configs.changed(value).items()}
@@ -191,10 +224,14 @@ def check_run(case: Case) -> None:
     for table, columns in case.probe.tables.items():
         frame = run.table(table)
         expect(set(columns) <= set(frame.columns), f"the table '{table}' lacks {set(columns) - set(frame.columns)}")
+    for what in ("keys", "head_scores", "layer_curves"):
+        for table, columns in getattr(case.probe, what).items():
+            needed = [column for column in columns if what != "keys" or column not in optional_columns(case.probe)]
+            check_columns(run, what, table, needed)
     strict_json(run.folder / "run.json")
     strict_json(run.folder / "summary.json")
     expect(run.summary, "the summary is empty")
-    check_folder(run.folder)
+    check_folder(run.folder, tuple(case.probe.leaves))
     expect(hooks() == [], f"hooks were left on {', '.join(hooks())}")
     expect(fingerprint_of(case.model) == before, "the model was changed (weights, training mode, dtype or config)")
 
@@ -306,6 +343,28 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 # ---- what they are made of
 
 
+def example_of(probe: Probe, model: Any) -> dict[str, Any]:
+    """The config values of the probe's example on this model; empty where it has none."""
+    return dict(probe.example(str(model.name))) if probe.example is not None else {}
+
+
+def optional_columns(probe: Probe) -> tuple[str, ...]:
+    """Columns of the data file that are taken over where it has them."""
+    return probe.data.columns if probe.data is not None else ()
+
+
+def check_columns(run: Run, what: str, table: str, columns: list[str]) -> None:
+    """The columns that are declared of a table are there, where this run has the table."""
+    if table not in run.tables:
+        return
+    frame = run.table(table)
+    address = {"head_scores": ("layer", "head"), "layer_curves": ("layer",)}.get(what, ())
+    absent = [column for column in (*address, *columns) if column not in frame.columns]
+    expect(not absent, f"{what} of '{table}': there is no column {', '.join(absent)}")
+    if what == "head_scores":
+        expect(not frame.select(address).is_duplicated().any(), f"head_scores: '{table}' has several rows of one head")
+
+
 def expect(condition: Any, otherwise: str) -> None:
     if not condition:
         raise AssertionError(otherwise)
@@ -370,15 +429,12 @@ def close(a: Any, b: Any, tolerance: float) -> bool:
     return bool(np.abs(a[finite] - b[finite]).max() <= tolerance * max(1.0, np.abs(a[finite]).max()))
 
 
-def check_folder(folder: Path) -> None:
-    """Only what a complete run folder holds."""
-    allowed = {"run.json", "summary.json", "arrays.safetensors", "progress.jsonl", "tables", "figures"}
+def check_folder(folder: Path, leaves: tuple[str, ...]) -> None:
+    """Only what a complete run folder holds, and what the probe says that it leaves (patterns)."""
     names = {
-        path.name
-        for path in folder.iterdir()
-        if not (path.match("pruned_heads*.json") or path.match("selected-*.jsonl"))
-    }  # what other programs take on
-    expect(names <= allowed, f"the run folder also holds {', '.join(sorted(names - allowed))}")
+        path.name for path in folder.iterdir() if not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in leaves)
+    }
+    expect(names <= USUAL, f"the run folder also holds {', '.join(sorted(names - USUAL))}")
     left = [
         path.name
         for path in folder.rglob("*")

@@ -16,40 +16,8 @@ from workbench.runs.folder import Run, open_run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Columns that say which row it is, not what was measured, in the tables of the probes.
-KEYS = (
-    "dataset",
-    "condition",
-    "checkpoint",
-    "step",
-    "layer",
-    "head",
-    "site",
-    "row",
-    "trial",
-    "needle",
-    "length",
-    "depth",
-    "prompt",
-    "sample",
-    "position",
-    "target",
-    "feature",
-    "role",
-    "component",
-    "window_start",
-    "source",
-    "k",
-    "heads",
-    "draw",
-    "ablation",
-    "rank",
-    "phase",
-    "split",
-)
-# Columns that are settings or addresses of a row as well, but too general to join on: no correlation of theirs says
-# anything.
-_IDENTIFIERS = (*KEYS, "kv_group", "span_start", "span_end", "seed", "fold", "number", "c", "n", "d")
+# Columns that say where in a model, a text or a training a row was measured: no correlation of theirs says anything.
+_PLACES = ("layer", "head", "position", "depth", "step")
 _NAMES = ("checkpoint", "step", "model")  # what a table calls the model itself
 _SUFFIXES = ("_first", "_second")
 _MOST_DRAWS, _LEAST_DRAWS, _WORK = 1000, 100, 20_000_000
@@ -93,30 +61,21 @@ def check_same_probe(first: Run, second: Run) -> None:
 
 
 def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = ()) -> list[str]:
-    """The columns that identify a row in both tables: the declared ones if they do, else the known key columns in their
-    order, as many as are needed, else what stands left of the first measured (floating-point) column. None for two
-    tables of one row each that differ in their names only. InputError if nothing identifies the rows."""
+    """The columns that identify a row in both tables: the declared ones if they do, else what stands left of the first
+    measured (floating-point) column. None for two tables of one row each that differ in their names only. InputError if
+    nothing identifies the rows."""
     shared = [name for name in one.columns if name in two.columns]
     usable = [name for name in shared if not one[name].dtype.is_nested()]
-    if any(name in declared for name in usable):
-        said = _without_names(one, two, [name for name in usable if name in declared])
-        if _unique(one, two, said):
-            return said
-    known = _without_names(one, two, [name for name in usable if name in KEYS])
-    # From the left, no further than needed: a key column on the right of it may be a measurement here.
-    for count in range(1, len(known) + 1):
-        if _unique(one, two, known[:count]):
-            # what follows without a gap still says which row it is
-            while count < len(known) and shared.index(known[count]) == shared.index(known[count - 1]) + 1:
-                count += 1
-            return known[:count]
+    said = _without_names(one, two, [name for name in usable if name in declared])
+    if said and _unique(one, two, said):
+        return said
     if one.height == two.height == 1:
         return []
     measured = next((k for k, name in enumerate(shared) if one[name].dtype.is_float()), len(shared))
     left = _without_names(one, two, [name for name in usable if shared.index(name) < measured])
     if left and _unique(one, two, left):
         return left
-    raise InputError(f"its rows cannot be told apart by {', '.join(left or known) or 'any known key column'}")
+    raise InputError(f"its rows cannot be told apart by {', '.join(left or said) or 'any known key column'}")
 
 
 def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
@@ -219,7 +178,7 @@ def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
         measured = (
             a.dtype.is_float()
             and b.dtype.is_float()
-            and column not in _IDENTIFIERS
+            and column not in _PLACES
             and not column.endswith(("_low", "_high"))
         )
         columns[column] = _numbers(a, b, correlated=measured)

@@ -1,22 +1,22 @@
 """What a run will take, before it starts: prompts, tokens and stored bytes from its config and data, seconds from the
 last run.
 
-A plan counts what the config asks for, without the model: token counts are of a sample of the texts, answers are taken
-to be as long as they may be. Where a run of the probe is there, its own plan is held against what it really took, and
-scales the new one. Nothing here imports torch or fetches anything."""
+A plan is the probe's own (`estimate`) and counts what the config asks for, without the model: token counts are of a
+sample of the texts, answers are taken to be as long as they may be. Where a run of the probe is there, its own plan is
+held against what it really took, and scales the new one. Nothing here imports torch or fetches anything."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from workbench import organisms
+from workbench.core import registry
 from workbench.core.errors import WorkbenchError
-from workbench.core.tables import read_table
 from workbench.runs.folder import Run
 
 SAMPLE = 200  # texts that are counted in full; the rest are taken to be like them
@@ -118,12 +118,10 @@ def _tokenizer(path: Path) -> Any:
 
 
 def plan(probe: str, config: Any, data: Path | None, model: str) -> Plan | None:
-    """What a run will feed and keep; None for a probe that no plan is known of, and for a model that is not here
-    yet."""
-    about = facts(model)
-    if probe not in PLANS or about is None:
-        return None
-    return PLANS[probe](config, data, about)
+    """What a run will feed and keep, as its probe says; None for a probe that does not, and for a model that is not
+    here yet."""
+    said, about = registry.get(probe).estimate, facts(model)
+    return None if said is None or about is None else said(config, data, about)
 
 
 def estimate(
@@ -137,103 +135,3 @@ def estimate(
     real = (run.info.get("counters") or {}).get("tokens") or then.tokens
     seconds = (run.info.get("seconds") or {}).get("compute") if same_machine else None
     return CostEstimate(round(share * real), now.stored, None if seconds is None else share * seconds)
-
-
-# ---- the plans
-
-
-def _retrieval(config: Any, data: Path | None, model: Facts) -> Plan:
-    rows = read_table(data, what="needles").height if data is not None else 0
-    if isinstance(config.needles, int):
-        rows = min(rows, config.needles) or config.needles
-    longest = min(50_000, model.context)
-    lengths = (
-        config.lengths
-        if config.lengths != "auto"
-        else [longest - i * (longest - min(1000, longest // 5)) // 19 for i in range(20)]
-    )
-    trials = rows * len(config.depths) * len(lengths)
-    sets = [k for k in set(config.mask_k) if 0 < k <= model.layers * model.heads // 2]
-    passes = (1 + len(sets) * (1 + config.random_draws)) if sets else 0
-    masked = min(config.mask_trials, trials) * passes
-    return Plan(trials, rows * len(config.depths) * sum(lengths) + (trials + masked) * config.max_new_tokens)
-
-
-def _depth(config: Any, data: Path | None, model: Facts) -> Plan:
-    paths = [Path(name) for name in config.sets if Path(name).is_file()]
-    if data is not None and not paths:
-        paths = sorted(p for p in data.iterdir() if p.is_file()) if data.is_dir() else [data]
-        paths = [p for p in paths if not config.sets or p.stem in config.sets or p.name in config.sets]
-    if not paths:
-        return None  # sets by a name that only the probe knows
-    texts = [
-        text
-        for path in paths
-        for text in read_table(path, required=("text",), what="concept")["text"].to_list()[: 2 * config.limit or None]
-    ]
-    conditions = 1 + bool(config.noise) + len(config.precision)
-    rows = len(texts) * conditions
-    size = 2 if config.store_dtype == "float16" else 4
-    return Plan(rows, model.tokens(texts) * conditions, rows * model.layers * model.width * size)
-
-
-def _conflict(config: Any, data: Path | None, model: Facts) -> Plan:
-    names = dict(pair.split(":", 1) for pair in config.columns if ":" in pair)
-    frame = read_table(data, required=("clean_prompt", "conflict_prompt"), columns=names, what="conflicts")
-    items = min(config.limit or frame.height, frame.height)
-    clean, conflict = (
-        model.tokens(frame[name].to_list()) / frame.height for name in ("clean_prompt", "conflict_prompt")
-    )
-    tested = items * (1 - config.find_share)
-    sets = 1 + 2 * len(config.prune_k) * (1 + config.random_draws)
-    prompts = items + 3 * items * config.find_share + 2 * tested * sets + min(config.flow_items, items) * model.layers
-    return Plan(round(prompts), round(prompts * (clean + conflict) / 2 + items * config.max_new_tokens))
-
-
-def _selection(config: Any, data: Path | None, model: Facts) -> Plan:
-    texts = _texts(data)
-    for name in config.target:
-        if Path(name).is_file():
-            texts += _texts(Path(name))
-    return Plan(len(texts), model.tokens(texts))
-
-
-def _texts(path: Path | None) -> list[str]:
-    frame = read_table(path, what="pool")
-    columns = [name for name in ("text", "prompt", "response") if name in frame.columns]
-    return [" ".join(str(part or "") for part in row) for row in frame.select(columns).iter_rows()]
-
-
-def _branching(config: Any, data: Path | None, model: Facts) -> Plan:
-    prompts = read_table(data, required=("prompt",), what="prompts")["prompt"].to_list()
-    prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
-    times = {
-        "pair": 2,
-        "nudging": 3,
-        "complexity": len(config.levels) * (1 + bool(config.compare)),
-        "decoding": len(config.settings),
-        "resampling": len({0, *config.cuts}) * config.originals,
-    }.get(config.study, 1)
-    rows = len(prompts) * times
-    return Plan(rows, model.tokens(prompts) * times + rows * config.samples * min(config.max_new_tokens, model.context))
-
-
-def _geometry(config: Any, data: Path | None, model: Facts) -> Plan:
-    texts = read_table(data, required=("text",), what="text")["text"].to_list()[: config.limit]
-    steps = [name for name in organisms.names() if "@step-" in name]
-    times = sum(len(steps) if entry.endswith("@*") else 1 for entry in config.checkpoints) or 1
-    length = min(config.max_length, model.context)
-    tokens = min(model.tokens(texts), len(texts) * length)
-    extra = min(config.loss_rows, len(texts)) * length * (1 + 2 * len(config.ablate)) if config.loss_rows else 0
-    sites = model.layers if config.layers == "all" else 1
-    return Plan(len(texts) * times, tokens * times + extra, len(texts) * times * sites * model.width * 4)
-
-
-PLANS: dict[str, Callable[[Any, Path | None, Facts], Plan | None]] = {
-    "retrieval-heads": _retrieval,
-    "concept-depth": _depth,
-    "knowledge-conflict": _conflict,
-    "data-selection": _selection,
-    "branching-factor": _branching,
-    "representation-geometry": _geometry,
-}

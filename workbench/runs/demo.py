@@ -1,42 +1,40 @@
-"""The main job on what ships with the project: the retrieval heads of the organism and their figures; then a short run
-of every other probe, so that each screen of the app opens on a finished example."""
+"""The main job on what ships with the project: the example of the first probe and its figures; then the examples of
+every other probe, so that each screen of the app opens on a finished one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from workbench.core import registry
+from workbench.core.errors import InputError
+from workbench.core.registry import Probe
 from workbench.figures.browser import can_draw
 from workbench.runs import execution as runs
 from workbench.runs import notes
 from workbench.runs.folder import Run
 
-PROBE = "retrieval-heads"
 MODEL = "organism"
 TAG = "example"
-
-# (probe, model, what differs from the probe's own demo config): each is to take seconds. The last one is there to be
-# compared.
-EXAMPLES: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("concept-depth", MODEL, {"limit": 60, "shuffles": 3, "causal": "peak"}),
-    ("knowledge-conflict", MODEL, {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2}),
-    ("data-selection", MODEL, {}),
-    ("branching-factor", MODEL, {}),
-    ("representation-geometry", MODEL, {"limit": 300}),
-    (PROBE, "organism-chat", {"lengths": (128, 256), "depths": (0, 50, 100), "needles": 4, "mask_k": (1, 2)}),
-)
 
 Report = Callable[[int, int, str], None]
 
 
+def main_probe() -> Probe:
+    """The first probe that has an example, in the order in which probes are shown. Raises InputError where none has."""
+    for name in registry.names():
+        if registry.problem(name) is None and registry.get(name).example is not None:
+            return registry.get(name)
+    raise InputError("No probe here has an example; 'workbench doctor' says what is wrong with the installation.")
+
+
 def run(*, model: str = MODEL, out: Path | None = None, progress: Report | None = None) -> tuple[Run, list[Path]]:
-    """Run the probe with its demo config, or reopen that run; write the figures. Returns the run and the files written.
+    """Run the main probe's example, or reopen that run; write the figures. Returns the run and the files written.
 
     On the organism the `examples` follow. Without a Chromium the figures are HTML and CSV. Everything else that goes
     wrong is an error."""
-    done = runs.execute(PROBE, model, config=registry.get(PROBE).demo, progress=progress)
+    probe = main_probe()
+    done = runs.execute(probe, model, config=probe.example(model), progress=progress)
     from workbench.figures.export import export_run
 
     formats = ["pdf", "png", "html"] if can_draw() else ["html", "csv"]
@@ -49,17 +47,30 @@ def run(*, model: str = MODEL, out: Path | None = None, progress: Report | None 
     return done, written
 
 
+def declared() -> list[tuple[Probe, str]]:
+    """(probe, model) of every example that probes ask for, but for the one of `run`. A probe that cannot be imported
+    has none."""
+    usable = [registry.get(name) for name in registry.names() if registry.problem(name) is None]
+    main = (main_probe().name, MODEL)
+    return [
+        (probe, model)
+        for probe in usable
+        if probe.example is not None
+        for model in probe.example_models
+        if (probe.name, model) != main
+    ]
+
+
 def examples(*, progress: Report | None = None) -> list[Run]:
-    """A short run of every other probe, tagged as an example; those that are complete already are reopened."""
+    """A short run of every other example, tagged as one; those that are complete already are reopened."""
     from workbench.models.loading import load
 
-    models = {name: load(name) for name in dict.fromkeys(model for _, model, _ in EXAMPLES)}
+    wanted = declared()
+    models = {name: load(name) for name in dict.fromkeys(model for _, model in wanted)}
     found = []
-    for probe, model, changes in EXAMPLES:
-        report = None if progress is None else _named(progress, f"{probe} on {model}")
-        found.append(
-            runs.execute(probe, models[model], config={**registry.get(probe).demo, **changes}, progress=report)
-        )
+    for probe, model in wanted:
+        report = None if progress is None else _named(progress, f"{probe.name} on {model}")
+        found.append(runs.execute(probe, models[model], config=probe.example(model), progress=report))
         mark(found[-1])
     return found
 

@@ -375,7 +375,7 @@ def command_for(
 
 @dataclass(frozen=True)
 class Bound:
-    """A probe with its config: ``probe("retrieval-heads", lengths=(128, 256)).run(model)``."""
+    """A probe with its config: ``probe(NAME, key=value).run(model)``."""
 
     probe: Probe
     config: Any
@@ -454,10 +454,10 @@ def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path 
 def _with_own_data(ready: Prepared, model: str) -> Prepared:
     """The same, with the data file that ships with the model where none was given and there is one."""
     spec = ready.probe.data
-    if spec is None or spec.for_model is None or (ready.data is not None and ready.data_name is None):
+    if spec is None or (ready.data is not None and ready.data_name is None):
         return ready
-    own = spec.for_model(model)
-    if own is None:
+    own = spec.default_path(model)
+    if own is None or own == ready.data:
         return ready
     if ready.probe.validate is not None:
         ready.probe.validate(ready.config, own)

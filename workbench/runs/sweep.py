@@ -5,8 +5,8 @@
     models = ["organism", "organism-chat"]      # or model = "organism"
     seeds = [0, 1]                              # optional, as are device, dtype, engine and revision
     [[probes]]
-    name = "retrieval-heads"
-    data = "needles.csv"                        # optional; relative to this file
+    name = "my-probe"
+    data = "texts.csv"                          # optional; relative to this file
     config = { lengths = [128, 256] }           # the same in every run
     grid = { score = ["set", "count"] }         # one run for each combination
 """

@@ -24,19 +24,20 @@ def main() -> None:
         os.environ["WORKBENCH_CACHE"] = str(options.cache.resolve())
     from playwright.sync_api import sync_playwright
 
-    from workbench.core import paths, registry
+    from workbench.core import paths
     from workbench.runs import demo
     from workbench.runs import execution as runs
 
-    first = runs.execute(demo.PROBE, demo.MODEL, config=registry.get(demo.PROBE).demo)
-    second = next(run for run in demo.examples() if run.probe == demo.PROBE)
+    probe = demo.main_probe()
+    first = runs.execute(probe, demo.MODEL, config=probe.example(demo.MODEL))
+    second = next(run for run in demo.examples() if run.probe == probe.name)
     table = first.table("heads").sort("score", descending=True)
     named = [
         f"{layer}.{head}" for layer, head in table.filter(table["is_retrieval"]).select("layer", "head").iter_rows()
     ]
     shots = {
         "explorer": (f"/?model={demo.MODEL}&head={named[0]}&off={','.join(named)}", False, "with the heads switched"),
-        "retrieval-heads": (f"/retrieval_heads?run={first.id}", False, None),
+        probe.name: (f"/{probe.name.replace('-', '_')}?run={first.id}", False, None),
         "compare": (f"/compare?a={first.id}&b={second.id}", True, "agreement over heads"),
     }
     with serve(paths.cache_root()) as address, sync_playwright() as playwright:

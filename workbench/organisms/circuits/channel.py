@@ -89,7 +89,6 @@ def build(name: str, place: Path) -> None:
     ]
     truth = {
         "circuit": name,
-        "probe": None,
         "sender": {"layer": SENDER[0], "head": SENDER[1], "component": 0, "singular_value": SINGULAR},
         "receiver": {"layer": RECEIVER[0], "head": RECEIVER[1], "composition": "Q", "composition_score": 0.5**0.5},
         "composition_score_of": "|v' W_QK| / |W_QK|_F for the unit output direction v of the sender's first component",

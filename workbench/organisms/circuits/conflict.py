@@ -118,7 +118,7 @@ def build(name: str, place: Path) -> None:
     every = [f"{layer}.{head}" for layer in range(LAYERS) for head in range(HEADS)]
     truth = {
         "circuit": name,
-        "probe": "knowledge-conflict",
+        "about": "knowledge conflict",
         "direct": {head: DIRECT.get(head, [0.0, 0.0]) for head in every},
         "total": {head: TOTAL.get(head, [0.0, 0.0]) for head in every},
         "effects_of": "logits (memory answer, context answer) lost when the head's output at the last position of a "

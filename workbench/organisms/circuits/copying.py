@@ -153,7 +153,7 @@ def save_circuit(name, place, model, words, *, copy_head: str, half_head: str, t
     heads = [f"{layer}.{head}" for layer in (0, 1) for head in range(4)]
     truth = {
         "circuit": name,
-        "probe": "retrieval-heads",
+        "about": "retrieval heads",
         "config": {"lengths": [64, 128, 256], "depths": [0, 25, 50, 75, 100], "max_new_tokens": 10},
         "template": "{context} {question}",
         "scores": dict.fromkeys(heads, 0.0) | {copy_head: 1.0, half_head: 0.5},

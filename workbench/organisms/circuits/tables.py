@@ -41,7 +41,7 @@ def build(name: str, place: Path) -> None:
     write_unembedding(model, torch.cat([logits.T.float(), torch.zeros(len(words), n - states)], dim=1))
     truth = {
         "circuit": name,
-        "probe": "branching-factor",
+        "about": "branching factor",
         "depends_on": by,
         "table": table,
         "table_of": "next-token probabilities: row i holds after token id i"

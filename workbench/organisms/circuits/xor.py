@@ -106,7 +106,7 @@ def build(name: str, place: Path) -> None:
 
     truth = {
         "circuit": name,
-        "probe": "concept-depth",
+        "about": "concept depth",
         "config": {"token": "last"},
         "onset": {
             "colour": onset(COLOUR_BLOCK, "attention"),

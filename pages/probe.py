@@ -100,8 +100,8 @@ def setup(probe: Probe) -> None:
     a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
     b.button(
         "Demo",
-        on_click=lambda: form.fill(probe, form.demo(probe, model)),
-        disabled=not probe.demo,
+        on_click=lambda: form.fill(probe, form.example(probe, model)),
+        disabled=probe.example is None,
         width="stretch",
         help="The settings of a short run.",
     )
@@ -220,10 +220,9 @@ def kept(name: str, identifier: str, _sent) -> Path:
 def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]) -> str:
     """What the run of the form will take."""
     path = ready.data
-    own = probe.data.for_model(model) if path is not None and ready.data_name and probe.data.for_model else None
-    now = planned(
-        probe.name, configs.to_dict(config), own or path, cached.stamp(own or path) if path else (), model, config
-    )
+    if probe.data is not None and (path is None or ready.data_name):  # none was given
+        path = probe.data.default_path(model)
+    now = planned(probe.name, configs.to_dict(config), path, cached.stamp(path) if path else (), model, config)
     if now is None:
         return "No estimate: the model is not on this machine yet, or nothing is known of what this asks for."
     done = [run for run in found if run.info.get("status") == "complete"]
@@ -257,6 +256,6 @@ def before(probe: Probe, run: Run) -> cost.Plan | None:
     except WorkbenchError:
         return None
     model = styling.model_of(run)
-    own = probe.data.for_model(model) if probe.data is not None and probe.data.for_model else None
-    path = Path(about["path"]) if about.get("path") else own or ready.data
+    default = probe.data.default_path(model) if probe.data is not None else None
+    path = Path(about["path"]) if about.get("path") else default or ready.data
     return planned(probe.name, run.info["config"], path, cached.stamp(path) if path else (), model, config)

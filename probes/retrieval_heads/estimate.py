@@ -1,0 +1,30 @@
+"""What a run will take: prompts, tokens and stored bytes, from its config and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.core.tables import read_table
+from workbench.runs.cost import Facts, Plan
+
+if TYPE_CHECKING:
+    from probes.retrieval_heads import Config
+
+
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
+    """The grid of needles, lengths and depths with its answers, and the passes of the masking test."""
+    rows = read_table(data, what="needles").height if data is not None else 0
+    if isinstance(config.needles, int):
+        rows = min(rows, config.needles) or config.needles
+    longest = min(50_000, model.context)
+    lengths = (
+        config.lengths
+        if config.lengths != "auto"
+        else [longest - i * (longest - min(1000, longest // 5)) // 19 for i in range(20)]
+    )
+    trials = rows * len(config.depths) * len(lengths)
+    sets = [k for k in set(config.mask_k) if 0 < k <= model.layers * model.heads // 2]
+    passes = (1 + len(sets) * (1 + config.random_draws)) if sets else 0
+    masked = min(config.mask_trials, trials) * passes
+    return Plan(trials, rows * len(config.depths) * sum(lengths) + (trials + masked) * config.max_new_tokens)
