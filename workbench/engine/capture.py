@@ -163,12 +163,13 @@ def _in_order(
     """Shards put together, rows in the order of the prompts."""
     tensors = {}
     for site in wanted:
-        rows: list[torch.Tensor | None] = [None] * len(lengths)
+        rows: dict[int, torch.Tensor] = {}
         for indices, found in parts:
             blocks = found[site].split([lengths[i] for i in indices]) if positions == "all" else found[site]
             for i, row in zip(indices, blocks):
                 rows[i] = row
-        tensors[site] = torch.cat(rows) if positions == "all" else torch.stack(rows)
+        ordered = [rows[i] for i in range(len(lengths))]
+        tensors[site] = torch.cat(ordered) if positions == "all" else torch.stack(ordered)
     return Activations(tensors, lengths, positions)
 
 
@@ -178,7 +179,7 @@ def logits(model: Model, ids: Sequence[Sequence[int]], *, positions: Positions =
     positions.
 
     Raises RunFailed where they are NaN, InputError for prompts, positions or edits that do not fit."""
-    rows: list[torch.Tensor | None] = [None] * len(ids)
+    rows: dict[int, torch.Tensor] = {}
     for indices, found, _ in hf.stream(model, ids, ["logits"], positions=positions, dtype=torch.float32, run=run):
         for i, row in zip(indices, found[Site("logits")].cpu()):
             if bool(row.isnan().any()):
@@ -187,4 +188,4 @@ def logits(model: Model, ids: Sequence[Sequence[int]], *, positions: Positions =
                     f"or check its weights."
                 )
             rows[i] = row
-    return torch.stack(rows)
+    return torch.stack([rows[i] for i in range(len(ids))])

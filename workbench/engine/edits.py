@@ -337,6 +337,7 @@ def _between(model: Model, site: Site, change: Callable, stack: contextlib.ExitS
     """Edit resid_mid. The module that is handed it reads a copy: the stream itself goes on around it. So what attention
     adds is changed until the sum is the one wanted, and both the MLP and the stream get it."""
     model.module(site)  # refuses blocks that have none
+    assert site.layer is not None  # every resid_mid has one
     block = model.anatomy.blocks[site.layer]
     entered: list[torch.Tensor] = []
 

@@ -43,7 +43,7 @@ def final_state_losses(
 
     A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by
     the rest ("remove")."""
-    found: list[np.ndarray | None] = [None] * len(rows)
+    found: dict[int, np.ndarray] = {}
     for indices, acts, _ in stream(model, rows, ["final_norm"], positions="all", run=run):
         states = acts[Site("final_norm")]
         target = torch.tensor([token for i in indices for token in (*rows[i][1:], 0)], device=states.device)
@@ -57,7 +57,7 @@ def final_state_losses(
                     f"or check its weights."
                 )
             start += len(rows[i])
-    return found
+    return [found[i] for i in range(len(rows))]
 
 
 def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:

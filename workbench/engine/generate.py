@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -34,26 +35,28 @@ class _Rows:
     cache: DynamicCache
     past: Batch | None = None
 
+    @property
+    def _fed(self) -> Batch:
+        """What the columns hold, once a batch was fed."""
+        assert self.past is not None
+        return self.past
+
     def feed(self, batch: Batch) -> torch.Tensor:
         """Run `batch` after what is cached → scores of its last column [B, V], in the model's dtype."""
         # A cache turns the mask-free path off, so an all-real mask is only passed where the model needs one.
         scores = self.model.forward(batch, cache=self.cache, past=self.past, last_logits=True).logits[:, -1]
-        if self.past is None:
-            self.past = batch
-        else:
-            names = ("ids", "mask", "position_ids")
-            columns = (torch.cat([getattr(self.past, name), getattr(batch, name)], dim=1) for name in names)
-            self.past = Batch(*columns, self.past.lengths + batch.lengths, "left")
+        self.past = batch if self.past is None else self.past.followed_by(batch)
         return scores
 
     def feed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Run one more token [B] per row → scores [B, V]."""
-        return self.feed(_column(ids, self.past.lengths))
+        return self.feed(_column(ids, self._fed.lengths))
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows only (or repeat them): [k] indices into the batch."""
-        past = self.past
-        for layer in self.cache.layers:  # a model spread over several devices has its cache there too
+        past = self._fed
+        layers: list[Any] = self.cache.layers  # of whatever kinds the architecture has
+        for layer in layers:  # a model spread over several devices has its cache there too
             layer.batch_select_indices(rows.to(getattr(layer, "device", rows.device)))
         mask, position, ids = past.mask[rows], past.position_ids[rows], past.ids[rows]
         self.past = Batch(ids, mask, position, past.lengths[rows], "left")
@@ -168,7 +171,7 @@ class _Ends:
 
     ids: frozenset[int]
     strings: tuple[str, ...]
-    tokenizer: object
+    tokenizer: Any  # of transformers; None where the model has none
 
     @classmethod
     def of(cls, model: Model, stop_ids: Sequence[int], stop_strings: Sequence[str], eos: bool) -> _Ends:

@@ -43,12 +43,10 @@ def stream(
     wanted = parse_sites(model, sites)
     check_prompts(model, ids, run)
     keep = converted(dtype)  # what was selected is a copy already
-    result: dict[Site, torch.Tensor] = {}
-    batch: Batch | None = None
+    found: list[tuple[dict[Site, torch.Tensor], Batch]] = []  # of the batch at hand
 
     def step(indices: list[int]) -> None:
-        nonlocal batch
-        result.clear()
+        found.clear()
         batch = pad([ids[i] for i in indices], pad_id=model.pad_id, side=side, device=model.device)
         select = select_positions(batch, positions_of(positions, indices))
         narrowed = last_mlp_narrowed(model, wanted, batch) if positions == "last" else contextlib.nullcontext()
@@ -59,8 +57,8 @@ def stream(
             recording(model, wanted, batch, select, keep) as seen,
         ):
             model.forward(batch)
-        result.update({site: seen[site] for site in wanted})
+        found.append(({site: seen[site] for site in wanted}, batch))
 
     lengths = [len(row) for row in ids]
     for indices in run.batches(lengths, step, rows=model.rows_at_once(lengths, run.max_rows or ROWS)):
-        yield indices, dict(result), batch
+        yield indices, *found[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -28,13 +29,11 @@ class Cached:
     def fork(self, copies: int = 1) -> Cached:
         """The same past, to be continued independently (`copies` > 1: of one row, for a batch). Nothing is copied until
         it grows."""
-        twin = _cache_of(
-            (source.keys.expand(copies, -1, -1, -1), source.values.expand(copies, -1, -1, -1))
-            if copies > 1
-            else (source.keys, source.values)
-            for source in self.cache.layers
-        )
-        widen = (lambda t: t.expand(copies, *t.shape[1:])) if copies > 1 else (lambda t: t)
+
+        def widen(t: torch.Tensor) -> torch.Tensor:
+            return t.expand(copies, *t.shape[1:]) if copies > 1 else t
+
+        twin = _cache(_layer(*map(widen, keys_and_values(layer))) for layer in self.cache.layers)
         p = self.past
         return Cached(twin, Batch(widen(p.ids), widen(p.mask), widen(p.position_ids), widen(p.lengths), "left"))
 
@@ -42,8 +41,9 @@ class Cached:
         """The past of some rows only. The cache itself shrinks: this past is not to be used any more."""
         index, p = torch.tensor(rows, device=self.past.mask.device), self.past
         for number, layer in enumerate(self.cache.layers):  # one after the other, so that what leaves is freed
-            here = index.to(layer.keys.device)
-            self.cache.layers[number] = _layer(layer.keys.index_select(0, here), layer.values.index_select(0, here))
+            keys, values = keys_and_values(layer)
+            here = index.to(keys.device)
+            self.cache.layers[number] = _layer(keys.index_select(0, here), values.index_select(0, here))
         return Cached(self.cache, Batch(p.ids[index], p.mask[index], p.position_ids[index], p.lengths[index], p.side))
 
     def first(self, columns: int, rows: Sequence[int] | None = None) -> Cached:
@@ -55,25 +55,26 @@ class Cached:
         p, every = self.past, rows is None or list(rows) == list(range(len(self.past.ids)))
         ids, mask, position_ids = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids))
         if every:
-            cache = DynamicCache()
-            cache.layers = [
+            cut = _cache(
                 source.first(columns)
                 if isinstance(source, _Growing)
-                else _layer(source.keys[:, :, :columns], source.values[:, :, :columns])
+                else _layer(*(state[:, :, :columns] for state in keys_and_values(source)))
                 for source in self.cache.layers
-            ]
-            return Cached(cache, Batch(ids, mask, position_ids, mask.sum(1), "left"))
-        index = torch.tensor(rows, device=ids.device)
-        states = (
-            (
-                source.keys[index.to(source.keys.device), :, :columns],
-                source.values[index.to(source.values.device), :, :columns],
             )
+            return Cached(cut, Batch(ids, mask, position_ids, mask.sum(1), "left"))
+        index = torch.tensor(rows, device=ids.device)
+        chosen = _cache(
+            _layer(*(state[index.to(state.device), :, :columns] for state in keys_and_values(source)))
             for source in self.cache.layers
         )
-        return Cached(
-            _cache_of(states), Batch(ids[index], mask[index], position_ids[index], mask[index].sum(1), "left")
-        )
+        return Cached(chosen, Batch(ids[index], mask[index], position_ids[index], mask[index].sum(1), "left"))
+
+
+def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [B, KV, S, D] in a layer of a cache (of transformers) that has read something."""
+    keys, values = layer.keys, layer.values
+    assert keys is not None and values is not None
+    return keys, values
 
 
 class _Growing(DynamicLayer):
@@ -82,7 +83,8 @@ class _Growing(DynamicLayer):
 
     def __init__(self, room: int):
         super().__init__()
-        self.room, self.buffers = room, None
+        self.room = room
+        self.buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args, **_kwargs
@@ -91,36 +93,46 @@ class _Growing(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
         end = before + key_states.shape[-2]
-        if self.buffers is None or end > self.buffers[0].shape[-2]:
-            self.buffers = tuple(
-                new.new_empty(*new.shape[:-2], max(self.room, end), new.shape[-1]) for new in (key_states, value_states)
-            )
+        buffers = self.buffers
+        if buffers is None or end > buffers[0].shape[-2]:
+            buffers = self._empty(key_states, end), self._empty(value_states, end)
             if before:
-                self.buffers[0][..., :before, :], self.buffers[1][..., :before, :] = self.keys, self.values
-        for buffer, new in zip(self.buffers, (key_states, value_states)):
+                buffers[0][..., :before, :], buffers[1][..., :before, :] = keys_and_values(self)
+            self.buffers = buffers
+        for buffer, new in zip(buffers, (key_states, value_states)):
             buffer[..., before:end, :] = new
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
+        self.keys, self.values = buffers[0][..., :end, :], buffers[1][..., :end, :]
         return self.keys, self.values
+
+    def _empty(self, new: torch.Tensor, size: int) -> torch.Tensor:
+        """A buffer for states like `new`, of `size` columns at least."""
+        return new.new_empty(*new.shape[:-2], max(self.room, size), new.shape[-1])
 
     def first(self, columns: int) -> _Growing:
         """The first `columns` columns, in the same buffer."""
-        cut = _layer(self.keys[..., :columns, :], self.values[..., :columns, :], _Growing(self.room))
+        cut = _Growing(self.room)
+        _start(cut, *(state[..., :columns, :] for state in keys_and_values(self)))
         cut.buffers = self.buffers
         return cut
 
 
-def _layer(keys: torch.Tensor, values: torch.Tensor, layer: DynamicLayer | None = None) -> DynamicLayer:
-    """A layer that starts from keys and values as they are: `update` would copy them."""
-    layer = DynamicLayer() if layer is None else layer
+def _start(layer: DynamicLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Let a new layer start from keys and values as they are: `update` would copy them."""
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys, values
+
+
+def _layer(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
+    """A layer that starts from keys and values as they are."""
+    layer = DynamicLayer()
+    _start(layer, keys, values)
     return layer
 
 
-def _cache_of(states: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
-    """A cache that starts from the keys and values of every layer."""
+def _cache(layers: Iterable[DynamicLayer]) -> DynamicCache:
+    """A cache that starts from these layers."""
     cache = DynamicCache()
-    cache.layers = [_layer(keys, values) for keys, values in states]
+    cache.layers.extend(layers)
     return cache
 
 
@@ -130,14 +142,16 @@ def merge(pasts: Sequence[Cached]) -> Cached:
         return pasts[0]
     size = max(p.past.mask.shape[1] for p in pasts)
 
-    def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+    def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
         """Parts [B, ..., S, ...], S at `dim` counted from the end, filled up with zeros in front."""
         return torch.cat([torch.nn.functional.pad(x, [0, 0] * (-dim - 1) + [size - x.shape[dim], 0]) for x in parts])
 
-    layers = zip(*(p.cache.layers for p in pasts))
-    cache = _cache_of((joined([x.keys for x in same], -2), joined([x.values for x in same], -2)) for same in layers)
-    columns = (joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids"))
-    return Cached(cache, Batch(*columns, torch.cat([p.past.lengths for p in pasts]), "left"))
+    layers = (zip(*map(keys_and_values, same)) for same in zip(*(p.cache.layers for p in pasts)))
+    cache = _cache(_layer(joined(keys, -2), joined(values, -2)) for keys, values in layers)
+    ids, mask, position_ids = (
+        joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids")
+    )
+    return Cached(cache, Batch(ids, mask, position_ids, torch.cat([p.past.lengths for p in pasts]), "left"))
 
 
 def feed(
@@ -164,12 +178,7 @@ def _after(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -
 
 
 def _grown(before: Cached | None, batch: Batch, cache: DynamicCache) -> Cached:
-    if before is None:
-        return Cached(cache, batch)
-    columns = (
-        torch.cat([getattr(before.past, name), getattr(batch, name)], 1) for name in ("ids", "mask", "position_ids")
-    )
-    return Cached(cache, Batch(*columns, before.past.lengths + batch.lengths, "left"))
+    return Cached(cache, batch if before is None else before.past.followed_by(batch))
 
 
 class _Remembered(Exception):
@@ -204,7 +213,7 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
     step = max(at_once, padding + ALIGNED)  # the first block holds a token of every row
     layers = [_Growing(past + width + room) for _ in range(model.n_layers)]
     for layer, source in zip(layers, before.cache.layers if before is not None else ()):
-        _layer(source.keys, source.values, layer)
+        _start(layer, *keys_and_values(source))
     start = 0
     while start < width:
         stop = min(width, start + step - (past + start + step) % ALIGNED) if start + step < width else width
@@ -213,10 +222,8 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
         cache = _KeysOnly(layers)
         with torch.no_grad(), suppress(_Remembered):
             model.forward(block, cache=cache, past=before.past if before is not None else None, last_logits=1)
-        cache = DynamicCache()
-        cache.layers = [
-            layer for layer in layers if layer.is_initialized
-        ]  # last layers may use the keys of earlier ones
-        before = _grown(before, block, cache)
+        # last layers may use the keys of earlier ones
+        before = _grown(before, block, _cache(layer for layer in layers if layer.is_initialized))
         start = stop
+    assert before is not None  # every row has a token
     return before

@@ -16,6 +16,7 @@ import torch
 
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.edits import Edit, apply, for_prompts
+from workbench.engine.kv_cache import keys_and_values
 from workbench.models.architecture import first_tensor, hidden_argument
 from workbench.models.batching import Batch
 from workbench.models.model import Model
@@ -35,11 +36,11 @@ class _Past:
         self.layers, self.prompt = layers, prompt
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_args, **_kwargs):
-        if self.layers[layer_idx] is None:
+        before = self.layers[layer_idx]
+        if before is None:
             return key, value
         keys, values = (
-            past[self.prompt.to(past.device)] if len(past) > 1 else past.expand(len(key), -1, -1, -1)
-            for past in self.layers[layer_idx]
+            past[self.prompt.to(past.device)] if len(past) > 1 else past.expand(len(key), -1, -1, -1) for past in before
         )
         return torch.cat([keys, key], 2), torch.cat([values, value], 2)
 
@@ -92,8 +93,10 @@ def _calls(modules, keep: Callable) -> Iterator[None]:
 def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
     """Run P prompts of equal length with a cache, watching the blocks on the last token."""
     length, blocks = len(ids[0]), model.anatomy.blocks
-    calls, z = [None] * model.n_layers, [None] * model.n_layers
-    past: list = [None] * model.n_layers
+    layers = range(model.n_layers)
+    calls: dict[int, tuple[tuple, dict]] = {}
+    z: dict[int, torch.Tensor] = {}
+    past: list[tuple[torch.Tensor, torch.Tensor] | None] = [None for _ in layers]
     final: list[torch.Tensor] = []
 
     def seen(i: int, args: tuple, kwargs: dict) -> None:
@@ -107,7 +110,7 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
         if length > 1:
             front = grid(model, [row[:-1] for row in ids])
             cache = model.forward(front, use_cache=True, last_logits=True).past_key_values
-            past = [(layer.keys, layer.values) for layer in cache.layers]
+            past = [None if layer.keys is None else keys_and_values(layer) for layer in cache.layers]
         end = after(blocks[-1].block, lambda _m, _a, output: final.append(first_tensor(output)[:, -1]))
         try:
             with _calls([b.block for b in blocks], seen), _calls([b.o_proj for b in blocks], heads):
@@ -120,7 +123,7 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
                 )
         finally:
             end.remove()
-    return _LastToken(calls, z, past, final[-1], length)
+    return _LastToken([calls[i] for i in layers], [z[i] for i in layers], past, final[-1], length)
 
 
 def _replay(
@@ -215,7 +218,7 @@ def injected_states(
     seen = _last_token(model, ids, edits)
     order = sorted(range(len(jobs)), key=lambda j: jobs[j].layer)
     step = max(1, room(model, seen.length, seen.final.element_size()) // len(ids) - 1)
-    patched: list[torch.Tensor] = [None] * len(jobs)
+    patched: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), step):
         part = order[start : start + step]
         unpatched, found = _replay(model, seen, [jobs[j] for j in part], frozen=frozen, edits=edits)
@@ -227,4 +230,4 @@ def injected_states(
             )
         for k, j in enumerate(part):
             patched[j] = found[:, k]
-    return seen.final, torch.stack(patched, 1)
+    return seen.final, torch.stack([patched[j] for j in range(len(jobs))], 1)

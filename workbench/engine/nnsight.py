@@ -13,6 +13,7 @@ rows are what they are taken for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ def stream(
     run: Pass,
 ) -> Iterator[tuple[list[int], dict[Site, torch.Tensor], Batch]]:
     """As `workbench.engine.hf.stream`, through nnsight traces; the whole forward pass runs."""
-    from nnsight import NNsight
+    from nnsight import NNsight, save
 
     wanted = parse_sites(model, sites)
     check_prompts(model, ids, run)
@@ -71,30 +72,30 @@ def stream(
     stops = _in_order(model, wanted)
     traced = NNsight(model.hf)
     envoys = [(_envoy(traced, paths[module]), id(module), where) for module, where in stops]
-    result: dict[Site, torch.Tensor] = {}
-    batch: Batch | None = None
+    found: list[tuple[dict[Site, torch.Tensor], Batch]] = []  # of the batch at hand
 
     def step(indices: list[int]) -> None:
-        nonlocal batch
-        result.clear()
+        found.clear()
         batch = pad([ids[i] for i in indices], pad_id=model.pad_id, side=side, device=model.device)
         select = select_positions(batch, positions_of(positions, indices))
-        arguments = model.arguments(batch)
+        arguments: dict[str, Any] = model.arguments(batch)
         raw: dict[tuple[int, str], torch.Tensor] = {}
         with torch.no_grad(), running(positions_after(batch)), apply(model, run.for_prompts(indices).edits):
             with traced.trace(**arguments):
                 for envoy, name, where in envoys:
                     # a copy: some blocks (Falcon) add to their MLP's output in place afterwards
-                    raw[name, where] = first_tensor(envoy.input if where == "input" else envoy.output).clone().save()
+                    raw[name, where] = save(first_tensor(envoy.input if where == "input" else envoy.output).clone())
+        result: dict[Site, torch.Tensor] = {}
         for site in wanted:
             module, where = site_module(model, site)
             x = raw[id(module), where].detach()
             x = x.unflatten(0, tuple(batch.ids.shape)) if x.ndim == 2 else x
             result[site] = keep(site_values(model, site, x, select))
+        found.append((result, batch))
 
     lengths = [len(row) for row in ids]
     for indices in run.batches(lengths, step, rows=model.rows_at_once(lengths, run.max_rows or ROWS)):
-        yield indices, dict(result), batch
+        yield indices, *found[0]
 
 
 def _in_order(model: Model, wanted: Sequence[Site]) -> list[tuple[nn.Module, str]]:

@@ -11,13 +11,15 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from workbench.core.errors import InputError
 from workbench.engine.edits import Edit, check_edits, for_prompts
+from workbench.models.architecture import weight_of
 from workbench.models.batching import in_batches
 from workbench.models.model import Model
 
+Found = TypeVar("Found")
 # Tokens of one batch where a pass does not say: of prompts that are read, of rows that are decoded (with everything
 # that is cached for them), of rows that are sampled, and of prompts whose gradients are taken.
 READ, DECODE, SAMPLE, GRADIENT = 8192, 65536, 262144, 2048
@@ -78,17 +80,17 @@ class Pass:
 _FIELDS = frozenset(field.name for field in fields(Pass))
 
 
-def with_pass(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_pass(function: Callable[..., Found]) -> Callable[..., Found]:
     """Let a function that takes `run: Pass` be called without one, and with single fields of it that differ."""
 
     @wraps(function)
-    def call(*args: Any, run: Pass = Pass(), **options: Any) -> Any:
+    def call(*args: Any, run: Pass = Pass(), **options: Any) -> Found:
         given = {name: options.pop(name) for name in _FIELDS & options.keys()}
         return function(*args, run=replace(run, **given) if given else run, **options)
 
     shown = inspect.signature(function)
     own = [p.replace(default=Pass()) if p.name == "run" else p for p in shown.parameters.values()]
-    call.__signature__ = shown.replace(parameters=own)  # type: ignore[attr-defined]
+    call.__signature__ = shown.replace(parameters=own)  # pyright: ignore[reportAttributeAccessIssue]  # allowed
     return call
 
 
@@ -96,7 +98,7 @@ def check_ids(model: Model, ids: Sequence[Sequence[int]]) -> None:
     """Raise InputError for no prompts, an empty one, one beyond the context, or an id outside the vocabulary."""
     if len(ids) == 0:
         raise InputError("There are no prompts to run.")
-    size, limit = int(model.hf.get_input_embeddings().weight.shape[0]), model.context_length
+    size, limit = len(weight_of(model.hf.get_input_embeddings())), model.context_length
     for row, tokens in enumerate(ids):
         if len(tokens) == 0:
             raise InputError(f"Prompt {row} has no tokens.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -38,11 +39,12 @@ def parse_sites(model: Model, sites: Sequence[Site | str]) -> list[Site]:
 
 def positions_of(positions: Positions, indices: Sequence[int]) -> Positions:
     """The positions of the prompts `indices`: those that differ by prompt are picked."""
-    return positions if _same_for_all(positions) else [positions[i] for i in indices]
+    return [positions[i] for i in indices] if differ_by_prompt(positions) else positions
 
 
-def _same_for_all(positions: Positions) -> bool:
-    return isinstance(positions, str) or not (len(positions) and isinstance(positions[0], Sequence))
+def differ_by_prompt(positions: Positions) -> TypeGuard[Sequence[Sequence[int]]]:
+    """Whether every prompt has positions of its own."""
+    return not isinstance(positions, str) and len(positions) > 0 and isinstance(positions[0], Sequence)
 
 
 def select_positions(batch: Batch, positions: Positions) -> Keep:
@@ -63,7 +65,7 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
         if positions == "mean":
             return lambda x: _masked_mean(x, batch.mask.to(x.device))
         raise InputError(f"'{positions}' is no choice of positions; use last, mean, all or a list of token positions.")
-    rows = [list(positions)] * len(batch.ids) if _same_for_all(positions) else [list(row) for row in positions]
+    rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
         raise InputError("Every prompt needs the same number of positions.")
     columns = here.columns(torch.tensor(rows, device=batch.ids.device))

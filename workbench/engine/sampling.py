@@ -76,7 +76,7 @@ class Rule:
                 raise InputError(
                     f"'{word}' in the decoding rule '{text}' is not temperature=…, top_p=…, top_k=… or min_p=…."
                 ) from None
-        return cls(**found)
+        return replace(cls(), **found)
 
     @property
     def truncates(self) -> bool:
@@ -122,6 +122,7 @@ def _block(
     reach, size = _reach(tempered, tempered_weight, rule)
     token = torch.empty(len(low), dtype=torch.long, device=low.device) if chosen is None else chosen.clone()
     if chosen is None and not rule.truncates and rule.temperature > 0:
+        assert keys is not None
         token = _draw(tempered.double(), keys, None)
     out = torch.empty(len(low), len(FIELDS), device=low.device)
 
@@ -136,6 +137,7 @@ def _block(
             if chosen is None and rule.temperature == 0:
                 token[rows] = ids[:, 0]
             elif chosen is None and rule.truncates:
+                assert keys is not None
                 token[rows] = _draw(log_q, keys[rows], ids)
             own = tempered[rows].gather(1, token[rows, None])[:, 0].double()
             own = torch.where(own * T <= FLOOR, -torch.inf, own - log_total[rows])
@@ -264,7 +266,9 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def row_keys(seed: int, prompts: Sequence[int], samples: Sequence[int], *, device="cpu") -> torch.Tensor:
+def row_keys(
+    seed: int, prompts: Sequence[int], samples: Sequence[int], *, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """One int64 key per row [R], from the run's seed, the prompt's number and the sample's number."""
     key = _mix(torch.full((len(prompts),), _signed(seed * _GOLDEN + _A), dtype=torch.long))
     for numbers in (prompts, samples):

@@ -38,7 +38,7 @@ def score(
             raise InputError(f"Continuation {row} has no tokens to score.")
     check_ids(model, continuations)
     fed = [[*prompt, *text[:-1]] for prompt, text in zip(prompts, continuations)]
-    out: list[torch.Tensor | None] = [None] * len(fed)
+    out: dict[int, torch.Tensor] = {}
     site, done = Site("final_norm"), 0
     for rows, seen, _ in stream(model, fed, [site], positions="all", run=run):
         states = seen[site].split([len(fed[i]) for i in rows])
@@ -50,7 +50,7 @@ def score(
             out[i] = part
         done += len(rows)
         run.told(done, len(fed), "score")
-    return out
+    return [out[i] for i in range(len(fed))]
 
 
 def _in_blocks(model: Model, hidden: torch.Tensor, target: torch.Tensor, rule: Rule, run: Pass) -> torch.Tensor:

@@ -14,7 +14,7 @@ from workbench.core.errors import RunFailed
 from workbench.core.wording import human_bytes
 from workbench.engine.edits import describe
 from workbench.engine.passes import Pass
-from workbench.engine.recording import Positions
+from workbench.engine.recording import Positions, differ_by_prompt
 from workbench.models.model import Model
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store, fingerprint
@@ -76,8 +76,7 @@ class Request:
         if self.positions == "all":
             rows = sum(self.lengths)
         elif not isinstance(self.positions, str):
-            each = self.positions and isinstance(self.positions[0], Sequence)
-            rows *= len(self.positions[0]) if each else len(self.positions)
+            rows *= len(self.positions[0]) if differ_by_prompt(self.positions) else len(self.positions)
         return rows * sum(self.model.site_size(site) for site in self.sites) * self.dtype.itemsize
 
     def blocks(self) -> list[list[int]]:

@@ -29,7 +29,7 @@ def open_engine(model: Model, *, memory: float = 0.6) -> Any:
     """A vLLM engine for the model, taking at most `memory` of the GPU's; `close_engine` it. Raises InputError when vLLM
     is not installed or the model has no folder."""
     try:
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]  # optional: without it, this file is found
     except ImportError as error:
         raise InputError(
             "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "
@@ -43,7 +43,7 @@ def open_engine(model: Model, *, memory: float = 0.6) -> Any:
 def close_engine(engine: Any) -> None:
     """Give back what the engine holds; nobody may keep another reference to it."""
     core = getattr(getattr(engine, "llm_engine", None), "engine_core", None)
-    if hasattr(core, "shutdown"):
+    if core is not None and hasattr(core, "shutdown"):
         core.shutdown()
     del engine, core
     gc.collect()
@@ -70,7 +70,7 @@ def sample_vllm(
 
     vLLM keeps prompt and text together within the context, one token less than `generate.sample` fits. Raises
     InputError for bad prompts and for one that fills the context."""
-    from vllm import SamplingParams
+    from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]  # as above
 
     if run.edits:
         raise InputError("Edits are hooks on the Hugging Face model; with them, use sampler=hf.")

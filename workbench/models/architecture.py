@@ -34,9 +34,13 @@ class Block:
     mlp_out: nn.Module  # its output is the MLP's result, before any post-norm
     mlp_hidden: nn.Module | None  # its input is the neurons
     norms: dict[str, nn.Module]
-    attention_writer: nn.Module = None  # its output is what attention adds to the stream
-    mlp_writer: nn.Module = None  # its output is what the MLP adds to the stream
-    mid_reader: nn.Module | None = None  # its input is the stream between attention and MLP
+    # set by `examine`; as in a block without post-norms until then
+    attention_writer: nn.Module = field(init=False)  # its output is what attention adds to the stream
+    mlp_writer: nn.Module = field(init=False)  # its output is what the MLP adds to the stream
+    mid_reader: nn.Module | None = field(init=False, default=None)  # its input is the stream between attention and MLP
+
+    def __post_init__(self) -> None:
+        self.attention_writer, self.mlp_writer = self.attention, self.mlp_out
 
 
 @dataclass
@@ -61,10 +65,8 @@ class Anatomy:
         """The module to hook for `site`, and whether the site is its "input" or its "output".
 
         Raises InputError for a layer or head that the model does not have and for sites that its blocks do not have."""
-        if site.kind == "final_norm":
-            return self.final_norm, "output"
-        if site.kind == "logits":
-            return self.unembed, "output"
+        if site.layer is None:
+            return self.final_norm if site.kind == "final_norm" else self.unembed, "output"
         if site.layer >= len(self.blocks):
             raise InputError(f"The site {site} is beyond the model: its layers are 0 to {len(self.blocks) - 1}.")
         block = self.blocks[site.layer]
@@ -132,7 +134,7 @@ def find_anatomy(hf: PreTrainedModel) -> Anatomy:
             return None
         return found if isinstance(found, nn.Module) else None
 
-    blocks = []
+    blocks: list[Block] = []
     for layer in range(config.n_layers):
         at = f"blocks.{layer}"
         block, mlp = component(at), component(f"{at}.mlp")
@@ -140,28 +142,29 @@ def find_anatomy(hf: PreTrainedModel) -> Anatomy:
         inner = component(f"{at}.mlp.in") or mlp
         whole = mlp is not None and mlp is not block  # OPT has no MLP module, only its two linear maps
         norms = {key: found for key in ("ln1", "ln2", "ln1_post", "ln2_post") if (found := component(f"{at}.{key}"))}
-        found = Block(
-            block,
-            component(f"{at}.attn"),
-            component(f"{at}.attn.o"),
-            mlp if whole else inner,
-            mlp if whole else down,
-            down,
-            norms,
-        )
-        missing = [n for n in ("block", "attention", "o_proj", "mlp_in", "mlp_out") if getattr(found, n) is None]
-        if missing:
+        needed = {
+            "block": block,
+            "attention": component(f"{at}.attn"),
+            "o_proj": component(f"{at}.attn.o"),
+            "mlp_in": mlp if whole else inner,
+            "mlp_out": mlp if whole else down,
+        }
+        there = {key: module for key, module in needed.items() if module is not None}
+        if missing := [key for key in needed if key not in there]:
             raise InputError(
                 f"The architecture {name} cannot be mapped: layer {layer} has no {' or '.join(missing)} module."
             )
-        blocks.append(found)
+        blocks.append(Block(**there, mlp_hidden=down, norms=norms))
     text = hf.config.get_text_config() if hasattr(hf.config, "get_text_config") else hf.config
     heads = int(config.n_heads)
-    d_head = int(blocks[0].o_proj.weight.numel() // int(config.d_model) // heads)
-    result = Anatomy(
+    d_head = int(weight_of(blocks[0].o_proj).numel() // int(config.d_model) // heads)
+    final_norm, unembed = component("ln_final"), hf.get_output_embeddings() or component("unembed")
+    if final_norm is None or unembed is None:
+        raise InputError(f"The architecture {name} cannot be mapped: it has no final norm or no unembedding.")
+    return Anatomy(
         blocks=blocks,
-        final_norm=component("ln_final"),
-        unembed=hf.get_output_embeddings() or component("unembed"),
+        final_norm=final_norm,
+        unembed=unembed,
         n_heads=heads,
         n_kv_heads=int(config.n_key_value_heads or heads),
         d_head=d_head,
@@ -170,9 +173,6 @@ def find_anatomy(hf: PreTrainedModel) -> Anatomy:
         softcap=getattr(text, "final_logit_softcapping", None),
         attn_softcap=getattr(text, "attn_logit_softcapping", None),
     )
-    if result.final_norm is None or result.unembed is None:
-        raise InputError(f"The architecture {name} cannot be mapped: it has no final norm or no unembedding.")
-    return result
 
 
 @contextlib.contextmanager
@@ -289,8 +289,9 @@ def examine(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> None:
         sum_of_heads = torch.einsum(
             "...hd,hdw->...w", heads.double().unflatten(-1, (anatomy.n_heads, anatomy.d_head)), weight
         )
-        if getattr(block.o_proj, "bias", None) is not None:
-            sum_of_heads = sum_of_heads + block.o_proj.bias.double()
+        bias = getattr(block.o_proj, "bias", None)
+        if bias is not None:
+            sum_of_heads = sum_of_heads + bias.double()
         if not close(sum_of_heads, projected):
             raise InputError(
                 f"The architecture {name} does not fit: in layer {layer} the heads do not add up to the "
@@ -298,9 +299,16 @@ def examine(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> None:
             )
 
 
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear map or an embedding."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 def output_weight(o_proj: nn.Module, n_heads: int) -> torch.Tensor:
     """The output projection by head, [H, d_head, width]: head h adds head_out[h] @ W_O[h] to the attention output."""
-    weight = o_proj.weight.detach()
+    weight = weight_of(o_proj).detach()
     if not type(o_proj).__name__ == "Conv1D":  # GPT-2 stores [in, out], nn.Linear [out, in]
         weight = weight.T
     return weight.unflatten(0, (n_heads, -1))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workbench.models.model import Model
 
 NAME = "workbench"
+_HOOKS = "_workbench_hooks"  # the attribute of an attention module
 # Rows are computed in blocks of queries so that one block of scores stays under this many numbers (256 MiB in float32).
 BLOCK = 64 * 1024 * 1024
 
@@ -51,14 +52,20 @@ class Hooks:
 
 def attach(module: nn.Module, layer: int) -> Hooks:
     """Give an attention module the place where readers and edits are hung."""
-    module._workbench_hooks = Hooks(layer)
-    return module._workbench_hooks
+    hooks = Hooks(layer)
+    setattr(module, _HOOKS, hooks)
+    return hooks
+
+
+def hooks_of(module: nn.Module) -> Hooks:
+    """Where the readers and edits of an attention module of a loaded model are hung."""
+    return getattr(module, _HOOKS)
 
 
 def attention_forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, **kwargs):
     """The attention function: SDPA, plus the readers and edits of `module`. Shapes as in transformers: query [B, H, Q,
     D]."""
-    hooks: Hooks | None = getattr(module, "_workbench_hooks", None)
+    hooks: Hooks | None = getattr(module, _HOOKS, None)
     readers, edits = (), ()
     if hooks is not None:
         hooks.calls += 1
@@ -250,7 +257,7 @@ def observe(
         for layer in chosen:
             module = model.attention(layer)
             if model.attention_interface:
-                stack.enter_context(_hung(module._workbench_hooks.readers, reader_of(layer)))
+                stack.enter_context(_hung(hooks_of(module).readers, reader_of(layer)))
             else:
                 _observe_eager(model, module, layer, reduce, rows, seen, stack)
         yield seen
@@ -268,6 +275,7 @@ def unexplained(model: Model, batch: Batch) -> dict[int, float]:
 
     def reader_of(layer: int) -> Callable:
         def reader(weigh: Weights) -> None:
+            assert weigh.output is not None  # readers come after it
             output = weigh.output.float()
             far[layer] = float((_mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30))
 
@@ -276,7 +284,7 @@ def unexplained(model: Model, batch: Batch) -> dict[int, float]:
     with contextlib.ExitStack() as stack, torch.no_grad():
         if model.attention_interface:
             for layer in range(model.n_layers):
-                stack.enter_context(_hung(model.attention(layer)._workbench_hooks.readers, reader_of(layer)))
+                stack.enter_context(_hung(hooks_of(model.attention(layer)).readers, reader_of(layer)))
             model.forward(batch)
     return far
 
@@ -329,7 +337,7 @@ def edit(model: Model, layer: int, change: Callable[[torch.Tensor, int, Weights]
             f"{model.architecture} computes attention outside the interface of transformers; attention edits "
             f"are not available for it."
         )
-    with _hung(model.attention(layer)._workbench_hooks.edits, change):
+    with _hung(hooks_of(model.attention(layer)).edits, change):
         yield
 
 

@@ -48,8 +48,18 @@ class Batch:
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
+    def followed_by(self, more: Batch) -> Batch:
+        """What was read before, and what is read after it, column by column: padded on the left."""
+        return Batch(
+            torch.cat([self.ids, more.ids], 1),
+            torch.cat([self.mask, more.mask], 1),
+            torch.cat([self.position_ids, more.position_ids], 1),
+            self.lengths + more.lengths,
+            "left",
+        )
 
-def pad(ids: Sequence[Sequence[int]], *, pad_id: int, side: str = "right", device="cpu") -> Batch:
+
+def pad(ids: Sequence[Sequence[int]], *, pad_id: int, side: str = "right", device: torch.device | str = "cpu") -> Batch:
     """Pad sequences to the longest; positions count from 0 at each sequence's first token, padding has position 0.
 
     Raises InputError for an empty sequence."""

@@ -7,16 +7,17 @@ and refuses otherwise.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.core.errors import InputError
-from workbench.models.architecture import Anatomy, examine, find_anatomy, hidden_argument
-from workbench.models.attention import edit, install, observe, unexplained
+from workbench.models.architecture import Anatomy, examine, find_anatomy, hidden_argument, weight_of
+from workbench.models.attention import edit, hooks_of, install, observe, unexplained
 from workbench.models.batching import pad
 from workbench.models.files import check_complete, check_folder, load_tokenizer, resolve
 from workbench.models.model import DTYPES, Model
+from workbench.models.running_pass import after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ def load(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of what was not loaded becomes one sentence below
     try:
-        hf, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype,
             trust_remote_code=trust_remote_code,
@@ -58,6 +59,7 @@ def load(
             output_loading_info=True,
             **options,
         )
+        hf, info = loaded
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise InputError(f"The model '{name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
     finally:
@@ -109,8 +111,8 @@ def wrap(
                 f"{str(value.dtype).removeprefix('torch.')} cannot hold its weights."
             )
     anatomy = find_anatomy(hf)
-    size = int(hf.get_input_embeddings().weight.shape[0])
-    ids = (torch.arange(1, 8, device=hf.get_input_embeddings().weight.device) * 7919 % size)[None]
+    embedding = weight_of(hf.get_input_embeddings())
+    ids = (torch.arange(1, 8, device=embedding.device) * 7919 % len(embedding))[None]
     with torch.no_grad():
         own = hf(input_ids=ids, use_cache=False).logits
     through = install_attention(hf, anatomy, ids)
@@ -130,7 +132,7 @@ def install_attention(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) 
     attentions = [block.attention for block in anatomy.blocks]
     through = install(hf, attentions, ids)
     if through:
-        anatomy.n_kv_heads = attentions[0]._workbench_hooks.groups
+        anatomy.n_kv_heads = hooks_of(attentions[0]).groups
     else:
         anatomy.n_kv_heads = int(
             getattr(attentions[0], "num_kv_heads", anatomy.n_kv_heads)
@@ -149,7 +151,7 @@ def _check_logits(model: Model, ids: torch.Tensor) -> None:
     """The model's logits are its unembedding of the final norm (scaled or capped as `logits_from` does); otherwise
     refused."""
     seen: list[torch.Tensor] = []
-    handle = model.final_norm.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    handle = after(model.final_norm, lambda _module, _args, output: seen.append(output))
     try:
         with torch.no_grad():
             found = model.hf(input_ids=ids, use_cache=False).logits.float()

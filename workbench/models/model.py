@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
-from workbench.models.architecture import Anatomy, output_weight
+from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
 from workbench.models.files import fingerprint_folder
 from workbench.models.running_pass import positions_after, running
@@ -77,7 +77,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.anatomy.unembed.weight.shape[0])
+        return int(weight_of(self.anatomy.unembed).shape[0])
 
     @cached_property
     def context_length(self) -> int | None:
@@ -91,11 +91,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the token ids go (with several devices: the embedding's)."""
-        return self.hf.get_input_embeddings().weight.device
+        return weight_of(self.hf.get_input_embeddings()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.anatomy.unembed.weight.dtype
+        return weight_of(self.anatomy.unembed).dtype
 
     @property
     def bos_id(self) -> int | None:
@@ -196,7 +196,11 @@ class Model:
         return set(t.all_special_ids) - ({t.unk_token_id} - {t.bos_token_id, t.eos_token_id, t.pad_token_id})
 
     def _bos(self, wanted: bool) -> list[int]:
-        return [self.bos_id] if wanted and self.prepends_bos else []
+        if not (wanted and self.prepends_bos):
+            return []
+        bos = self.bos_id
+        assert bos is not None  # the tokenizer puts it in front
+        return [bos]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small
@@ -231,7 +235,7 @@ class Model:
         if site.kind == "head_out":
             return self.d_head if site.head is not None else self.n_heads * self.d_head
         if site.kind == "mlp_hidden":
-            return int(self.module(site)[0].weight.numel() // self.width)
+            return int(weight_of(self.module(site)[0]).numel() // self.width)
         return self.width
 
     def attention(self, layer: int) -> nn.Module:
@@ -255,8 +259,8 @@ class Model:
     def logits_from(self, residual: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
         """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V]
         float32."""
-        norm, unembed = self.final_norm, self.unembed
-        hidden = residual.to(unembed.weight.device, unembed.weight.dtype)
+        norm, unembed, weight = self.final_norm, self.unembed, weight_of(self.unembed)
+        hidden = residual.to(weight.device, weight.dtype)
         scores = unembed(hidden if normed else norm(hidden)).float()
         scale = getattr(self.hf.config, "logit_scale", None)
         if scale is not None:
@@ -393,11 +397,8 @@ class Model:
 
         if self.folder is None or self.tokenizer is None:
             raise InputError(f"A bridge needs a model with a folder and a tokenizer; {self.name} has none.")
-        copy = (
-            AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation="eager")
-            .to(self.device)
-            .eval()
-        )
+        copy: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation="eager")
+        copy = copy.to(self.device).eval()
         return build_bridge_from_module(
             copy, self.architecture, hf_config=copy.config, tokenizer=self.tokenizer, model_name=self.name
         )

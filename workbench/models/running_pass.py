@@ -91,6 +91,7 @@ def positions_after(batch: Batch, past: Batch | None = None) -> PassPositions:
     return PassPositions(batch.position_ids, batch.mask, torch.where(mask, position, -1))
 
 
+_THREAD = "thread"  # the attribute of a hook that says whose passes run it
 _in_progress: ContextVar[PassPositions | None] = ContextVar("the forward pass in progress", default=None)
 
 
@@ -125,7 +126,7 @@ def own(hook: Callable) -> Callable:
     def guarded(*args, **kwargs):
         return hook(*args, **kwargs) if threading.get_ident() == thread else None
 
-    guarded.thread = thread
+    setattr(guarded, _THREAD, thread)
     return guarded
 
 
@@ -143,4 +144,4 @@ def hooked(module: nn.Module) -> bool:
     """Whether this thread's passes run a forward hook of `module` (one of nobody's in particular counts)."""
     mine = threading.get_ident()
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(getattr(hook, "thread", mine) == mine for hook in hooks)
+    return any(getattr(hook, _THREAD, mine) == mine for hook in hooks)
