@@ -19,6 +19,7 @@ from workbench.engine.edits import (
     mean_head_outputs,
     save_heads,
 )
+from workbench.models import attention
 from workbench.models.attention import observe
 from workbench.models.batching import pad
 from workbench.models.loading import load, wrap
@@ -171,6 +172,23 @@ def test_knock_out_is_minus_infinity_on_the_scores(side):
         torch.testing.assert_close(
             found.rows("head_out.0", i)[:-1], clean.rows("head_out.0", i)[:-1], atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize("queries", ["all", "last", (0, 3, 4, 9)])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_attention_edits_are_the_same_in_blocks_of_queries(name, rows, queries, monkeypatch):
+    """Long prompts are attended to block by block, so that full attention maps are never held."""
+    model = wrap(build(name), name=name)
+    edits = [KnockOut((0, 1), ((2, 6),), queries=queries), HeadAblation(((2, 3),), "uniform")]
+    sites = [f"head_out.{layer}" for layer in range(3)]
+    whole = capture(model, IDS[:1], sites, positions="all", edits=edits)
+    clean = capture(model, IDS[:1], sites, positions="all")
+    monkeypatch.setattr(attention, "BLOCK", rows * model.n_heads * len(IDS[0]))
+    found = capture(model, IDS[:1], sites, positions="all", edits=edits)
+    for site in sites:
+        torch.testing.assert_close(found[site], whole[site], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(whole[site], clean[site], atol=1e-3)
 
 
 def test_attention_edits_are_refused_where_attention_is_out_of_reach():

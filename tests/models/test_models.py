@@ -287,7 +287,7 @@ def test_an_architecture_without_a_map_is_refused():
     from transformers import AutoModelForCausalLM, XLNetConfig
 
     hf = AutoModelForCausalLM.from_config(XLNetConfig(d_model=32, n_layer=1, n_head=4, d_inner=48, vocab_size=64))
-    with pytest.raises(InputError, match="no map|cannot be mapped|does not fit"):
+    with pytest.raises(InputError, match="no map"):
         wrap(hf)
 
 

@@ -354,11 +354,10 @@ def knock_out(
     def change(weights: torch.Tensor, start: int, weigh: _Weights) -> torch.Tensor:
         B, _, R, S = weights.shape
         rows = query_rows(model, queries, weigh.query.shape[2]).to(weights.device).expand(B, -1)
-        here = torch.zeros(B, start + R, dtype=torch.bool, device=weights.device)
-        inside = rows.clamp(0, start + R - 1)
-        here.scatter_(1, inside, (rows >= start) & (rows < start + R))
+        inside = torch.where((rows >= start) & (rows < start + R), rows - start, R)  # R: in another block
+        here = torch.zeros(B, R + 1, dtype=torch.bool, device=weights.device).scatter_(1, inside, True)[:, :R]
         cut = model.frame.key_columns(_ragged(sources, model.frame.key_position.device), S).to(weights.device)  # [B, S]
-        gone = here[:, None, start:, None] & cut[:, None, None, :]
+        gone = here[:, None, :, None] & cut[:, None, None, :]
         weights = weights.clone()
         kept = weights[:, index].masked_fill(gone, 0.0)
         total = kept.sum(-1, keepdim=True)

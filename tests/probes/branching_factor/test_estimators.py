@@ -262,6 +262,21 @@ def test_how_many_samples_are_enough_knows_the_bias_of_few():
     assert enough_samples(rows) == 20  # 5 was luck
 
 
+def test_the_scatter_at_fewer_samples_is_that_of_runs_that_share_none():
+    """Subsets of the same samples overlap; the standard error of m fresh ones is s / √m."""
+    rng = np.random.default_rng(6)
+    values = 1 + 0.05 * rng.normal(size=(1, 50, 1))
+    p = Profile(np.ones((1, 50), int), values, -values, values, -values)
+    rows = {r["samples"]: r for r in enough(p, "entropy", pool="tokens", bias="plain", rng=rng, draws=4000)}
+    assert {1, 10, 20, 30} < set(rows)
+    for m, row in rows.items():
+        bf, spread = np.exp(values.mean()), values.std(ddof=1) / np.sqrt(m)
+        assert row["sd"] == pytest.approx(bf * spread, rel=0.06), m
+        np.testing.assert_allclose(
+            [row["ci_low"], row["ci_high"]], row["bf"] + np.array([-1.96, 1.96]) * bf * spread, rtol=0.02
+        )
+
+
 def test_too_few_survivors_give_no_value():
     p = profile([[5, 5, 5]])
     assert np.isnan(log_bf(p, "compat")).all()

@@ -229,5 +229,5 @@ def test_a_damaged_config_of_an_autoencoder_is_said_in_one_sentence(material, tm
     shutil.copytree(material / "sae", tmp_path / "sae")
     (tmp_path / "sae" / "cfg.json").write_text(config)
     assert saes.recorded_site(tmp_path / "sae") is None
-    with pytest.raises(InputError, match="cannot be loaded|does not say which site"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         saes.load(tmp_path / "sae")

@@ -336,7 +336,7 @@ def test_checkpoints_are_found_and_bad_ones_refused(stories, training, tmp_path)
         checkpoints.find(stories, [str(training), str(training / "step-10")])
     with pytest.raises(InputError, match="no checkpoint"):
         checkpoints.find(stories, [str(tmp_path / "empty")])
-    with pytest.raises(InputError, match="another tokenizer|layers of width"):
+    with pytest.raises(InputError, match="another tokenizer"):
         checkpoints.load_like(str(shared("models/gpt2_nano_sort")), stories)
 
 
