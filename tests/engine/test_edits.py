@@ -197,8 +197,8 @@ def test_attention_edits_are_refused_where_attention_is_out_of_reach():
             logits(wrap(build(name), name=name), IDS, edits=[HeadAblation(((0, 0),), "uniform")])
 
 
-def test_edits_end_with_their_context_even_after_an_error(stories260k):
-    model = load(str(stories260k))
+def test_edits_end_with_their_context_even_after_an_error(tiny_llama):
+    model = load(str(tiny_llama))
     clean = logits(model, [[1, 5, 9]])
     with (
         pytest.raises(RuntimeError),
@@ -209,8 +209,8 @@ def test_edits_end_with_their_context_even_after_an_error(stories260k):
     assert all(not model.attention(k)._workbench_hooks.edits for k in range(5))
 
 
-def test_edits_compose(stories260k):
-    model = load(str(stories260k))
+def test_edits_compose(tiny_llama):
+    model = load(str(tiny_llama))
     one, two = HeadAblation(((0, 1),)), HeadAblation(((3, 2),))
     both = logits(model, [[1, 5, 9]], edits=[one, two])
     torch.testing.assert_close(
@@ -219,8 +219,8 @@ def test_edits_compose(stories260k):
     assert not torch.allclose(both, logits(model, [[1, 5, 9]], edits=[one]), atol=1e-4)
 
 
-def test_a_saved_head_mask_does_the_same(stories260k, tmp_path):
-    model = load(str(stories260k))
+def test_a_saved_head_mask_does_the_same(tiny_llama, tmp_path):
+    model = load(str(tiny_llama))
     save_heads(tmp_path / "mask.json", [(0, 1), (3, 2)])
     edits = load_edits(tmp_path / "mask.json")
     assert torch.equal(
@@ -238,8 +238,8 @@ def test_edits_describe_themselves_exactly():
     assert describe([Patch(Site("resid_post", 1), a)]) == describe([Patch(Site("resid_post", 1), a.clone())])
 
 
-def test_impossible_edits_are_refused(stories260k):
-    model = load(str(stories260k))
+def test_impossible_edits_are_refused(tiny_llama):
+    model = load(str(tiny_llama))
     for edit, says in [
         (HeadAblation(((9, 0),)), "Head 9.0 does not exist"),
         (HeadAblation(((0, 0),), "negative"), "not an ablation"),

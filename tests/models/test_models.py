@@ -13,40 +13,40 @@ from workbench.models.model import fingerprint_folder
 
 
 @pytest.fixture
-def copied(stories260k, tmp_path):
+def copied(tiny_llama, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(stories260k, folder)
+    shutil.copytree(tiny_llama, folder)
     for file in folder.iterdir():
         file.chmod(0o644)
     return folder
 
 
-def test_a_folder_loads_offline_with_its_facts(stories260k, monkeypatch):
+def test_a_folder_loads_offline_with_its_facts(tiny_llama, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     assert (model.n_layers, model.n_heads, model.n_kv_heads, model.d_head, model.width) == (5, 8, 4, 8, 64)
     assert (model.vocab_size, model.context_length, model.architecture) == (512, 512, "LlamaForCausalLM")
     assert [model.kv_group(h) for h in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(stories260k, gpt2_nano_sort):
-    llama, gpt2 = load(str(stories260k)), load(str(gpt2_nano_sort))
+def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(tiny_llama, gpt2_nano_sort):
+    llama, gpt2 = load(str(tiny_llama)), load(str(gpt2_nano_sort))
     ids = llama.encode("Once upon a time")
     assert ids[0] == llama.bos_id and llama.encode("Once upon a time", bos=False) == ids[1:]
     assert ids.count(llama.bos_id) == 1
     assert gpt2.bos_id is None and gpt2.encode("ABC") == [0, 1, 2]
 
 
-def test_many_texts_are_encoded_as_each_alone(stories260k, gpt2_nano_sort):
+def test_many_texts_are_encoded_as_each_alone(tiny_llama, gpt2_nano_sort):
     texts = ["Once upon a time", "Lily", "", "The little cat saw Lily. "]
-    for model in (load(str(stories260k)), load(str(gpt2_nano_sort))):
+    for model in (load(str(tiny_llama)), load(str(gpt2_nano_sort))):
         for bos in (True, False):
             assert model.encode_all(texts, bos=bos) == [model.encode(text, bos=bos) for text in texts]
-    assert load(str(stories260k)).encode_all([]) == []
+    assert load(str(tiny_llama)).encode_all([]) == []
 
 
-def test_offsets_point_into_the_text(stories260k):
-    model = load(str(stories260k))
+def test_offsets_point_into_the_text(tiny_llama):
+    model = load(str(tiny_llama))
     text = "The little cat saw Lily"
     ids, spans = model.encode_with_offsets(text)
     assert len(ids) == len(spans) and spans[0] == (0, 0)
@@ -83,17 +83,17 @@ def test_fingerprint_of_a_model_in_memory_follows_its_weights():
     )
 
 
-def test_logits_from_the_residual_equal_the_models(stories260k):
+def test_logits_from_the_residual_equal_the_models(tiny_llama):
     from workbench.engine.capture import capture
 
-    for model in (load(str(stories260k)), wrap(build("gemma2"))):
+    for model in (load(str(tiny_llama)), wrap(build("gemma2"))):
         acts = capture(model, [[1, 5, 9]], [f"resid_post.{model.n_layers - 1}", "logits"])
         found = model.logits_from(acts[f"resid_post.{model.n_layers - 1}"])
         torch.testing.assert_close(found, acts["logits"], atol=1e-5, rtol=1e-5)
 
 
-def test_a_bridge_of_transformer_lens_gives_the_same_logits(stories260k):
-    model = load(str(stories260k))
+def test_a_bridge_of_transformer_lens_gives_the_same_logits(tiny_llama):
+    model = load(str(tiny_llama))
     ids = torch.tensor([model.encode("Once upon a time there was")])
     with torch.no_grad():
         plain = model.hf(ids).logits
@@ -104,8 +104,8 @@ def test_a_bridge_of_transformer_lens_gives_the_same_logits(stories260k):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_other_dtypes_pass_the_load_check(stories260k, dtype):
-    assert load(str(stories260k), dtype=dtype).dtype == getattr(torch, dtype)
+def test_other_dtypes_pass_the_load_check(tiny_llama, dtype):
+    assert load(str(tiny_llama), dtype=dtype).dtype == getattr(torch, dtype)
 
 
 # what is refused, and what it says
@@ -212,23 +212,23 @@ def test_a_whole_checkpoint_of_every_architecture_loads(name, tied, tmp_path):
         torch.testing.assert_close(load(str(tmp_path)).hf(ids).logits, hf(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_rows_that_are_not_the_models_are_refused(stories260k, monkeypatch):
+def test_attention_rows_that_are_not_the_models_are_refused(tiny_llama, monkeypatch):
     """Rows of wrong scores still sum to 1; only the output of the model's own attention shows that they are wrong."""
     from workbench.models.attention import _Weights
 
     scores = _Weights.scores
     monkeypatch.setattr(_Weights, "scores", lambda self, rows: 0.37 * scores(self, rows))
     with pytest.raises(InputError, match="attention rows of layer 0 are not those that its output is mixed with"):
-        load(str(stories260k))
+        load(str(tiny_llama))
 
 
-def test_rows_of_the_wrong_key_group_are_refused(stories260k, monkeypatch):
+def test_rows_of_the_wrong_key_group_are_refused(tiny_llama, monkeypatch):
     from workbench.models.attention import _Weights
 
     scores = _Weights.scores
     monkeypatch.setattr(_Weights, "scores", lambda self, rows: scores(self, rows).roll(1, dims=1))
     with pytest.raises(InputError, match="attention rows of layer 0 are not those"):
-        load(str(stories260k))
+        load(str(tiny_llama))
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", "not json", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
@@ -256,15 +256,15 @@ def test_nan_weights_are_named(copied):
         load(str(copied))
 
 
-def test_wrong_dtype_and_device(stories260k):
+def test_wrong_dtype_and_device(tiny_llama):
     with pytest.raises(InputError, match="not a dtype"):
-        load(str(stories260k), dtype="int3")
+        load(str(tiny_llama), dtype="int3")
     for device in ("foo", "cpu:x", "meta", "gpu"):
         with pytest.raises(InputError, match=f"'{device}' is not a device"):
-            load(str(stories260k), device=device)
+            load(str(tiny_llama), device=device)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no usable GPU"):
-            load(str(stories260k), device="cuda")
+            load(str(tiny_llama), device="cuda")
 
 
 def test_an_architecture_that_does_not_add_up_is_refused():

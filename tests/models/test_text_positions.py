@@ -8,8 +8,8 @@ from workbench.models.text_positions import Swap, find, first_mention, first_tok
 
 
 @pytest.fixture(scope="module")
-def model(stories260k):
-    return load(str(stories260k))
+def model(tiny_llama):
+    return load(str(tiny_llama))
 
 
 def test_only_whole_words_are_found_in_any_case():

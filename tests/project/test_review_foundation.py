@@ -76,10 +76,10 @@ def plain_decode(hf, prompt, steps):
 # the store
 
 
-def test_stored_captures_do_not_depend_on_the_size_of_batches(stories260k, tmp_path, monkeypatch):
+def test_stored_captures_do_not_depend_on_the_size_of_batches(tiny_llama, tmp_path, monkeypatch):
     """The same key, read with another batch size, must give every prompt its own rows."""
     monkeypatch.setattr("workbench.engine.capture.SHARD_BYTES", 3000)
-    model, store = load(str(stories260k)), Store(tmp_path / "store")
+    model, store = load(str(tiny_llama)), Store(tmp_path / "store")
     ids = [[1, 2 + i, 3, 4 + i % 5, 7][: 3 + i % 3] for i in range(36)]
     wanted = capture(model, ids, ["resid_post.1"])["resid_post.1"]
     for tokens in (20, 26, 34, 8192):
@@ -90,8 +90,8 @@ def test_stored_captures_do_not_depend_on_the_size_of_batches(stories260k, tmp_p
 # edits
 
 
-def test_a_position_before_the_start_of_a_prompt_is_refused_not_moved(stories260k):
-    model = load(str(stories260k))
+def test_a_position_before_the_start_of_a_prompt_is_refused_not_moved(tiny_llama):
+    model = load(str(tiny_llama))
     edit = Patch(Site("resid_post", 1), torch.zeros(model.width), positions=(-4,))
     logits(model, [[1, 5, 6, 7]], edits=[edit])
     with pytest.raises(InputError, match="Position -4 is not among"):
@@ -341,26 +341,26 @@ def test_an_organism_brings_its_material_by_name_and_by_folder():
     assert material("circuit-copy")["needles"] == material(str(folder("circuit-copy")))["needles"]
 
 
-def test_the_tokenizers_fingerprint_follows_its_chat_template(stories260k):
-    model, other = load(str(stories260k)), load(str(stories260k))
+def test_the_tokenizers_fingerprint_follows_its_chat_template(tiny_llama):
+    model, other = load(str(tiny_llama)), load(str(tiny_llama))
     other.tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert model.tokenizer_fingerprint != other.tokenizer_fingerprint
 
 
-def test_the_answer_is_found_where_it_stands_whatever_its_case(stories260k):
+def test_the_answer_is_found_where_it_stands_whatever_its_case(tiny_llama):
     """'ß' folds to two letters: offsets must be those of the needle itself."""
     from probes.retrieval_heads.needles import read_needle
 
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     needle = read_needle(model, 0, "In Straße ß ß ß the Little Cat sat.", "where?", "little cat", " {question}")
     ids = needle.ids[needle.span[0] : needle.span[1]]
     assert model.decode(list(ids)).strip() == "Little Cat"
 
 
-def test_braces_in_a_template_are_text(stories260k):
+def test_braces_in_a_template_are_text(tiny_llama):
     from probes.retrieval_heads.needles import read_needle
 
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     needle = read_needle(model, 0, "The cat sat.", "where?", "cat", " {json: {question}}")
     assert "{json: where?}" in model.decode(list(needle.tail))
 

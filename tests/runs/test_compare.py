@@ -242,7 +242,7 @@ def two_models(tmp_path_factory):
     """The same weights twice, under two names and a little apart."""
     from workbench.models.loading import load
 
-    one, two = (load(str(shared("models/stories260k"))) for _ in range(2))
+    one, two = (load(str(shared("models/tiny_llama"))) for _ in range(2))
     two.hf.model.layers[2].mlp.down_proj.weight.mul_(1.05)
     two.name, two.fingerprint = "another", "f" * 64
     return one, two

@@ -165,6 +165,7 @@ def test_a_real_model_in_the_worker_gives_the_tables_of_a_run_in_this_process(qu
 
 
 @pytest.mark.parametrize("manner", ["polite", "deaf", "stubborn"])
+@pytest.mark.load_sensitive("a limit of two seconds")
 def test_cancel_stops_the_computation_within_two_seconds_and_resume_goes_on(queued, tmp_path, manner):
     log = tmp_path / "log"
     job = jobs.submit("queued", "fake", config={"parts": 2, "seconds": 0.0, "log": str(log)})
@@ -210,6 +211,7 @@ def test_a_crash_is_reported_with_its_message_and_the_queue_goes_on(queued, mann
     assert ended(good).status == "complete"
 
 
+@pytest.mark.load_sensitive("the worker is killed within a part of 1.2 seconds")
 def test_a_run_whose_worker_was_killed_is_found_interrupted_and_resumes_where_it_stopped(queued, tmp_path):
     log = tmp_path / "log"
     job = jobs.submit("queued", "fake", config={"parts": 3, "seconds": 1.2, "manner": "deaf", "log": str(log)})
@@ -227,6 +229,7 @@ def test_a_run_whose_worker_was_killed_is_found_interrupted_and_resumes_where_it
     assert parts.count("0") == 1 and parts[-1] == "2"  # only the open part was computed again
 
 
+@pytest.mark.load_sensitive("the job lasts two seconds, and is looked at before it ends")
 def test_the_worker_outlives_the_process_that_asked(queued, tmp_path):
     code = (
         "from workbench.runs import queue as jobs;"
@@ -250,6 +253,7 @@ def test_the_same_work_is_queued_once_and_a_job_that_left_no_worker_is_taken_up(
     assert ended(first).status == "complete"
 
 
+@pytest.mark.load_sensitive("looks at a job while it is at work")
 def test_progress_says_how_far_and_how_long(queued):
     job = jobs.submit("queued", "fake", config={"parts": 8, "seconds": 0.4})
     now = until(lambda: (found := jobs.get(job.id)).seconds_left is not None and found)
@@ -292,6 +296,7 @@ def test_uploads_are_kept_under_harmless_names_and_within_bounds(monkeypatch, tm
             jobs.keep_upload(name, b"PK\x03\x04")
 
 
+@pytest.mark.load_sensitive("a limit of two seconds")
 def test_parquet_that_is_broken_or_a_bomb_is_refused_before_it_is_unpacked(monkeypatch, tmp_path):
     import polars as pl
 

@@ -21,8 +21,8 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def model(stories260k):
-    return load(str(stories260k))
+def model(tiny_llama):
+    return load(str(tiny_llama))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_what_cannot_be_trained_is_refused_first(model, ids, tmp_path, options, 
 
 
 def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
-    stories260k, model, tmp_path, capsys, monkeypatch
+    tiny_llama, model, tmp_path, capsys, monkeypatch
 ):
     import os
     import signal
@@ -189,7 +189,7 @@ def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
     options = [
         "train-sae",
         "--model",
-        str(stories260k),
+        str(tiny_llama),
         "--site",
         "resid_post.1",
         "--data",
@@ -230,12 +230,12 @@ def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
         torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=1e-5)
 
 
-def test_the_command_trains_reports_and_refuses(stories260k, tmp_path, capsys):
+def test_the_command_trains_reports_and_refuses(tiny_llama, tmp_path, capsys):
     rng = np.random.default_rng(1)
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(rng.choice(WORDS, 20)) for _ in range(60)))
     options = [
         "--model",
-        str(stories260k),
+        str(tiny_llama),
         "--site",
         "resid_post.1",
         "--data",

@@ -380,6 +380,7 @@ def test_bytes_are_written_for_people():
     ]
 
 
+@pytest.mark.load_sensitive("a limit of two seconds")
 def test_waiting_for_another_writer_can_be_given_up(tmp_path):
     store, told = Store(tmp_path), []
 

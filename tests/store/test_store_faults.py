@@ -72,6 +72,7 @@ def _values(i: int) -> dict[str, np.ndarray]:
     return {"x": np.full((2, 100), i, np.float32), "y": np.full((2, 50), -i, np.int16)}
 
 
+@pytest.mark.load_sensitive("one kill in twenty has to fall into a write of milliseconds")
 def test_killed_at_twenty_random_moments_it_resumes_with_nothing_lost_and_nothing_recomputed(tmp_path):
     n_shards, chance = 320, random.Random(20)  # more than are written between the kills, however slow the machine
     undisturbed, root, log = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "log"

@@ -32,7 +32,7 @@ def xor(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stories():
-    return load(str(shared("models/stories260k")))
+    return load(str(shared("models/tiny_llama")))
 
 
 def probe(model, data, **config):
@@ -162,7 +162,7 @@ def test_numbers_are_those_of_one_text_per_forward_and_scikit_learn(stories):
     path = shared("concepts/geometry_of_truth/sp_en_trans.csv")
     result = probe(stories, path, split="code", template="plain")
     inputs = result.tables["inputs"]
-    hf = AutoModelForCausalLM.from_pretrained(shared("models/stories260k"), attn_implementation="eager")
+    hf = AutoModelForCausalLM.from_pretrained(shared("models/tiny_llama"), attn_implementation="eager")
     rows = []
     seen = {}
     for i, layer in enumerate(hf.model.layers):
@@ -382,7 +382,7 @@ def test_a_token_that_a_text_does_not_have_is_named(stories, tmp_path):
 
 
 def test_what_float16_cannot_hold_is_blamed_on_the_store(tmp_path):
-    model = load(str(shared("models/stories260k")))
+    model = load(str(shared("models/tiny_llama")))
     model.hf.model.layers[3].post_attention_layernorm.weight[5] = 1e7
     path = write(tmp_path, "set.jsonl", [{"text": f"Tom saw {i} dogs", "label": i % 2} for i in range(20)])
     with pytest.raises(
@@ -400,7 +400,7 @@ def test_a_text_beyond_the_context_is_named(stories, tmp_path):
 
 
 def test_activations_that_are_not_finite_are_named(tmp_path):
-    model = load(str(shared("models/stories260k")))
+    model = load(str(shared("models/tiny_llama")))
     model.hf.model.layers[3].post_attention_layernorm.weight[5] = float("inf")
     path = write(tmp_path, "set.jsonl", [{"text": f"Tom saw {i} dogs", "label": i % 2} for i in range(20)])
     with pytest.raises(InputError, match=r"mlp_in\.3 are NaN or infinite for the set 'set'"):

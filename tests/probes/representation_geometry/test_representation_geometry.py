@@ -29,7 +29,7 @@ FIT = (5, 40)
 
 @pytest.fixture(scope="module")
 def stories():
-    return load(str(shared("models/stories260k")))
+    return load(str(shared("models/tiny_llama")))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def probe(model, data, store=None, **config):
 def hidden_states(ids):
     """Last-token states of every layer the slow way: one text per forward, eager attention, float64. [layers][n, d]."""
     hf = AutoModelForCausalLM.from_pretrained(
-        shared("models/stories260k"), attn_implementation="eager", dtype=torch.float64
+        shared("models/tiny_llama"), attn_implementation="eager", dtype=torch.float64
     )
     rows = []
     with torch.no_grad():
@@ -65,7 +65,7 @@ def hidden_states(ids):
 def test_the_mean_over_tokens_is_a_sample_too(stories, texts):
     result, _ = probe(stories, texts, token="mean", limit=40, layers="all", curve=False, loss_rows=0)
     hf = AutoModelForCausalLM.from_pretrained(
-        shared("models/stories260k"), attn_implementation="eager", dtype=torch.float64
+        shared("models/tiny_llama"), attn_implementation="eager", dtype=torch.float64
     )
     rows = []
     with torch.no_grad():
@@ -242,14 +242,14 @@ def training(tmp_path_factory, stories):
     """Six checkpoints: the final norm's weights squeezed onto few channels and released again, so RankMe falls and
     rises."""
     root = tmp_path_factory.mktemp("training")
-    hf = AutoModelForCausalLM.from_pretrained(shared("models/stories260k"))
+    hf = AutoModelForCausalLM.from_pretrained(shared("models/tiny_llama"))
     original = hf.model.norm.weight.detach().clone()
     for step, power in ((0, 0.0), (10, 2.0), (100, 4.0), (500, 2.0), (1000, 1.0), (2000, 0.0)):
         with torch.no_grad():
             hf.model.norm.weight.copy_(original * torch.linspace(1, 0.2, 64) ** power)
         hf.save_pretrained(root / f"step-{step}")
         for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(shared("models/stories260k") / file, root / f"step-{step}")
+            shutil.copy(shared("models/tiny_llama") / file, root / f"step-{step}")
     return root
 
 
@@ -313,7 +313,7 @@ def test_a_task_table_says_which_checkpoints_it_lacks(stories, texts, training, 
 def test_checkpoints_are_found_and_bad_ones_refused(stories, training, tmp_path):
     found = checkpoints.find(stories, [str(training / "step-500"), str(training / "step-10")])
     assert [(name, step) for name, step, _ in found] == [("step-10", 10), ("step-500", 500)]
-    assert checkpoints.find(stories, [])[0][:2] == ("stories260k", None)
+    assert checkpoints.find(stories, [])[0][:2] == ("tiny_llama", None)
     names = (
         "step1000-tokens2B",
         "main@step-7",
@@ -450,7 +450,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(texts, tmp_path):
 
 
 def test_activations_that_are_not_finite_are_named(texts):
-    model = load(str(shared("models/stories260k")))
+    model = load(str(shared("models/tiny_llama")))
     model.hf.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"resid_post\.2 are NaN"):
         probe(model, texts, layers="all")
@@ -464,7 +464,7 @@ def test_texts_without_the_token_and_features_without_a_spectrum_are_named(stori
     same.write_text(same.read_text() * 80)
     result, context = probe(stories, same, loss_rows=0, draws=0, curve=False)
     assert result.tables["layers"]["rankme"][0] is None
-    assert any("features at final_norm of stories260k are the same for every text" in w for w in context.warnings)
+    assert any("features at final_norm of tiny_llama are the same for every text" in w for w in context.warnings)
 
 
 @pytest.mark.slow
