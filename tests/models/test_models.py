@@ -21,6 +21,21 @@ def copied(tiny_llama, tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A random GPT-2 whose tokens are letters, without BOS: the other kind of tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("letters")
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate("ABC")}, unk_token="A"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    build("gpt2", vocab_size=3, bos_token_id=None, eos_token_id=None).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="A").save_pretrained(folder)
+    return folder
+
+
 def test_a_folder_loads_offline_with_its_facts(tiny_llama, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = load(str(tiny_llama))
@@ -29,17 +44,17 @@ def test_a_folder_loads_offline_with_its_facts(tiny_llama, monkeypatch):
     assert [model.kv_group(h) for h in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(tiny_llama, gpt2_nano_sort):
-    llama, gpt2 = load(str(tiny_llama)), load(str(gpt2_nano_sort))
+def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(tiny_llama, letters):
+    llama, gpt2 = load(str(tiny_llama)), load(str(letters))
     ids = llama.encode("Once upon a time")
     assert ids[0] == llama.bos_id and llama.encode("Once upon a time", bos=False) == ids[1:]
     assert ids.count(llama.bos_id) == 1
     assert gpt2.bos_id is None and gpt2.encode("ABC") == [0, 1, 2]
 
 
-def test_many_texts_are_encoded_as_each_alone(tiny_llama, gpt2_nano_sort):
+def test_many_texts_are_encoded_as_each_alone(tiny_llama, letters):
     texts = ["Once upon a time", "Lily", "", "The little cat saw Lily. "]
-    for model in (load(str(tiny_llama)), load(str(gpt2_nano_sort))):
+    for model in (load(str(tiny_llama)), load(str(letters))):
         for bos in (True, False):
             assert model.encode_all(texts, bos=bos) == [model.encode(text, bos=bos) for text in texts]
     assert load(str(tiny_llama)).encode_all([]) == []
@@ -55,6 +70,7 @@ def test_offsets_point_into_the_text(tiny_llama):
     assert "".join(model.token_strings(ids)[1:]).strip() == text
 
 
+@pytest.mark.shared_data
 def test_trained_gpt2_sorts_through_our_forward(gpt2_nano_sort):
     """The model knows how to sort six letters: the plain greedy continuation through `Model.forward` does it."""
     from workbench.engine.capture import logits
@@ -180,7 +196,7 @@ def test_a_bias_that_the_model_would_drop_is_refused(copied):
         load(str(copied))
 
 
-def test_what_is_no_weight_of_a_block_may_be_left_out(copied, gpt2_nano_sort, tmp_path):
+def test_what_is_no_weight_of_a_block_may_be_left_out(copied, letters, tmp_path):
     """Rotary frequencies and causal masks of old checkpoints, and the layers of a multi-token-prediction head."""
     wanted = load(str(copied)).hf(torch.tensor([[1, 5, 9]])).logits
     extra = {
@@ -190,14 +206,14 @@ def test_what_is_no_weight_of_a_block_may_be_left_out(copied, gpt2_nano_sort, tm
     rewrite(copied, lambda weights: weights.update(extra))
     torch.testing.assert_close(load(str(copied)).hf(torch.tensor([[1, 5, 9]])).logits, wanted, atol=0, rtol=0)
     old = tmp_path / "gpt2"
-    shutil.copytree(gpt2_nano_sort, old, copy_function=shutil.copyfile)
+    shutil.copytree(letters, old, copy_function=shutil.copyfile)
     rewrite(
         old,
         lambda weights: weights.update(
             {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4), "transformer.h.1.attn.masked_bias": torch.ones(1)}
         ),
     )
-    assert load(str(old)).n_layers == load(str(gpt2_nano_sort)).n_layers
+    assert load(str(old)).n_layers == load(str(letters)).n_layers
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,7 +46,7 @@ def test_the_first_token_of_an_answer_continues_the_prompt(model):
 def test_a_swapped_prompt_changes_the_names_and_nothing_else(model):
     text = "Lily has a dog. Tom says that Lily has a dog."
     ids, offsets = model.encode_with_offsets(text)
-    swaps = [Swap("Lily", ("Sara", "Tim", "Anna", "Mom")), Swap("dog", ("cat", "ball", "car"))]
+    swaps = [Swap("Lily", ("Sara", "Anna", "Ben")), Swap("dog", ("cat", "ball", "car"))]
     new = swapped(model, text, swaps, np.random.default_rng(0))
     inside = set(tokens_of(offsets, find(text, "Lily") + find(text, "dog")))
     assert len(new) == len(ids) and new != ids

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from workbench.cli.main import run as command
+from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
 from workbench.models.loading import load
@@ -59,9 +60,12 @@ def test_every_counted_token_is_fed_once_per_epoch_and_skipping_is_the_same_as_g
 
 
 @pytest.mark.parametrize("architecture", train_sae.ARCHITECTURES)
-def test_training_finds_structure_and_writes_what_sae_lens_reads(model, ids, tmp_path, architecture):
+def test_training_finds_structure_and_writes_what_sae_lens_reads(tmp_path, architecture):
     from sae_lens import SAE
 
+    model = load("organism")
+    texts = [json.loads(line)["text"] for line in organisms.data("texts").read_text().splitlines()[:200]]
+    ids = windows(model, texts, 64)
     report = train(model, ids, tmp_path / "sae", short(architecture=architecture, lr=3e-3), dtype="bfloat16")
     made = SAE.load_from_disk(tmp_path / "sae", dtype="float32")
     assert (

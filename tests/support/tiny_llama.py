@@ -3,6 +3,7 @@ has learnt: 5 layers, 8 heads on 4 key/value heads, 512 tokens (byte-pair merges
 front)."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -29,9 +30,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-pair merges learnt from TEXT; what has no token is spelt in bytes; BOS is put in front."""
     rules = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     learner = Tokenizer(BPE(unk_token=SPECIAL[0]))
-    learner.normalizer = rules
+    words = [word.replace(" ", "▁") for line in TEXT.split("\n") for word in re.findall(r" ?\w+|[^\w\s]", f" {line}")]
     learner.train_from_iterator(
-        [word for line in TEXT.split("\n") for word in line.split()],  # no merge goes beyond a word
+        words,  # no merge goes beyond a word
         BpeTrainer(vocab_size=VOCABULARY - 256, special_tokens=list(SPECIAL), show_progress=False),
     )
     learnt = json.loads(learner.to_str())["model"]
@@ -80,7 +81,8 @@ def save(folder: Path) -> Path:
         if parameter.ndim >= 2:
             parameter.data *= 6
     hf.lm_head.weight.data *= 4  # sure of some tokens more than of others, as trained models are
-    hf.lm_head.weight.data[len(SPECIAL) : len(SPECIAL) + 256] *= 0.1  # and seldom of a single byte
+    seldom = [i for i in range(len(SPECIAL) + 256) if i != hf.config.eos_token_id]  # <unk>, BOS and single bytes
+    hf.lm_head.weight.data[seldom] *= 0.1
     hf.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

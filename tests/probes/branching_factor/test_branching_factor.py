@@ -36,7 +36,7 @@ PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park and"]
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": p, "answer": "girl|dog"}) + "\n" for p in PROMPTS))
+    path.write_text("".join(json.dumps({"prompt": p, "answer": "girl|the"}) + "\n" for p in PROMPTS))
     return path
 
 
@@ -331,10 +331,10 @@ def test_nudging_puts_the_common_opening_before_what_is_sampled(run, stories, ti
 
 
 def test_resampling_continues_the_cut_output_and_checks_the_whole_of_it(run, stories):
-    found = run(stories, study="resampling", cuts="10,4", originals=2, samples=6, max_new_tokens=16, stop=".")
+    found = run(stories, study="resampling", cuts="10,4", originals=2, samples=6, max_new_tokens=16, stop="ay")
     name = found.table("conditions")["condition"][0]
     text_of = lambda ids: "".join(c if c.isalnum() else " " for c in stories.decode(ids).lower()).split()  # noqa: E731
-    right = lambda ids: any(word in text_of(ids) for word in ("girl", "dog"))  # noqa: E731
+    right = lambda ids: any(word in text_of(ids) for word in ("girl", "the"))  # noqa: E731
     original = {
         (r["prompt"], r["sample"]): r["generated_ids"]
         for r in found.table("samples").filter(pl.col("condition") == name).iter_rows(named=True)

@@ -12,6 +12,7 @@ import torch
 from probes.data_selection import rankings, samples
 from tests.probes.data_selection.test_data_selection import execute, material, model, read, sentence, write  # noqa: F401
 from tests.sae.test_train_sae import short
+from workbench.core import sample_tables
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table
 from workbench.models.loading import load
@@ -125,11 +126,11 @@ def test_ties_at_the_cut_are_pointed_out(model, material, tmp_path):  # noqa: F8
 def test_bm25_reads_the_part_that_counts(model, material, tmp_path):  # noqa: F811
     table = pl.DataFrame({"prompt": ["a", "b"], "response": ["c", "d"], "text": ["e", "f"]})
     assert (
-        samples.texts(table) == ["a c", "b d"]
-        and samples.texts(table, "response") == ["c", "d"]
-        and samples.texts(table, "prompt") == ["a", "b"]
+        sample_tables.texts(table) == ["a c", "b d"]
+        and sample_tables.texts(table, "response") == ["c", "d"]
+        and sample_tables.texts(table, "prompt") == ["a", "b"]
     )
-    assert samples.texts(table.select("text", "response")) == ["e", "f"]
+    assert sample_tables.texts(table.select("text", "response")) == ["e", "f"]
     rows = [
         {"text": f"Tom saw the sea {i}.", "response": "none"} for i in range(30)
     ]  # a response without its prompt is a column like others

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from probes.knowledge_conflict.items import COUNTS
-from tests.conftest import shared
 from tests.support.conflict_files import PROBE, QUICK, conflict_circuit
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation, load_edits, read_mask
@@ -232,8 +231,9 @@ def test_it_keeps_to_the_contract_of_probes(circuit):
 
 
 @pytest.mark.slow
+@pytest.mark.shared_data
 @pytest.mark.parametrize("prompt", ("Substitution Conflict", "Coherent Conflict"))
-def test_juice_runs_as_it_is_with_a_column_map(tiny_llama, tmp_path, prompt):
+def test_juice_runs_as_it_is_with_a_column_map(stories260k, shared, tmp_path, prompt):
     """A real file on a real tokenizer; the model knows no capitals, so all items are kept and no role is expected."""
     config = {
         "columns": JUICE + prompt,
@@ -248,7 +248,7 @@ def test_juice_runs_as_it_is_with_a_column_map(tiny_llama, tmp_path, prompt):
     neutral.write_text("Once upon a time there was a little cat.\n")
     config |= {"neutral": str(neutral)} if prompt == "Coherent Conflict" else {}
     run = runs.execute(
-        PROBE, str(tiny_llama), config=config, data=shared("conflict/juice/world_capital.json"), out=tmp_path / "run"
+        PROBE, str(stories260k), config=config, data=shared("conflict/juice/world_capital.json"), out=tmp_path / "run"
     )
     inputs, summary = run.table("inputs"), run.summary
     skipped = sum(summary[name] for name in COUNTS if name.startswith("skipped"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.models.loading import load
 from workbench.organisms import folder
@@ -70,33 +71,30 @@ def official_scores(model_folder, row, max_new_tokens, stop):
 
 
 @pytest.mark.parametrize("score", ["set", "count"])
-def test_scores_equal_the_official_algorithm_on_a_trained_grouped_query_model(tiny_llama, material, score):
-    """The question is the needle's own beginning, which a story model continues, in part by looking back."""
-    begun = [n | {"question": n["needle"][: n["needle"].index(n["answer"])].strip()} for n in NEEDLES]
-    (material / "begun.jsonl").write_text("".join(json.dumps(n) + "\n" for n in begun))
+def test_scores_equal_the_official_algorithm_on_a_trained_grouped_query_model(tmp_path, score):
+    (tmp_path / "needles.jsonl").write_text("\n".join(organisms.data("needles").read_text().splitlines()[:3]) + "\n")
     run = execute(
         "retrieval-heads",
-        str(tiny_llama),
-        data=material / "begun.jsonl",
+        "organism",
+        data=tmp_path / "needles.jsonl",
         seed=0,
         config={
-            "haystack": str(material / "haystack.txt"),
             "lengths": (120, 200),
             "depths": (0, 40, 100),
             "max_new_tokens": 12,
             "keep": "all",
             "score": score,
             "mask_k": (0,),
-            "template": "{context} {question}",
+            "stop": ("\n",),
         },
     )
-    model = load(str(tiny_llama))
+    model = load("organism")
     scores, inputs = run.array("trial_scores"), run.table("inputs")
     assert inputs.height == 18
     expected = []
     for i, row in enumerate(inputs.iter_rows(named=True)):
         by_set, by_count, generated = official_scores(
-            tiny_llama, row, 12, lambda t: t in model.eos_ids or "\n" in model.tokenizer.decode([t])
+            folder("organism"), row, 12, lambda t: t in model.eos_ids or "\n" in model.tokenizer.decode([t])
         )
         assert generated == row["generated_ids"]
         expected.append(by_set if score == "set" else by_count)
