@@ -48,8 +48,8 @@ def tiny_llama(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def shared(request):
-    """shared(relative) → a file of the shared data folder; the test, which is marked `shared_data`, is skipped, visibly,
-    when the folder is absent."""
+    """shared(relative) → a file of the shared data folder. The test carries the mark `shared_data`, and is skipped,
+    visibly, when the folder is absent."""
     if request.node.get_closest_marker("shared_data") is None:
         raise pytest.UsageError(f"{request.node.nodeid} reads the shared data folder: mark it with `shared_data`.")
 
@@ -82,7 +82,8 @@ def pytest_collection_modifyitems(items):
 def pytest_terminal_summary(terminalreporter):
     """Names what passed only the second time."""
     named = {
-        kind: {report.nodeid for report in terminalreporter.stats.get(kind, ())} for kind in ("rerun", "failed", "error")
+        kind: {report.nodeid for report in terminalreporter.stats.get(kind, ())}
+        for kind in ("rerun", "failed", "error")
     }
     if late := sorted(named["rerun"] - named["failed"] - named["error"]):
         terminalreporter.section("passed only the second time: if it comes up again and again, it is a fault")

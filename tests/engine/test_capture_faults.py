@@ -120,9 +120,7 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(tin
 
 
 @pytest.mark.parametrize("where", [0.02, 0.5, -1])
-def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(
-    tiny_llama, tmp_path, monkeypatch, caplog, where
-):
+def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(tiny_llama, tmp_path, monkeypatch, caplog, where):
     """In the header, in the middle of the data, in the last byte: what is read back is what was computed, never the
     damage."""
     monkeypatch.setattr("workbench.engine.capture.SHARD_BYTES", 20_000)

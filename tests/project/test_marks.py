@@ -39,7 +39,10 @@ def test_only_what_is_marked_is_tried_twice_and_it_is_named_when_it_needs_to(tmp
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  load_sensitive(reason): x\n  shared_data: x\n")
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--strict-markers", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, str(tmp_path / "test_flaky.py"), "--rootdir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        [*command, str(tmp_path / "test_flaky.py"), "--rootdir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and "2 failed, 2 passed, 2 rerun" in done.stdout, done.stdout + done.stderr
     named = done.stdout.partition("passed only the second time")[2].partition("\n")[2].partition("\n==")[0]

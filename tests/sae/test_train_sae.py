@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.cli.main import run as command
 from workbench import organisms
+from workbench.cli.main import run as command
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
 from workbench.models.loading import load
@@ -182,9 +182,7 @@ def test_what_cannot_be_trained_is_refused_first(model, ids, tmp_path, options, 
         train(model, ids, tmp_path / "sae", short(**options))
 
 
-def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
-    tiny_llama, model, tmp_path, capsys, monkeypatch
-):
+def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(tiny_llama, model, tmp_path, capsys, monkeypatch):
     import os
     import signal
 

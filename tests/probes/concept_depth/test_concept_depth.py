@@ -38,7 +38,9 @@ def stories(tiny_llama):
 def translations(tmp_path):
     """354 statements, each about one of 59 words, half of them true: a file of statements as published sets are."""
     words = "con uno tener mar sol luz pan rey ley paz fin sur pie voz mes red sal gas ser dar ver oir ir".split()
-    words += [f"{a}{b}" for a in ("cas", "per", "gat", "lib", "mes", "sill") for b in ("a", "o", "ita", "ote", "eros", "ura")]
+    words += [
+        f"{a}{b}" for a in ("cas", "per", "gat", "lib", "mes", "sill") for b in ("a", "o", "ita", "ote", "eros", "ura")
+    ]
     english = "to see|the sea|a dog|the sun|to run|bread|a small house|one|the old tree".split("|")
     rows = [
         f"The Spanish word '{word}' means '{english[(i + k * k) % len(english)]}'.,{k % 2}"
@@ -332,7 +334,9 @@ def test_the_model_is_not_said_to_answer_what_it_was_not_asked(stories, tmp_path
     path = tmp_path / "cities.csv"
     rows = [
         f"The city of {city} is in {said}.,{int(said == country)},{city},{said},{country}"
-        for i, city in enumerate(f"{a}{b}" for a in ("Kras", "Lo", "Var", "Min", "Os") for b in ("dar", "dz", "na", "lo"))
+        for i, city in enumerate(
+            f"{a}{b}" for a in ("Kras", "Lo", "Var", "Min", "Os") for b in ("dar", "dz", "na", "lo")
+        )
         for country in (("Russia", "Poland")[i % 2],)
         for said in ("Russia", "Poland")
     ]
