@@ -277,6 +277,21 @@ def test_the_scatter_at_fewer_samples_is_that_of_runs_that_share_none():
         )
 
 
+def test_no_branching_factor_is_below_one():
+    """Where one sample in six has all the entropy, what is taken off for its variance is more than the rate."""
+    values = np.array([0.0] * 5 + [20.0])[None, :, None]
+    p = Profile(np.ones((1, 6), int), values, -values, values, -values)
+    assert log_bf(p, "entropy")[0, 0] == pytest.approx(20 / 6) and log_bf(p, "entropy", bias="jackknife")[0, 0] == 0
+    assert bounds(np.linspace(0.5, 3, 1001)) == pytest.approx((1.0, 2.9375))
+    assert bounds(np.linspace(0.2, 0.8, 11)) == (1.0, 1.0)
+
+
+def test_prompts_whose_resample_has_no_value_are_left_out_of_its_mean():
+    draws = [np.array([np.nan, 2.0, 2.0, np.nan]), np.array([4.0, 4.0, 4.0, np.nan])]
+    found = over_prompts(np.array([2.0, 4.0]), draws, np.array([[1, 1], [1, 1], [2, 0], [1, 1.0]]))
+    np.testing.assert_allclose(found, [4.0, 3.0, 2.0, np.nan])
+
+
 def test_too_few_survivors_give_no_value():
     p = profile([[5, 5, 5]])
     assert np.isnan(log_bf(p, "compat")).all()
