@@ -1,5 +1,5 @@
 # make demo   set up, run the main job on what ships with the project, say where the results are
-# make test   set up, run the whole test suite
+# make test   set up, run the whole test suite in random order (`-p randomly` prints its seed)
 # make app    set up, open the app
 # make lint   set up, check style, format, import contracts and types
 # Every target may be repeated; nothing is installed twice.
@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/workbench demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || HF_HUB_OFFLINE=1 $(BIN)/python -m tests.again
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 app: setup
 	$(BIN)/workbench app

@@ -38,19 +38,54 @@ def _own_threads():
         sys.modules["torch"].set_num_threads(before)
 
 
-def shared(relative: str) -> Path:
-    """A file of the shared data folder; the test is skipped, visibly, when the folder is absent."""
-    path = SHARED / relative
-    if not path.exists():
-        pytest.skip(f"shared data absent: {relative} (set WORKBENCH_TEST_DATA to the folder that holds it)")
-    return path
-
-
 @pytest.fixture(scope="session")
-def stories260k() -> Path:
+def tiny_llama(tmp_path_factory) -> Path:
+    """The folder of a small random Llama with a tokenizer; never written into."""
+    from tests.support import tiny_llama
+
+    return tiny_llama.save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def shared(request):
+    """shared(relative) → a file of the shared data folder. The test carries the mark `shared_data`, and is skipped,
+    visibly, when the folder is absent."""
+    if request.node.get_closest_marker("shared_data") is None:
+        raise pytest.UsageError(f"{request.node.nodeid} reads the shared data folder: mark it with `shared_data`.")
+
+    def find(relative: str) -> Path:
+        path = SHARED / relative
+        if not path.exists():
+            pytest.skip(f"shared data absent: {relative} (set WORKBENCH_TEST_DATA to the folder that holds it)")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def stories260k(shared) -> Path:
     return shared("models/stories260k")
 
 
-@pytest.fixture(scope="session")
-def gpt2_nano_sort() -> Path:
+@pytest.fixture
+def gpt2_nano_sort(shared) -> Path:
     return shared("models/gpt2_nano_sort")
+
+
+def pytest_collection_modifyitems(items):
+    """What is marked as sensitive to load may be tried twice, and nothing else."""
+    for item in items:
+        if item.get_closest_marker("load_sensitive"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names what passed only the second time."""
+    named = {
+        kind: {report.nodeid for report in terminalreporter.stats.get(kind, ())}
+        for kind in ("rerun", "failed", "error")
+    }
+    if late := sorted(named["rerun"] - named["failed"] - named["error"]):
+        terminalreporter.section("passed only the second time: if it comes up again and again, it is a fault")
+        for name in late:
+            terminalreporter.line(name)

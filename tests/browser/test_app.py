@@ -155,6 +155,7 @@ def start_run(page, lengths: str, seed: int) -> None:
     page.locator('[data-testid="stBaseButton-primary"]').first.click()
 
 
+@pytest.mark.load_sensitive("a cancel is to be seen within eight seconds")
 def test_a_run_survives_a_reload_shows_in_two_tabs_is_cancelled_and_the_next_one_ends_on_its_figure(visit):
     address = f"/retrieval_heads?retrieval-heads.model={MODEL}"
     page = visit(address)

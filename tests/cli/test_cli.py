@@ -189,14 +189,14 @@ def test_bad_input_is_one_sentence_on_stderr_and_exit_code_2(fake, capsys, argum
     assert captured.out == "" and all(word in sentence(captured.err) for word in words)
 
 
-def test_models_and_devices_that_cannot_be_used_are_exit_code_2(stories260k, tmp_path, capsys):
+def test_models_and_devices_that_cannot_be_used_are_exit_code_2(tiny_llama, tmp_path, capsys):
     for index in ("{}", "not json"):
         folder = tmp_path / "model"
-        shutil.copytree(stories260k, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        shutil.copytree(tiny_llama, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         (folder / "model.safetensors.index.json").write_text(index)
         assert command_line(["run", "parts", "--model", str(folder), "-q"]) == 2
         assert "model.safetensors.index.json" in sentence(capsys.readouterr().err)
-    assert command_line(["run", "parts", "--model", str(stories260k), "--device", "foo", "-q"]) == 2
+    assert command_line(["run", "parts", "--model", str(tiny_llama), "--device", "foo", "-q"]) == 2
     assert "'foo' is not a device" in sentence(capsys.readouterr().err)
 
 
@@ -219,6 +219,7 @@ def test_a_failed_run_is_exit_code_3_and_debug_adds_the_traceback(fake, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.load_sensitive("a limit of two seconds")
 def test_a_signal_leaves_a_run_that_the_same_command_resumes_and_exit_code_130(tmp_path, number):
     log = tmp_path / "log"
     command = [
@@ -388,13 +389,13 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert "Traceback" not in said and "Broken" not in said
 
 
-def test_a_probe_runs_on_a_real_model_and_equals_plain_hugging_face(stories260k, tmp_path, capsys):
+def test_a_probe_runs_on_a_real_model_and_equals_plain_hugging_face(tiny_llama, tmp_path, capsys):
     import torch
     from transformers import AutoModelForCausalLM
 
     texts = ["Once upon a time", "The big dog", "A"]
     (tmp_path / "t.csv").write_text("text\n" + "\n".join(texts) + "\n")
-    arguments = ["run", "next-token-entropy", "--model", str(stories260k), "--data", str(tmp_path / "t.csv"), "--json"]
+    arguments = ["run", "next-token-entropy", "--model", str(tiny_llama), "--data", str(tmp_path / "t.csv"), "--json"]
     assert command_line(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["data"] == {"path": str(tmp_path / "t.csv"), "fingerprint": found["data"]["fingerprint"], "rows": 3}
@@ -406,7 +407,7 @@ def test_a_probe_runs_on_a_real_model_and_equals_plain_hugging_face(stories260k,
     from workbench import open_run
 
     run = open_run(found["id"])
-    hf = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float64, attn_implementation="eager").eval()
+    hf = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float64, attn_implementation="eager").eval()
     for row, ids in zip(run.table("texts").to_dicts(), run.table("inputs")["ids"].to_list()):
         with torch.no_grad():
             p = torch.softmax(hf(torch.tensor([ids])).logits[0, -1], -1)

@@ -160,8 +160,8 @@ def test_batch_equals_single_and_left_equals_right(fitted):
     torch.testing.assert_close(logits(model, IDS), torch.stack([o.logits[0, -1] for o in reference]), atol=1e-5, rtol=0)
 
 
-def test_positions_choose_tokens(stories260k):
-    model = load(str(stories260k))
+def test_positions_choose_tokens(tiny_llama):
+    model = load(str(tiny_llama))
     ids = [model.encode(t) for t in ("Once upon a time", "The cat sat on the mat and slept", "One day")]
     every = capture(model, ids, ["resid_post.2"], positions="all")
     mean = capture(model, ids, ["resid_post.2"], positions="mean")["resid_post.2"]
@@ -179,8 +179,8 @@ def test_positions_choose_tokens(stories260k):
         capture(model, ids, ["resid_post.2"], positions=[9])
 
 
-def test_the_pass_ends_after_the_deepest_site(stories260k):
-    model = load(str(stories260k))
+def test_the_pass_ends_after_the_deepest_site(tiny_llama):
+    model = load(str(tiny_llama))
     ran = []
     handles = [
         block.block.register_forward_hook(lambda *_a, k=k: ran.append(k))
@@ -284,8 +284,8 @@ def test_experts_that_flatten_tokens_are_narrowed_too():
             )
 
 
-def test_no_hook_outlives_a_capture_even_when_it_fails(stories260k):
-    model = load(str(stories260k))
+def test_no_hook_outlives_a_capture_even_when_it_fails(tiny_llama):
+    model = load(str(tiny_llama))
     before = hooks_on(model)
     for _ in range(20):
         capture(model, [[1, 2, 3]], ["resid_post.1", "head_out.2"])
@@ -294,8 +294,8 @@ def test_no_hook_outlives_a_capture_even_when_it_fails(stories260k):
     assert hooks_on(model) == before and not in_progress()
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(stories260k, monkeypatch):
-    model = load(str(stories260k))
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_llama, monkeypatch):
+    model = load(str(tiny_llama))
     ids = [[1, 2 + i, 3] for i in range(9)]
     wanted = capture(model, ids, ["resid_post.3"])["resid_post.3"]
     real, sizes = type(model).forward, []
@@ -319,8 +319,8 @@ def test_batches_cover_every_row_once_within_the_budget():
     assert all(len(rows) == 1 or max(lengths[i] for i in rows) * len(rows) <= 20 for rows in plan)
 
 
-def test_a_stored_capture_is_computed_once(stories260k, tmp_path):
-    model, store = load(str(stories260k)), Store(tmp_path / "store")
+def test_a_stored_capture_is_computed_once(tiny_llama, tmp_path):
+    model, store = load(str(tiny_llama)), Store(tmp_path / "store")
     ids = [[1, 2 + i, 3, 4 + i % 5] for i in range(40)]
     kinds = ["resid_post.1", "head_out.0"]
     fresh = capture(model, ids, kinds, positions="all")
@@ -332,10 +332,10 @@ def test_a_stored_capture_is_computed_once(stories260k, tmp_path):
         torch.testing.assert_close(again[site], fresh[site], atol=0, rtol=0)
 
 
-def test_the_store_key_changes_with_what_is_computed(stories260k):
+def test_the_store_key_changes_with_what_is_computed(tiny_llama):
     from workbench.engine.edits import HeadAblation
 
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     base = Request(model, [[1, 2, 3]], [Site.parse("resid_post.1")])
     changed = [
         replace(base, ids=[[1, 2, 4]]),
@@ -375,13 +375,13 @@ def test_predicted_bytes_are_the_bytes_captured(fitted):
         ([[1, 99999]], "outside the model's vocabulary"),
     ],
 )
-def test_bad_prompts_are_refused(stories260k, ids, says):
+def test_bad_prompts_are_refused(tiny_llama, ids, says):
     with pytest.raises(InputError, match=says):
-        list(stream(load(str(stories260k)), ids, ["resid_post.0"]))
+        list(stream(load(str(tiny_llama)), ids, ["resid_post.0"]))
 
 
-def test_sites_beyond_the_model_are_refused(stories260k):
-    model = load(str(stories260k))
+def test_sites_beyond_the_model_are_refused(tiny_llama):
+    model = load(str(tiny_llama))
     for site, says in [("resid_post.5", "layers are 0 to 4"), ("head_out.0.8", "heads are 0 to 7")]:
         with pytest.raises(InputError, match=says):
             capture(model, [[1]], [site])

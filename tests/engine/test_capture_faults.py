@@ -94,10 +94,10 @@ def shard_contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(stories260k, tmp_path, monkeypatch):
+def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(tiny_llama, tmp_path, monkeypatch):
     root, log = tmp_path / "killed", tmp_path / "log"
     done = subprocess.run(
-        [sys.executable, "-c", KILLS, str(stories260k), str(root), str(log)],
+        [sys.executable, "-c", KILLS, str(tiny_llama), str(root), str(log)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -105,7 +105,7 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(sto
     )
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 1000)
-    model, undisturbed = load(str(stories260k)), Store(tmp_path / "undisturbed")
+    model, undisturbed = load(str(tiny_llama)), Store(tmp_path / "undisturbed")
     wanted = capture(model, IDS, SITES, positions="all", store=undisturbed)
     assert shard_contents(root) == shard_contents(undisturbed.root) and temporaries(root) == []
     n_shards = len(shard_contents(root))
@@ -121,13 +121,11 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(sto
 
 
 @pytest.mark.parametrize("where", [0.02, 0.5, -1])
-def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(
-    stories260k, tmp_path, monkeypatch, caplog, where
-):
+def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(tiny_llama, tmp_path, monkeypatch, caplog, where):
     """In the header, in the middle of the data, in the last byte: what is read back is what was computed, never the
     damage."""
     monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 20_000)
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     wanted = capture(model, IDS, SITES, positions="all")
     capture(model, IDS, SITES, positions="all", store=Store(tmp_path))
     before = shard_contents(tmp_path)
@@ -152,8 +150,8 @@ def test_a_flipped_byte_is_named_and_only_its_shard_is_computed_again(
     assert context.counters["cache_hits"] == len(before) - 1
 
 
-def test_reading_a_damaged_shard_raises_rather_than_returns(stories260k, tmp_path):
-    model = load(str(stories260k))
+def test_reading_a_damaged_shard_raises_rather_than_returns(tiny_llama, tmp_path):
+    model = load(str(tiny_llama))
     capture(model, IDS[:3], SITES, store=Store(tmp_path))
     (path,) = tmp_path.rglob("*.safetensors")
     raw = bytearray(path.read_bytes())
@@ -165,8 +163,8 @@ def test_reading_a_damaged_shard_raises_rather_than_returns(stories260k, tmp_pat
         store.get(key).read(0)
 
 
-def test_the_size_of_a_stored_capture_is_told_before_it_starts(stories260k, tmp_path, caplog):
-    model, told = load(str(stories260k)), []
+def test_the_size_of_a_stored_capture_is_told_before_it_starts(tiny_llama, tmp_path, caplog):
+    model, told = load(str(tiny_llama)), []
     context = Context(store=Store(tmp_path), on_progress=lambda *step: told.append(step))
     expected = 160 * (64 + 8 * 8) * 4
     with caplog.at_level(logging.INFO):
@@ -178,9 +176,9 @@ def test_the_size_of_a_stored_capture_is_told_before_it_starts(stories260k, tmp_
     assert [label for *_, label in told] == ["capture (stored)"]
 
 
-def test_a_budget_evicts_the_capture_not_used_for_longest(stories260k, tmp_path, monkeypatch):
+def test_a_budget_evicts_the_capture_not_used_for_longest(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "120kB")  # room for one capture of 82 kB
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     for layer in (0, 1):
         capture(model, IDS, [f"resid_post.{layer}", f"head_out.{layer}"], store=Store(tmp_path))
     (kept,) = Store(tmp_path).ls().to_dicts()
@@ -188,10 +186,10 @@ def test_a_budget_evicts_the_capture_not_used_for_longest(stories260k, tmp_path,
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
-def test_a_stored_capture_holds_one_shard_once(stories260k, tmp_path, monkeypatch, positions):
+def test_a_stored_capture_holds_one_shard_once(tiny_llama, tmp_path, monkeypatch, positions):
     """No batch outlives its copy into the shard, and no shard that was read outlives the reading of the next one."""
     model, stream, computed, mapped, most = (
-        load(str(stories260k)),
+        load(str(tiny_llama)),
         captures.ENGINES["hf"],
         [],
         [],

@@ -11,6 +11,7 @@ from workbench.engine.capture import capture, logits
 from workbench.engine.edits import HeadAblation, KnockOut, Patch, ProjectOut, apply, describe
 from workbench.engine.head_masks import load_edits, save_heads
 from workbench.engine.mean_head_outputs import mean_head_outputs
+from workbench.models import attention
 from workbench.models.attention import observe
 from workbench.models.batching import pad
 from workbench.models.loading import load, wrap
@@ -165,14 +166,31 @@ def test_knock_out_is_minus_infinity_on_the_scores(side):
         )
 
 
+@pytest.mark.parametrize("queries", ["all", "last", (0, 3, 4, 9)])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_attention_edits_are_the_same_in_blocks_of_queries(name, rows, queries, monkeypatch):
+    """Long prompts are attended to block by block, so that full attention maps are never held."""
+    model = wrap(build(name), name=name)
+    edits = [KnockOut((0, 1), ((2, 6),), queries=queries), HeadAblation(((2, 3),), "uniform")]
+    sites = [f"head_out.{layer}" for layer in range(3)]
+    whole = capture(model, IDS[:1], sites, positions="all", edits=edits)
+    clean = capture(model, IDS[:1], sites, positions="all")
+    monkeypatch.setattr(attention, "BLOCK", rows * model.n_heads * len(IDS[0]))
+    found = capture(model, IDS[:1], sites, positions="all", edits=edits)
+    for site in sites:
+        torch.testing.assert_close(found[site], whole[site], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(whole[site], clean[site], atol=1e-3)
+
+
 def test_attention_edits_are_refused_where_attention_is_out_of_reach():
     for name in NO_INTERFACE:
         with pytest.raises(InputError, match="outside the interface"):
             logits(wrap(build(name), name=name), IDS, edits=[HeadAblation(((0, 0),), "uniform")])
 
 
-def test_edits_end_with_their_context_even_after_an_error(stories260k):
-    model = load(str(stories260k))
+def test_edits_end_with_their_context_even_after_an_error(tiny_llama):
+    model = load(str(tiny_llama))
     clean = logits(model, [[1, 5, 9]])
     with (
         pytest.raises(RuntimeError),
@@ -183,8 +201,8 @@ def test_edits_end_with_their_context_even_after_an_error(stories260k):
     assert all(not model.attention(k)._workbench_hooks.edits for k in range(5))
 
 
-def test_edits_compose(stories260k):
-    model = load(str(stories260k))
+def test_edits_compose(tiny_llama):
+    model = load(str(tiny_llama))
     one, two = HeadAblation(((0, 1),)), HeadAblation(((3, 2),))
     both = logits(model, [[1, 5, 9]], edits=[one, two])
     torch.testing.assert_close(
@@ -193,8 +211,8 @@ def test_edits_compose(stories260k):
     assert not torch.allclose(both, logits(model, [[1, 5, 9]], edits=[one]), atol=1e-4)
 
 
-def test_a_saved_head_mask_does_the_same(stories260k, tmp_path):
-    model = load(str(stories260k))
+def test_a_saved_head_mask_does_the_same(tiny_llama, tmp_path):
+    model = load(str(tiny_llama))
     save_heads(tmp_path / "mask.json", [(0, 1), (3, 2)])
     edits = load_edits(tmp_path / "mask.json")
     assert torch.equal(
@@ -212,8 +230,8 @@ def test_edits_describe_themselves_exactly():
     assert describe([Patch(Site("resid_post", 1), a)]) == describe([Patch(Site("resid_post", 1), a.clone())])
 
 
-def test_impossible_edits_are_refused(stories260k):
-    model = load(str(stories260k))
+def test_impossible_edits_are_refused(tiny_llama):
+    model = load(str(tiny_llama))
     for edit, says in [
         (HeadAblation(((9, 0),)), "Head 9.0 does not exist"),
         (HeadAblation(((0, 0),), "negative"), "not an ablation"),

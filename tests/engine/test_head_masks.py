@@ -28,10 +28,10 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def by_hand(tmp_path_factory, stories260k):
-    """A copy of stories260k in whose file the columns of W_O that read HEADS are zero; d_head is 8."""
-    place = tmp_path_factory.mktemp("by-hand") / stories260k.name  # tables name the model by its folder
-    shutil.copytree(stories260k, place)
+def by_hand(tmp_path_factory, tiny_llama):
+    """A copy of tiny_llama in whose file the columns of W_O that read HEADS are zero; d_head is 8."""
+    place = tmp_path_factory.mktemp("by-hand") / tiny_llama.name  # tables name the model by its folder
+    shutil.copytree(tiny_llama, place)
     weights = load_file(place / "model.safetensors")
     for layer, head in HEADS:
         weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, 8 * head : 8 * head + 8] = 0
@@ -109,7 +109,7 @@ CASES = {
 
 @pytest.mark.parametrize("probe", CASES)
 def test_a_probe_run_with_a_mask_measures_the_model_whose_weights_were_zeroed_by_hand(
-    stories260k, by_hand, mask, tmp_path, monkeypatch, probe
+    tiny_llama, by_hand, mask, tmp_path, monkeypatch, probe
 ):
     """`run PROBE --edit mask.json` on the model against a plain run on the folder in which the heads are zero; and not
     the model as it is."""
@@ -125,9 +125,9 @@ def test_a_probe_run_with_a_mask_measures_the_model_whose_weights_were_zeroed_by
         *(f"--set={k}={v}" for k, v in config.items()),
     ]
     for name, more in (
-        ("edited", ["--model", str(stories260k), "--edit", str(mask)]),
+        ("edited", ["--model", str(tiny_llama), "--edit", str(mask)]),
         ("hand", ["--model", str(by_hand)]),
-        ("plain", ["--model", str(stories260k)]),
+        ("plain", ["--model", str(tiny_llama)]),
     ):
         assert command_line([*words, *more, "--out", str(tmp_path / name)]) == 0
     edited, hand, plain = (runs.open_run(tmp_path / name) for name in ("edited", "hand", "plain"))
@@ -149,18 +149,18 @@ def same(a, b):
 
 
 def test_the_command_writes_a_folder_that_plain_transformers_runs_without_the_heads(
-    stories260k, by_hand, mask, tmp_path, capsys
+    tiny_llama, by_hand, mask, tmp_path, capsys
 ):
     folder = tmp_path / "pruned"
-    assert command_line(["export-pruned", str(stories260k), str(mask), str(folder), "--json"]) == 0
+    assert command_line(["export-pruned", str(tiny_llama), str(mask), str(folder), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["heads"] == ["1.2", "3.5", "0.7"] and said["folder"] == str(folder) and said["warnings"] == []
     written, expected, before = (
-        AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (folder, by_hand, stories260k)
+        AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (folder, by_hand, tiny_llama)
     )
     assert written.keys() == expected.keys() and all(torch.equal(written[key], expected[key]) for key in expected)
     assert sum(not torch.equal(written[key], before[key]) for key in before) == 3
-    assert load(str(folder)).encode("Once upon a time") == load(str(stories260k)).encode("Once upon a time")
+    assert load(str(folder)).encode("Once upon a time") == load(str(tiny_llama)).encode("Once upon a time")
     assert read_mask(folder / "pruned_heads.json").heads == HEADS
 
 
@@ -176,21 +176,21 @@ def test_the_command_writes_a_folder_that_plain_transformers_runs_without_the_he
     ],
 )
 def test_a_mask_that_cannot_be_exported_is_refused_in_one_sentence_and_nothing_is_written(
-    stories260k, tmp_path, capsys, content, message
+    tiny_llama, tmp_path, capsys, content, message
 ):
     (tmp_path / "mask.json").write_text(json.dumps(content))
-    assert command_line(["export-pruned", str(stories260k), str(tmp_path / "mask.json"), str(tmp_path / "out")]) == 2
+    assert command_line(["export-pruned", str(tiny_llama), str(tmp_path / "mask.json"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in said and said.endswith(".") and not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_is_not_written_into(stories260k, mask, tmp_path, capsys):
-    assert command_line(["export-pruned", str(stories260k), str(mask), str(tmp_path)]) == 2
+def test_a_folder_that_holds_something_is_not_written_into(tiny_llama, mask, tmp_path, capsys):
+    assert command_line(["export-pruned", str(tiny_llama), str(mask), str(tmp_path)]) == 2
     assert "not an empty folder" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["mask.json"]
 
 
-def test_a_mask_says_which_weights_it_was_found_on(stories260k, by_hand, tmp_path, capsys):
-    model, other = load(str(stories260k)), load(str(by_hand))
+def test_a_mask_says_which_weights_it_was_found_on(tiny_llama, by_hand, tmp_path, capsys):
+    model, other = load(str(tiny_llama)), load(str(by_hand))
     path = tmp_path / "mask.json"
     save_heads(path, HEADS, note="three heads", model=model)
     found = read_mask(path)

@@ -36,8 +36,8 @@ def test_nnsight_equals_hf_at_every_site(name):
             torch.testing.assert_close(theirs[site], ours[site], atol=1e-5, rtol=0)
 
 
-def test_nnsight_equals_hf_on_a_trained_model_and_under_edits(stories260k):
-    model = load(str(stories260k))
+def test_nnsight_equals_hf_on_a_trained_model_and_under_edits(tiny_llama):
+    model = load(str(tiny_llama))
     ids = [model.encode(t) for t in ("Once upon a time", "The cat sat on the mat")]
     for edits in ((), (HeadAblation(((1, 2), (3, 0))),)):
         ours = capture(model, ids, ["resid_post.4", "head_out.4", "logits"], edits=edits)
@@ -46,13 +46,13 @@ def test_nnsight_equals_hf_on_a_trained_model_and_under_edits(stories260k):
             torch.testing.assert_close(theirs[site], ours[site], atol=1e-5, rtol=0)
 
 
-def test_tracing_leaves_the_model_as_it_was(stories260k):
-    model = load(str(stories260k))
+def test_tracing_leaves_the_model_as_it_was(tiny_llama):
+    model = load(str(tiny_llama))
     before = capture(model, [[1, 5, 9]], ["logits"])["logits"]
     capture(model, [[1, 5, 9]], ["resid_post.1"], engine="nnsight")
     assert torch.equal(capture(model, [[1, 5, 9]], ["logits"])["logits"], before)
 
 
-def test_an_unknown_engine_is_refused(stories260k):
+def test_an_unknown_engine_is_refused(tiny_llama):
     with pytest.raises(InputError, match="not an engine"):
-        capture(load(str(stories260k)), [[1]], ["resid_post.1"], engine="vllm")
+        capture(load(str(tiny_llama)), [[1]], ["resid_post.1"], engine="vllm")

@@ -208,9 +208,9 @@ def test_draws_of_different_rows_steps_and_seeds_are_independent():
     assert torch.equal(base, draw(0, [0] * n, range(n), 0))
 
 
-def test_teacher_forced_scores_equal_plain_hugging_face_in_float64(stories260k):
-    model = load(str(stories260k))
-    exact = load(str(stories260k), dtype="float64").hf
+def test_teacher_forced_scores_equal_plain_hugging_face_in_float64(tiny_llama):
+    model = load(str(tiny_llama))
+    exact = load(str(tiny_llama), dtype="float64").hf
     prompts = [model.encode("Once upon a time"), model.encode("The"), [model.bos_id]]
     texts = [
         model.encode(" there was a little dog who ran", bos=False),

@@ -66,9 +66,9 @@ def test_every_architecture_gives_what_single_prompts_give(name, begins, monkeyp
         torch.testing.assert_close(torch.cat(found[site]), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
-def test_a_beginning_longer_than_a_pack_is_read_once(stories260k):
+def test_a_beginning_longer_than_a_pack_is_read_once(tiny_llama):
     """The few-shot part of labelled texts: 200 tokens that every prompt begins with."""
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     shots = model.encode("Once upon a time there was a little girl. " * 20)[:200]
     prompts = [
         [*shots, *model.encode(f"The city of {'Paris' if i % 2 else 'London'} is number {i}", bos=False)]
@@ -80,8 +80,8 @@ def test_a_beginning_longer_than_a_pack_is_read_once(stories260k):
     torch.testing.assert_close(found, single(model, prompts, Site.parse("resid_post.3")), atol=1e-5, rtol=0)
 
 
-def test_capture_uses_the_trie_and_keeps_the_order(stories260k):
-    model = load(str(stories260k))
+def test_capture_uses_the_trie_and_keeps_the_order(tiny_llama):
+    model = load(str(tiny_llama))
     ids = [
         model.encode(f"Judge the statement. The city of {'Paris' if i % 2 else 'London'} is number {i}")
         for i in range(60)

@@ -26,8 +26,8 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def story(stories260k):
-    return Opened(load(str(stories260k)))
+def story(tiny_llama):
+    return Opened(load(str(tiny_llama)))
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def test_build_dispatches_through_the_registry_and_names_what_it_cannot_draw(run
     )
     with pytest.raises(InputError, match="no table 'masking'"):
         figures.build(run, "masking")
-    with pytest.raises(InputError, match="did you mean|head_map"):
+    with pytest.raises(InputError, match="did you mean 'head_map'"):
         figures.build(run, "headmap")
 
 

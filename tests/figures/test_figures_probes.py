@@ -106,7 +106,7 @@ def test_a_number_that_is_missing_everywhere_is_not_drawn_as_zero(name):
             for trace in fig.data
             if trace.type == "scatter" and trace.mode and "lines" in trace.mode
         ), key
-    assert all(reason.endswith(".") or reason.endswith(")") for reason in reasons.values())
+    assert all(reason.endswith(".") for reason in reasons.values())
 
 
 def test_names_from_data_never_become_markup():

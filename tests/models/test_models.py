@@ -13,40 +13,55 @@ from workbench.models.model import fingerprint_folder
 
 
 @pytest.fixture
-def copied(stories260k, tmp_path):
+def copied(tiny_llama, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(stories260k, folder)
+    shutil.copytree(tiny_llama, folder)
     for file in folder.iterdir():
         file.chmod(0o644)
     return folder
 
 
-def test_a_folder_loads_offline_with_its_facts(stories260k, monkeypatch):
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A random GPT-2 whose tokens are letters, without BOS: the other kind of tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("letters")
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate("ABC")}, unk_token="A"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    build("gpt2", vocab_size=3, bos_token_id=None, eos_token_id=None).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="A").save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_loads_offline_with_its_facts(tiny_llama, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     assert (model.n_layers, model.n_heads, model.n_kv_heads, model.d_head, model.width) == (5, 8, 4, 8, 64)
     assert (model.vocab_size, model.context_length, model.architecture) == (512, 512, "LlamaForCausalLM")
     assert [model.kv_group(h) for h in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(stories260k, gpt2_nano_sort):
-    llama, gpt2 = load(str(stories260k)), load(str(gpt2_nano_sort))
+def test_bos_is_fed_once_and_only_where_the_tokenizer_puts_it(tiny_llama, letters):
+    llama, gpt2 = load(str(tiny_llama)), load(str(letters))
     ids = llama.encode("Once upon a time")
     assert ids[0] == llama.bos_id and llama.encode("Once upon a time", bos=False) == ids[1:]
     assert ids.count(llama.bos_id) == 1
     assert gpt2.bos_id is None and gpt2.encode("ABC") == [0, 1, 2]
 
 
-def test_many_texts_are_encoded_as_each_alone(stories260k, gpt2_nano_sort):
+def test_many_texts_are_encoded_as_each_alone(tiny_llama, letters):
     texts = ["Once upon a time", "Lily", "", "The little cat saw Lily. "]
-    for model in (load(str(stories260k)), load(str(gpt2_nano_sort))):
+    for model in (load(str(tiny_llama)), load(str(letters))):
         for bos in (True, False):
             assert model.encode_all(texts, bos=bos) == [model.encode(text, bos=bos) for text in texts]
-    assert load(str(stories260k)).encode_all([]) == []
+    assert load(str(tiny_llama)).encode_all([]) == []
 
 
-def test_offsets_point_into_the_text(stories260k):
-    model = load(str(stories260k))
+def test_offsets_point_into_the_text(tiny_llama):
+    model = load(str(tiny_llama))
     text = "The little cat saw Lily"
     ids, spans = model.encode_with_offsets(text)
     assert len(ids) == len(spans) and spans[0] == (0, 0)
@@ -55,6 +70,7 @@ def test_offsets_point_into_the_text(stories260k):
     assert "".join(model.token_strings(ids)[1:]).strip() == text
 
 
+@pytest.mark.shared_data
 def test_trained_gpt2_sorts_through_our_forward(gpt2_nano_sort):
     """The model knows how to sort six letters: the plain greedy continuation through `Model.forward` does it."""
     from workbench.engine.capture import logits
@@ -83,17 +99,17 @@ def test_fingerprint_of_a_model_in_memory_follows_its_weights():
     )
 
 
-def test_logits_from_the_residual_equal_the_models(stories260k):
+def test_logits_from_the_residual_equal_the_models(tiny_llama):
     from workbench.engine.capture import capture
 
-    for model in (load(str(stories260k)), wrap(build("gemma2"))):
+    for model in (load(str(tiny_llama)), wrap(build("gemma2"))):
         acts = capture(model, [[1, 5, 9]], [f"resid_post.{model.n_layers - 1}", "logits"])
         found = model.logits_from(acts[f"resid_post.{model.n_layers - 1}"])
         torch.testing.assert_close(found, acts["logits"], atol=1e-5, rtol=1e-5)
 
 
-def test_a_bridge_of_transformer_lens_gives_the_same_logits(stories260k):
-    model = load(str(stories260k))
+def test_a_bridge_of_transformer_lens_gives_the_same_logits(tiny_llama):
+    model = load(str(tiny_llama))
     ids = torch.tensor([model.encode("Once upon a time there was")])
     with torch.no_grad():
         plain = model.hf(ids).logits
@@ -104,8 +120,8 @@ def test_a_bridge_of_transformer_lens_gives_the_same_logits(stories260k):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_other_dtypes_pass_the_load_check(stories260k, dtype):
-    assert load(str(stories260k), dtype=dtype).dtype == getattr(torch, dtype)
+def test_other_dtypes_pass_the_load_check(tiny_llama, dtype):
+    assert load(str(tiny_llama), dtype=dtype).dtype == getattr(torch, dtype)
 
 
 # what is refused, and what it says
@@ -180,7 +196,7 @@ def test_a_bias_that_the_model_would_drop_is_refused(copied):
         load(str(copied))
 
 
-def test_what_is_no_weight_of_a_block_may_be_left_out(copied, gpt2_nano_sort, tmp_path):
+def test_what_is_no_weight_of_a_block_may_be_left_out(copied, letters, tmp_path):
     """Rotary frequencies and causal masks of old checkpoints, and the layers of a multi-token-prediction head."""
     wanted = load(str(copied)).hf(torch.tensor([[1, 5, 9]])).logits
     extra = {
@@ -190,14 +206,14 @@ def test_what_is_no_weight_of_a_block_may_be_left_out(copied, gpt2_nano_sort, tm
     rewrite(copied, lambda weights: weights.update(extra))
     torch.testing.assert_close(load(str(copied)).hf(torch.tensor([[1, 5, 9]])).logits, wanted, atol=0, rtol=0)
     old = tmp_path / "gpt2"
-    shutil.copytree(gpt2_nano_sort, old, copy_function=shutil.copyfile)
+    shutil.copytree(letters, old, copy_function=shutil.copyfile)
     rewrite(
         old,
         lambda weights: weights.update(
             {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4), "transformer.h.1.attn.masked_bias": torch.ones(1)}
         ),
     )
-    assert load(str(old)).n_layers == load(str(gpt2_nano_sort)).n_layers
+    assert load(str(old)).n_layers == load(str(letters)).n_layers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,23 +228,23 @@ def test_a_whole_checkpoint_of_every_architecture_loads(name, tied, tmp_path):
         torch.testing.assert_close(load(str(tmp_path)).hf(ids).logits, hf(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_rows_that_are_not_the_models_are_refused(stories260k, monkeypatch):
+def test_attention_rows_that_are_not_the_models_are_refused(tiny_llama, monkeypatch):
     """Rows of wrong scores still sum to 1; only the output of the model's own attention shows that they are wrong."""
     from workbench.models.attention import Weights
 
     scores = Weights.scores
     monkeypatch.setattr(Weights, "scores", lambda self, rows: 0.37 * scores(self, rows))
     with pytest.raises(InputError, match="attention rows of layer 0 are not those that its output is mixed with"):
-        load(str(stories260k))
+        load(str(tiny_llama))
 
 
-def test_rows_of_the_wrong_key_group_are_refused(stories260k, monkeypatch):
+def test_rows_of_the_wrong_key_group_are_refused(tiny_llama, monkeypatch):
     from workbench.models.attention import Weights
 
     scores = Weights.scores
     monkeypatch.setattr(Weights, "scores", lambda self, rows: scores(self, rows).roll(1, dims=1))
     with pytest.raises(InputError, match="attention rows of layer 0 are not those"):
-        load(str(stories260k))
+        load(str(tiny_llama))
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", "not json", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
@@ -256,15 +272,15 @@ def test_nan_weights_are_named(copied):
         load(str(copied))
 
 
-def test_wrong_dtype_and_device(stories260k):
+def test_wrong_dtype_and_device(tiny_llama):
     with pytest.raises(InputError, match="not a dtype"):
-        load(str(stories260k), dtype="int3")
+        load(str(tiny_llama), dtype="int3")
     for device in ("foo", "cpu:x", "meta", "gpu"):
         with pytest.raises(InputError, match=f"'{device}' is not a device"):
-            load(str(stories260k), device=device)
+            load(str(tiny_llama), device=device)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no usable GPU"):
-            load(str(stories260k), device="cuda")
+            load(str(tiny_llama), device="cuda")
 
 
 def test_an_architecture_that_does_not_add_up_is_refused():
@@ -287,7 +303,7 @@ def test_an_architecture_without_a_map_is_refused():
     from transformers import AutoModelForCausalLM, XLNetConfig
 
     hf = AutoModelForCausalLM.from_config(XLNetConfig(d_model=32, n_layer=1, n_head=4, d_inner=48, vocab_size=64))
-    with pytest.raises(InputError, match="no map|cannot be mapped|does not fit"):
+    with pytest.raises(InputError, match="no map"):
         wrap(hf)
 
 

@@ -8,8 +8,8 @@ from workbench.models.text_positions import Swap, find, first_mention, first_tok
 
 
 @pytest.fixture(scope="module")
-def model(stories260k):
-    return load(str(stories260k))
+def model(tiny_llama):
+    return load(str(tiny_llama))
 
 
 def test_only_whole_words_are_found_in_any_case():
@@ -46,7 +46,7 @@ def test_the_first_token_of_an_answer_continues_the_prompt(model):
 def test_a_swapped_prompt_changes_the_names_and_nothing_else(model):
     text = "Lily has a dog. Tom says that Lily has a dog."
     ids, offsets = model.encode_with_offsets(text)
-    swaps = [Swap("Lily", ("Sara", "Tim", "Anna", "Mom")), Swap("dog", ("cat", "ball", "car"))]
+    swaps = [Swap("Lily", ("Sara", "Anna", "Ben")), Swap("dog", ("cat", "ball", "car"))]
     new = swapped(model, text, swaps, np.random.default_rng(0))
     inside = set(tokens_of(offsets, find(text, "Lily") + find(text, "dog")))
     assert len(new) == len(ids) and new != ids

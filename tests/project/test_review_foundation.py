@@ -76,10 +76,10 @@ def plain_decode(hf, prompt, steps):
 # the store
 
 
-def test_stored_captures_do_not_depend_on_the_size_of_batches(stories260k, tmp_path, monkeypatch):
+def test_stored_captures_do_not_depend_on_the_size_of_batches(tiny_llama, tmp_path, monkeypatch):
     """The same key, read with another batch size, must give every prompt its own rows."""
     monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 3000)
-    model, store = load(str(stories260k)), Store(tmp_path / "store")
+    model, store = load(str(tiny_llama)), Store(tmp_path / "store")
     ids = [[1, 2 + i, 3, 4 + i % 5, 7][: 3 + i % 3] for i in range(36)]
     wanted = capture(model, ids, ["resid_post.1"])["resid_post.1"]
     for tokens in (20, 26, 34, 8192):
@@ -90,8 +90,8 @@ def test_stored_captures_do_not_depend_on_the_size_of_batches(stories260k, tmp_p
 # edits
 
 
-def test_a_position_before_the_start_of_a_prompt_is_refused_not_moved(stories260k):
-    model = load(str(stories260k))
+def test_a_position_before_the_start_of_a_prompt_is_refused_not_moved(tiny_llama):
+    model = load(str(tiny_llama))
     edit = Patch(Site("resid_post", 1), torch.zeros(model.width), positions=(-4,))
     logits(model, [[1, 5, 6, 7]], edits=[edit])
     with pytest.raises(InputError, match="Position -4 .*is not among"):
@@ -122,25 +122,36 @@ def test_an_edit_between_attention_and_mlp_reaches_the_residual_stream(name):
 
 
 def test_knocking_out_a_source_that_had_all_the_attention_leaves_the_next_best():
-    """Scores −inf, even where float32 gives the rest of the row no weight at all."""
-    hf = build("llama")
-    for layer in hf.model.layers:
-        layer.self_attn.q_proj.weight.data *= 300
-    model = wrap(hf, name="sharp")
-    ids = IDS[:1]
+    """Scores −inf, even where float32 gives the rest of the row no weight at all: what plain Hugging Face attends to
+    when its mask hides the source."""
+
+    def sharp():
+        hf = build("llama")
+        for layer in hf.model.layers:
+            layer.self_attn.q_proj.weight.data *= 300
+        return hf
+
+    model, plain, ids = wrap(sharp(), name="sharp"), sharp(), IDS[:1]
+    T = len(ids[0])
     with torch.no_grad(), observe(model, lambda _l, rows: rows.clone(), layers=[0]) as seen:
         model.forward(pad(ids, pad_id=0))
-    best = seen[0][0, :, 0].argmax(-1)
-    assert (seen[0][0, :, 0].amax(-1) == 1).any(), "the case needs rows without any other weight"
-    value = model.hf.model.layers[0]
-    x = value.input_layernorm(model.hf.model.embed_tokens(torch.tensor(ids)))
-    values = value.self_attn.v_proj(x).unflatten(-1, (2, 8))[0].detach()
-    for head in range(4):
-        cut = KnockOut((0,), ((int(best[head]),),), heads=(head,))
+    row = seen[0][0, :, 0]
+    assert (row.amax(-1) == 1).all(), "the case needs rows without any other weight"
+    block = plain.model.layers[0]
+    with torch.no_grad():
+        x = block.input_layernorm(plain.model.embed_tokens(torch.tensor(ids)))
+        values = block.self_attn.v_proj(x).unflatten(-1, (2, 8))[0]
+    for head, best in enumerate(row.argmax(-1).tolist()):
+        mask = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), torch.finfo(torch.float32).min)
+        mask[-1, best] = torch.finfo(torch.float32).min
+        with torch.no_grad():
+            rows = plain(torch.tensor(ids), attention_mask=mask[None, None], output_attentions=True).attentions[0]
+        expected = rows[0, head, -1] @ values[:, head // 2]
+        cut = KnockOut((0,), ((best,),), heads=(head,))
         out = capture(model, ids, [f"head_out.0.{head}"], edits=[cut])[f"head_out.0.{head}"][0]
-        others = values[[i for i in range(14) if i != int(best[head])], head // 2]
-        assert (out - others).norm(dim=-1).min() < 1e-3 or out.norm() > 1e-3
-        assert out.norm() > 1e-3
+        torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+        evenly = values[[i for i in range(T) if i != best], head // 2].mean(0)
+        assert (expected - evenly).norm() > 1e-2
 
 
 # architectures
@@ -219,7 +230,7 @@ def test_heads_that_are_mixed_before_the_output_projection_are_refused():
 
 
 def test_attention_sinks_are_refused():
-    with pytest.raises(InputError, match="sinks|does not fit"):
+    with pytest.raises(InputError, match="sinks"):
         wrap(tiny("gpt_oss", BASE | GROUPED | {"head_dim": 8, "num_local_experts": 4, "sliding_window": 6}))
 
 
@@ -330,26 +341,26 @@ def test_an_organism_brings_its_material_by_name_and_by_folder():
     assert shipped("circuit-copy")["needles"] == shipped(str(folder("circuit-copy")))["needles"]
 
 
-def test_the_tokenizers_fingerprint_follows_its_chat_template(stories260k):
-    model, other = load(str(stories260k)), load(str(stories260k))
+def test_the_tokenizers_fingerprint_follows_its_chat_template(tiny_llama):
+    model, other = load(str(tiny_llama)), load(str(tiny_llama))
     other.tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert model.tokenizer_fingerprint != other.tokenizer_fingerprint
 
 
-def test_the_answer_is_found_where_it_stands_whatever_its_case(stories260k):
+def test_the_answer_is_found_where_it_stands_whatever_its_case(tiny_llama):
     """'ß' folds to two letters: offsets must be those of the needle itself."""
     from probes.retrieval_heads.needles import read_needle
 
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     needle = read_needle(model, 0, "In Straße ß ß ß the Little Cat sat.", "where?", "little cat", " {question}")
     ids = needle.ids[needle.span[0] : needle.span[1]]
     assert model.decode(list(ids)).strip() == "Little Cat"
 
 
-def test_braces_in_a_template_are_text(stories260k):
+def test_braces_in_a_template_are_text(tiny_llama):
     from probes.retrieval_heads.needles import read_needle
 
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     needle = read_needle(model, 0, "The cat sat.", "where?", "cat", " {json: {question}}")
     assert "{json: where?}" in model.decode(list(needle.tail))
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tests.conftest import shared
 from tests.studies import selection
 
 METHODS = {"sae", "neurons", "hidden", "bm25", "random"}
@@ -39,7 +38,8 @@ def test_what_the_probe_says_of_the_study_is_what_the_study_found():
 
 
 @pytest.mark.slow
-def test_a_small_draw_runs_and_sums_prefer_the_targets_length(tmp_path):
+@pytest.mark.shared_data
+def test_a_small_draw_runs_and_sums_prefer_the_targets_length(shared, tmp_path):
     shared("instruct/gsm8k_train_1000.jsonl")
     pool, targets = selection.mixed_pool(tmp_path, share=0.2)
     rows = [json.loads(line) for line in pool.read_text().splitlines()]

@@ -25,9 +25,9 @@ def test_a_good_probe_passes_every_check():
     assert check_probe("parts", MODEL) == list(CHECKS)
 
 
-def test_a_good_probe_on_a_real_model_passes_every_check(stories260k, tmp_path):
+def test_a_good_probe_on_a_real_model_passes_every_check(tiny_llama, tmp_path):
     (tmp_path / "t.csv").write_text("text\nOnce upon a time there was a dog\nThe big\nLily\nOne day\n")
-    assert check_probe("next-token-entropy", str(stories260k), data=tmp_path / "t.csv", config={"most": 4}) == list(
+    assert check_probe("next-token-entropy", str(tiny_llama), data=tmp_path / "t.csv", config={"most": 4}) == list(
         CHECKS
     )
 
@@ -189,10 +189,10 @@ class TestOnARealModel:
         return dataclasses.replace(registry.get("parts"), run=run)
 
     @pytest.fixture(scope="class")
-    def model(self, stories260k):
+    def model(self, tiny_llama):
         from workbench import load
 
-        return load(str(stories260k))
+        return load(str(tiny_llama))
 
     def test_a_hook_that_is_left_on_the_model_is_found(self, model):
         handles = []

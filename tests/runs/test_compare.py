@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.conftest import shared
 from tests.support import figure_runs
 from workbench.cli.main import run as command_line
 from workbench.core.errors import InputError
@@ -238,11 +237,11 @@ def test_runs_of_different_probes_or_without_a_common_table_are_refused(tmp_path
 
 
 @pytest.fixture(scope="module")
-def two_models(tmp_path_factory):
+def two_models(tiny_llama):
     """The same weights twice, under two names and a little apart."""
     from workbench.models.loading import load
 
-    one, two = (load(str(shared("models/stories260k"))) for _ in range(2))
+    one, two = (load(str(tiny_llama)) for _ in range(2))
     two.hf.model.layers[2].mlp.down_proj.weight.mul_(1.05)
     two.name, two.fingerprint = "another", "f" * 64
     return one, two

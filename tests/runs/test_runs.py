@@ -574,6 +574,7 @@ def test_the_copied_command_gives_the_same_run(tmp_path):
     assert runs.open_run(tmp_path / "again").id == run.id
 
 
+@pytest.mark.load_sensitive("three processes have to overlap within a third of a second")
 def test_two_processes_never_compute_the_same_run(tmp_path):
     log = tmp_path / "log"
     command = [*CHILD, "--set", f"log={log}", "seconds=0.05", "--out", str(tmp_path / "run"), "--json"]

@@ -47,8 +47,8 @@ def make(
 
 
 @pytest.fixture(scope="module")
-def model(stories260k):
-    return load(str(stories260k))
+def model(tiny_llama):
+    return load(str(tiny_llama))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_an_autoencoder_of_another_site_width_or_depth_is_refused(tmp_path, mode
 def test_an_autoencoder_of_another_model_by_name_is_pointed_out(tmp_path, model):
     other = sae.check_fits(sae.load(make(tmp_path / "other", model_name="gpt2-small")), model)
     assert len(other) == 1 and "trained on the model 'gpt2-small', not on" in other[0]
-    assert sae.check_fits(sae.load(make(tmp_path / "own", model_name="stories260k")), model) == []
+    assert sae.check_fits(sae.load(make(tmp_path / "own", model_name="tiny-llama")), model) == []
     assert (
         sae.check_fits(
             sae.load(make(tmp_path / "same", model_name="elsewhere", model_fingerprint=model.fingerprint)), model

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from workbench import organisms
 from workbench.cli.main import run as command
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
@@ -21,8 +22,8 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def model(stories260k):
-    return load(str(stories260k))
+def model(tiny_llama):
+    return load(str(tiny_llama))
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,12 @@ def test_every_counted_token_is_fed_once_per_epoch_and_skipping_is_the_same_as_g
 
 
 @pytest.mark.parametrize("architecture", train_sae.ARCHITECTURES)
-def test_training_finds_structure_and_writes_what_sae_lens_reads(model, ids, tmp_path, architecture):
+def test_training_finds_structure_and_writes_what_sae_lens_reads(tmp_path, architecture):
     from sae_lens import SAE
 
+    model = load("organism")
+    texts = [json.loads(line)["text"] for line in organisms.data("texts").read_text().splitlines()[:200]]
+    ids = windows(model, texts, 64)
     report = train(model, ids, tmp_path / "sae", short(architecture=architecture, lr=3e-3), dtype="bfloat16")
     made = SAE.load_from_disk(tmp_path / "sae", dtype="float32")
     assert (
@@ -178,9 +182,7 @@ def test_what_cannot_be_trained_is_refused_first(model, ids, tmp_path, options, 
         train(model, ids, tmp_path / "sae", short(**options))
 
 
-def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
-    stories260k, model, tmp_path, capsys, monkeypatch
-):
+def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(tiny_llama, model, tmp_path, capsys, monkeypatch):
     import os
     import signal
 
@@ -189,7 +191,7 @@ def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
     options = [
         "train-sae",
         "--model",
-        str(stories260k),
+        str(tiny_llama),
         "--site",
         "resid_post.1",
         "--data",
@@ -230,12 +232,12 @@ def test_ctrl_c_keeps_the_step_that_was_reached_and_says_how_to_go_on(
         torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=1e-5)
 
 
-def test_the_command_trains_reports_and_refuses(stories260k, tmp_path, capsys):
+def test_the_command_trains_reports_and_refuses(tiny_llama, tmp_path, capsys):
     rng = np.random.default_rng(1)
     (tmp_path / "texts.txt").write_text("\n".join(" ".join(rng.choice(WORDS, 20)) for _ in range(60)))
     options = [
         "--model",
-        str(stories260k),
+        str(tiny_llama),
         "--site",
         "resid_post.1",
         "--data",

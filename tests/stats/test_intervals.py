@@ -75,6 +75,23 @@ def test_cluster_bootstrap_is_wider_when_items_of_a_cluster_agree():
     assert one_each == pytest.approx((naive_low, naive_high), abs=1e-12)
 
 
+def test_clusters_weigh_as_they_are_large():
+    """One item of 0 in one cluster, nine of 1 in the other: the resamples are 0, 0.9 (every other one) and 1."""
+    values, clusters = np.array([0.0] + [1.0] * 9), np.array([7] + [3] * 9)
+    assert st.cluster_bootstrap_mean(values, clusters, level=0.4, rng=rng(1)) == pytest.approx((0.9, 0.9))
+    drawn = st.clustered_draws(values[:, None], clusters, draws=400, rng=rng(2))
+    assert set(drawn.ravel().round(12)) == {0.0, 0.9, 1.0} and 0.4 < (drawn == 0.9).mean() < 0.6
+
+
+def test_a_correlation_that_most_resamples_do_not_have_gets_no_interval():
+    """Where either variable has one odd value among equal ones, two resamples of three do not vary in both."""
+    x, y = np.eye(12)[0], np.eye(12)[1]
+    for found in (st.pearson(x, y, rng=rng(3)), st.spearman(x, y, rng=rng(3))):
+        assert found.value == pytest.approx(-1 / 11) and np.isnan(found.low) and np.isnan(found.high)
+    both = st.pearson(x, x, rng=rng(3))  # varies in two of three resamples
+    assert (both.value, both.low, both.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
 def test_clustered_draws_are_those_of_the_cluster_bootstrap_column_by_column():
     values, clusters = rng(1).normal(size=(40, 3)), np.repeat(np.arange(8), 5)
     drawn = st.clustered_draws(values, clusters, draws=400, rng=rng(2))

@@ -336,6 +336,7 @@ def test_using_the_store_without_tensors_imports_no_torch(tmp_path):
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.load_sensitive("a limit of two seconds")
 def test_waiting_for_another_writer_can_be_given_up(tmp_path):
     store, told = Store(tmp_path), []
 

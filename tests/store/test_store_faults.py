@@ -71,6 +71,7 @@ def _values(i: int) -> dict[str, np.ndarray]:
     return {"x": np.full((2, 100), i, np.float32), "y": np.full((2, 50), -i, np.int16)}
 
 
+@pytest.mark.load_sensitive("one kill in twenty has to fall into a write of milliseconds")
 def test_killed_at_twenty_random_moments_it_resumes_with_nothing_lost_and_nothing_recomputed(tmp_path):
     n_shards, chance = 320, random.Random(20)  # more than are written between the kills, however slow the machine
     undisturbed, root, log = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "log"
@@ -161,7 +162,7 @@ def test_a_damaged_shard_of_a_finished_entry_is_named_and_only_it_is_computed_ag
             told.append(str(error))
     assert computed == ([0, 1] if harm == "swap" else [1])
     assert values["x"].numpy().tolist() == np.concatenate([_values(i)["x"] for i in range(3)]).tolist()
-    assert harm == "remove" or paths[1].name in caplog.text + " ".join(told)
+    assert (paths[1].name in caplog.text + " ".join(told)) == (harm != "remove")
     assert set(Store(tmp_path).verify()["status"]) == {"ok"}
 
 

@@ -37,7 +37,7 @@ PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park and"]
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": p, "answer": "girl|dog"}) + "\n" for p in PROMPTS))
+    path.write_text("".join(json.dumps({"prompt": p, "answer": "girl|the"}) + "\n" for p in PROMPTS))
     return path
 
 
@@ -62,8 +62,8 @@ def run(prompts, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stories(stories260k):
-    return load(str(stories260k))
+def stories(tiny_llama):
+    return load(str(tiny_llama))
 
 
 def truth(name):
@@ -169,10 +169,10 @@ def test_intervals_over_samples_hold_the_true_value_as_often_as_they_say(run):
 # ---- audit from outside
 
 
-def test_every_number_can_be_recomputed_with_plain_hugging_face_from_the_tables(run, stories260k):
-    found = run(str(stories260k))
-    hf = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float64)
-    tokenizer = AutoTokenizer.from_pretrained(stories260k)
+def test_every_number_can_be_recomputed_with_plain_hugging_face_from_the_tables(run, tiny_llama):
+    found = run(str(tiny_llama))
+    hf = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     inputs = {r["row"]: r["ids"] for r in found.table("inputs").iter_rows(named=True)}
     assert [inputs[row] for row in range(3)] == [tokenizer(p)["input_ids"] for p in PROMPTS]
     rule, total = Rule(top_p=0.9), {}
@@ -303,11 +303,11 @@ def test_complexity_keeps_so_much_of_the_prompt(run, stories):
     assert any("Levels 1 and 2 give the same prompts" in w for w in short.info["warnings"])
 
 
-def test_nudging_puts_the_common_opening_before_what_is_sampled(run, stories, stories260k):
+def test_nudging_puts_the_common_opening_before_what_is_sampled(run, stories, tiny_llama):
     found = run(
-        stories, study="nudging", compare=str(stories260k), samples=8, nudge_count=6, nudge_tokens=3, max_new_tokens=12
+        stories, study="nudging", compare=str(tiny_llama), samples=8, nudge_count=6, nudge_tokens=3, max_new_tokens=12
     )
-    base = stories260k.name
+    base = tiny_llama.name
     openings = found.table("openings")
     chosen = openings.filter("chosen").row(0, named=True)
     given = found.table("samples").filter(pl.col("condition") == f"{base} (2)")["generated_ids"].to_list()
@@ -332,10 +332,10 @@ def test_nudging_puts_the_common_opening_before_what_is_sampled(run, stories, st
 
 
 def test_resampling_continues_the_cut_output_and_checks_the_whole_of_it(run, stories):
-    found = run(stories, study="resampling", cuts="10,4", originals=2, samples=6, max_new_tokens=16, stop=".")
+    found = run(stories, study="resampling", cuts="10,4", originals=2, samples=6, max_new_tokens=16, stop="ay")
     name = found.table("conditions")["condition"][0]
     text_of = lambda ids: "".join(c if c.isalnum() else " " for c in stories.decode(ids).lower()).split()  # noqa: E731
-    right = lambda ids: any(word in text_of(ids) for word in ("girl", "dog"))  # noqa: E731
+    right = lambda ids: any(word in text_of(ids) for word in ("girl", "the"))  # noqa: E731
     original = {
         (r["prompt"], r["sample"]): r["generated_ids"]
         for r in found.table("samples").filter(pl.col("condition") == name).iter_rows(named=True)
@@ -390,14 +390,14 @@ def test_verbalised_prompts_ask_for_several_responses(run, stories):
     assert any("in the format that was asked for" in w for w in found.info["warnings"])
 
 
-def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(run, stories, stories260k, tmp_path):
+def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(run, stories, tiny_llama, tmp_path):
     """Scores made eight times larger stand in for over-training: hardly any entropy left, and given text far less
     likely."""
     sharp = tmp_path / "sharp"
-    hf = AutoModelForCausalLM.from_pretrained(stories260k)
+    hf = AutoModelForCausalLM.from_pretrained(tiny_llama)
     hf.model.norm.weight.data *= 8
     hf.save_pretrained(sharp)
-    AutoTokenizer.from_pretrained(stories260k).save_pretrained(sharp)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(sharp)
     table = run(stories, study="hyperfitted", compare=str(sharp), samples=4).table("signature")
     plain, over = table.row(0, named=True), table.row(1, named=True)
     assert over["entropy_own"] < 0.3 * plain["entropy_own"] and over["sure_own"] > plain["sure_own"] + 0.2
@@ -516,12 +516,12 @@ def test_compat_keeps_no_more_tokens_than_the_rule_and_warns_where_fifty_are_too
     )
 
 
-def test_an_opening_that_is_not_there_is_refused(run, stories, stories260k):
+def test_an_opening_that_is_not_there_is_refused(run, stories, tiny_llama):
     with pytest.raises(InputError, match="nudge_pick is 99.*choose 0 to"):
         run(
             stories,
             study="nudging",
-            compare=str(stories260k),
+            compare=str(tiny_llama),
             samples=8,
             nudge_count=6,
             nudge_pick=99,
@@ -529,8 +529,8 @@ def test_an_opening_that_is_not_there_is_refused(run, stories, stories260k):
         )
 
 
-def test_a_model_without_an_end_token_says_so(run, stories260k):
-    model = load(str(stories260k))
+def test_a_model_without_an_end_token_says_so(run, tiny_llama):
+    model = load(str(tiny_llama))
     model.tokenizer.eos_token = None
     model.hf.generation_config.eos_token_id = None
     found = run(model)

@@ -262,6 +262,36 @@ def test_how_many_samples_are_enough_knows_the_bias_of_few():
     assert enough_samples(rows) == 20  # 5 was luck
 
 
+def test_the_scatter_at_fewer_samples_is_that_of_runs_that_share_none():
+    """Subsets of the same samples overlap; the standard error of m fresh ones is s / √m."""
+    rng = np.random.default_rng(6)
+    values = 1 + 0.05 * rng.normal(size=(1, 50, 1))
+    p = Profile(np.ones((1, 50), int), values, -values, values, -values)
+    rows = {r["samples"]: r for r in enough(p, "entropy", pool="tokens", bias="plain", rng=rng, draws=4000)}
+    assert {1, 10, 20, 30} < set(rows)
+    for m, row in rows.items():
+        bf, spread = np.exp(values.mean()), values.std(ddof=1) / np.sqrt(m)
+        assert row["sd"] == pytest.approx(bf * spread, rel=0.06), m
+        np.testing.assert_allclose(
+            [row["ci_low"], row["ci_high"]], row["bf"] + np.array([-1.96, 1.96]) * bf * spread, rtol=0.02
+        )
+
+
+def test_no_branching_factor_is_below_one():
+    """Where one sample in six has all the entropy, what is taken off for its variance is more than the rate."""
+    values = np.array([0.0] * 5 + [20.0])[None, :, None]
+    p = Profile(np.ones((1, 6), int), values, -values, values, -values)
+    assert log_bf(p, "entropy")[0, 0] == pytest.approx(20 / 6) and log_bf(p, "entropy", bias="jackknife")[0, 0] == 0
+    assert bounds(np.linspace(0.5, 3, 1001)) == pytest.approx((1.0, 2.9375))
+    assert bounds(np.linspace(0.2, 0.8, 11)) == (1.0, 1.0)
+
+
+def test_prompts_whose_resample_has_no_value_are_left_out_of_its_mean():
+    draws = [np.array([np.nan, 2.0, 2.0, np.nan]), np.array([4.0, 4.0, 4.0, np.nan])]
+    found = over_prompts(np.array([2.0, 4.0]), draws, np.array([[1, 1], [1, 1], [2, 0], [1, 1.0]]))
+    np.testing.assert_allclose(found, [4.0, 3.0, 2.0, np.nan])
+
+
 def test_too_few_survivors_give_no_value():
     p = profile([[5, 5, 5]])
     assert np.isnan(log_bf(p, "compat")).all()

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from probes import concept_depth
 from probes.concept_depth import Config, linear_probe
 from probes.concept_depth import depth_points as depth
-from tests.conftest import shared
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.models.loading import load
@@ -32,8 +31,26 @@ def xor(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stories():
-    return load(str(shared("models/stories260k")))
+def stories(tiny_llama):
+    return load(str(tiny_llama))
+
+
+@pytest.fixture
+def translations(tmp_path):
+    """354 statements, each about one of 59 words, half of them true: a file of statements as published sets are."""
+    words = "con uno tener mar sol luz pan rey ley paz fin sur pie voz mes red sal gas ser dar ver oir ir".split()
+    words += [
+        f"{a}{b}" for a in ("cas", "per", "gat", "lib", "mes", "sill") for b in ("a", "o", "ita", "ote", "eros", "ura")
+    ]
+    english = "to see|the sea|a dog|the sun|to run|bread|a small house|one|the old tree".split("|")
+    rows = [
+        f"The Spanish word '{word}' means '{english[(i + k * k) % len(english)]}'.,{k % 2}"
+        for i, word in enumerate(words)
+        for k in range(6)
+    ]
+    path = tmp_path / "translations.csv"
+    path.write_text("statement,label\n" + "\n".join(rows) + "\n")
+    return path
 
 
 def probe(model, data, **config):
@@ -159,11 +176,10 @@ def test_the_auc_of_folds_lies_in_its_interval_and_is_scikit_learns():
 # the official procedure, slowly
 
 
-def test_numbers_are_those_of_one_text_per_forward_and_scikit_learn(stories):
-    path = shared("concepts/geometry_of_truth/sp_en_trans.csv")
-    result = probe(stories, path, split="code", template="plain")
+def test_numbers_are_those_of_one_text_per_forward_and_scikit_learn(stories, tiny_llama, translations):
+    result = probe(stories, translations, split="code", template="plain")
     inputs = result.tables["inputs"]
-    hf = AutoModelForCausalLM.from_pretrained(shared("models/stories260k"), attn_implementation="eager")
+    hf = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager")
     rows = []
     seen = {}
     for i, layer in enumerate(hf.model.layers):
@@ -214,17 +230,16 @@ def test_mean_and_chosen_token_features_are_what_they_say(stories, tmp_path):
 # conditions
 
 
-def test_conditions_share_the_split_and_full_precision_changes_nothing(stories):
-    path = shared("concepts/geometry_of_truth/sp_en_trans.csv")
-    result = probe(stories, path, noise=True, precision=("float32", "bfloat16", "int8"), limit=60)
+def test_conditions_share_the_split_and_full_precision_changes_nothing(stories, translations):
+    result = probe(stories, translations, noise=True, precision=("float32", "bfloat16", "int8"), limit=60)
     assert result.tables["depth"]["condition"].to_list() == ["clean", "noise", "float32", "bfloat16", "int8 weights"]
     inputs = result.tables["inputs"]
     clean, noise = inputs.filter(condition="clean"), inputs.filter(condition="noise")
     assert clean["split"].to_list() == noise["split"].to_list() and inputs["row"].n_unique() == inputs.height
     assert all(stories.decode(row.to_list())[:4] in ("aaa ", "bbb ") for row in noise["ids"])
-    assert np.array_equal(curve(result, "sp_en_trans"), curve(result, "sp_en_trans", "float32"))
+    assert np.array_equal(curve(result, "translations"), curve(result, "translations", "float32"))
     assert not np.array_equal(
-        curve(result, "sp_en_trans", column="auc"), curve(result, "sp_en_trans", "int8 weights", "auc")
+        curve(result, "translations", column="auc"), curve(result, "translations", "int8 weights", "auc")
     )
 
 
@@ -270,13 +285,13 @@ def test_the_causal_check_is_a_projection_done_by_hand(stories, tmp_path):
         {
             "text": f"{'Lily' if i % 2 else 'Tom'} went to the park {i // 2} times because",
             "label": i % 2,
-            "answer": "she" if i % 2 else "he",
+            "answer": "girl" if i % 2 else "ball",
         }
         for i in range(60)
     ]
     result = probe(stories, write(tmp_path, "pronoun.jsonl", rows), site="resid_post", causal="all", random_draws=2)
     causal, inputs = result.tables["causal"], result.tables["inputs"].filter(split="test")
-    words = [stories.encode(f"because {w}")[-1] for w in ("he", "she")]
+    words = [stories.encode(f"because {w}")[-1] for w in ("ball", "girl")]
     assert causal.height == 1 + 3 * stories.n_layers and causal["n"].unique().to_list() == [inputs.height]
     train = result.tables["inputs"].filter(split="train")
 
@@ -315,9 +330,18 @@ def test_the_causal_check_is_a_projection_done_by_hand(stories, tmp_path):
     assert abs(causal.filter(layer=layer, direction="probe")["removed_variance"][0] - share) < 1e-6 and 0 < share < 1
 
 
-def test_the_model_is_not_said_to_answer_what_it_was_not_asked(stories):
+def test_the_model_is_not_said_to_answer_what_it_was_not_asked(stories, tmp_path):
     """cities without the prompt that asks for True or False: no causal rows; with it, there are."""
-    path = shared("concepts/cd/cities.csv")
+    path = tmp_path / "cities.csv"
+    rows = [
+        f"The city of {city} is in {said}.,{int(said == country)},{city},{said},{country}"
+        for i, city in enumerate(
+            f"{a}{b}" for a in ("Kras", "Lo", "Var", "Min", "Os") for b in ("dar", "dz", "na", "lo")
+        )
+        for country in (("Russia", "Poland")[i % 2],)
+        for said in ("Russia", "Poland")
+    ]
+    path.write_text("statement,label,city,country,correct_country\n" + "\n".join(rows) + "\n")
     for template, asked in (("plain", False), ("file", True)):
         result = probe(stories, path, template=template, causal="peak", limit=20, groups="no", random_draws=1)
         assert (result.tables["causal"].height > 0) == asked == (result.tables["sets"]["answer1"][0] == "True")
@@ -376,14 +400,14 @@ def test_a_token_that_a_text_does_not_have_is_named(stories, tmp_path):
     path = write(
         tmp_path,
         "short.jsonl",
-        [{"text": "Tom saw the dog and the cat" if i != 6 else "Tom", "label": i % 2} for i in range(20)],
+        [{"text": "Tom saw the dog and the cat" if i != 6 else "Hi", "label": i % 2} for i in range(20)],
     )
     with pytest.raises(InputError, match="'short', row 7: the text has 3 tokens, and token=5"):
         probe(stories, path, token=5)
 
 
-def test_what_float16_cannot_hold_is_blamed_on_the_store(tmp_path):
-    model = load(str(shared("models/stories260k")))
+def test_what_float16_cannot_hold_is_blamed_on_the_store(tiny_llama, tmp_path):
+    model = load(str(tiny_llama))
     model.hf.model.layers[3].post_attention_layernorm.weight[5] = 1e7
     path = write(tmp_path, "set.jsonl", [{"text": f"Tom saw {i} dogs", "label": i % 2} for i in range(20)])
     with pytest.raises(
@@ -400,8 +424,8 @@ def test_a_text_beyond_the_context_is_named(stories, tmp_path):
         probe(stories, path)
 
 
-def test_activations_that_are_not_finite_are_named(tmp_path):
-    model = load(str(shared("models/stories260k")))
+def test_activations_that_are_not_finite_are_named(tiny_llama, tmp_path):
+    model = load(str(tiny_llama))
     model.hf.model.layers[3].post_attention_layernorm.weight[5] = float("inf")
     path = write(tmp_path, "set.jsonl", [{"text": f"Tom saw {i} dogs", "label": i % 2} for i in range(20)])
     with pytest.raises(InputError, match=r"mlp_in\.3 are NaN or infinite for the set 'set'"):

@@ -9,7 +9,6 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from probes.concept_depth import concept_sets as concept_data
-from tests.conftest import shared
 from workbench.core.errors import InputError
 
 CD = "concepts/cd"
@@ -26,6 +25,7 @@ def toy(n=100, groups=None):
     return concept_data.ConceptSet("toy", tuple(f"text {i}" for i in range(n)), labels, ("0", "1"), groups)
 
 
+@pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("file", "rows", "ones", "answers"),
     [
@@ -35,7 +35,7 @@ def toy(n=100, groups=None):
         ("stsa.binary.train", 6920, 3610, ("Negative", "Positive")),
     ],
 )
-def test_published_sets_have_their_published_counts(file, rows, ones, answers):
+def test_published_sets_have_their_published_counts(shared, file, rows, ones, answers):
     found = concept_data.load_file(shared(f"{CD}/{file}"))
     assert len(found) == rows and int(found.labels.sum()) == ones and found.classes == ("0", "1")
     assert found.answers == answers
@@ -45,7 +45,8 @@ def test_published_sets_have_their_published_counts(file, rows, ones, answers):
     assert tuple(map(found.bare, range(rows))) == plain.texts
 
 
-def test_answers_are_those_of_a_question_that_was_asked(tmp_path):
+@pytest.mark.shared_data
+def test_answers_are_those_of_a_question_that_was_asked(shared, tmp_path):
     """Without its frame a statement asks nothing, and the model's next word is not an answer."""
     for file in ("cd/cities.csv", "cd/coin_flip.json", "cd/stsa.binary.train"):
         assert concept_data.load_file(shared(f"concepts/{file}"), template="plain").answers is None
@@ -60,7 +61,8 @@ def test_answers_are_those_of_a_question_that_was_asked(tmp_path):
     assert concept_data.load_file(path, template="Is it so? {text}").answers == ("no", "yes")
 
 
-def test_strategyqa_evidence_does_not_give_the_answer_away():
+@pytest.mark.shared_data
+def test_strategyqa_evidence_does_not_give_the_answer_away(shared):
     found = concept_data.load_file(shared(f"{CD}/StrategyQA_task.json"), template="plain")
     assert found.texts[0].startswith(
         "Is it common to see frost during some college commencements? College commencement"
@@ -68,7 +70,8 @@ def test_strategyqa_evidence_does_not_give_the_answer_away():
     assert "? Yes." not in found.texts[0]
 
 
-def test_statement_files_load_with_their_groups():
+@pytest.mark.shared_data
+def test_statement_files_load_with_their_groups(shared):
     cities = concept_data.load_file(shared(f"{CD}/cities.csv"), template="plain")
     assert cities.texts[0] == "The city of Krasnodar is in Russia." and cities.labels[0] == 1
     assert cities.groups[:2] == ("Krasnodar", "Krasnodar")
@@ -144,11 +147,12 @@ def test_the_code_split_is_scikit_learns():
     assert set(test) == set(expected) and len(test) == 41 and not grouped
 
 
+@pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("file", "listed_first"),
     [("cities.csv", 1), ("coin_flip.json", 1), ("StrategyQA_task.json", 1), ("stsa.binary.train", 0)],
 )
-def test_the_code_split_of_the_official_sets_lists_their_classes_as_the_official_code_does(file, listed_first):
+def test_the_code_split_of_the_official_sets_lists_their_classes_as_the_official_code_does(shared, file, listed_first):
     """The official loaders return two lists, true/yes first but for SST, and split what is concatenated."""
     path = shared(f"{CD}/{file}")
     if file == "cities.csv":

@@ -40,8 +40,8 @@ def some(n, seed=3):
     return [sentence(rng, ("sea", "park", "kitchen")[i % 3]) for i in range(n)]
 
 
-def test_hidden_states_that_are_not_numbers_are_refused(material, stories260k, tmp_path):  # noqa: F811
-    broken = load(str(stories260k))
+def test_hidden_states_that_are_not_numbers_are_refused(material, tiny_llama, tmp_path):  # noqa: F811
+    broken = load(str(tiny_llama))
     with torch.no_grad():
         broken.hf.get_input_embeddings().weight[broken.encode("Tom", bos=False)[-1]] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite on a sample"):
@@ -161,8 +161,8 @@ def test_half_a_character_is_named_with_its_row(tmp_path):
         read_table(file, what="pool")
 
 
-def test_bos_is_special_where_it_is_also_the_unknown_token(stories260k):
-    plain, twin = load(str(stories260k)), load(str(stories260k))
+def test_bos_is_special_where_it_is_also_the_unknown_token(tiny_llama):
+    plain, twin = load(str(tiny_llama)), load(str(tiny_llama))
     twin.tokenizer = copy.deepcopy(plain.tokenizer)
     twin.tokenizer.unk_token = plain.tokenizer.bos_token
     assert plain.tokenizer.unk_token_id not in plain.special_ids and plain.bos_id in plain.special_ids
@@ -172,8 +172,8 @@ def test_bos_is_special_where_it_is_also_the_unknown_token(stories260k):
 
 
 @pytest.mark.parametrize("template", ["{{ m.content }}[end]", " {{ m.content | trim }} </s> e"])
-def test_a_short_response_is_found_where_the_chat_template_puts_it(stories260k, template):
-    chat = load(str(stories260k))
+def test_a_short_response_is_found_where_the_chat_template_puts_it(tiny_llama, template):
+    chat = load(str(tiny_llama))
     chat.tokenizer = copy.deepcopy(chat.tokenizer)
     chat.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>" + template + "{% endfor %}"
     for response in ("e", "end", "s", " the sea \n"):
@@ -198,7 +198,7 @@ def test_a_batchtopk_autoencoder_keeps_its_threshold_where_activations_are_scale
     assert 6.5 <= report["l0"] <= 11 and abs(report["explained_variance"] - topk["explained_variance"]) < 0.05
 
 
-def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, stories260k):  # noqa: F811
+def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, tiny_llama):  # noqa: F811
     one, two = (
         windows(model, [f"{word} saw the big dog and the cat near the tree and the ball." for _ in range(60)], 64)
         for word in ("Tom", "Ben")
@@ -206,7 +206,7 @@ def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, stories26
     recipe = SaeRecipe(site="resid_post.2", width="2x", k=4, tokens=64 * 4, batch=64)
     assert [len(row) for row in one] == [len(row) for row in two] and one != two
     report = train(model, one, tmp_path / "sae", recipe)
-    for other, rows in ((model, two), (load(str(stories260k), dtype="bfloat16"), one)):
+    for other, rows in ((model, two), (load(str(tiny_llama), dtype="bfloat16"), one)):
         with pytest.raises(InputError, match="another training"):
             train(other, rows, tmp_path / "sae", recipe)
     (tmp_path / "sae" / "sae_weights.safetensors").unlink()
@@ -230,5 +230,5 @@ def test_a_damaged_config_of_an_autoencoder_is_said_in_one_sentence(material, tm
     shutil.copytree(material / "sae", tmp_path / "sae")
     (tmp_path / "sae" / "cfg.json").write_text(config)
     assert saes.recorded_site(tmp_path / "sae") is None
-    with pytest.raises(InputError, match="cannot be loaded|does not say which site"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         saes.load(tmp_path / "sae")

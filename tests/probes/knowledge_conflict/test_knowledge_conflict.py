@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from probes.knowledge_conflict.items import COUNTS
-from tests.conftest import shared
 from tests.support.conflict_files import PROBE, QUICK, conflict_circuit
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation
@@ -233,8 +232,9 @@ def test_it_keeps_to_the_contract_of_probes(circuit):
 
 
 @pytest.mark.slow
+@pytest.mark.shared_data
 @pytest.mark.parametrize("prompt", ("Substitution Conflict", "Coherent Conflict"))
-def test_juice_runs_as_it_is_with_a_column_map(stories260k, tmp_path, prompt):
+def test_juice_runs_as_it_is_with_a_column_map(stories260k, shared, tmp_path, prompt):
     """A real file on a real tokenizer; the model knows no capitals, so all items are kept and no role is expected."""
     config = {
         "columns": JUICE + prompt,

@@ -47,7 +47,7 @@ def test_an_exported_model_gives_the_scores_of_the_model_with_these_heads_ablate
         export_pruned(model, [(9, 0)], tmp_path / "other")
 
 
-def test_neutral_text_hangs_on_the_tokenizer_and_not_on_the_name(circuit, stories260k, tmp_path):
+def test_neutral_text_hangs_on_the_tokenizer_and_not_on_the_name(circuit, tiny_llama, tmp_path):
     from probes.knowledge_conflict.pruning import neutral_texts
 
     options = {"essays": ESSAYS, "otherwise": [[2, 3, 4]]}
@@ -59,7 +59,7 @@ def test_neutral_text_hangs_on_the_tokenizer_and_not_on_the_name(circuit, storie
         neutral_texts(circuit[0], "auto", **options)[0] == [[2, 3, 4]]
         and "knows no English" in neutral_texts(circuit[0], "auto", **options)[1]
     )
-    stories = load(str(stories260k))
+    stories = load(str(tiny_llama))
     texts, which = neutral_texts(stories, "auto", **options)
     assert which == "English essays that ship with the project" and len(texts) == 64 and max(map(len, texts)) == 256
     (tmp_path / "mine.txt").write_text("Once upon a time.\nx\n")

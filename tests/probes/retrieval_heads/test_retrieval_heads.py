@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.models.loading import load
 from workbench.organisms import folder
@@ -70,33 +71,30 @@ def official_scores(model_folder, row, max_new_tokens, stop):
 
 
 @pytest.mark.parametrize("score", ["set", "count"])
-def test_scores_equal_the_official_algorithm_on_a_trained_grouped_query_model(stories260k, material, score):
-    """The question is the needle's own beginning, which a story model continues, in part by looking back."""
-    begun = [n | {"question": n["needle"][: n["needle"].index(n["answer"])].strip()} for n in NEEDLES]
-    (material / "begun.jsonl").write_text("".join(json.dumps(n) + "\n" for n in begun))
+def test_scores_equal_the_official_algorithm_on_a_trained_grouped_query_model(tmp_path, score):
+    (tmp_path / "needles.jsonl").write_text("\n".join(organisms.data("needles").read_text().splitlines()[:3]) + "\n")
     run = execute(
         "retrieval-heads",
-        str(stories260k),
-        data=material / "begun.jsonl",
+        "organism",
+        data=tmp_path / "needles.jsonl",
         seed=0,
         config={
-            "haystack": str(material / "haystack.txt"),
             "lengths": (120, 200),
             "depths": (0, 40, 100),
             "max_new_tokens": 12,
             "keep": "all",
             "score": score,
             "mask_k": (0,),
-            "template": "{context} {question}",
+            "stop": ("\n",),
         },
     )
-    model = load(str(stories260k))
+    model = load("organism")
     scores, inputs = run.array("trial_scores"), run.table("inputs")
     assert inputs.height == 18
     expected = []
     for i, row in enumerate(inputs.iter_rows(named=True)):
         by_set, by_count, generated = official_scores(
-            stories260k, row, 12, lambda t: t in model.eos_ids or "\n" in model.tokenizer.decode([t])
+            folder("organism"), row, 12, lambda t: t in model.eos_ids or "\n" in model.tokenizer.decode([t])
         )
         assert generated == row["generated_ids"]
         expected.append(by_set if score == "set" else by_count)
@@ -128,10 +126,10 @@ def test_scores_equal_the_official_algorithm_where_heads_share_keys():
     np.testing.assert_allclose(run.array("trial_scores"), expected, atol=1e-6)
 
 
-def test_prompts_are_the_haystack_with_the_needle_at_a_sentence_end(stories260k, material):
+def test_prompts_are_the_haystack_with_the_needle_at_a_sentence_end(tiny_llama, material):
     run = execute(
         "retrieval-heads",
-        str(stories260k),
+        str(tiny_llama),
         data=material / "needles.jsonl",
         config={
             "haystack": str(material / "haystack.txt"),
@@ -142,7 +140,7 @@ def test_prompts_are_the_haystack_with_the_needle_at_a_sentence_end(stories260k,
             "mask_k": (0,),
         },
     )
-    model = load(str(stories260k))
+    model = load(str(tiny_llama))
     for row, trial in zip(run.table("inputs").iter_rows(named=True), run.table("trials").iter_rows(named=True)):
         needle = NEEDLES[trial["needle"]]
         text = model.decode(row["ids"])
@@ -235,11 +233,11 @@ def test_masking_the_prompt_too_is_another_experiment():
     assert [s.token for s in everywhere[0]] != row["generated_ids"][:3]
 
 
-def test_batches_of_any_size_give_the_same_scores(stories260k, material):
+def test_batches_of_any_size_give_the_same_scores(tiny_llama, material):
     runs = [
         execute(
             "retrieval-heads",
-            str(stories260k),
+            str(tiny_llama),
             data=material / "needles.jsonl",
             out=material / f"out{tokens}",
             config={
@@ -283,10 +281,10 @@ def test_the_statistics_of_many_trials_find_the_planted_heads():
     assert summary["retrieval_heads"]["value"] == 33 and summary["split_half_correlation"]["value"] > 0.98
 
 
-def test_nothing_recalled_is_said_not_scored(stories260k, material):
+def test_nothing_recalled_is_said_not_scored(tiny_llama, material):
     run = execute(
         "retrieval-heads",
-        str(stories260k),
+        str(tiny_llama),
         data=material / "needles.jsonl",
         config={
             "haystack": str(material / "haystack.txt"),
@@ -312,23 +310,23 @@ def test_nothing_recalled_is_said_not_scored(stories260k, material):
         ({"template": "chat"}, "no chat template"),
     ],
 )
-def test_impossible_grids_are_refused(stories260k, material, change, says):
+def test_impossible_grids_are_refused(tiny_llama, material, change, says):
     with pytest.raises(InputError, match=says):
         execute(
             "retrieval-heads",
-            str(stories260k),
+            str(tiny_llama),
             data=material / "needles.jsonl",
             config={"haystack": str(material / "haystack.txt"), "lengths": (120,), "depths": (0,)} | change,
         )
 
 
-def test_an_answer_outside_its_needle_is_refused(stories260k, tmp_path):
+def test_an_answer_outside_its_needle_is_refused(tiny_llama, tmp_path):
     (tmp_path / "n.jsonl").write_text(json.dumps(NEEDLES[0] | {"answer": "on the moon"}) + "\n")
     with pytest.raises(InputError, match="row 1: the answer 'on the moon' does not occur"):
         (tmp_path / "h.txt").write_text(HAYSTACK)
         execute(
             "retrieval-heads",
-            str(stories260k),
+            str(tiny_llama),
             data=tmp_path / "n.jsonl",
             config={"haystack": str(tmp_path / "h.txt"), "lengths": (200,), "depths": (0,)},
         )

@@ -141,7 +141,8 @@ def test_continuations_begun_apart_go_on_together(case):
         begin(model, None, [p], [g], spans=s[None] if i else s[None, s >= 0], **how)
         for i, (p, g, s) in enumerate(zip(PROMPTS, guesses, SPANS))
     ]
-    assert (begun[0].done == [True] or model.sliding) and begun[2].done == [False]
+    read_at_once = 1 if model.sliding else 2  # behind a window guesses are not read
+    assert begun[0].done == [reference[0][0][1] in reference[0][0][:read_at_once]] and begun[2].done == [False]
     # a window counts columns: where there is one, pasts of different lengths go on one after the other
     together = [[b] for b in begun] if model.sliding else [begun]
     compare([steps for some in together for steps in go_on(model, some, **how)], expected)
