@@ -14,8 +14,7 @@ from workbench.core.wording import cut, number, quantity
 from workbench.explorer import head_sets
 from workbench.figures import heads as head_figures
 from workbench.figures.several_runs import together
-from workbench.runs import compare
-from workbench.runs import execution as runs
+from workbench.runs import compare, execution
 from workbench.runs.folder import Run
 
 
@@ -39,7 +38,7 @@ def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: s
     """A run by its id, which is also what the URL holds."""
     wanted = url_state.get("compare", key)
     if wanted and wanted not in found:
-        runs.run_by_id(wanted)  # says what is wrong with an id from the URL
+        execution.run_by_id(wanted)  # says what is wrong with an id from the URL
     index = ids.index(wanted) if wanted in ids else 0
     chosen = st.selectbox(
         title, ids, index=index, key=f"{key} of {len(ids)} at {index}", format_func=lambda i: label(found[i]), help=help

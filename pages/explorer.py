@@ -9,8 +9,7 @@ import streamlit as st
 from pages.widgets import cached, components, head_cards, navigation, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut, number, two_decimals
-from workbench.explorer import head_sets
-from workbench.explorer import readings as explorer
+from workbench.explorer import head_sets, readings
 from workbench.explorer.readings import Switches
 from workbench.figures import style as theme
 
@@ -96,7 +95,7 @@ def body(name: str, text: str) -> None:
 
 
 def view(name: str, opened, text: str) -> None:
-    ids = explorer.encode(opened, text)
+    ids = readings.encode(opened, text)
     switches = chosen_switches(opened, ids)
     at = position(url_state.get(SCREEN, "at"), len(ids))
     tables = cached.head_tables(opened.model.fingerprint)
@@ -168,14 +167,14 @@ def heads_of(text: str, model) -> tuple[tuple[int, int], ...]:
 def chosen_switches(opened, ids) -> Switches:
     heads = heads_of(url_state.get(SCREEN, "off"), opened.model)
     how = st.session_state.get("how") or st.query_params.get("how") or "zero"
-    how = how if how in explorer.HOW else "zero"
+    how = how if how in readings.HOW else "zero"
     if not heads:
         return Switches()
     donor: tuple[int, ...] = ()
     if how == "patch":
         text = (st.session_state.get("donor") or st.query_params.get("donor") or "").replace("\\n", "\n")
         try:
-            donor = explorer.encode(opened, text)
+            donor = readings.encode(opened, text)
         except InputError:
             return Switches()  # the field under the grid says that it is wanted
     return Switches(heads, how, donor)
@@ -185,7 +184,7 @@ def chosen_switches(opened, ids) -> Switches:
 
 
 def show_tokens(opened, ids, at: int, row) -> None:
-    frame = explorer.tokens(opened, ids)
+    frame = readings.tokens(opened, ids)
     weights = [float(w) for w in row]
     shades = styling.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
     items = []
@@ -202,7 +201,7 @@ def show_tokens(opened, ids, at: int, row) -> None:
             }
         )
     components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
-    count = explorer.unknown(opened, ids)
+    count = readings.unknown(opened, ids)
     if count:
         st.warning(
             f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these "
@@ -217,21 +216,21 @@ def show_tokens(opened, ids, at: int, row) -> None:
 def colouring(name: str, opened, ids, switches, reading, rows, tables):
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = head_sets.run_columns(tables)
-    live = [HERE, *explorer.SCORES, "direct effect on the top token", "output norm"]
+    live = [HERE, *readings.SCORES, "direct effect on the top token", "output norm"]
     left, right = st.columns([7, 3], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Colour of the heads",
         [*live, *from_runs],
         key="colour",
         bind="query-params",
-        help="; ".join(f"{k}: {v}" for k, v in explorer.SCORES.items()),
+        help="; ".join(f"{k}: {v}" for k, v in readings.SCORES.items()),
     )
     source = right.selectbox(
         "Scored on",
         PROMPTS,
         key="scored",
         bind="query-params",
-        disabled=chosen not in explorer.SCORES,
+        disabled=chosen not in readings.SCORES,
         help="The prompt above, or random tokens said twice, on which induction shows.",
     )
     if chosen in from_runs:
@@ -239,12 +238,12 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
         run, frame = next((run, frame) for run, frame in tables if run.id == identifier)
         return column, frame, head_sets.is_share(run, column)
     if chosen == "output norm":
-        return "norm", explorer.output_norms(reading), False
+        return "norm", readings.output_norms(reading), False
     if chosen == "direct effect on the top token":
         return "direct_logit", cached.direct_effects(name, ids, switches, opened), False
-    if chosen in explorer.SCORES:
+    if chosen in readings.SCORES:
         return chosen, cached.scores(name, ids if source == PROMPTS[0] else (), opened), chosen in SHARES
-    return "attention", explorer.largest(opened, rows), True
+    return "attention", readings.largest(opened, rows), True
 
 
 def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int], *, share: bool) -> None:
@@ -358,7 +357,7 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
     )
     b.selectbox(
         "How",
-        explorer.HOW,
+        readings.HOW,
         key="how",
         bind="query-params",
         label_visibility="collapsed",

@@ -13,9 +13,7 @@ from workbench.core import registry
 from workbench.core.errors import WorkbenchError
 from workbench.core.registry import Probe
 from workbench.core.wording import duration, human_bytes, two_digits
-from workbench.runs import cost
-from workbench.runs import execution as runs
-from workbench.runs import queue as jobs
+from workbench.runs import cost, execution, queue
 from workbench.runs.folder import Run
 
 
@@ -46,7 +44,7 @@ def result(probe: Probe) -> None:
     found.sort(key=lambda run: (run.status == "complete", styling.when(run)), reverse=True)
     wanted = url_state.get(probe.name, "run")
     if wanted and wanted not in [run.id for run in found]:
-        found.insert(0, runs.run_by_id(wanted))  # says what is wrong with an id from the URL
+        found.insert(0, execution.run_by_id(wanted))  # says what is wrong with an id from the URL
     if not found:
         st.info(
             styling.md(
@@ -129,14 +127,14 @@ def setup(probe: Probe) -> None:
         )
         device = st.selectbox(
             "device",
-            jobs.devices(),
+            queue.devices(),
             key=f"{probe.name}.device",
             bind="query-params",
             help="Each device has one worker and one queue.",
         )
     try:
         config = configs.build(probe.config, values)
-        ready = runs.prepare(probe, config, data)
+        ready = execution.prepare(probe, config, data)
     except WorkbenchError as error:
         with go:
             st.button("Run", type="primary", disabled=True, width="stretch", help="Once the settings are right.")
@@ -151,7 +149,7 @@ def setup(probe: Probe) -> None:
     )
     go.caption(styling.md(price(probe, config, ready, model, device, newest)))
     if pressed:
-        job = jobs.submit(
+        job = queue.submit(
             probe.name, model, config=configs.to_dict(config), data=data, seed=int(seed), dtype=dtype, device=device
         )
         st.session_state[f"{probe.name} job"] = job.id
@@ -159,7 +157,9 @@ def setup(probe: Probe) -> None:
     follow(probe)
     with st.expander("Copy command"):
         st.code(
-            runs.command_for(ready, model, seed=int(seed), dtype=dtype, device=device if device != "cpu" else None),
+            execution.command_for(
+                ready, model, seed=int(seed), dtype=dtype, device=device if device != "cpu" else None
+            ),
             language="bash",
             wrap_lines=True,
         )
@@ -176,7 +176,7 @@ def setup(probe: Probe) -> None:
 def follow(probe: Probe) -> None:
     """Once the job that was started here has ended, show its run."""
     identifier = st.session_state.get(f"{probe.name} job")
-    job = next((job for job in jobs.listing() if job.id == identifier), None)
+    job = next((job for job in queue.listing() if job.id == identifier), None)
     if job is not None and job.ended:
         del st.session_state[f"{probe.name} job"]
         if job.status == "complete" and job.run:
@@ -200,9 +200,9 @@ def data_of(probe: Probe) -> Path | None:
     with st.popover("Upload a file", width="stretch", help="In place of a path: a file from where the browser is."):
         sent = st.file_uploader(
             "Data file",
-            type=[s[1:] for s in jobs.SUFFIXES],
+            type=[s[1:] for s in queue.SUFFIXES],
             key=f"{probe.name} upload",
-            help=f"{needs} At most {human_bytes(jobs.MOST_BYTES)}.",
+            help=f"{needs} At most {human_bytes(queue.MOST_BYTES)}.",
         )
     if sent is not None:
         path = kept(sent.name, sent.file_id, sent)
@@ -214,7 +214,7 @@ def data_of(probe: Probe) -> Path | None:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def kept(name: str, identifier: str, _sent) -> Path:
     """An upload as a file, written once."""
-    return jobs.keep_upload(name, _sent.getvalue())
+    return queue.keep_upload(name, _sent.getvalue())
 
 
 def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]) -> str:
@@ -252,7 +252,7 @@ def before(probe: Probe, run: Run) -> cost.Plan | None:
     about = run.info.get("data") or {}
     try:
         config = configs.build(probe.config, run.info.get("config"), literal=True)
-        ready = runs.prepare(probe, config)
+        ready = execution.prepare(probe, config)
     except WorkbenchError:
         return None
     model = styling.model_of(run)

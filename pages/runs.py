@@ -9,8 +9,7 @@ import streamlit as st
 
 from pages.widgets import cached, navigation, queue_panel, run_view, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.runs import execution as runs
-from workbench.runs import notes
+from workbench.runs import execution, notes
 from workbench.runs.folder import Run
 
 SCREEN = "runs"
@@ -80,7 +79,7 @@ def main() -> None:
             label=f"Compare the first two of {len(chosen)}",
             query_params={"a": chosen[0], "b": chosen[1]},
         )
-    run = folder if folder is not None and not chosen else (runs.run_by_id(wanted) if wanted else None)
+    run = folder if folder is not None and not chosen else (execution.run_by_id(wanted) if wanted else None)
     if run is None:
         st.caption("Select a row to look at a run; two to compare them.")
         return
@@ -91,7 +90,7 @@ def main() -> None:
         run_view.show(run)
     with b:
         annotate(run)
-        remove(run, inside=run.folder.parent == runs.runs_root())
+        remove(run, inside=run.folder.parent == execution.runs_root())
 
 
 def compare_page():
@@ -153,7 +152,7 @@ def opened_folder() -> Run | None:
     try:
         from pathlib import Path
 
-        return runs.open_run(Path(path.strip()))
+        return execution.open_run(Path(path.strip()))
     except InputError as error:
         styling.problem(error)
         return None

@@ -10,11 +10,9 @@ import streamlit as st
 
 from workbench import organisms
 from workbench.core.errors import InputError
-from workbench.explorer import example_prompts as examples
-from workbench.explorer import head_sets
-from workbench.explorer import readings as explorer
+from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.readings import Opened, Switches
-from workbench.runs import execution as runs
+from workbench.runs import execution
 from workbench.runs.folder import Run
 
 
@@ -28,7 +26,7 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def _stamps() -> tuple[str, tuple]:
-    root = runs.runs_root()
+    root = execution.runs_root()
     return str(root), tuple((path.parent.name, *stamp(path)) for path in sorted(root.glob("*/run.json")))
 
 
@@ -39,7 +37,7 @@ def run_list() -> list[Run]:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _run_list(root: str, stamps: tuple) -> list[Run]:
-    return runs.list_runs(root=Path(root))
+    return execution.list_runs(root=Path(root))
 
 
 def table(run: Run, name: str) -> pl.DataFrame:
@@ -72,50 +70,50 @@ def organism_names() -> tuple[str, ...]:
 def prompts(name: str) -> list[str]:
     """Prompts to begin with. One can always type, so a data file that is not there is no error here."""
     try:
-        return examples.prompts(name)
+        return example_prompts.prompts(name)
     except InputError:
-        return list(examples.ENGLISH)
+        return list(example_prompts.ENGLISH)
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def model(name: str, dtype: str = "float32", device: str | None = None) -> Opened:
-    return explorer.open_model(name, dtype=dtype, device=device)
+    return readings.open_model(name, dtype=dtype, device=device)
 
 
 # The model goes in as `_opened` (not hashed) beside `who`, the name it was opened under.
 @st.cache_resource(max_entries=8, show_spinner=False)
 def reading(who: str, ids: tuple[int, ...], switches: Switches, _opened: Opened):
-    return explorer.read(_opened, ids, switches)
+    return readings.read(_opened, ids, switches)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def rows(who: str, ids: tuple[int, ...], position: int, switches: Switches, _opened: Opened):
-    return explorer.attention_rows(_opened, ids, position, switches)
+    return readings.attention_rows(_opened, ids, position, switches)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def pattern(who: str, ids: tuple[int, ...], layer: int, head: int, switches: Switches, _opened: Opened):
-    return explorer.pattern(_opened, ids, layer, head, switches)
+    return readings.pattern(_opened, ids, layer, head, switches)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def scores(who: str, ids: tuple[int, ...], _opened: Opened):
     """Live scores on the prompt; on repeated random tokens where ``ids`` is empty."""
-    return explorer.head_scores(_opened, [ids] if ids else explorer.repeated_tokens(_opened))
+    return readings.head_scores(_opened, [ids] if ids else readings.repeated_tokens(_opened))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def direct_effects(who: str, ids: tuple[int, ...], switches: Switches, _opened: Opened) -> pl.DataFrame:
     """Every head's direct effect on the logit of the top next token."""
     found = reading(who, ids, switches, _opened)
-    return explorer.direct_effects(_opened, found, int(found.logits.argmax()))
+    return readings.direct_effects(_opened, found, int(found.logits.argmax()))
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def writes(
     who: str, ids: tuple[int, ...], switches: Switches, layer: int, head: int, position: int, _opened: Opened
 ) -> pl.DataFrame:
-    return explorer.head_writes(_opened, reading(who, ids, switches, _opened), layer, head, position, k=5)
+    return readings.head_writes(_opened, reading(who, ids, switches, _opened), layer, head, position, k=5)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -126,9 +124,9 @@ def induction_head(who: str, _opened: Opened) -> tuple[int, int]:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def written(who: str, ids: tuple[int, ...], switches: Switches, most: int, _opened: Opened) -> str:
-    return explorer.write_on(_opened, ids, switches, most=most)
+    return readings.write_on(_opened, ids, switches, most=most)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def lens(who: str, ids: tuple[int, ...], switches: Switches, _opened: Opened):
-    return explorer.lens(_opened, reading(who, ids, switches, _opened))
+    return readings.lens(_opened, reading(who, ids, switches, _opened))

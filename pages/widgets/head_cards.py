@@ -7,8 +7,7 @@ import streamlit as st
 
 from pages.widgets import cached, styling
 from workbench.core.wording import number
-from workbench.explorer import head_sets, layer_curves
-from workbench.explorer import readings as explorer
+from workbench.explorer import head_sets, layer_curves, readings
 from workbench.explorer.readings import Opened, Reading, Switches
 
 LONGEST = 24  # tokens of generated text
@@ -21,7 +20,7 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
     text = cached.written(name, ids, Switches(), LONGEST, opened)
     shown = styling.heading(f"greedy continuation, up to {LONGEST} tokens") + styling.quote(text, styling.accent())
     if not switches.heads:
-        frame = explorer.next_tokens(opened, before, k=ROWS)
+        frame = readings.next_tokens(opened, before, k=ROWS)
         rows = [(text, p, p) for text, p in frame.select("text", "probability").iter_rows()]
         shown += styling.heading("next token") + styling.table(
             rows, [("token", "tok"), ("probability", "num"), ("", "bar")]
@@ -29,12 +28,12 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
     else:
         after = cached.written(name, ids, switches, LONGEST, opened)
         shown += styling.heading("with the heads switched") + styling.quote(after, styling.contrast())
-        frame = explorer.next_tokens(opened, before, reading, k=ROWS)
+        frame = readings.next_tokens(opened, before, reading, k=ROWS)
         rows = [
             (t, p, (p, styling.accent()), q, (q, styling.contrast()))
             for t, p, q in frame.select("text", "probability", "after").iter_rows()
         ]
-        moved = explorer.shift(before, reading)
+        moved = readings.shift(before, reading)
         names = ", ".join(f"{a}.{b}" for a, b in switches.heads[:8]) + (
             f" and {len(switches.heads) - 8} more" if len(switches.heads) > 8 else ""
         )
@@ -58,7 +57,7 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
         f"<b>Layer {layer}, head {head}</b><span class='wb-dim'>{group}{off}; at token {at}, "
         f"<code>{styling.esc(token)}</code></span>"
     )
-    found = explorer.strongest(opened, ids, rows[layer, head])
+    found = readings.strongest(opened, ids, rows[layer, head])
     left, right = st.columns(2)
     with left:
         destinations = [(i, text, w, w) for i, text, w in found.iter_rows()]
@@ -169,7 +168,7 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
     """Every live score of the chosen head, and the heads that lead each."""
     on_prompt, on_random = cached.scores(name, ids, opened), cached.scores(name, (), opened)
     rows = []
-    for column in explorer.SCORES:
+    for column in readings.SCORES:
         pick = (pl.col("layer") == layer) & (pl.col("head") == head)
         best = head_sets.top_heads(on_random, column, 3)
         rows.append(
@@ -189,7 +188,7 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
     )
     st.html(
         "<div class='wb-facts wb-dim'>"
-        + "<br>".join(f"{styling.esc(k.replace('_', ' '))}: {styling.esc(v)}" for k, v in explorer.SCORES.items())
+        + "<br>".join(f"{styling.esc(k.replace('_', ' '))}: {styling.esc(v)}" for k, v in readings.SCORES.items())
         + "</div>"
     )
     st.download_button(
@@ -224,7 +223,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
     )
     text = text.replace("\\n", "\n") or st.session_state.get("prompt", "").replace("\\n", "\n")
     second = cached.model(other)
-    theirs = explorer.encode(second, text)
+    theirs = readings.encode(second, text)
     if other == name and theirs == ids:
         st.info("Choose a second model or type a second prompt: its answer is shown beside this one.")
         return
@@ -239,7 +238,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
                 f"<div class='wb-facts'><b>{styling.esc(styling.short(who))}</b> <span "
                 f"class='wb-dim'>{len(tokens)} tokens{', heads switched' if off.heads else ''}</span></div>"
             )
-            frame = explorer.next_tokens(model, reading, k=8)
+            frame = readings.next_tokens(model, reading, k=8)
             rows = [(t, p, p) for t, p in frame.select("text", "probability").iter_rows()]
             shown += styling.heading("next token") + styling.table(rows, [("token", "tok"), ("p", "num"), ("", "bar")])
             shown += styling.heading("greedy continuation") + styling.quote(
@@ -247,7 +246,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             )
             if layer < model.model.n_layers and head < model.model.n_heads:
                 row = cached.rows(who, tokens, len(tokens) - 1, off, model)[layer, head]
-                found = explorer.strongest(model, tokens, row, k=6)
+                found = readings.strongest(model, tokens, row, k=6)
                 shown += styling.heading(f"head {layer}.{head} attends, from the last token, to") + styling.table(
                     [(i, t, w, w) for i, t, w in found.iter_rows()],
                     [("at", "num"), ("token", "tok"), ("weight", "num"), ("", "bar")],
@@ -259,7 +258,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
 
 def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer: int, at: int) -> None:
     """One layer: logit lens, length of the stream, and what runs found at that depth."""
-    lens, norms = cached.lens(name, ids, switches, opened), explorer.norms(reading)
+    lens, norms = cached.lens(name, ids, switches, opened), readings.norms(reading)
     texts = opened.model.token_strings(ids)
     st.html(f"<b>Layer {layer}</b><span class='wb-dim'> (of 0–{opened.model.n_layers - 1}); the stream after it</span>")
     depth, along = st.columns(2)

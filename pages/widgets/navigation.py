@@ -12,7 +12,7 @@ import streamlit as st
 from pages.widgets import styling
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
-from workbench.runs import queue as jobs
+from workbench.runs import queue
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -85,8 +85,8 @@ def through_app() -> None:
 def at_work() -> None:
     """What runs now and what waits, in one line per job."""
     try:
-        jobs.wake()
-        busy = [job for job in jobs.listing() if not job.ended]
+        queue.wake()
+        busy = [job for job in queue.listing() if not job.ended]
     except (WorkbenchError, OSError) as error:
         st.caption(styling.md(str(error)))
         return

@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.widgets import styling
 from workbench.core.errors import WorkbenchError
-from workbench.runs import queue as jobs
+from workbench.runs import queue
 
 
 def show(probe: str | None = None, *, ended: int = 3) -> None:
@@ -16,12 +16,12 @@ def show(probe: str | None = None, *, ended: int = 3) -> None:
     st.fragment(_list, run_every=1.0 if busy else 3.0)(probe, ended, busy)
 
 
-def chosen(probe: str | None) -> list[jobs.Job]:
-    return [job for job in jobs.listing() if probe in (None, job.probe)]
+def chosen(probe: str | None) -> list[queue.Job]:
+    return [job for job in queue.listing() if probe in (None, job.probe)]
 
 
 def _list(probe: str | None, ended: int, busy: bool) -> None:
-    jobs.wake()
+    queue.wake()
     found = chosen(probe)
     active = [job for job in found if not job.ended]
     for job in active:
@@ -32,7 +32,7 @@ def _list(probe: str | None, ended: int, busy: bool) -> None:
         st.rerun()  # what ran has ended and its result belongs on the page; or another tab has started something
 
 
-def show_job(job: jobs.Job) -> None:
+def show_job(job: queue.Job) -> None:
     with st.container(border=True, key=f"job-{job.id}"):
         st.html(
             f"<div class='wb-facts'><b>{styling.esc(job.probe)}</b> <span class='wb-dim'>on "
@@ -44,7 +44,7 @@ def show_job(job: jobs.Job) -> None:
         st.button(
             "Cancel",
             key=f"cancel {job.id}",
-            on_click=jobs.cancel,
+            on_click=queue.cancel,
             args=(job.id,),
             width="stretch",
             shortcut="s" if job.status == "running" else None,
@@ -52,7 +52,7 @@ def show_job(job: jobs.Job) -> None:
         )
 
 
-def show_ended(job: jobs.Job) -> None:
+def show_ended(job: queue.Job) -> None:
     if job.status == "complete":
         return  # its run is on the page
     with st.container(border=True, key=f"job-{job.id}"):
@@ -73,7 +73,7 @@ def show_ended(job: jobs.Job) -> None:
         b.button(
             "Dismiss",
             key=f"forget {job.id}",
-            on_click=jobs.forget,
+            on_click=queue.forget,
             args=(job.id,),
             width="stretch",
             help="Take it off this list. The run stays.",
@@ -83,9 +83,9 @@ def show_ended(job: jobs.Job) -> None:
                 st.code(job.detail, language=None)
 
 
-def again(job: jobs.Job) -> None:
+def again(job: queue.Job) -> None:
     try:
-        jobs.resume(job)
-        jobs.forget(job)
+        queue.resume(job)
+        queue.forget(job)
     except WorkbenchError as error:
         styling.problem(error)

@@ -49,10 +49,10 @@ def run(
     import sys
 
     from workbench.core.config import parse_assignments, read_toml
-    from workbench.runs import execution as runs
+    from workbench.runs import execution
 
     values = {**(read_toml(config) if config else {}), **parse_assignments(set or ())}
-    ready = runs.prepare(probe, values, data)  # bad input is found before torch is imported
+    ready = execution.prepare(probe, values, data)  # bad input is found before torch is imported
     changes: tuple = ()
     if edit is not None:
         from workbench.core.tables import existing
@@ -61,12 +61,12 @@ def run(
         from workbench.engine.head_masks import read_mask
 
         changes = (read_mask(path),)
-    command = runs.command_for(
+    command = execution.command_for(
         ready, model, seed=seed, engine=engine, dtype=dtype, device=device, revision=revision, edit=edit, out=out
     )
     # A library that prints must not get between a script and its JSON.
     with progress(quiet=quiet) as report, contextlib.redirect_stdout(sys.stderr):
-        done = runs.execute(
+        done = execution.execute(
             ready,
             model,
             seed=seed,

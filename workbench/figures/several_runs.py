@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import registry
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes
-from workbench.figures import export as exporting
-from workbench.figures import probe_name
+from workbench.figures import export, probe_name
 from workbench.figures.run_tables import info, model_name
 
 if TYPE_CHECKING:
@@ -50,14 +49,14 @@ def export_together(
         for run in runs[1:]
     ]
     texts = {
-        f"{name}.caption.txt": f"{exporting.caption(runs[0], fig)} Further runs: {'; '.join(others)}.",
-        f"{name}.bib": exporting.bibtex(runs[0]),
+        f"{name}.caption.txt": f"{export.caption(runs[0], fig)} Further runs: {'; '.join(others)}.",
+        f"{name}.bib": export.bibtex(runs[0]),
     }
     written = []
     for file, text in texts.items():
         if text:
             write_bytes(folder / file, f"{text}\n".encode())
             written.append(folder / file)
-    for format in sorted(dict.fromkeys(formats), key=lambda f: f in exporting.DRAWN):  # what needs no browser first
-        written.append(exporting.export(fig, folder / f"{name}.{format}", format=format, preset=preset))
+    for format in sorted(dict.fromkeys(formats), key=lambda f: f in export.DRAWN):  # what needs no browser first
+        written.append(export.export(fig, folder / f"{name}.{format}", format=format, preset=preset))
     return written

@@ -28,8 +28,7 @@ from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, canonical
 from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
-from workbench.runs import cost
-from workbench.runs import execution as runs
+from workbench.runs import cost, execution
 from workbench.runs.folder import Run
 
 # What a complete run folder holds, and what may be added to it; a probe declares what else it leaves.
@@ -63,7 +62,7 @@ class Case:
         self.count += fresh_folder
         place = self.folder / str(self.count)
         arguments: dict[str, Any] = {"config": self.config, "data": self.data, "seed": self.seed, **options}
-        return runs.execute(self.probe, self.model, out=place / "run", store=Store(place / "store"), **arguments)
+        return execution.execute(self.probe, self.model, out=place / "run", store=Store(place / "store"), **arguments)
 
 
 def check_probe(
@@ -197,7 +196,7 @@ def check_bad_data(case: Case) -> None:
         if content is not None:
             path.write_bytes(content)
         expect_input_error(
-            lambda: runs.prepare(case.probe, case.config, path),  # noqa: B023
+            lambda: execution.prepare(case.probe, case.config, path),  # noqa: B023
             f"a data file that is bad ({file.partition('.')[0]}) is accepted by `validate`",
             naming=path.name,
         )
@@ -245,7 +244,7 @@ def check_reopening(case: Case) -> None:
         raise AssertionError("a complete run was computed again")
 
     again = dataclasses.replace(case.probe, run=refuse)
-    found = runs.execute(
+    found = execution.execute(
         again, case.model, config=case.config, data=case.data, seed=case.seed, out=case.reference.folder
     )
     expect(found.id == case.reference.id, "the id of the same run changed")
@@ -284,7 +283,7 @@ def check_cancel(case: Case) -> None:
         expect(hooks() == [], f"{where}, hooks were left on {', '.join(hooks())}")
         folder = case.folder / str(case.count) / "run"
         if (folder / "run.json").is_file():
-            status = runs.open_run(folder).info["status"]
+            status = execution.open_run(folder).info["status"]
             expect(stopped is not None or status == "cancelled", f"{where}, run.json says {status}")
         same(case, case.run(fresh_folder=False), f"{where} and resumed, the tables differ", 0.0)
 

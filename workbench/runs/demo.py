@@ -10,8 +10,7 @@ from workbench.core import registry
 from workbench.core.errors import InputError
 from workbench.core.registry import Probe
 from workbench.figures.browser import can_draw
-from workbench.runs import execution as runs
-from workbench.runs import notes
+from workbench.runs import execution, notes
 from workbench.runs.folder import Run
 
 MODEL = "organism"
@@ -34,7 +33,7 @@ def run(*, model: str = MODEL, out: Path | None = None, progress: Report | None 
     On the organism the `examples` follow. Without a Chromium the figures are HTML and CSV. Everything else that goes
     wrong is an error."""
     probe = main_probe()
-    done = runs.execute(probe, model, config=probe.example(model), progress=progress)
+    done = execution.execute(probe, model, config=probe.example(model), progress=progress)
     from workbench.figures.export import export_run
 
     formats = ["pdf", "png", "html"] if can_draw() else ["html", "csv"]
@@ -70,7 +69,7 @@ def examples(*, progress: Report | None = None) -> list[Run]:
     found = []
     for probe, model in wanted:
         report = None if progress is None else _named(progress, f"{probe.name} on {model}")
-        found.append(runs.execute(probe, models[model], config=probe.example(model), progress=report))
+        found.append(execution.execute(probe, models[model], config=probe.example(model), progress=report))
         mark(found[-1])
     return found
 

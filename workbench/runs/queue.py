@@ -26,8 +26,7 @@ from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes, write_json
 from workbench.core.wording import human_bytes
-from workbench.runs import execution as runs
-from workbench.runs import provenance
+from workbench.runs import execution, provenance
 
 ENDED = ("complete", "failed", "cancelled", "interrupted")
 KEEP = 200  # ended jobs that stay listed; their runs stay for ever
@@ -94,11 +93,11 @@ def submit(
 
     Raises InputError, before anything is queued, for what can be known to be wrong without the model. Asking for what
     is already waiting or running gives that job."""
-    item = runs.registry.get(probe)
+    item = execution.registry.get(probe)
     config = configs.build(
         item.config, _absolute(item.config, config or {}), where=f"the config of {probe}", literal=True
     )
-    ready = runs.prepare(item, config, data)
+    ready = execution.prepare(item, config, data)
     if not model.strip():
         raise InputError("Name a model: an organism, a local folder or a hub id.")
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]+)?", device):

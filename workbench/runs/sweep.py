@@ -22,7 +22,7 @@ from typing import Any
 from workbench.core.config import read_toml, to_dict
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.nearest_name import nearest
-from workbench.runs import execution as runs
+from workbench.runs import execution
 
 _TOP = ("model", "models", "seed", "seeds", "probes", "device", "dtype", "engine", "revision")
 _PROBE = ("name", "data", "config", "grid", "models", "seeds")
@@ -64,7 +64,7 @@ def read(path: str | Path) -> list[PlannedRun]:
         configs = []
         for values in _combinations(item, path, where):
             try:
-                configs.append(to_dict(runs.prepare(item["name"], values, data).config))
+                configs.append(to_dict(execution.prepare(item["name"], values, data).config))
             except InputError as error:
                 raise InputError(f"{path}, {where}: {error}") from None
         jobs += [
@@ -105,7 +105,7 @@ def run(jobs: list[PlannedRun], *, progress: Callable[[int, int, str], None] | N
                 report(0, 0, "loading the model")
                 options = {key: job.options[key] for key in ("device", "dtype") if key in job.options}
                 loaded = (job.model, load(job.model, job.options.get("revision"), **options))
-            done = runs.execute(
+            done = execution.execute(
                 job.probe,
                 loaded[1],
                 config=job.config,

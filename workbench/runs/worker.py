@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import Cancelled, WorkbenchError
-from workbench.runs import provenance
-from workbench.runs import queue as jobs
+from workbench.runs import provenance, queue
 
 IDLE_SECONDS = 900.0  # without a job for so long, the worker leaves and gives the memory back
 POLL_SECONDS = 0.1
@@ -33,9 +32,9 @@ def main(device: str, *, idle: float | None = None) -> None:
     import filelock
 
     idle = float(os.environ.get("WORKBENCH_WORKER_IDLE", IDLE_SECONDS)) if idle is None else idle
-    jobs.root().mkdir(parents=True, exist_ok=True)
+    queue.root().mkdir(parents=True, exist_ok=True)
     while True:
-        lock = filelock.FileLock(str(jobs.lock_path(device)))
+        lock = filelock.FileLock(str(queue.lock_path(device)))
         try:
             lock.acquire(timeout=2)
         except filelock.Timeout:
@@ -44,7 +43,7 @@ def main(device: str, *, idle: float | None = None) -> None:
             _serve(device, idle)
         finally:
             lock.release()
-        if jobs.next_of(device) is None:  # a job that came while the lock was still held would have started no worker
+        if queue.next_of(device) is None:  # a job that came while the lock was still held would have started no worker
             return
 
 
@@ -53,7 +52,7 @@ def _serve(device: str, idle: float) -> None:
     last = time.monotonic()
     try:
         while time.monotonic() - last < idle:
-            job = jobs.next_of(device)
+            job = queue.next_of(device)
             if job is None:
                 time.sleep(POLL_SECONDS)
                 continue
@@ -76,14 +75,14 @@ def _inner(device: str) -> subprocess.Popen:
     )
 
 
-def _one(job: jobs.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
+def _one(job: queue.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
     """See one job through; returns the inner process if it can take another."""
     import psutil
 
-    jobs.write_state(
+    queue.write_state(
         job.id, status="running", started=provenance.now(), pid=os.getpid(), born=psutil.Process().create_time()
     )
-    outcome = jobs.root() / job.id / "outcome.json"
+    outcome = queue.root() / job.id / "outcome.json"
     asked: float | None = None
     interrupted = False
     try:
@@ -94,7 +93,7 @@ def _one(job: jobs.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
     while True:
         if outcome.is_file():
             found = json.loads(outcome.read_text(encoding="utf-8"))
-            jobs.write_state(job.id, finished=provenance.now(), **found)
+            queue.write_state(job.id, finished=provenance.now(), **found)
             if not interrupted:
                 return inner
             inner.kill()  # an interrupt may have left hooks on the models that are kept loaded
@@ -103,9 +102,9 @@ def _one(job: jobs.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
         code = inner.poll()
         if code is not None and not outcome.is_file():
             state = {"status": "cancelled"} if asked is not None else {"status": "failed", "error": _death(code)}
-            jobs.write_state(job.id, finished=provenance.now(), **state)
+            queue.write_state(job.id, finished=provenance.now(), **state)
             return None
-        if asked is None and jobs.wants_cancel(job.id):
+        if asked is None and queue.wants_cancel(job.id):
             asked = time.monotonic()
         if asked is not None:
             waited = time.monotonic() - asked
@@ -139,14 +138,14 @@ def compute(device: str) -> None:
     for line in sys.stdin:
         identifier = line.strip()
         try:
-            found = _run(jobs.get(identifier), warm)
+            found = _run(queue.get(identifier), warm)
         except (Cancelled, KeyboardInterrupt):
             found = {"status": "cancelled"}
         except WorkbenchError as error:
             found = {"status": "failed", "error": str(error), "detail": _trace(error)}
         except Exception as error:  # anything else that a probe or a library raises ends the job, not the worker
             found = {"status": "failed", "error": f"{type(error).__name__}: {error}", "detail": _trace(error)}
-        jobs.write_json(jobs.root() / identifier / "outcome.json", found)
+        queue.write_json(queue.root() / identifier / "outcome.json", found)
 
 
 def _trace(error: BaseException) -> str | None:
@@ -155,10 +154,10 @@ def _trace(error: BaseException) -> str | None:
     return None if shown is None else "".join(traceback.format_exception(shown))[-20_000:]
 
 
-def _run(job: jobs.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
+def _run(job: queue.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
     from workbench.core import config as configs
     from workbench.core import registry
-    from workbench.runs import execution as runs
+    from workbench.runs import execution
 
     parent = os.getppid()
     looked = [0.0]
@@ -169,24 +168,24 @@ def _run(job: jobs.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
             return False
         looked[0] = moment
         return (
-            jobs.wants_cancel(job.id) or os.getppid() != parent
+            queue.wants_cancel(job.id) or os.getppid() != parent
         )  # without its outer process nobody would hear of the result
 
     report = _reporter(job.id)
     item = registry.get(job.probe)
-    ready = runs.prepare(item, configs.build(item.config, job.config, literal=True), job.data)
+    ready = execution.prepare(item, configs.build(item.config, job.config, literal=True), job.data)
     report(0, 0, f"loading {job.model}")
     model = _model(job, warm)
     if cancelled():
         raise Cancelled("Cancelled before it began.")
-    command = runs.command_for(
+    command = execution.command_for(
         ready, job.model, seed=job.seed, dtype=job.dtype, device=job.device if job.device != "cpu" else None
     )
-    done = runs.execute(ready, model, seed=job.seed, cancel=cancelled, progress=report, command=command)
+    done = execution.execute(ready, model, seed=job.seed, cancel=cancelled, progress=report, command=command)
     return {"status": "complete", "run": done.id, "folder": str(done.folder)}
 
 
-def _model(job: jobs.Job, warm: dict[tuple, Any]) -> Any:
+def _model(job: queue.Job, warm: dict[tuple, Any]) -> Any:
     """The model of a job, loaded or still warm; one whose files changed meanwhile is loaded again."""
     from workbench.models.files import resolve
     from workbench.models.loading import load
@@ -221,7 +220,7 @@ def _reporter(identifier: str):
         state["written"] = moment
         step = done - state["first"]
         left = (moment - state["begun"]) / step * (total - done) if step > 0 and total > 0 else None
-        jobs.write_progress(identifier, done, total, label, left)
+        queue.write_progress(identifier, done, total, label, left)
 
     return report
 

@@ -30,7 +30,7 @@ from workbench.engine.evaluation import token_losses
 from workbench.engine.passes import Pass, with_pass
 from workbench.models.model import DTYPES, Model
 from workbench.models.sites import _TRANSFORMER_LENS, _TRANSFORMER_LENS_TOP, Site
-from workbench.sae import load as saes
+from workbench.sae import load
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "standard", "gated")
 BLOCK_BYTES = 128 * 1024 * 1024  # of activations that are shuffled together
@@ -255,7 +255,7 @@ def train(
         inner.fold_W_dec_norm()
         inner.cfg.rescale_acts_by_decoder_norm = False
     _write(inner, out, dtype)
-    made = saes.load(out, device=model.device)
+    made = load.load(out, device=model.device)
     report = quality(model, made, [ids[i] for i in order[:held]], check=check) | {
         "tokens_seen": total * recipe.batch,
         "epochs": total / sum(feed.steps),
@@ -408,7 +408,7 @@ def _write(inner, out: Path, dtype: str) -> None:
 @with_pass
 def quality(
     model: Model,
-    made: saes.Sae,
+    made: load.Sae,
     ids: Sequence[Sequence[int]],
     *,
     run: Pass,
@@ -430,7 +430,7 @@ def quality(
     run = replace(run, max_tokens=run.max_tokens or LOSS_TOKENS)
     losses = {"clean": text_loss(model, ids, run=run)}
     for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
-        with saes.spliced(model, made.site, change):
+        with load.spliced(model, made.site, change):
             losses[name] = text_loss(model, ids, run=run)
     cost = losses["zeros"] - losses["clean"]
     return {
