@@ -13,7 +13,7 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.wording import cut, number, quantity
 from workbench.explorer import head_sets
 from workbench.figures import heads as head_figures
-from workbench.figures.several_runs import together
+from workbench.figures.several_runs import figure_of_several
 from workbench.runs import compare, execution
 from workbench.runs.folder import Run
 
@@ -117,7 +117,7 @@ def in_one(
 ) -> tuple[object | None, str]:
     """The probe's figure of several runs, or why there is none."""
     try:
-        return together([_first, _second]), ""
+        return figure_of_several([_first, _second]), ""
     except WorkbenchError as error:
         return None, str(error)
     except Exception as error:  # a run that was damaged: anything can be missing from it

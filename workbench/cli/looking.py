@@ -269,7 +269,7 @@ def figures(
     """
     from workbench.core.errors import InputError
     from workbench.figures.export import export_run
-    from workbench.figures.several_runs import export_together
+    from workbench.figures.several_runs import export_of_several
     from workbench.runs.folder import open_run
 
     found = [open_run(run) for run in runs]
@@ -279,7 +279,7 @@ def figures(
     elif only is not None:
         raise InputError("--only chooses among the figures of one run; several runs have one figure.")
     else:
-        written = export_together(found, formats=formats, preset=preset, out=out)
+        written = export_of_several(found, formats=formats, preset=preset, out=out)
     if json:
         print_json([str(path) for path in written])
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def together(runs: Sequence[Any]) -> go.Figure:
+def figure_of_several(runs: Sequence[Any]) -> go.Figure:
     """The figure of several runs (several models, seeds or settings) of one probe, e.g. a curve for each.
 
     Raises InputError for fewer than two runs, runs of different probes, and a probe that has no such figure."""
@@ -33,14 +33,14 @@ def together(runs: Sequence[Any]) -> go.Figure:
     return registry.load_function(place)(runs)
 
 
-def export_together(
+def export_of_several(
     runs: Sequence[Any], *, formats: Sequence[str] = ("pdf",), preset: str = "single", out: str | Path | None = None
 ) -> list[Path]:
     """Write the figure of several runs with its caption and BibTeX; returns the files.
 
     `out`: the folder; None: `figures/` of the first run, where the file is called after the ends of the runs' ids.
-    Errors as in `export_run` and `together`."""
-    fig = together(runs)
+    Errors as in `export_run` and `figure_of_several`."""
+    fig = figure_of_several(runs)
     folder = Path(out) if out is not None else Path(runs[0].folder) / "figures"
     name = "compare" if out is not None else "compare-" + "-".join(str(run.id)[-6:] for run in runs)
     folder.mkdir(parents=True, exist_ok=True)
