@@ -32,7 +32,7 @@ from workbench.runs import cost, execution
 from workbench.runs.folder import Run
 
 # What a complete run folder holds, and what may be added to it; a probe declares what else it leaves.
-USUAL = {"run.json", "summary.json", "arrays.safetensors", "progress.jsonl", "tables", "figures"}
+USUAL = ("run.json", "summary.json", "arrays.safetensors", "progress.jsonl", "tables", "figures")
 BESIDE = ("notes.json",)
 
 
@@ -433,7 +433,8 @@ def check_folder(folder: Path, leaves: tuple[str, ...]) -> None:
     names = {
         path.name for path in folder.iterdir() if not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in leaves)
     }
-    expect(names <= USUAL, f"the run folder also holds {', '.join(sorted(names - USUAL))}")
+    more = sorted(names - set(USUAL))
+    expect(not more, f"the run folder also holds {', '.join(more)}")
     left = [
         path.name
         for path in folder.rglob("*")
