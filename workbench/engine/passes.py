@@ -90,7 +90,7 @@ def with_pass(function: Callable[..., Found]) -> Callable[..., Found]:
 
     shown = inspect.signature(function)
     own = [p.replace(default=Pass()) if p.name == "run" else p for p in shown.parameters.values()]
-    call.__signature__ = shown.replace(parameters=own)  # pyright: ignore[reportAttributeAccessIssue]  # allowed
+    call.__signature__ = shown.replace(parameters=own)  # pyright: ignore[reportAttributeAccessIssue]  # PEP 362
     return call
 
 
