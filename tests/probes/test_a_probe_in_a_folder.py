@@ -69,7 +69,7 @@ def read(data: Path, most: int) -> list[str]:
     keys={"look": ("layer", "head"), "course": ("layer", "kind"), "inputs": ("row",)},
 )
 def run(model, config: Config, context: Context) -> Result:
-    from workbench.engine.edits import save_heads
+    from workbench.engine.head_masks import save_heads
     from workbench.models import attention
     from workbench.models.batching import batches, pad
 
