@@ -39,7 +39,10 @@ def encoded(
 def token_activations(
     model: Model, sae: Sae, ids: Sequence[Sequence[int]], features: Sequence[int], *, run: Pass
 ) -> list[np.ndarray]:
-    """Activation of each chosen feature on every token: one float32 array [length, features] per text."""
+    """Activation of each chosen feature on every token: one float32 array [length, features] per text, none for no
+    texts."""
+    if not ids:
+        return []
     out: list[np.ndarray] = [None] * len(ids)
     place = column_of(features, sae.d_sae)
     for indices, rows, _ in encoded(model, sae, ids, run=run):
