@@ -210,10 +210,10 @@ def test_attention_rows_and_patterns_are_those_of_eager_attention(tiny):
     np.testing.assert_allclose(explorer.pattern(opened, REPEATED, 1, 2), weights[1, 2].numpy(), atol=1e-6)
 
 
-def test_what_a_head_writes_is_the_difference_that_its_removal_makes_to_the_final_state(tiny):
+def test_what_a_head_writes_is_the_difference_that_its_removal_makes_to_the_final_state(tiny, monkeypatch):
     opened = tiny["llama"]
     model = opened.model
-    opened.model.tokenizer = _Names()
+    monkeypatch.setattr(model, "tokenizer", _Names())
     reading = explorer.read(opened, REPEATED)
     layer, head, at = 1, 2, 6
     found = explorer.head_writes(opened, reading, layer, head, at, k=5)
