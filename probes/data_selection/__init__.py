@@ -849,14 +849,12 @@ def _explain(
         found: list[dict] = []
         if wanted and config.passages:
             rows = sorted({int(r) for r, v in zip(facts["top row"].ravel(), facts["top value"].ravel()) if v > 0})
-            seen = dict(
-                zip(
-                    rows,
-                    explain.token_activations(
-                        model, reader.sae, pool.lists(rows), wanted, edits=context.edits, check=context.check
-                    ),
+            seen = {}
+            if rows:  # a feature of the targets need not occur in the pool
+                activations = explain.token_activations(
+                    model, reader.sae, pool.lists(rows), wanted, edits=context.edits, check=context.check
                 )
-            )
+                seen = dict(zip(rows, activations))
             for f, feature in enumerate(wanted):
                 for place, (row, value) in enumerate(zip(facts["top row"][f], facts["top value"][f])):
                     if value > 0:
