@@ -16,7 +16,7 @@ from workbench.engine.stored_capture import Request
 from workbench.models.attention import observe
 from workbench.models.batching import batches, pad
 from workbench.models.loading import load, wrap
-from workbench.models.running_pass import in_progress
+from workbench.models.running_pass import PassPositions, in_progress
 from workbench.models.sites import Site, sites
 from workbench.store.activation_store import Store
 
@@ -312,6 +312,16 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_llama, monkeypatch):
     assert sizes[0] == 9 and max(sizes[-2:]) <= 2
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_at_no_position(side):
+    batch = pad([[5, 6, 7], [8]], pad_id=0, side=side)
+    frame = PassPositions(batch.position_ids, batch.mask, batch.position_ids.masked_fill(~batch.mask, -1))
+    first = [[1, 0, 0], [0, 0, 1]] if side == "left" else [[1, 0, 0], [1, 0, 0]]
+    assert frame.at(torch.tensor([[0], [0]])).int().tolist() == first
+    assert frame.at(torch.tensor([[-1], [1]])).int().tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert frame.key_columns(torch.tensor([[0], [0]]), 3).int().tolist() == first
+
+
 def test_batches_cover_every_row_once_within_the_budget():
     lengths = [5, 1, 9, 9, 2, 30, 4]
     plan = batches(lengths, max_tokens=20, max_rows=3)
@@ -352,6 +362,8 @@ def test_the_store_key_changes_with_what_is_computed(tiny_llama):
     assert replace(base).key() == keys[0]
     # how the pass is batched or watched is none of what a capture is
     assert replace(base, run=Pass(max_rows=1, max_tokens=7, check=lambda: None)).key() == keys[0]
+    # the same file read in another precision gives other numbers
+    assert replace(base, model=load(str(tiny_llama), dtype="bfloat16")).key() not in keys
 
 
 def test_predicted_bytes_are_the_bytes_captured(fitted):

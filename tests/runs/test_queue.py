@@ -138,9 +138,10 @@ def at_work(job):
 
 def test_waiting_jobs_are_numbered_in_the_order_in_which_they_were_asked_for(queued, monkeypatch):
     monkeypatch.setattr(jobs, "wake", lambda device=None: None)
-    asked = [jobs.submit("queued", "fake", seed=seed) for seed in range(3)]
-    assert [(job.position, job.status) for job in asked] == [(i + 1, "queued") for i in range(3)]
+    asked = [jobs.submit("queued", "fake", seed=i, device=device) for i, device in enumerate(("cpu", "cuda:0", "cpu"))]
+    assert [(job.position, job.status) for job in asked] == [(1, "queued"), (1, "queued"), (2, "queued")]
     assert [job.id for job in jobs.listing()] == [job.id for job in asked]
+    assert [jobs.next_of(device).id for device in ("cpu", "cuda:0")] == [asked[0].id, asked[1].id]
 
 
 def test_a_job_runs_to_its_end_and_the_next_one_finds_the_model_warm(queued, tmp_path):

@@ -461,6 +461,23 @@ def test_a_damaged_part_is_named_and_computed_again(tmp_path, damage):
             assert found[name].shape == values()[name].shape
 
 
+def test_a_part_that_is_loaded_brings_its_counts_and_warnings_along(tmp_path):
+    def compute():
+        context.count(prompts=2, tokens=30, forwards=1)
+        context.warn("one prompt was cut")
+        return {"x": np.arange(2)}
+
+    context = Context(out=tmp_path)
+    context.count(tokens=5)
+    context.warn("said before")
+    context.part("p", compute)
+    first, context = context, Context(out=tmp_path)
+    context.part("p", lambda: pytest.fail("a good part was computed again"))
+    assert context.warnings == ["one prompt was cut"] and context.counters["tokens"] == 30
+    assert (context.counters["prompts"], context.counters["forwards"]) == (2, 1)
+    assert first.warnings == ["said before", "one prompt was cut"] and first.counters["tokens"] == 35
+
+
 def test_part_names_that_differ_never_share_a_file(tmp_path):
     context = Context(out=tmp_path)
     names = ["a/b", "a b", "../a", "a" * 300, "a" * 301, "é", ""]

@@ -224,6 +224,19 @@ def test_multiple_choice_is_scored_as_summed_log_probabilities(stories, texts, t
             scores.append(sum(log[t - 1, ids[t]].item() for t in range(len(front), len(ids))))
         right.append(int(np.argmax(scores)) == q["answer"])
     assert result.tables["ablation"].filter(directions="none")["accuracy"][0] == np.mean(right)
+    # choices of one token each: whichever is called right, it is the likelier next token
+    words = ("park", "ball", "girl", "tree")
+    with torch.no_grad():
+        scores = stories.hf(torch.tensor([stories.encode("Tom went to the")])).logits[0, -1]
+    ids = [evaluation.word_ids(stories, "Tom went to the", word) for word in words]
+    assert all(len(one) == 1 for one in ids)
+    likeliest = int(scores[[one[0] for one in ids]].argmax())
+    rows = [{"prompt": "Tom went to the", "choices": words, "answer": i} for i in range(len(words))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = evaluation.encode_choices(stories, path)
+    assert evaluation.right_choices(stories, asked, [("none", None)])[0].tolist() == [
+        float(i == likeliest) for i in range(len(words))
+    ]
     path.write_text(json.dumps({"prompt": "x", "choices": ["a"], "answer": 0}) + "\n")
     with pytest.raises(InputError, match="row 1"):
         runs.prepare("representation-geometry", {"choices": str(path)}, texts)
