@@ -76,10 +76,9 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
             ("up", "writes towards", styling.accent()),
             ("down", "writes against", styling.contrast()),
         ):
-            shown = wrote.filter(pl.col("side") == side)
-            shown += styling.heading(title) + styling.table(
-                [(t, v, (abs(v) / most, colour)) for t, v in shown.select("text", "logit").iter_rows()], columns
-            )
+            mine = wrote.filter(pl.col("side") == side).select("text", "logit")
+            rows_shown = [(text, logit, (abs(logit) / most, colour)) for text, logit in mine.iter_rows()]
+            shown += styling.heading(title) + styling.table(rows_shown, columns)
         st.html(shown)
     whole = st.toggle(
         "Whole pattern",
