@@ -1,5 +1,5 @@
 # make demo   set up, run the main job on what ships with the project, say where the results are
-# make test   set up, run the whole test suite in random order (`-p randomly` prints its seed)
+# make test   set up, run the whole test suite in random order (its seed is printed; --randomly-seed=N repeats it)
 # make app    set up, open the app
 # make lint   set up, check style, format, import contracts and types
 # Every target may be repeated; nothing is installed twice.

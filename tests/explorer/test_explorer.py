@@ -239,6 +239,17 @@ def test_what_a_head_writes_is_the_difference_that_its_removal_makes_to_the_fina
     )
 
 
+def test_the_strongest_destinations_come_first_and_equal_ones_in_their_order(story):
+    ids = explorer.encode(story, "Once upon a time there was a big dog")
+    row = explorer.attention_rows(story, ids, len(ids) - 1)[2, 3]
+    found = explorer.strongest(story, ids, row, k=4)
+    assert found["position"].to_list() == sorted(range(len(ids)), key=lambda i: -row[i])[:4] != [0, 1, 2, 3]
+    assert found["weight"].to_list() == pytest.approx(sorted(row.tolist(), reverse=True)[:4])
+    assert found["text"].to_list() == [story.model.token_strings(ids)[i] for i in found["position"]]
+    level = np.full(len(ids), 1 / len(ids), np.float32)
+    assert explorer.strongest(story, ids, level, k=3)["position"].to_list() == [0, 1, 2]
+
+
 class _Names:
     """Just enough of a tokenizer for tables: token 7 reads "t7"."""
 

@@ -29,6 +29,14 @@ def planted(n, sigma, seed=0, mean=0.0):
     return torch.tensor(rng.standard_normal((n, len(sigma))) * np.sqrt(sigma) @ rotation.T + mean)
 
 
+def test_rankme_of_singular_values_counts_every_direction_a_little():
+    """Its definition adds 1e-7 to every share: ten thousand directions without any weight are worth a sixtieth."""
+    values = np.r_[1.0, np.zeros(9_999)]
+    shares = values / values.sum() + 1e-7
+    assert spectra.rankme_singular(values) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+    assert spectra.rankme_singular(values) > 1.015 and spectra.rankme(values) == 1
+
+
 @pytest.mark.parametrize("alpha", GOLDEN)
 def test_power_laws_give_the_golden_rankme_and_their_exponent(alpha):
     exact, with_epsilon = GOLDEN[alpha]
