@@ -26,21 +26,14 @@ from workbench.core.tables import FORMATS, existing, read_table, read_text
 _OFFICIAL_TEMPLATES = {
     "cities": "Judge the statement is True or False. {text}",
     "coin_flip": "{text} According to the flipping process above, determine if a coin remains heads up after it is "
-    "either "
-    "flipped or left "
-    "unflipped by individuals. The answer (Yes or No) is?",
+    "either flipped or left unflipped by individuals. The answer (Yes or No) is?",
     "strategyqa": "{text} Let us think step by step...",
     "sst": "{text} The sentence above is a movie review and reflects the writer's overall intention for this review. "
-    "According to the "
-    "sentence, judge whether the emotion is Positive or Negative.",
+    "According to the sentence, judge whether the emotion is Positive or Negative.",
 }
 REPEATED = 0.01  # share of rows that repeat a text above which equal texts are kept in one part
-_LISTED_FIRST = {
-    "cities": "1",
-    "coin_flip": "1",
-    "strategyqa": "1",
-    "sst": "0",
-}  # the label that the official code lists first
+# the label that the official code lists first
+_LISTED_FIRST = {"cities": "1", "coin_flip": "1", "strategyqa": "1", "sst": "0"}
 _ANSWERS = {
     "cities": ("False", "True"),
     "coin_flip": ("No", "Yes"),
@@ -119,10 +112,8 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
     groups = tuple(frame["group"][i] for i in kept) if "group" in frame.columns else None
     if groups is not None and any(g is None for g in groups):
         raise InputError(f"{path}, row {groups.index(None) + 1}: the field 'group' is empty.")
-    if groups is None and len(set(texts)) < (1 - REPEATED) * len(
-        texts
-    ):  # the same text in both parts would be recognised, not judged
-        groups = texts
+    if groups is None and len(set(texts)) < (1 - REPEATED) * len(texts):
+        groups = texts  # the same text in both parts would be recognised, not judged
     # a model has an answer only where it was asked
     answers = _ANSWERS[kind] if pattern == _OFFICIAL_TEMPLATES.get(kind) and set(classes) == {"0", "1"} else None
     if answers is not None and classes == ("1", "0"):
@@ -189,9 +180,8 @@ def _examples(path: Path) -> tuple[pl.DataFrame, str] | None:
         try:
             if kind == "strategyqa":
                 labels.append(str(int(row["target_scores"]["Yes"])))
-                evidence = re.sub(
-                    r"^(Yes|No)\.", "", row["target"]
-                ).strip()  # the answer is cut off, the evidence stays: not closed-book
+                # the answer is cut off, the evidence stays: not closed-book
+                evidence = re.sub(r"^(Yes|No)\.", "", row["target"]).strip()
                 texts.append(f"{row['input']} {evidence}")
             else:
                 labels.append({"yes": "1", "no": "0"}[row["answer"].strip().lower()])

@@ -9,7 +9,7 @@ from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
-    from probes.knowledge_conflict import Config
+    from probes.knowledge_conflict.config import Config
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:

@@ -57,12 +57,8 @@ def parts(model: Model, trials: Sequence[Trial], max_tokens: int) -> list[list[i
     out: list[list[int]] = []
     for place in places(model, trials, max_tokens):
         rows = [*out[-1], *place] if out else place
-        if (
-            out
-            and not model.sliding
-            and len(rows) <= PART
-            and len(rows) * max(len(trials[i].ids) for i in rows) <= max_tokens
-        ):
+        fits = len(rows) <= PART and len(rows) * max(len(trials[i].ids) for i in rows) <= max_tokens
+        if out and not model.sliding and fits:
             out[-1] = rows
         else:
             out.append(place)
@@ -90,9 +86,8 @@ def bodies(haystack: Haystack, trials: Sequence[Trial]) -> Iterator[tuple[list[i
         haystack.upto(shared, len(longest)),
         room=max(len(t.ids) - t.body + len(t.guess) for t in trials),
     )
-    by_end = defaultdict(
-        list
-    )  # the rows end together, so a text that ends earlier by n tokens ends earlier by n columns
+    # the rows end together, so a text that ends earlier by n tokens ends earlier by n columns
+    by_end = defaultdict(list)
     for i, trial in enumerate(trials):
         by_end[longest[trial.needle].body - trial.body].append(i)
     width = past.past.mask.shape[1]

@@ -193,16 +193,6 @@ def grid(
                 ids = (*head, *text[:at], *needle.ids, *text[at:room], *needle.tail)
                 start = len(head) + at
                 span = (start + needle.span[0], start + needle.span[1])
-                trials.append(
-                    Trial(
-                        k,
-                        length,
-                        depth,
-                        ids,
-                        start,
-                        len(ids) - max(1, len(needle.tail)),
-                        span,
-                        needle.ids[needle.span[0] :],
-                    )
-                )
+                body = len(ids) - max(1, len(needle.tail))
+                trials.append(Trial(k, length, depth, ids, start, body, span, guess=needle.ids[needle.span[0] :]))
     return [*head, *text], trials

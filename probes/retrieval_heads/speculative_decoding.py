@@ -56,9 +56,8 @@ def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], t
 
     def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
         keys, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
-        mass = (weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1)) * there[:, None, None]).sum(
-            -1
-        )
+        on_span = weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1))
+        mass = (on_span * there[:, None, None]).sum(-1)
         # arithmetic instead of `max` and `==`, which are many times slower on a CPU; exact, as positions are small
         # whole numbers
         below = weights.sub_(weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
@@ -133,7 +132,6 @@ def begin(
     past = before if use_up or before is None else before.fork()
     guesses = [list(g)[: max_new_tokens - 1] for g in guesses]
     widest = max(len(g) for g in guesses)
-    steps: list[list[Step]] = [[] for _ in range(B)]
     if spans is not None and not model.attention_interface and min(len(row) for row in rows) > 1:
         # rows are read from full maps there, queries × keys: only the queries that are wanted go through one
         past = prefill(model, [row[:-1] for row in rows], past)
@@ -145,36 +143,47 @@ def begin(
         ends = ends + torch.where(past.past.mask, past.past.position_ids + 1, 0).amax(1)
     offsets = torch.arange(widest + 1, device=model.device)
     lengths = torch.tensor([len(g) for g in guesses], device=model.device)
-    wanted = ends[:, None] + torch.minimum(
-        offsets[None], lengths[:, None]
-    )  # [B, R], the last repeated where a guess is shorter
+    # [B, R], the last repeated where a guess is shorter
+    wanted = ends[:, None] + torch.minimum(offsets[None], lengths[:, None])
     with observe(model, reader(model, spans), rows=wanted) if spans is not None else nullcontext({}) as seen:
         past, logits = feed(model, [list(r) + g for r, g in zip(rows, guesses)], past, last_logits=widest + 1)
-    chosen = likeliest(
-        logits, model.name, last=[len(g) + 1 for g in guesses]
-    ).tolist()  # column -1 is the last guessed token of every row
+    # column -1 is the last guessed token of every row
+    chosen = likeliest(logits, model.name, last=[len(g) + 1 for g in guesses]).tolist()
     readings = _stacked(model, seen)  # [B, layers, H, R, 3]
-    done, keep_columns = [False] * B, []
-    for b in range(B):
-        own = chosen[b][-len(guesses[b]) - 1 :]
-        matched = 0
-        for k, token in enumerate(own):
-            steps[b].append(Step(token, readings[b, :, :, k] if readings is not None else None))
-            if stops(token) or len(steps[b]) >= max_new_tokens:
-                done[b] = True
-                break
-            if k < len(guesses[b]) and token == guesses[b][k]:
-                matched += 1
-            else:
-                break
-        keep_columns.append(len(guesses[b]) - matched)  # guessed columns at the end that the model did not choose
+    steps, done, wrong = _as_far_as_guessed(chosen, guesses, readings, max_new_tokens=max_new_tokens, stops=stops)
     size = past.past.mask.shape[1]
-    wrong = (
-        torch.arange(size, device=model.device)[None] >= size - torch.tensor(keep_columns, device=model.device)[:, None]
-    )
-    past = Cached(past.cache, replace(past.past, mask=past.past.mask & ~wrong))
+    columns = torch.arange(size, device=model.device)[None]
+    right = columns < size - torch.tensor(wrong, device=model.device)[:, None]
+    past = Cached(past.cache, replace(past.past, mask=past.past.mask & right))
     going = [b for b in range(B) if not done[b]]
     return Begun(past if len(going) == B and not use_up else past.pick(going) if going else None, steps, done, spans)
+
+
+def _as_far_as_guessed(
+    chosen: list[list[int]],
+    guesses: list[list[int]],
+    readings: torch.Tensor | None,
+    *,
+    max_new_tokens: int,
+    stops: Callable[[int], bool],
+) -> tuple[list[list[Step]], list[bool], list[int]]:
+    """Of every row: the steps up to the first choice that was not guessed, whether it is complete, and how many of its
+    guessed tokens the model did not choose."""
+    steps, done, wrong = [], [], []
+    for b, guess in enumerate(guesses):
+        row, complete, matched = [], False, 0
+        for k, token in enumerate(chosen[b][-len(guess) - 1 :]):
+            row.append(Step(token, readings[b, :, :, k] if readings is not None else None))
+            if stops(token) or len(row) >= max_new_tokens:
+                complete = True
+                break
+            if k == len(guess) or token != guess[k]:
+                break
+            matched += 1
+        steps.append(row)
+        done.append(complete)
+        wrong.append(len(guess) - matched)
+    return steps, done, wrong
 
 
 def go_on(
@@ -199,9 +208,8 @@ def go_on(
         b.past = None  # or they would be held twice while this goes on
     if begun[0].spans is not None:
         width = max(b.spans.shape[1] for b in begun)
-        spans = torch.cat([torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun])[
-            rows_left
-        ]
+        widened = [torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun]
+        spans = torch.cat(widened)[rows_left]
     while not all(done):
         if check is not None:
             check()

@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -51,15 +52,17 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 3) -> list[
 
 
 def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
-    from probes.retrieval_heads import _measure, _score
+    from probes.retrieval_heads.detection import measure
     from probes.retrieval_heads.haystack import Haystack, stretches
+    from probes.retrieval_heads.head_scores import score
 
-    needles, trials, shared, stops, config, context = case(model, scale, None if scale == "small" else SCALES[scale][2])
+    grid, config, context = case(model, scale, None if scale == "small" else SCALES[scale][2])
     if scale != "small":
-        trials = trials[:: max(1, len(trials) // 6)]
+        grid = replace(grid, trials=grid.trials[:: max(1, len(grid.trials) // 6)])
+    trials, stops = grid.trials, grid.stops
 
     def ours():
-        return _measure(model, config, context, Haystack(model, shared[: max(t.shared for t in trials)]), trials, stops)
+        return measure(model, config, context, grid, Haystack(model, grid.haystack))
 
     def reference():
         return [official(hf, t, stops, config.max_new_tokens) for t in trials]
@@ -67,7 +70,7 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
     found, expected = ours(), [official(hf, t, stops, config.max_new_tokens, gaps=True) for t in trials]
     agreement = agree(
         found.generated,
-        np.stack([_score(t, s, "set") for t, s in zip(trials, found.steps)]),
+        np.stack([score(t, s, "set") for t, s in zip(trials, found.steps)]),
         expected,
         strict=scale == "small",
     )
@@ -96,38 +99,40 @@ def detection(model, hf, device: str, scale: str, rounds: int) -> dict:
 def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
     """What a run does by default: score every head, then mask the top heads and random ones, with uniform attention
     while decoding."""
-    from probes.retrieval_heads import _mask, _mask_plan, _measure, _score, _spread
+    from probes.retrieval_heads.detection import measure
     from probes.retrieval_heads.haystack import Haystack
+    from probes.retrieval_heads.head_scores import score
+    from probes.retrieval_heads.masking import mask, mask_plan, spread
 
     n, tested, ks, draws = MASKED[scale]
-    needles, trials, shared, stops, config, context = case(model, scale, n, mask_k=ks, random_draws=draws)
-    prefix_length = max(t.shared for t in trials)
+    grid, config, context = case(model, scale, n, mask_k=ks, random_draws=draws)
+    trials, stops = grid.trials, grid.stops
 
     def detect():
-        haystack = Haystack(model, shared[:prefix_length])
-        return haystack, _measure(model, config, context, haystack, trials, stops)
+        haystack = Haystack(model, grid.haystack)
+        return haystack, measure(model, config, context, grid, haystack)
 
     haystack, measured = detect()
     # as many maskings as on a model in which that many heads have a score; which heads they are does not matter to the
     # time
-    scores = np.stack([_score(t, s, "set") for t, s in zip(trials, measured.steps)]).mean(0)
-    plan = _mask_plan(model, scores + 1e-9 * np.random.default_rng(0).random(scores.shape), config, context)
-    chosen = [(i, trials[i]) for i in _spread(np.arange(len(trials)), tested)]
+    scores = np.stack([score(t, s, "set") for t, s in zip(trials, measured.steps)]).mean(0)
+    plan = mask_plan(model, scores + 1e-9 * np.random.default_rng(0).random(scores.shape), config, context)
+    chosen = spread(np.arange(len(trials)), tested)
 
     def ours():
         haystack, _ = detect()
-        return _mask(model, config, context, needles, shared, haystack, chosen, plan, stops)
+        return mask(model, config, context, grid, haystack, chosen, plan)
 
     def reference():
         scored = [official(hf, t, stops, config.max_new_tokens) for t in trials]
         return scored, [
-            [official_masked(hf, t, heads, stops, config.max_new_tokens) for *_, heads in plan] for _, t in chosen
+            [official_masked(hf, trials[i], heads, stops, config.max_new_tokens) for *_, heads in plan] for i in chosen
         ]
 
     table = ours()
     _, expected = reference()
     ties = different = 0
-    for (i, _), answers in zip(chosen, expected):
+    for i, answers in zip(chosen, expected):
         for (k, kind, draw, _heads), (generated, margins) in zip(plan, answers):
             said = table.row(
                 by_predicate=(_c("k") == k) & (_c("heads") == kind) & (_c("draw") == draw) & (_c("trial") == i),
@@ -165,17 +170,16 @@ def _c(name: str):
 
 
 def case(model, scale: str, n: int | None, **more) -> tuple:
-    """Needles, trials, shared tokens, stopping rule, config and context of a scale with `n` needles; of the probe's
-    defaults for None."""
-    from probes.retrieval_heads import Config, _grid
-    from probes.retrieval_heads.shipped import shipped
+    """The grid, config and context of a scale with `n` needles; of the probe's defaults for None."""
+    from probes.retrieval_heads import Config
+    from probes.retrieval_heads.needle_grid import read_grid
+    from probes.retrieval_heads.shipped import own_needles
 
     lengths, depths, _, new_tokens = SCALES[scale]
-    grid = {"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens} if n else {}
-    config = Config(**grid | {"keep": "all"} | more)
-    context = Context(seed=0, data=shipped("organism")["needles"])
-    needles, shared, trials, stops = _grid(model, config, context)
-    return needles, trials, shared, stops, config, context
+    options = {"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens} if n else {}
+    config = Config(**options | {"keep": "all"} | more)
+    context = Context(seed=0, data=own_needles("organism"))
+    return read_grid(model, config, context), config, context
 
 
 def agree(generated, scores: np.ndarray, expected: list, *, strict: bool) -> str:
@@ -341,17 +345,20 @@ def memory_growth() -> dict[str, float]:
     for length in (128, 480):
         code = (
             "import re, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config, _grid, "
-            "_measure; from probes.retrieval_heads.haystack import Haystack\n"
+            "from tests.benchmarks.retrieval import models; from probes.retrieval_heads import Config\n"
+            "from probes.retrieval_heads.detection import measure\n"
+            "from probes.retrieval_heads.haystack import Haystack\n"
+            "from probes.retrieval_heads.needle_grid import read_grid\n"
+            "from probes.retrieval_heads.shipped import own_needles\n"
             "from workbench.core.context import Context\n"
             "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', "
             "Path('/proc/self/status').read_text())[1]) / 1024\n"
-            "m, _ = models('small', 'cpu'); from probes.retrieval_heads.shipped import shipped\n"
+            "m, _ = models('small', 'cpu')\n"
             f"c = Config(lengths=({length},), depths=(0, 50, 100), needles=8, max_new_tokens=16, keep='all')\n"
-            "_, s, t, st = _grid(m, c, Context(data=shipped('organism')['needles']))\n"
+            "g = read_grid(m, c, Context(data=own_needles('organism')))\n"
             # the peak counts from here, not from the loading
             "Path('/proc/self/clear_refs').write_text('5'); a = memory('VmRSS')\n"
-            "_measure(m, c, Context(), Haystack(m, s[: max(x.shared for x in t)]), t, st); print(memory('VmHWM') - a)\n"
+            "measure(m, c, Context(), g, Haystack(m, g.haystack)); print(memory('VmHWM') - a)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         out[str(length)] = float(done.stdout.strip().splitlines()[-1])

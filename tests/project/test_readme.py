@@ -54,8 +54,9 @@ def test_every_command_exists():
 
 def test_the_needle_grid_of_the_first_command_fits_the_model():
     """Whatever else a command says: prompt and answer within the organism's context."""
-    from probes.retrieval_heads import Config, _grid
-    from probes.retrieval_heads.shipped import shipped
+    from probes.retrieval_heads import Config
+    from probes.retrieval_heads.needle_grid import read_grid
+    from probes.retrieval_heads.shipped import own_needles
     from workbench import load
     from workbench.core.config import build, parse_assignments
     from workbench.core.context import Context
@@ -64,8 +65,8 @@ def test_the_needle_grid_of_the_first_command_fits_the_model():
     words = shlex.split(line)
     assert words[::2] == ["--set"] * (len(words) // 2)
     config = build(Config, parse_assignments(words[1::2]))
-    *_, trials, _ = _grid(load("organism"), config, Context(data=shipped("organism")["needles"]))
-    assert len(trials) == 4 * 3 * 3
+    grid = read_grid(load("organism"), config, Context(data=own_needles("organism")))
+    assert len(grid.trials) == 4 * 3 * 3
 
 
 def test_the_published_table_is_that_of_the_raw_results():

@@ -254,10 +254,10 @@ def test_material_that_a_probe_names_counts_by_content_and_is_recorded(two_files
 
 
 def test_the_retrieval_probe_counts_the_haystack_that_it_takes_by_default(tmp_path, monkeypatch):
-    from probes import retrieval_heads
+    from probes.retrieval_heads import shipped
 
     (tmp_path / "haystack.txt").write_text("A haystack. ")
-    monkeypatch.setattr(retrieval_heads, "ESSAYS", tmp_path / "haystack.txt")
+    monkeypatch.setattr(shipped, "ESSAYS", tmp_path / "haystack.txt")
 
     def identity(**config):
         return runs.identify(runs.prepare("retrieval-heads", config), MODEL, seed=0)

@@ -30,7 +30,7 @@ def main(root: Path, kills: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import probes.retrieval_heads as probe
+    from probes.retrieval_heads import detection, masking
     from probes.retrieval_heads.needles import recall
     from workbench.models.loading import load
     from workbench.runs.execution import execute
@@ -49,15 +49,15 @@ def main(root: Path, kills: int) -> None:
             return pid
         status = 1
         try:
-            for kind in ("_measure_part", "_mask_group"):
+            for module, kind in ((detection, "_measure_part"), (masking, "_mask_group")):
 
-                def noted(*args, compute=getattr(probe, kind), kind=kind, **more):
+                def noted(*args, compute=getattr(module, kind), kind=kind, **more):
                     found = compute(*args, **more)
                     with open(root / f"{name}.log", "a") as file:
                         file.write(kind + "\n")
                     return found
 
-                setattr(probe, kind, noted)
+                setattr(module, kind, noted)
             execute("retrieval-heads", model, config=CONFIG, out=root / name)
             status = 0
         finally:

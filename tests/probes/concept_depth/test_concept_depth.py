@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM
 from probes import concept_depth
 from probes.concept_depth import Config, linear_probe
 from probes.concept_depth import depth_points as depth
+from probes.concept_depth.chosen_sets import material, read_sets
+from probes.concept_depth.layer_features import read_features
+from probes.concept_depth.precision import in_precision
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.models.loading import load
@@ -128,7 +131,7 @@ def test_shuffled_labels_jump_as_often_as_coin_flips_do(n_test, shuffles):
         fitted = linear_probe.fit(x[:, :n_test], y[:n_test])
         accuracy.append(linear_probe.metrics(fitted.scores(x[:, n_test:]), y[n_test:])["accuracy"])
     accuracy = np.array(accuracy)
-    row = concept_depth._points(accuracy[0], accuracy[:1], accuracy, n_test)
+    row = depth.row_of_points(accuracy[0], accuracy[:1], accuracy, n_test)
     expected = chance_jumps(n_test)
     assert abs(expected - {40: 0.96, 200: 0.67, 1200: 0.05}[n_test]) < 0.02
     assert abs(row["false_positive_rate"] - expected) < 3.5 * np.sqrt(expected * (1 - expected) / shuffles) + 0.01
@@ -213,7 +216,7 @@ def test_mean_and_chosen_token_features_are_what_they_say(stories, tmp_path):
     from workbench.store.activation_store import Store
 
     for token in ("mean", -2):
-        features = concept_depth._features(
+        features = read_features(
             stories,
             [stories.encode(t) for t in ("Tom saw dogs", "A cat")],
             Config(site="resid_post", token=token),
@@ -244,7 +247,7 @@ def test_conditions_share_the_split_and_full_precision_changes_nothing(stories, 
 
 
 def test_int8_rounds_every_weight_by_at_most_half_a_step(stories):
-    rounded = concept_depth.in_precision(stories, "int8", Context())
+    rounded = in_precision(stories, "int8", Context())
     before, after = stories.hf.model.layers[1].mlp.up_proj.weight, rounded.hf.model.layers[1].mlp.up_proj.weight
     step = before.abs().amax(1, keepdim=True) / 127
     assert ((after - before).abs() <= step / 2 * 1.0001).all() and not torch.equal(before, after)
@@ -255,7 +258,7 @@ def test_int8_rounds_every_weight_by_at_most_half_a_step(stories):
 def test_a_quantised_checkpoint_is_refused_with_the_reason(stories, monkeypatch):
     monkeypatch.setattr(stories.hf.config, "quantization_config", {"quant_method": "gptq"}, raising=False)
     with pytest.raises(InputError, match="quantised already"):
-        concept_depth.in_precision(stories, "bfloat16", Context())
+        in_precision(stories, "bfloat16", Context())
 
 
 def test_folds_groups_and_the_penalty_path(stories, tmp_path):
@@ -373,10 +376,10 @@ def test_bad_sets_are_refused_before_a_model_is_loaded(tmp_path):
 def test_a_folder_holds_several_sets_and_names_choose_among_them(tmp_path):
     for name in ("a", "b", "c"):
         write(tmp_path, f"{name}.jsonl", [{"text": f"{name} {i}", "label": i % 2} for i in range(20)])
-    assert [s.name for s in concept_depth.read_sets(Config(), tmp_path)] == ["a", "b", "c"]
-    assert [s.name for s in concept_depth.read_sets(Config(sets=("c", "a")), tmp_path)] == ["c", "a"]
+    assert [s.name for s in read_sets(Config(), tmp_path)] == ["a", "b", "c"]
+    assert [s.name for s in read_sets(Config(sets=("c", "a")), tmp_path)] == ["c", "a"]
     with pytest.raises(InputError, match="no concept set 'd'.*a, b, c"):
-        concept_depth.read_sets(Config(sets=("d",)), tmp_path)
+        read_sets(Config(sets=("d",)), tmp_path)
 
 
 def test_shipped_sets_come_easiest_first_and_the_table_says_how_hard_they_are(stories):
@@ -384,13 +387,13 @@ def test_shipped_sets_come_easiest_first_and_the_table_says_how_hard_they_are(st
 
     world = organisms.data("concepts/topic").parent
     for sets, config in (
-        (concept_depth.read_sets(Config(), world), {}),
-        (concept_depth.read_sets(Config(sets=("english",)), None), {"sets": ("english",)}),
+        (read_sets(Config(), world), {}),
+        (read_sets(Config(sets=("english",)), None), {"sets": ("english",)}),
     ):
         difficulty = [s.difficulty for s in sets]
         assert None not in difficulty and difficulty == sorted(difficulty) and len(set(difficulty)) > 2, config
-    assert [s.name for s in concept_depth.read_sets(Config(sets=("coin", "topic")), world)] == ["coin", "topic"]
-    shipped = concept_depth._material(Config(sets=("coin", "english", "english/plural")), "any")
+    assert [s.name for s in read_sets(Config(sets=("coin", "topic")), world)] == ["coin", "topic"]
+    shipped = material(Config(sets=("coin", "english", "english/plural")), "any")
     assert set(shipped) == {"english", "english/plural"} and all(path.exists() for path in shipped.values())
     result = probe(stories, world, sets=("coin", "english/plural"), limit=20, groups="no")
     assert result.tables["sets"].select("dataset", "difficulty").rows() == [("coin", 4), ("plural", 1)]

@@ -2,8 +2,9 @@
 
 import pytest
 
-from probes.concept_depth import ENGLISH, Config, read_sets
 from probes.concept_depth import concept_sets as concept_data
+from probes.concept_depth.chosen_sets import read_sets
+from probes.concept_depth.config import ENGLISH, Config
 from probes.concept_depth.english_sets import CAPITALS, CONCEPTS, rows, text_of
 
 

@@ -12,9 +12,11 @@ import polars as pl
 import pytest
 import torch
 
-from probes import retrieval_heads
-from probes.retrieval_heads import Config
+from probes.retrieval_heads import Config, detection, masking
+from probes.retrieval_heads.head_scores import clusters, head_table
+from probes.retrieval_heads.needle_grid import read_grid
 from probes.retrieval_heads.needles import Words, read_needle, recall
+from probes.retrieval_heads.shipped import own_needles
 from tests.support.retrieval_children import CONFIG
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -80,13 +82,12 @@ def test_killed_at_twenty_random_moments_it_resumes_to_the_same_tables_and_recom
 def test_a_run_resumed_anywhere_rounds_as_an_undisturbed_one(organism, tmp_path, monkeypatch, kept):
     """Span masses depend on how the shared haystack was computed: it may not depend on what was left to do."""
     whole = execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "whole")
-    stop_before = {
-        "first": ("_measure_part", 1),
-        "all detection": ("_mask_group", 0),
-        "all but one": ("_mask_group", 1),
+    module, name, calls = {
+        "first": (detection, "_measure_part", 1),
+        "all detection": (masking, "_mask_group", 0),
+        "all but one": (masking, "_mask_group", 1),
     }[kept]
-    name, calls = stop_before
-    usual, made = getattr(retrieval_heads, name), []
+    usual, made = getattr(module, name), []
 
     def fails(*args, **more):
         made.append(1)
@@ -95,7 +96,7 @@ def test_a_run_resumed_anywhere_rounds_as_an_undisturbed_one(organism, tmp_path,
         return usual(*args, **more)
 
     with monkeypatch.context() as patch, pytest.raises(BaseException, match="Cancelled"):
-        patch.setattr(retrieval_heads, name, fails)
+        patch.setattr(module, name, fails)
         execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "resumed")
     assert list((tmp_path / "resumed" / "parts").iterdir()), "a part is to be there to resume from"
     equal_runs(execute("retrieval-heads", organism, config=CONFIG, out=tmp_path / "resumed"), whole)
@@ -157,25 +158,25 @@ def test_intervals_resample_the_trials_when_those_that_count_are_all_of_one_need
     """Twenty kept trials of one needle are no twenty times the same number."""
     trials, kept = [Trial(k) for k in (0, 1) for _ in range(20)], np.arange(40) < 20
     context = Context(seed=0)
-    clusters = retrieval_heads._clusters(trials, kept, Config(), context)
-    assert clusters.tolist() == list(range(20)) and "Only one needle counts" in context.warnings[0]
+    groups = clusters(trials, kept, Config(), context)
+    assert groups.tolist() == list(range(20)) and "Only one needle counts" in context.warnings[0]
     scores = np.random.default_rng(0).random((20, 2, 2))
     model = type("", (), {"n_layers": 2, "n_heads": 2, "kv_group": lambda self, h: h})()
-    table = retrieval_heads._head_table(model, scores, scores, clusters, Config(), context)
+    table = head_table(model, scores, scores, groups, Config(), context)
     # the bootstrap interval of a mean of 20 uniform numbers is about 4 × 0.29 / √20 wide
     width = (table["ci_high"] - table["ci_low"]).to_numpy()
     assert (np.abs(width - 3.92 * scores.std(0).ravel() / np.sqrt(20)) < 0.05).all()
-    both = retrieval_heads._clusters(trials, np.ones(40, bool), Config(), Context())
+    both = clusters(trials, np.ones(40, bool), Config(), Context())
     assert both.tolist() == [0] * 20 + [1] * 20
     alone = Context()
-    retrieval_heads._clusters(trials[:1], np.ones(1, bool), Config(), alone)
+    clusters(trials[:1], np.ones(1, bool), Config(), alone)
     assert "Only one trial" in alone.warnings[0]
 
 
 def test_a_run_whose_only_recalled_needle_is_one_of_two_says_so(organism, tmp_path):
     """The second needle is never asked for: its trials are dropped, and the first needle's are what is resampled and
     masked."""
-    rows = [json.loads(line) for line in retrieval_heads._own_needles("organism").read_text().splitlines()[:2]]
+    rows = [json.loads(line) for line in own_needles("organism").read_text().splitlines()[:2]]
     (tmp_path / "n.jsonl").write_text(
         "".join(json.dumps(r) + "\n" for r in rows[:1]) + json.dumps(rows[1] | {"question": "Who?"}) + "\n"
     )
@@ -199,7 +200,7 @@ def test_heads_are_masked_on_needles_that_did_not_choose_them():
     trials = [Trial(k) for k in (0, 1, 2, 3) for _ in range(3)]
     answered = np.array([True] * 3 + [False] * 3 + [True] * 6)  # needle 1 is never answered
     for config, held in ((Config(mask_on="held_out"), [2]), (Config(mask_on="same"), [0, 2, 3])):
-        choosing, testing = retrieval_heads._split(trials, answered, answered, config, Context())
+        choosing, testing = masking.choosing_and_testing(trials, answered, answered, config, Context())
         assert sorted({t.needle for t, here in zip(trials, testing) if here}) == held
         chose = {t.needle for t, here in zip(trials, choosing) if here}
         assert chose == ({0, 3} if config.mask_on == "held_out" else {0, 2, 3})
@@ -299,11 +300,9 @@ def test_more_needles_than_ship_are_refused_and_more_than_twelve_need_to_be_aske
     with pytest.raises(InputError, match="has 40 needles, fewer than needles=99"):
         execute("retrieval-heads", organism, config=CONFIG | {"needles": 99})
     for wanted, used in (("default", 12), (20, 20)):
-        context = Context(data=retrieval_heads._own_needles("organism"))
-        needles, _, trials, _ = retrieval_heads._grid(
-            organism, Config(needles=wanted, lengths=(96, 96, 128), depths=(0, 50, 50)), context
-        )
-        assert len(needles) == used and len(trials) == 4 * used, "a cell that is named twice counts once"
+        context = Context(data=own_needles("organism"))
+        grid = read_grid(organism, Config(needles=wanted, lengths=(96, 96, 128), depths=(0, 50, 50)), context)
+        assert len(grid.needles) == used and len(grid.trials) == 4 * used, "a cell that is named twice counts once"
         assert context.warnings == (
             ["40 needles ship with organism and the first 12 were used; needles=40 uses them all."]
             if used == 12

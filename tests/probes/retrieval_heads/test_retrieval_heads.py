@@ -261,7 +261,9 @@ def test_batches_of_any_size_give_the_same_scores(tiny_llama, material):
 
 def test_the_statistics_of_many_trials_find_the_planted_heads():
     """586 × 1024 Bernoulli trials with known rates: heads above the threshold, and the correlation of two halves."""
-    from probes.retrieval_heads import Config, _how_many_are_enough, _summary
+    from probes.retrieval_heads import Config
+    from probes.retrieval_heads.head_scores import how_many_are_enough
+    from probes.retrieval_heads.summary import summary_of_heads
     from workbench.core.context import Context
 
     rng = np.random.default_rng(0)
@@ -269,15 +271,13 @@ def test_the_statistics_of_many_trials_find_the_planted_heads():
     rates[:33] = np.linspace(0.9, 0.2, 33)
     scores = (rng.random((586, 1024)) < rates).astype(float).reshape(586, 32, 32)
     assert int((scores.mean(0) > 0.1).sum()) == 33
-    enough = _how_many_are_enough(scores, Context(seed=0))
+    enough = how_many_are_enough(scores, Context(seed=0))
     overlap = dict(zip(enough["trials"].to_list(), enough["overlap"].to_list()))
     assert overlap[1] < overlap[20] < overlap[500] and overlap[500] > 0.9
     heads = pl.DataFrame(
         {"layer": np.repeat(range(32), 32), "head": np.tile(range(32), 32), "score": scores.mean(0).ravel()}
     )
-    summary = _summary(
-        heads, scores, np.ones(586, bool), np.arange(586), pl.DataFrame(), np.array([]), Config(), Context(seed=0)
-    )
+    summary = summary_of_heads(heads, scores, np.arange(586), Config(), Context(seed=0))
     assert summary["retrieval_heads"]["value"] == 33 and summary["split_half_correlation"]["value"] > 0.98
 
 

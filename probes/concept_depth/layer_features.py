@@ -1,0 +1,66 @@
+"""What the probes read: the activations of every layer at one site and token of every text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.config import Config
+from workbench.core.context import Context
+from workbench.core.errors import InputError
+from workbench.engine.capture import capture
+from workbench.models.model import Model
+from workbench.models.sites import Site
+
+
+def layer_features(
+    model: Model, concept: ConceptSet, ids: Sequence[Sequence[int]], config: Config, context: Context
+) -> list[torch.Tensor]:
+    """Features of every layer, [L][n, d] float32. Raises InputError for activations that are not finite; warns of
+    layers that are the same for every text."""
+    features = read_features(model, ids, config, context)
+    halved = config.store_dtype == "float16" and model.dtype != torch.float16
+    for layer, x in enumerate(features):
+        if halved and bool(x.isinf().any()) and not bool(x.isnan().any()):
+            raise InputError(
+                f"The activations at {config.site}.{layer} for the set '{concept.name}' are too large for "
+                f"float16; set store_dtype=float32."
+            )
+        if not bool(x.isfinite().all()):
+            raise InputError(
+                f"The activations at {config.site}.{layer} are NaN or infinite for the set '{concept.name}'; "
+                f"load the model in float32 or bfloat16."
+            )
+        if bool((x == x[0]).all()) and config.site != "resid_pre":
+            context.warn(
+                f"The features of {concept.name} at {config.site}.{layer} are the same for every text; the "
+                f"probe can only guess."
+            )
+    return features
+
+
+def read_features(model: Model, ids: Sequence[Sequence[int]], config: Config, context: Context) -> list[torch.Tensor]:
+    """Features of every layer, [L][n, d] float32, through the store: one pass, shared with any other run of the same
+    texts."""
+    acts = capture(
+        model,
+        ids,
+        layer_sites(model, config.site),
+        positions=config.token if isinstance(config.token, str) else [config.token],
+        dtype=config.store_dtype,
+        edits=context.edits,
+        store=context.store,
+        context=context,
+        engine=context.engine,
+        max_tokens=model.tokens_at_once(config.max_tokens),
+    )
+    return [acts[Site(config.site, layer)].flatten(1).float() for layer in range(model.n_layers)]
+
+
+def layer_sites(model: Model, kind: str) -> list[Site]:
+    """The sites of one capture: every layer, and with resid_post the final norm too, as representation-geometry asks
+    for them."""
+    sites = [Site(kind, layer) for layer in range(model.n_layers)]
+    return [*sites, Site("final_norm")] if kind == "resid_post" else sites

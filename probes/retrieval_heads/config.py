@@ -1,0 +1,96 @@
+"""What a run can be told, the paper to cite, and the files that ship."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.core.registry import option
+
+BIBTEX = """@inproceedings{wu2025retrieval,
+  title={Retrieval Head Mechanistically Explains Long-Context Factuality},
+  author={Wu, Wenhao and Wang, Yizhong and Xiao, Guangxuan and Peng, Hao and Fu, Yao},
+  booktitle={International Conference on Learning Representations},
+  year={2025},
+  note={arXiv:2404.15574}
+}"""
+COLUMNS = ("needle", "question", "answer")
+ESSAYS = Path(__file__).parents[1] / "essays.txt"
+NEEDLES = Path(__file__).parent / "material" / "needles.jsonl"
+SHIPPED = 12  # of the needles that ship with a model, how many are used unless told otherwise
+
+
+@dataclass(frozen=True)
+class Config:
+    needles: int | str = option(
+        "default",
+        "needle file (needle, question, answer), 'default' for --data or the first 12 that ship, or how many to use",
+        low=1,
+        file=True,
+    )
+    haystack: str = option(
+        "default", "text file that the needles are hidden in; 'default' ships with the project", file=True
+    )
+    lengths: str | tuple[int, ...] = option(
+        "auto",
+        "prompt lengths in tokens; auto: 20 from 1,000 (or a fifth of the longest) to 50,000 or the model's context",
+        choices=("auto",),
+        low=8,
+    )
+    depths: tuple[float, ...] = option(
+        (0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "needle depths in percent of the haystack", low=0, high=100
+    )
+    max_new_tokens: int = option(50, "longest answer in tokens", low=1)
+    threshold: float = option(0.1, "score from which a head counts as a retrieval head", low=0, high=1)
+    score: str = option(
+        "set",
+        "set: share of the answer's tokens copied (Eq. 1); count: copying steps over the answer's length "
+        "(official code)",
+        choices=("set", "count"),
+    )
+    keep: str = option(
+        "recalled",
+        "recalled: score only trials that the model answers (official code); all: score every trial (Eq. 1)",
+        choices=("recalled", "all"),
+    )
+    recall_threshold: float = option(0.5, "ROUGE-1 recall above which a trial counts as answered", low=0, high=1)
+    template: str = option(
+        "default",
+        "prompt: 'paper', 'chat' (the model's own chat template) or a text with {context} and {question}; "
+        "default: the paper's, or the model's where it ships with one",
+    )
+    stop: tuple[str, ...] = option(
+        ("default",),
+        "the answer ends after a token that contains one of these; default: a line break, or the model's own",
+    )
+    mask_k: tuple[int, ...] = option(
+        (2, 5, 10, 15, 20, 30, 50, 100),
+        "how many top heads to mask; numbers beyond half of the model's heads are left out, those beyond the "
+        "heads with a score become these; 0: no masking test",
+        low=0,
+    )
+    ablation: str = option(
+        "uniform",
+        "what masking does to a head: uniform attention (official code), zero output, mean output",
+        choices=("uniform", "zero", "mean"),
+    )
+    mask_phase: str = option(
+        "decode",
+        "decode: mask from the last prompt token on (official code); all: mask the prompt too",
+        choices=("decode", "all"),
+    )
+    random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1)
+    mask_on: str = option(
+        "held_out",
+        "held_out: choose the heads on half of the answered needles, mask them on the other half; same: mask "
+        "where they were chosen",
+        choices=("held_out", "same"),
+    )
+    mask_trials: int = option(60, "how many answered trials the masking test uses, evenly over the grid", low=1)
+    resample: str = option(
+        "needles",
+        "what the intervals resample: needles (trials of one needle belong together) or trials",
+        choices=("needles", "trials"),
+    )
+    draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
+    max_tokens: int = option(65536, "tokens in one batch of prompts", low=1)

@@ -1,0 +1,138 @@
+"""The trials of a run: needles, haystack, template and stopping words read, and put together at every length and
+depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
+from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
+from probes.retrieval_heads.shipped import material, own_needles
+from workbench.core.context import Context
+from workbench.core.errors import InputError
+from workbench.core.tables import read_table, read_text
+
+
+@dataclass(frozen=True)
+class NeedleGrid:
+    """`shared`: the tokens that all prompts share a beginning of; `stops`: whether an answer ends with this token."""
+
+    needles: Sequence[Needle]
+    shared: list[int]
+    trials: Sequence[Trial]
+    stops: Callable[[int], bool]
+
+    @property
+    def haystack(self) -> list[int]:
+        """As much of the shared tokens as stands before the needle in any trial."""
+        return self.shared[: max(t.shared for t in self.trials)]
+
+
+def validate(config: Config, data: Path | None) -> None:
+    """Raise InputError for an empty grid, needles that do not hold their answer, a haystack that cannot be read and a
+    template without its slots."""
+    for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
+        if not getattr(config, name):
+            raise InputError(f"The option '{name}' is empty; give at least one number, as in --set {name}={example}.")
+    source = needle_file(config, data)
+    if source is not None:
+        rows = read_table(source, required=COLUMNS, what="needles")
+        # a model may ship with more than the project does
+        if isinstance(config.needles, int) and source.resolve() != NEEDLES.resolve():
+            _first(rows, config.needles, source)
+        for k, row in enumerate(rows.iter_rows(named=True)):
+            try:
+                place(k, row["needle"], row["answer"])
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from None
+    if config.haystack != "default":
+        read_text(config.haystack, what="haystack")
+    named = config.template in ("default", "paper", "chat")
+    if not named and not ("{context}" in config.template and "{question}" in config.template):
+        raise InputError(
+            "The option 'template' needs {context} and {question}, once each, or one of default, paper, chat."
+        )
+
+
+def needle_file(config: Config, data: Path | None) -> Path | None:
+    """The file that the needles come from."""
+    return Path(config.needles) if isinstance(config.needles, str) and config.needles != "default" else data
+
+
+def read_grid(model, config: Config, context: Context) -> NeedleGrid:
+    """The grid of a run, from the config or from what ships with the model. Raises InputError for needles without their
+    answer and for lengths that do not fit the model."""
+    left = material(config, model.name)
+    haystack = read_text(left.get("haystack", config.haystack), what="haystack")
+    template = left.get("template", "paper" if config.template == "default" else config.template)
+    before, after = split_template(model, template)
+    needles = _needles(model, config, context, after)
+    context.rows_used = len(needles)
+    lengths, depths = _lengths(model, config, needles), list(dict.fromkeys(config.depths))
+    tokens, _ = encode_after(model, haystack.strip())
+    shared, trials = grid(
+        model, needles, tokens, before, lengths=lengths, depths=depths, new_tokens=config.max_new_tokens
+    )
+    if len(tokens) < len(shared):
+        context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
+    stop = left.get("stop", ("\n",) if config.stop == ("default",) else config.stop)
+    return NeedleGrid(needles, shared, trials, _stops_at(model, stop))
+
+
+def _needles(model, config: Config, context: Context, after: str) -> list[Needle]:
+    """The needles that are used, encoded; `after`: the template from the context on."""
+    source = needle_file(config, context.data)
+    rows = read_table(source, required=COLUMNS, what="needles")
+    if again := rows.height - rows.unique(COLUMNS).height:
+        context.warn(
+            f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of "
+            f"their own, and the intervals are too narrow."
+        )
+    ship = {NEEDLES.resolve(), (own_needles(model.name) or NEEDLES).resolve()}
+    if isinstance(config.needles, int):
+        rows = _first(rows, config.needles, source)
+    elif rows.height > SHIPPED and source.resolve() in ship:
+        context.warn(
+            f"{rows.height} needles ship with {model.name} and the first {SHIPPED} were used; "
+            f"needles={rows.height} uses them all."
+        )
+        rows = rows.head(SHIPPED)
+    return [
+        read_needle(model, k, row["needle"], row["question"], row["answer"], after)
+        for k, row in enumerate(rows.iter_rows(named=True))
+    ]
+
+
+def _first(rows: pl.DataFrame, wanted: int, source: Path) -> pl.DataFrame:
+    if wanted > rows.height:
+        raise InputError(
+            f"{source} has {rows.height} needles, fewer than needles={wanted}; ask for at most {rows.height}."
+        )
+    return rows.head(wanted)
+
+
+def _lengths(model, config: Config, needles: Sequence[Needle]) -> list[int]:
+    """Prompt lengths in tokens, each once; chosen by itself: those that can hold a needle and its question."""
+    if config.lengths != "auto":
+        return list(dict.fromkeys(config.lengths))
+    longest = min(50_000, (model.context_length or 50_000) - config.max_new_tokens)
+    even = sorted({int(x) for x in np.linspace(min(1000, longest // 5), longest, 20).round()})
+    floor = 8 + max(len(n.ids) + len(n.tail) for n in needles)
+    return [x for x in even if x > floor] or [longest]
+
+
+def _stops_at(model, words: Sequence[str]) -> Callable[[int], bool]:
+    """Whether a token ends the answer: the model's own end, and every token that contains one of these."""
+    known: dict[int, bool] = {}
+
+    def stops(token: int) -> bool:
+        if token not in known:
+            known[token] = token in model.eos_ids or any(word in model.tokenizer.decode([token]) for word in words)
+        return known[token]
+
+    return stops
