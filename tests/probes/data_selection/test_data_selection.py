@@ -532,7 +532,10 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
-    from probes.data_selection import Config, _prototypes, _reader, _score_pool
+    from probes.data_selection.config import Config
+    from probes.data_selection.pool_scores import score_pool
+    from probes.data_selection.prototypes import of_targets
+    from probes.data_selection.sample_vectors import open_reader
     from probes.data_selection.samples import TokenizedSamples, tokenize
     from workbench.core.context import Context
 
@@ -541,20 +544,19 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
         TopKSAEConfig(d_in=64, d_sae=wide, k=4, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
     ).save_model(tmp_path / "sae")
     config = Config(sae=str(tmp_path / "sae"), baselines=(), resamples=0, chunk=8, max_tokens=256)
-    reader = _reader(model, config, Context())
+    reader = open_reader(model, config, Context())
     rng = np.random.default_rng(0)
 
     def some(n):
         ids = [[1, *rng.integers(3, 500, 12)] for _ in range(n)]
         return TokenizedSamples(ids, [np.arange(13) > 0] * n)
 
-    target = {"a": some(3)}
-    prototypes, resampled, group = _prototypes(reader, target, {}, config, Context())
+    prototypes = of_targets(reader, {"a": some(3)}, {})
 
     def peak(n):
         pool = some(n)
         tracemalloc.start()
-        _score_pool(reader, pool, prototypes, resampled, group, 1, [3, 5], config, Context())
+        score_pool(reader, pool, prototypes, [3, 5])
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
