@@ -5,18 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import polars as pl
 import torch
 
-from workbench.sae.sparse_rows import Rows, similarity
+from probes.data_selection.sample_vectors import Reader
+from probes.data_selection.samples import TokenizedSamples
+from workbench.sae.sparse_rows import Rows, similarity, stack
+
+
+def map_table(reader: Reader, pool: TokenizedSamples) -> pl.DataFrame:
+    """Some samples of the pool, drawn at random, in two dimensions."""
+    context = reader.context
+    rows = np.sort(context.rng("map").permutation(np.flatnonzero(pool.counted > 0))[: reader.config.map_rows])
+    if reader.sae is None or len(rows) < 4:
+        return pl.DataFrame(schema={"row": pl.Int64, "x": pl.Float64, "y": pl.Float64})
+
+    def compute() -> dict[str, pl.DataFrame]:
+        batches = [
+            (batch.indices, batch.vectors["sae"])
+            for batch in reader.read(pool.lists(rows), [pool.masks[row] for row in rows])
+            if batch.indices
+        ]
+        vectors = stack([found for _, found in batches])
+        place = layout(vectors, seed=context.torch_seed("map") % 2**31, check=context.check)
+        order = rows[np.concatenate([indices for indices, _ in batches])]
+        return {"map": pl.DataFrame({"row": order, "x": place[:, 0], "y": place[:, 1]}).sort("row")}
+
+    return context.part("map", compute)["map"]
 
 
 def distances(rows: Rows, *, check: Callable[[], None] | None = None) -> np.ndarray:
     """1 − generalised Jaccard similarity between all rows, float64 [n, n], symmetric with a zero diagonal."""
     dense, out = rows.dense(), []
-    for part in dense.split(64):
+    for some in dense.split(64):
         if check is not None:
             check()
-        out.append(1 - similarity(rows, part).T.cpu())
+        out.append(1 - similarity(rows, some).T.cpu())
     found = torch.cat(out).clamp(min=0).numpy()
     found = (found + found.T) / 2
     np.fill_diagonal(found, 0.0)

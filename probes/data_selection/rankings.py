@@ -3,7 +3,8 @@ the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -113,75 +114,61 @@ def compare(
     deepest = max(sizes.values())
     selections, precision, overlap, length = [], [], [], []
     for t, name in enumerate(names):
-        best = {method: [order[t] for order in draws] for method, draws in orders.items()}
+        best = {method: [order[t] for order in orders[method]] for method in scores}
         for method, found in scores.items():
             top = best[method][0][:deepest]
-            selections.append(
-                pl.DataFrame(
-                    {
-                        "target": name,
-                        "method": method,
-                        "rank": np.arange(1, len(top) + 1),
-                        "row": top,
-                        "score": found[top, t],
-                    }
-                )
-            )
-            n = len(best[method][0])
+            columns = {"target": name, "method": method, "rank": np.arange(1, len(top) + 1), "row": top}
+            selections.append(pl.DataFrame(columns | {"score": found[top, t]}))
             relevant = [labels[0][rows] == labels[1][t] for rows in best[method]] if labels is not None else []
-            total = int(relevant[0].sum()) if relevant else 0
             for ratio, k in sizes.items():
-                k = min(k, n)
+                k = min(k, len(best[method][0]))
                 where = {"target": name, "method": method, "ratio": ratio, "k": k}
-                chosen = [lengths[rows[:k]] for rows in best[method]]
-                length.append(
-                    where
-                    | {
-                        "mean": float(np.mean(chosen)),
-                        "median": float(np.mean(np.median(chosen, axis=1))),
-                        "target_mean": float(target_lengths[t]),
-                        "pool_mean": float(lengths.mean()),
-                    }
-                )
-                if not total:
-                    continue
-                hits, draws = sum(int(found[:k].sum()) for found in relevant), len(relevant)
-                low, high = wilson(hits, k * draws)
-                precision.append(
-                    where
-                    | {
-                        "precision": hits / (k * draws),
-                        "ci_low": float(low),
-                        "ci_high": float(high),
-                        "recall": hits / draws / total,
-                        "base_rate": total / n,
-                        "best_possible": min(1.0, total / k),
-                        "draws": draws,
-                    }
-                )
+                length.append(where | _lengths(lengths, best[method], k, float(target_lengths[t])))
+                if relevant and relevant[0].any():
+                    precision.append(where | _precision(relevant, k))
         for ratio, k in sizes.items():
-            for i, a in enumerate(scores):
-                for b in list(scores)[i + 1 :]:
-                    n = len(best[a][0])
-                    pairs = [(x, y) for x in best[a] for y in best[b]]
-                    common = np.mean([len(np.intersect1d(x[:k], y[:k])) / min(k, n) for x, y in pairs])
-                    overlap.append(
-                        {
-                            "target": name,
-                            "ratio": ratio,
-                            "k": min(k, n),
-                            "method_a": a,
-                            "method_b": b,
-                            "overlap": float(common),
-                            "expected": min(k, n) / n,
-                        }
-                    )
+            overlap += [{"target": name, "ratio": ratio} | pair for pair in _overlaps(best, k)]
     return {
         "selections": pl.concat(selections),
         "precision": pl.DataFrame(precision, schema=PRECISION),
         "overlap": pl.DataFrame(overlap, schema=OVERLAP),
         "lengths": pl.DataFrame(length),
     }
+
+
+def _lengths(lengths: np.ndarray, draws: Sequence[np.ndarray], k: int, target_mean: float) -> dict[str, float]:
+    chosen = [lengths[rows[:k]] for rows in draws]
+    return {
+        "mean": float(np.mean(chosen)),
+        "median": float(np.mean(np.median(chosen, axis=1))),
+        "target_mean": target_mean,
+        "pool_mean": float(lengths.mean()),
+    }
+
+
+def _precision(relevant: Sequence[np.ndarray], k: int) -> dict[str, float]:
+    """Of the first k rows of every draw; `relevant`: whether each row, best first, is of the target."""
+    draws, n, total = len(relevant), len(relevant[0]), int(relevant[0].sum())
+    hits = sum(int(found[:k].sum()) for found in relevant)
+    low, high = wilson(hits, k * draws)
+    return {
+        "precision": hits / (k * draws),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "recall": hits / draws / total,
+        "base_rate": total / n,
+        "best_possible": min(1.0, total / k),
+        "draws": draws,
+    }
+
+
+def _overlaps(best: Mapping[str, Sequence[np.ndarray]], k: int) -> Iterator[dict[str, Any]]:
+    """Of every two methods, the share of the first k rows that they have in common, mean over their draws."""
+    for a, b in combinations(best, 2):
+        n = len(best[a][0])
+        size = min(k, n)
+        common = np.mean([len(np.intersect1d(x[:k], y[:k])) / size for x in best[a] for y in best[b]])
+        yield {"k": size, "method_a": a, "method_b": b, "overlap": float(common), "expected": size / n}
 
 
 def verdict(precision: pl.DataFrame, main: str, rng: Callable[[str], np.random.Generator]) -> dict[str, Any]:

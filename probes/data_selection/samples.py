@@ -106,11 +106,11 @@ def tokenize(
     ordinary[special] = False
     ids, masks, cut = [], [], 0
     for chunk in table.iter_slices(256):
-        for found, part in _tokens(model, chunk.to_dicts(), tokens, template):
+        for found, inside in _tokens(model, chunk.to_dicts(), tokens, template):
             if model.too_long(len(found)):
-                found, part, cut = found[: model.context_length], part[: model.context_length], cut + 1
+                found, inside, cut = found[: model.context_length], inside[: model.context_length], cut + 1
             ids.append(np.asarray(found, np.int32))
-            masks.append(part & ordinary[np.minimum(ids[-1], len(ordinary) - 1)])
+            masks.append(inside & ordinary[np.minimum(ids[-1], len(ordinary) - 1)])
         if check is not None:
             check()
     out = TokenizedSamples(ids, masks, cut)
@@ -212,14 +212,21 @@ def labels_of(
                 f"{said[:-1]}; name the target after a label, give it the column '{name}', or set label=none."
             )
     if empty and len(lost) < len(own):
-        said = " ".join(
-            filter(
-                None,
-                (
-                    said,
-                    f"{empty} of {len(label)} pool rows have no label in the column '{name}'; precision "
-                    f"counts them as of no target.",
-                ),
-            )
+        unlabelled = (
+            f"{empty} of {len(label)} pool rows have no label in the column '{name}'; precision counts them as of no "
+            f"target."
         )
+        said = f"{said} {unlabelled}" if said else unlabelled
     return ((label, own) if len(lost) < len(own) else None), said
+
+
+def inputs_table(pool: TokenizedSamples, examples: dict[str, TokenizedSamples]) -> pl.DataFrame:
+    """`inputs`: what was read of the pool and of each target, and which tokens counted."""
+    tables = []
+    every = [("pool", None, pool), *(("target", name, samples) for name, samples in examples.items())]
+    for role, name, samples in every:
+        ids = pl.Series("ids", samples.ids).cast(pl.List(pl.Int32))
+        mask = pl.Series("mask", samples.masks).cast(pl.List(pl.Boolean))
+        where = [pl.lit(role).alias("role"), pl.lit(name, pl.String).alias("target")]
+        tables.append(pl.DataFrame([ids, mask]).select(*where, "ids", "mask"))
+    return pl.concat(tables).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))

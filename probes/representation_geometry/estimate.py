@@ -10,7 +10,7 @@ from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
-    from probes.representation_geometry import Config
+    from probes.representation_geometry.config import Config
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:

@@ -10,10 +10,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.core.tables import read_table
+from workbench.stats.intervals import spearman
+
+if TYPE_CHECKING:
+    from workbench.models.model import Model
+
+
+def in_text(model: Model, path: str, rows: Sequence[Sequence[int]], *, order: int) -> list[np.ndarray]:
+    """n-gram probability of every token but the first of each row, counted in the texts of a file."""
+    texts = read_table(path, required=("text",), what="n-gram text")["text"]
+    return probabilities((model.encode(text, bos=False) for text in texts), rows, order=order)[0]
 
 
 def probabilities(
@@ -51,3 +64,14 @@ def probabilities(
         found.append(p)
         used.append(lengths)
     return found, used
+
+
+def memorisation(
+    losses: Sequence[np.ndarray], counted: Sequence[np.ndarray], context: Context
+) -> tuple[float, float, float]:
+    """Rank correlation, with its interval, of the model's log-probabilities with n-gram probabilities of the same
+    tokens."""
+    ours, theirs = -np.concatenate([loss[0] for loss in losses]), np.concatenate(counted)
+    some = np.sort(context.rng("memorisation").permutation(len(ours))[:4000])
+    rho = spearman(ours[some], theirs[some], draws=200, rng=context.rng("memorisation interval"))
+    return rho.value, rho.low, rho.high

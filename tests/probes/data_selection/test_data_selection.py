@@ -1,101 +1,15 @@
 """The probe against the slow computation: one sample at a time through plain Hugging Face, `SAE.encode`, dense numpy in
 float64."""
 
-import json
-
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+from tests.support.selection_pool import execute, read, sentence, slow_vectors, write
 from workbench.core.errors import InputError
-from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.runs.checks import check_probe
-
-PLACES = {
-    "park": ("park", "slide", "swing", "tree"),
-    "kitchen": ("kitchen", "cake", "pan", "jam"),
-    "sea": ("sea", "boat", "fish", "wave"),
-}
-
-
-def sentence(rng, topic):
-    words = PLACES[topic]
-    parts = [
-        f"{rng.choice(('Tom', 'Lily', 'Ben', 'Anna'))} {rng.choice(('saw', 'liked', 'found'))} the "
-        f"{rng.choice(words)} near the {rng.choice(words)}."
-        for _ in range(rng.integers(1, 5))
-    ]
-    return {"prompt": f"Tell me about the {topic}.", "response": " ".join(parts), "topic": topic}
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(tiny_llama):
-    return load(str(tiny_llama))
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory):
-    """A pool of 60 samples on three topics, two targets, a random TopK autoencoder."""
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-
-    folder = tmp_path_factory.mktemp("selection")
-    rng = np.random.default_rng(0)
-    pool = [sentence(rng, topic) for topic in rng.choice(list(PLACES), 60)]
-    pool[5] = pool[40] = pool[17]
-    write(folder / "pool.jsonl", pool)
-    write(folder / "sea.jsonl", [sentence(rng, "sea") for _ in range(5)] + [pool[17] | {"topic": "sea"}])
-    write(folder / "park.jsonl", [sentence(rng, "park") for _ in range(4)])
-    torch.manual_seed(0)
-    TopKSAE(
-        TopKSAEConfig(d_in=64, d_sae=512, k=8, metadata=SAEMetadata(hook_name="blocks.2.hook_resid_post"))
-    ).save_model(folder / "sae")
-    return folder
-
-
-def execute(model, material, out, **config):
-    values = {
-        "target": (str(material / "sea.jsonl"), str(material / "park.jsonl")),
-        "sae": str(material / "sae"),
-        "features": 4,
-        "explain": 3,
-    } | config
-    return runs.execute("data-selection", model, data=material / "pool.jsonl", config=values, out=out)
-
-
-def slow_vectors(tiny_llama, material, rows, part="all", aggregate="mean"):
-    """One dense float64 feature vector per sample, from plain Hugging Face and sae-lens, one sample at a time."""
-    from sae_lens import SAE
-    from transformers import AutoTokenizer
-
-    hf = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    sae, out = SAE.load_from_disk(material / "sae"), []
-    for row in rows:
-        ids = tokenizer(row["prompt"] + " " + row["response"])["input_ids"]
-        assert ids[0] == tokenizer.bos_token_id
-        with torch.no_grad():
-            hidden = hf(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0]
-            z = sae.encode(hidden).double().numpy()
-        spans = tokenizer(row["prompt"] + " " + row["response"], return_offsets_mapping=True)["offset_mapping"]
-        prompt = next(
-            i for i, (_, end) in enumerate(spans) if end > len(row["prompt"]) + 1
-        )  # a token that reaches into the response is of it
-        z = z[{"all": slice(1, None), "prompt": slice(1, prompt), "response": slice(prompt, None)}[part]]
-        out.append({"mean": z.mean(0), "sum": z.sum(0), "last": z[-1]}[aggregate])
-    return np.array(out)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -243,80 +157,6 @@ def test_tables_agree_with_each_other(model, material, tmp_path):
     assert overlap["overlap"] == len(ours & theirs) / 6
 
 
-def test_explanations_are_the_activations_that_they_show(model, tiny_llama, material, tmp_path):
-    from sae_lens import SAE
-
-    run = execute(model, material, tmp_path / "run")
-    sae, inputs = SAE.load_from_disk(material / "sae"), run.table("inputs")
-    passages = run.table("passages")
-    assert passages.height and set(passages["feature"]) == set(run.table("features")["feature"])
-    everything = []
-    for ids, mask in inputs.filter(role="pool").select("ids", "mask").iter_rows():
-        with torch.no_grad():
-            z = sae.encode(model.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0])
-        everything.append(z * torch.tensor(mask)[:, None])
-    for p in passages.filter(place=1).iter_rows(named=True):
-        highest = max(float(z[:, p["feature"]].max()) for z in everything)
-        assert p["activation"] == pytest.approx(highest, rel=2e-3)  # ties are broken to three digits
-        assert p["activation"] == pytest.approx(float(everything[p["row"]][p["peak"], p["feature"]]), abs=1e-4)
-        assert p["activations"][p["peak"] - p["start"]] == pytest.approx(p["activation"], abs=1e-5) and len(
-            p["tokens"]
-        ) == len(p["activations"])
-    tokens = sum(int(z.any(1).sum()) for z in everything)  # copies count as often as they are in the pool
-    for row in run.table("features").iter_rows(named=True):
-        assert row["density"] == pytest.approx(sum(int((z[:, row["feature"]] > 0).sum()) for z in everything) / tokens)
-    shared = run.table("shared")
-    assert (shared["both"] <= shared["in_sample"] + 1e-12).all() and (
-        shared["both"] <= shared["in_target"] + 1e-12
-    ).all()
-    best = run.table("selected").filter(target="sea")["row"][0]
-    z = everything[best].double().sum(0) / int(sum(inputs["mask"][best]))
-    for row in shared.filter(target="sea", row=best).iter_rows(named=True):
-        assert row["in_sample"] == pytest.approx(float(z[row["feature"]]), abs=1e-5)
-    quality = run.table("quality").row(0, named=True)
-    assert quality["l0"] == pytest.approx(8) and quality["tokens"] == tokens
-    assert quality["dead_fraction"] == pytest.approx(
-        float(np.mean([not any(bool(z[:, f].any()) for z in everything) for f in range(512)]))
-    )
-
-
-def test_explained_variance_is_one_minus_the_share_that_is_lost(model, material, tmp_path):
-    from sae_lens import SAE
-
-    run = execute(model, material, tmp_path / "run", baselines=())
-    sae, inputs = SAE.load_from_disk(material / "sae"), run.table("inputs").filter(role="pool")
-    states = []
-    for ids in inputs["ids"].to_list():
-        with torch.no_grad():
-            states.append(model.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0][1:])
-    x = torch.cat(states)
-    lost = (x - sae(x)).double().pow(2).sum() / (x.double() - x.double().mean(0)).pow(2).sum()
-    row = run.table("quality").row(0, named=True)
-    assert row["tokens"] == len(x)
-    assert row["explained_variance"] == pytest.approx(1 - float(lost), abs=1e-4)
-    other = (
-        execute(model, material, tmp_path / "other", baselines=(), chunk=7, max_tokens=40)
-        .table("quality")
-        .row(0, named=True)
-    )
-    assert other["explained_variance"] == pytest.approx(row["explained_variance"], abs=1e-6), (
-        "parts and batches do not matter"
-    )
-
-
-def test_logit_effects_point_the_way_that_adding_the_feature_moves_the_logits(model, material):
-    from workbench.sae import features
-    from workbench.sae import load as sae
-
-    made = sae.load(material / "sae")
-    effect = features.logit_effect(model, made, [3], top=model.vocab_size).row(0, named=True)
-    direction = made.directions()[3]
-    gain = model.final_norm.weight
-    expected = (direction * gain) @ model.unembed.weight.T
-    assert effect["promoted_by"] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-4)
-    torch.testing.assert_close(features.norm_gain(model), gain.detach().float(), atol=1e-5, rtol=1e-4)
-
-
 def test_a_stopped_run_goes_on_with_the_next_part(model, material, tmp_path, monkeypatch):
     from workbench.core.errors import Cancelled
 
@@ -348,21 +188,6 @@ def test_a_stopped_run_goes_on_with_the_next_part(model, material, tmp_path, mon
     whole = runs.execute("data-selection", model, data=material / "pool.jsonl", config=config, out=tmp_path / "whole")
     for name in whole.tables:
         assert whole.table(name).equals(resumed.table(name)), name
-
-
-def test_rows_beyond_the_context_are_cut_and_counted(model, material, tmp_path):
-    rows = read(material / "pool.jsonl") + [
-        {"prompt": "Long.", "response": "The dog ran to the park. " * 200, "topic": "park"}
-    ]
-    run = runs.execute(
-        "data-selection",
-        model,
-        data=write(tmp_path / "pool.jsonl", rows),
-        config={"target": (str(material / "sea.jsonl"),), "sae": str(material / "sae"), "baselines": ()},
-        out=tmp_path / "run",
-    )
-    assert any("1 of 61 rows of the pool are longer" in w for w in run.info["warnings"])
-    assert len(run.table("inputs").filter(role="pool")["ids"][60]) == model.context_length
 
 
 def test_without_an_autoencoder_the_baselines_still_rank(model, material, tmp_path):
@@ -460,71 +285,6 @@ def test_random_is_the_mean_of_several_draws(model, material, tmp_path):
     assert six["precision"] * 30 == pytest.approx(round(six["precision"] * 30)), "hits of five draws of six"
 
 
-def test_a_row_whose_response_lies_beyond_the_context_is_counted_and_left_out(model, material, tmp_path):
-    long = {"prompt": "The dog ran to the park. " * 200, "response": "Yes.", "topic": "park"}
-    rows = read(material / "pool.jsonl")
-    pool = write(tmp_path / "pool.jsonl", [*rows[:10], long, *rows[10:]])
-    target = write(tmp_path / "sea.jsonl", [long | {"topic": "sea"}, *read(material / "sea.jsonl")])
-    config = {
-        "target": (str(target),),
-        "sae": str(material / "sae"),
-        "tokens": "response",
-        "baselines": ("bm25", "random"),
-        "k": 60,
-        "features": 2,
-        "explain": 2,
-    }
-    run = runs.execute("data-selection", model, data=pool, config=config, out=tmp_path / "run")
-    row = run.table("scores").filter(row=10).row(0, named=True)
-    assert row["score"] is None and row["rank"] is None and not row["selected"] and row["length"] == 0
-    assert 10 not in set(run.table("selections")["row"]) and run.table("scores")["score"].null_count() == 1
-    assert sum("1 of 61 rows of the pool have no token that counts" in w for w in run.info["warnings"]) == 1
-    assert any("1 of 7 rows of the target sea have no token that counts" in w for w in run.info["warnings"])
-    short = execute(
-        model,
-        material,
-        tmp_path / "short",
-        tokens="response",
-        baselines=(),
-        target=(str(material / "sea.jsonl"),),
-        features=0,
-        explain=0,
-    )
-    np.testing.assert_allclose(
-        run.table("scores").filter(pl.col("row") != 10)["score"], short.table("scores")["score"], atol=1e-6
-    )
-
-
-def test_density_and_quality_count_all_tokens_when_only_the_last_makes_the_vector(model, material, tmp_path):
-    mean, last = (
-        execute(model, material, tmp_path / how, aggregate=how, baselines=(), features=500, passages=0, explain=0)
-        for how in ("mean", "last")
-    )
-    for column in ("l0", "dead_fraction", "tokens", "explained_variance"):
-        assert last.table("quality")[column][0] == pytest.approx(mean.table("quality")[column][0], abs=1e-6)
-    pairs = mean.table("features").join(last.table("features"), on=["target", "feature"])
-    assert pairs.height > 10
-    np.testing.assert_allclose(pairs["density"], pairs["density_right"], atol=1e-12)
-
-
-def test_an_autoencoder_that_does_not_describe_the_model_is_pointed_out(model, material, tmp_path):
-    run = execute(model, material, tmp_path / "run", baselines=(), features=0, explain=0)
-    assert run.summary["explained_variance"] < 0.5
-    assert any("of the variance of these activations" in w and "cannot be trusted" in w for w in run.info["warnings"])
-
-
-def test_a_target_without_rows_in_the_pool_is_named(model, material, tmp_path):
-    lost = write(tmp_path / "lost.jsonl", [row | {"topic": "moon"} for row in read(material / "sea.jsonl")])
-    targets = (str(lost), str(material / "park.jsonl"))
-    run = execute(model, material, tmp_path / "run", target=targets, features=0, explain=0)
-    assert set(run.table("precision")["target"]) == {"park"}
-    assert any(
-        "no precision for lost (label 'moon')" in w and "holds kitchen, park, sea" in w for w in run.info["warnings"]
-    )
-    with pytest.raises(InputError, match=r"no precision for lost \(label 'moon'\).*label=none"):
-        execute(model, material, tmp_path / "explicit", target=targets, label="topic")
-
-
 def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
     """Twice the pool, in parts: neither features (a dense vector a part) nor activations pile up."""
     import tracemalloc
@@ -532,7 +292,10 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
-    from probes.data_selection import Config, _prototypes, _reader, _score_pool
+    from probes.data_selection.config import Config
+    from probes.data_selection.pool_scores import score_pool
+    from probes.data_selection.prototypes import of_targets
+    from probes.data_selection.sample_vectors import open_reader
     from probes.data_selection.samples import TokenizedSamples, tokenize
     from workbench.core.context import Context
 
@@ -541,20 +304,19 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
         TopKSAEConfig(d_in=64, d_sae=wide, k=4, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
     ).save_model(tmp_path / "sae")
     config = Config(sae=str(tmp_path / "sae"), baselines=(), resamples=0, chunk=8, max_tokens=256)
-    reader = _reader(model, config, Context())
+    reader = open_reader(model, config, Context())
     rng = np.random.default_rng(0)
 
     def some(n):
         ids = [[1, *rng.integers(3, 500, 12)] for _ in range(n)]
         return TokenizedSamples(ids, [np.arange(13) > 0] * n)
 
-    target = {"a": some(3)}
-    prototypes, resampled, group = _prototypes(reader, target, {}, config, Context())
+    prototypes = of_targets(reader, {"a": some(3)}, {})
 
     def peak(n):
         pool = some(n)
         tracemalloc.start()
-        _score_pool(reader, pool, prototypes, resampled, group, 1, [3, 5], config, Context())
+        score_pool(reader, pool, prototypes, [3, 5])
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -575,69 +337,6 @@ def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
     )
 
 
-BAD = {
-    "fewer than the 61": {"k": 61},
-    "a ratio of 0 selects nothing": {"ratio": 0.0},
-    "There is no target 'see' (did you mean 'sea'?); give a file with examples, or one of facts, forest": {
-        "target": ("see",)
-    },
-    "no pool row has that label in the column 'prompt'": {"label": "prompt"},
-    "no column 'kind'": {"label": "kind"},
-    "no column 'subtask'": {"prototype": "subtask"},
-    "There is no sparse autoencoder": {"sae": "nowhere"},
-    "There is no target nofile file": {"target": ("nofile.jsonl",)},
-    "needs {prompt} and then {response}": {"template": "{response}"},
-    "sae=none leaves the baselines": {"sae": "none", "baselines": ()},
-    "trained on resid_post.2, not on resid_post.3": {"site": "resid_post.3"},
-    "has no chat template": {"template": "chat"},
-}
-
-
-@pytest.mark.parametrize("sentence", BAD)
-def test_bad_input_is_one_sentence(model, material, tmp_path, sentence):
-    with pytest.raises(InputError) as error:
-        execute(model, material, tmp_path / "run", **BAD[sentence])
-    assert sentence in str(error.value) and "\n" not in str(error.value)
-
-
-def test_bad_files_are_named_with_row_and_field(model, material, tmp_path):
-    rows = read(material / "pool.jsonl")
-    rows[3]["response"] = " "
-    bad = write(tmp_path / "bad.jsonl", rows)
-    with pytest.raises(InputError, match="bad.jsonl, row 4: the field 'response' is empty"):
-        runs.prepare("data-selection", {"target": (str(material / "sea.jsonl"),), "sae": "none"}, bad)
-    bad = write(tmp_path / "columns.jsonl", [{"question": "x"}])
-    with pytest.raises(InputError, match="columns.jsonl needs a column 'text'"):
-        runs.prepare("data-selection", {"target": (str(material / "sea.jsonl"),), "sae": "none"}, bad)
-    text = write(tmp_path / "text.jsonl", [{"text": "The dog."}])
-    with pytest.raises(InputError, match="needs the columns 'prompt' and 'response' for tokens=response"):
-        runs.prepare(
-            "data-selection",
-            {"target": (str(material / "sea.jsonl"),), "sae": "none", "tokens": "response", "k": 1},
-            text,
-        )
-
-
-def test_an_autoencoder_of_another_site_is_refused_before_a_model_is_loaded(material):
-    with pytest.raises(InputError, match="trained on resid_post.2, not on resid_post.3"):
-        runs.prepare(
-            "data-selection",
-            {"target": (str(material / "sea.jsonl"),), "sae": str(material / "sae"), "site": "resid_post.3"},
-            material / "pool.jsonl",
-        )
-
-
-def test_an_autoencoder_of_another_model_is_refused(model, material, tmp_path):
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-
-    TopKSAE(
-        TopKSAEConfig(d_in=32, d_sae=64, k=4, metadata=SAEMetadata(hook_name="blocks.2.hook_resid_post"))
-    ).save_model(tmp_path / "sae")
-    with pytest.raises(InputError, match="reads 32 numbers, but resid_post.2"):
-        execute(model, material, tmp_path / "run", sae=str(tmp_path / "sae"))
-
-
 @pytest.mark.slow
 def test_the_probe_passes_the_conformance_battery(model, material):
     config = {
@@ -648,17 +347,6 @@ def test_the_probe_passes_the_conformance_battery(model, material):
         "chunk": 25,
     }
     check_probe("data-selection", model, config=config, data=material / "pool.jsonl")
-
-
-@pytest.mark.slow
-def test_the_map_holds_the_samples_asked_for(model, material, tmp_path):
-    threads = torch.get_num_threads()
-    run = execute(model, material, tmp_path / "run", map_rows=20, baselines=(), explain=0, features=0)
-    assert torch.get_num_threads() == threads and "material" not in run.info
-    table = run.table("map")
-    assert table["row"].n_unique() == table.height == 20 and table.select(pl.col("x", "y").is_finite().all()).row(
-        0
-    ) == (True, True)
 
 
 def test_on_the_organisms_pool_features_find_topics_that_no_word_gives_away(tmp_path):
@@ -685,32 +373,6 @@ def test_on_the_organisms_pool_features_find_topics_that_no_word_gives_away(tmp_
     assert quality["explained_variance"] > 0.8 and quality["loss_recovered_training"] > 0.98
     assert {"sae", "target sea", "target facts"} < set(run.info["material"]) and len(run.info["material"]) == 10
     assert run.info["sae"]["path"] == "organism (shipped)" and not any("trained on" in w for w in run.info["warnings"])
-
-
-def test_the_report_of_an_autoencoder_counts_only_for_the_weights_it_was_trained_on(model, material, tmp_path):
-    import shutil
-
-    shutil.copytree(material / "sae", tmp_path / "sae")
-    (tmp_path / "sae" / "quality.json").write_text(json.dumps({"loss_recovered": 0.9}))
-    cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
-
-    def recovered(fingerprint, name):
-        (tmp_path / "sae" / "cfg.json").write_text(
-            json.dumps(cfg | {"metadata": cfg["metadata"] | {"model_fingerprint": fingerprint}})
-        )
-        run = execute(
-            model,
-            material,
-            tmp_path / name,
-            sae=str(tmp_path / "sae"),
-            baselines=(),
-            features=0,
-            explain=0,
-            resamples=0,
-        )
-        return run.table("quality")["loss_recovered_training"][0]
-
-    assert recovered(model.fingerprint, "own") == 0.9 and recovered("0" * 64, "other") is None
 
 
 def test_samples_that_differ_only_in_tokens_that_do_not_count_are_alike(model, material, tmp_path):

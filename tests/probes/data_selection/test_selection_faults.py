@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from probes.data_selection import rankings, samples
-from tests.probes.data_selection.test_data_selection import execute, material, model, read, sentence, write  # noqa: F401
 from tests.sae.test_train_sae import short
+from tests.support.selection_pool import read, sentence, write
 from workbench.core.errors import InputError
 from workbench.core.sample_tables import texts
 from workbench.core.tables import read_table
@@ -22,7 +22,7 @@ from workbench.sae.sparse_rows import dense_cosine
 from workbench.sae.train import SaeRecipe, train, windows
 
 
-def pool_run(model, material, tmp_path, rows, **config):  # noqa: F811
+def pool_run(model, material, tmp_path, rows, **config):
     values = {
         "target": (str(material / "sea.jsonl"),),
         "sae": str(material / "sae"),
@@ -40,7 +40,7 @@ def some(n, seed=3):
     return [sentence(rng, ("sea", "park", "kitchen")[i % 3]) for i in range(n)]
 
 
-def test_hidden_states_that_are_not_numbers_are_refused(material, tiny_llama, tmp_path):  # noqa: F811
+def test_hidden_states_that_are_not_numbers_are_refused(material, tiny_llama, tmp_path):
     broken = load(str(tiny_llama))
     with torch.no_grad():
         broken.hf.get_input_embeddings().weight[broken.encode("Tom", bos=False)[-1]] = torch.nan
@@ -52,7 +52,7 @@ def test_hidden_states_that_are_not_numbers_are_refused(material, tiny_llama, tm
     )
 
 
-def test_copies_count_as_often_as_they_are_in_the_pool(model, material, tmp_path, monkeypatch):  # noqa: F811
+def test_copies_count_as_often_as_they_are_in_the_pool(model, material, tmp_path, monkeypatch):
     rows = some(20)
     rows += [rows[0]] * 15
     run = pool_run(model, material, tmp_path, rows)
@@ -75,7 +75,7 @@ def test_copies_count_as_often_as_they_are_in_the_pool(model, material, tmp_path
     )
 
 
-def test_original_rows_come_out_as_they_went_in(model, material, tmp_path):  # noqa: F811
+def test_original_rows_come_out_as_they_went_in(model, material, tmp_path):
     rows = some(24)
     for i, row in enumerate(rows):
         row["meta"] = {"a": i} if i % 2 else {"b": [i]}
@@ -87,7 +87,7 @@ def test_original_rows_come_out_as_they_went_in(model, material, tmp_path):  # n
         )
 
 
-def test_targets_of_similar_names_have_files_of_their_own(model, material, tmp_path):  # noqa: F811
+def test_targets_of_similar_names_have_files_of_their_own(model, material, tmp_path):
     for name in ("a b", "a-b"):
         (tmp_path / f"{name}.jsonl").write_text((material / "sea.jsonl").read_text())
     pool_run(model, material, tmp_path, some(30), target=(str(tmp_path / "a b.jsonl"), str(tmp_path / "a-b.jsonl")))
@@ -95,7 +95,7 @@ def test_targets_of_similar_names_have_files_of_their_own(model, material, tmp_p
     assert sorted(rows[0]["target"] for rows in found) == ["a b", "a-b"]
 
 
-def test_a_selection_can_be_selected_from_again_and_again(model, material, tmp_path):  # noqa: F811
+def test_a_selection_can_be_selected_from_again_and_again(model, material, tmp_path):
     rows = some(40)
     for step in range(4):
         folder = tmp_path / str(step)
@@ -113,7 +113,7 @@ def test_a_prototype_of_one_example_has_no_interval():
     assert (share == 1).all()
 
 
-def test_ties_at_the_cut_are_pointed_out(model, material, tmp_path):  # noqa: F811
+def test_ties_at_the_cut_are_pointed_out(model, material, tmp_path):
     rows = [{"prompt": "zzz", "response": f"qqq {i}", "topic": "sea" if i < 10 else "park"} for i in range(60)]
     run = pool_run(model, material, tmp_path, rows, baselines=("bm25",), k=6)
     assert any("60 pool rows have the same bm25 score for the target sea" in w for w in run.info["warnings"])
@@ -123,7 +123,7 @@ def test_ties_at_the_cut_are_pointed_out(model, material, tmp_path):  # noqa: F8
     )
 
 
-def test_bm25_reads_the_part_that_counts(model, material, tmp_path):  # noqa: F811
+def test_bm25_reads_the_part_that_counts(model, material, tmp_path):
     table = pl.DataFrame({"prompt": ["a", "b"], "response": ["c", "d"], "text": ["e", "f"]})
     assert (
         texts(table) == ["a c", "b d"]
@@ -137,7 +137,7 @@ def test_bm25_reads_the_part_that_counts(model, material, tmp_path):  # noqa: F8
     assert pool_run(model, material, tmp_path, rows).table("scores")["score"].null_count() == 0
 
 
-def test_rows_without_a_label_are_counted(model, material, tmp_path):  # noqa: F811
+def test_rows_without_a_label_are_counted(model, material, tmp_path):
     rows = some(30)
     rows[4]["topic"] = rows[7]["topic"] = None
     run = pool_run(model, material, tmp_path, rows)
@@ -145,7 +145,7 @@ def test_rows_without_a_label_are_counted(model, material, tmp_path):  # noqa: F
     assert run.table("precision").height
 
 
-def test_columns_that_hold_lists_are_no_labels(model, material, tmp_path):  # noqa: F811
+def test_columns_that_hold_lists_are_no_labels(model, material, tmp_path):
     rows = some(30)
     for row in rows:
         row["label"] = ["sea"]
@@ -185,7 +185,7 @@ def test_a_short_response_is_found_where_the_chat_template_puts_it(tiny_llama, t
         assert text[:start].count("<assistant>") == 1
 
 
-def test_a_batchtopk_autoencoder_keeps_its_threshold_where_activations_are_scaled(model, tmp_path):  # noqa: F811
+def test_a_batchtopk_autoencoder_keeps_its_threshold_where_activations_are_scaled(model, tmp_path):
     """mlp_out has a norm far from √d: folded without the threshold, a third of the features was left."""
     rng = np.random.default_rng(0)
     words = (
@@ -198,7 +198,7 @@ def test_a_batchtopk_autoencoder_keeps_its_threshold_where_activations_are_scale
     assert 6.5 <= report["l0"] <= 11 and abs(report["explained_variance"] - topk["explained_variance"]) < 0.05
 
 
-def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, tiny_llama):  # noqa: F811
+def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, tiny_llama):
     one, two = (
         windows(model, [f"{word} saw the big dog and the cat near the tree and the ball." for _ in range(60)], 64)
         for word in ("Tom", "Ben")
@@ -224,7 +224,7 @@ def test_a_training_is_of_its_texts_and_its_precision(model, tmp_path, tiny_llam
 
 
 @pytest.mark.parametrize("config", ["[1]", '{"metadata": "x"}', '{"hook_name": 5}'])
-def test_a_damaged_config_of_an_autoencoder_is_said_in_one_sentence(material, tmp_path, config):  # noqa: F811
+def test_a_damaged_config_of_an_autoencoder_is_said_in_one_sentence(material, tmp_path, config):
     import shutil
 
     shutil.copytree(material / "sae", tmp_path / "sae")

@@ -1,0 +1,132 @@
+"""What a run of data selection may be asked for, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
+from workbench.core.errors import InputError
+from workbench.core.registry import option
+from workbench.core.sample_tables import read_samples
+
+BIBTEX = """@inproceedings{ma2025mona,
+  title={Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations},
+  author={Ma, Da and Shang, Gonghu and Chen, Zhi and Qin, Libo and Luo, Yijie and Xu, Hongshen and Pan, Lei and Fan, Shuai and Chen, Lu and Yu, Kai},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2025},
+  note={arXiv:2503.15573}
+}"""  # noqa: E501
+METHODS = ("bm25", "neurons", "hidden", "random")
+
+
+@dataclass(frozen=True)
+class Config:
+    target: tuple[str, ...] = option(
+        ("default",),
+        "files with examples of the task, one target each, named like the file; default: those of the "
+        "organism, also by name (sea, music)",
+        file=True,
+    )
+    sae: str = option(
+        "default",
+        "the sparse autoencoder: a folder, owner/repository:folder, or release:id; default: the one that "
+        "ships with the model; none: only baselines",
+        file=True,
+    )
+    site: str = option(
+        "auto", "where to read: a site such as resid_post.30; auto: the autoencoder's own, else the penultimate layer"
+    )
+    ratio: float = option(0.05, "share of the pool to select", low=0, high=1)
+    k: int | None = option(None, "number of samples to select, in place of the ratio", low=1)
+    aggregate: str = option(
+        "mean",
+        "tokens of a sample to one vector: mean (paper), sum (prefers the target's length), last",
+        choices=("mean", "sum", "last"),
+    )
+    similarity: str = option(
+        "jaccard", "how samples are compared with the target", choices=("jaccard", "cosine", "euclidean", "containment")
+    )
+    prototype: str = option(
+        "mean",
+        "mean of the examples (paper), max over the examples, or max over the means of the target's subtask column",
+        choices=("mean", "max", "subtask"),
+    )
+    tokens: str = option(
+        "all", "which tokens count: all (paper), those of the prompt, or those of the response", choices=TOKENS
+    )
+    specials: bool = option(False, "count BOS and other special tokens too")
+    template: str = option(
+        "{prompt} {response}", "how prompt and response become one text; chat: the tokenizer's chat template"
+    )
+    baselines: tuple[str, ...] = option(
+        METHODS,
+        "other rankings to compare with: bm25, neurons (TopK of the MLP gate), hidden (cosine of the residual "
+        "stream), random",
+        choices=METHODS,
+    )
+    ratios: tuple[float, ...] = option(
+        (0.01, 0.05, 0.1), "shares of the pool at which precision, overlap and lengths are reported", low=0, high=1
+    )
+    resamples: int = option(
+        50, "resamples of a target's examples, for score_low, score_high and selected_share; 0: none", low=0
+    )
+    neurons_k: int | None = option(
+        None, "neurons kept per token by the baseline `neurons`; none: the autoencoder's k, else 32", low=1
+    )
+    label: str = option(
+        "auto", f"column of the pool that says what a sample is of (for precision); auto: {', '.join(LABELS)}; none"
+    )
+    exclude_duplicates: bool = option(
+        False, "never select a pool row for a target that has the same tokens among its examples"
+    )
+    features: int = option(12, "features per target to explain", low=0)
+    passages: int = option(3, "top passages per explained feature", low=0)
+    explain: int = option(10, "selected samples per target whose shared features are listed", low=0)
+    map_rows: int = option(
+        0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0
+    )
+    chunk: int = option(1024, "pool samples in one resumable part", low=1)
+    max_tokens: int = option(
+        0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.template != "chat" and not 0 <= self.template.find("{prompt}") < self.template.find("{response}"):
+            raise ValueError(f"the template '{self.template}' needs {{prompt}} and then {{response}}, or is chat")
+        if self.sae == "none" and not self.baselines:
+            raise ValueError("sae=none leaves the baselines, and there are none")
+        if min(self.ratio, *self.ratios, 1) == 0:
+            raise ValueError("a ratio of 0 selects nothing; give one above 0, or a number of samples (k)")
+
+
+def validate(config: Config, data: Path | None) -> None:
+    """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
+    pool = read_samples(data, what="pool", tokens=config.tokens)
+    targets = {}
+    for name, path in target_files(config.target).items():
+        targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
+        if config.prototype == "subtask" and (
+            "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested()
+        ):
+            raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
+    wanted = config.k or max(1, round(config.ratio * pool.height))
+    if wanted > pool.height:
+        raise InputError(f"{data} has {pool.height} rows, fewer than the {wanted} to select (k).")
+    if config.label not in ("auto", "none") and config.label not in pool.columns:
+        raise InputError(f"{data} has no column '{config.label}' (label); it has {', '.join(pool.columns)}.")
+    labels_of(pool, targets, config.label)
+    site = None
+    if config.site != "auto":
+        from workbench.models.sites import Site
+
+        site = Site.parse(config.site)
+    if config.sae not in ("default", "none") and (":" not in config.sae or Path(config.sae).expanduser().is_dir()):
+        from workbench.sae.load import find, recorded_site
+
+        there = recorded_site(find(config.sae))
+        if site is not None and there is not None and there != site:
+            raise InputError(
+                f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features "
+                f"mean nothing there."
+            )

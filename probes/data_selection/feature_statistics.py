@@ -1,0 +1,144 @@
+"""What the pool says of the autoencoder's features: how often each fires, how strongly and where, and how well they
+describe the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from probes.data_selection.sample_vectors import Reader, SampleBatch
+from workbench.sae.features import column_of
+
+LOW_VARIANCE = 0.5  # explained variance below which the features are not to be trusted
+
+
+class FeatureStatistics:
+    """Sums over the tokens of some pool samples, each sample as many `times` as it is in the pool, and how strongly the
+    features `wanted` fire in each sample."""
+
+    def __init__(self, reader: Reader, times: np.ndarray, wanted: Sequence[int]) -> None:
+        self.reader, self.times, self.wanted = reader, times, wanted
+        self.sums: dict[str, torch.Tensor] = {}
+        self.peak = np.zeros((len(wanted), len(times)), np.float32)
+        if reader.sae is not None:
+            self.column = column_of(wanted, reader.sae.d_sae).to(reader.model.device)
+
+    def add(self, batch: SampleBatch) -> None:
+        """Count the tokens of a batch. What all begin with comes without rows, and is in all of them."""
+        x, tokens, indices = batch.activations, batch.tokens, batch.indices
+        if tokens is None:
+            return
+        times = self.times[indices] if indices else [self.times.sum()]
+        own = torch.as_tensor(times, dtype=torch.float64, device=x.device)
+        weight = own[batch.owner]
+        of_entry = weight[tokens.row]
+        self._sum("fired", torch.bincount(tokens.feature, weights=of_entry, minlength=tokens.width))
+        counts = [float(weight.sum()), float(of_entry.sum()), float(own.sum()) if indices else 0.0]
+        self._sum("tokens", torch.tensor(counts, dtype=torch.float64))
+        if self.wanted:
+            where = indices or slice(None)
+            self.peak[:, where] = np.maximum(self.peak[:, where], self._peaks(batch))
+        if self.wanted and indices:
+            rows = batch.vectors["sae"]
+            mine = self.column[rows.feature] >= 0
+            total = torch.zeros(len(self.wanted), dtype=torch.float64, device=x.device)
+            value = rows.value[mine] * own[rows.row[mine]]
+            self._sum("pool weight", total.index_add_(0, self.column[rows.feature[mine]], value))
+        error = (x.float() - self.reader.sae.decode(tokens, x).reshape(x.shape)).double().flatten(1)
+        flat = x.double().flatten(1)
+        self._sum("sum", weight @ flat)
+        self._sum("squares", torch.stack([weight @ (flat * flat).sum(1), weight @ (error * error).sum(1)]))
+
+    def _sum(self, key: str, value: torch.Tensor) -> None:
+        self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def _peaks(self, batch: SampleBatch) -> np.ndarray:
+        """The highest activation of each wanted feature in each sample of a batch (in what all begin with: one)."""
+        tokens, n = batch.tokens, max(1, len(batch.indices))
+        mine = self.column[tokens.feature] >= 0
+        place = self.column[tokens.feature[mine]] * n + batch.owner[tokens.row[mine]]
+        peak = torch.zeros(len(self.wanted) * n, device=batch.activations.device)
+        return peak.scatter_reduce(0, place, tokens.value[mine], "amax").view(-1, n).cpu().numpy()
+
+    def found(self, rows: np.ndarray, strongest: int) -> dict[str, np.ndarray]:
+        """The sums, and the `strongest` samples of each wanted feature, which are these `rows` of the pool."""
+        out = {key: value.cpu().numpy() for key, value in self.sums.items()}
+        if self.wanted and strongest:
+            best = _highest(self.peak, strongest)
+            out |= {"top value": np.take_along_axis(self.peak, best, 1), "top row": np.asarray(rows)[best]}
+        return out
+
+
+def merge(whole: dict[str, Any], more: dict[str, np.ndarray], strongest: int) -> None:
+    """Add what was found in further samples to `whole`; of equally strong samples the earlier ones are kept."""
+    for key, value in more.items():
+        if not key.startswith("top "):
+            whole[key] = whole[key] + value if key in whole else value
+    if "top value" in more:
+        value, row = (
+            np.concatenate([whole[key], more[key]], axis=1) if key in whole else more[key]
+            for key in ("top value", "top row")
+        )
+        best = _highest(value, strongest)
+        whole |= {"top value": np.take_along_axis(value, best, 1), "top row": np.take_along_axis(row, best, 1)}
+
+
+def _highest(values: np.ndarray, n: int) -> np.ndarray:
+    """Columns of the n largest of each row, to three digits: texts that begin alike have the same peak but for
+    rounding, and the first counts."""
+    mantissa, exponent = np.frexp(values)
+    return np.argsort(-np.ldexp(np.round(mantissa, 3), exponent), axis=1, kind="stable")[:, :n]
+
+
+def feature_table(rows: list[dict], wanted: Sequence[int], statistics: dict[str, np.ndarray]) -> pl.DataFrame:
+    """`features` with the share of pool tokens on which each fires, and its mean weight in the pool."""
+    numbers = ("weight", "share", "density", "pool_weight")
+    schema = {"target": pl.String, "feature": pl.Int64} | dict.fromkeys(numbers, pl.Float64)
+    place = {feature: i for i, feature in enumerate(wanted)}
+    extra = [
+        {
+            "density": statistics["fired"][row["feature"]] / statistics["tokens"][0],
+            "pool_weight": statistics["pool weight"][place[row["feature"]]] / statistics["tokens"][2],
+        }
+        for row in rows
+    ]
+    return pl.DataFrame([a | b for a, b in zip(rows, extra)], schema=schema)
+
+
+def quality_table(reader: Reader, statistics: dict[str, np.ndarray]) -> pl.DataFrame:
+    """Mean active features per token, explained variance, features that never fire: over every token of the pool that
+    counts.
+
+    `loss_recovered_training` is of the autoencoder's training report, and only where it was trained on these
+    weights."""
+    schema = {
+        "site": pl.String,
+        "l0": pl.Float64,
+        "explained_variance": pl.Float64,
+        "dead_fraction": pl.Float64,
+        "tokens": pl.Int64,
+        "d_sae": pl.Int64,
+        "k": pl.Int64,
+        "loss_recovered_training": pl.Float64,
+    }
+    sae = reader.sae
+    if sae is None:
+        return pl.DataFrame(schema=schema)
+    (total, error), (tokens, entries, _) = statistics["squares"], statistics["tokens"]
+    spread = total - (statistics["sum"] ** 2).sum() / tokens
+    explained = 1 - error / spread if spread > 1e-9 * total else None  # one token, again and again, has no variance
+    if explained is not None and not explained >= LOW_VARIANCE:
+        worse = ", less than the mean of the activations does" if explained < 0 else ""
+        reader.context.warn(
+            f"The sparse autoencoder explains {explained:.2g} of the variance of these activations{worse}: "
+            f"its features do not describe this model on this pool, and the selection cannot be trusted."
+        )
+    own_weights = sae.trained_on.get("model_fingerprint") == reader.model.fingerprint
+    recovered = sae.report.get("loss_recovered") if own_weights else None
+    dead = float((statistics["fired"] == 0).mean())
+    row = (str(reader.site), entries / tokens, explained, dead, int(tokens), sae.d_sae, sae.k, recovered)
+    return pl.DataFrame([row], schema=schema, orient="row")

@@ -1,0 +1,115 @@
+"""One pass over the pool: how similar each sample is to each target, by every method that reads the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from probes.data_selection.feature_statistics import FeatureStatistics, merge
+from probes.data_selection.prototypes import Prototypes
+from probes.data_selection.sample_vectors import Reader
+from probes.data_selection.samples import TokenizedSamples
+from workbench.sae.sparse_rows import dense_cosine, similarity
+
+DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are kept, for `selected_share`
+
+
+def score_pool(
+    reader: Reader, pool: TokenizedSamples, prototypes: Prototypes, wanted: Sequence[int]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """({method: scores [N, targets]}, {low, high, draws} of the main method, statistics of the features): equal samples
+    are computed once, in resumable parts whose statistics are added up as they come. Rows in which nothing counts score
+    NaN."""
+    config, context = reader.config, reader.context
+    place, rows, times = _distinct(pool)
+    keep = len(rows) * len(prototypes.names) * config.resamples <= DRAWS_KEPT
+    if not keep and prototypes.can_resample:
+        context.warn(
+            f"There is no selected_share: {len(rows):,} samples × {len(prototypes.names)} targets × {config.resamples} "
+            f"resamples are too many to keep; lower resamples for it."
+        )
+    found: dict[str, np.ndarray] = {}
+    statistics: dict[str, Any] = {}
+    for number, start in enumerate(range(0, len(rows), config.chunk)):
+        here = slice(start, min(start + config.chunk, len(rows)))
+        part = context.part(
+            f"pool {number}",
+            lambda here=here: _score_part(reader, pool, rows[here], times[here], prototypes, wanted, keep),
+        )
+        for key in [key for key in part if key.startswith("row ")]:
+            value = part.pop(key)
+            whole = found.setdefault(key[4:], np.full((len(rows) + 1, *value.shape[1:]), np.nan, value.dtype))
+            whole[here] = value
+        merge(statistics, part, config.passages)
+        context.progress(here.stop, len(rows), "samples")
+    found = {key: value[place] for key, value in found.items()}
+    resampled = {key: found[key] for key in ("low", "high", "draws") if key in found}
+    return {method: found[method] for method in prototypes.by_method}, resampled, statistics
+
+
+def _distinct(pool: TokenizedSamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(Of every row of the pool the number of its sample, [N]; the first row of each distinct sample; how often each is
+    there). The number after the last is that of the rows that do not count."""
+    first: dict[bytes, int] = {}
+    for key, counted in zip(pool.keys, pool.counted):
+        if counted:
+            first.setdefault(key, len(first))
+    place = np.array([first.get(key, len(first)) for key in pool.keys])
+    rows = np.unique(place, return_index=True)[1][: len(first)]
+    return place, rows, np.bincount(place, minlength=len(first) + 1)
+
+
+def _score_part(
+    reader: Reader,
+    pool: TokenizedSamples,
+    rows: np.ndarray,
+    times: np.ndarray,
+    prototypes: Prototypes,
+    wanted: Sequence[int],
+    keep: bool,
+) -> dict[str, np.ndarray]:
+    """Scores ("row METHOD") of some pool samples with those of resampled examples ("row low", "row high" and, to
+    `keep`, "row draws"), and the statistics of the features on them."""
+    main, shape = reader.main, (len(rows), len(prototypes.names))
+    resampling = main in prototypes.by_method and prototypes.can_resample
+    out = {f"row {method}": np.empty(shape) for method in prototypes.by_method}
+    if resampling:
+        out |= {f"row {end}": np.full(shape, np.nan) for end in ("low", "high")}
+        if keep:
+            out["row draws"] = np.full((*shape, reader.config.resamples), np.nan, np.float32)
+    statistics = FeatureStatistics(reader, times, wanted)
+    for batch in reader.read(pool.lists(rows), [pool.masks[i] for i in rows]):
+        for method, vector in batch.vectors.items():
+            found = _similarity(reader, vector, prototypes.by_method[method], torch.float64).cpu().numpy()
+            best = [found[:, prototypes.target == t].max(1) for t in range(shape[1])]
+            out[f"row {method}"][batch.indices] = np.stack(best, axis=1)
+            for t, again in enumerate(prototypes.resampled if method == main and resampling else ()):
+                if again is None:
+                    continue
+                drawn = _resampled(reader, vector, found[:, prototypes.target == t], again)
+                ends = np.quantile(drawn, [0.025, 0.975], axis=1)
+                out["row low"][batch.indices, t], out["row high"][batch.indices, t] = ends
+                if keep:
+                    out["row draws"][batch.indices, t] = drawn
+        statistics.add(batch)
+    return out | statistics.found(rows, reader.config.passages)
+
+
+def _similarity(reader: Reader, vector: Any, prototypes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[samples, prototypes]: as the config says of sparse vectors, the cosine of hidden states."""
+    if isinstance(vector, torch.Tensor):
+        return dense_cosine(vector, prototypes)
+    return similarity(vector, prototypes, reader.config.similarity, dtype=dtype)
+
+
+def _resampled(reader: Reader, vector: Any, found: np.ndarray, again: Any) -> np.ndarray:
+    """Scores [samples, B] for one target under every resample of its examples (an entry of `Prototypes.resampled`);
+    `found` [samples, P of the target]: the similarities to the prototypes as they are."""
+    if reader.config.prototype == "max":
+        return np.stack([found[:, some > 0].max(1) for some in again], axis=1)
+    flat = again.flatten(0, 1)
+    near = _similarity(reader, vector, flat, flat.dtype)
+    return near.view(len(found), *again.shape[:2]).amax(2).cpu().numpy()

@@ -1,0 +1,110 @@
+"""What a run of representation geometry may be asked for, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.representation_geometry.trajectory import read_task
+from workbench.core.errors import InputError
+from workbench.core.registry import option
+from workbench.core.tables import read_table
+from workbench.engine.evaluation import read_choices
+
+BIBTEX = """@inproceedings{li2025tracing,
+  title={Tracing the Representation Geometry of Language Models from Pretraining to Post-training},
+  author={Li, Melody Zixuan and Agrawal, Kumar Krishna and Ghosh, Arna and Teru, Komal Kumar and Santoro, Adam and Lajoie, Guillaume and
+          Richards, Blake A.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2025},
+  note={arXiv:2509.23024}
+}
+@inproceedings{garrido2023rankme,
+  title={RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by Their Rank},
+  author={Garrido, Quentin and Balestriero, Randall and Najman, Laurent and LeCun, Yann},
+  booktitle={International Conference on Machine Learning},
+  year={2023}
+}"""  # noqa: E501
+
+
+@dataclass(frozen=True)
+class Config:
+    layers: str = option("last", "last: the last layer, as in the paper; all: every layer", choices=("last", "all"))
+    final: str = option(
+        "norm",
+        "the last layer's states: norm (after the final norm, as in the paper) or residual (before it)",
+        choices=("norm", "residual"),
+    )
+    token: int | str = option(
+        "last",
+        "the sample of a sequence: its last token, the mean over its tokens, or a position (negative from the end)",
+        choices=("last", "mean"),
+    )
+    checkpoints: tuple[str, ...] = option(
+        (),
+        "checkpoints to follow: folders, a folder of step* or checkpoint-* folders, organism or hub names "
+        "(name@revision); name@* for all of an organism; none: the model alone",
+        file=True,
+    )
+    fit_range: tuple[int, int] = option((12, 100), "first and last rank of the power-law fit", low=1)
+    fit_weights: str = option(
+        "rank", "rank: weights 1/rank, as in the official code; none: ordinary least squares", choices=("rank", "none")
+    )
+    max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=2)
+    min_length: int = option(1, "texts with fewer tokens are left out", low=1)
+    limit: int = option(15000, "sequences to use", low=2)
+    draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0)
+    curve: bool = option(
+        True,
+        "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and the value extrapolated to "
+        "infinitely many",
+    )
+    ablate: tuple[int, ...] = option(
+        (10, 50), "how many top eigen-directions to remove or keep; none: no ablation", low=1
+    )
+    random_draws: int = option(5, "sets of random directions that the eigen-directions are compared with", low=1)
+    loss_rows: int = option(
+        64, "sequences for the next-token loss, the ablations and the memorisation curve; 0: none", low=0
+    )
+    choices: str = option(
+        "",
+        "multiple-choice file (prompt, choices, answer: the right one's number from 0) to score under the ablations",
+        file=True,
+    )
+    ngram: str = option(
+        "", "text to fit an n-gram model on: correlation of its token probabilities with the model's", file=True
+    )
+    ngram_order: int = option(5, "longest n-gram", low=1)
+    task: str = option(
+        "", "table with a column `step` and numbers per checkpoint, to correlate the geometry with", file=True
+    )
+    map: tuple[str, ...] = option(
+        ("pca",), "maps of the last layer's features in two dimensions", choices=("pca", "umap")
+    )
+    map_rows: int = option(2000, "sequences on a map", low=3)
+    colour: str = option("", "column of the data file that colours the maps")
+    max_tokens: int = option(
+        0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
+    )
+
+
+def validate(config: Config, data: Path | None) -> None:
+    """Read the files that the config names: what cannot work is said before a model is loaded."""
+    frame = read_table(data, required=("text",), what="text")
+    if config.colour and config.colour not in frame.columns:
+        raise InputError(
+            f"{data} has no column '{config.colour}' to colour the maps by; it has {', '.join(frame.columns)}."
+        )
+    if not config.fit_range[0] < config.fit_range[1]:
+        raise InputError(f"fit_range must grow, not {config.fit_range[0]},{config.fit_range[1]}.")
+    if config.min_length > config.max_length:
+        raise InputError(
+            f"No text can have at least min_length={config.min_length} tokens when it is cut at "
+            f"max_length={config.max_length}."
+        )
+    if config.choices:
+        read_choices(config.choices)
+    if config.ngram:
+        read_table(config.ngram, required=("text",), what="n-gram text")
+    if config.task:
+        read_task(config.task)

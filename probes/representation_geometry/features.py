@@ -1,0 +1,73 @@
+"""The samples that a spectrum is of: one state of every text, at every layer of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from probes.representation_geometry.config import Config
+from workbench.core.context import Context
+from workbench.engine.capture import shards
+from workbench.engine.passes import Pass
+from workbench.models.model import Model
+from workbench.models.sites import Site
+
+FINAL = Site("final_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts that every checkpoint reads."""
+
+    ids: list[list[int]]
+    rows: list[int]  # of the data file
+    colours: list[str] | None  # of their points on maps
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint and what is to be read with it."""
+
+    name: str
+    step: int | None
+    model: Model
+    texts: Texts
+    config: Config
+    context: Context
+
+    @property
+    def where(self) -> dict[str, str | int | None]:
+        """The first columns of its rows in every table."""
+        return {"checkpoint": self.name, "step": self.step}
+
+    def layers(self) -> dict[int, Site]:
+        """layer → the site whose states stand for it, of the layers that are asked for."""
+        last = self.model.n_layers - 1
+        sites = {layer: Site("resid_post", layer) for layer in range(self.model.n_layers)}
+        if self.config.final == "norm":
+            sites[last] = FINAL
+        return {last: sites[last]} if self.config.layers == "last" else sites
+
+    def features(self) -> Iterator[tuple[list[int], dict[Site, torch.Tensor]]]:
+        """(texts, {site: features [m, d]}) shard by shard: the first pass runs the model, later ones read the store."""
+        # with resid_post the whole stack is kept: concept-depth, run on the same texts, reads the same entry
+        sites = [*(Site("resid_post", layer) for layer in range(self.model.n_layers)), FINAL]
+        if self.config.layers == "last" and self.config.final == "norm":
+            sites = [FINAL]
+        token, context = self.config.token, self.context
+        run = Pass(
+            edits=context.edits, max_tokens=self.model.tokens_at_once(self.config.max_tokens), check=context.check
+        )
+        for rows, found in shards(
+            self.model,
+            self.texts.ids,
+            sites,
+            positions=token if isinstance(token, str) else [token],
+            store=context.store,
+            context=context,
+            engine=context.engine,
+            run=run,
+        ):
+            yield rows, {site: x.flatten(1) for site, x in found.items()}
