@@ -41,7 +41,7 @@ new PerformanceObserver((list) => window.shifts.push(...list.getEntries())).obse
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """A cache with finished runs of every probe, before the server first looks at it."""
-    from tests.pages.test_pages import keep
+    from tests.support.app_screens import keep
 
     root = tmp_path_factory.mktemp("cached")
     before = os.environ.get("WORKBENCH_CACHE")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import random
-import select
-import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -433,65 +428,6 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary_one(tmp_pat
     assert path.read_bytes() == b"old" and list(folder.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_part_is_named_and_computed_again(tmp_path, damage):
-    def values():
-        return {
-            "x": np.arange(5.0),
-            "t": pl.DataFrame({"a": ["b", None]}),
-            "flags": np.array([True, False]),
-            "none": np.zeros((0, 3), np.int16),
-        }
-
-    Context(out=tmp_path).part("p", values)
-    (path,) = (tmp_path / "parts").iterdir()
-    raw = bytearray(path.read_bytes())
-    if damage == "flip":
-        raw[-20] ^= 1
-    path.write_bytes(bytes(raw) if damage == "flip" else bytes(raw[: len(raw) // 2]) if damage == "cut" else b"")
-    context = Context(out=tmp_path)
-    again = context.part("p", values)
-    assert context.parts_computed == 1 and "'p' was damaged" in context.warnings[0]
-    context = Context(out=tmp_path)
-    loaded = context.part("p", lambda: pytest.fail("a good part was computed again"))
-    for found in (again, loaded):
-        assert list(found) == ["x", "t", "flags", "none"] and found["t"].equals(values()["t"])
-        for name in ("x", "flags", "none"):
-            assert np.array_equal(found[name], values()[name]) and found[name].dtype == values()[name].dtype
-            assert found[name].shape == values()[name].shape
-
-
-def test_a_part_that_is_loaded_brings_its_counts_and_warnings_along(tmp_path):
-    def compute():
-        context.count(prompts=2, tokens=30, forwards=1)
-        context.warn("one prompt was cut")
-        return {"x": np.arange(2)}
-
-    context = Context(out=tmp_path)
-    context.count(tokens=5)
-    context.warn("said before")
-    context.part("p", compute)
-    first, context = context, Context(out=tmp_path)
-    context.part("p", lambda: pytest.fail("a good part was computed again"))
-    assert context.warnings == ["one prompt was cut"] and context.counters["tokens"] == 30
-    assert (context.counters["prompts"], context.counters["forwards"]) == (2, 1)
-    assert first.warnings == ["said before", "one prompt was cut"] and first.counters["tokens"] == 35
-
-
-def test_part_names_that_differ_never_share_a_file(tmp_path):
-    context = Context(out=tmp_path)
-    names = ["a/b", "a b", "../a", "a" * 300, "a" * 301, "é", ""]
-    for number, name in enumerate(names):
-        context.part(name, lambda number=number: {"n": np.array(number)})
-    assert [int(context.part(name, dict)["n"]) for name in names] == list(range(len(names)))
-    assert all(path.parent == tmp_path / "parts" for path in tmp_path.rglob("*.safetensors"))
-
-
-def test_a_part_that_is_not_numbers_or_tables_is_refused(tmp_path):
-    with pytest.raises(WorkbenchError, match="numbers and tables; 'a'"):
-        Context(out=tmp_path).part("p", lambda: {"a": ["text"]})
-
-
 def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path):
     def refused(match, probe="parts", **options):
         with pytest.raises(InputError, match=match):
@@ -589,112 +525,6 @@ def test_the_copied_command_gives_the_same_run(tmp_path):
         else:
             sys.modules["workbench.models.loading"] = sys_modules_before
     assert runs.open_run(tmp_path / "again").id == run.id
-
-
-@pytest.mark.load_sensitive("three processes have to overlap within a third of a second")
-def test_two_processes_never_compute_the_same_run(tmp_path):
-    log = tmp_path / "log"
-    command = [*CHILD, "--set", f"log={log}", "seconds=0.05", "--out", str(tmp_path / "run"), "--json"]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    outcomes = [child.communicate(timeout=60) for child in children]
-    assert [child.returncode for child in children] == [0, 0, 0], outcomes
-    assert sorted(log.read_text().split()) == list("012345")
-    assert len({hashlib.sha256(out.encode()).hexdigest() for out, _ in outcomes}) == 1
-    assert any("another process computes this run" in err for _, err in outcomes)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir())[0] == "arrays.safetensors"  # no lock file stays
-
-
-# A process that imports everything once and then runs the command line in a forked child for every line that it reads;
-# it tells the child's number, and when the child is gone how it ended.
-FORKS = """
-import os, sys
-import tiny_probes, types
-from workbench.cli.main import run
-import workbench.core.tables, workbench.runs.provenance, workbench.runs, workbench.store, importlib.metadata, numpy.random
-sys.modules["workbench.models.loading"] = types.SimpleNamespace(load=lambda name, revision=None, **_: tiny_probes.fake_model(name))
-for _ in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = run(sys.argv[1:])
-        finally:
-            os._exit(code)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""  # noqa: E501
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_resumes_to_the_same_result_and_recomputes_nothing_finished(tmp_path):
-    log = tmp_path / "log"
-    command = [
-        "run",
-        "parts",
-        "--model",
-        "fake",
-        "-q",
-        "--set",
-        f"log={log}",
-        "--set",
-        "parts=24",
-        "--set",
-        "seconds=0.01",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    config = {"log": str(log), "parts": 24, "seconds": 0.01}
-    whole = runs.execute("parts", MODEL, config=config, out=tmp_path / "whole")
-    dice, kills, parts_kept, told = random.Random(0), 0, 0, (tmp_path / "stderr").open("w")
-    forks = subprocess.Popen(
-        [sys.executable, "-c", FORKS, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=told,
-        bufsize=0,
-        cwd=Path(tiny_probes.__file__).parent,
-    )
-    while kills < 20:
-        log.write_text("")
-        kept = {path.name for path in (tmp_path / "run").glob("parts/[!.]*")}
-        forks.stdin.write(b"\n")
-        pid = int(forks.stdout.readline())
-        # anywhere: one kill in four may fall before the first part, the others are counted from there, however slow the
-        # machine
-        counted = dice.random() < 0.75
-        while counted and not log.read_text() and not _ready(forks.stdout, 0.002):
-            pass
-        if not _ready(forks.stdout, dice.uniform(0.0, 0.45)):
-            with contextlib.suppress(ProcessLookupError):  # it ended in this moment
-                os.kill(pid, signal.SIGKILL)
-        code = int(forks.stdout.readline())
-        assert code in (0, -signal.SIGKILL), (tmp_path / "stderr").read_text()
-        kills += code != 0
-        begun = [int(line) for line in log.read_text().split()]
-        again = [number for number in begun if contexts._file_name(f"part {number}") in kept]
-        assert again == [], f"finished parts were computed again: {again}"
-        parts_kept += len(kept)
-        if code == 0:
-            assert contents(tmp_path / "run") == contents(whole.folder)
-            assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(
-                p.name for p in whole.folder.iterdir()
-            )
-            assert [p for p in (tmp_path / "run").rglob(".*")] == []
-            shutil.rmtree(tmp_path / "run")
-    forks.stdin.close()
-    assert forks.wait(10) == 0
-    forks.stdout.close()
-    told.close()
-    assert parts_kept > 0
-    final = runs.execute("parts", MODEL, config=config, out=tmp_path / "run")
-    assert contents(final.folder) == contents(whole.folder) and final.info["counters"] == whole.info["counters"]
-    assert [p for p in final.folder.rglob(".*")] == [] and not (final.folder / "parts").exists()
-
-
-def _ready(stream, seconds: float) -> bool:
-    """Whether the stream has something to read within that time."""
-    return bool(select.select([stream], [], [], seconds)[0])
 
 
 def test_peak_memory_is_that_of_this_run_not_of_the_process(tmp_path):
