@@ -79,7 +79,7 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
 
 
 def test_a_link_to_a_probe_may_be_the_first_thing_that_a_server_serves(browser, tmp_path, monkeypatch):
-    from tests.pages.test_pages import keep
+    from tests.support.app_screens import keep
 
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     keep(RUNS["retrieval-heads-000000000001"], "retrieval-heads-000000000001")
