@@ -58,19 +58,19 @@ def roles(run: Any) -> go.Figure:
         ("context heads", CONTEXT),
     ):
         kind = name.split()[0]
-        part = frame.filter(role == kind if kind != "other" else ~role.is_in(["memory", "context"]))
-        if part.is_empty():
+        own = frame.filter(role == kind if kind != "other" else ~role.is_in(["memory", "context"]))
+        if own.is_empty():
             continue
-        rows = part.select("layer", "head", "memory_importance", "context_importance").iter_rows()
+        rows = own.select("layer", "head", "memory_importance", "context_importance").iter_rows()
         traces.add_points(
             fig,
             0,
-            numbers(part, "memory_importance"),
-            numbers(part, "context_importance"),
+            numbers(own, "memory_importance"),
+            numbers(own, "context_importance"),
             name=name,
             style=style,
             hover=[f"layer {a}, head {b}<br>memory {m:.3f}, context {c:.3f}" for a, b, m, c in rows],
-            custom=part.select("layer", "head").to_numpy(),
+            custom=own.select("layer", "head").to_numpy(),
             opacity=0.5 if kind == "other" else 0.9,
         )
     traces.add_rule(fig, 0, x=0, dash="dot")
@@ -127,20 +127,20 @@ def flow(run: Any) -> go.Figure:
         n=int(frame["n"].max()) if "n" in frame.columns else items_of(run),
     )
     for i, key in enumerate(keys):
-        part = frame.filter(pl.col("panel") == key).sort("window_start")
+        own = frame.filter(pl.col("panel") == key).sort("window_start")
         for kind, style in KINDS:
             ends = [f"{kind}_low", f"{kind}_high"]
-            banded = set(ends) <= set(part.columns)
+            banded = set(ends) <= set(own.columns)
             traces.add_curve(
                 fig,
                 i,
-                numbers(part, "window_start"),
-                numbers(part, f"delta_{kind}"),
+                numbers(own, "window_start"),
+                numbers(own, f"delta_{kind}"),
                 name=f"{kind} answer",
                 style=style,
                 legend=i == 0,
-                low=numbers(part, ends[0]) if banded else None,
-                high=numbers(part, ends[1]) if banded else None,
+                low=numbers(own, ends[0]) if banded else None,
+                high=numbers(own, ends[1]) if banded else None,
                 hover="layers from %{x}: %{y:+.3f}",
             )
         traces.add_rule(fig, i, y=0, dash="dot")

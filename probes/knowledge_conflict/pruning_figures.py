@@ -37,12 +37,12 @@ def pruning(run: Any) -> go.Figure:
         frame = frame.filter(pl.col("ablation") == ablation[0])
     unpruned = frame.filter(pl.col("k") == 0)
     for i, role in enumerate(roles):
-        part = frame.filter((pl.col("role") == role) & (pl.col("k") > 0))
+        own = frame.filter((pl.col("role") == role) & (pl.col("k") > 0))
         for kind, style in (*KINDS, ("other", OTHER)):
             column = f"{kind}_rate"
             start = unpruned[column].cast(pl.Float64).mean() if not unpruned.is_empty() else None
             for group in ("random", "top"):
-                data = _per_k(part.filter(pl.col("heads") == group), column, ends=(f"{kind}_low", f"{kind}_high"))
+                data = _per_k(own.filter(pl.col("heads") == group), column, ends=(f"{kind}_low", f"{kind}_high"))
                 if data.is_empty():
                     continue
                 k, y, low, high = (numbers(data, c) for c in ("k", "mean", "low", "high"))
@@ -104,17 +104,17 @@ def groups(run: Any) -> go.Figure:
             (f"heads pruned, for {side}", (frame["k"] > 0) & (frame["heads"] == "top"), colours[side], 0.22),
         )
         for name, chosen, style, shift in looks:
-            part = frame.filter(chosen & (frame["role"] == role))
-            if part.is_empty():
+            own = frame.filter(chosen & (frame["role"] == role))
+            if own.is_empty():
                 continue
-            at = [kinds.index(pair) for pair in part.select("column", "group").iter_rows()]
+            at = [kinds.index(pair) for pair in own.select("column", "group").iter_rows()]
             traces.add_spots(
                 fig,
                 i,
-                numbers(part, f"{side}_rate"),
+                numbers(own, f"{side}_rate"),
                 np.asarray(at) + shift,
-                low=numbers(part, f"{side}_low"),
-                high=numbers(part, f"{side}_high"),
+                low=numbers(own, f"{side}_low"),
+                high=numbers(own, f"{side}_high"),
                 name=name,
                 style=style,
                 labels=[names[j] for j in at],
@@ -152,8 +152,8 @@ def cost(run: Any) -> go.Figure:
         for role in roles:
             style = MEMORY if role == "memory" else CONTEXT
             for group in ("top", "random"):
-                part = frame.filter((pl.col("role") == role) & (pl.col("heads") == group) & (pl.col("k") > 0))
-                data = _per_k(part, column, ends=ends)
+                own = frame.filter((pl.col("role") == role) & (pl.col("heads") == group) & (pl.col("k") > 0))
+                data = _per_k(own, column, ends=ends)
                 if data.is_empty():
                     continue
                 k, y, low, high = (numbers(data, c) for c in ("k", "mean", "low", "high"))
