@@ -49,10 +49,10 @@ def curves(run: Any) -> go.Figure:
     for i, condition in enumerate(conditions):
         here = frame.filter(pl.col("condition") == condition)
         for name, style in looks.items():
-            part = here.filter(pl.col("dataset") == name).sort("layer")
-            if part.is_empty():
+            own = here.filter(pl.col("dataset") == name).sort("layer")
+            if own.is_empty():
                 continue
-            x, y = numbers(part, "layer"), numbers(part, "accuracy")
+            x, y = numbers(own, "layer"), numbers(own, "accuracy")
             traces.add_curve(
                 fig,
                 i,
@@ -60,35 +60,42 @@ def curves(run: Any) -> go.Figure:
                 y,
                 name=name,
                 style=style,
-                low=numbers(part, "ci_low"),
-                high=numbers(part, "ci_high"),
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
                 legend=i == 0,
                 markers=n_layers < 4,
                 hover="layer %{x}: %{y:.3f}",
             )
             if points is not None:
-                own = points.filter((pl.col("dataset") == name) & (pl.col("condition") == condition))
-                for key in MARKED if own.height else ():
-                    depth = own[key][0]
-                    if depth is None or not np.isfinite(depth):
-                        continue
-                    layer = round(depth * n_layers)
-                    label, symbol = POINTS[key]
-                    traces.add_points(
-                        fig,
-                        i,
-                        [layer],
-                        y[x == layer][:1],
-                        name=name,
-                        style=theme.Style(style.colour, "solid", symbol),
-                        hover=[f"{traces.safe(name)}: {label} at layer {layer}"],
-                        legend=False,
-                        opacity=1,
-                        large=True,
-                    )
+                found = points.filter((pl.col("dataset") == name) & (pl.col("condition") == condition))
+                _mark_points(fig, i, found, dict(zip(x.tolist(), y)), n_layers, name, style)
         _control(fig, i, here)
         _accuracy_axis(fig, i, frame)
     return dressed(fig)
+
+
+def _mark_points(
+    fig: go.Figure, panel: int, points: pl.DataFrame, accuracy: dict, n_layers: int, name: str, style: theme.Style
+) -> None:
+    """Mark those points of one curve, `accuracy` by layer, that it has."""
+    for key in MARKED if points.height else ():
+        depth = points[key][0]
+        if depth is None or not np.isfinite(depth):
+            continue
+        layer = round(depth * n_layers)
+        label, symbol = POINTS[key]
+        traces.add_points(
+            fig,
+            panel,
+            [layer],
+            [accuracy[layer]] if layer in accuracy else [],
+            name=name,
+            style=theme.Style(style.colour, "solid", symbol),
+            hover=[f"{traces.safe(name)}: {label} at layer {layer}"],
+            legend=False,
+            opacity=1,
+            large=True,
+        )
 
 
 def concept_map(run: Any) -> go.Figure:
@@ -200,12 +207,12 @@ def selectivity(run: Any) -> go.Figure:
         n=_test_rows(frame),
     )
     for name, style in theme.sequence(frame["dataset"].unique(maintain_order=True).to_list()).items():
-        part = frame.filter(pl.col("dataset") == name).sort("layer")
+        own = frame.filter(pl.col("dataset") == name).sort("layer")
         traces.add_curve(
             fig,
             0,
-            numbers(part, "layer"),
-            numbers(part, "selectivity"),
+            numbers(own, "layer"),
+            numbers(own, "selectivity"),
             name=name,
             style=style,
             hover="layer %{x}: %{y:.3f}",
@@ -234,19 +241,19 @@ def conditions(run: Any) -> go.Figure:
     )
     for i, concept in enumerate(concepts):
         for name in names:
-            part = frame.filter((pl.col("dataset") == concept) & (pl.col("condition") == name)).sort("layer")
-            if part.is_empty():
+            own = frame.filter((pl.col("dataset") == concept) & (pl.col("condition") == name)).sort("layer")
+            if own.is_empty():
                 continue
             traces.add_curve(
                 fig,
                 i,
-                numbers(part, "layer"),
-                numbers(part, "accuracy"),
+                numbers(own, "layer"),
+                numbers(own, "accuracy"),
                 name=str(name),
                 style=looks[name],
                 legend=i == 0,
-                low=numbers(part, "ci_low"),
-                high=numbers(part, "ci_high"),
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
                 markers=False,
                 hover="layer %{x}: %{y:.3f}",
             )
@@ -329,8 +336,8 @@ def path(run: Any) -> go.Figure:
     )
     traces.log_axis(x_axis(fig, 0), numbers(best, "c"))
     for name, style in theme.sequence(best["dataset"].unique(maintain_order=True).to_list()).items():
-        part = best.filter(pl.col("dataset") == name)
-        traces.add_curve(fig, 0, numbers(part, "c"), numbers(part, "accuracy"), name=name, style=style)
+        own = best.filter(pl.col("dataset") == name)
+        traces.add_curve(fig, 0, numbers(own, "c"), numbers(own, "accuracy"), name=name, style=style)
     return dressed(fig)
 
 
@@ -355,21 +362,21 @@ def compare(runs: Sequence[Any]) -> go.Figure:
     seen: set[str] = set()
     for i, concept in enumerate(shared):
         for name, frame in frames.items():
-            part = frame.filter(pl.col("dataset") == concept).sort("layer")
-            if part.is_empty():
+            own = frame.filter(pl.col("dataset") == concept).sort("layer")
+            if own.is_empty():
                 continue
-            depth = numbers(part, "layer") / (int(frame["layer"].max()) + 1)
+            depth = numbers(own, "layer") / (int(frame["layer"].max()) + 1)
             traces.add_curve(
                 fig,
                 i,
                 depth,
-                numbers(part, "accuracy"),
+                numbers(own, "accuracy"),
                 name=name,
                 style=looks[name],
                 legend=name not in seen,
                 markers=False,
-                low=numbers(part, "ci_low"),
-                high=numbers(part, "ci_high"),
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
                 hover="depth %{x:.2f}: %{y:.3f}",
             )
             seen.add(name)
@@ -437,7 +444,7 @@ def _accuracy_axis(fig: go.Figure, i: int, frame: pl.DataFrame) -> None:
 
 def _readable_at(frame: pl.DataFrame, name: str) -> tuple[float, str]:
     """The first layer at nine tenths of the way from the first accuracy to the peak."""
-    part = frame.filter(pl.col("dataset") == name).sort("layer")
-    accuracy = numbers(part, "accuracy")
+    own = frame.filter(pl.col("dataset") == name).sort("layer")
+    accuracy = numbers(own, "accuracy")
     reached = np.flatnonzero(accuracy >= accuracy[0] + 0.9 * (accuracy.max() - accuracy[0]))
-    return float(numbers(part, "layer")[reached[0]]), name
+    return float(numbers(own, "layer")[reached[0]]), name

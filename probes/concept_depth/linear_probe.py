@@ -86,13 +86,13 @@ def fit(
     n, d = features[0].shape
     device = torch.device(device) if device is not None else features[0].device
     per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
-    parts = []
+    chunks = []
     for start in range(0, len(features), per_chunk):
         if check is not None:
             check()
         x = torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
-        parts.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
-    coef, intercept, iterations, error = (torch.cat([p[k].cpu() for p in parts]) for k in range(4))
+        chunks.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
+    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
     return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
 
 
@@ -276,9 +276,9 @@ def auc_of_folds(
 
     Scores of different probes are not on one scale, so neither number can come from the pooled scores. A resample in
     which a fold lacks a class is the mean of the others."""
-    parts = [slice(a, b) for a, b in zip(starts, starts[1:])]
-    mean = np.mean([metrics(scores[:, part], labels[part])["auc"] for part in parts], axis=0)
-    drawn = np.stack([resampled_metrics(scores[:, part], labels[part], counts[:, part])["auc"] for part in parts])
+    folds = [slice(a, b) for a, b in zip(starts, starts[1:])]
+    mean = np.mean([metrics(scores[:, fold], labels[fold])["auc"] for fold in folds], axis=0)
+    drawn = np.stack([resampled_metrics(scores[:, fold], labels[fold], counts[:, fold])["auc"] for fold in folds])
     there = np.isfinite(drawn)
     with np.errstate(invalid="ignore"):
         return mean, np.where(there, drawn, 0).sum(0) / there.sum(0)

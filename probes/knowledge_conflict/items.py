@@ -130,81 +130,98 @@ def build_items(
     wherever they stand, by those of other rows of the same relation (of any row where that leaves nothing), all other
     tokens in place (or the file's own `corrupt_prompt`). `room`: tokens that must fit after a prompt. Raises InputError
     for an answer that the tokenizer cannot place, a prompt that is too long, and when nothing is left."""
-    from workbench.models.text_positions import find, first_token, tokens_of
+    from workbench.models.text_positions import find
 
     counts = dict.fromkeys(COUNTS, 0)
     items = []
     for number in chosen:
         check()
         row, where = rows[number], f"{path}, row {number + 1}"
-        firsts = []
-        for field, answer in (("answer", row["answers"][0]), ("distractor", row["distractor"])):
-            placed = {prompt: first_token(model, row[prompt], answer) for prompt in ("clean_prompt", "conflict_prompt")}
-            for prompt, token in placed.items():
-                if token is None:
-                    why = "(does the prompt end with a space?)"
-                    raise InputError(
-                        f"{where}: the tokenizer cannot place the {field} '{answer}' after the field '{prompt}' {why}."
-                    )
-            firsts.append(placed["conflict_prompt"])
+        memory_id, context_id = _answer_tokens(model, row, where)
         clean = model.encode(row["clean_prompt"])
         conflict, offsets = model.encode_with_offsets(row["conflict_prompt"])
-        for prompt, ids in (("clean_prompt", clean), ("conflict_prompt", conflict)):
-            if model.too_long(len(ids) + room):
-                raise InputError(
-                    f"{where}: the field '{prompt}' has {len(ids)} tokens, too many for the model's context "
-                    f"of {model.context_length}."
-                )
-        if firsts[0] == firsts[1]:
+        _check_room(model, {"clean_prompt": clean, "conflict_prompt": conflict}, room, where)
+        if memory_id == context_id:
             counts[SAME] += 1
             continue
         if any(find(row["conflict_prompt"], answer) for answer in row["answers"]):
             counts[STATED] += 1
             continue
-        foreign = False
-        if row.get("corrupt_prompt"):
-            corrupt = model.encode(row["corrupt_prompt"])
-        else:
-            corrupt = _corrupted(
-                model,
-                row,
-                [other for other in rows if other.get("relation") == row.get("relation")],
-                rng(f"corrupt {number}"),
-            )
-            if corrupt is None:
-                corrupt, foreign = _corrupted(model, row, rows, rng(f"corrupt {number}")), True
+        corrupt, foreign = _corrupt_prompt(model, row, rows, lambda number=number: rng(f"corrupt {number}"))
         if corrupt is None or len(corrupt) != len(conflict) or corrupt == conflict:
             counts[UNALIGNED] += 1
             continue
         counts[FOREIGN] += foreign
-        mentions = find(row["conflict_prompt"], row["subject"])
-        spans = (mentions[:-1], find(row["conflict_prompt"], row["distractor"]), mentions[-1:])
-        sources = {name: tokens_of(offsets, found) for name, found in zip(SOURCES, spans)}
-        group = {name: str(row[name]) for name in (*GROUPS, "split") if row.get(name) is not None}
         items.append(
             Item(
-                number,
-                row["subject"],
-                row["answers"],
-                row["distractor"],
-                clean,
-                conflict,
-                corrupt,
-                *firsts,
-                sources,
-                group,
+                row=number,
+                subject=row["subject"],
+                answers=row["answers"],
+                distractor=row["distractor"],
+                clean=clean,
+                conflict=conflict,
+                corrupt=corrupt,
+                memory_id=memory_id,
+                context_id=context_id,
+                sources=_sources(row, offsets),
+                group={name: str(row[name]) for name in (*GROUPS, "split") if row.get(name) is not None},
             )
         )
     if not items:
         raise InputError(
             f"{path}: none of the {len(chosen)} items can be measured on this model: the answer and the "
-            f"distractor of {counts[SAME]} start with the "
-            f"same token, the conflict prompts of {counts[STATED]} hold the true answer, and those of "
-            f"{counts[UNALIGNED]} cannot be aligned with a "
-            "corrupted prompt of equal length."
+            f"distractor of {counts[SAME]} start with the same token, the conflict prompts of {counts[STATED]} hold "
+            f"the true answer, and those of {counts[UNALIGNED]} cannot be aligned with a corrupted prompt of equal "
+            f"length."
         )
     counts[REPEATED] = len(items) - len({(tuple(item.clean), tuple(item.conflict)) for item in items})
     return items, counts
+
+
+def _check_room(model, prompts: Mapping[str, Sequence[int]], room: int, where: str) -> None:
+    for field, ids in prompts.items():
+        if model.too_long(len(ids) + room):
+            raise InputError(
+                f"{where}: the field '{field}' has {len(ids)} tokens, too many for the model's context "
+                f"of {model.context_length}."
+            )
+
+
+def _sources(row: dict, offsets: Sequence[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """Where the names stand in the conflict prompt, in tokens: the last mention of the subject is the question's."""
+    from workbench.models.text_positions import find, tokens_of
+
+    mentions = find(row["conflict_prompt"], row["subject"])
+    spans = (mentions[:-1], find(row["conflict_prompt"], row["distractor"]), mentions[-1:])
+    return {name: tokens_of(offsets, found) for name, found in zip(SOURCES, spans)}
+
+
+def _answer_tokens(model, row: dict, where: str) -> tuple[int, int]:
+    """The first tokens of the answer and of the distractor, as they follow the conflict prompt."""
+    from workbench.models.text_positions import first_token
+
+    found = []
+    for field, answer in (("answer", row["answers"][0]), ("distractor", row["distractor"])):
+        tokens = [first_token(model, row[prompt], answer) for prompt in ("clean_prompt", "conflict_prompt")]
+        for prompt, token in zip(("clean_prompt", "conflict_prompt"), tokens):
+            if token is None:
+                raise InputError(
+                    f"{where}: the tokenizer cannot place the {field} '{answer}' after the field '{prompt}' "
+                    f"(does the prompt end with a space?)."
+                )
+        found.append(tokens[1])
+    return found[0], found[1]
+
+
+def _corrupt_prompt(
+    model, row: dict, rows: Sequence[dict], rng: Callable[[], np.random.Generator]
+) -> tuple[list[int] | None, bool]:
+    """The file's own corrupted prompt, or one with names of its relation, or of any; and whether it is the last."""
+    if row.get("corrupt_prompt"):
+        return model.encode(row["corrupt_prompt"]), False
+    alike = [other for other in rows if other.get("relation") == row.get("relation")]
+    corrupt = _corrupted(model, row, alike, rng())
+    return (corrupt, False) if corrupt is not None else (_corrupted(model, row, rows, rng()), True)
 
 
 def _corrupted(model, row: dict, others: Sequence[dict], rng: np.random.Generator) -> list[int] | None:

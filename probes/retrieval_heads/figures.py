@@ -64,19 +64,19 @@ def activation(run: Any) -> go.Figure:
         ("other heads", False, theme.Style(theme.NEUTRAL)),
         ("retrieval heads", True, theme.Style(theme.BLUE)),
     ):
-        part = frame.filter(pl.Series([bool(m) == wanted for m in marked]))
-        if part.is_empty():
+        own = frame.filter(pl.Series([bool(m) == wanted for m in marked]))
+        if own.is_empty():
             continue
-        rows = part.select("layer", "head", "activation_frequency", "score").iter_rows()
+        rows = own.select("layer", "head", "activation_frequency", "score").iter_rows()
         traces.add_points(
             fig,
             0,
-            numbers(part, "activation_frequency"),
-            numbers(part, "score"),
+            numbers(own, "activation_frequency"),
+            numbers(own, "score"),
             name=name,
             style=style,
             hover=[f"layer {a}, head {b}<br>score {s:.3f}, active in {f:.0%}" for a, b, f, s in rows],
-            custom=part.select("layer", "head").to_numpy(),
+            custom=own.select("layer", "head").to_numpy(),
             opacity=0.85 if frame.height <= 256 else 0.4,
         )
     fig.layout.xaxis.range = [-0.04, 1.04]
@@ -141,8 +141,8 @@ def masking(run: Any) -> go.Figure:
         + (" Heads were chosen on other needles." if _held_out(run) else ""),
     )
     for i, ablation in enumerate(ablations):
-        part = frame.filter(pl.col("ablation") == ablation) if ablation is not None else frame
-        for name, data in (("random heads", _random(part)), ("retrieval heads", _top(part))):
+        own = frame.filter(pl.col("ablation") == ablation) if ablation is not None else frame
+        for name, data in (("random heads", _random(own)), ("retrieval heads", _top(own))):
             if data.is_empty():
                 continue
             k, recall, low, high = (numbers(data, c) for c in ("k", "recall", "low", "high"))
@@ -180,16 +180,16 @@ def enough(run: Any) -> go.Figure:
     names = [str(v) for v in frame["top"].unique(maintain_order=True).to_list()]
     looks = theme.sequence(names)
     for name in names:
-        part = frame.filter(pl.col("top").cast(pl.String) == name).sort("trials")
+        own = frame.filter(pl.col("top").cast(pl.String) == name).sort("trials")
         traces.add_curve(
             fig,
             0,
-            numbers(part, "trials"),
-            numbers(part, "overlap"),
+            numbers(own, "trials"),
+            numbers(own, "overlap"),
             style=looks[name],
             name=f"top {name}" if name.isdigit() else name,
-            low=numbers(part, "ci_low"),
-            high=numbers(part, "ci_high"),
+            low=numbers(own, "ci_low"),
+            high=numbers(own, "ci_high"),
         )
     traces.level_axis(fig, 0)
     return dressed(fig)
@@ -253,9 +253,9 @@ def _masked_cells(run: Any) -> list[tuple[str, pl.DataFrame]] | None:
     k = frame["k"].max()
     result = []
     for group, name in (("top", f"top {k} heads masked"), ("random", f"{k} random heads masked")):
-        part = frame.filter((pl.col("heads") == group) & (pl.col("k") == k))
-        if not part.is_empty():
-            result.append((name, _mean_over(part, ["length", "depth"])))
+        own = frame.filter((pl.col("heads") == group) & (pl.col("k") == k))
+        if not own.is_empty():
+            result.append((name, _mean_over(own, ["length", "depth"])))
     return result or None
 
 

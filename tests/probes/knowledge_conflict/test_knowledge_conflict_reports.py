@@ -210,20 +210,21 @@ def validation_row(k, memory, clean, p=0.5):
     ],
 )
 def test_k_may_be_none_at_all_where_pruning_does_not_help_or_costs_too_much(rows, chosen, warned):
-    from probes.knowledge_conflict import Config, _choose
+    from probes.knowledge_conflict import Config
+    from probes.knowledge_conflict.pruning import choose_k
 
     context = context_of()
-    assert _choose(Config(), context, "context", rows) == chosen
+    assert choose_k(Config(), context, "context", rows) == chosen
     assert any(warned in w for w in context.warnings) if warned else not context.warnings
 
 
 def test_where_nothing_is_pruned_no_mask_is_written(circuit, tmp_path, monkeypatch):
-    import probes.knowledge_conflict as module
+    from probes.knowledge_conflict import pruning
 
-    choose = module._choose
+    choose = pruning.choose_k
     monkeypatch.setattr(
-        module,
-        "_choose",
+        pruning,
+        "choose_k",
         lambda config, context, role, rows: 0 if role == "context" else choose(config, context, role, rows),
     )
     model, place, _ = circuit
@@ -244,7 +245,8 @@ def kinds_of(kinds, right, perplexity=2.0):
 
 
 def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
-    from probes.knowledge_conflict import Config, _gain
+    from probes.knowledge_conflict import Config
+    from probes.knowledge_conflict.answer_rates import gain
 
     before = kinds_of(["context"] * 40, [True] * 40)
     helped = kinds_of(["memory"] * 30 + ["context"] * 10, [True] * 39 + [False])
@@ -255,7 +257,7 @@ def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
         (helped.with_columns(clean_right=pl.lit(True)), [before], []),
     ):
         context = context_of()
-        found = _gain(context, Config(), "context", 3, before, top, randoms)
+        found = gain(context, Config(), "context", 3, before, top, randoms)
         assert len(context.warnings) == len(warnings) and all(
             any(part in w for w in context.warnings) for part in warnings
         )
@@ -264,5 +266,5 @@ def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
             (top["kind"] == "memory").mean() - (randoms[0]["kind"] == "memory").mean()
         )
         assert found["context_pruned_clean_change"]["value"] == pytest.approx(top["clean_right"].mean() - 1)
-    few = _gain(context_of(), Config(), "context", 1, before[:3], helped[:3], [before[:3]])
+    few = gain(context_of(), Config(), "context", 1, before[:3], helped[:3], [before[:3]])
     assert few["context_pruned_gain"] == {"value": 1.0, "low": None, "high": None, "n": 3}

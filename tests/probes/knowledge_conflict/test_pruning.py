@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import probes
-from probes.knowledge_conflict.pruning import random_heads
+from probes.knowledge_conflict.neutral_text import neutral_texts
+from probes.knowledge_conflict.random_controls import random_draws, random_heads
 from tests.support.architectures import build
 from tests.support.conflict_files import conflict_circuit
 from workbench import load
@@ -48,8 +49,6 @@ def test_an_exported_model_gives_the_scores_of_the_model_with_these_heads_ablate
 
 
 def test_neutral_text_hangs_on_the_tokenizer_and_not_on_the_name(circuit, tiny_llama, tmp_path):
-    from probes.knowledge_conflict.pruning import neutral_texts
-
     options = {"essays": ESSAYS, "otherwise": [[2, 3, 4]]}
     organism = load("organism")
     texts, which = neutral_texts(organism, "auto", **options)
@@ -70,15 +69,12 @@ def test_neutral_text_hangs_on_the_tokenizer_and_not_on_the_name(circuit, tiny_l
 def test_random_draws_never_repeat_while_the_layers_hold_others():
     import itertools
 
-    from probes.knowledge_conflict.pruning import random_draws
-
     options = {"n_layers": 3, "rng": np.random.default_rng(0)}
     found = random_draws(((1, 0),), 8, draws=7, **options)
     assert sorted(found) == [((1, h),) for h in range(1, 8)]
     assert len(random_draws(((1, 0),), 8, draws=12, **options)) == 7
-    pairs = random_draws(
-        ((0, 1), (0, 2), (2, 3)), 4, draws=3, **options
-    )  # heads 0 and 3 of layer 0; one of three of layer 2
+    # heads 0 and 3 of layer 0; one of three of layer 2
+    pairs = random_draws(((0, 1), (0, 2), (2, 3)), 4, draws=3, **options)
     assert sorted(pairs) == sorted(tuple(sorted([(0, 0), (0, 3), (2, h)])) for h in (0, 1, 2))
     many = random_draws(((1, 0), (1, 1)), 8, draws=15, **options)
     assert sorted(many) == sorted(tuple((1, h) for h in pair) for pair in itertools.combinations(range(2, 8), 2))

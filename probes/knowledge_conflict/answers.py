@@ -1,0 +1,76 @@
+"""What the model says under edits: its answers, which side they follow, and the probabilities of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import polars as pl
+
+from probes.knowledge_conflict.config import Config
+from probes.knowledge_conflict.items import GROUPS, Item
+from workbench.core.context import Context
+from workbench.engine.capture import logits
+from workbench.engine.edits import Edit
+from workbench.engine.generate import greedy
+from workbench.engine.passes import Pass
+from workbench.models.batching import batches
+from workbench.models.model import Model
+from workbench.models.text_positions import find, first_mention
+
+
+def edited(context: Context, edits: Iterable[Edit] = ()) -> Pass:
+    """A pass with the run's own edits and these after them."""
+    return Pass((*context.edits, *edits), check=context.check)
+
+
+def clean_right(model: Model, config: Config, context: Context, items: Sequence[Item], run: Pass) -> list[bool]:
+    """Whether the greedy continuation of each clean prompt names the answer."""
+    texts = _continuations(model, config, context, [item.clean for item in items], run)
+    return [any(find(text, answer) for answer in item.answers) for item, text in zip(items, texts)]
+
+
+def probabilities(model: Model, context: Context, items: Sequence[Item], run: Pass) -> np.ndarray:
+    """p(a_m), p(a_c) after the conflict prompts, [n, 2]."""
+    out = np.empty((len(items), 2))
+    for rows in batches([len(item.conflict) for item in items]):
+        batch = [items[i] for i in rows]
+        scores = logits(model, [item.conflict for item in batch], run=run.for_prompts(rows))
+        context.count(prompts=len(batch), tokens=sum(len(item.conflict) for item in batch), forwards=1)
+        for i, item, p in zip(rows, batch, scores.softmax(-1)):
+            out[i] = p[item.memory_id], p[item.context_id]
+    return out
+
+
+def answer_table(model: Model, config: Config, context: Context, items: Sequence[Item], run: Pass) -> pl.DataFrame:
+    """One row per item: the greedy answer to the conflict prompt and what it follows, p(a_m), p(a_c), and whether the
+    clean prompt is still answered."""
+    texts = _continuations(model, config, context, [item.conflict for item in items], run)
+    p = probabilities(model, context, items, run)
+    sides = [
+        first_mention(text, {"memory": item.answers, "context": [item.distractor]}, "other")
+        for item, text in zip(items, texts)
+    ]
+    columns = [name for name in GROUPS if any(name in item.group for item in items)]
+    return pl.DataFrame(
+        {
+            "row": [item.row for item in items],
+            "subject": [item.subject for item in items],
+            "answer": [item.answers[0] for item in items],
+            "distractor": [item.distractor for item in items],
+            "text": texts,
+            "kind": sides,
+            "p_memory": p[:, 0],
+            "p_context": p[:, 1],
+            "clean_right": clean_right(model, config, context, items, run),
+            **{name: [item.group.get(name) for item in items] for name in columns},
+        }
+    )
+
+
+def _continuations(
+    model: Model, config: Config, context: Context, prompts: Sequence[Sequence[int]], run: Pass
+) -> list[str]:
+    out = greedy(model, prompts, max_new_tokens=config.max_new_tokens, run=run)
+    context.count(prompts=len(prompts), tokens=sum(map(len, prompts)) + sum(map(len, out)), forwards=max(map(len, out)))
+    return [model.decode(ids).strip() for ids in out]

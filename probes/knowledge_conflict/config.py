@@ -1,0 +1,75 @@
+"""What a run can be told, the paper to cite, and what all steps share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.core.registry import option
+
+BIBTEX = """@inproceedings{jin2024cutting,
+  title={Cutting Off the Head Ends the Conflict: A Mechanism for Interpreting and Mitigating Knowledge Conflicts in Language Models},
+  author={Jin, Zhuoran and Cao, Pengfei and Yuan, Hongbang and Chen, Yubo and Xu, Jiexin and Li, Huaijun and Jiang, Xiaojian and Liu, Kang and Zhao, Jun},
+  booktitle={Findings of the Association for Computational Linguistics: ACL 2024},
+  pages={1193--1215},
+  year={2024}
+}"""  # noqa: E501
+ESSAYS = Path(__file__).parents[1] / "essays.txt"  # plain English, on no subject in particular
+ROLES = {"memory": "context", "context": "memory"}  # heads pruned -> the answer that this is meant to bring
+FEW = 5  # with fewer items a bootstrap interval says nothing, and none is given
+
+
+@dataclass(frozen=True)
+class Config:
+    variant: str = option(
+        "direct",
+        "direct: head to logits, all else frozen; direct_mlp: MLPs react; total: everything after the head reacts",
+        choices=("direct", "direct_mlp", "total"),
+    )
+    prune_k: tuple[int, ...] = option((1, 3, 5, 7, 9, 15), "how many heads of a side to prune", low=1)
+    ablation: str = option(
+        "zero",
+        "what pruning does to a head: zero output (the paper), mean output over the validation prompts, "
+        "uniform attention",
+        choices=("zero", "mean", "uniform"),
+    )
+    window: int = option(0, "layers in one window of step A; 0: an eighth of the model's layers", low=0)
+    keep: str = option(
+        "known", "known: only items whose clean prompt the model answers; all: every item", choices=("known", "all")
+    )
+    columns: tuple[str, ...] = option(
+        (),
+        "names of the columns in the data file where they differ, as name:name in the file, e.g. "
+        "subject:Subject,answer:Answer",
+    )
+    metric: str = option(
+        "logprob",
+        "what an importance is a change of: the log-probability of the answer, or its raw logit",
+        choices=("logprob", "logit"),
+    )
+    find_share: float = option(
+        0.3, "share of the subjects used to find heads (where the file has no column split)", low=0.01, high=0.98
+    )
+    validation_share: float = option(0.2, "share of the subjects used to choose k", low=0.01, high=0.98)
+    test_relations: tuple[str, ...] = option(
+        (), "relations (column relation) that are used for testing only; the others then are not tested on"
+    )
+    limit: int = option(0, "use at most this many items, drawn at random; 0: all", low=0)
+    flow_items: int = option(64, "most items used for step A; 0: no step A", low=0)
+    max_new_tokens: int = option(10, "tokens in which the answer must come", low=1)
+    random_draws: int = option(5, "random sets of heads of the same layers to prune for comparison", low=1)
+    max_clean_drop: float = option(
+        0.02, "largest loss of clean accuracy on validation that the chosen k may cost; 1: any", low=0, high=1
+    )
+    neutral: str = option(
+        "auto",
+        "text file (one text per line, or a table with a column text) for the perplexity of pruned models; "
+        "auto: English essays that ship with the project, or what suits the tokenizer (see summary, neutral_text)",
+        file=True,
+    )
+    mask: str = option(
+        "context",
+        "which side's heads pruned_heads.json holds: context (then the model follows memory) or memory",
+        choices=("context", "memory"),
+    )
+    draws: int = option(1000, "bootstrap resamples for the intervals", low=100)

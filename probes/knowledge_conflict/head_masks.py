@@ -1,0 +1,37 @@
+"""The chosen heads as files, for `--edit` and the explorer."""
+
+from __future__ import annotations
+
+from probes.knowledge_conflict.config import ROLES, Config
+from probes.knowledge_conflict.random_controls import Head
+from workbench.core.context import Context
+from workbench.core.files import atomic
+from workbench.engine.head_masks import save_heads
+from workbench.models.model import Model
+
+
+def save_masks(
+    model: Model, config: Config, context: Context, chosen: dict[str, tuple[Head, ...]], summary: dict
+) -> None:
+    """Write the chosen heads of each side into the run folder; a side without any leaves no file."""
+    if context.out is None:
+        return
+    how = "uniform" if config.ablation == "uniform" else "zero"
+    if config.ablation == "mean":
+        context.warn("A head mask cannot hold means: pruned_heads.json switches its heads to zero, not to their mean.")
+    files = {"pruned_heads": config.mask, "pruned_heads_memory": "memory", "pruned_heads_context": "context"}
+    for name, role in files.items():
+        path = context.out / f"{name}.json"
+        path.unlink(missing_ok=True)  # of an earlier run in this folder
+        if chosen[role]:
+            with atomic(path) as temporary:
+                save_heads(temporary, chosen[role], how=how, note=_note(role, summary), model=model)
+
+
+def _note(role: str, summary: dict) -> str:
+    """What switching these heads off does, in words."""
+    gain, over, clean = (
+        summary[f"{role}_pruned_{what}"]["value"] for what in ("gain", "gain_over_random", "clean_change")
+    )
+    effect = f"{ROLES[role]} rate on test {gain:+.3f} ({over:+.3f} over random heads), clean accuracy {clean:+.3f}"
+    return f"{role} heads found by knowledge-conflict; without them the model should follow {ROLES[role]}: {effect}"
