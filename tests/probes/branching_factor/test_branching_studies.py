@@ -152,7 +152,8 @@ def test_decoding_settings_change_what_is_kept(run, stories):
 def test_verbalised_prompts_ask_for_several_responses(run, prompts, stories):
     found = run(stories, study="verbalised", samples=3, responses=4)
     texts = found.table("prompts").filter(pl.col("condition") == "verbalised")["text"].to_list()
-    assert all("Generate 4 responses" in text and prompt in text for text, prompt in zip(texts, pl.read_ndjson(prompts)["prompt"]))
+    asked = pl.read_ndjson(prompts)["prompt"]
+    assert all("Generate 4 responses" in text and prompt in text for text, prompt in zip(texts, asked))
     assert (
         found.table("verbalised")["parse_rate"].to_list() == [0, 0, 0]
         and found.table("verbalised")["distinct_verbalised"].is_null().all()
