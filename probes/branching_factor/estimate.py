@@ -9,7 +9,7 @@ from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
-    from probes.branching_factor import Config
+    from probes.branching_factor.config import Config
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:

@@ -9,13 +9,13 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.data_selection.feature_figures import cards, feature_map, features, quality
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.point_map import map_figure
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
-from workbench.figures.text_table import word_table
 
 METHODS = {
     "sae": "SAE features",
@@ -24,8 +24,6 @@ METHODS = {
     "bm25": "BM25",
     "random": "random",
 }
-TOP = 12
-PASSAGES = 2  # of a feature, on its card
 MAPS = 9  # panels of the map
 
 
@@ -48,15 +46,15 @@ def scores(run: Any) -> go.Figure:
     values = numbers(frame, "score")
     edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-9), 51)
     for i, target in enumerate(targets):
-        part = frame.filter(pl.col("target") == target)
-        chosen = part.filter(pl.col("selected"))
+        own = frame.filter(pl.col("target") == target)
+        chosen = own.filter(pl.col("selected"))
         for name, data, style in (
-            ("pool", part, theme.Style(theme.NEUTRAL)),
+            ("pool", own, theme.Style(theme.NEUTRAL)),
             ("selected", chosen, theme.Style(theme.BLUE)),
         ):
             if data.is_empty():
                 continue
-            heights = np.histogram(numbers(data, "score"), edges)[0] / part.height
+            heights = np.histogram(numbers(data, "score"), edges)[0] / own.height
             x, y = np.repeat(edges, 2), np.concatenate([[0], np.repeat(heights, 2), [0]])
             fig.add_scatter(
                 x=x,
@@ -75,7 +73,7 @@ def scores(run: Any) -> go.Figure:
         if not chosen.is_empty():
             cut = float(numbers(chosen, "score").min())
             where = "right" if cut < (edges[0] + edges[-1]) / 2 else "left"
-            text = "" if many else f"cut {traces.number(cut)}: {chosen.height} rows ({chosen.height / part.height:.1%})"
+            text = "" if many else f"cut {traces.number(cut)}: {chosen.height} rows ({chosen.height / own.height:.1%})"
             traces.add_rule(fig, i, x=cut, text=text, where=where)
         pad = 0.03 * (edges[-1] - edges[0])
         x_axis(fig, i).range = [edges[0] - pad, edges[-1] + pad]
@@ -103,65 +101,64 @@ def precision(run: Any) -> go.Figure:
             f"reaches zero."
         ).strip()
     ratios = sorted(set(frame["ratio"].to_list()))
-    if len(ratios) > 1:
-        fig = sheet(
-            names, title=title, x="selected share of the pool", y="precision", interval="95 % Wilson", n=n, note=note
-        )
+    several = len(ratios) > 1
+    shares = {"tickvals": ratios, "ticktext": [f"{100 * ratio:.3g}%" for ratio in ratios]}
+    told = {"title": title, "interval": "95 % Wilson", "n": n, "note": note}
+    if several:
+        fig = sheet(names, x="selected share of the pool", y="precision", **told)
     else:
-        fig = sheet(
-            names,
-            title=title,
-            x="precision",
-            aspect=0.1 * len(methods) + 0.1,
-            row=1.3,
-            interval="95 % Wilson",
-            n=n,
-            note=note,
-            y_ticks=ticks(range(len(methods)), [_method(m) for m in methods], keep=True),
-        )
+        rows = ticks(range(len(methods)), [_method(m) for m in methods], keep=True)
+        fig = sheet(names, x="precision", aspect=0.1 * len(methods) + 0.1, row=1.3, y_ticks=rows, **told)
     for i, target in enumerate(targets):
         here = frame.filter(pl.col("target") == target)
-        base = float(here["base_rate"][0]) if "base_rate" in here.columns else None
-        for j, method in enumerate(methods):
-            part = here.filter(pl.col("method") == method).sort("ratio")
-            if part.is_empty():
-                continue
-            ends = {"low": numbers(part, "ci_low"), "high": numbers(part, "ci_high")}
-            if len(ratios) > 1:
-                traces.add_curve(
-                    fig,
-                    i,
-                    numbers(part, "ratio"),
-                    numbers(part, "precision"),
-                    name=_method(method),
-                    style=looks[method],
-                    legend=i == 0,
-                    hover="%{x:.1%} selected: %{y:.1%}",
-                    **ends,
-                )
-            else:
-                traces.add_spots(
-                    fig,
-                    i,
-                    numbers(part, "precision"),
-                    [j],
-                    name=_method(method),
-                    style=looks[method],
-                    labels=[_method(method)],
-                    legend=False,
-                    **ends,
-                )
-        rates = x_axis(fig, i) if len(ratios) == 1 else y_axis(fig, i)
+        (_precision_curves if several else _precision_spots)(fig, i, here, looks)
+        rates = y_axis(fig, i) if several else x_axis(fig, i)
         rates.update(range=[-0.04, 1.04], tickformat=".0%")
-        if len(ratios) > 1:
-            x_axis(fig, i).update(
-                type="log", tickmode="array", tickvals=ratios, ticktext=[f"{100 * r:.3g}%" for r in ratios]
-            )
-        else:
-            y_axis(fig, i).range = [len(methods) - 0.5, -0.5]
-        if base is not None:
-            traces.add_rule(fig, i, dash="dot", **({"y": base} if len(ratios) > 1 else {"x": base}))
+        if several:
+            x_axis(fig, i).update(type="log", tickmode="array", **shares)
+        if "base_rate" in here.columns:
+            base = float(here["base_rate"][0])
+            traces.add_rule(fig, i, dash="dot", **({"y": base} if several else {"x": base}))
     return dressed(fig)
+
+
+def _precision_curves(fig: go.Figure, i: int, here: pl.DataFrame, looks: dict[str, theme.Style]) -> None:
+    """Precision of every method over the selected share, in one panel."""
+    for method, style in looks.items():
+        own = here.filter(pl.col("method") == method).sort("ratio")
+        if not own.is_empty():
+            traces.add_curve(
+                fig,
+                i,
+                numbers(own, "ratio"),
+                numbers(own, "precision"),
+                name=_method(method),
+                style=style,
+                legend=i == 0,
+                hover="%{x:.1%} selected: %{y:.1%}",
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
+            )
+
+
+def _precision_spots(fig: go.Figure, i: int, here: pl.DataFrame, looks: dict[str, theme.Style]) -> None:
+    """Precision of every method where one share was selected, in one panel."""
+    for j, (method, style) in enumerate(looks.items()):
+        own = here.filter(pl.col("method") == method)
+        if not own.is_empty():
+            traces.add_spots(
+                fig,
+                i,
+                numbers(own, "precision"),
+                [j],
+                name=_method(method),
+                style=style,
+                labels=[_method(method)],
+                legend=False,
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
+            )
+    y_axis(fig, i).range = [len(looks) - 0.5, -0.5]
 
 
 def overlap(run: Any) -> go.Figure:
@@ -212,121 +209,6 @@ def overlap(run: Any) -> go.Figure:
     return dressed(fig)
 
 
-def feature_map(run: Any) -> go.Figure:
-    """The features that weigh most for any target, over all targets."""
-    frame = finite(need(run, "features", ("target", "feature", "weight")), "weight", what="feature weight")
-    targets = frame["target"].unique(maintain_order=True).to_list()
-    if len(targets) < 2:
-        raise InputError("The run has one target only: there is no map of features and targets to draw.")
-    each = max(3, 24 // len(targets))
-    top = frame.sort("weight", descending=True).group_by("target", maintain_order=True).head(each)
-    chosen = [f for t in targets for f in top.filter(pl.col("target") == t)["feature"].to_list()]
-    chosen = list(dict.fromkeys(chosen))
-    values = np.full((len(targets), len(chosen)), np.nan)
-    for target, feature, weight in (
-        frame.filter(pl.col("feature").is_in(chosen)).select("target", "feature", "weight").iter_rows()
-    ):
-        values[targets.index(target), chosen.index(feature)] = weight
-    fig = sheet(
-        title=f"Features of the targets, {model_name(run)}",
-        x="feature",
-        x_ticks=ticks(range(len(chosen)), [str(f) for f in chosen], keep=True),
-        y_ticks=ticks(range(len(targets)), [str(t) for t in targets], keep=True),
-        aspect=min(0.8, max(0.15, len(targets) / len(chosen))),
-        cells=(len(targets), len(chosen)),
-        note=f"The {each} features with the largest weight for each target; grey: not among a target's features.",
-    )
-    ends = traces.limits(values)
-    traces.colour_scale(fig, ends, "weight")
-    custom = np.empty((*values.shape, 3), dtype=object)
-    for r, t in enumerate(targets):
-        for c, f in enumerate(chosen):
-            custom[r, c] = [traces.safe(t), f, values[r, c]]
-    traces.add_cells(
-        fig,
-        0,
-        values,
-        custom=custom,
-        hover="%{customdata[0]}, feature %{customdata[1]}: %{customdata[2]:.3g}",
-        ends=ends,
-        reverse=True,
-    )
-    return dressed(fig)
-
-
-def features(run: Any) -> go.Figure:
-    """The features that weigh most for each target, with what they stand for where the run has explained them."""
-    frame = finite(need(run, "features", ("target", "feature", "weight")), "weight", what="feature weight")
-    targets = frame["target"].unique(maintain_order=True).to_list()
-    named = _explained(run)
-    most = TOP if len(targets) < 5 else TOP // 2
-    tops = [frame.filter(pl.col("target") == t).sort("weight", descending=True).head(most) for t in targets]
-    labels = [[f"{f}  {named[f]}" if f in named else str(f) for f in top["feature"].to_list()] for top in tops]
-    fig = sheet(
-        [str(t) if len(targets) > 1 else "" for t in targets],
-        title=f"What the targets are made of, {model_name(run)}",
-        x="weight in the target",
-        y_ticks=[ticks(range(len(names)), names, keep=True) for names in labels],
-        share_x=False,
-        share_y=False,
-        aspect=0.8,
-        columns=2,
-        note="Feature number" + (" and the tokens on which it is strongest" if named else "") + ".",
-    )
-    for i, (top, names) in enumerate(zip(tops, labels)):
-        traces.add_bars(
-            fig,
-            i,
-            np.arange(top.height),
-            numbers(top, "weight"),
-            name="weight",
-            style=theme.Style(theme.BLUE),
-            horizontal=True,
-            legend=False,
-            width=0.7,
-            labels=names,
-        )
-        y_axis(fig, i).range = [top.height - 0.4, -0.6]
-    return dressed(fig)
-
-
-def cards(run: Any) -> go.Figure:
-    """The heaviest features: how often they fire, the passages that they fire on, and the tokens that they make more
-    likely."""
-    frame = need(run, "passages", ("feature", "place", "tokens", "activation"))
-    weights = need(run, "features", ("feature", "weight"))
-    density = dict(weights.select("feature", "density").iter_rows()) if "density" in weights.columns else {}
-    order = (
-        weights.group_by("feature")
-        .agg(pl.col("weight").cast(pl.Float64).max())
-        .sort("weight", "feature", descending=[True, False])
-    )
-    effects = maybe(run, "effects", ("feature", "promotes"))
-    promoted = dict(effects.select("feature", "promotes").iter_rows()) if effects is not None else {}
-    rows = []
-    for feature, weight in order.iter_rows():
-        for i, row in enumerate(
-            frame.filter(pl.col("feature") == feature).sort("place").head(PASSAGES).iter_rows(named=True)
-        ):
-            words = ", ".join(str(t).strip() for t in (promoted.get(feature) or [])[:4])
-            fires = f"{density[feature]:.2%}" if density.get(feature) is not None else ""
-            first = (
-                [feature, traces.number(weight), *([fires] if density else [])]
-                if i == 0
-                else [""] * (3 if density else 2)
-            )
-            rows.append((*first, _passage(row), *([words if i == 0 else ""] if promoted else [])))
-    columns = [
-        "feature",
-        "weight",
-        *(["fires on"] if density else []),
-        "passages (strongest token in brackets)",
-        *(["makes likelier"] if promoted else []),
-    ]
-    note = "Fires on: share of the pool's tokens." if density else ""
-    return word_table(columns, rows, title="Features and the passages that they fire on", most=TOP, note=note)
-
-
 def lengths(run: Any) -> go.Figure:
     """Mean length of what each method selects: does it only pick long rows?"""
     frame = finite(need(run, "lengths", ("target", "method", "mean")), "mean", what="length")
@@ -347,12 +229,12 @@ def lengths(run: Any) -> go.Figure:
     for i, target in enumerate(targets):
         here = frame.filter(pl.col("target") == target)
         for j, method in enumerate(methods):
-            part = here.filter(pl.col("method") == method)
-            if not part.is_empty():
+            own = here.filter(pl.col("method") == method)
+            if not own.is_empty():
                 traces.add_spots(
                     fig,
                     i,
-                    numbers(part, "mean")[:1],
+                    numbers(own, "mean")[:1],
                     [j],
                     low=none,
                     high=none,
@@ -378,9 +260,8 @@ def overlap_by_ratio(run: Any) -> go.Figure:
         what="overlap",
     )
     main = frame["method_a"][0]
-    frame = frame.filter(
-        pl.col("method_a") == main, pl.col("method_b") != "random"
-    )  # what chance shares is known, and drawn
+    # what chance shares is known, and drawn
+    frame = frame.filter(pl.col("method_a") == main, pl.col("method_b") != "random")
     if frame.is_empty():
         raise InputError("The run compares with nothing but chance: there is no overlap to draw.")
     ratios = sorted(set(frame["ratio"].to_list()))
@@ -398,12 +279,12 @@ def overlap_by_ratio(run: Any) -> go.Figure:
     for i, target in enumerate(targets):
         here = frame.filter(pl.col("target") == target).sort("ratio")
         for method in methods:
-            part = here.filter(pl.col("method_b") == method)
+            own = here.filter(pl.col("method_b") == method)
             traces.add_curve(
                 fig,
                 i,
-                numbers(part, "ratio"),
-                numbers(part, "overlap"),
+                numbers(own, "ratio"),
+                numbers(own, "overlap"),
                 name=_method(method),
                 style=looks[method],
                 legend=i == 0,
@@ -451,30 +332,6 @@ def embedding(run: Any) -> go.Figure:
     return map_figure(maps, colour="score", label=label, title=title, n=n)
 
 
-def quality(run: Any) -> go.Figure:
-    """How good the sparse autoencoder is on this model."""
-    frame = need(run, "quality", ("site", "l0", "explained_variance", "dead_fraction"))
-    names = {
-        "site": "site",
-        "l0": "active features (L0)",
-        "explained_variance": "explained variance",
-        "dead_fraction": "dead features",
-        "loss_recovered_training": "loss recovered (in training)",
-        "width": "width",
-        "k": "k",
-    }
-    columns = [c for c in names if c in frame.columns]
-    shares = {"explained_variance", "dead_fraction", "loss_recovered_training"}
-
-    def word(column: str, value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:.1%}" if column in shares and np.isfinite(value) else traces.number(value)
-        return "n/a" if value is None else str(value)
-
-    rows = [[word(c, v) for c, v in zip(columns, row)] for row in frame.select(columns).iter_rows()]
-    return word_table([names[c] for c in columns], rows, title=f"The sparse autoencoder on {model_name(run)}")
-
-
 FIGURES = {
     "scores": scores,
     "precision": precision,
@@ -516,43 +373,6 @@ def _looks(methods: list[str]) -> dict[str, theme.Style]:
     """Hues in order, random in grey."""
     looks = theme.sequence([m for m in methods if m != "random"])
     return {m: looks.get(m, theme.Style(theme.NEUTRAL, "dash", "x")) for m in methods}
-
-
-def _explained(run: Any) -> dict[Any, str]:
-    """What a feature fires on most, from the strongest tokens of its passages."""
-    frame = maybe(run, "passages", ("feature", "place", "start", "peak", "tokens"))
-    found: dict[Any, list[str]] = {}
-    for row in frame.sort("feature", "place").iter_rows(named=True) if frame is not None else ():
-        token = _plain(_peak(row)[1])
-        if token not in found.setdefault(row["feature"], []):
-            found[row["feature"]].append(token)
-    return {feature: " / ".join(tokens[:2]) for feature, tokens in found.items() if tokens}
-
-
-def _peak(row: dict) -> tuple[int, str]:
-    """(index, token) of the strongest token of a passage; ``peak`` counts from the beginning of the text, as ``start``
-    does."""
-    tokens = row["tokens"] or [""]
-    index = (row.get("peak") or 0) - (row.get("start") or 0)
-    index = index if 0 <= index < len(tokens) else 0
-    return index, str(tokens[index])
-
-
-def _passage(row: dict) -> str:
-    index, _ = _peak(row)
-    tokens = [str(t).replace("Ġ", " ").replace("▁", " ") for t in row["tokens"]]
-    around = range(max(0, index - 14), min(len(tokens), index + 8))
-    text = "".join(_bracketed(tokens[i]) if i == index else tokens[i] for i in around)
-    return " ".join(text.split())
-
-
-def _bracketed(token: str) -> str:
-    core = token.strip()
-    return token.replace(core, f"[{core}]", 1) if core else f"[{token}]"
-
-
-def _plain(token: str) -> str:
-    return token.replace("Ġ", " ").replace("▁", " ").strip() or "␣"
 
 
 def _at_ratio(frame: pl.DataFrame, run: Any) -> tuple[pl.DataFrame, float | None]:

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.representation_geometry.training_steps import logarithmic, shade, step_axis, step_scale
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
@@ -23,7 +24,6 @@ MEASURES = {
     "participation_ratio": ("participation ratio", "participation_ratio_low", "participation_ratio_high"),
     "stable_rank": ("stable rank", "stable_rank_low", "stable_rank_high"),
 }
-PHASES = {"warm-up": theme.OCHRE, "entropy-seeking": theme.BLUE, "compression-seeking": theme.RED}
 
 
 def layers(run: Any) -> go.Figure:
@@ -48,24 +48,24 @@ def layers(run: Any) -> go.Figure:
     )
     for i, measure in enumerate(shown):
         for j, key in enumerate(keys):
-            part = frame.filter(pl.col("checkpoint") == key).sort("layer")
-            if not np.isfinite(numbers(part, measure)).any():
+            own = frame.filter(pl.col("checkpoint") == key).sort("layer")
+            if not np.isfinite(numbers(own, measure)).any():
                 continue
             _, low, high = MEASURES[measure]
             traces.add_curve(
                 fig,
                 i,
-                numbers(part, "layer"),
-                numbers(part, measure),
-                name=_name(part, key),
+                numbers(own, "layer"),
+                numbers(own, measure),
+                name=_name(own, key),
                 legend=i == 0 and len(keys) <= 8,
                 style=theme.Style(colours[j]),
-                low=numbers(part, low),
-                high=numbers(part, high),
+                low=numbers(own, low),
+                high=numbers(own, high),
                 hover="layer %{x}: %{y:.4g}",
             )
     if len(keys) > 8:
-        _step_scale(fig, frame)
+        step_scale(fig, frame)
     return dressed(fig)
 
 
@@ -98,10 +98,10 @@ def trajectory(run: Any) -> go.Figure:
         aspect=0.55 if len(shown) == 1 else 0.7,
         interval=INTERVAL,
         n=_texts(frame),
-        note="Step 0 is drawn at the left edge." if steps.min() == 0 and _logarithmic(steps) else "",
+        note="Step 0 is drawn at the left edge." if steps.min() == 0 and logarithmic(steps) else "",
     )
     for i, (table, measure, label, low, high) in enumerate(shown):
-        place = _step_axis(fig, i, steps)
+        place = step_axis(fig, i, steps)
         traces.add_curve(
             fig,
             i,
@@ -114,7 +114,7 @@ def trajectory(run: Any) -> go.Figure:
             high=numbers(table, high),
             hover="step %{x}: %{y:.4g}",
         )
-        _shade(fig, i, run, place)
+        shade(fig, i, run, place)
     return dressed(fig)
 
 
@@ -146,8 +146,8 @@ def spectrum(run: Any) -> go.Figure:
         if name not in drawn_layers:
             continue
         key, layer = (keys[0], name) if over_layers else (name, chosen)
-        part = frame.filter((pl.col("checkpoint") == key) & (pl.col("layer") == layer)).sort("rank")
-        rank, share = numbers(part, "rank"), numbers(part, "share")
+        own = frame.filter((pl.col("checkpoint") == key) & (pl.col("layer") == layer)).sort("rank")
+        rank, share = numbers(own, "rank"), numbers(own, "share")
         label = f"layer {name}" if over_layers else str(name)
         traces.add_curve(
             fig, 0, rank, share, name=label, style=theme.Style(colour), markers=False, hover="rank %{x}: %{y:.3g}"
@@ -155,7 +155,7 @@ def spectrum(run: Any) -> go.Figure:
         fit = _fit(measured, key, layer)
         inside = (rank >= first) & (rank <= last)
         if fit is not None and inside.sum() > 1:
-            alpha, level = fit[0], fit[1] - np.log(float(part["total"][0]))  # the line is drawn in shares
+            alpha, level = fit[0], fit[1] - np.log(float(own["total"][0]))  # the line is drawn in shares
             x = np.array([rank[inside].min(), rank[inside].max()])
             fig.add_scatter(
                 x=x,
@@ -223,20 +223,20 @@ def eigen_ablation(run: Any) -> go.Figure:
                 if "random" in str(how)
                 else theme.Style(hue, "solid", symbol)
             )
-            part = edited.filter(pl.col("directions") == how).sort("k")
-            if part["k"].is_duplicated().any():  # several draws of random directions
+            own = edited.filter(pl.col("directions") == how).sort("k")
+            if own["k"].is_duplicated().any():  # several draws of random directions
                 value = pl.col(measure).cast(pl.Float64)
-                part = part.group_by("k").agg(value.mean(), value.min().alias(low), value.max().alias(high)).sort("k")
+                own = own.group_by("k").agg(value.mean(), value.min().alias(low), value.max().alias(high)).sort("k")
             traces.add_curve(
                 fig,
                 i,
-                numbers(part, "k"),
-                numbers(part, measure),
+                numbers(own, "k"),
+                numbers(own, measure),
                 name=names.get(how, str(how)),
                 style=style,
                 legend=i == 0,
-                low=numbers(part, low),
-                high=numbers(part, high),
+                low=numbers(own, low),
+                high=numbers(own, high),
                 hover="k = %{x}: %{y:.4g}",
             )
         whole = numbers(frame.filter(pl.col("directions") == "none"), measure)
@@ -258,7 +258,7 @@ def memorisation(run: Any) -> go.Figure:
         y="Spearman ρ with the n-gram model",
         interval="95 % bootstrap over tokens",
     )
-    place = _step_axis(fig, 0, steps)
+    place = step_axis(fig, 0, steps)
     traces.add_curve(
         fig,
         0,
@@ -271,7 +271,7 @@ def memorisation(run: Any) -> go.Figure:
         high=numbers(frame, "memorisation_high"),
         hover="step %{x}: %{y:.3f}",
     )
-    _shade(fig, 0, run, place)
+    shade(fig, 0, run, place)
     return dressed(fig)
 
 
@@ -291,13 +291,13 @@ def samples(run: Any) -> go.Figure:
     )
     whole = maybe(run, "layers", ("checkpoint", "layer", "rankme_extrapolated"))
     for key, colour in zip(shown, _ordered(len(shown))):
-        part = frame.filter(pl.col("layer") == key).sort("n")
+        own = frame.filter(pl.col("layer") == key).sort("n")
         style = theme.Style(colour)
         traces.add_curve(
             fig,
             0,
-            numbers(part, "n"),
-            numbers(part, "rankme"),
+            numbers(own, "n"),
+            numbers(own, "rankme"),
             name=f"layer {key}",
             style=style,
             hover="%{x} texts: %{y:.4g}",
@@ -309,7 +309,7 @@ def samples(run: Any) -> go.Figure:
         )
         limit = numbers(row, "rankme_extrapolated") if row is not None else np.array([])
         if len(limit) and np.isfinite(limit[0]):
-            ends = [float(part["n"].min()), float(part["n"].max())]
+            ends = [float(own["n"].min()), float(own["n"].max())]
             traces.add_curve(
                 fig,
                 0,
@@ -342,18 +342,18 @@ def correlation(run: Any) -> go.Figure:
     )
     methods = frame["method"].unique(maintain_order=True).to_list()
     for j, (method, style) in enumerate(theme.sequence(methods).items()):
-        part = frame.filter(pl.col("method") == method)
+        own = frame.filter(pl.col("method") == method)
         at = (
-            np.array([pairs.index(p) for p in part.select("measure", "against").rows()])
+            np.array([pairs.index(p) for p in own.select("measure", "against").rows()])
             + (j - (len(methods) - 1) / 2) * 0.2
         )
         traces.add_spots(
             fig,
             0,
-            numbers(part, "value"),
+            numbers(own, "value"),
             at,
-            low=numbers(part, "low"),
-            high=numbers(part, "high"),
+            low=numbers(own, "low"),
+            high=numbers(own, "high"),
             name=method,
             style=theme.Style(style.colour, "solid", theme.SYMBOLS[j % len(theme.SYMBOLS)]),
             labels=[rows[round(p)] for p in at],
@@ -410,83 +410,10 @@ def _name(frame: pl.DataFrame, key: str) -> str:
     return f"step {step}" if step is not None else key.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _step_scale(fig: go.Figure, frame: pl.DataFrame) -> None:
-    """A colour bar in place of a legend of many checkpoints."""
-    steps = numbers(frame, "step")
-    if not np.isfinite(steps).any():
-        return
-    low, high = float(np.nanmin(steps)), float(np.nanmax(steps))
-    fig.update_layout(
-        coloraxis={
-            "colorscale": theme.scale(theme.SEQUENTIAL[2:]),
-            "cmin": low,
-            "cmax": high,
-            "colorbar": {"title": {"text": "checkpoint"}},
-        }
-    )
-    fig.update_layout(
-        coloraxis_colorbar={"tickmode": "array", "tickvals": [low, high], "ticktext": [f"{low:g}", f"{high:g}"]}
-    )
-    fig.add_scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        marker={"color": [low], "coloraxis": "coloraxis"},
-        showlegend=False,
-        hoverinfo="skip",
-        xaxis="x",
-        yaxis="y",
-    )
-
-
-def _shade(fig: go.Figure, i: int, run: Any, place) -> None:
-    phases = maybe(run, "phases", ("phase", "start_step", "end_step"))
-    if phases is None:
-        return
-    seen: set[str] = set()
-    for phase, start, end in phases.select("phase", "start_step", "end_step").iter_rows():
-        if start is None or end is None:
-            continue
-        colour = PHASES.get(str(phase), theme.NEUTRAL)
-        a, b = float(place(np.float64(start))), float(place(np.float64(end)))
-        traces.add_area(fig, i, a, b, style=theme.Style(colour))
-        if i == 0 and phase not in seen:  # names over the areas would collide where a phase is short
-            fig.add_scatter(
-                x=[None],
-                y=[None],
-                mode="markers",
-                name=traces.safe(phase),
-                showlegend=True,
-                hoverinfo="skip",
-                marker={"symbol": "square", "color": theme.alpha(colour, 0.35)},
-                xaxis="x",
-                yaxis="y",
-            )
-            seen.add(phase)
-
-
 def _texts(frame: pl.DataFrame | None) -> str | None:
     if frame is None or "n" not in frame.columns or frame["n"].max() is None:
         return None
     return f"{frame['n'].max()} texts"
-
-
-def _logarithmic(steps: np.ndarray) -> bool:
-    """Checkpoints that are denser at the beginning are read on a logarithmic axis."""
-    positive = np.unique(steps[steps > 0])
-    return len(positive) > 3 and positive[-1] / positive[0] >= 50 and np.median(positive) < 0.3 * positive[-1]
-
-
-def _step_axis(fig: go.Figure, i: int, steps: np.ndarray):
-    """Make the x axis of a panel one of training steps; returns where a step stands on it."""
-    if not _logarithmic(steps):
-        return lambda value: value
-    traces.log_axis(x_axis(fig, i), steps)
-    return lambda value: np.maximum(value, _before_first(steps))
-
-
-def _before_first(steps: np.ndarray) -> float:
-    return float(np.min(steps[steps > 0])) / 2
 
 
 def _fit_range(run: Any, measured: pl.DataFrame | None) -> tuple[int, int]:

@@ -1,0 +1,204 @@
+"""How a condition is made from texts, sampled and measured: what all studies share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from probes.branching_factor.branching_samples import Condition, Continuations
+from probes.branching_factor.config import Config
+from probes.branching_factor.estimators import Profile, log_bf, resampled
+from workbench.core.context import Context
+from workbench.core.errors import InputError
+from workbench.engine.generate import sample
+from workbench.engine.passes import Pass
+from workbench.engine.sampling import FIELDS, TOP, Rule
+from workbench.engine.vllm import close_engine, open_engine, sample_vllm
+from workbench.models.model import Model
+from workbench.models.prompt_templates import prompt_ids, template_of
+
+DRAWS = 1000  # resamples behind every interval
+PART_ROWS = 1024  # samples per resumable part
+NEARLY_ALL = 0.99  # without a nucleus, compat is warned about where its 50 tokens hold less
+
+
+@dataclass(eq=False)
+class MeasuredCondition(Continuations):
+    """The samples of one condition, and plain BF [P, D] of every prompt in resamples of its samples."""
+
+    draws: np.ndarray = None
+
+    def profile(self) -> Profile:
+        """What the estimators start from."""
+        return Profile(self.lengths, *(self.statistic(n) for n in ("entropy", "logprob", "entropy_top", "logprob_top")))
+
+
+@dataclass(eq=False)
+class Lab:
+    """What the studies share: how a condition is made from texts and how it is measured."""
+
+    model: Model
+    config: Config
+    context: Context
+    table: pl.DataFrame
+    other: Model | None = None
+    engines: dict[int, object] = field(default_factory=dict)  # vLLM's, by id() of their models
+
+    def __post_init__(self) -> None:
+        self.models = [m for m in (self.model, self.other) if m is not None]
+        written = [template_of(m, self.config.template) for m in self.models]
+        for m, how in zip(self.models, written):
+            if how == "raw" and self.config.template == "auto":
+                self.context.warn(
+                    f"{m.name} has no chat template, so its prompts are given as raw text; template=raw says "
+                    f"that this is meant."
+                )
+            if how == "raw" and self.config.system and "chat" in written:
+                self.context.warn(f"{m.name} has no chat template, so it is not given the system message.")
+        if self.config.system and "chat" not in written:
+            names = " and ".join(m.name for m in self.models)
+            raise InputError(
+                f"A system message needs a chat template, and {names} has none; leave out system, or write it "
+                f"into the prompts."
+            )
+
+    def close(self) -> None:
+        """Give back what vLLM holds."""
+        while self.engines:
+            close_engine(self.engines.popitem()[1])
+
+    def condition(
+        self, name: str, model: Model | None = None, *, texts: Sequence[str] | None = None, rule=None, **more
+    ) -> Condition:
+        """The prompts of the data file (or `texts` in their place), written for the model."""
+        model, config = model or self.model, self.config
+        texts = list(self.table["prompt"] if texts is None else texts)
+        how = template_of(model, config.template)
+        system = config.system if how == "chat" else ""
+        ids = [prompt_ids(model, text, template=how, system=system) for text in texts]
+        for row, tokens in enumerate(ids):
+            if not tokens:
+                raise InputError(
+                    f"Prompt {row} is empty and the tokenizer of {model.name} has no BOS token to begin with."
+                )
+        answers = self.table["answer"].to_list() if "answer" in self.table.columns else None
+        rule = rule or Rule(config.temperature, config.top_p, config.top_k, config.min_p)
+        return Condition(name, model, texts, ids, rule, list(range(len(ids))), answers, template=how, **more)
+
+    def label(self, model: Model) -> str:
+        """What conditions of a model are called."""
+        name = Path(model.name).name
+        return name + " (2)" if model is self.other and name == Path(self.model.name).name else name
+
+    def measure(self, condition: Condition) -> MeasuredCondition:
+        """Sample the condition, part by part; parts that an interrupted run has done are read."""
+        per_part, parts = max(1, PART_ROWS // self.config.samples), []
+        for start in range(0, len(condition.ids), per_part):
+            rows = list(range(start, min(start + per_part, len(condition.ids))))
+            name = f"{condition.name}/{start}"
+            parts.append(self.context.part(name, lambda rows=rows: self._sample(condition, rows)))
+        longest = max(part["ids"].shape[2] for part in parts)
+
+        def join(name: str, fill) -> np.ndarray:
+            wide = [np.full((*p[name].shape[:2], longest, *p[name].shape[3:]), fill, p[name].dtype) for p in parts]
+            for whole, part in zip(wide, parts):
+                whole[:, :, : part[name].shape[2]] = part[name]
+            return np.concatenate(wide)
+
+        lengths, finish = (np.concatenate([part[name] for part in parts]) for name in ("lengths", "finish"))
+        found = MeasuredCondition(condition, join("ids", -1), lengths, finish, join("steps", np.nan), [])
+        P, M = found.lengths.shape
+        _put_back(found, self.context)
+        found.texts = [[condition.model.decode(found.tokens(p, m)) for m in range(M)] for p in range(P)]
+        rng = self.context.rng(f"bootstrap/{condition.name}")
+        found.draws = resampled(found.profile(), self.config.estimator, pool=self.config.pool, rng=rng, draws=DRAWS)
+        _warn(found, self.config, self.context)
+        return found
+
+    def _sample(self, condition: Condition, rows: list[int]) -> dict[str, np.ndarray]:
+        context, config, model = self.context, self.config, condition.model
+        total = len(condition.ids) * config.samples
+        ids = [condition.ids[i] for i in rows]
+
+        def progress(done: int, _total: int, label: str) -> None:
+            context.progress(rows[0] * config.samples + done, total, f"{condition.name}: {label}")
+
+        run = Pass(edits=context.edits if model is self.model else (), check=context.check, progress=progress)
+        options = {
+            "samples": config.samples,
+            "max_new_tokens": config.max_new_tokens,
+            "rule": condition.rule,
+            "stop_strings": config.stop,
+            "seed": context.torch_seed(condition.stream),
+            "prompt_keys": rows,
+        }
+        if config.sampler == "vllm":
+            found = sample_vllm(model, ids, engine=self._engine(model), run=run, **options)
+        else:
+            found = sample(model, ids, run=run, max_rows=config.max_rows, **options)
+        context.count(
+            prompts=len(rows), tokens=int(found.lengths.sum()) + sum(map(len, ids)), forwards=found.ids.shape[2]
+        )
+        arrays = {name: getattr(found, name).numpy() for name in ("ids", "lengths", "finish", "steps")}
+        return arrays | {"ids": arrays["ids"].astype(np.int32)}
+
+    def _engine(self, model: Model) -> object:
+        """vLLM's engine of a model, opened once."""
+        if id(model) not in self.engines:
+            self.engines[id(model)] = open_engine(model, memory=0.6 / len(self.models))
+        return self.engines[id(model)]
+
+
+def _put_back(found: MeasuredCondition, context: Context) -> None:
+    """Tokens drawn elsewhere (vLLM) from outside the nucleus as recomputed here: as the official code does, each is put
+    back into the nucleus of its step (of the 50 likeliest tokens), and its log-probability is what it has there."""
+    own = found.steps[..., FIELDS.index("logprob")]
+    cut = np.isneginf(own) & (found.ids >= 0)
+    if cut.any():
+        again = found.steps[..., FIELDS.index("logprob_top")][cut]
+        # at temperature 0 another token than the likeliest is a tie
+        own[cut] = np.where(np.isfinite(again), again, 0.0)
+        context.warn(
+            f"{found.condition.name}: {int(cut.sum())} of {int((found.ids >= 0).sum())} sampled tokens lie outside the "
+            f"nucleus as recomputed here; their log-probability is that of the nucleus with the token put back."
+        )
+
+
+def beyond_top(found: MeasuredCondition) -> np.ndarray:
+    """Steps [P, M, N] at which the 50 likeliest tokens, all that compat sees, are not what the rule keeps."""
+    top_p = found.condition.rule.top_p
+    return (found.statistic("support") > TOP) & (found.statistic("top_mass") < (top_p if top_p < 1 else NEARLY_ALL))
+
+
+def _warn(found: MeasuredCondition, config: Config, context: Context) -> None:
+    name, alive = found.condition.name, found.ids >= 0
+    if not found.condition.model.eos_ids:
+        context.warn(f"{found.condition.model.name} has no end-of-text token: every sample runs to its length limit.")
+    if (found.finish == 3).any():
+        context.warn(
+            f"{name}: {int((found.finish == 3).sum())} of {found.finish.size} samples ended at the model's "
+            f"context limit."
+        )
+    if (found.statistic("support")[alive] == 1).all():
+        context.warn(
+            f"{name}: the decoding rule leaves one token at every step, so BF is 1 by construction; bf_full "
+            f"is the model's own."
+        )
+    short = float(beyond_top(found)[alive].mean())
+    if short > 0.05 and config.estimator == "compat":
+        context.warn(
+            f"{name}: at {short:.0%} of the steps the rule keeps more than the 50 likeliest tokens; compat "
+            f"cannot see beyond them."
+        )
+    if config.samples == 1:
+        context.warn("With one sample per prompt the intervals over samples have no width; take at least 10.")
+
+
+def bf_of(found: MeasuredCondition, config: Config, estimator: str | None = None) -> np.ndarray:
+    """BF of every prompt [P]: the one of the config, or another estimator's as the paper has it."""
+    bias = config.bias if estimator is None else "plain"
+    return np.exp(log_bf(found.profile(), estimator or config.estimator, pool=config.pool, bias=bias)[:, 0])

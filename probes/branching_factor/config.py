@@ -1,0 +1,144 @@
+"""What a run of the branching factor may be asked for, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.branching_factor.estimators import BIAS, ESTIMATORS, POOLS
+from workbench.core.errors import InputError
+from workbench.core.registry import option
+from workbench.core.tables import read_table
+from workbench.engine.sampling import Rule
+
+BIBTEX = """@article{yang2026branching,
+  title = {{LLM} Probability Concentration: How Alignment Shrinks the Generative Horizon},
+  author = {Yang, Chenghao and Li, Sida and Holtzman, Ari},
+  journal = {Transactions on Machine Learning Research},
+  year = {2026},
+  note = {arXiv:2506.17871}
+}"""
+STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
+COMPARING = ("pair", "nudging", "complexity", "hyperfitted")  # studies that take a second model
+
+
+@dataclass(frozen=True)
+class Config:
+    samples: int = option(50, "continuations per prompt (M)", low=1)
+    max_new_tokens: int = option(256, "longest continuation, in tokens", low=1)
+    temperature: float = option(1.0, "of the sampling distribution; 0 takes the likeliest token", low=0)
+    top_p: float = option(0.9, "nucleus: smallest set of tokens with this probability; 1 keeps all", low=0, high=1)
+    top_k: int = option(0, "keep the k likeliest tokens; 0 keeps all", low=0)
+    min_p: float = option(0.0, "keep tokens at least this likely relative to the likeliest; 0 keeps all", low=0, high=1)
+    estimator: str = option(
+        "entropy",
+        "what `bf` is: entropy, nll (likelihood), or compat (the official code's mixture)",
+        choices=ESTIMATORS,
+    )
+    bias: str = option(
+        "jackknife",
+        "correct bf for the bias of few samples (jackknife; not for compat), or give it as the paper does (plain)",
+        choices=BIAS,
+    )
+    pool: str = option("tokens", "weigh samples by their tokens, or all the same", choices=POOLS)
+    study: str = option("none", "what is compared", choices=STUDIES)
+    compare: str = option(
+        "",
+        "second model, for the studies pair and nudging (the aligned sibling) and, if wanted, complexity, hyperfitted",
+        file=True,
+    )
+    template: str = option(
+        "auto",
+        "prompts in the model's chat template (chat), as they are (raw), or chat where there is one (auto)",
+        choices=("auto", "chat", "raw"),
+    )
+    system: str = option("", "system message, with a chat template")
+    stop: tuple[str, ...] = option((), "texts that end a sample")
+    max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
+    window: int = option(5, "width of the windows of bf_window, in tokens", low=1)
+    late: int = option(5, "tokens left out at the start of each sample for bf_late", low=1)
+    max_rows: int = option(256, "samples decoded together; fewer need less memory", low=1)
+    sampler: str = option(
+        "hf",
+        "hf, or vllm (an extra): samples from vLLM, exact statistics from one pass over them",
+        choices=("hf", "vllm"),
+    )
+    levels: tuple[int, ...] = option(
+        (0, 1, 2, 3, 4, 5), "study complexity: how much of the prompt text is kept; -1 keeps all", low=-1
+    )
+    unit: str = option(
+        "sentences",
+        "study complexity: what a level counts (words: see words_per_level; blocks: few-shot examples before the last)",
+        choices=("sentences", "words", "blocks"),
+    )
+    words_per_level: int = option(
+        10, "study complexity, unit=words: words to a level (the official code takes 15 for random strings)", low=1
+    )
+    nudge_count: int = option(50, "study nudging: an opening is common if at least so many samples share it", low=1)
+    nudge_tokens: int = option(5, "study nudging: longest opening", low=1)
+    nudge_pick: int = option(
+        0,
+        "study nudging: which opening, longest first, then most frequent, from 0 (the official code hand-picks 1 or 2)",
+        low=0,
+    )
+    cuts: tuple[int, ...] = option(
+        (0, 5, 10, 20, 40),
+        "study resampling: positions from which outputs are sampled again; 0, the baseline, is always among them",
+        low=0,
+    )
+    originals: int = option(1, "study resampling: how many samples of each prompt are cut", low=1)
+    settings: tuple[str, ...] = option(
+        (
+            "temperature=1 top_p=0.9",
+            "temperature=1 top_p=1",
+            "temperature=0.6 top_p=0.9",
+            "temperature=1 top_p=1 min_p=0.1",
+            "temperature=0",
+        ),
+        "study decoding: settings to compare with the first, each as 'temperature=… top_p=… top_k=… min_p=…'",
+    )
+    responses: int = option(5, "study verbalised: how many responses one answer is asked for", low=2)
+
+    def __post_init__(self) -> None:
+        if self.top_p == 0:
+            raise ValueError("top_p is 0; it must be above 0 (a tiny value keeps one token)")
+        if self.estimator == "compat" and self.samples < 4:
+            raise ValueError("estimator=compat stops where 3 samples or fewer are alive, so samples must be at least 4")
+        if self.study in ("pair", "nudging") and not self.compare:
+            raise ValueError(f"study={self.study} needs a second model: compare=NAME")
+        if self.compare and self.study not in COMPARING:
+            raise ValueError(
+                f"study={self.study} has no use for a second model (compare); {', '.join(COMPARING)} take one"
+            )
+        if self.system and self.template == "raw":
+            raise ValueError("a system message needs a chat template, so it cannot go with template=raw")
+        if any(not text for text in self.stop):
+            raise ValueError("a text of stop is empty; it would end every sample at once")
+        if self.study == "complexity" and (not self.levels or len(set(self.levels)) < len(self.levels)):
+            raise ValueError("levels must name at least one level of the prompt, each once")
+        if self.study == "resampling" and not any(self.cuts):
+            raise ValueError("cuts must name at least one position above 0; 0 is the baseline and always there")
+        rules = [Rule.parse(setting) for setting in self.settings] if self.study == "decoding" else []
+        if self.study == "decoding" and (len(rules) < 2 or len(set(rules)) < len(rules)):
+            raise ValueError(
+                "settings must name at least two different decoding rules, each once (the first is what the "
+                "others are compared with)"
+            )
+
+
+def validate(config: Config, data: Path | None) -> None:
+    """Everything that can be refused before a model is loaded."""
+    table = read_table(data, required=("prompt",), what="prompts")
+    if config.study == "resampling":
+        if "answer" not in table.columns:
+            raise InputError(
+                f"{data} has no column 'answer', and study=resampling checks answers; give --data with the "
+                f"columns prompt and answer."
+            )
+        read_table(data, required=("prompt", "answer"), what="prompts")
+    if config.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "
+            "or use sampler=hf."
+        )
