@@ -70,7 +70,7 @@ def explain(
 def _passages(
     reader: Reader, pool: TokenizedSamples, wanted: Sequence[int], statistics: Mapping[str, np.ndarray]
 ) -> list[dict]:
-    """Rows of `passages`: where each feature fires most. None where they all are silent in the pool."""
+    """Rows of `passages`: where each feature fires most; features that are silent in the pool have none."""
     value, row = statistics["top value"], statistics["top row"]
     rows = sorted({int(r) for r, v in zip(row.ravel(), value.ravel()) if v > 0})
     if not rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def step_scale(fig: go.Figure, frame: pl.DataFrame) -> None:
     )
 
 
-def shade(fig: go.Figure, i: int, run: Any, place) -> None:
+def shade(fig: go.Figure, i: int, run: Any, place: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Put the phases behind panel i; `place`: where a step stands on its axis (`step_axis`)."""
     phases = maybe(run, "phases", ("phase", "start_step", "end_step"))
     if phases is None:
         return
@@ -77,7 +79,7 @@ def logarithmic(steps: np.ndarray) -> bool:
     return len(positive) > 3 and positive[-1] / positive[0] >= 50 and np.median(positive) < 0.3 * positive[-1]
 
 
-def step_axis(fig: go.Figure, i: int, steps: np.ndarray):
+def step_axis(fig: go.Figure, i: int, steps: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Make the x axis of a panel one of training steps; returns where a step stands on it."""
     if not logarithmic(steps):
         return lambda value: value
