@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from pages.widgets import cached, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
+from workbench.core.parquet import parquet_bytes
 from workbench.core.wording import duration, quantity
 from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
@@ -285,19 +285,13 @@ def show_tables(run: Run, prefix: str) -> None:
     )
     c.download_button(
         "Parquet",
-        lambda: parquet(frame),
+        lambda: parquet_bytes(frame),
         f"{run.id}-{name}.parquet",
         on_click="ignore",
         key=f"{prefix}parquet",
         width="stretch",
         help="The whole table, as it is in the run's folder.",
     )
-
-
-def parquet(frame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    return buffer.getvalue()
 
 
 def python_of(run: Run) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import write_bytes
+from workbench.core.parquet import parquet_bytes, parse_parquet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +134,6 @@ def _file_name(name: str) -> str:
 
 def _pack(values: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
     """One safetensors blob: arrays as they are, tables as the bytes of a Parquet file."""
-    import io
     import json
 
     import numpy as np
@@ -143,9 +143,7 @@ def _pack(values: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
     tensors: dict[str, np.ndarray] = {}
     for name, value in values.items():
         if isinstance(value, pl.DataFrame):
-            buffer = io.BytesIO()
-            value.write_parquet(buffer)
-            tensors[f"table:{name}"] = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+            tensors[f"table:{name}"] = np.frombuffer(parquet_bytes(value), dtype=np.uint8)
         else:
             array = np.asarray(value)
             if array.dtype.kind not in "biufc":
@@ -160,10 +158,8 @@ def _pack(values: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
 
 def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The values and facts of a part; None when the file is damaged."""
-    import io
     import json
 
-    import polars as pl
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -176,10 +172,10 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         values: dict[str, Any] = {}
         for key, array in tensors.items():
             kind, _, name = key.partition(":")
-            values[name] = pl.read_parquet(io.BytesIO(array.tobytes())) if kind == "table" else array
+            values[name] = parse_parquet(array.tobytes(), what=name) if kind == "table" else array
         facts = json.loads(header["facts"])
         return {name: values[name] for name in facts["order"]}, facts
-    except (SafetensorError, ValueError, KeyError, OSError, pl.exceptions.PolarsError):
+    except (SafetensorError, ValueError, KeyError, OSError, InputError):
         return None
 
 

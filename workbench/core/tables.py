@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import InputError
 from workbench.core.files import digest_path
 from workbench.core.nearest_name import nearest
+from workbench.core.parquet import read_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,17 +38,12 @@ def read_table(
     the file in errors ("needles"). Rows are counted from 1, without the header.
     Raises InputError naming the file and, where there is one, the row and the field.
     """
-    import polars as pl
-
     path = existing(path, what=what)
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"{path}: the {what} file must be one of {', '.join(FORMATS)}, not '{suffix or path.name}'.")
     if suffix == ".parquet":
-        try:
-            frame = pl.read_parquet(path)
-        except Exception as error:
-            raise InputError(f"{path} cannot be read as parquet: {_first_line(error)}.") from None
+        frame = read_parquet(path)
     else:
         text = read_text(path, what=what)
         name = (columns or {}).get(required[0], required[0]) if required else "text"
@@ -222,7 +218,3 @@ def column_map(pairs: Sequence[str], known: Sequence[str]) -> dict[str, str]:
             )
         mapping[name] = there
     return mapping
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -91,6 +91,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def one_line(error: BaseException, most: int = 160) -> str:
+    """The first line of what an error of a library says, to stand inside a sentence of ours; its kind where it says
+    nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return cut(lines[0].rstrip("."), most) if lines else type(error).__name__
+
+
 def cut(text: object, most: int) -> str:
     """Text of at most ``most`` characters, … where it was longer."""
     text = str(text)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.files import atomic, jsonable, write_bytes, write_json
+from workbench.core.files import jsonable, write_bytes, write_json
 from workbench.core.nearest_name import nearest
+from workbench.core.parquet import read_parquet, write_parquet
 from workbench.core.paths import cache_root
+from workbench.core.wording import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,18 +83,15 @@ class Run:
 
     def table(self, name: str) -> pl.DataFrame:
         """A table as a polars DataFrame; InputError for one that is not there or cannot be read."""
-        import polars as pl
-
         if name not in self.tables:
             raise InputError(
                 f"The run {self.id} has no table '{name}'{nearest(name, self.tables)}; {self._has(self.tables)}."
             )
         try:
-            return pl.read_parquet(self.folder / "tables" / f"{name}.parquet")
-        except (pl.exceptions.PolarsError, OSError) as error:
-            why = " ".join(str(error).split()).rstrip(".")[:120]
+            return read_parquet(self.folder / "tables" / f"{name}.parquet")
+        except (InputError, OSError) as error:
             raise InputError(
-                f"The table '{name}' of the run {self.id} cannot be read ({why}); run it again with --fresh."
+                f"The table '{name}' of the run {self.id} cannot be read ({one_line(error)}); run it with --fresh."
             ) from None
 
     def array(self, name: str) -> np.ndarray:
@@ -221,8 +220,7 @@ def write_result(folder: Path, result: Result) -> None:
 
     (folder / "tables").mkdir(exist_ok=True)
     for name, frame in result.tables.items():
-        with atomic(folder / "tables" / f"{name}.parquet") as temporary:
-            frame.write_parquet(temporary)
+        write_parquet(folder / "tables" / f"{name}.parquet", frame)
     if result.arrays:
         from safetensors.numpy import save
 

@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.core.errors import InputError
 from workbench.core.files import TEMPORARY, canonical, folder_lock, write_json
+from workbench.core.parquet import parquet_bytes, read_parquet
 from workbench.store import shards
 
 if TYPE_CHECKING:
@@ -75,15 +77,15 @@ def listing(root: Path) -> pl.DataFrame:
             for leftover in root.glob(f".{path.name}{TEMPORARY}*"):
                 leftover.unlink()
             try:
-                old = pl.read_parquet(path)
-            except (OSError, pl.exceptions.PolarsError):  # absent or damaged
+                old = read_parquet(path)
+            except (OSError, InputError):  # absent or damaged
                 old = None
             if old is not None and old.schema != pl.Schema(schema):
                 old = None
             new = table({} if old is None else {row["key"]: row for row in old.iter_rows(named=True)})
             if old is None or not new.equals(old):
                 with _replacing(path) as temporary:
-                    new.write_parquet(temporary)
+                    temporary.write_bytes(parquet_bytes(new))
     except PermissionError:  # a store that this process may only read
         new = table({})
     return new
