@@ -8,7 +8,6 @@ knows how the items are measured.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core.errors import InputError
+from workbench.core.json_files import parse_json
 from workbench.core.tables import read_table
 
 TEXT = ("subject", "distractor", "clean_prompt", "conflict_prompt")
@@ -86,8 +86,8 @@ def _aliases(answer) -> list:
     """A list as it is, also where it is written into a cell of text (as it comes from a column in which only some rows
     are lists)."""
     if isinstance(answer, str) and answer.lstrip().startswith("["):
-        with contextlib.suppress(json.JSONDecodeError):
-            answer = json.loads(answer)
+        with contextlib.suppress(InputError):
+            answer = parse_json(answer, what="the answer")
     return answer if isinstance(answer, list) else [answer]
 
 

@@ -184,7 +184,14 @@ def _look(dice: random.Random, place: Place) -> list[str]:
             ["runs", *dice.choice(([], ["--json"], ["--probe", dice.choice(WORDS)]))],
             ["probes", *dice.choice(([], ["--json"], [dice.choice(WORDS)]))],
             ["verify", *(run() for _ in range(dice.randrange(3))), *dice.choice(([], ["--json"]))],
-            ["figures", run(), "--format", dice.choice(("html", "csv", *WORDS)), "--out", str(place.folder / "figures")],
+            [
+                "figures",
+                run(),
+                "--format",
+                dice.choice(("html", "csv", *WORDS)),
+                "--out",
+                str(place.folder / "figures"),
+            ],
             ["models", *dice.choice(([], ["--json"]))],
         )
     )
@@ -192,7 +199,10 @@ def _look(dice: random.Random, place: Place) -> list[str]:
 
 def _cache(dice: random.Random, place: Place) -> list[str]:
     number = dice.choice((*NUMBERS, "1GB", "-3GB", "1e9TB"))
-    return ["cache", *dice.choice((["ls"], ["ls", "--json"], ["verify"], ["gc", "--budget", number], ["clear", "--yes"]))]
+    return [
+        "cache",
+        *dice.choice((["ls"], ["ls", "--json"], ["verify"], ["gc", "--budget", number], ["clear", "--yes"])),
+    ]
 
 
 def _other(dice: random.Random, place: Place) -> list[str]:

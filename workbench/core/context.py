@@ -175,7 +175,7 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
             values[name] = parse_parquet(array.tobytes(), what=name) if kind == "table" else array
         facts = json.loads(header["facts"])
         return {name: values[name] for name in facts["order"]}, facts
-    except (SafetensorError, ValueError, KeyError, OSError, InputError):
+    except (SafetensorError, ValueError, RecursionError, KeyError, TypeError, OSError, InputError):
         return None
 
 

@@ -3,7 +3,6 @@ every variant."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workbench.core.errors import InputError, RunFailed
+from workbench.core.json_files import parse_json
 from workbench.core.tables import read_table
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
@@ -86,7 +86,7 @@ def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
     for number, row in enumerate(frame.iter_rows(named=True), 1):
         options = row["choices"]
         try:
-            options = json.loads(options) if isinstance(options, str) else list(options)
+            options = parse_json(options, what="choices") if isinstance(options, str) else list(options)
             answer = int(row["answer"])
             valid = (
                 len(options) >= 2
@@ -94,7 +94,7 @@ def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
                 and all(isinstance(o, str) and o.strip() for o in options)
             )
             valid = valid and len({o.strip() for o in options}) == len(options)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, InputError):
             valid = False
         if not valid:
             raise InputError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import InputError
+from workbench.core.files import write_json
+from workbench.core.json_files import read_json_object
+from workbench.core.wording import one_line
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
 
@@ -52,23 +54,24 @@ def save_heads(
             "heads": model.n_heads,
         }
     )
-    Path(path).write_text(
-        json.dumps({"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about}, indent=1) + "\n"
-    )
+    write_json(Path(path), {"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about})
 
 
 def read_mask(path: Path) -> HeadMask:
     """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json_object(Path(path), what="it")
         heads = tuple((layer, head) for layer, head in found["heads"])
         if any(type(number) is not int or number < 0 for pair in heads for number in pair):
             raise ValueError("layers and heads are whole numbers from 0")
         how, note, about = found.get("ablation", "zero"), found.get("note", ""), found.get("model") or {}
+        if not isinstance(note, str) or not isinstance(how, str):
+            raise ValueError("'ablation' and 'note' are text")
         about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): {error}."
+            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): "
+            f"{one_line(error)}."
         ) from error
     if how not in ("zero", "uniform"):
         raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")

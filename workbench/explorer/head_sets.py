@@ -5,7 +5,6 @@ run whose probe is not installed here they are guessed from the shape of its tab
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import polars as pl
 
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.json_files import read_json_object
 from workbench.core.registry import Probe
 from workbench.explorer.readings import Head, Switches
 from workbench.runs.folder import Run
@@ -168,10 +168,9 @@ def _masks_of(run: Run) -> list[Path]:
 
 def _is_mask(path: Path) -> bool:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {"heads", "ablation"} <= set(read_json_object(path, what=path.name))
+    except InputError:
         return False
-    return isinstance(found, dict) and {"heads", "ablation"} <= set(found)
 
 
 def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | None = None) -> Path:

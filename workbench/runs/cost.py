@@ -7,7 +7,6 @@ held against what it really took, and scales the new one. Nothing here imports t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,8 @@ from typing import Any
 
 from workbench import organisms
 from workbench.core import registry
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.json_files import read_json_object
 from workbench.runs.folder import Run
 
 SAMPLE = 200  # texts that are counted in full; the rest are taken to be like them
@@ -70,12 +70,13 @@ def facts(model: str) -> Facts | None:
     """The shape of a model that is on this machine; None for one that would have to be fetched first."""
     folder = _folder(model)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder is not None else None
-    except (OSError, ValueError):
+        config = None if folder is None else read_json_object(folder / "config.json", what="config.json")
+    except InputError:
         return None
-    if not isinstance(config, dict):
+    if config is None:
         return None
-    config = config | (config.get("text_config") or {})
+    inner = config.get("text_config")
+    config = config | (inner if isinstance(inner, dict) else {})
 
     def number(*names: str) -> int:
         return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)

@@ -10,7 +10,6 @@ invariant).
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 
 from workbench.core.errors import InputError
+from workbench.core.json_files import read_json_object
+from workbench.core.wording import one_line
 from workbench.engine.edits import at_site
 from workbench.models.model import Model
 from workbench.models.running_pass import positions
@@ -210,7 +211,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
     except InputError:
         raise
     except Exception as error:  # sae-lens raises whatever its reader trips over
-        raise InputError(f"The sparse autoencoder '{source}' cannot be loaded ({_line(error)}).") from error
+        raise InputError(f"The sparse autoencoder '{source}' cannot be loaded ({one_line(error)}).") from error
     if inner.cfg.architecture() not in ARCHITECTURES:
         raise InputError(
             f"The sparse autoencoder '{source}' is of the kind '{inner.cfg.architecture()}'; supported are "
@@ -239,10 +240,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
             f"nothing there."
         )
     report = folder / "quality.json" if folder is not None else None
-    try:
-        about = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{report} is damaged ({error}); remove it, or train the autoencoder again.") from error
+    about = read_json_object(report, what=str(report)) if report is not None and report.exists() else {}
     return Sae(
         inner, wanted, str(source), {key: meta[key] for key in ("model_name", "model_fingerprint") if meta[key]}, about
     )
@@ -311,10 +309,10 @@ def recorded_site(folder: Path | None) -> Site | None:
     if folder is None:
         return None
     try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json_object(folder / "cfg.json", what="cfg.json")
+    except InputError:
         return None  # loading it says what is wrong
-    if not isinstance(config, dict) or not isinstance(config.get("metadata") or {}, dict):
+    if not isinstance(config.get("metadata") or {}, dict):
         return None
     hook = (
         (config.get("metadata") or {}).get("hook_name")
@@ -376,7 +374,7 @@ def read_sparsify(
     from safetensors.torch import load_file
 
     path = Path(path)
-    config = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+    config = read_json_object(path / "cfg.json", what=str(path / "cfg.json"))
     for key in ("signed", "transcode", "skip_connection"):
         if config.get(key):
             raise InputError(f"The sparsify checkpoint {path.name} has '{key}'; that is not supported.")
@@ -434,7 +432,3 @@ def spliced(model: Model, site: Site, change: Callable[[torch.Tensor], torch.Ten
     with ExitStack() as stack:
         at_site(model, site, through, stack)
         yield
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, write_json
+from workbench.core.json_files import read_json_object
+from workbench.core.wording import one_line
 from workbench.engine.capture import capture
 from workbench.engine.evaluation import token_losses
 from workbench.engine.passes import Pass, with_pass
@@ -205,11 +207,11 @@ def train(
         "ids": digest,
     }
     begun = out / "recipe.json"
-    if begun.is_file() and _read_json(begun) != identity:
+    if begun.is_file() and read_json_object(begun, what=str(begun)) != identity:
         raise InputError(f"The folder {out} holds another training (recipe.json); give another folder or remove it.")
     report_file = out / "quality.json"
     if report_file.is_file() and (out / "sae_weights.safetensors").is_file():
-        return _read_json(report_file)
+        return read_json_object(report_file, what=str(report_file))
     write_json(begun, identity)
 
     held = max(1, round(recipe.held_out * len(ids)))
@@ -351,11 +353,11 @@ def _resume(trainer, path: Path, identity: dict) -> None:
         with safe_open(path, "pt") as file:
             meta = file.metadata()
             found = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); remove it to begin again.") from error
-    if json.loads(meta["identity"]) != json.loads(json.dumps(identity)):
+        written, counts = json.loads(meta["identity"]), json.loads(meta["counts"])
+    except (SafetensorError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({one_line(error)}); remove it to begin again.") from error
+    if written != json.loads(json.dumps(identity)):
         raise InputError(f"{path} is of another training; remove it to begin again.")
-    counts = json.loads(meta["counts"])
     device = trainer.cfg.device
     trainer.sae.load_state_dict(
         {name.removeprefix("sae."): value for name, value in found.items() if name.startswith("sae.")}
@@ -384,13 +386,6 @@ def _resume(trainer, path: Path, identity: dict) -> None:
     )
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); remove the folder to begin again.") from error
-
-
 def _write(inner, out: Path, dtype: str) -> None:
     """The autoencoder for inference, in sae-lens's format, weights in `dtype`."""
     inner.cfg.device = "cpu"
@@ -401,7 +396,7 @@ def _write(inner, out: Path, dtype: str) -> None:
     }
     with atomic(Path(weights)) as temporary:
         save_file(found, temporary)
-    settings = json.loads(Path(config).read_text())
+    settings = read_json_object(Path(config), what=str(config))
     write_json(Path(config), settings | {"dtype": str(wanted).removeprefix("torch."), "device": "cpu"})
 
 
