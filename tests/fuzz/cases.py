@@ -9,13 +9,14 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz.command_lines import Outcome, Place, command_line, complaint, tried
+from tests.fuzz.command_lines import SECONDS, Outcome, Place, TooLong, command_line, complaint, tried
 from tests.fuzz.damaged_files import damage, restore
 from workbench.core.errors import WorkbenchError
 
@@ -285,8 +286,25 @@ def fuzz(at: Ground, *, command_lines: int, damages: int, seed: int) -> list[str
     for number in range(command_lines + damages):
         dice = random.Random(f"{seed}/{number}")
         case = odd_command_line if number < command_lines else dice.choices(list(DAMAGES), list(DAMAGES.values()))[0]
-        found += [f"[{seed}/{number}] {text}" for text in case(dice, at)]
+        found += [f"[{seed}/{number}] {text}" for text in _in_time(case, dice, at)]
     return found
+
+
+def _in_time(case: Callable[[random.Random, Ground], list[str]], dice: random.Random, at: Ground) -> list[str]:
+    """The complaints of one case; that it waits for ever is one."""
+
+    def give_up(number, frame):
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS)
+    try:
+        return case(dice, at)
+    except TooLong:
+        return [f"{case.__name__}: still waiting after {SECONDS} s"]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _complaints(outcomes: list[Outcome]) -> list[str]:
