@@ -95,7 +95,10 @@ def one_line(error: BaseException, most: int = 160) -> str:
     """The first line of what an error of a library says, to stand inside a sentence of ours; its kind where it says
     nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return cut(lines[0].rstrip("."), most) if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = re.sub(r"\b[A-Za-z_.]*(Error|Exception): ", "", lines[0])  # what the library calls it inside
+    return cut("".join(letter if letter.isprintable() else "?" for letter in said).rstrip("."), most)
 
 
 def cut(text: object, most: int) -> str:
