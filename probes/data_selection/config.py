@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
+from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.registry import option
 from workbench.core.sample_tables import read_samples
@@ -106,10 +107,10 @@ def validate(config: Config, data: Path | None) -> None:
     targets = {}
     for name, path in target_files(config.target).items():
         targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
-        if config.prototype == "subtask" and (
-            "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested()
-        ):
-            raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
+        if config.prototype == "subtask":
+            if "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested():
+                raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
+            label_column(targets[name]["subtask"], str(path))
     wanted = config.k or max(1, round(config.ratio * pool.height))
     if wanted > pool.height:
         raise InputError(f"{data} has {pool.height} rows, fewer than the {wanted} to select (k).")

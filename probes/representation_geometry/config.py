@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.representation_geometry.trajectory import read_task
+from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.registry import option
 from workbench.core.tables import read_table
@@ -95,6 +96,8 @@ def validate(config: Config, data: Path | None) -> None:
         raise InputError(
             f"{data} has no column '{config.colour}' to colour the maps by; it has {', '.join(frame.columns)}."
         )
+    if config.colour:
+        label_column(frame[config.colour], str(data))
     if not config.fit_range[0] < config.fit_range[1]:
         raise InputError(f"fit_range must grow, not {config.fit_range[0]},{config.fit_range[1]}.")
     if config.min_length > config.max_length:
