@@ -70,10 +70,16 @@ class Config:
         (0.01, 0.05, 0.1), "shares of the pool at which precision, overlap and lengths are reported", low=0, high=1
     )
     resamples: int = option(
-        50, "resamples of a target's examples, for score_low, score_high and selected_share; 0: none", low=0
+        50,
+        "resamples of a target's examples, for score_low, score_high and selected_share; 0: none",
+        low=0,
+        high=10_000,
     )
     neurons_k: int | None = option(
-        None, "neurons kept per token by the baseline `neurons`; none: the autoencoder's k, else 32", low=1
+        None,
+        "neurons kept per token by the baseline `neurons`; none: the autoencoder's k, else 32",
+        low=1,
+        high=10_000_000,
     )
     label: str = option(
         "auto", f"column of the pool that says what a sample is of (for precision); auto: {', '.join(LABELS)}; none"
@@ -81,11 +87,11 @@ class Config:
     exclude_duplicates: bool = option(
         False, "never select a pool row for a target that has the same tokens among its examples"
     )
-    features: int = option(12, "features per target to explain", low=0)
-    passages: int = option(3, "top passages per explained feature", low=0)
-    explain: int = option(10, "selected samples per target whose shared features are listed", low=0)
+    features: int = option(12, "features per target to explain", low=0, high=100_000)
+    passages: int = option(3, "top passages per explained feature", low=0, high=10_000)
+    explain: int = option(10, "selected samples per target whose shared features are listed", low=0, high=100_000)
     map_rows: int = option(
-        0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0
+        0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0, high=20_000
     )
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
     max_tokens: int = option(

@@ -78,9 +78,12 @@ class Prepared:
 def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = None) -> Prepared:
     """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
     item = registry.get(probe) if isinstance(probe, str) else probe
-    if not isinstance(config, item.config):
+    where = f"the config of {item.name}"
+    if isinstance(config, item.config):  # made by hand, so nothing of it was checked
+        config = configs.build(item.config, configs.to_dict(config), where=where, literal=True)
+    else:
         _no_options(item, config or {})
-        config = configs.build(item.config, config, where=f"the config of {item.name}")
+        config = configs.build(item.config, config, where=where)
     path, name = _data_file(item, config, data)
     if item.validate is not None:
         item.validate(config, path)
@@ -133,8 +136,7 @@ def execute(
             " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
         )
         raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"The seed must be a whole number of at least 0, not {seed!r}.")
+    configs.check_seed(seed)
     ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
     cancelled = getattr(cancel, "is_set", cancel)
     context = Context(
