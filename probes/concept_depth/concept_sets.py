@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from probes.concept_depth.config import NO_TEMPLATE, is_template
 from workbench.core.cells import as_label
 from workbench.core.errors import InputError
 from workbench.core.json_text import parse_json
+from workbench.core.paths import user_path
 from workbench.core.tables import FORMATS, existing, read_table, read_text
 
 # What the official prompts put around a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to
@@ -76,9 +78,7 @@ def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", 
     formats as the official code does and leaves other texts alone, "plain" frames none, anything else must hold {text}.
     `limit`: first rows of each class, 0 = all. Raises InputError naming the file (and row) for files that hold no two
     classes."""
-    if template not in ("file", "plain") and "{text}" not in template:
-        raise InputError("The template must be 'file', 'plain', or a text that holds {text}.")
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir():
         return [load_file(path, pair=pair, template=template, limit=limit)]
     files = sorted(
@@ -93,6 +93,8 @@ def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", 
 
 def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> ConceptSet:
     """The set of one file; its name is the file's."""
+    if not is_template(template):
+        raise InputError(NO_TEMPLATE)
     path = existing(path, what="concept")
     frame, kind = _read(path)
     text, raw = frame["text"].to_list(), frame["label"].to_list()

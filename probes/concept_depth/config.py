@@ -21,6 +21,13 @@ FEW_GROUPS = 10  # the same of groups
 OFTEN = 0.05  # false-positive rate of the jump rule that a warning is sure of
 SITES = ("mlp_in", "resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")
 
+NO_TEMPLATE = "The template must be 'file', 'plain', or a text that holds {text}."
+
+
+def is_template(text: str) -> bool:
+    """Whether the prompts made with it differ by their texts."""
+    return text in ("file", "plain") or "{text}" in text
+
 
 @dataclass(frozen=True)
 class Config:
@@ -87,3 +94,9 @@ class Config:
     max_tokens: int = option(
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
     )
+
+    def __post_init__(self) -> None:
+        if not is_template(self.template):
+            raise ValueError(NO_TEMPLATE)
+        if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
+            raise ValueError(f"pair needs two different labels, not {', '.join(self.pair)}.")

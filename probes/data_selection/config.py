@@ -8,6 +8,7 @@ from pathlib import Path
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
+from workbench.core.paths import user_path
 from workbench.core.registry import option
 from workbench.core.sample_tables import read_samples
 
@@ -128,7 +129,7 @@ def validate(config: Config, data: Path | None) -> None:
         from workbench.models.sites import Site
 
         site = Site.parse(config.site)
-    if config.sae not in ("default", "none") and (":" not in config.sae or Path(config.sae).expanduser().is_dir()):
+    if config.sae not in ("default", "none") and (":" not in config.sae or user_path(config.sae).is_dir()):
         from workbench.sae.load import find, recorded_site
 
         there = recorded_site(find(config.sae))

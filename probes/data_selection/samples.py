@@ -16,6 +16,7 @@ from workbench import organisms
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import user_path
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -37,7 +38,7 @@ def target_files(entries: Sequence[str]) -> dict[str, Path]:
         return shipped
     found: dict[str, Path] = {}
     for entry in entries:
-        path = Path(entry).expanduser()
+        path = user_path(entry)
         if not path.exists() and entry in shipped:
             path = shipped[entry]
         elif not path.exists() and not path.suffix:

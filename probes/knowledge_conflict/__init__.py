@@ -54,11 +54,9 @@ from workbench.stats.intervals import wilson
 
 
 def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for conflicts that cannot be read, shares that leave no test items, relations that are not in
-    the file and a neutral text that cannot be read."""
+    """Raise InputError for conflicts that cannot be read, relations that are not in the file and a neutral text that
+    cannot be read."""
     rows = _rows(config, data)
-    if config.find_share + config.validation_share >= 1:
-        raise InputError("find_share and validation_share leave nothing to test on; their sum must be below 1.")
     known = {row.get("relation") for row in rows}
     for relation in config.test_relations:
         if as_label(relation) not in known:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
 from workbench.core.registry import option
+from workbench.core.tables import column_map
 
 BIBTEX = """@inproceedings{jin2024cutting,
   title={Cutting Off the Head Ends the Conflict: A Mechanism for Interpreting and Mitigating Knowledge Conflicts in Language Models},
@@ -73,3 +75,8 @@ class Config:
         choices=("context", "memory"),
     )
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
+
+    def __post_init__(self) -> None:
+        column_map(self.columns, (*COLUMNS, *OPTIONAL))
+        if self.find_share + self.validation_share >= 1:
+            raise ValueError("find_share and validation_share leave nothing to test on; their sum must be below 1.")

@@ -90,6 +90,15 @@ class Config:
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
     )
 
+    def __post_init__(self) -> None:
+        if not self.fit_range[0] < self.fit_range[1]:
+            raise ValueError(f"fit_range must grow, not {self.fit_range[0]},{self.fit_range[1]}.")
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"no text can have at least min_length={self.min_length} tokens when it is cut at "
+                f"max_length={self.max_length}."
+            )
+
 
 def validate(config: Config, data: Path | None) -> None:
     """Read the files that the config names: what cannot work is said before a model is loaded."""
@@ -100,13 +109,6 @@ def validate(config: Config, data: Path | None) -> None:
         )
     if config.colour:
         label_column(frame[config.colour], str(data))
-    if not config.fit_range[0] < config.fit_range[1]:
-        raise InputError(f"fit_range must grow, not {config.fit_range[0]},{config.fit_range[1]}.")
-    if config.min_length > config.max_length:
-        raise InputError(
-            f"No text can have at least min_length={config.min_length} tokens when it is cut at "
-            f"max_length={config.max_length}."
-        )
     if config.choices:
         read_choices(config.choices)
     if config.ngram:

@@ -97,3 +97,11 @@ class Config:
     )
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
     max_tokens: int = option(65536, "tokens in one batch of prompts", low=1)
+
+    def __post_init__(self) -> None:
+        for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
+            if not getattr(self, name):
+                raise ValueError(f"'{name}' is empty; give at least one number, as in --set {name}={example}.")
+        named = self.template in ("default", "paper", "chat")
+        if not named and any(self.template.count(slot) != 1 for slot in ("{context}", "{question}")):
+            raise ValueError("'template' needs {context} and {question}, once each, or one of default, paper, chat.")

@@ -106,7 +106,7 @@ def build(
     try:
         return config_class(**ready)
     except ValueError as error:  # a __post_init__ that checks fields against each other
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {str(error).rstrip('.')}.") from None
 
 
 def check_seed(seed: Any) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from workbench.core.files import digest_path
 from workbench.core.json_text import parse_json
 from workbench.core.nearest_name import nearest
 from workbench.core.parquet import read_parquet
+from workbench.core.paths import is_there, user_path
+from workbench.core.wording import cut
 
 if TYPE_CHECKING:
     import polars as pl
@@ -89,13 +92,26 @@ def read_text(path: str | Path, *, what: str = "text") -> str:
 
 def existing(path: str | Path, *, what: str = "data") -> Path:
     """``path`` as a Path to a file that is there; InputError, with the nearest name in its folder, where it is not."""
-    path = Path(path).expanduser()
+    path = user_path(path)
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"The name of the {what} file {cut(shown, 200)} is not UTF-8; rename it.")
+    if not is_there(path):
+        raise InputError(f"There is no {what} file {cut(path, 300)}{_near(path)}.")
     if path.is_dir():
         raise InputError(f"{path} is a folder; a {what} file is needed.")
     if not path.is_file():
-        near = nearest(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise InputError(f"There is no {what} file {path}{near}.")
+        raise InputError(f"{path} is no file that can be read more than once; save it as a {what} file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"The {what} file {path} cannot be read: permission denied.")
     return path
+
+
+def _near(path: Path) -> str:
+    try:
+        return nearest(path.name, [item.name for item in path.parent.iterdir()])
+    except (OSError, ValueError):  # no folder, or none that may be looked into
+        return ""
 
 
 def fingerprint_file(path: str | Path) -> str:

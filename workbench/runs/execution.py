@@ -25,10 +25,12 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
 from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
 from workbench.runs import provenance
 from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
+from workbench.runs.identity import by_content, check_unchanged, model_name, own_name
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -254,6 +256,7 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
 
     try:
         result = ready.probe.run(model, ready.config, context)
+        check_unchanged(ready.data, info["data"]["fingerprint"] if info["data"] else None)
         check_result(ready.probe, result)
         write_result(folder, result)
         close("complete")
@@ -297,12 +300,12 @@ def _out_of_memory(error: BaseException) -> bool:
 def identify(
     ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edits: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """Everything that the numbers of a run depend on; its hash is the id of the run. Files count by content, not by
-    path."""
+    """Everything that the tables of a run depend on; its hash is the id of the run. Files count by content and, where
+    they are one's own, by name; never by the folder they lie in."""
     values = configs.to_dict(ready.config)
     for field in dataclasses.fields(ready.config):
         if field.metadata["file"]:
-            values[field.name] = _by_content(values[field.name])
+            values[field.name] = by_content(values[field.name], ready.probe)
     material = {
         name: entry.get("fingerprint", entry.get("value")) for name, entry in _material(ready, model.name).items()
     }
@@ -318,7 +321,13 @@ def identify(
         "dtype": _dtype(model),
         "edits": _edits(edits),
         **({"material": material} if material else {}),
+        **({"data_name": name} if (name := _own_data_name(ready)) else {}),
+        **({"model_name": name} if (name := model_name(model)) else {}),
     }
+
+
+def _own_data_name(ready: Prepared) -> str | None:
+    return None if ready.data_name is not None else own_name(ready.data, ready.probe).get("name")
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -431,7 +440,7 @@ def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path 
     named = _named_in(config, item)
     if named is not None:
         path = existing(named, what=item.data.what).resolve()
-        if data is not None and Path(data).expanduser().resolve() != path:
+        if data is not None and user_path(data).resolve() != path:
             raise InputError(
                 f"The {item.data.what} file is given twice, --data {data} and {item.data.option}={named}; keep one."
             )
@@ -439,8 +448,8 @@ def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path 
     if data is not None:
         if item.data is None:
             raise InputError(f"The probe '{item.name}' takes no data file.")
-        if item.data.folder and Path(data).expanduser().is_dir():
-            return Path(data).expanduser().resolve(), None
+        if item.data.folder and is_there(user_path(data)) and user_path(data).is_dir():
+            return user_path(data).resolve(), None
         return existing(data, what=item.data.what).resolve(), None
     if item.data is None:
         return None, None
@@ -552,18 +561,11 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
     if isinstance(value, str) and value:
-        path = Path(value).expanduser()
+        path = user_path(value)
+        if not is_there(path):
+            return value
         if path.is_file() or (path.is_dir() and value.startswith((".", "~", "/"))):
             return str(path.resolve())
-    return value
-
-
-def _by_content(value: Any) -> Any:
-    """A path that exists by the hash of what it holds; anything else as it is."""
-    if isinstance(value, list):
-        return [_by_content(item) for item in value]
-    if isinstance(value, str) and value and Path(value).expanduser().exists():
-        return {"sha256": digest_path(Path(value).expanduser())}
     return value
 
 
