@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shlex
@@ -386,27 +387,66 @@ def command_for(
 
 @dataclass(frozen=True)
 class Bound:
-    """A probe with its config: ``probe(NAME, key=value).run(model)``."""
+    """A probe with its config, and perhaps its data file and seed: ``probe(NAME, key=value, data=FILE).run(model)``."""
 
     probe: Probe
     config: Any
+    data: str | Path | None = None
+    seed: int | None = None
 
     def run(
         self,
         model: str | Path | Model,
         data: str | Path | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         out: str | Path | None = None,
         **options: Any,
     ) -> Run:
-        """Run, resume or reopen; see :func:`execute` for the options."""
-        return execute(self.probe, model, config=self.config, data=data, seed=seed, out=out, **options)
+        """Run, resume or reopen; see :func:`execute` for the options. Data and seed may also have been given to
+        ``probe``, not to both."""
+        name = self.probe.name
+        for key in options:
+            if key in configs.types_of(self.config.__class__) or key == "config":
+                raise InputError(f"The keys of the config go to probe: probe('{name}', {key}=...).run(model).")
+            if key not in _of_a_run():
+                raise InputError(f"A run has no option '{key}'{nearest(key, _of_a_run())}; see help(workbench.probe).")
+        for key, here, before in (("data", data, self.data), ("seed", seed, self.seed)):
+            if here is not None and before is not None:
+                raise InputError(
+                    f"'{key}' is given twice, in probe('{name}', {key}=...) and in run(model, {key}=...); keep one."
+                )
+        data, seed = (self.data if data is None else data), (self.seed if seed is None else seed)
+        return execute(
+            self.probe, model, config=self.config, data=data, seed=0 if seed is None else seed, out=out, **options
+        )
+
+
+def _of_a_run() -> list[str]:
+    """What :meth:`Bound.run` hands on to execute, beside model, data, seed and out."""
+    return [key for key in inspect.signature(execute).parameters if key not in ("probe", "config", *OPTIONS[:3], "out")]
 
 
 def bind(name: str, /, **config: Any) -> Bound:
-    """The probe of that name with these config values (checked now)."""
+    """The probe of that name with these config values (checked now). ``data`` (a file) and ``seed`` may stand here or
+    in ``run``; all other options of a run, the model first of all, go to ``run``: ``probe(NAME, key=value,
+    data=FILE).run(model, device="cuda")``."""
     item = registry.get(name)
-    return Bound(probe=item, config=configs.build(item.config, config, where=f"the config of {name}"))
+    own = configs.types_of(item.config)
+    given = {key: config.pop(key) for key in ("data", "seed") if key in config and key not in own}
+    for key in config:
+        if key == "config" and key not in own:
+            raise InputError(f"The keys of the config are written out: probe('{name}', **config).")
+        if key in (*OPTIONS, *_of_a_run()) and key not in own:
+            how = "model" if key == "model" else f"model, {'edits' if key == 'edit' else key}=..."
+            raise InputError(
+                f"'{key}' is no key of the config of {name} but an option of the run: probe('{name}', ...).run({how})."
+            )
+    values = configs.build(item.config, config, where=f"the config of {name}")
+    if given.get("seed") is not None:
+        configs.check_seed(given["seed"])
+    if given.get("data") is not None:
+        _data_file(item, values, given["data"])
+    return Bound(probe=item, config=values, **given)
 
 
 def figure(run: Run | str | Path, name: str | None = None):
