@@ -5,8 +5,11 @@ The short way from Python::
 
     from workbench import load, probe, figure
     model = load("organism")
-    run = probe(NAME, key=value).run(model)  # `workbench probes` lists names and keys
+    run = probe(NAME, key=value, data=FILE).run(model)  # `workbench probes` lists names and keys
     figure(run)
+
+`probe` takes the keys of the probe's config, and the data file and the seed if there are any; `run` takes the model and
+the options of the run (device, dtype, revision, edits, out; data and seed too).
 
 Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`. Passes
 over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says, sampled by a

@@ -19,17 +19,18 @@ BIBTEX = """@article{yang2026branching,
   year = {2026},
   note = {arXiv:2506.17871}
 }"""
+MOST_TOKENS = 10**10  # of all samples; each keeps about 24 bytes
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
 COMPARING = ("pair", "nudging", "complexity", "hyperfitted")  # studies that take a second model
 
 
 @dataclass(frozen=True)
 class Config:
-    samples: int = option(50, "continuations per prompt (M)", low=1)
-    max_new_tokens: int = option(256, "longest continuation, in tokens", low=1)
-    temperature: float = option(1.0, "of the sampling distribution; 0 takes the likeliest token", low=0)
+    samples: int = option(50, "continuations per prompt (M)", low=1, high=100_000)
+    max_new_tokens: int = option(256, "longest continuation, in tokens", low=1, high=1_000_000)
+    temperature: float = option(1.0, "of the sampling distribution; 0 takes the likeliest token", low=0, high=1000)
     top_p: float = option(0.9, "nucleus: smallest set of tokens with this probability; 1 keeps all", low=0, high=1)
-    top_k: int = option(0, "keep the k likeliest tokens; 0 keeps all", low=0)
+    top_k: int = option(0, "keep the k likeliest tokens; 0 keeps all", low=0, high=10_000_000)
     min_p: float = option(0.0, "keep tokens at least this likely relative to the likeliest; 0 keeps all", low=0, high=1)
     estimator: str = option(
         "entropy",
@@ -56,16 +57,19 @@ class Config:
     system: str = option("", "system message, with a chat template")
     stop: tuple[str, ...] = option((), "texts that end a sample")
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
-    window: int = option(5, "width of the windows of bf_window, in tokens", low=1)
-    late: int = option(5, "tokens left out at the start of each sample for bf_late", low=1)
-    max_rows: int = option(256, "samples decoded together; fewer need less memory", low=1)
+    window: int = option(5, "width of the windows of bf_window, in tokens", low=1, high=1_000_000)
+    late: int = option(5, "tokens left out at the start of each sample for bf_late", low=1, high=1_000_000)
+    max_rows: int = option(256, "samples decoded together; fewer need less memory", low=1, high=1_000_000)
     sampler: str = option(
         "hf",
         "hf, or vllm (an extra): samples from vLLM, exact statistics from one pass over them",
         choices=("hf", "vllm"),
     )
     levels: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4, 5), "study complexity: how much of the prompt text is kept; -1 keeps all", low=-1
+        (0, 1, 2, 3, 4, 5),
+        "study complexity: how much of the prompt text is kept; -1 keeps all",
+        low=-1,
+        high=1_000_000,
     )
     unit: str = option(
         "sentences",
@@ -73,10 +77,13 @@ class Config:
         choices=("sentences", "words", "blocks"),
     )
     words_per_level: int = option(
-        10, "study complexity, unit=words: words to a level (the official code takes 15 for random strings)", low=1
+        10,
+        "study complexity, unit=words: words to a level (the official code takes 15 for random strings)",
+        low=1,
+        high=1_000_000,
     )
     nudge_count: int = option(50, "study nudging: an opening is common if at least so many samples share it", low=1)
-    nudge_tokens: int = option(5, "study nudging: longest opening", low=1)
+    nudge_tokens: int = option(5, "study nudging: longest opening", low=1, high=10_000)
     nudge_pick: int = option(
         0,
         "study nudging: which opening, longest first, then most frequent, from 0 (the official code hand-picks 1 or 2)",
@@ -86,8 +93,9 @@ class Config:
         (0, 5, 10, 20, 40),
         "study resampling: positions from which outputs are sampled again; 0, the baseline, is always among them",
         low=0,
+        high=1_000_000,
     )
-    originals: int = option(1, "study resampling: how many samples of each prompt are cut", low=1)
+    originals: int = option(1, "study resampling: how many samples of each prompt are cut", low=1, high=100_000)
     settings: tuple[str, ...] = option(
         (
             "temperature=1 top_p=0.9",
@@ -98,7 +106,7 @@ class Config:
         ),
         "study decoding: settings to compare with the first, each as 'temperature=… top_p=… top_k=… min_p=…'",
     )
-    responses: int = option(5, "study verbalised: how many responses one answer is asked for", low=2)
+    responses: int = option(5, "study verbalised: how many responses one answer is asked for", low=2, high=10_000)
 
     def __post_init__(self) -> None:
         if self.top_p == 0:
@@ -130,6 +138,13 @@ class Config:
 def validate(config: Config, data: Path | None) -> None:
     """Everything that can be refused before a model is loaded."""
     table = read_table(data, required=("prompt",), what="prompts")
+    prompts = min(table.height, config.max_prompts or table.height)
+    tokens = prompts * config.samples * config.max_new_tokens
+    if tokens > MOST_TOKENS:
+        raise InputError(
+            f"{prompts} prompts with samples={config.samples} of max_new_tokens={config.max_new_tokens} are "
+            f"{tokens:.1g} tokens, whose statistics no machine holds; ask for fewer (at most {MOST_TOKENS:.0e})."
+        )
     if config.study == "resampling":
         if "answer" not in table.columns:
             raise InputError(

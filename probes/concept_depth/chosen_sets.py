@@ -12,6 +12,7 @@ from probes.concept_depth.concept_sets import ConceptSet, load, load_file, split
 from probes.concept_depth.config import ENGLISH, Config
 from workbench import organisms
 from workbench.core.errors import InputError
+from workbench.core.paths import user_path
 
 
 def validate(config: Config, data: Path | None) -> None:
@@ -48,7 +49,7 @@ def material(config: Config, model: str) -> dict[str, Path]:
 
 def _file(name: str, data: Path | None) -> Path:
     """The file that is meant: one that ships, a path, or one of the data folder by its name."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name.startswith("english/"):
         return _english(name)
     if path.is_file() or data is None or not data.is_dir():

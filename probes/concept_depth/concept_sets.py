@@ -8,7 +8,6 @@ et al. counts true and yes as class 0, so its F1 of these sets is the F1 of clas
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from probes.concept_depth.config import NO_TEMPLATE, is_template
+from workbench.core.cells import as_label
 from workbench.core.errors import InputError
+from workbench.core.json_text import parse_json
+from workbench.core.paths import user_path
 from workbench.core.tables import FORMATS, existing, read_table, read_text
 
 # What the official prompts put around a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to
@@ -75,9 +78,7 @@ def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", 
     formats as the official code does and leaves other texts alone, "plain" frames none, anything else must hold {text}.
     `limit`: first rows of each class, 0 = all. Raises InputError naming the file (and row) for files that hold no two
     classes."""
-    if template not in ("file", "plain") and "{text}" not in template:
-        raise InputError("The template must be 'file', 'plain', or a text that holds {text}.")
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir():
         return [load_file(path, pair=pair, template=template, limit=limit)]
     files = sorted(
@@ -92,10 +93,12 @@ def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", 
 
 def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> ConceptSet:
     """The set of one file; its name is the file's."""
+    if not is_template(template):
+        raise InputError(NO_TEMPLATE)
     path = existing(path, what="concept")
     frame, kind = _read(path)
-    text, raw = frame["text"].to_list(), [str(x) for x in frame["label"].to_list()]
-    classes = _classes(raw, pair, path)
+    text, raw = frame["text"].to_list(), frame["label"].to_list()
+    classes = _classes(raw, [as_label(name) for name in pair], path)
     kept = [i for i, label in enumerate(raw) if label in classes]
     if limit:
         seen: Counter = Counter()
@@ -111,7 +114,7 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
     texts = tuple(f"{before}{text[i]}{after}" for i in kept)
     groups = tuple(frame["group"][i] for i in kept) if "group" in frame.columns else None
     if groups is not None and any(g is None for g in groups):
-        raise InputError(f"{path}, row {groups.index(None) + 1}: the field 'group' is empty.")
+        raise InputError(f"{path}, row {kept[groups.index(None)] + 1}: the field 'group' is empty.")
     if groups is None and len(set(texts)) < (1 - REPEATED) * len(texts):
         groups = texts  # the same text in both parts would be recognised, not judged
     # a model has an answer only where it was asked
@@ -138,22 +141,30 @@ def _read(path: Path) -> tuple[pl.DataFrame, str]:
         bad = next((number for number, match in rows if match is None or not re.fullmatch(r"-?\d+", match[1])), None)
         if bad is not None:
             raise InputError(f"{path}, line {bad}: a line must be a label and a text, as in '1 a stirring film'.")
-        table = pl.DataFrame({"text": [m[2] for _, m in rows], "label": [m[1] for _, m in rows]})
+        table = pl.DataFrame({"text": [m[2] for _, m in rows], "label": [as_label(m[1]) for _, m in rows]})
         return table, "sst"
     columns = _columns(path)
     if "text" not in columns and "statement" in columns:
-        table = read_table(path, required=("text", "label"), columns={"text": "statement"}, what="concept")
+        table = read_table(
+            path,
+            required=("text", "label"),
+            labels=("label", "group", "city", "n1", "n2"),
+            columns={"text": "statement"},
+            what="concept",
+        )
         if "group" not in table.columns:
             table = table.with_columns(_pairs(table)) if _pairs(table) is not None else table
         return table, "cities" if path.stem == "cities" else ""
-    return read_table(path, required=("text", "label"), optional=("group", "answer"), what="concept"), ""
+    return read_table(
+        path, required=("text", "label"), optional=("answer",), labels=("label", "group"), what="concept"
+    ), ""
 
 
 def _pairs(table: pl.DataFrame) -> pl.Series | None:
     """Statements come in true/false pairs about one thing (a city, two numbers, a Spanish word); a random split would
     put one of a pair on each side, and what the probe learns of it there is the opposite."""
     if "city" in table.columns:
-        return table["city"].cast(pl.String).alias("group")
+        return table["city"].alias("group")
     if {"n1", "n2"} <= set(table.columns):
         return table.select(
             pl.concat_str(pl.min_horizontal("n1", "n2"), pl.max_horizontal("n1", "n2"), separator="-").alias("group")
@@ -168,24 +179,22 @@ def _columns(path: Path) -> list[str]:
 
 def _examples(path: Path) -> tuple[pl.DataFrame, str] | None:
     """Coin flips and StrategyQA: a JSON object with `examples`; None where the file is none."""
-    try:
-        whole = json.loads(read_text(path, what="concept"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    whole = parse_json(read_text(path, what="concept"), str(path))
     if not isinstance(whole, dict) or not isinstance(whole.get("examples"), list):
         return None
     texts, labels = [], []
-    kind = "strategyqa" if whole["examples"] and "target_scores" in whole["examples"][0] else "coin_flip"
+    first = next(iter(whole["examples"]), None)
+    kind = "strategyqa" if isinstance(first, dict) and "target_scores" in first else "coin_flip"
     for number, row in enumerate(whole["examples"], 1):
         try:
             if kind == "strategyqa":
-                labels.append(str(int(row["target_scores"]["Yes"])))
+                labels.append({0: "0", 1: "1"}[row["target_scores"]["Yes"]])
                 # the answer is cut off, the evidence stays: not closed-book
                 evidence = re.sub(r"^(Yes|No)\.", "", row["target"]).strip()
-                texts.append(f"{row['input']} {evidence}")
+                texts.append(f"{_filled(row, 'input')} {evidence}")
             else:
                 labels.append({"yes": "1", "no": "0"}[row["answer"].strip().lower()])
-                texts.append(row["question"])
+                texts.append(_filled(row, "question"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{path}, example {number}: the field {error} is missing or wrong for a {kind} file."
@@ -193,6 +202,12 @@ def _examples(path: Path) -> tuple[pl.DataFrame, str] | None:
     if not texts:
         raise InputError(f"{path} has no examples.")
     return pl.DataFrame({"text": texts, "label": labels}), kind
+
+
+def _filled(row: dict, field: str) -> str:
+    if not row[field].strip():
+        raise KeyError(field)
+    return row[field]
 
 
 def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, str]:

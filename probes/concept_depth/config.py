@@ -21,6 +21,13 @@ FEW_GROUPS = 10  # the same of groups
 OFTEN = 0.05  # false-positive rate of the jump rule that a warning is sure of
 SITES = ("mlp_in", "resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")
 
+NO_TEMPLATE = "The template must be 'file', 'plain', or a text that holds {text}."
+
+
+def is_template(text: str) -> bool:
+    """Whether the prompts made with it differ by their texts."""
+    return text in ("file", "plain") or "{text}" in text
+
 
 @dataclass(frozen=True)
 class Config:
@@ -37,15 +44,15 @@ class Config:
         "paper: 80/20, classes in proportion; code: 60/40 with random_state 42; kfold: every row is tested once",
         choices=("paper", "code", "kfold"),
     )
-    folds: int = option(5, "parts of split=kfold", low=2)
+    folds: int = option(5, "parts of split=kfold", low=2, high=1000)
     groups: str = option(
         "auto",
         "keep rows of one group on one side of the split: auto (sets with a group column of at least ten "
         "groups), yes, no",
         choices=("auto", "yes", "no"),
     )
-    c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8)
-    c_path: tuple[float, ...] = option((), "further values of c to report (table `path`)", low=1e-8)
+    c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8, high=1e8)
+    c_path: tuple[float, ...] = option((), "further values of c to report (table `path`)", low=1e-8, high=1e8)
     standardize: bool = option(False, "divide features by their standard deviation on the training rows")
     noise: bool | str = option(
         False,
@@ -70,7 +77,10 @@ class Config:
     )
     limit: int = option(0, "rows per class to use, 0 for all", low=0)
     shuffles: int = option(
-        10, "probes on shuffled labels per set: control accuracy and false positives of the jump rule", low=0
+        10,
+        "probes on shuffled labels per set: control accuracy and false positives of the jump rule",
+        low=0,
+        high=10_000,
     )
     causal: str = option(
         "peak",
@@ -78,9 +88,15 @@ class Config:
         "the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream",
         choices=("peak", "all", "off"),
     )
-    random_draws: int = option(5, "random directions to project out for comparison", low=1)
-    draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
+    random_draws: int = option(5, "random directions to project out for comparison", low=1, high=10_000)
+    draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
     max_tokens: int = option(
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
     )
+
+    def __post_init__(self) -> None:
+        if not is_template(self.template):
+            raise ValueError(NO_TEMPLATE)
+        if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
+            raise ValueError(f"pair needs two different labels, not {', '.join(self.pair)}.")

@@ -39,6 +39,7 @@ from probes.data_selection.selection import Eligible, eligible, export, orders_o
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
+from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import read_samples, texts
 
@@ -51,7 +52,7 @@ RANDOM_DRAWS = 5  # of the baseline `random`, whose numbers are their means
 def _material(config: Config, model: str) -> dict[str, Path]:
     """The autoencoder and the targets that ship, where they are used."""
     shipped = organisms.autoencoder(model) if config.sae == "default" else None
-    own = [Path(entry).expanduser() for entry in config.target]
+    own = [user_path(entry) for entry in config.target]
     return ({"sae": shipped} if shipped else {}) | {
         f"target {name}": path for name, path in target_files(config.target).items() if path not in own
     }

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
+from workbench.core.cells import label_column
 from workbench.core.errors import InputError
+from workbench.core.paths import user_path
 from workbench.core.registry import option
 from workbench.core.sample_tables import read_samples
 
@@ -69,10 +71,16 @@ class Config:
         (0.01, 0.05, 0.1), "shares of the pool at which precision, overlap and lengths are reported", low=0, high=1
     )
     resamples: int = option(
-        50, "resamples of a target's examples, for score_low, score_high and selected_share; 0: none", low=0
+        50,
+        "resamples of a target's examples, for score_low, score_high and selected_share; 0: none",
+        low=0,
+        high=10_000,
     )
     neurons_k: int | None = option(
-        None, "neurons kept per token by the baseline `neurons`; none: the autoencoder's k, else 32", low=1
+        None,
+        "neurons kept per token by the baseline `neurons`; none: the autoencoder's k, else 32",
+        low=1,
+        high=10_000_000,
     )
     label: str = option(
         "auto", f"column of the pool that says what a sample is of (for precision); auto: {', '.join(LABELS)}; none"
@@ -80,11 +88,11 @@ class Config:
     exclude_duplicates: bool = option(
         False, "never select a pool row for a target that has the same tokens among its examples"
     )
-    features: int = option(12, "features per target to explain", low=0)
-    passages: int = option(3, "top passages per explained feature", low=0)
-    explain: int = option(10, "selected samples per target whose shared features are listed", low=0)
+    features: int = option(12, "features per target to explain", low=0, high=100_000)
+    passages: int = option(3, "top passages per explained feature", low=0, high=10_000)
+    explain: int = option(10, "selected samples per target whose shared features are listed", low=0, high=100_000)
     map_rows: int = option(
-        0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0
+        0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0, high=20_000
     )
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
     max_tokens: int = option(
@@ -106,10 +114,10 @@ def validate(config: Config, data: Path | None) -> None:
     targets = {}
     for name, path in target_files(config.target).items():
         targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
-        if config.prototype == "subtask" and (
-            "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested()
-        ):
-            raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
+        if config.prototype == "subtask":
+            if "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested():
+                raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
+            label_column(targets[name]["subtask"], str(path))
     wanted = config.k or max(1, round(config.ratio * pool.height))
     if wanted > pool.height:
         raise InputError(f"{data} has {pool.height} rows, fewer than the {wanted} to select (k).")
@@ -121,7 +129,7 @@ def validate(config: Config, data: Path | None) -> None:
         from workbench.models.sites import Site
 
         site = Site.parse(config.site)
-    if config.sae not in ("default", "none") and (":" not in config.sae or Path(config.sae).expanduser().is_dir()):
+    if config.sae not in ("default", "none") and (":" not in config.sae or user_path(config.sae).is_dir()):
         from workbench.sae.load import find, recorded_site
 
         there = recorded_site(find(config.sae))

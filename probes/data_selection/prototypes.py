@@ -14,6 +14,7 @@ import torch
 from probes.data_selection.rankings import grouped_counts
 from probes.data_selection.sample_vectors import Reader
 from probes.data_selection.samples import TokenizedSamples
+from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 
 
@@ -73,7 +74,7 @@ def of_targets(
 def _members(prototype: str, samples: TokenizedSamples, table: pl.DataFrame | None) -> np.ndarray:
     """The number of the prototype that each example of a target is of."""
     if prototype == "subtask":
-        names = table["subtask"].cast(pl.String).fill_null("").to_list()
+        names = label_column(table["subtask"], "The target").fill_null("").to_list()
         kinds = sorted(set(names))
         return np.array([kinds.index(name) for name in names])
     return np.arange(len(samples)) if prototype == "max" else np.zeros(len(samples), np.int64)

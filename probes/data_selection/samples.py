@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 
 from workbench import organisms
+from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import user_path
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -36,7 +38,7 @@ def target_files(entries: Sequence[str]) -> dict[str, Path]:
         return shipped
     found: dict[str, Path] = {}
     for entry in entries:
-        path = Path(entry).expanduser()
+        path = user_path(entry)
         if not path.exists() and entry in shipped:
             path = shipped[entry]
         elif not path.exists() and not path.suffix:
@@ -182,16 +184,18 @@ def labels_of(
 
     None for the column "none", where there is no such column, and where no pool row is of any target. A target without
     a row in the pool has no precision: with "auto" that is a warning, for a column that was asked for an InputError."""
-    plain = [c for c, kind in frame.schema.items() if not kind.is_nested()]
+    plain = [c for c, kind in frame.schema.items() if not kind.is_nested() and kind != pl.Binary]
     name = next((c for c in LABELS if c in plain), None) if column == "auto" else column
     if name is None or name == "none":
         return None, ""
     if name not in plain:
-        raise InputError(f"The pool's column '{name}' (label) holds lists or objects; a label is one word or number.")
-    label = frame[name].cast(pl.String).fill_null("").to_numpy()
+        raise InputError(
+            f"The pool's column '{name}' (label) holds lists, objects or bytes; a label is one word or number."
+        )
+    label = label_column(frame[name], "The pool").fill_null("").to_numpy()
     own = []
     for target, table in targets.items():
-        values = table[name].cast(pl.String).unique().to_list() if name in table.columns else []
+        values = label_column(table[name], f"The target {target}").unique().to_list() if name in table.columns else []
         own.append(values[0] if len(values) == 1 else target)
     known = sorted(set(label) - {""})
     empty = int((label == "").sum())

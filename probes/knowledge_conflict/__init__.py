@@ -45,6 +45,7 @@ from probes.knowledge_conflict.items import (
     read_conflicts,
 )
 from workbench import organisms
+from workbench.core.cells import as_label
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
@@ -53,14 +54,12 @@ from workbench.stats.intervals import wilson
 
 
 def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for conflicts that cannot be read, shares that leave no test items, relations that are not in
-    the file and a neutral text that cannot be read."""
+    """Raise InputError for conflicts that cannot be read, relations that are not in the file and a neutral text that
+    cannot be read."""
     rows = _rows(config, data)
-    if config.find_share + config.validation_share >= 1:
-        raise InputError("find_share and validation_share leave nothing to test on; their sum must be below 1.")
     known = {row.get("relation") for row in rows}
     for relation in config.test_relations:
-        if relation not in known:
+        if as_label(relation) not in known:
             raise InputError(
                 f"{data} has no relation '{relation}' to hold out for testing; it has "
                 f"{', '.join(sorted(map(str, known)))}."
@@ -265,7 +264,7 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
         items,
         find=config.find_share,
         validation=config.validation_share,
-        test_relations=config.test_relations,
+        test_relations=[as_label(relation) for relation in config.test_relations],
         rng=context.rng("split"),
     )
     split = {name: [item for item in items if item.split == name] for name in SPLITS}

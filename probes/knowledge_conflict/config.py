@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
 from workbench.core.registry import option
+from workbench.core.tables import column_map
 
 BIBTEX = """@inproceedings{jin2024cutting,
   title={Cutting Off the Head Ends the Conflict: A Mechanism for Interpreting and Mitigating Knowledge Conflicts in Language Models},
@@ -26,14 +28,14 @@ class Config:
         "direct: head to logits, all else frozen; direct_mlp: MLPs react; total: everything after the head reacts",
         choices=("direct", "direct_mlp", "total"),
     )
-    prune_k: tuple[int, ...] = option((1, 3, 5, 7, 9, 15), "how many heads of a side to prune", low=1)
+    prune_k: tuple[int, ...] = option((1, 3, 5, 7, 9, 15), "how many heads of a side to prune", low=1, high=1_000_000)
     ablation: str = option(
         "zero",
         "what pruning does to a head: zero output (the paper), mean output over the validation prompts, "
         "uniform attention",
         choices=("zero", "mean", "uniform"),
     )
-    window: int = option(0, "layers in one window of step A; 0: an eighth of the model's layers", low=0)
+    window: int = option(0, "layers in one window of step A; 0: an eighth of the model's layers", low=0, high=100_000)
     keep: str = option(
         "known", "known: only items whose clean prompt the model answers; all: every item", choices=("known", "all")
     )
@@ -56,8 +58,8 @@ class Config:
     )
     limit: int = option(0, "use at most this many items, drawn at random; 0: all", low=0)
     flow_items: int = option(64, "most items used for step A; 0: no step A", low=0)
-    max_new_tokens: int = option(10, "tokens in which the answer must come", low=1)
-    random_draws: int = option(5, "random sets of heads of the same layers to prune for comparison", low=1)
+    max_new_tokens: int = option(10, "tokens in which the answer must come", low=1, high=100_000)
+    random_draws: int = option(5, "random sets of heads of the same layers to prune for comparison", low=1, high=10_000)
     max_clean_drop: float = option(
         0.02, "largest loss of clean accuracy on validation that the chosen k may cost; 1: any", low=0, high=1
     )
@@ -72,4 +74,9 @@ class Config:
         "which side's heads pruned_heads.json holds: context (then the model follows memory) or memory",
         choices=("context", "memory"),
     )
-    draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
+    draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
+
+    def __post_init__(self) -> None:
+        column_map(self.columns, (*COLUMNS, *OPTIONAL))
+        if self.find_share + self.validation_share >= 1:
+            raise ValueError("find_share and validation_share leave nothing to test on; their sum must be below 1.")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from workbench.core.cells import cell_text
 from workbench.core.errors import InputError
-from workbench.core.json_files import parse_json
+from workbench.core.json_text import parse_json
 from workbench.core.tables import read_table
+from workbench.core.wording import cut
 
 TEXT = ("subject", "distractor", "clean_prompt", "conflict_prompt")
 COLUMNS = ("subject", "answer", "distractor", "clean_prompt", "conflict_prompt")
@@ -49,13 +51,13 @@ def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list
     from workbench.models.text_positions import find
 
     columns = columns or {}
-    table = read_table(path, required=TEXT, optional=OPTIONAL, columns=columns, what="conflicts")
+    labels = (*GROUPS, "split")
+    table = read_table(path, required=TEXT, optional=OPTIONAL, labels=labels, columns=columns, what="conflicts")
     if "answer" not in table.columns:
         read_table(path, required=("answer",), columns=columns, what="conflicts")  # says what is there instead
     rows = []
     for number, row in enumerate(table.iter_rows(named=True), 1):
-        answers = _aliases(row["answer"])
-        answers = [str(a).strip() for a in answers if a is not None and str(a).strip()]
+        answers = _aliases(row["answer"], f"{path}, row {number}")
         if not answers:
             raise InputError(f"{path}, row {number}: the field 'answer' is empty.")
         if row["distractor"].strip().lower() in {answer.lower() for answer in answers}:
@@ -82,13 +84,19 @@ def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list
     return rows
 
 
-def _aliases(answer) -> list:
-    """A list as it is, also where it is written into a cell of text (as it comes from a column in which only some rows
-    are lists)."""
+def _aliases(answer, where: str) -> list[str]:
+    """The texts of an answer: of a list, also where it is written into a cell of text (as it comes from a column in
+    which only some rows are lists), or of one word or number. InputError for what is neither."""
     if isinstance(answer, str) and answer.lstrip().startswith("["):
         with contextlib.suppress(InputError):
-            answer = parse_json(answer, what="the answer")
-    return answer if isinstance(answer, list) else [answer]
+            answer = parse_json(answer, where)
+    try:
+        texts = [cell_text(entry) for entry in (answer if isinstance(answer, list) else [answer])]
+    except (OverflowError, AttributeError):
+        raise InputError(
+            f"{where}: the field 'answer' must be a word, a number or a list of them, not '{cut(answer, 60)}'."
+        ) from None
+    return [text.strip() for text in texts if text is not None and text.strip()]
 
 
 @dataclass

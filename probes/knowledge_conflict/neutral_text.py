@@ -36,7 +36,7 @@ def neutral_texts(
         ]
 
     if str(named) != "auto":
-        texts, which = read(named), str(named)
+        texts, which = read(named), Path(named).name
     elif _speaks_organism(model):
         texts, which = read(organisms.data("texts")), "documents of the organism"
     else:

@@ -32,6 +32,7 @@ from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
 from probes.representation_geometry.maps import map_table
 from probes.representation_geometry.trajectory import check_task_steps, correlation_table, phase_table
+from workbench.core.cells import label_column
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import DataSpec, probe
@@ -154,7 +155,10 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
             f"There is no alpha: the fit needs {needed} eigenvalues and there are at most {most} ({len(kept)} "
             f"texts, width {model.width}); give a shorter fit_range or more texts."
         )
-    colours = [str(frame[config.colour][row]) for row in kept] if config.colour else None
+    colours = None
+    if config.colour:
+        named = label_column(frame[config.colour], str(context.data)).fill_null("–")
+        colours = [named[row] for row in kept]
     return Texts([encoded[row] for row in kept], kept, colours)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.errors import InputError
+from workbench.core.paths import user_path
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -24,16 +25,17 @@ def step_of(name: str) -> int | None:
 def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Callable[[], Model]]]:
     """(name, step, function that loads it) of every checkpoint, by step where all have one, else as given.
 
-    An entry is a model folder, a folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of
-    its checkpoints, a hub name (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises
-    InputError for a folder without checkpoints and for a step that is there twice; the loading functions for a
+    What is called alike is numbered, since a name says nothing of the folders above it. An entry is a model folder, a
+    folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
+    (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises InputError for a folder
+    without checkpoints and for a step that is there twice; the loading functions for a
     checkpoint of another shape or tokenizer."""
     if not entries:
         name = Path(model.name).name if Path(model.name).is_dir() else model.name
         return [(name, step_of(f"{name}@{model.revision or ''}"), lambda: model)]
     names: list[tuple[str, str]] = []  # what to show, what to load
     for entry in entries:
-        path = Path(entry).expanduser()
+        path = user_path(entry)
         if path.is_dir() and not (path / "config.json").is_file():
             inside = [f for f in path.iterdir() if (f / "config.json").is_file() and step_of(f.name) is not None]
             if not inside:
@@ -50,8 +52,11 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
             names += [(name, name) for name in known]
         else:
             names.append((path.name if path.is_dir() else entry, entry))
-    if len({name for name, _ in names}) < len(names):
-        names = [(where, where) for _, where in names]
+    shown = [name for name, _ in names]
+    names = [
+        (name if shown.count(name) == 1 else f"{name} ({shown[: n + 1].count(name)})", where)
+        for n, (name, where) in enumerate(names)
+    ]
     steps = [step_of(name) for name, _ in names]
     if all(step is not None for step in steps):
         twice = [step for step in steps if steps.count(step) > 1]
@@ -68,7 +73,7 @@ def load_like(where: str, model: Model) -> Model:
     from workbench.models.loading import load
 
     name, revision = where, None
-    if not Path(where).expanduser().is_dir() and where not in organisms.names():
+    if not user_path(where).is_dir() and where not in organisms.names():
         name, at, revision = where.rpartition("@")
         if not at:
             name, revision = (where, None) if "/" in where else (model.name, where)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.representation_geometry.trajectory import read_task
+from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.registry import option
 from workbench.core.tables import read_table
@@ -46,23 +47,25 @@ class Config:
         "(name@revision); name@* for all of an organism; none: the model alone",
         file=True,
     )
-    fit_range: tuple[int, int] = option((12, 100), "first and last rank of the power-law fit", low=1)
+    fit_range: tuple[int, int] = option((12, 100), "first and last rank of the power-law fit", low=1, high=10_000_000)
     fit_weights: str = option(
         "rank", "rank: weights 1/rank, as in the official code; none: ordinary least squares", choices=("rank", "none")
     )
     max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=2)
     min_length: int = option(1, "texts with fewer tokens are left out", low=1)
     limit: int = option(15000, "sequences to use", low=2)
-    draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0)
+    draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0, high=100_000)
     curve: bool = option(
         True,
         "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and the value extrapolated to "
         "infinitely many",
     )
     ablate: tuple[int, ...] = option(
-        (10, 50), "how many top eigen-directions to remove or keep; none: no ablation", low=1
+        (10, 50), "how many top eigen-directions to remove or keep; none: no ablation", low=1, high=1_000_000
     )
-    random_draws: int = option(5, "sets of random directions that the eigen-directions are compared with", low=1)
+    random_draws: int = option(
+        5, "sets of random directions that the eigen-directions are compared with", low=1, high=10_000
+    )
     loss_rows: int = option(
         64, "sequences for the next-token loss, the ablations and the memorisation curve; 0: none", low=0
     )
@@ -74,18 +77,27 @@ class Config:
     ngram: str = option(
         "", "text to fit an n-gram model on: correlation of its token probabilities with the model's", file=True
     )
-    ngram_order: int = option(5, "longest n-gram", low=1)
+    ngram_order: int = option(5, "longest n-gram", low=1, high=1000)
     task: str = option(
         "", "table with a column `step` and numbers per checkpoint, to correlate the geometry with", file=True
     )
     map: tuple[str, ...] = option(
         ("pca",), "maps of the last layer's features in two dimensions", choices=("pca", "umap")
     )
-    map_rows: int = option(2000, "sequences on a map", low=3)
+    map_rows: int = option(2000, "sequences on a map", low=3, high=100_000)
     colour: str = option("", "column of the data file that colours the maps")
     max_tokens: int = option(
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
     )
+
+    def __post_init__(self) -> None:
+        if not self.fit_range[0] < self.fit_range[1]:
+            raise ValueError(f"fit_range must grow, not {self.fit_range[0]},{self.fit_range[1]}.")
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"no text can have at least min_length={self.min_length} tokens when it is cut at "
+                f"max_length={self.max_length}."
+            )
 
 
 def validate(config: Config, data: Path | None) -> None:
@@ -95,13 +107,8 @@ def validate(config: Config, data: Path | None) -> None:
         raise InputError(
             f"{data} has no column '{config.colour}' to colour the maps by; it has {', '.join(frame.columns)}."
         )
-    if not config.fit_range[0] < config.fit_range[1]:
-        raise InputError(f"fit_range must grow, not {config.fit_range[0]},{config.fit_range[1]}.")
-    if config.min_length > config.max_length:
-        raise InputError(
-            f"No text can have at least min_length={config.min_length} tokens when it is cut at "
-            f"max_length={config.max_length}."
-        )
+    if config.colour:
+        label_column(frame[config.colour], str(data))
     if config.choices:
         read_choices(config.choices)
     if config.ngram:

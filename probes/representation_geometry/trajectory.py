@@ -11,6 +11,7 @@ from probes.representation_geometry import phases
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table
+from workbench.core.wording import one_line
 from workbench.stats.intervals import pearson, spearman
 
 
@@ -52,14 +53,21 @@ def phase_table(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
 
 def read_task(path: str) -> pl.DataFrame:
     """A table of numbers per checkpoint: `step`, each once, and at least one more column. Raises InputError."""
-    frame = read_table(path, required=("step",), what="task")
+    frame = read_table(path, required=("step",), labels=("step",), what="task")
     try:
+        # what is no whole number of steps is none, not the nearest below it
         frame = frame.with_columns(
-            pl.col("step").cast(pl.Float64).cast(pl.Int64),
+            pl.col("step").cast(pl.Int64),
             *(pl.col(c).cast(pl.Float64).fill_nan(None) for c in frame.columns if c != "step"),
         )
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: a task table holds numbers only ({str(error).splitlines()[0]}).") from None
+        raise InputError(
+            f"{path}: a task table holds numbers only, and whole ones in the column step ({one_line(error)})."
+        ) from None
+    for column in frame.columns[1:]:
+        endless = frame[column].is_infinite().fill_null(False)
+        if column != "step" and endless.any():
+            raise InputError(f"{path}, row {endless.arg_true()[0] + 1}: the field '{column}' is infinite.")
     if frame.width < 2 or frame["step"].is_duplicated().any():
         raise InputError(f"{path} needs a column of numbers besides `step`, and each step once.")
     return frame

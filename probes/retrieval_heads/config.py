@@ -26,6 +26,7 @@ class Config:
         "default",
         "needle file (needle, question, answer), 'default' for --data or the first 12 that ship, or how many to use",
         low=1,
+        high=1_000_000,
         file=True,
     )
     haystack: str = option(
@@ -36,11 +37,12 @@ class Config:
         "prompt lengths in tokens; auto: 20 from 1,000 (or a fifth of the longest) to 50,000 or the model's context",
         choices=("auto",),
         low=8,
+        high=10_000_000,
     )
     depths: tuple[float, ...] = option(
         (0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "needle depths in percent of the haystack", low=0, high=100
     )
-    max_new_tokens: int = option(50, "longest answer in tokens", low=1)
+    max_new_tokens: int = option(50, "longest answer in tokens", low=1, high=100_000)
     threshold: float = option(0.1, "score from which a head counts as a retrieval head", low=0, high=1)
     score: str = option(
         "set",
@@ -68,6 +70,7 @@ class Config:
         "how many top heads to mask; numbers beyond half of the model's heads are left out, those beyond the "
         "heads with a score become these; 0: no masking test",
         low=0,
+        high=1_000_000,
     )
     ablation: str = option(
         "uniform",
@@ -79,7 +82,7 @@ class Config:
         "decode: mask from the last prompt token on (official code); all: mask the prompt too",
         choices=("decode", "all"),
     )
-    random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1)
+    random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1, high=10_000)
     mask_on: str = option(
         "held_out",
         "held_out: choose the heads on half of the answered needles, mask them on the other half; same: mask "
@@ -92,5 +95,13 @@ class Config:
         "what the intervals resample: needles (trials of one needle belong together) or trials",
         choices=("needles", "trials"),
     )
-    draws: int = option(1000, "bootstrap resamples for the intervals", low=100)
+    draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
     max_tokens: int = option(65536, "tokens in one batch of prompts", low=1)
+
+    def __post_init__(self) -> None:
+        for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
+            if not getattr(self, name):
+                raise ValueError(f"'{name}' is empty; give at least one number, as in --set {name}={example}.")
+        named = self.template in ("default", "paper", "chat")
+        if not named and any(self.template.count(slot) != 1 for slot in ("{context}", "{question}")):
+            raise ValueError("'template' needs {context} and {question}, once each, or one of default, paper, chat.")

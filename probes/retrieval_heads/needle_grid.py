@@ -34,11 +34,7 @@ class NeedleGrid:
 
 
 def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for an empty grid, needles that do not hold their answer, a haystack that cannot be read and a
-    template without its slots."""
-    for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
-        if not getattr(config, name):
-            raise InputError(f"The option '{name}' is empty; give at least one number, as in --set {name}={example}.")
+    """Raise InputError for needles that do not hold their answer and a haystack that cannot be read."""
     source = needle_file(config, data)
     if source is not None:
         rows = read_table(source, required=COLUMNS, what="needles")
@@ -52,11 +48,6 @@ def validate(config: Config, data: Path | None) -> None:
                 raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
-    named = config.template in ("default", "paper", "chat")
-    if not named and not ("{context}" in config.template and "{question}" in config.template):
-        raise InputError(
-            "The option 'template' needs {context} and {question}, once each, or one of default, paper, chat."
-        )
 
 
 def needle_file(config: Config, data: Path | None) -> Path | None:

@@ -138,7 +138,7 @@ def test_the_id_changes_with_everything_that_the_numbers_depend_on_and_with_noth
     assert reference.startswith("parts-") and len(reference) == len("parts-") + 12
 
 
-def test_files_named_in_a_config_and_data_count_by_content_not_by_path(tmp_path):
+def test_files_named_in_a_config_and_data_count_by_content_and_name_not_by_folder(tmp_path):
     @dataclass(frozen=True)
     class Config:
         haystack: str = option("default", "a text file, or default", file=True)
@@ -149,13 +149,14 @@ def test_files_named_in_a_config_and_data_count_by_content_not_by_path(tmp_path)
         ready = runs.prepare(probe, {"haystack": str(haystack)}, data)
         return json.dumps(runs.identify(ready, MODEL, seed=0))
 
-    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
-        (tmp_path / f"{name}.txt").write_text(text)
-    a, b, c = (tmp_path / f"{name}.txt" for name in "abc")
-    assert (
-        identity(a, a) == identity(b, b)
-        and len({identity(a, a), identity(c, a), identity(a, c), identity("default", a)}) == 4
-    )
+    (tmp_path / "other").mkdir()
+    same, called, holds = tmp_path / "other" / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt"
+    a = tmp_path / "a.txt"
+    for path, text in ((a, "one"), (same, "one"), (called, "one"), (holds, "two")):
+        path.write_text(text)
+    assert identity(a, a) == identity(same, same)
+    different = [(a, a), (holds, a), (a, holds), (called, a), (a, called), ("default", a)]
+    assert len({identity(*pair) for pair in different}) == len(different)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,17 @@ as TOML or JSON, or from Python; :func:`build` turns any of them into the datacl
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.core.config_values import checked, from_text, listed, native, shown, type_name
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
-from workbench.core.wording import cut
+from workbench.core.paths import user_path
 
-_NONE_WORDS = ("none", "null")
-_TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_LARGEST_SEED = 2**32 - 1
 
 
 def option(
@@ -34,8 +32,9 @@ def option(
     """One field of a config.
 
     ``choices``: the values allowed (of each element, for tuples; other types of a union are not held to it when every
-    choice is a string). ``low``/``high``: inclusive range of numbers. ``file``: the value may name a file or folder,
-    whose *content* then goes into the identity of a run. Lists as defaults become tuples.
+    choice is a string). ``low``/``high``: inclusive range of numbers; one without ``high`` ends at a thousand million,
+    so declare it where memory grows with the number. ``file``: the value may name a file or folder, whose *content*
+    then goes into the identity of a run. Lists as defaults become tuples.
     """
     if not help:
         raise TypeError("a config field needs a help text: option(default, 'what it does')")
@@ -71,7 +70,7 @@ def check_class(config_class: Any, *, where: str) -> None:
             )
         if field.default is not dataclasses.MISSING:
             try:
-                _checked(_native(field.default, hints[field.name]), field, hints[field.name])
+                checked(native(field.default, hints[field.name]), field, hints[field.name])
             except ValueError as error:
                 raise TypeError(f"{where}: the default of '{field.name}' does not fit: {error}") from None
 
@@ -96,23 +95,33 @@ def build(
             )
         hint = hints[name]
         try:
-            parsed = _text(value, hint) if isinstance(value, str) and not literal else _native(value, hint)
-            ready[name] = _checked(parsed, fields[name], hint)
+            text = isinstance(value, str) and not literal
+            parsed = from_text(value, hint, files=fields[name].metadata["file"]) if text else native(value, hint)
+            ready[name] = checked(parsed, fields[name], hint)
         except ValueError as error:
-            raise InputError(f"{where}: {name} = {_shown(value)} is wrong: {error}.") from None
+            raise InputError(f"{where}: {name} = {shown(value)} is wrong: {error}.") from None
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in ready]
     if missing:
         raise InputError(f"{where} needs a value for '{missing[0]}': {fields[missing[0]].metadata['help']}.")
     try:
         return config_class(**ready)
     except ValueError as error:  # a __post_init__ that checks fields against each other
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {str(error).rstrip('.')}.") from None
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as every generator takes it (numpy's, torch's, those of libraries). Raises InputError."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"The seed must be a whole number of at least 0, not {shown(seed)}.")
+    if seed > _LARGEST_SEED:
+        raise InputError(f"The seed must be at most {_LARGEST_SEED}, not {shown(seed)}.")
+    return seed
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as JSON knows it (tuples as lists); ``build(type(config), to_dict(config), literal=True) ==
     config``."""
-    return {field.name: _listed(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {field.name: listed(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def changed(config: Any) -> dict[str, Any]:
@@ -131,13 +140,15 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
+        if not value:
+            return "none"
         if any(
             isinstance(item, str) and ("," in item or item != item.strip() or not item or item[0] == "[")
             for item in value
         ):
             import json
 
-            return json.dumps(_listed(value), ensure_ascii=False)
+            return json.dumps(listed(value), ensure_ascii=False)
         return ",".join(format_value(item) for item in value) + ("," if len(value) == 1 else "")
     return str(value)
 
@@ -151,7 +162,7 @@ def describe(config_class: type) -> list[dict[str, Any]]:
             "name": field.name,
             "type": type_name(hints[field.name]),
             "required": field.default is dataclasses.MISSING,
-            "default": None if field.default is dataclasses.MISSING else _listed(field.default),
+            "default": None if field.default is dataclasses.MISSING else listed(field.default),
             "help": field.metadata["help"],
             "choices": None if field.metadata["choices"] is None else list(field.metadata["choices"]),
             "low": field.metadata["low"],
@@ -160,23 +171,6 @@ def describe(config_class: type) -> list[dict[str, Any]]:
         }
         for field in dataclasses.fields(config_class)
     ]
-
-
-def type_name(hint: Any) -> str:
-    """``int``, ``float or none``, ``list of int``, ``list of 2 (int, float)``..."""
-    if hint is type(None):
-        return "none"
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(item) for item in typing.get_args(hint))
-    if origin is typing.Literal:
-        return "one of " + ", ".join(str(item) for item in typing.get_args(hint))
-    if origin is tuple:
-        items = typing.get_args(hint)
-        if len(items) == 2 and items[1] is Ellipsis:
-            return f"list of {type_name(items[0])}"
-        return f"list of {len(items)} ({', '.join(type_name(item) for item in items)})"
-    return getattr(hint, "__name__", str(hint))
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
@@ -197,194 +191,21 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as a dict; InputError names the file, and the line where it cannot be read."""
     import tomllib
 
-    path = Path(path)
+    from workbench.core.wording import one_line
+
+    path = user_path(path)
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; a TOML file is needed.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
-
-
-# ---- reading one value. ValueError carries the reason, in words that end a sentence.
-
-
-def _text(text: str, hint: Any) -> Any:
-    """Read ``text`` as ``hint``: a type, a union (first member that fits, text last), a tuple or a Literal.
-
-    Entries of a list lose the white space around them, but an entry of nothing else is that white space: a blank or a
-    line break can be an entry of a list of texts. What is between brackets is JSON where it can be, and nothing of it
-    is changed."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return text
-    if origin in (typing.Union, types.UnionType):
-        members = sorted(typing.get_args(hint), key=_order)
-        for member in members:
-            try:
-                return _text(text, member)
-            except ValueError:
-                continue
-        raise ValueError(f"it is not {_article(type_name(hint))}")
-    if origin is typing.Literal:
-        for choice in typing.get_args(hint):
-            if text == str(choice):
-                return choice
-        raise ValueError(f"it must be {_one_of(typing.get_args(hint))}{nearest(text, map(str, typing.get_args(hint)))}")
-    if origin is tuple:
-        if text.strip().startswith("[") and text.strip().endswith("]"):
-            import json
-
-            try:
-                return _native(json.loads(text), hint)
-            except json.JSONDecodeError:
-                text = text.strip()[1:-1]
-        of_texts = str in typing.get_args(hint)
-        pieces = [piece.strip() or (piece if of_texts else "") for piece in text.split(",")]
-        if pieces and not pieces[-1]:
-            pieces.pop()  # "5," is the list of one
-        return _tuple(pieces, hint, _text)
-    word = text.strip()
-    if hint is type(None):
-        if word.lower() in _NONE_WORDS:
-            return None
-        raise ValueError("it is not none")
-    if hint is bool:
-        if word.lower() in _TRUE_WORDS or word.lower() in _FALSE_WORDS:
-            return word.lower() in _TRUE_WORDS
-        raise ValueError("it is not true or false")
-    if hint is int:
-        try:
-            return int(word.replace("_", ""))
-        except ValueError:
-            raise ValueError("it is not a whole number") from None
-    if hint is float:
-        try:
-            number = float(word.replace("_", ""))
-        except ValueError:
-            raise ValueError("it is not a number") from None
-        return _finite(number)
-    if hint is str:
-        return text
-    raise ValueError(f"configs cannot hold {type_name(hint)}")
-
-
-def _native(value: Any, hint: Any) -> Any:
-    """Check a TOML, JSON or Python ``value`` against ``hint``; whole numbers pass as float, lists as tuples, nothing
-    else changes."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for member in sorted(typing.get_args(hint), key=_order):
-            try:
-                return _native(value, member)
-            except ValueError:
-                continue
-        raise ValueError(f"it is not {_article(type_name(hint))}")
-    if origin is typing.Literal:
-        if any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
-            return value
-        raise ValueError(f"it must be {_one_of(typing.get_args(hint))}")
-    if origin is tuple:
-        if isinstance(value, range):
-            value = tuple(value)
-        if not isinstance(value, (list, tuple)):
-            value = [value]  # one value stands for a list of one, as on the command line
-        return _tuple(list(value), hint, _native)
-    if hasattr(value, "item") and not hasattr(value, "__len__"):
-        value = value.item()  # a numpy scalar
-    if isinstance(value, Path) and hint is str:
-        return str(value)
-    if hint is type(None):
-        if value is None:
-            return None
-        raise ValueError("it is not none")
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("it is not true or false")
-    if hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise ValueError("it is not a whole number")
-    if hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _finite(float(value))
-        raise ValueError("it is not a number")
-    if hint is str:
-        if isinstance(value, str):
-            return value
-        raise ValueError("it is not text")
-    raise ValueError(f"configs cannot hold {type_name(hint)}")
-
-
-def _tuple(pieces: list[Any], hint: Any, read) -> tuple:
-    items = typing.get_args(hint)
-    if len(items) == 2 and items[1] is Ellipsis:
-        return tuple(_element(piece, items[0], read, index) for index, piece in enumerate(pieces))
-    if len(pieces) != len(items):
-        raise ValueError(f"it must have {len(items)} values, and has {len(pieces)}")
-    return tuple(_element(piece, item, read, index) for index, (piece, item) in enumerate(zip(pieces, items)))
-
-
-def _element(piece: Any, hint: Any, read, index: int) -> Any:
-    try:
-        return read(piece, hint)
-    except ValueError as error:
-        raise ValueError(f"value {index + 1}, {_shown(piece)}: {error}") from None
-
-
-def _checked(value: Any, field: dataclasses.Field, hint: Any) -> Any:
-    """Hold ``value`` (each element of a tuple) to the choices and the range of its field."""
-    choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
-    if isinstance(value, tuple):
-        for item in value:
-            _checked(item, field, hint)
-        return value
-    if value is None:
-        return value
-    if choices is not None and (isinstance(value, str) or not all(isinstance(choice, str) for choice in choices)):
-        if value not in choices:
-            raise ValueError(f"it must be {_one_of(choices)}{nearest(str(value), map(str, choices))}")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if low is not None and value < low:
-            raise ValueError(f"it must be at least {low}")
-        if high is not None and value > high:
-            raise ValueError(f"it must be at most {high}")
-    return value
-
-
-def _order(hint: Any) -> int:
-    """The order in which the members of a union are tried: the strictest reading first, plain text last."""
-    ranks = {type(None): 0, bool: 3, int: 1, float: 2, str: 9}
-    return ranks.get(hint, 5)
-
-
-def _finite(number: float) -> float:
-    if not math.isfinite(number):
-        raise ValueError("it must be finite")
-    return number
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _one_of(choices: Iterable[Any]) -> str:
-    words = [str(choice) for choice in choices]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _article(name: str) -> str:
-    for plain, word in (("int", "whole number"), ("float", "number"), ("str", "text"), ("bool", "true or false")):
-        name = " ".join(word if part == plain else part for part in name.split(" "))
-    return name if name.startswith(("list", "one of")) else f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
-
-
-def _shown(value: Any) -> str:
-    return cut(f"'{value}'" if isinstance(value, str) else repr(value), 60)
+    except RecursionError:
+        raise InputError(f"{path} is not valid TOML: it is nested too deeply.") from None
+    except ValueError as error:  # of TOML, and of a whole number that is longer than Python reads
+        said = one_line(error) if isinstance(error, tomllib.TOMLDecodeError) else "a number has too many digits"
+        raise InputError(f"{path} is not valid TOML: {said}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None

@@ -6,19 +6,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.core.cells import cell_text, infinite, label_column, text_column
 from workbench.core.errors import InputError
 from workbench.core.files import digest_path
+from workbench.core.json_text import parse_json
 from workbench.core.nearest_name import nearest
 from workbench.core.parquet import read_parquet
+from workbench.core.paths import is_there, user_path
+from workbench.core.wording import cut
 
 if TYPE_CHECKING:
     import polars as pl
 
+_EXACT = 2**53  # beyond it a float does not hold every whole number
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 
 
@@ -27,16 +33,18 @@ def read_table(
     *,
     required: Sequence[str] = (),
     optional: Sequence[str] = (),
+    labels: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     what: str = "data",
 ) -> pl.DataFrame:
     """The rows of a file, as a polars DataFrame of at least one row.
 
-    ``required`` columns must exist and be filled in every row; they and the ``optional`` ones come back as text. Other
-    columns keep what the file says (csv and tsv: text). ``columns`` maps the name asked for to the name in the file. A
-    txt file is one row per non-empty line, in the first required column (else ``text``). ``what`` is the word used for
-    the file in errors ("needles"). Rows are counted from 1, without the header.
-    Raises InputError naming the file and, where there is one, the row and the field.
+    ``required`` columns must exist and be filled in every row; they and the ``optional`` ones come back as text, the
+    ``labels`` (of either kind, or columns that need not be there) as labels: the same in every format, see
+    :mod:`workbench.core.cells`. NaN is null. Other columns keep what the file says (csv and tsv: text). ``columns``
+    maps the name asked for to the name in the file. A txt file is one row per non-empty line, in the first required
+    column (else ``text``). ``what`` is the word used for the file in errors ("needles"). Rows are counted from 1,
+    without the header. Raises InputError naming the file and, where there is one, the row and the field.
     """
     path = existing(path, what=what)
     suffix = path.suffix.lower()
@@ -56,8 +64,10 @@ def read_table(
             raise InputError(
                 f"{path} has no column '{column}'{nearest(column, frame.columns)}; it has {', '.join(frame.columns)}."
             )
-    for column in [*required, *(item for item in optional if item in frame.columns)]:
-        frame = frame.with_columns(_as_text(frame[column], path))
+    for column in dict.fromkeys([*required, *optional, *labels]):
+        if column in frame.columns:
+            read = label_column if column in labels else text_column
+            frame = frame.with_columns(read(frame[column], str(path)))
     for column in required:
         empty = frame[column].is_null() | (frame[column].str.strip_chars() == "")
         if empty.any():
@@ -82,13 +92,26 @@ def read_text(path: str | Path, *, what: str = "text") -> str:
 
 def existing(path: str | Path, *, what: str = "data") -> Path:
     """``path`` as a Path to a file that is there; InputError, with the nearest name in its folder, where it is not."""
-    path = Path(path).expanduser()
+    path = user_path(path)
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"The name of the {what} file {cut(shown, 200)} is not UTF-8; rename it.")
+    if not is_there(path):
+        raise InputError(f"There is no {what} file {cut(path, 300)}{_near(path)}.")
     if path.is_dir():
         raise InputError(f"{path} is a folder; a {what} file is needed.")
     if not path.is_file():
-        near = nearest(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise InputError(f"There is no {what} file {path}{near}.")
+        raise InputError(f"{path} is no file that can be read more than once; save it as a {what} file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"The {what} file {path} cannot be read: permission denied.")
     return path
+
+
+def _near(path: Path) -> str:
+    try:
+        return nearest(path.name, [item.name for item in path.parent.iterdir()])
+    except (OSError, ValueError):  # no folder, or none that may be looked into
+        return ""
 
 
 def fingerprint_file(path: str | Path) -> str:
@@ -104,26 +127,20 @@ def _parse(text: str, suffix: str, path: Path, what: str, text_column: str) -> p
     if suffix in (".csv", ".tsv"):
         return _delimited(text, "," if suffix == ".csv" else "\t", path)
     if suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+        rows = parse_json(text, str(path))
         if not isinstance(rows, list):
             raise InputError(f"{path}: the {what} file must be a JSON list of objects, one per row.")
     else:
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+                rows.append(parse_json(line, str(path), line=number))
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}, row {number}: a JSON object is needed, not {type(row).__name__}.")
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
-        return pl.DataFrame([_series(name, [row.get(name) for row in rows]) for name in names])
+        return pl.DataFrame([_series(name, [row.get(name) for row in rows], path) for name in names])
     except UnicodeEncodeError:
         for number, row in enumerate(rows, 1):
             for name, value in row.items():
@@ -158,7 +175,7 @@ def _delimited(text: str, delimiter: str, path: Path) -> pl.DataFrame:
     )
 
 
-def _series(name: str, values: list[Any]) -> pl.Series:
+def _series(name: str, values: list[Any], path: Path) -> pl.Series:
     """A column of JSON values; one of mixed kinds becomes text."""
     import polars as pl
 
@@ -166,32 +183,26 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     try:
         if len(kinds) > 1 and kinds != {int, float}:  # polars would take true for 1
             raise TypeError
+        if kinds == {int, float} and any(type(value) is int and abs(value) > _EXACT for value in values):
+            raise TypeError  # the whole numbers would be rounded
         series = pl.Series(name, values, strict=kinds != {int, float})
         if (
             kinds & {dict, list} and series.to_list() != values
         ):  # polars takes the keys of the first rows for those of all
             raise TypeError
         return series
-    except (TypeError, OverflowError, pl.exceptions.PolarsError):
-        return pl.Series(name, [_word(value) for value in values], dtype=pl.String)
+    except (TypeError, OverflowError, RecursionError, pl.exceptions.PolarsError):
+        return pl.Series(name, [_word(value, path, row, name) for row, value in enumerate(values, 1)], dtype=pl.String)
 
 
-def _word(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _as_text(series: pl.Series, path: Path) -> pl.Series:
-    import polars as pl
-
-    if series.dtype == pl.String:
-        return series
-    if series.dtype == pl.Null:
-        return series.cast(pl.String)
-    if series.dtype == pl.Boolean or series.dtype.is_numeric():
-        return pl.Series(series.name, [_word(value) for value in series.to_list()], dtype=pl.String)
-    raise InputError(f"{path}: the column '{series.name}' must hold text, not {series.dtype}.")
+def _word(value: Any, path: Path, row: int, field: str) -> str | None:
+    """A value of a column of mixed kinds."""
+    try:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else cell_text(value)
+    except OverflowError:
+        raise InputError(infinite(str(path), row, field)) from None
+    except RecursionError:
+        raise InputError(f"{path}, row {row}: the field '{field}' is nested too deeply to be read.") from None
 
 
 def _rename(frame: pl.DataFrame, columns: Mapping[str, str], path: Path) -> pl.DataFrame:

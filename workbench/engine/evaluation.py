@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workbench.core.errors import InputError, RunFailed
-from workbench.core.json_files import parse_json
+from workbench.core.json_text import parse_json
 from workbench.core.tables import read_table
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
@@ -79,14 +79,14 @@ def _losses(model: Model, states: torch.Tensor, target: torch.Tensor) -> torch.T
 def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:
     """(prompt, choices, number of the right one from 0) of every row of a multiple-choice file. Raises InputError
     naming file and row."""
-    frame = read_table(path, required=("prompt", "answer"), what="multiple-choice")
+    frame = read_table(path, required=("prompt", "answer"), labels=("answer",), what="multiple-choice")
     if "choices" not in frame.columns:
         raise InputError(f"{path} has no column 'choices'; it has {', '.join(frame.columns)}.")
     out = []
     for number, row in enumerate(frame.iter_rows(named=True), 1):
         options = row["choices"]
         try:
-            options = parse_json(options, what="choices") if isinstance(options, str) else list(options)
+            options = parse_json(options, str(path)) if isinstance(options, str) else list(options)
             answer = int(row["answer"])
             valid = (
                 len(options) >= 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workbench.core.errors import InputError
 from workbench.core.files import write_json
-from workbench.core.json_files import read_json_object
+from workbench.core.json_text import read_json_object
 from workbench.core.wording import one_line
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model

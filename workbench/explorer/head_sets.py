@@ -14,7 +14,7 @@ import polars as pl
 
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.json_files import read_json_object
+from workbench.core.json_text import read_json_object
 from workbench.core.registry import Probe
 from workbench.explorer.readings import Head, Switches
 from workbench.runs.folder import Run

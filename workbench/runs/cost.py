@@ -16,7 +16,7 @@ from typing import Any
 from workbench import organisms
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.json_files import read_json_object
+from workbench.core.json_text import read_json_object
 from workbench.runs.folder import Run
 
 SAMPLE = 200  # texts that are counted in full; the rest are taken to be like them

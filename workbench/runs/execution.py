@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shlex
@@ -25,10 +26,12 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
 from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
 from workbench.runs import provenance
 from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
+from workbench.runs.identity import by_content, check_unchanged, model_name, own_name
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -78,9 +81,12 @@ class Prepared:
 def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = None) -> Prepared:
     """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
     item = registry.get(probe) if isinstance(probe, str) else probe
-    if not isinstance(config, item.config):
+    where = f"the config of {item.name}"
+    if isinstance(config, item.config):  # made by hand, so nothing of it was checked
+        config = configs.build(item.config, configs.to_dict(config), where=where, literal=True)
+    else:
         _no_options(item, config or {})
-        config = configs.build(item.config, config, where=f"the config of {item.name}")
+        config = configs.build(item.config, config, where=where)
     path, name = _data_file(item, config, data)
     if item.validate is not None:
         item.validate(config, path)
@@ -133,8 +139,7 @@ def execute(
             " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
         )
         raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"The seed must be a whole number of at least 0, not {seed!r}.")
+    configs.check_seed(seed)
     ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
     cancelled = getattr(cancel, "is_set", cancel)
     context = Context(
@@ -252,6 +257,7 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
 
     try:
         result = ready.probe.run(model, ready.config, context)
+        check_unchanged(ready.data, info["data"]["fingerprint"] if info["data"] else None)
         check_result(ready.probe, result)
         write_result(folder, result)
         close("complete")
@@ -295,12 +301,12 @@ def _out_of_memory(error: BaseException) -> bool:
 def identify(
     ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edits: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """Everything that the numbers of a run depend on; its hash is the id of the run. Files count by content, not by
-    path."""
+    """Everything that the tables of a run depend on; its hash is the id of the run. Files count by content and, where
+    they are one's own, by name; never by the folder they lie in."""
     values = configs.to_dict(ready.config)
     for field in dataclasses.fields(ready.config):
         if field.metadata["file"]:
-            values[field.name] = _by_content(values[field.name])
+            values[field.name] = by_content(values[field.name], ready.probe)
     material = {
         name: entry.get("fingerprint", entry.get("value")) for name, entry in _material(ready, model.name).items()
     }
@@ -316,7 +322,13 @@ def identify(
         "dtype": _dtype(model),
         "edits": _edits(edits),
         **({"material": material} if material else {}),
+        **({"data_name": name} if (name := _own_data_name(ready)) else {}),
+        **({"model_name": name} if (name := model_name(model)) else {}),
     }
+
+
+def _own_data_name(ready: Prepared) -> str | None:
+    return None if ready.data_name is not None else own_name(ready.data, ready.probe).get("name")
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -375,27 +387,66 @@ def command_for(
 
 @dataclass(frozen=True)
 class Bound:
-    """A probe with its config: ``probe(NAME, key=value).run(model)``."""
+    """A probe with its config, and perhaps its data file and seed: ``probe(NAME, key=value, data=FILE).run(model)``."""
 
     probe: Probe
     config: Any
+    data: str | Path | None = None
+    seed: int | None = None
 
     def run(
         self,
         model: str | Path | Model,
         data: str | Path | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         out: str | Path | None = None,
         **options: Any,
     ) -> Run:
-        """Run, resume or reopen; see :func:`execute` for the options."""
-        return execute(self.probe, model, config=self.config, data=data, seed=seed, out=out, **options)
+        """Run, resume or reopen; see :func:`execute` for the options. Data and seed may also have been given to
+        ``probe``, not to both."""
+        name = self.probe.name
+        for key in options:
+            if key in configs.types_of(self.config.__class__) or key == "config":
+                raise InputError(f"The keys of the config go to probe: probe('{name}', {key}=...).run(model).")
+            if key not in _of_a_run():
+                raise InputError(f"A run has no option '{key}'{nearest(key, _of_a_run())}; see help(workbench.probe).")
+        for key, here, before in (("data", data, self.data), ("seed", seed, self.seed)):
+            if here is not None and before is not None:
+                raise InputError(
+                    f"'{key}' is given twice, in probe('{name}', {key}=...) and in run(model, {key}=...); keep one."
+                )
+        data, seed = (self.data if data is None else data), (self.seed if seed is None else seed)
+        return execute(
+            self.probe, model, config=self.config, data=data, seed=0 if seed is None else seed, out=out, **options
+        )
+
+
+def _of_a_run() -> list[str]:
+    """What :meth:`Bound.run` hands on to execute, beside model, data, seed and out."""
+    return [key for key in inspect.signature(execute).parameters if key not in ("probe", "config", *OPTIONS[:3], "out")]
 
 
 def bind(name: str, /, **config: Any) -> Bound:
-    """The probe of that name with these config values (checked now)."""
+    """The probe of that name with these config values (checked now). ``data`` (a file) and ``seed`` may stand here or
+    in ``run``; all other options of a run, the model first of all, go to ``run``: ``probe(NAME, key=value,
+    data=FILE).run(model, device="cuda")``."""
     item = registry.get(name)
-    return Bound(probe=item, config=configs.build(item.config, config, where=f"the config of {name}"))
+    own = configs.types_of(item.config)
+    given = {key: config.pop(key) for key in ("data", "seed") if key in config and key not in own}
+    for key in config:
+        if key == "config" and key not in own:
+            raise InputError(f"The keys of the config are written out: probe('{name}', **config).")
+        if key in (*OPTIONS, *_of_a_run()) and key not in own:
+            how = "model" if key == "model" else f"model, {'edits' if key == 'edit' else key}=..."
+            raise InputError(
+                f"'{key}' is no key of the config of {name} but an option of the run: probe('{name}', ...).run({how})."
+            )
+    values = configs.build(item.config, config, where=f"the config of {name}")
+    if given.get("seed") is not None:
+        configs.check_seed(given["seed"])
+    if given.get("data") is not None:
+        _data_file(item, values, given["data"])
+    return Bound(probe=item, config=values, **given)
 
 
 def figure(run: Run | str | Path, name: str | None = None):
@@ -429,7 +480,7 @@ def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path 
     named = _named_in(config, item)
     if named is not None:
         path = existing(named, what=item.data.what).resolve()
-        if data is not None and Path(data).expanduser().resolve() != path:
+        if data is not None and user_path(data).resolve() != path:
             raise InputError(
                 f"The {item.data.what} file is given twice, --data {data} and {item.data.option}={named}; keep one."
             )
@@ -437,8 +488,8 @@ def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path 
     if data is not None:
         if item.data is None:
             raise InputError(f"The probe '{item.name}' takes no data file.")
-        if item.data.folder and Path(data).expanduser().is_dir():
-            return Path(data).expanduser().resolve(), None
+        if item.data.folder and is_there(user_path(data)) and user_path(data).is_dir():
+            return user_path(data).resolve(), None
         return existing(data, what=item.data.what).resolve(), None
     if item.data is None:
         return None, None
@@ -550,18 +601,11 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
     if isinstance(value, str) and value:
-        path = Path(value).expanduser()
+        path = user_path(value)
+        if not is_there(path):
+            return value
         if path.is_file() or (path.is_dir() and value.startswith((".", "~", "/"))):
             return str(path.resolve())
-    return value
-
-
-def _by_content(value: Any) -> Any:
-    """A path that exists by the hash of what it holds; anything else as it is."""
-    if isinstance(value, list):
-        return [_by_content(item) for item in value]
-    if isinstance(value, str) and value and Path(value).expanduser().exists():
-        return {"sha256": digest_path(Path(value).expanduser())}
     return value
 
 

@@ -98,6 +98,7 @@ def submit(
         item.config, _absolute(item.config, config or {}), where=f"the config of {probe}", literal=True
     )
     ready = execution.prepare(item, config, data)
+    configs.check_seed(seed)
     if not model.strip():
         raise InputError("Name a model: an organism, a local folder or a hub id.")
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]+)?", device):

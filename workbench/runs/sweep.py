@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.core.config import read_toml, to_dict
+from workbench.core.config import check_seed, read_toml, to_dict
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import user_path
 from workbench.runs import execution
 
 _TOP = ("model", "models", "seed", "seeds", "probes", "device", "dtype", "engine", "revision")
@@ -50,14 +51,14 @@ def read(path: str | Path) -> list[PlannedRun]:
         raise InputError(f"{path} needs at least one [[probes]] with a name.")
     options = {key: _text(found[key], key, path) for key in ("device", "dtype", "engine", "revision") if key in found}
     models = _list(found, "model", "models", str, path, None)
-    seeds = _list(found, "seed", "seeds", int, path, [0])
+    seeds = _seeds(found, "seed", path, [0])
     jobs = []
     for number, item in enumerate(probes, 1):
         where = f"[[probes]] number {number}"
         _known(item, _PROBE, path, where)
         if "name" not in item:
             raise InputError(f"{path}: {where} has no name.")
-        data = path.parent / Path(item["data"]).expanduser() if "data" in item else None
+        data = path.parent / user_path(_text(item["data"], "data", path)) if "data" in item else None
         mine = _list(item, None, "models", str, path, models)
         if not mine:
             raise InputError(f'{path} names no model: write models = ["organism"].')
@@ -70,7 +71,7 @@ def read(path: str | Path) -> list[PlannedRun]:
         jobs += [
             PlannedRun(item["name"], model, seed, config, data, options)
             for model in mine
-            for seed in _list(item, None, "seeds", int, path, seeds)
+            for seed in _seeds(item, None, path, seeds)
             for config in configs
         ]
     order = list(dict.fromkeys(job.model for job in jobs))  # a model is loaded once
@@ -150,6 +151,14 @@ def _list(
     if not values or any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
         raise InputError(f"{path}: '{name}' must be {'text' if kind is str else 'a whole number'} or a list of it.")
     return values
+
+
+def _seeds(table: Mapping[str, Any], one: str | None, path: Path, default: list) -> list:
+    """The seeds, each as a run takes it."""
+    try:
+        return [check_seed(seed) for seed in _list(table, one, "seeds", int, path, default) or ()]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _text(value: Any, name: str, path: Path) -> str:

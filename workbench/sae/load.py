@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from workbench.core.errors import InputError
-from workbench.core.json_files import read_json_object
+from workbench.core.json_text import read_json_object
 from workbench.core.wording import one_line
 from workbench.engine.edits import at_site
 from workbench.models.model import Model

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, write_json
-from workbench.core.json_files import read_json_object
+from workbench.core.json_text import read_json_object
 from workbench.core.wording import one_line
 from workbench.engine.capture import capture
 from workbench.engine.evaluation import token_losses

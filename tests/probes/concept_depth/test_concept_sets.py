@@ -226,3 +226,56 @@ def test_noise_is_independent_of_the_label():
     assert set(code) == {"Judge: aaax", "Judge: bbbx"} and abs(code.count("Judge: aaax") - 1000) < 100
     assert set(paper) == {"aaa Judge: x", "bbb Judge: x"}
     assert abs(sum(t.startswith("aaa") for t in paper[::2]) - 500) < 70
+
+
+def _as_pandas_writes(frame, path):
+    import pandas as pd
+
+    table = pd.DataFrame(frame)
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    elif path.suffix in (".csv", ".tsv"):
+        table.to_csv(path, index=False, sep="," if path.suffix == ".csv" else "\t")
+    else:
+        rows = table.to_dict("records")
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("labels", [[True, False], [1.0, 0.0], [1, 0], [0.1 + 0.2, 0.2], ["True ", "false"]])
+def test_classes_and_splits_do_not_depend_on_the_format_of_the_file(tmp_path, labels):
+    frame = {
+        "statement": [f"{n} is larger than {n + 1}" for n in range(60)],
+        "label": [labels[n % 2] for n in range(60)],
+        "n1": [n // 2 * 2 for n in range(60)],
+        "n2": [n // 2 * 2 + 1 for n in range(60)],
+    }
+    found = [
+        concept_data.load_file(_as_pandas_writes(frame, tmp_path / f"larger{suffix}"))
+        for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+    ]
+    splits = [concept_data.split(one, "paper", rng=np.random.default_rng(0))[0][0].tolist() for one in found]
+    assert len({(one.classes, tuple(one.labels), one.groups) for one in found}) == 1
+    assert len(set(map(tuple, splits))) == 1 and len(set(found[0].groups)) == 30
+
+
+def test_nan_is_a_missing_label_and_no_class(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": NaN}\n')
+    with pytest.raises(InputError, match="row 2: the field 'label' is empty"):
+        concept_data.load_file(path)
+    rows = '{"text": "a", "label": 1, "group": NaN}\n{"text": "b", "label": 0, "group": "g"}\n'
+    path = write(tmp_path, "b.jsonl", rows)
+    with pytest.raises(InputError, match="row 1: the field 'group' is empty"):
+        concept_data.load_file(path)
+
+
+def test_the_pair_of_labels_is_read_as_the_labels_are(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\na,1.0\nb,2.0\nc,3.0\nd,1.0\n")
+    assert concept_data.load_file(path, pair=("3.0", "1")).labels.tolist() == [1, 0, 1]
+
+
+def test_examples_of_another_shape_are_named(tmp_path):
+    for examples in ("[5]", '[{"answer": "yes", "question": 5}]', '[{"answer": "yes", "question": NaN}]'):
+        path = write(tmp_path, "a.json", f'{{"examples": {examples}}}')
+        with pytest.raises(InputError, match="example 1: the field .* is missing or wrong"):
+            concept_data.load_file(path)

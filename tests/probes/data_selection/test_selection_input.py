@@ -132,3 +132,14 @@ def test_an_autoencoder_of_another_model_is_refused(model, material, tmp_path):
     ).save_model(tmp_path / "sae")
     with pytest.raises(InputError, match="reads 32 numbers, but resid_post.2"):
         execute(model, material, tmp_path / "run", sae=str(tmp_path / "sae"))
+
+
+def test_labels_of_pool_and_targets_are_compared_by_value():
+    from probes.data_selection.samples import labels_of
+
+    pool = pl.DataFrame({"topic": [1.0, 2.0, float("nan")]})
+    found, said = labels_of(pool, {"ones": pl.DataFrame({"topic": ["1", "1"]})}, "topic")
+    assert found is not None and found[0].tolist() == ["1", "2", ""] and found[1] == ["1"]
+    assert "1 of 3 pool rows have no label" in said
+    with pytest.raises(InputError, match="bytes"):
+        labels_of(pl.DataFrame({"topic": [b"x"]}), {"ones": pl.DataFrame({"topic": ["1"]})}, "topic")

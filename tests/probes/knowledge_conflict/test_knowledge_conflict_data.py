@@ -234,3 +234,32 @@ def test_items_that_repeat_others_are_counted(circuit, tmp_path):
             check=lambda: None,
         )
         assert counts[REPEATED] == again
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [(42.0, ["42"]), ([1.5, "NaN", None], ["1.5", "NaN"]), (True, ["true"]), ('["a", "b"]', ["a", "b"])],
+)
+def test_answers_are_read_as_a_person_writes_them(tmp_path, answer, read):
+    path = conflict_file(tmp_path / "a.jsonl", [GOOD | {"answer": answer}])
+    assert read_conflicts(path)[0]["answers"] == read
+
+
+@pytest.mark.parametrize("answer", ["NaN", '["", NaN]', "null"])
+def test_an_answer_that_is_not_a_number_is_an_empty_one(tmp_path, answer):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(GOOD | {"answer": "HERE"}).replace('"HERE"', answer) + "\n")
+    with pytest.raises(InputError, match="row 1: the field 'answer' is empty"):
+        read_conflicts(path)
+
+
+def test_an_answer_that_is_an_object_is_refused(tmp_path):
+    with pytest.raises(InputError, match="row 1: the field 'answer' must be a word"):
+        read_conflicts(conflict_file(tmp_path / "a.jsonl", [GOOD | {"answer": {"text": "Paris"}}]))
+
+
+def test_a_kind_of_conflict_is_the_same_whether_a_number_or_its_text(tmp_path):
+    rows = [GOOD | {"relation": 1, "source": " web "}, GOOD | {"relation": "1.0", "source": "web"}]
+    found = read_conflicts(conflict_file(tmp_path / "a.jsonl", rows))
+    assert [(row["relation"], row["source"]) for row in found] == [("1", "web")] * 2
+    runs.prepare(PROBE, {"test_relations": "1.0"}, tmp_path / "a.jsonl")

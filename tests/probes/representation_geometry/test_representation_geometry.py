@@ -488,3 +488,20 @@ def test_the_probe_passes_the_conformance_battery(stories, texts, training):
         "checkpoints": (str(training / "step-0"), str(training / "step-10")),
     }
     check_probe("representation-geometry", stories, config=config, data=texts)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ('{"step": 0.5, "x": 1}', "whole ones in the column step"),
+        ('{"step": NaN, "x": 1}', "row 1: the field 'step' is empty"),
+        ('{"step": 1, "x": Infinity}', "row 1: the field 'x' is infinite"),
+        ('{"step": 1, "x": 1}\n{"step": 1.0, "x": 2}', "each step once"),
+    ],
+)
+def test_a_step_is_a_whole_number_and_its_numbers_are_finite(tmp_path, rows, words):
+    from probes.representation_geometry.trajectory import read_task
+
+    (tmp_path / "task.jsonl").write_text(rows + "\n")
+    with pytest.raises(InputError, match=words):
+        read_task(str(tmp_path / "task.jsonl"))
