@@ -31,11 +31,25 @@ WIDTH = 64
 SIZES = {"n_embd": WIDTH, "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "n_layer": 2, "num_hidden_layers": 2}
 
 
-def sized(name: str, **more):
-    """A model that is wide enough for a head to be a small part of it, its scores far apart as trained models' are."""
-    hf = build(name, vocab_size=512)
-    keep = {key: value for key, value in SIZES.items() if hasattr(hf.config, key)}
-    hf = build(name, vocab_size=512, **keep, **({"head_dim": 16} if name in ("gemma2",) else {}), **more)
+QUIET = 0.03  # what a head adds is a small part of the stream, as in trained models
+
+
+def sized(name: str):
+    """A model of 2 layers and 512 tokens whose heads say little: the scores with and without one are nearly the
+    same."""
+    plain = build(name, vocab_size=512)
+    width = {key: value for key, value in SIZES.items() if hasattr(plain.config, key)}
+    hf = build(name, vocab_size=512, **width, **({"head_dim": 16} if name == "gemma2" else {}))
+    twin = copy.deepcopy(hf)
+    names = {id(module): path for path, module in twin.named_modules()}
+    for block in wrap(twin).anatomy.blocks:
+        normed = block.attention_writer in block.norms.values()
+        writer = hf.get_submodule(names[id(block.attention_writer if normed else block.o_proj)])
+        writer.weight.data *= QUIET
+        if name == "gemma2":
+            writer.weight.data += QUIET - 1  # its gain is 1 + weight
+        if getattr(writer, "bias", None) is not None:
+            writer.bias.data *= QUIET
     return hf
 
 
@@ -86,7 +100,7 @@ def test_direct_effects_on_given_streams_are_in_the_order_of_float64(pairs, name
     tokens = [[row[0], row[3]] for row in donors]
     found = direct_effects(low, ids, donors, tokens).change("logit").flatten()
     right = direct_effects(exact, ids, donors, tokens).change("logit").flatten()
-    assert spearmanr(found, right).statistic > 0.99
+    assert spearmanr(found, right).statistic > 0.999
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -96,7 +110,7 @@ def test_effects_through_blocks_are_no_worse_than_the_blocks(pairs, name, how):
     ids, donors = prompts(), prompts(1)
     tokens = [[row[0], row[3]] for row in donors]
     found, right = (how(model, ids, donors, tokens).change("logit").flatten() for model in (low, exact))
-    assert spearmanr(found, right).statistic > 0.95  # the blocks themselves compute in bfloat16
+    assert spearmanr(found, right).statistic > 0.85  # the blocks themselves compute in bfloat16
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -170,7 +184,7 @@ def test_what_the_explorer_says_of_heads_is_in_the_order_of_float64(pairs, name)
         readings.direct_effects(opened, readings.read(opened, ids), 17)["direct_logit"]
         for opened in (readings.Opened(low), readings.Opened(exact))
     )
-    assert spearmanr(found, right).statistic > 0.97
+    assert spearmanr(found, right).statistic > 0.99
     tops = [
         readings.head_scores(opened, [ids])["copying"].to_list()
         for opened in (readings.Opened(low), readings.Opened(exact))
@@ -185,7 +199,7 @@ def test_activation_patching_is_in_the_order_of_float64(pairs):
     found, right = (
         activation_patching(model, ids, donors, tokens, "attn_out").change("logit").flatten() for model in (low, exact)
     )
-    assert spearmanr(found, right).statistic > 0.95
+    assert spearmanr(found, right).statistic > 0.85  # the blocks themselves compute in bfloat16
 
 
 # the pieces

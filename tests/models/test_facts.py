@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.architectures import NAMES, PARTLY, build
+from tests.support.architectures import NAMES, PARTLY, build, normed_embeddings
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture, logits
 from workbench.engine.edits import HeadAblation, KnockOut, Patch
@@ -14,6 +14,8 @@ from workbench.engine.patching import attribution, direct_effects, direct_mlp_ef
 from workbench.engine.pruned_export import export_pruned
 from workbench.engine.scoring import score
 from workbench.explorer import readings
+from workbench.models import recording
+from workbench.models.architecture import Anatomy
 from workbench.models.attention import observe
 from workbench.models.batching import pad
 from workbench.models.facts import Facts
@@ -173,3 +175,26 @@ def test_the_explorer_reads_a_prompt_of_every_model(models, name):
     if name in ("granite", "bitnet"):
         scores = readings.head_scores(opened, IDS[:1])
         assert scores["copying"].null_count() == len(scores) and scores["entropy"].null_count() == 0
+
+
+def test_loading_checks_what_captures_read(monkeypatch):
+    """Were a capture to read the wrong call of the final norm, or something else at a site, loading would know."""
+    monkeypatch.setattr(Anatomy, "call", lambda self, site: None)
+    model, hf = wrap(normed_embeddings()), normed_embeddings()
+    assert model.facts.why_not("logits_unembedded") == UNLIKE
+    with torch.no_grad():
+        right = torch.stack([hf(torch.tensor([ids]), use_cache=False).logits[0, -1] for ids in IDS])
+    torch.testing.assert_close(logits(model, IDS), right, atol=1e-4, rtol=1e-4)  # as the model itself gives them
+
+
+@pytest.mark.parametrize("kind", ["resid_pre", "attn_out", "mlp_out", "resid_post", "resid_mid"])
+def test_a_site_that_is_read_wrong_is_a_stream_that_does_not_add_up(monkeypatch, kind):
+    values = recording.site_values
+
+    def wrong(model, site, x, select, **options):
+        found = values(model, site, x, select, **options)
+        return 1.1 * found if site == Site(kind, 1) else found
+
+    monkeypatch.setattr(recording, "site_values", wrong)
+    facts = wrap(build("llama")).facts
+    assert list(facts.stream_adds_up) == [1] and "that is captured is not the sum" in facts.stream_adds_up[1]

@@ -207,9 +207,9 @@ def read(opened: Opened, ids: Sequence[int], switches: Switches = Switches()) ->
     model = opened.model
     last = model.n_layers - 1
     after = [Site("resid_post", layer) for layer in range(model.n_layers)]
-    apart = model.facts.why_not("heads_apart") is None
+    apart = model.lacks("heads_apart") is None
     heads = [Site("head_out", layer) for layer in range(model.n_layers)] if apart else []
-    read_off = not any(model.facts.why_not(fact) for fact in READ_OFF)
+    read_off = model.lacks(*READ_OFF) is None
     whole = [] if read_off else [Site("logits")]
     with opened.lock:
         edits = edits_of(opened, switches, ids)
@@ -354,7 +354,7 @@ def head_scores(
     A score that applies to no token (no repeated token: induction and duplicate_token) is null, and so is copying in a
     model whose heads do not each write to the stream."""
     model = opened.model
-    writing = not any(model.facts.why_not(fact) for fact in (*ADDITIVE, *READ_OFF))
+    writing = model.lacks(*ADDITIVE, *READ_OFF) is None
     totals = {name: torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64) for name in SCORES}
     counts = dict.fromkeys(SCORES, 0)
     for ids in rows:

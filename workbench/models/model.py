@@ -147,6 +147,11 @@ class Model:
         """Raise InputError, with the reason, where one of the `Facts` named does not hold (in these layers)."""
         self.anatomy.require(*facts, for_what=for_what, layers=layers)
 
+    def lacks(self, *facts: str, layers: Iterable[int] | None = None) -> str | None:
+        """Why one of the `Facts` named does not hold (in these layers); None where all do."""
+        wanted = None if layers is None else list(layers)
+        return next((reason for fact in facts if (reason := self.facts.why_not(fact, wanted))), None)
+
     def heads(self) -> list[tuple[int, int]]:
         """Every (layer, head)."""
         return [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
