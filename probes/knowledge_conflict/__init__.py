@@ -188,6 +188,7 @@ def run(model, config: Config, context: Context) -> Result:
         raise InputError(
             "knowledge-conflict edits the forward pass, which only the engine 'hf' does; run it with --engine hf."
         )
+    model.require("heads_apart", for_what="knowledge-conflict")  # before anything is computed
     items, skipped = _items(model, config, context)
     items, known = _known(model, config, context, items)
     split = _split(items, config, context)

@@ -63,8 +63,12 @@ def flow(model: Model, config: Config, context: Context, items: Sequence[Item]) 
 
 def _panels(model: Model, context: Context) -> list[tuple[str, str]]:
     """(component, source) of everything that is switched off."""
-    panels = [(component, "all") for component in OUTPUTS]
-    if model.attention_interface:
+    panels = []
+    if reason := model.lacks("stream_adds_up"):
+        context.warn(f"Step A has no component knock-outs: {reason}.")
+    else:
+        panels += [(component, "all") for component in OUTPUTS]
+    if model.attention_interface and model.lacks("attention_edits", "attention_rows") is None:
         return panels + [("knockout", source) for source in SOURCES]
     context.warn(f"{model.architecture} allows no attention knock-outs; step A has component knock-outs only.")
     return panels

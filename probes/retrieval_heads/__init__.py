@@ -147,6 +147,9 @@ def _check_possible(model, config: Config, context: Context) -> None:
         raise InputError(
             "retrieval-heads reads attention rows, which only the engine 'hf' gives; run it with --engine hf."
         )
+    model.require("attention_rows", for_what="retrieval-heads")
+    if any(config.mask_k) and config.ablation != "uniform":
+        model.require("heads_apart", for_what=f"a masking test with ablation={config.ablation}")
     if config.ablation == "uniform" and any(config.mask_k) and not model.attention_interface:
         raise InputError(
             f"Uniform attention cannot be put into {model.architecture}; use --set ablation=zero, or mask_k=0 "

@@ -7,6 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
+from workbench.engine.edits import HeadAblation, apply
+from workbench.models.attention import Weights, observe
 from workbench.models.files import resolve
 from workbench.models.loading import load, wrap
 from workbench.models.model import fingerprint_folder
@@ -230,21 +232,22 @@ def test_a_whole_checkpoint_of_every_architecture_loads(name, tied, tmp_path):
 
 def test_attention_rows_that_are_not_the_models_are_refused(tiny_llama, monkeypatch):
     """Rows of wrong scores still sum to 1; only the output of the model's own attention shows that they are wrong."""
-    from workbench.models.attention import Weights
-
     scores = Weights.scores
     monkeypatch.setattr(Weights, "scores", lambda self, rows: 0.37 * scores(self, rows))
-    with pytest.raises(InputError, match="attention rows of layer 0 are not those that its output is mixed with"):
-        load(str(tiny_llama))
+    model = load(str(tiny_llama))
+    wrong = "attention rows of layer 0 are not those that its output is mixed with"
+    with pytest.raises(InputError, match=wrong), observe(model, lambda _l, w: w):
+        pass
+    with pytest.raises(InputError, match=wrong), apply(model, [HeadAblation(((0, 1),), "uniform")]):
+        pass
 
 
 def test_rows_of_the_wrong_key_group_are_refused(tiny_llama, monkeypatch):
-    from workbench.models.attention import Weights
-
     scores = Weights.scores
     monkeypatch.setattr(Weights, "scores", lambda self, rows: scores(self, rows).roll(1, dims=1))
-    with pytest.raises(InputError, match="attention rows of layer 0 are not those"):
-        load(str(tiny_llama))
+    model = load(str(tiny_llama))
+    with pytest.raises(InputError, match="attention rows of layer 0 are not those"), observe(model, lambda _l, w: w):
+        pass
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", "not json", '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
@@ -281,22 +284,6 @@ def test_wrong_dtype_and_device(tiny_llama):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no usable GPU"):
             load(str(tiny_llama), device="cuda")
-
-
-def test_an_architecture_that_does_not_add_up_is_refused():
-    """Granite multiplies what a sublayer adds to the residual stream: head outputs would not add up to it."""
-    from transformers import AutoModelForCausalLM, GraniteConfig
-
-    config = GraniteConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=64,
-        intermediate_size=48,
-        residual_multiplier=0.22,
-    )
-    with pytest.raises(InputError, match="does not fit: in layer 0 the residual stream"):
-        wrap(AutoModelForCausalLM.from_config(config))
 
 
 def test_an_architecture_without_a_map_is_refused():

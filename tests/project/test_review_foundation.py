@@ -223,15 +223,20 @@ def test_key_value_heads_are_counted_as_the_model_computes_them(kind, config, gr
     assert wrap(tiny(kind, config)).n_kv_heads == groups
 
 
-def test_heads_that_are_mixed_before_the_output_projection_are_refused():
+def test_heads_that_are_mixed_before_the_output_projection_are_refused_where_they_are_wanted():
     """BitNet normalises the concatenated heads: what the projection reads is no longer one head's output per slice."""
-    with pytest.raises(InputError, match="does not fit: .*heads"):
-        wrap(tiny("bitnet", BASE | GROUPED))
+    model = wrap(tiny("bitnet", BASE | GROUPED))
+    with pytest.raises(InputError, match="does not fit head_out.1: heads are mixed before the output projection"):
+        capture(model, IDS, ["head_out.1"])
+    assert capture(model, IDS, ["resid_post.1"])["resid_post.1"].isfinite().all()
 
 
-def test_attention_sinks_are_refused():
+def test_attention_sinks_are_refused_where_rows_are_wanted():
+    model = wrap(tiny("gpt_oss", BASE | GROUPED | {"head_dim": 8, "num_local_experts": 4, "sliding_window": 6}))
     with pytest.raises(InputError, match="sinks"):
-        wrap(tiny("gpt_oss", BASE | GROUPED | {"head_dim": 8, "num_local_experts": 4, "sliding_window": 6}))
+        logits(model, IDS, edits=[KnockOut((0,), ((0,),))])
+    with pytest.raises(InputError, match="rows of layer 0 do not sum to 1"), observe(model, lambda _l, w: w):
+        pass
 
 
 def test_rotations_that_depend_on_the_length_of_the_batch_give_single_numbers_or_a_refusal():

@@ -16,10 +16,10 @@ import torch
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine import hf, nnsight, shared_prefix
 from workbench.engine.passes import READ, ROWS, Pass, check_prompts, with_pass
-from workbench.engine.recording import Positions, parse_sites, positions_of
 from workbench.engine.stored_capture import Captured, Request, through_store
 from workbench.models.batching import batches
 from workbench.models.model import DTYPES, Model
+from workbench.models.recording import Positions, parse_sites, positions_of
 from workbench.models.sites import Site
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from functools import cached_property
 import torch
 
 from workbench.core.errors import InputError
-from workbench.models.architecture import hidden_argument
 from workbench.models.attention import knock_out, uniform
+from workbench.models.call_tape import hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import after, before, positions
 from workbench.models.sites import Site
@@ -54,6 +54,11 @@ class HeadAblation:
             )
         if self.how == "uniform" and self.positions is not None:
             raise InputError("Uniform attention is applied at every position; give no positions.")
+        layers = sorted({layer for layer, _ in self.heads})
+        if self.how == "uniform":
+            model.require("attention_edits", "attention_rows", for_what="uniform attention", layers=layers)
+        else:
+            model.require("heads_apart", for_what=f"{self.how} ablation of heads", layers=layers)
         _check_positions(self.positions, prompts)
 
     def for_prompts(self, indices: Sequence[int]) -> HeadAblation:
@@ -205,6 +210,7 @@ class KnockOut:
     def check(self, model: Model, prompts: Prompts | None = None) -> None:
         """Raise InputError for layers, heads or positions that do not fit the model or prompts."""
         model.check_heads((layer, head) for layer in self.layers for head in self.heads or (0,))
+        model.require("attention_edits", "attention_rows", for_what="knock-out of attention", layers=self.layers)
         if prompts is not None:
             if len(self.sources) not in (1, len(prompts)):
                 raise InputError(
@@ -256,6 +262,11 @@ def check_edits(model: Model, edits: Sequence[Edit], prompts: Prompts | None = N
         if not isinstance(edit, Edit):
             raise InputError(f"{type(edit).__name__} is not an edit.")
         edit.check(model, prompts)
+
+
+def on_final_norm(edits: Sequence[Edit]) -> bool:
+    """Whether an edit acts on the result of the final norm."""
+    return any(getattr(edit, "site", None) == Site("final_norm") for edit in edits)
 
 
 def for_prompts(edits: Sequence[Edit], indices: Sequence[int]) -> tuple[Edit, ...]:
@@ -329,7 +340,8 @@ def at_site(
     def leaving(_module, _args, output):
         return through(output) if isinstance(output, torch.Tensor) else (through(output[0]), *output[1:])
 
-    handle = before(module, entering) if side == "input" else after(module, leaving)
+    call = model.anatomy.call(site)
+    handle = before(module, entering, call=call) if side == "input" else after(module, leaving, call=call)
     stack.callback(handle.remove)
 
 
@@ -338,7 +350,8 @@ def _between(model: Model, site: Site, change: Callable, stack: contextlib.ExitS
     adds is changed until the sum is the one wanted, and both the MLP and the stream get it."""
     model.module(site)  # refuses blocks that have none
     assert site.layer is not None  # every resid_mid has one
-    block = model.anatomy.blocks[site.layer]
+    block, _ = model.module(Site("resid_pre", site.layer))
+    writer, _ = model.module(Site("attn_out", site.layer))
     entered: list[torch.Tensor] = []
 
     def enter(_module, args, kwargs):
@@ -350,5 +363,5 @@ def _between(model: Model, site: Site, change: Callable, stack: contextlib.ExitS
         new = (change(old + added.reshape(old.shape)) - old).reshape(added.shape)
         return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
-    stack.callback(before(block.block, enter).remove)
-    stack.callback(after(block.attention_writer, leave).remove)
+    stack.callback(before(block, enter).remove)
+    stack.callback(after(writer, leave).remove)

@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy
 from workbench.core.errors import InputError, RunFailed
 from workbench.core.json_text import parse_json
 from workbench.core.tables import read_table
+from workbench.engine.edits import on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
 from workbench.models.model import Model
+from workbench.models.recording import read_out_site, scores_of
 from workbench.models.sites import Site
 from workbench.models.text_positions import word_ids
 
@@ -44,10 +46,16 @@ def final_state_losses(
     A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by
     the rest ("remove")."""
     found: dict[int, np.ndarray] = {}
-    for indices, acts, _ in stream(model, rows, ["final_norm"], positions="all", run=run):
-        states = acts[Site("final_norm")]
+    site = read_out_site(model, edited=on_final_norm(run.edits))
+    if any(directions is not None for _, directions in variants):
+        model.require("logits_unembedded", for_what="losses without directions of its final states")
+    for indices, acts, _ in stream(model, rows, [site], positions="all", run=run):
+        states = acts[site]
+        read = site
+        if site.kind == "resid_post":
+            states, read = model.normed(states), Site("final_norm")
         target = torch.tensor([token for i in indices for token in (*rows[i][1:], 0)], device=states.device)
-        losses = torch.stack([_losses(model, _changed(states, variant), target) for variant in variants]).numpy()
+        losses = torch.stack([_losses(model, read, _changed(states, variant), target) for variant in variants]).numpy()
         start = 0
         for i in indices:
             found[i] = losses[:, start : start + len(rows[i]) - 1]
@@ -70,9 +78,9 @@ def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:
     return along if how.startswith("keep") else states - along
 
 
-def _losses(model: Model, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-ln p [T] float64 on the CPU of tokens [T] after final states [T, width]."""
-    scores = model.logits_from(states, normed=True)
+def _losses(model: Model, site: Site, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """-ln p [T] float64 on the CPU of tokens [T] after final states [T, width], or scores [T, V]."""
+    scores = scores_of(model, site, states)
     return cross_entropy(scores, target.to(scores.device), reduction="none").double().cpu()
 
 

@@ -18,11 +18,21 @@ import torch
 from workbench.core.errors import InputError
 from workbench.engine.edits import apply
 from workbench.engine.hf import stream
-from workbench.engine.last_token_replay import Injection, grid
+from workbench.engine.last_token_replay import REPLAYED, Injection, grid
 from workbench.engine.passes import Pass, with_pass
-from workbench.engine.patching import Effects, Head, check_pairs, direct_scores, gather, injected, writes
-from workbench.models.architecture import first_tensor, hidden_argument
+from workbench.engine.patching import (
+    ADDITIVE,
+    READ_OFF,
+    Effects,
+    Head,
+    check_pairs,
+    direct_scores,
+    gather,
+    injected,
+    writes,
+)
 from workbench.models.attention import edit as attention_edit
+from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import PassPositions, before, running
 from workbench.models.sites import Site
@@ -48,6 +58,7 @@ def head_to_head(
 
     Senders are all heads of earlier layers unless given. Raises InputError for a receiver in layer 0, a sender that is
     not before the receiver, and for architectures whose attention does not go through the interface of transformers."""
+    model.require(*ADDITIVE, *REPLAYED, *READ_OFF, "attention_edits", "attention_rows", for_what="paths between heads")
     tokens = check_pairs(model, ids, donors, tokens, run)
     layer, head = receiver
     if through not in THROUGH or then not in ("total", "direct"):

@@ -9,7 +9,9 @@ import torch
 
 from workbench.engine.edits import apply
 from workbench.engine.passes import ROWS, Pass, check_prompts, with_pass
-from workbench.engine.recording import (
+from workbench.models.batching import Batch, pad
+from workbench.models.model import Model
+from workbench.models.recording import (
     Positions,
     converted,
     last_mlp_narrowed,
@@ -18,8 +20,6 @@ from workbench.engine.recording import (
     recording,
     select_positions,
 )
-from workbench.models.batching import Batch, pad
-from workbench.models.model import Model
 from workbench.models.sites import Site
 
 Streamed = tuple[list[int], dict[Site, torch.Tensor], Batch]  # row indices, activations on the device, what was run

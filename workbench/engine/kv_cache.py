@@ -205,7 +205,10 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
     layer's keys, and with room for `room` columns more.
 
     Where a mask is needed, they are read in blocks of columns: attention in a block sees only what comes before its
-    end, and a CPU's caches hold the block."""
+    end, and a CPU's caches hold the block. Where blocks run more than once, whose last keys are not those of the last
+    layer, the whole pass runs."""
+    if model.facts.why_not("blocks_run_once") is not None:
+        return feed(model, rows, before)[0]
     batch = _after(model, rows, before)
     width, past = batch.ids.shape[1], 0 if before is None else before.past.mask.shape[1]
     padding = width - int(batch.lengths.min())

@@ -17,13 +17,14 @@ import torch
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.edits import Edit, apply, for_prompts
 from workbench.engine.kv_cache import keys_and_values
-from workbench.models.architecture import first_tensor, hidden_argument
 from workbench.models.batching import Batch
+from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import PassPositions, after, before, running
 
 MAX_ROWS = 1024  # patches × prompts that travel together
 PAST_BYTES = 1 << 29  # most bytes of one layer's keys and values, repeated for every row
+REPLAYED = ("heads_apart", "blocks_run_once")  # what calling the blocks one by one rests on
 
 
 class _Past:
@@ -215,6 +216,7 @@ def injected_states(
     at the last position [P, jobs, width]. `frozen`: all other heads keep their outputs, so that only MLPs react.
 
     Raises InputError when the blocks of the architecture, called on their own, do not give what the model gives."""
+    model.require(*REPLAYED, for_what="blocks that are called on their own")
     seen = _last_token(model, ids, edits)
     order = sorted(range(len(jobs)), key=lambda j: jobs[j].layer)
     step = max(1, room(model, seen.length, seen.final.element_size()) // len(ids) - 1)

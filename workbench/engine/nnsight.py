@@ -19,21 +19,22 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
-from workbench.engine.edits import apply
+from workbench.engine.edits import apply, on_final_norm
 from workbench.engine.passes import ROWS, Pass, check_prompts, with_pass
-from workbench.engine.recording import (
+from workbench.models.batching import Batch, pad
+from workbench.models.call_tape import first_tensor
+from workbench.models.model import Model
+from workbench.models.recording import (
     Positions,
     converted,
     parse_sites,
     positions_of,
+    read_out_site,
     select_positions,
     site_module,
     site_values,
 )
-from workbench.models.architecture import first_tensor
-from workbench.models.batching import Batch, pad
-from workbench.models.model import Model
-from workbench.models.running_pass import positions_after, running
+from workbench.models.running_pass import Call, positions_after, running
 from workbench.models.sites import Site
 
 # The order of a block's sites in a forward pass; nnsight must be asked in this order.
@@ -69,9 +70,10 @@ def stream(
     check_prompts(model, ids, run)
     keep = converted(dtype, copy=True)
     paths = {module: name for name, module in model.hf.named_modules()}
-    stops = _in_order(model, wanted)
+    edited = on_final_norm(run.edits)
+    stops = _in_order(model, wanted, edited)
     traced = NNsight(model.hf)
-    envoys = [(_envoy(traced, paths[module]), id(module), where) for module, where in stops]
+    envoys = [(_envoy(traced, paths[module]), id(module), where) for module, where, _ in stops]
     found: list[tuple[dict[Site, torch.Tensor], Batch]] = []  # of the batch at hand
 
     def step(indices: list[int]) -> None:
@@ -87,10 +89,10 @@ def stream(
                     raw[name, where] = save(first_tensor(envoy.input if where == "input" else envoy.output).clone())
         result: dict[Site, torch.Tensor] = {}
         for site in wanted:
-            module, where = site_module(model, site)
+            module, where, _ = site_module(model, site, edited=edited)
             x = raw[id(module), where].detach()
             x = x.unflatten(0, tuple(batch.ids.shape)) if x.ndim == 2 else x
-            result[site] = keep(site_values(model, site, x, select))
+            result[site] = keep(site_values(model, site, x, select, edited=edited))
         found.append((result, batch))
 
     lengths = [len(row) for row in ids]
@@ -98,16 +100,25 @@ def stream(
         yield indices, *found[0]
 
 
-def _in_order(model: Model, wanted: Sequence[Site]) -> list[tuple[nn.Module, str]]:
-    """The modules to read, each side of each once, in the order in which a forward pass reaches them."""
-    order = sorted(wanted, key=lambda s: (s.layer if s.layer is not None else model.n_layers, ORDER.index(s.kind)))
-    return list(dict.fromkeys(site_module(model, site) for site in order))
+def _in_order(model: Model, wanted: Sequence[Site], edited: bool) -> list[tuple[nn.Module, str, Call | None]]:
+    """The modules to read, each side of each once, in the order in which a forward pass reaches them. Raises InputError
+    for one that runs more than once: nnsight would give its first call."""
+    read = [read_out_site(model, edited=edited) if site.kind == "logits" else site for site in wanted]
+    order = sorted(read, key=lambda s: (s.layer if s.layer is not None else model.n_layers, ORDER.index(s.kind)))
+    found = list(dict.fromkeys(site_module(model, site, edited=edited) for site in order))
+    for module, _, call in found:
+        if call is not None and call.number > 0:
+            raise InputError(
+                f"nnsight reads the first call of a module, and the {type(module).__name__} of {model.architecture} "
+                f"runs {call.of} times in a pass; use --engine hf."
+            )
+    return found
 
 
 def _envoy(root, path: str) -> nn.Module:
     """nnsight's stand-in for the module at `path` ("model.layers.3.mlp")."""
     found = root
-    for part in path.split("."):
+    for part in path.split(".") if path else ():  # the model itself has no path
         found = found[int(part)] if part.isdigit() else getattr(found, part, None)
         if found is None:
             raise InputError(f"nnsight does not see the module {path}; use --engine hf.")

@@ -25,19 +25,22 @@ from dataclasses import dataclass
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.edits import Edit, Patch, apply
+from workbench.engine.edits import Edit, Patch, apply, on_final_norm
 from workbench.engine.hf import stream
-from workbench.engine.last_token_replay import Injection, check_finite, injected_states, room
+from workbench.engine.last_token_replay import REPLAYED, Injection, check_finite, injected_states, room
 from workbench.engine.passes import GRADIENT, READ, Pass, check_ids, check_prompts, with_pass
-from workbench.engine.recording import ended_by_final_norm
 from workbench.models.batching import Batch, batches, halving, pad
+from workbench.models.float32 import in_float32
 from workbench.models.model import Model
+from workbench.models.recording import ended_by, read_out_site, scores_of
 from workbench.models.running_pass import before as before_call
 from workbench.models.sites import Site, sites
 
 Head = tuple[int, int]
 SCORES = 1 << 26  # most numbers of (rows × vocabulary) held at once
 STATES = 1 << 27  # most numbers of (prompts × patches × width) held at once
+ADDITIVE = ("heads_apart", "heads_add_up", "stream_adds_up")  # what direct paths rest on
+READ_OFF = ("final_norm_ends_stream", "logits_unembedded")  # and scores of patched streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,10 @@ def writes(model: Model, layer: int, z: torch.Tensor, change: torch.Tensor) -> t
     """What layer `layer`'s attention adds to the stream beyond what it adds with z, when one head's output changes.
 
     z [..., H, d_head]; change [..., H, d_head], the change of each head taken alone → [..., H, width]. With a norm
-    after attention (Gemma-2, OLMo-2) the heads are not additive: the norm is computed again on every patched sum."""
+    after attention (Gemma-2, OLMo-2) the heads are not additive: the norm is computed again on every patched sum.
+
+    Raises InputError where heads have no outputs of their own, or the stream is not the sum of what is added to it."""
+    model.require(*ADDITIVE, for_what="what single heads write to the residual stream", layers=[layer])
     block = model.anatomy.blocks[layer]
     wide = torch.promote_types(change.dtype, torch.float32)
     delta = torch.einsum("...hd,hdw->...hw", change.to(wide), model.W_O(layer).to(wide))
@@ -120,7 +126,9 @@ def writes(model: Model, layer: int, z: torch.Tensor, change: torch.Tensor) -> t
         return delta
     norm = block.attention_writer
     raw = block.o_proj(z.flatten(-2))
-    return (norm((raw[..., None, :] + delta).to(raw.dtype)) - norm(raw)[..., None, :]).to(delta.dtype)
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    patched = in_float32(norm, (raw[..., None, :] + delta).to(raw.dtype))
+    return (patched - in_float32(norm, raw)[..., None, :]).to(delta.dtype)
 
 
 def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
@@ -144,6 +152,7 @@ def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
 def direct_effects(model: Model, ids, donors, tokens, *, heads: Sequence[Head] | None = None, run: Pass) -> Effects:
     """Effects of replacing each head's last output, all other writers frozen; m = the heads given, or all of them,
     layer by layer."""
+    model.require(*ADDITIVE, *READ_OFF, for_what="direct paths")
     tokens, chosen = check_pairs(model, ids, donors, tokens, run), _heads(model, heads)
     layers = sorted({layer for layer, _ in chosen})
     z_sites, final = sites("head_out", layers), Site("resid_post", model.n_layers - 1)
@@ -225,6 +234,7 @@ def injected(
 
 
 def _recomputed(model: Model, ids, donors, tokens, heads, run: Pass, *, frozen: bool) -> Effects:
+    model.require(*REPLAYED, *READ_OFF, for_what="effects of heads through later blocks")
     tokens, chosen = check_pairs(model, ids, donors, tokens, run), _heads(model, heads)
     z_sites = {layer: Site("head_out", layer) for layer in sorted({layer for layer, _ in chosen})}
     by_length: dict[int, list[int]] = {}
@@ -280,6 +290,7 @@ def attribution(model: Model, ids, donors, tokens, *, metric: str = "logprob", r
 
     One forward pass and k backward passes for all heads. The weights need no gradient: it is taken at a zero added to
     each z."""
+    model.require("heads_apart", "logits_unembedded", for_what="attribution to heads")
     tokens = check_pairs(model, ids, donors, tokens, run)
     z_sites = sites("head_out", range(model.n_layers))
     out = torch.empty(len(ids), model.n_layers * model.n_heads, tokens.shape[1])
@@ -309,6 +320,7 @@ def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tens
     function of them."""
     rows, last = len(batch.ids), batch.lengths - 1
     leaves: dict[int, torch.Tensor] = {}
+    site = read_out_site(model, edited=on_final_norm(run.edits))
 
     def add(layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         x = args[0]
@@ -323,10 +335,10 @@ def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tens
         for layer in range(model.n_layers):
             handle = before_call(model.o_proj(layer), lambda _m, args, kwargs, layer=layer: add(layer, args, kwargs))
             stack.callback(handle.remove)
-        states = stack.enter_context(ended_by_final_norm(model))
+        states = stack.enter_context(ended_by(model, site))
         model.forward(batch)
     state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
-    scores = model.logits_from(state[torch.arange(rows), last], normed=True)
+    scores = scores_of(model, site, state[torch.arange(rows), last])
     return [leaves[layer] for layer in range(model.n_layers)], scores
 
 

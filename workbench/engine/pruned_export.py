@@ -21,11 +21,13 @@ def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | 
     if not heads:
         raise InputError("No head is named: the exported model would be the model itself.")
     model.check_heads(heads)
+    layers = sorted({layer for layer, _ in heads})
+    model.require("heads_apart", "heads_add_up", for_what="an export without some heads", layers=layers)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
     names = {id(module): name for name, module in model.hf.named_modules()}
     state = {key: value for key, value in model.hf.state_dict().items()}
-    for layer in sorted({layer for layer, _ in heads}):
+    for layer in layers:
         o_proj = model.o_proj(layer)
         key = f"{names[id(o_proj)]}.weight"
         weight = state[key].clone()

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from workbench.core.errors import InputError
+from workbench.engine.edits import on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, check_ids, with_pass
 from workbench.engine.sampling import BLOCK, Rule, check_steps, step
 from workbench.models.model import Model
+from workbench.models.recording import read_out_site, scores_of
 from workbench.models.sites import Site
+
+WIDENED = 32 * BLOCK  # scores at once where the unembedding is widened for them
 
 
 @with_pass
@@ -39,12 +43,12 @@ def score(
     check_ids(model, continuations)
     fed = [[*prompt, *text[:-1]] for prompt, text in zip(prompts, continuations)]
     out: dict[int, torch.Tensor] = {}
-    site, done = Site("final_norm"), 0
+    site, done = read_out_site(model, edited=on_final_norm(run.edits)), 0
     for rows, seen, _ in stream(model, fed, [site], positions="all", run=run):
         states = seen[site].split([len(fed[i]) for i in rows])
         hidden = torch.cat([states[k][len(prompts[i]) - 1 :] for k, i in enumerate(rows)])
         target = torch.tensor([token for i in rows for token in continuations[i]], device=hidden.device)
-        found = _in_blocks(model, hidden, target, rule or Rule(), run)
+        found = _in_blocks(model, site, hidden, target, rule or Rule(), run)
         for i, part in zip(rows, found.split([len(continuations[i]) for i in rows])):
             check_steps(part, model.name)
             out[i] = part
@@ -53,12 +57,15 @@ def score(
     return [out[i] for i in range(len(fed))]
 
 
-def _in_blocks(model: Model, hidden: torch.Tensor, target: torch.Tensor, rule: Rule, run: Pass) -> torch.Tensor:
-    """Statistics [T, len(FIELDS)] of the tokens `target` [T] after the final states `hidden` [T, width]."""
-    size = max(1, BLOCK // model.vocab_size)
+def _in_blocks(
+    model: Model, site: Site, hidden: torch.Tensor, target: torch.Tensor, rule: Rule, run: Pass
+) -> torch.Tensor:
+    """Statistics [T, len(FIELDS)] of the tokens `target` [T] after activations `hidden` [T, …] of the read-out site."""
+    # in few bits the unembedding is widened for every block anew, which pays for more rows at once
+    size = max(1, (WIDENED if model.low_precision else BLOCK) // model.vocab_size)
     found = []
     for start in range(0, len(hidden), size):
-        scores = model.logits_from(hidden[start : start + size], normed=True)
+        scores = scores_of(model, site, hidden[start : start + size])
         found.append(step(scores, rule, chosen=target[start : start + size].to(scores.device))[1].cpu())
         run.asked()
     return torch.cat(found)

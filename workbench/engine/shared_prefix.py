@@ -23,9 +23,9 @@ from workbench.engine import hf
 from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.engine.passes import READ, Pass, with_pass
-from workbench.engine.recording import Keep, Positions, converted, parse_sites, recording, select_positions
 from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad
 from workbench.models.model import Model
+from workbench.models.recording import Keep, Positions, converted, parse_sites, recording, select_positions
 from workbench.models.running_pass import PassPositions, running
 from workbench.models.sites import Site
 
@@ -113,7 +113,14 @@ def _in_pieces(model: Model, longest: int) -> bool:
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     varies = any(word in str(scaling) for word in ("dynamic", "longrope", "yarn"))
-    return model._mask_free and not varies and not (window and longest > window) and not (model.sliding and not window)
+    once = model.facts.why_not("blocks_run_once") is None
+    return (
+        once
+        and model._mask_free
+        and not varies
+        and not (window and longest > window)
+        and not (model.sliding and not window)
+    )
 
 
 def front(model: Model, ids: Sequence[Sequence[int]]) -> list[int]:

@@ -14,8 +14,8 @@ from workbench.core.errors import RunFailed
 from workbench.core.wording import human_bytes
 from workbench.engine.edits import describe
 from workbench.engine.passes import Pass
-from workbench.engine.recording import Positions, differ_by_prompt
 from workbench.models.model import Model
+from workbench.models.recording import Positions, differ_by_prompt
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store, fingerprint
 from workbench.store.shards import DamagedShard
@@ -23,7 +23,7 @@ from workbench.store.shards import DamagedShard
 if TYPE_CHECKING:
     from workbench.core.context import Context
 
-VERSION = 2  # of what a stored capture means; raise it when the same key would hold other numbers
+VERSION = 3  # of what a stored capture means; raise it when the same key would hold other numbers
 SHARD_BYTES = 64 * 1024 * 1024
 
 Captured = dict[Site, torch.Tensor]

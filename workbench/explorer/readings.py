@@ -8,6 +8,7 @@ another pass; attention rows are reduced on the device, one query or one layer a
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,10 @@ from workbench.engine.evaluation import token_losses
 from workbench.engine.hf import stream
 from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.engine.passes import check_ids
-from workbench.engine.patching import writes
+from workbench.engine.patching import ADDITIVE, READ_OFF, writes
 from workbench.models import attention
 from workbench.models.batching import pad
+from workbench.models.float32 import in_float32, mean_row
 from workbench.models.loading import load
 from workbench.models.model import Model
 from workbench.models.sites import Site
@@ -67,13 +69,23 @@ class Switches:
 
 @dataclass(eq=False)
 class Reading:
-    """One pass over one prompt. stream [layers + 1, T, width] (row 0: embeddings, row l + 1: after layer l), z [layers,
-    T, H, d_head], logits [V] after the last token; float32 on the model's device."""
+    """One pass over one prompt. stream [layers + 1, T, width] (row 0: embeddings, row l + 1: after layer l), heads
+    [layers, T, H, d_head] (None where heads have no outputs of their own), logits [V] after the last token; float32 on
+    the model's device."""
 
     ids: tuple[int, ...]
     stream: torch.Tensor
-    z: torch.Tensor
+    heads: torch.Tensor | None
     logits: torch.Tensor
+
+    @property
+    def z(self) -> torch.Tensor:
+        """The outputs of the heads. Raises InputError where they have none of their own."""
+        if self.heads is None:
+            raise InputError(
+                "The heads of this model are mixed before they are put out: none has an output of its own."
+            )
+        return self.heads
 
 
 def open_model(name: str, *, dtype: str = "float32", device: str | None = None) -> Opened:
@@ -195,17 +207,20 @@ def read(opened: Opened, ids: Sequence[int], switches: Switches = Switches()) ->
     model = opened.model
     last = model.n_layers - 1
     after = [Site("resid_post", layer) for layer in range(model.n_layers)]
-    heads = [Site("head_out", layer) for layer in range(model.n_layers)]
+    apart = model.lacks("heads_apart") is None
+    heads = [Site("head_out", layer) for layer in range(model.n_layers)] if apart else []
+    read_off = model.lacks(*READ_OFF) is None
+    whole = [] if read_off else [Site("logits")]
     with opened.lock:
         edits = edits_of(opened, switches, ids)
-        sites = [Site("resid_pre", 0), *after, *heads]
+        sites = [Site("resid_pre", 0), *after, *heads, *whole]
         _, found, _ = next(iter(stream(model, [list(ids)], sites, positions="all", edits=edits, dtype=torch.float32)))
         with torch.no_grad():
-            scores = model.logits_from(found[after[last]][-1])
+            scores = model.logits_from(found[after[last]][-1]) if read_off else found[Site("logits")][-1]
     return Reading(
         tuple(ids),
         torch.stack([found[site] for site in sites[: model.n_layers + 1]]),
-        torch.stack([found[site] for site in heads]),
+        torch.stack([found[site] for site in heads]) if apart else None,
         scores,
     )
 
@@ -336,8 +351,10 @@ def head_scores(
 ) -> pl.DataFrame:
     """Live scores of every head, averaged over all tokens of `rows` (token ids) to which a score applies; see SCORES.
 
-    A score that applies to no token (no repeated token: induction and duplicate_token) is null."""
+    A score that applies to no token (no repeated token: induction and duplicate_token) is null, and so is copying in a
+    model whose heads do not each write to the stream."""
     model = opened.model
+    writing = model.lacks(*ADDITIVE, *READ_OFF) is None
     totals = {name: torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64) for name in SCORES}
     counts = dict.fromkeys(SCORES, 0)
     for ids in rows:
@@ -347,13 +364,13 @@ def head_scores(
             reading = read(opened, ids)
             marks = _marks(ids, skip_first=model.bos_id is not None and ids[0] == model.bos_id)
             used = {name: int(m.any(-1).sum()) for name, m in marks.items()}
-            used |= {"entropy": len(ids) - 1, "copying": len(ids) - 1}
+            used |= {"entropy": len(ids) - 1, "copying": len(ids) - 1 if writing else 0}
 
             def reduce(layer: int, weights: torch.Tensor, marks=marks, reading=reading) -> torch.Tensor:
                 w = weights[0]  # [H, T, T]
                 sums = {name: (w * m.to(w.device)).sum((-1, -2)) for name, m in marks.items()}
                 sums["entropy"] = attention.entropy(w)[:, 1:].sum(-1)
-                sums["copying"] = _copying(model, reading, layer, w)
+                sums["copying"] = _copying(model, reading, layer, w) if writing else torch.zeros(model.n_heads)
                 return torch.stack([sums[name].cpu() for name in SCORES])
 
             with attention.observe(model, reduce, rows="all") as seen:
@@ -399,18 +416,18 @@ def _copying(model: Model, reading: Reading, layer: int, weights: torch.Tensor) 
     wrote = -writes(model, layer, z, -z).to(final.device, final.dtype)  # [T, H, width]
     norm, unembed = model.final_norm, model.unembed.weight
     # columns of the unembedding for the tokens of the prompt, relative to their mean over the vocabulary
-    favour = unembed[ids.to(unembed.device)].float() - unembed.float().mean(0)  # [T, width]
+    favour = unembed[ids.to(unembed.device)].float() - mean_row(unembed)  # [T, width]
     sources = weights.clone()
     if model.bos_id is not None and reading.ids[0] == model.bos_id:
         sources[..., 0] = 0
     out = []
     for head in range(wrote.shape[1]):
-        dtype = unembed.dtype
-        _, moved = torch.func.jvp(norm, (final.to(dtype),), (wrote[:, head].to(dtype),))  # [T, width]
+        dtype = torch.promote_types(unembed.dtype, torch.float32)
+        through = functools.partial(in_float32, norm)
+        _, moved = torch.func.jvp(through, (final.to(dtype),), (wrote[:, head].to(dtype),))  # [T, width]
         gain = moved.float() @ favour.T  # [T queries, T tokens]
         out.append((sources[head, 1:T] * gain[1:].to(sources.device)).sum())
-    scale = getattr(model.hf.config, "logit_scale", None)
-    return torch.stack(out) * (1.0 if scale is None else scale)
+    return torch.stack(out) * (1.0 if model.logit_scale is None else model.logit_scale)
 
 
 def repeated_tokens(opened: Opened, *, length: int = 24, rows: int = 4, seed: int = 0) -> list[list[int]]:

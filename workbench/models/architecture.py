@@ -1,15 +1,14 @@
 """Where the sites are in a Hugging Face model: only this package knows what a module is called.
 
 TransformerLens architecture adapters name the modules of about 140 architectures. What an adapter does not say (is a
-norm applied before or after its sublayer, does the MLP read the same stream as attention) is read off one small forward
-pass, and the same pass checks the identities that every probe relies on. A model that breaks one is refused with the
-reason.
+norm applied before or after its sublayer, does the MLP read the same stream as attention, how often does a module run)
+is read off one small forward pass. What the pass shows not to hold becomes a fact of the model, with the reason, and is
+refused where it is needed.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,9 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
+from workbench.models.call_tape import Seen, counted, tape
+from workbench.models.facts import Facts
+from workbench.models.running_pass import Call
 from workbench.models.sites import Site
 
 if TYPE_CHECKING:
@@ -59,12 +61,53 @@ class Anatomy:
     experts: bool = False
     softcap: float | None = None  # on the final logits
     attn_softcap: float | None = None
-    notes: list[str] = field(default_factory=list)
+    name: str = "model"
+    facts: Facts = field(default_factory=Facts)
+    # set by `examine`: how often a module runs in a pass, in one that fills a key/value cache, and in one after that
+    calls: dict[nn.Module, tuple[int, ...]] = field(default_factory=dict)
+    final_call: Call | None = None  # of the final norm, the one that feeds the unembedding; None: there is one only
 
     def module(self, site: Site) -> tuple[nn.Module, str]:
         """The module to hook for `site`, and whether the site is its "input" or its "output".
 
-        Raises InputError for a layer or head that the model does not have and for sites that its blocks do not have."""
+        Raises InputError for a layer or head that the model does not have, for sites that its blocks do not have, and
+        for those that its modules do not carry: whose module runs more than once in a pass, or holds something else."""
+        if site.layer is not None and site.layer < len(self.blocks):
+            self.require(*_NEEDED.get(site.kind, ()), for_what=str(site), layers=[site.layer])
+        module, side = self._carrier(site)
+        if site.kind == "final_norm":
+            self.require("final_norm_known", for_what=str(site))
+        elif site.layer is not None and (often := self.not_once(module)):
+            raise InputError(
+                f"The architecture {self.name} does not fit {site}: the {type(module).__name__} that carries it "
+                f"{often}."
+            )
+        return module, side
+
+    def call(self, site: Site) -> Call | None:
+        """Which of the calls of its module is the site, where there are several."""
+        return self.final_call if site.kind == "final_norm" else None
+
+    def require(self, *facts: str, for_what: str, layers: Iterable[int] | None = None) -> None:
+        """Raise InputError, in one sentence with the reason, where one of the facts does not hold (in these layers)."""
+        for fact in facts:
+            if reason := self.facts.why_not(fact, layers):
+                raise InputError(f"The architecture {self.name} does not fit {for_what}: {reason}.")
+
+    def not_once(self, module: nn.Module) -> str | None:
+        """How often a module runs in a pass, in words; None for once."""
+        counts = self.calls.get(module, (1,))
+        if set(counts) == {1}:
+            return None
+        if len(set(counts)) > 1:
+            plain, text, token = counts
+            return (
+                f"runs {plain} times in a plain pass, {text} times with a key/value cache and {token} times in a "
+                f"decoding step"
+            )
+        return f"runs {counts[0]} times in a pass" if counts[0] else "is never called"
+
+    def _carrier(self, site: Site) -> tuple[nn.Module, str]:
         if site.layer is None:
             return self.final_norm if site.kind == "final_norm" else self.unembed, "output"
         if site.layer >= len(self.blocks):
@@ -95,21 +138,13 @@ class Anatomy:
         raise InputError(f"The site {site} does not exist in this model: {why}.")
 
 
-def first_tensor(value) -> torch.Tensor:
-    """The hidden states in a module's arguments or result, which may be a tuple."""
-    return value if isinstance(value, torch.Tensor) else value[0]
-
-
-def hidden_argument(args: tuple, kwargs: dict) -> torch.Tensor:
-    """The hidden states that a module was called with, by position or by name."""
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0]
-    for name in ("hidden_states", "input", "x", "hidden_state"):
-        if name in kwargs:
-            return kwargs[name]
-    raise InputError(
-        "A block of this architecture takes its hidden states under an unknown name; it cannot be observed."
-    )
+# what must hold in a layer for a site to be what `KINDS` says
+_NEEDED = {
+    "attn_out": ("stream_adds_up",),
+    "mlp_out": ("stream_adds_up",),
+    "resid_mid": ("stream_adds_up",),
+    "head_out": ("heads_apart",),
+}
 
 
 def find_anatomy(hf: PreTrainedModel) -> Anatomy:
@@ -172,131 +207,162 @@ def find_anatomy(hf: PreTrainedModel) -> Anatomy:
         experts=all(b.mlp_hidden is None for b in blocks),
         softcap=getattr(text, "final_logit_softcapping", None),
         attn_softcap=getattr(text, "attn_logit_softcapping", None),
+        name=name,
     )
 
 
-@contextlib.contextmanager
-def _tape(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """While open, records (input, output) hidden states of the named modules, in the order in which they finish."""
-    tape: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def record(key: str):
-        def hook(_module, args, kwargs, output):
-            tape[key] = (hidden_argument(args, kwargs).detach().clone(), first_tensor(output).detach().clone())
-
-        return hook
-
-    handles = [m.register_forward_hook(record(k), with_kwargs=True) for k, m in modules.items()]
-    try:
-        yield tape
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def examine(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> None:
-    """Run `ids` [1, T] once; read off where each norm sits, set the writers and readers of every block, check
-    additivity.
+    """Run `ids` [1, T]; count the calls of every module that carries a site, read off where each norm sits, and set the
+    writers and readers of every block.
 
-    The identity checked is resid_post = resid_pre + attn_out + mlp_out (and resid_mid = resid_pre + attn_out in
-    sequential blocks), and that the output projection is a linear map of the concatenated heads. Raises InputError when
-    one fails."""
+    Where resid_post = resid_pre + attn_out + mlp_out does not hold, or the output projection does not read heads, that
+    becomes a fact of the anatomy. Raises InputError for logits that are NaN or infinite."""
     modules = {"unembed": anatomy.unembed, "final_norm": anatomy.final_norm}
     for layer, block in enumerate(anatomy.blocks):
-        named = {
-            "block": block.block,
-            "attention": block.attention,
-            "o": block.o_proj,
-            "mlp_in": block.mlp_in,
-            "mlp_out": block.mlp_out,
-        }
-        modules |= {f"{layer}.{key}": module for key, module in (named | block.norms).items()}
-    with torch.no_grad(), _tape(modules) as tape:
-        hf(input_ids=ids, use_cache=False)
+        modules |= {f"{layer}.{key}": module for key, module in (_parts(block) | block.norms).items()}
+    with torch.no_grad(), tape(modules) as calls:
+        found = hf(input_ids=ids, use_cache=False).logits
+    if not torch.isfinite(found).all():
+        raise InputError(
+            f"The model {type(hf).__name__} gives NaN or infinite logits on a plain prompt; its weights are damaged, "
+            f"or its dtype cannot hold them."
+        )
+    _count(hf, anatomy, modules, calls, ids)
+    _find_final_call(anatomy, calls)
+    close = closeness(next(hf.parameters()).dtype)
+    for layer, block in enumerate(anatomy.blocks):
+        mine = {key.split(".")[1]: seen for key, seen in calls.items() if key.startswith(f"{layer}.")}
+        for key in ("block", "attention", "o_proj"):
+            if often := anatomy.not_once(_parts(block)[key]):
+                anatomy.facts.blocks_run_once[layer] = f"the {key} module of layer {layer} {often}"
+        whole = mine["block"][0] if len(mine["block"]) == 1 else None
+        if whole is None:
+            anatomy.facts.stream_adds_up[layer] = f"the block of layer {layer} {anatomy.not_once(block.block)}"
+            continue
+        inside = {key: [seen for seen in some if seen.within(whole) or seen is whole] for key, some in mine.items()}
+        _read_block(anatomy, layer, whole, inside, close)
 
-    dtype = next(hf.parameters()).dtype
+
+def _parts(block: Block) -> dict[str, nn.Module]:
+    return {
+        "block": block.block,
+        "attention": block.attention,
+        "o_proj": block.o_proj,
+        "mlp_in": block.mlp_in,
+        "mlp_out": block.mlp_out,
+    } | ({} if block.mlp_hidden is None else {"mlp_hidden": block.mlp_hidden})
+
+
+def _count(
+    hf: PreTrainedModel,
+    anatomy: Anatomy,
+    modules: dict[str, nn.Module],
+    calls: dict[str, list[Seen]],
+    ids: torch.Tensor,
+) -> None:
+    """Note how often every module runs in a pass, in one that fills a key/value cache, and in one that goes on from
+    it."""
+    plain, cached, step = ({key: len(seen) for key, seen in calls.items()},) * 3
+    if ids.shape[1] > 1:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=hf.config)
+        try:
+            with torch.no_grad():
+                with counted(modules) as cached:
+                    hf(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+                with counted(modules) as step:
+                    hf(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        except Exception:  # models without a cache of this kind: what would go on from one fails there, with its error
+            cached = step = plain
+    anatomy.calls = {modules[key]: (plain[key], cached[key], step[key]) for key in modules}
+
+
+def _find_final_call(anatomy: Anatomy, calls: dict[str, list[Seen]]) -> None:
+    """Which call of the final norm feeds the unembedding, where the module runs more than once."""
+    counts, norms = anatomy.calls[anatomy.final_norm], calls["final_norm"]
+    if set(counts) == {1}:
+        return
+    feeding = [
+        number
+        for number, norm in enumerate(norms)
+        if any(norm.end < out.start and _same(norm.went_out, out.came_in) for out in calls["unembed"])
+    ]
+    often = f"the final norm {anatomy.not_once(anatomy.final_norm)}"
+    if not feeding:
+        anatomy.facts.final_norm_known[None] = f"{often}, and no result is what the unembedding reads"
+    elif len(set(counts)) > 1:
+        anatomy.facts.final_norm_known[None] = often
+    else:
+        anatomy.final_call = Call(feeding[-1], counts[0])
+
+
+def _read_block(anatomy: Anatomy, layer: int, whole: Seen, inside: dict[str, list[Seen]], close: Close) -> None:
+    """Set the writers and the reader of one block from the calls made inside it."""
+    block, facts = anatomy.blocks[layer], anatomy.facts
+    block.attention_writer, block.mlp_writer, block.mid_reader = block.attention, block.mlp_out, None
+    before, after = whole.came_in, whole.went_out
+    for key in ("attention", "mlp_out", "o_proj"):
+        if len(inside[key]) != 1:
+            times = f"runs {len(inside[key])} times in the block" if inside[key] else "is never called"
+            facts.stream_adds_up[layer] = f"the {key} module of layer {layer} {times}"
+            return
+    attention, mlp = inside["attention"][0].went_out, inside["mlp_out"][0].went_out
+    # The module whose output joins the stream is the attention itself, its output projection (OPT, Falcon) or a
+    # norm after it.
+    for key, norm in block.norms.items():
+        for seen in inside[key]:
+            if _same(seen.came_in, attention) and not _same(seen.came_in, before):
+                block.attention_writer, attention = norm, seen.went_out
+            elif _same(seen.came_in, mlp) and not _same(seen.came_in, before):
+                block.mlp_writer, mlp = norm, seen.went_out
+    anatomy.post_norms |= block.attention_writer is not block.attention or block.mlp_writer is not block.mlp_out
+    fits = before.numel() == after.numel() == attention.numel() == mlp.numel()
+    if not fits or not close(_sum(before, attention, mlp), after, before, attention, mlp):
+        facts.stream_adds_up[layer] = (
+            f"in layer {layer} the residual stream is not the sum of its input, attention and MLP (a multiplier, a "
+            f"gate, or a sublayer that adds the stream itself), so head outputs would not add up to it"
+        )
+        return
+    middle = _sum(before, attention)
+    silent = not attention.any()  # then the stream before attention is the stream after it, too
+    for key in ("ln2", "mlp_in"):
+        module = block.norms.get("ln2") if key == "ln2" else block.mlp_in
+        for seen in inside.get(key, ()) if module is not None else ():
+            fits = close(seen.came_in, middle, before) and (silent or not _same(seen.came_in, before))
+            if fits and block.mid_reader is None:
+                block.mid_reader = module
+    anatomy.parallel_blocks |= block.mid_reader is None
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """One tensor handed on. Exact: beside a massive residual, what a sublayer adds is below any relative tolerance."""
+    return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1).to(a.device))
+
+
+def _sum(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    total = first.double()
+    for other in others:
+        total = total + other.double().reshape(first.shape).to(first.device)
+    return total
+
+
+Close = Callable[..., bool]
+
+
+def closeness(dtype: torch.dtype) -> Close:
+    """close(a, b, *terms): whether they are equal up to the rounding, in this dtype, of what was added up: `terms`,
+    which may be far larger than their sum."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 4e-2)
 
     def close(a: torch.Tensor, b: torch.Tensor, *terms: torch.Tensor) -> bool:
-        """Equal up to the rounding of what was added up: `terms`, which may be far larger than their sum."""
         if a.numel() != b.numel():
             return False
         scale = max(float(t.abs().max()) for t in (b, *terms))
-        return bool((a.reshape(-1).double() - b.reshape(-1).double()).abs().max() <= tolerance * (1e-6 + scale))
+        distance = (a.reshape(-1).double() - b.reshape(-1).double().to(a.device)).abs().max()
+        return bool(distance <= tolerance * (1e-6 + scale))
 
-    def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-        """One tensor handed on. Exact: beside a massive residual, what a sublayer adds is below any relative
-        tolerance."""
-        return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
-
-    name = type(hf).__name__
-    if not torch.isfinite(tape["unembed"][1]).all():
-        raise InputError(
-            f"The model {name} gives NaN or infinite logits on a plain prompt; its weights are damaged, or "
-            f"its dtype cannot hold them."
-        )
-    for layer, block in enumerate(anatomy.blocks):
-
-        def seen(key: str, layer: int = layer) -> tuple[torch.Tensor, torch.Tensor]:
-            if f"{layer}.{key}" not in tape:
-                raise InputError(
-                    f"The architecture {name} does not fit: the {key} module of layer {layer} is never called."
-                )
-            return tape[f"{layer}.{key}"]
-
-        before, after = seen("block")
-        attention, mlp = seen("attention")[1], seen("mlp_out")[1]
-        block.attention_writer, block.mlp_writer, block.mid_reader = block.attention, block.mlp_out, None
-        # The module whose output joins the stream is the attention itself, its output projection (OPT, Falcon) or a
-        # norm after it.
-        for key, norm in block.norms.items():
-            if f"{layer}.{key}" not in tape:
-                continue
-            came_in, went_out = tape[f"{layer}.{key}"]
-            if same(came_in, attention) and not same(came_in, before):
-                block.attention_writer, attention = norm, went_out
-            elif same(came_in, mlp) and not same(came_in, before):
-                block.mlp_writer, mlp = norm, went_out
-        anatomy.post_norms |= block.attention_writer is not block.attention or block.mlp_writer is not block.mlp_out
-        total = before.double() + attention.double().reshape(before.shape) + mlp.double().reshape(before.shape)
-        if not close(total, after, before, attention, mlp):
-            raise InputError(
-                f"The architecture {name} does not fit: in layer {layer} the residual stream is not the sum "
-                f"of its input, "
-                "attention and MLP (a multiplier, a gate, or a sublayer that adds the stream itself), so head "
-                "outputs would not add up to it."
-            )
-        middle = before.double() + attention.double().reshape(before.shape)
-        silent = not attention.any()  # then the stream before attention is the stream after it, too
-        for key in ("ln2", "mlp_in"):
-            module = block.norms.get("ln2") if key == "ln2" else block.mlp_in
-            if module is None or f"{layer}.{key}" not in tape:
-                continue
-            read = tape[f"{layer}.{key}"][0]
-            if close(read, middle, before) and (silent or not same(read, before)):
-                block.mid_reader = module
-                break
-        anatomy.parallel_blocks |= block.mid_reader is None
-
-        heads, projected = seen("o")
-        if heads.shape[-1] != anatomy.n_heads * anatomy.d_head:
-            raise InputError(
-                f"The architecture {name} does not fit: the output projection of layer {layer} reads "
-                f"{heads.shape[-1]} numbers, "
-                f"not {anatomy.n_heads} heads × {anatomy.d_head}."
-            )
-        weight = output_weight(block.o_proj, anatomy.n_heads).double()
-        sum_of_heads = torch.einsum(
-            "...hd,hdw->...w", heads.double().unflatten(-1, (anatomy.n_heads, anatomy.d_head)), weight
-        )
-        bias = getattr(block.o_proj, "bias", None)
-        if bias is not None:
-            sum_of_heads = sum_of_heads + bias.double()
-        if not close(sum_of_heads, projected):
-            raise InputError(
-                f"The architecture {name} does not fit: in layer {layer} the heads do not add up to the "
-                f"attention output."
-            )
+    return close
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:

@@ -189,7 +189,8 @@ def install(hf: PreTrainedModel, attentions: Sequence[nn.Module], ids: torch.Ten
     `ids`).
 
     When one does not, the model is put back to its eager attention, whose weights can be read."""
-    hooks = [attach(module, layer) for layer, module in enumerate(attentions)]
+    distinct = {module: layer for layer, module in reversed(list(enumerate(attentions)))}  # layers may share one
+    hooks = [attach(module, layer) for module, layer in distinct.items()]
     try:
         hf.set_attn_implementation(NAME)
         with torch.no_grad():
@@ -236,9 +237,10 @@ def observe(
     `weights` is [B, H, R, S] float32: the attention rows of the queries asked for ("last" = each sequence's last token,
     "all", or token positions), over the S key columns of the batch; padded columns have weight 0. Reduce on the device
     and return something small: argmax, mass on a span, entropy. Each forward pass overwrites what the one before
-    left."""
+    left. Raises InputError for layers whose rows are not what the model attends with."""
     seen: dict[int, torch.Tensor] = {}
     chosen = range(model.n_layers) if layers is None else layers
+    model.require("attention_rows", for_what="attention rows", layers=chosen)
     # where the pass in progress has its tokens, and the columns found there: the same for every layer
     known: list = [None, None]
 
@@ -263,7 +265,7 @@ def observe(
         yield seen
 
 
-def unexplained(model: Model, batch: Batch) -> dict[int, float]:
+def unexplained(model: Model, batch: Batch, layers: Sequence[int]) -> dict[int, float]:
     """How far the attention rows that readers get are from those that the model attends with: per layer, over all
     queries of `batch`, the largest distance between rows × values and the output of SDPA, as a share of the output's
     largest number.
@@ -273,20 +275,39 @@ def unexplained(model: Model, batch: Batch) -> dict[int, float]:
     attention."""
     far: dict[int, float] = {}
 
-    def reader_of(layer: int) -> Callable:
-        def reader(weigh: Weights) -> None:
-            assert weigh.output is not None  # readers come after it
-            output = weigh.output.float()
-            far[layer] = float((_mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30))
+    def read(layer: int, weigh: Weights) -> None:
+        assert weigh.output is not None  # readers come after it
+        output = weigh.output.float()
+        far[layer] = float((_mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30))
 
-        return reader
-
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    with _reading(model, read, layers), torch.no_grad():
         if model.attention_interface:
-            for layer in range(model.n_layers):
-                stack.enter_context(_hung(hooks_of(model.attention(layer)).readers, reader_of(layer)))
             model.forward(batch)
     return far
+
+
+@contextlib.contextmanager
+def observe_mixes(model: Model) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, every forward pass leaves what the attention function of each layer gave, [B, Q, H, Dv]; nothing for
+    architectures outside the interface."""
+    mixed: dict[int, torch.Tensor] = {}
+
+    def read(layer: int, weigh: Weights) -> None:
+        assert weigh.output is not None  # readers come after it
+        mixed[layer] = weigh.output.detach().clone()
+
+    with _reading(model, read, range(model.n_layers)):
+        yield mixed
+
+
+@contextlib.contextmanager
+def _reading(model: Model, read: Callable[[int, Weights], None], layers: Sequence[int]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if model.attention_interface:
+            for layer in layers:
+                where = hooks_of(model.attention(layer)).readers
+                stack.enter_context(_hung(where, lambda weigh, layer=layer: read(layer, weigh)))
+        yield
 
 
 @contextlib.contextmanager
@@ -331,7 +352,9 @@ def _observe_eager(model, module, layer, reduce, rows, seen, stack) -> None:
 def edit(model: Model, layer: int, change: Callable[[torch.Tensor, int, Weights], torch.Tensor]) -> Iterator[None]:
     """While open, layer `layer` attends with `change(weights [B, H, R, S], first query column, scores)` instead.
 
-    Raises InputError on architectures that do not go through the attention interface."""
+    Raises InputError on architectures that do not go through the attention interface, and for layers whose rows are not
+    what the model attends with."""
+    model.require("attention_edits", "attention_rows", for_what="attention edits", layers=[layer])
     if not model.attention_interface:
         raise InputError(
             f"{model.architecture} computes attention outside the interface of transformers; attention edits "

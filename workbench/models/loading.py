@@ -1,7 +1,7 @@
 """Load any Hugging Face causal LM as a `Model`, and check that it is what the probes take it for.
 
-Loading checks that the weights are finite and that the identities which the probes rely on hold for this architecture,
-and refuses otherwise.
+Loading checks that the weights are finite, and refuses otherwise; of the identities which the probes rely on it finds
+out which hold for this architecture (`model.facts`), and what needs one that does not is refused when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.core.errors import InputError
-from workbench.models.architecture import Anatomy, examine, find_anatomy, hidden_argument, weight_of
-from workbench.models.attention import edit, hooks_of, install, observe, unexplained
-from workbench.models.batching import pad
+from workbench.models.architecture import examine, find_anatomy, weight_of
 from workbench.models.files import check_complete, check_folder, load_tokenizer, resolve
+from workbench.models.load_checks import find_facts, install_attention
 from workbench.models.model import DTYPES, Model
-from workbench.models.running_pass import after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,29 +113,11 @@ def wrap(
     ids = (torch.arange(1, 8, device=embedding.device) * 7919 % len(embedding))[None]
     with torch.no_grad():
         own = hf(input_ids=ids, use_cache=False).logits
-    through = install_attention(hf, anatomy, ids)
+    through = install_attention(hf, anatomy, ids, own)
     examine(hf, anatomy, ids)
-    _check_unchanged(hf, ids, own)
     model = Model(hf, tokenizer, name, revision, folder, anatomy, through, _prepends_bos(tokenizer))
-    _check_logits(model, ids)
-    _check_attention(model, ids)
-    _check_heads_apart(model, ids)
+    find_facts(model, ids, own)
     return model
-
-
-def install_attention(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> bool:
-    """Our attention function in place of the model's, where it lets us; also counts the key/value heads that it really
-    has."""
-
-    attentions = [block.attention for block in anatomy.blocks]
-    through = install(hf, attentions, ids)
-    if through:
-        anatomy.n_kv_heads = hooks_of(attentions[0]).groups
-    else:
-        anatomy.n_kv_heads = int(
-            getattr(attentions[0], "num_kv_heads", anatomy.n_kv_heads)
-        )  # Falcon, where configs of old and new differ
-    return through
 
 
 def _prepends_bos(tokenizer) -> bool:
@@ -145,98 +125,3 @@ def _prepends_bos(tokenizer) -> bool:
         return False
     found = tokenizer("a")["input_ids"]
     return len(found) > 0 and found[0] == tokenizer.bos_token_id
-
-
-def _check_logits(model: Model, ids: torch.Tensor) -> None:
-    """The model's logits are its unembedding of the final norm (scaled or capped as `logits_from` does); otherwise
-    refused."""
-    seen: list[torch.Tensor] = []
-    handle = after(model.final_norm, lambda _module, _args, output: seen.append(output))
-    try:
-        with torch.no_grad():
-            found = model.hf(input_ids=ids, use_cache=False).logits.float()
-    finally:
-        handle.remove()
-    ours = model.logits_from(seen[-1].detach(), normed=True).reshape(found.shape).to(found.device)
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
-    if not (ours - found).abs().max() <= tolerance * (1e-6 + found.abs().max()):
-        raise InputError(
-            f"The architecture {model.architecture} does not fit: its logits are not the unembedding of its final norm."
-        )
-
-
-def _check_unchanged(hf: PreTrainedModel, ids: torch.Tensor, own: torch.Tensor) -> None:
-    """Our attention function gives the logits of the model's own attention; otherwise it computes something that ours
-    leaves out."""
-    with torch.no_grad():
-        found = hf(input_ids=ids, use_cache=False).logits
-    tolerance = (
-        1e-3 if found.dtype in (torch.float32, torch.float64) else 0.15
-    )  # two kernels, in few bits, through every layer
-    if not (found.float() - own.float()).abs().max() <= tolerance * (1e-6 + own.float().abs().max()):
-        raise InputError(
-            f"The architecture {type(hf).__name__} does not fit: its own attention computes more than scores, "
-            f"mask and softmax, for example sinks."
-        )
-
-
-def _check_heads_apart(model: Model, ids: torch.Tensor) -> None:
-    """A head that attends to nothing puts nothing into the output projection and leaves the other heads as they are."""
-    if not model.attention_interface or model.n_heads == 1:
-        return
-
-    heard: list[torch.Tensor] = []
-
-    def silence(weights: torch.Tensor, _start: int, _weigh) -> torch.Tensor:
-        weights = weights.clone()
-        weights[:, 0] = 0
-        return weights
-
-    def unchanged(weights: torch.Tensor, _start: int, _weigh) -> torch.Tensor:
-        return weights
-
-    # the first layer only: beyond it the silenced head changes what every head reads
-    handle = model.o_proj(0).register_forward_pre_hook(
-        lambda _m, args, kwargs: heard.append(hidden_argument(args, kwargs).detach().float()), with_kwargs=True
-    )
-    try:
-        for change in (unchanged, silence):
-            with torch.no_grad(), edit(model, 0, change):
-                model.forward(pad(ids.tolist(), pad_id=0, device=ids.device))
-    finally:
-        handle.remove()
-    before, after = (x.reshape(-1, model.n_heads, model.d_head) for x in heard)
-    if after[:, 0].any() or (before[:, 1:] - after[:, 1:]).abs().max() > 1e-4 * before.abs().max():
-        raise InputError(
-            f"The architecture {model.architecture} does not fit: heads are mixed before the output "
-            f"projection, so no head has an output of its own."
-        )
-
-
-def _check_attention(model: Model, ids: torch.Tensor) -> None:
-    """In every layer the attention rows sum to 1, give no weight to later tokens, and are those that the attention
-    output was mixed with; otherwise the model is refused."""
-
-    later = torch.ones(ids.shape[1], ids.shape[1], device=ids.device).triu(1).bool()
-
-    def worst(_layer: int, weights: torch.Tensor) -> torch.Tensor:
-        return torch.maximum(
-            (weights.sum(-1) - 1).abs().max(), weights.masked_select(later.to(weights.device)).abs().max()
-        )
-
-    batch = pad(ids.tolist(), pad_id=0, device=ids.device)
-    with torch.no_grad(), observe(model, worst, rows="all") as seen:
-        model.forward(batch)
-    for layer in range(model.n_layers):
-        if layer not in seen or not float(seen[layer]) < 2e-2:
-            raise InputError(
-                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} do "
-                f"not sum to 1 over the past."
-            )
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 4e-2
-    for layer, distance in unexplained(model, batch).items():
-        if not distance <= tolerance:
-            raise InputError(
-                f"The architecture {model.architecture} does not fit: the attention rows of layer {layer} are "
-                f"not those that its output is mixed with."
-            )

@@ -20,7 +20,9 @@ from torch import nn
 from workbench.core.errors import InputError
 from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
+from workbench.models.facts import Facts
 from workbench.models.files import fingerprint_folder
+from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
 
@@ -95,7 +97,8 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        return weight_of(self.anatomy.unembed).dtype
+        found = weight_of(self.anatomy.unembed).dtype
+        return found if found.is_floating_point else self.hf.dtype  # quantised weights compute in another
 
     @property
     def bos_id(self) -> int | None:
@@ -134,6 +137,20 @@ class Model:
         return (
             bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False
         )
+
+    @property
+    def facts(self) -> Facts:
+        """What holds of the model's forward pass, and why not where it does not."""
+        return self.anatomy.facts
+
+    def require(self, *facts: str, for_what: str, layers: Iterable[int] | None = None) -> None:
+        """Raise InputError, with the reason, where one of the `Facts` named does not hold (in these layers)."""
+        self.anatomy.require(*facts, for_what=for_what, layers=layers)
+
+    def lacks(self, *facts: str, layers: Iterable[int] | None = None) -> str | None:
+        """Why one of the `Facts` named does not hold (in these layers); None where all do."""
+        wanted = None if layers is None else list(layers)
+        return next((reason for fact in facts if (reason := self.facts.why_not(fact, wanted))), None)
 
     def heads(self) -> list[tuple[int, int]]:
         """Every (layer, head)."""
@@ -256,15 +273,46 @@ class Model:
     def unembed(self) -> nn.Module:
         return self.anatomy.unembed
 
+    @property
+    def logit_scale(self) -> float | None:
+        """What the unembedding's scores are multiplied by, as the config says (Cohere, Granite, Falcon-H1)."""
+        config = self.hf.config.get_text_config()
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if isinstance(factor := getattr(config, name, None), (int, float)):
+                return float(factor)
+        divisor = getattr(config, "logits_scaling", None)
+        return 1 / divisor if isinstance(divisor, (int, float)) and divisor else None
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether its own scores are rounded to fewer bits than differences of them need."""
+        return self.dtype not in EXACT
+
+    def normed(self, residual: torch.Tensor) -> torch.Tensor:
+        """Residual vectors [..., width] after the final norm, in float32 at least, whatever the dtype of the weights.
+
+        Raises InputError for a model whose final norm does not read its residual stream."""
+        self.require("final_norm_ends_stream", for_what="what is read off its residual stream")
+        if self.low_precision:
+            return in_float32(self.final_norm, residual)
+        weight = weight_of(self.unembed)
+        return self.final_norm(residual.to(weight.device, weight.dtype))
+
     def logits_from(self, residual: torch.Tensor, *, normed: bool = False) -> torch.Tensor:
-        """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V]
-        float32."""
-        norm, unembed, weight = self.final_norm, self.unembed, weight_of(self.unembed)
-        hidden = residual.to(weight.device, weight.dtype)
-        scores = unembed(hidden if normed else norm(hidden)).float()
-        scale = getattr(self.hf.config, "logit_scale", None)
-        if scale is not None:
-            scores = scores * scale
+        """Final norm (unless `normed`), unembedding and soft-cap of residual vectors [..., width] → [..., V] float32;
+        computed in float32 whatever the dtype of the weights (but for an unembedding that is not a plain linear map,
+        which computes in its own).
+
+        Raises InputError for a model whose scores are not that."""
+        self.require("logits_unembedded", for_what="scores that are read off its residual stream")
+        hidden = residual if normed else self.normed(residual)
+        if self.low_precision:
+            scores = unembedded(self.unembed, hidden, self.dtype)
+        else:
+            weight = weight_of(self.unembed)
+            scores = self.unembed(hidden.to(weight.device, weight.dtype)).float()
+        if self.logit_scale is not None:
+            scores = scores * self.logit_scale
         return (
             scores if self.anatomy.softcap is None else self.anatomy.softcap * torch.tanh(scores / self.anatomy.softcap)
         )

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, RunFailed
 from workbench.models.batching import Batch
 
 
@@ -130,14 +131,47 @@ def own(hook: Callable) -> Callable:
     return guarded
 
 
-def before(module: nn.Module, hook: Callable) -> RemovableHandle:
-    """Hang `hook(module, args, kwargs)` on the calls of a module; what it returns, (args, kwargs), goes in instead."""
-    return module.register_forward_pre_hook(own(hook), with_kwargs=True)
+class Call(NamedTuple):
+    """One call of a module that runs several times in a pass: number `number`, from 0, of `of`."""
+
+    number: int
+    of: int
 
 
-def after(module: nn.Module, hook: Callable) -> RemovableHandle:
-    """Hang `hook(module, args, output)` on the results of a module; what it returns, if anything, comes out instead."""
-    return module.register_forward_hook(own(hook))
+def _of_call(hook: Callable, call: Call | None) -> Callable:
+    """`hook` for one of the calls that a pass makes of a module. Raises RunFailed where a pass makes more than the
+    model did when it was loaded: the one that is meant is not known then."""
+    if call is None:
+        return hook
+    here: PassPositions | None = None
+    calls = 0
+
+    @wraps(hook)
+    def counted(module, *args):
+        nonlocal here, calls
+        if here is not positions():
+            here, calls = positions(), 0
+        calls += 1
+        if calls > call.of:
+            raise RunFailed(
+                f"A {type(module).__name__} ran {calls} times in a pass, and {call.of} times when the model was "
+                f"loaded; what it carries cannot be told apart."
+            )
+        return hook(module, *args) if calls == call.number + 1 else None
+
+    return counted
+
+
+def before(module: nn.Module, hook: Callable, *, call: Call | None = None) -> RemovableHandle:
+    """Hang `hook(module, args, kwargs)` on the calls of a module (or one of them); what it returns, (args, kwargs),
+    goes in instead."""
+    return module.register_forward_pre_hook(own(_of_call(hook, call)), with_kwargs=True)
+
+
+def after(module: nn.Module, hook: Callable, *, call: Call | None = None) -> RemovableHandle:
+    """Hang `hook(module, args, output)` on the results of a module (or one of them); what it returns, if anything,
+    comes out instead."""
+    return module.register_forward_hook(own(_of_call(hook, call)))
 
 
 def hooked(module: nn.Module) -> bool:

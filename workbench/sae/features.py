@@ -16,6 +16,7 @@ from torch import nn
 
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
+from workbench.models.float32 import in_float32, unembedded
 from workbench.models.model import Model
 from workbench.sae.load import Sae
 from workbench.sae.sparse_rows import Rows
@@ -99,7 +100,11 @@ def logit_effect(model: Model, sae: Sae, features: Sequence[int], *, top: int = 
             )
             if isinstance(model.final_norm, nn.LayerNorm):
                 direction = direction - direction.mean(-1, keepdim=True)
-            effect = (direction * norm_gain(model)) @ model.unembed.weight.float().T
+            direction = direction * norm_gain(model)
+            if model.low_precision:
+                effect = unembedded(model.unembed, direction, model.dtype, bias=False)
+            else:
+                effect = direction @ model.unembed.weight.float().T
         for feature, row in zip(features, effect):
             high, low = row.topk(min(top, len(row))), (-row).topk(min(top, len(row)))
             rows.append(
@@ -125,11 +130,11 @@ def norm_gain(model: Model) -> torch.Tensor:
     """The gain [width] of the final norm, read off its action on a vector of zero mean and unit variance (whatever its
     own parameters mean)."""
     weight = next(model.final_norm.parameters(), model.unembed.weight)
-    probe = torch.ones(model.width, device=weight.device, dtype=weight.dtype)
+    probe = torch.ones(model.width, device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
     probe[1::2] = -1
     with torch.no_grad():
         return (
-            ((model.final_norm(probe[None]) - model.final_norm(-probe[None]))[0] / 2 * probe)
+            ((in_float32(model.final_norm, probe[None]) - in_float32(model.final_norm, -probe[None]))[0] / 2 * probe)
             .float()
             .to(model.unembed.weight.device)
         )

@@ -12,11 +12,11 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
-from workbench.core.errors import InputError
-from workbench.models.architecture import first_tensor, hidden_argument
+from workbench.core.errors import InputError, RunFailed
 from workbench.models.batching import Batch
+from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
-from workbench.models.running_pass import PassPositions, after, before, hooked
+from workbench.models.running_pass import Call, PassPositions, after, before, hooked
 from workbench.models.sites import Site
 
 Positions = str | Sequence[int] | Sequence[Sequence[int]]
@@ -33,7 +33,7 @@ def parse_sites(model: Model, sites: Sequence[Site | str]) -> list[Site]:
     if not wanted:
         raise InputError("No sites were asked for.")
     for site in wanted:
-        model.module(site)
+        site_module(model, site, edited=False)
     return wanted
 
 
@@ -86,20 +86,41 @@ def converted(dtype: torch.dtype | None, *, copy: bool = False) -> Keep:
     return lambda x: x.to(dtype, copy=copy)
 
 
-def site_values(model: Model, site: Site, x: torch.Tensor, select: Keep) -> torch.Tensor:
+def read_out_site(model: Model, *, edited: bool = False) -> Site:
+    """The site that next-token scores are computed from (`scores_of`): the final norm's, and of a model in few bits the
+    stream before it, whose norm is then computed in float32. `edited`: whether something acts on the final norm's
+    result, which the stream before it does not show. "logits" where scores are more than the unembedding of the final
+    norm."""
+    if model.facts.why_not("logits_unembedded") is not None:
+        return Site("logits")
+    last = model.n_layers - 1
+    plain = model.facts.why_not("final_norm_ends_stream") is None
+    return Site("resid_post", last) if model.low_precision and plain and not edited else Site("final_norm")
+
+
+def scores_of(model: Model, site: Site, states: torch.Tensor) -> torch.Tensor:
+    """Next-token scores [..., V] float32 from activations of the `read_out_site`."""
+    return states.float() if site.kind == "logits" else model.logits_from(states, normed=site.kind == "final_norm")
+
+
+def site_values(model: Model, site: Site, x: torch.Tensor, select: Keep, *, edited: bool) -> torch.Tensor:
     """The selected activations of a site, from what its module read or gave [B, T, …]. "logits" are the unembedding of
-    the selected final states only: all positions × vocabulary are never held."""
+    the selected final states only: all positions × vocabulary are never held, where the model's scores are that."""
     if site.kind == "head_out":
         x = x.unflatten(-1, (model.n_heads, model.d_head))
         x = x if site.head is None else x[..., site.head, :]
     picked = select(x)
-    return model.logits_from(picked, normed=True) if site.kind == "logits" else picked
+    return scores_of(model, read_out_site(model, edited=edited), picked) if site.kind == "logits" else picked
 
 
-def site_module(model: Model, site: Site) -> tuple[nn.Module, str]:
-    """The module to watch for a site, and "input" or "output"; for logits the final norm, whose states are unembedded
-    afterwards."""
-    return model.module(site if site.kind != "logits" else Site("final_norm"))
+def site_module(model: Model, site: Site, *, edited: bool) -> tuple[nn.Module, str, Call | None]:
+    """The module to watch for a site, "input" or "output", and which of its calls where it runs more than once; for
+    logits what they are read off."""
+    if site.kind == "logits":
+        site = read_out_site(model, edited=edited)
+        if site.kind == "logits":
+            return model.hf, "output", None
+    return *model.module(site), model.anatomy.call(site)
 
 
 @contextlib.contextmanager
@@ -107,41 +128,51 @@ def recording(
     model: Model, wanted: Sequence[Site], batch: Batch, select: Keep, keep: Keep
 ) -> Iterator[dict[Site, torch.Tensor]]:
     """While open, one forward pass of this thread leaves the selected activations in the yielded dict and is ended
-    after the last of them."""
+    after the last of them (where a module runs more than once, it runs whole, so that its calls are counted).
+
+    Raises RunFailed for a site that the pass did not come to."""
     seen: dict[Site, torch.Tensor] = {}
-    by_module: dict[tuple[nn.Module, str], list[Site]] = {}
+    edited = hooked(model.final_norm)
+    by_module: dict[tuple[nn.Module, str, Call | None], list[Site]] = {}
     for site in wanted:
-        by_module.setdefault(site_module(model, site), []).append(site)
+        by_module.setdefault(site_module(model, site, edited=edited), []).append(site)
+
+    several = any(call is not None for _, _, call in by_module)
 
     def note(sites: list[Site], x: torch.Tensor) -> None:
         x = x.unflatten(0, tuple(batch.ids.shape)) if x.ndim == 2 else x  # some blocks flatten tokens
         for site in sites:
-            seen[site] = keep(site_values(model, site, x, select))
-        if len(seen) == len(wanted):
+            seen[site] = keep(site_values(model, site, x, select, edited=edited))
+        if len(seen) == len(wanted) and not several:
             raise _Enough
 
     with contextlib.ExitStack() as stack:
-        for (module, side), sites in by_module.items():
+        for (module, side, call), sites in by_module.items():
             if side == "input":
-                handle = before(module, lambda _m, args, kwargs, s=sites: note(s, hidden_argument(args, kwargs)))
+                handle = before(
+                    module, lambda _m, args, kwargs, s=sites: note(s, hidden_argument(args, kwargs)), call=call
+                )
             else:
-                handle = after(module, lambda _m, _args, output, s=sites: note(s, first_tensor(output)))
+                handle = after(module, lambda _m, _args, output, s=sites: note(s, first_tensor(output)), call=call)
             stack.callback(handle.remove)
         with contextlib.suppress(_Enough):
             yield seen
+    if missed := [site for site in wanted if site not in seen]:
+        raise RunFailed(f"A pass of {model.name} did not come to {missed[0]}, which it did when the model was loaded.")
 
 
 @contextlib.contextmanager
-def ended_by_final_norm(model: Model) -> Iterator[list[torch.Tensor]]:
-    """While open, a forward pass of this thread leaves the output of the final norm in the yielded list and ends there:
-    the unembedding of every position is not needed."""
+def ended_by(model: Model, site: Site) -> Iterator[list[torch.Tensor]]:
+    """While open, a forward pass of this thread leaves what the module of an output site gives in the yielded list and
+    ends there: the unembedding of every position is not needed."""
     states: list[torch.Tensor] = []
 
     def stop(_module, _args, output):
-        states.append(output)
+        states.append(first_tensor(output))
         raise _Enough
 
-    handle = after(model.final_norm, stop)
+    module, _, call = site_module(model, site, edited=False)
+    handle = after(module, stop, call=call)
     try:
         with contextlib.suppress(_Enough):
             yield states
@@ -154,12 +185,14 @@ def last_mlp_narrowed(model: Model, wanted: Sequence[Site], batch: Batch) -> Ite
     """While open, the last MLP runs on each prompt's last token alone, the only one whose result is read: MLPs work
     token by token.
 
-    Not where something of that MLP is wanted or hooked, and not in blocks that read and write it through different
-    modules."""
+    Not where something of that MLP is wanted or hooked, where it runs more than once in a pass or does more than add
+    to the stream, and not in blocks that read and write it through different modules."""
     block = model.anatomy.blocks[-1]
     mlp = block.mlp_in
-    inside = any(site_module(model, site)[0] in set(mlp.modules()) for site in wanted)
-    if inside or mlp is not block.mlp_out or any(hooked(module) for module in mlp.modules()):
+    inside = any(site_module(model, site, edited=False)[0] in set(mlp.modules()) for site in wanted)
+    # other calls of it read every token; and one that does more than add to the stream may read more than its input
+    apart = model.anatomy.not_once(mlp) is not None or model.facts.why_not("stream_adds_up", [model.n_layers - 1])
+    if inside or apart or mlp is not block.mlp_out or any(hooked(module) for module in mlp.modules()):
         yield
         return
     columns = PassPositions(batch.position_ids, batch.mask, batch.position_ids).last_columns()
