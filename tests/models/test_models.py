@@ -7,9 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
-from workbench.models.files import resolve
+from workbench.models.files import fingerprint_folder, resolve
 from workbench.models.loading import load, wrap
-from workbench.models.model import fingerprint_folder
 
 
 @pytest.fixture
