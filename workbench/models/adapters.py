@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError
 from workbench.core.wording import one_line
-from workbench.models.architecture import weight_of
 from workbench.models.files import ADAPTER_CONFIG, fingerprint_folder, read_json_object, tensor_names
 from workbench.models.load_options import local_folder
 
@@ -87,6 +86,8 @@ def merge(hf: PreTrainedModel, adapter: Adapter, *, name: str) -> PreTrainedMode
     """`hf` with the adapter in its weights. Raises InputError when peft is missing, for an adapter that does not fit
     the model (targets, shapes, weights left over or lacking), cannot be merged, or changes nothing."""
     import torch
+
+    from workbench.models.architecture import weight_of
 
     try:
         import peft

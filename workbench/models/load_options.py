@@ -94,3 +94,14 @@ def read_day(date: str | datetime.date | None) -> datetime.date:
         return datetime.date.fromisoformat(date)
     except (TypeError, ValueError):
         raise InputError(f"'{date}' is not a day; write it as 2025-01-31.") from None
+
+
+def free_memory() -> None:
+    """Give back what a pass or a model that is gone still holds, on the GPU too. Loads no torch."""
+    import gc
+    import sys
+
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -165,7 +165,7 @@ def _today(day: datetime.date) -> Iterator[None]:
     arguments of a template, so its clock is what has to be replaced.)"""
     from transformers.utils import chat_template_utils
 
-    names = vars(chat_template_utils)
+    names: Any = vars(chat_template_utils)
     with _ONE_CLOCK:
         before = names["datetime"]
         names["datetime"] = SimpleNamespace(now=lambda *_: datetime.datetime.combine(day, datetime.time()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import hashlib
 import json
@@ -27,6 +28,8 @@ from workbench.core.files import canonical, digest_path, folder_lock, remove_lef
 from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
+from workbench.models.load_options import DAY
+from workbench.models.prompt_templates import uses_date
 from workbench.runs import provenance
 from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
 
@@ -55,6 +58,8 @@ OPTIONS = (
     "model",
     "seed",
     "revision",
+    "adapter",
+    "date",
     "device",
     "dtype",
     "engine",
@@ -108,6 +113,8 @@ def execute(
     seed: int = 0,
     out: str | Path | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
+    date: str | datetime.date | None = None,
     dtype: str = "float32",
     device: str | None = None,
     engine: str = "hf",
@@ -123,16 +130,13 @@ def execute(
 
     ``probe``: its name, or what :func:`prepare` gave for it (then ``config`` and ``data`` are that one's). ``config``:
     a dict (text values as on the command line) or the probe's config. ``model``: a name, or a loaded Model (then
-    ``revision``, ``dtype`` and ``device`` are its own). ``progress(done, total, label)``. ``cancel``: a function that
-    says whether to stop, or a threading.Event. ``fresh``: forget what is there and compute again. Raises InputError for
-    bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
+    ``revision``, ``adapter``, ``date``, ``dtype`` and ``device`` are its own). ``adapter``: a folder of peft's, merged
+    into the model. ``date``: the day that a chat template which prints today's date is told. ``progress(done, total,
+    label)``. ``cancel``: a function that says whether to stop, or a threading.Event. ``fresh``: forget what is there and
+    compute again. Raises InputError for bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
     """
     begun = time.perf_counter()
-    if engine not in ENGINES:
-        hosted = (
-            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
-        )
-        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
+    check_engine(engine)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"The seed must be a whole number of at least 0, not {seed!r}.")
     ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
@@ -152,7 +156,12 @@ def execute(
             context.progress(0, 0, f"loading {model}")
             from workbench.models.loading import load
 
-            model = load(str(model), revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            more = {name: value for name, value in (("adapter", adapter), ("date", date)) if value is not None}
+            model = load(str(model), revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **more)
+        else:
+            _its_own(model, revision=revision, adapter=adapter, date=date)
+        for warning in getattr(model, "warnings", ()):
+            context.warn(warning)
         loaded = time.perf_counter() - begun
         context.check()
         ready = _with_own_data(ready, model.name)
@@ -178,6 +187,30 @@ def execute(
         raise
     except OSError as error:  # the first write of the run
         raise error if folder is None else _failure(error, ready.probe, folder) from error
+
+
+def check_engine(engine: str) -> None:
+    """InputError for a name that is no engine."""
+    if engine not in ENGINES:
+        hosted = (
+            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
+        )
+        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
+
+
+def _its_own(model: Any, **asked: Any) -> None:
+    """Refuse what can only be asked for when a model is loaded, where this one was loaded without it."""
+    day = getattr(model, "day", None)
+    adapter = getattr(model, "adapter", None)
+    own = {"revision": model.revision, "adapter": adapter and str(adapter.path), "date": day and str(day)}
+    for name, value in asked.items():
+        if value is None:
+            continue
+        said = str(Path(value).expanduser().resolve()) if name == "adapter" else str(value)
+        if said != own[name]:
+            raise InputError(
+                f"{model.name} is loaded already, so {name}={value} means nothing here; give it to load(...)."
+            )
 
 
 def _locked(ready: Prepared, model, context: Context, folder, name, command, fresh, begun, loaded) -> Run:
@@ -316,7 +349,15 @@ def identify(
         "dtype": _dtype(model),
         "edits": _edits(edits),
         **({"material": material} if material else {}),
+        **({"date": day} if (day := _template_day(model)) not in (None, str(DAY)) else {}),
     }
+
+
+def _template_day(model: Any) -> str | None:
+    """The day that the model's chat template prints; None where it prints none."""
+    if getattr(model, "tokenizer", None) is None or not uses_date(model):
+        return None
+    return str(getattr(model, "day", DAY))
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -332,7 +373,13 @@ def describe_model(model: Any) -> dict[str, Any]:
         "width": model.width,
         "dtype": _dtype(model),
         "device": str(model.device),
+        **({"adapter": _describe_adapter(adapter)} if (adapter := getattr(model, "adapter", None)) else {}),
+        **({"date": day} if (day := _template_day(model)) else {}),
     }
+
+
+def _describe_adapter(adapter: Any) -> dict[str, str]:
+    return {"path": str(adapter.path), "fingerprint": adapter.fingerprint}
 
 
 def command_for(
@@ -344,6 +391,8 @@ def command_for(
     dtype: str | None = None,
     device: str | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
+    date: str | None = None,
     edit: str | Path | None = None,
     out: str | Path | None = None,
 ) -> str:
@@ -358,6 +407,10 @@ def command_for(
     ]
     revision = revision or getattr(model, "revision", None)
     words += ["--revision", str(revision)] if revision else []
+    adapter = adapter or getattr(getattr(model, "adapter", None), "path", None)
+    words += ["--adapter", str(Path(adapter).expanduser().resolve())] if adapter else []
+    day = date or getattr(model, "day", DAY)
+    words += ["--date", str(day)] if str(day) != str(DAY) else []
     if ready.data is not None and ready.data_name is None and _named_in(ready.config, ready.probe) is None:
         words += ["--data", str(ready.data)]
     files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}
