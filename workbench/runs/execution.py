@@ -131,9 +131,10 @@ def execute(
     ``probe``: its name, or what :func:`prepare` gave for it (then ``config`` and ``data`` are that one's). ``config``:
     a dict (text values as on the command line) or the probe's config. ``model``: a name, or a loaded Model (then
     ``revision``, ``adapter``, ``date``, ``dtype`` and ``device`` are its own). ``adapter``: a folder of peft's, merged
-    into the model. ``date``: the day that a chat template which prints today's date is told. ``progress(done, total,
-    label)``. ``cancel``: a function that says whether to stop, or a threading.Event. ``fresh``: forget what is there and
-    compute again. Raises InputError for bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
+    into the model. ``date``: the day that a chat template which prints today's date is told. ``cancel``: a function
+    that says whether to stop, or a threading.Event; ``progress(done, total, label)``. ``fresh``: forget what is there
+    and compute again. Raises InputError for bad input, Cancelled when it was stopped (the folder can be resumed),
+    RunFailed otherwise.
     """
     begun = time.perf_counter()
     check_engine(engine)
