@@ -9,20 +9,21 @@ import polars as pl
 import streamlit as st
 
 from workbench import organisms
+from workbench.core import file_hashes
 from workbench.core.errors import InputError
 from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.readings import Opened, Switches
+from workbench.models.load_options import local_folder
 from workbench.runs import execution
 from workbench.runs.folder import Run
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Changes when the file does."""
+def stamp(path: Path) -> tuple[int, ...]:
+    """Changes when the file does, also where its size and its time are the old ones."""
     try:
-        about = path.stat()
+        return file_hashes.stamp(path)
     except OSError:
-        return (0, 0)
-    return about.st_mtime_ns, about.st_size
+        return ()
 
 
 def _stamps() -> tuple[str, tuple]:
@@ -75,58 +76,72 @@ def prompts(name: str) -> list[str]:
         return list(example_prompts.ENGLISH)
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def model(name: str, dtype: str = "float32", device: str | None = None) -> Opened:
+    """A model, loaded once; loaded again when the files in its folder have changed."""
+    folder = local_folder(name) if name not in organism_names() else None
+    return _model(name, dtype, device, file_hashes.folder_stamps(folder) if folder is not None else ())
+
+
+@st.cache_resource(max_entries=2, show_spinner="Loading the model")
+def _model(name: str, dtype: str, device: str | None, stamps: tuple) -> Opened:
     return readings.open_model(name, dtype=dtype, device=device)
 
 
-# The model goes in as `_opened` (not hashed) beside `who`, the name it was opened under.
-@st.cache_resource(max_entries=8, show_spinner=False)
-def reading(who: str, ids: tuple[int, ...], switches: Switches, _opened: Opened):
-    return readings.read(_opened, ids, switches)
+def _of_model(opened: Opened) -> str:
+    """What results are kept by: the weights and how they are held, not only the name they were opened under (`who`)."""
+    model = opened.model
+    return f"{model.fingerprint} {model.tokenizer_fingerprint} {model.dtype} {model.device}"
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
-def rows(who: str, ids: tuple[int, ...], position: int, switches: Switches, _opened: Opened):
-    return readings.attention_rows(_opened, ids, position, switches)
+BY_MODEL = {Opened: _of_model}
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
-def pattern(who: str, ids: tuple[int, ...], layer: int, head: int, switches: Switches, _opened: Opened):
-    return readings.pattern(_opened, ids, layer, head, switches)
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_MODEL)
+def reading(who: str, ids: tuple[int, ...], switches: Switches, opened: Opened):
+    return readings.read(opened, ids, switches)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
-def scores(who: str, ids: tuple[int, ...], _opened: Opened):
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=BY_MODEL)
+def rows(who: str, ids: tuple[int, ...], position: int, switches: Switches, opened: Opened):
+    return readings.attention_rows(opened, ids, position, switches)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
+def pattern(who: str, ids: tuple[int, ...], layer: int, head: int, switches: Switches, opened: Opened):
+    return readings.pattern(opened, ids, layer, head, switches)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
+def scores(who: str, ids: tuple[int, ...], opened: Opened):
     """Live scores on the prompt; on repeated random tokens where ``ids`` is empty."""
-    return readings.head_scores(_opened, [ids] if ids else readings.repeated_tokens(_opened))
+    return readings.head_scores(opened, [ids] if ids else readings.repeated_tokens(opened))
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
-def direct_effects(who: str, ids: tuple[int, ...], switches: Switches, _opened: Opened) -> pl.DataFrame:
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
+def direct_effects(who: str, ids: tuple[int, ...], switches: Switches, opened: Opened) -> pl.DataFrame:
     """Every head's direct effect on the logit of the top next token."""
-    found = reading(who, ids, switches, _opened)
-    return readings.direct_effects(_opened, found, int(found.logits.argmax()))
+    found = reading(who, ids, switches, opened)
+    return readings.direct_effects(opened, found, int(found.logits.argmax()))
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=BY_MODEL)
 def writes(
-    who: str, ids: tuple[int, ...], switches: Switches, layer: int, head: int, position: int, _opened: Opened
+    who: str, ids: tuple[int, ...], switches: Switches, layer: int, head: int, position: int, opened: Opened
 ) -> pl.DataFrame:
-    return readings.head_writes(_opened, reading(who, ids, switches, _opened), layer, head, position, k=5)
+    return readings.head_writes(opened, reading(who, ids, switches, opened), layer, head, position, k=5)
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def induction_head(who: str, _opened: Opened) -> tuple[int, int]:
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=BY_MODEL)
+def induction_head(who: str, opened: Opened) -> tuple[int, int]:
     """The head with the highest induction score on repeated random tokens."""
-    return head_sets.top_heads(scores(who, (), _opened), "induction", 1)[0]
+    return head_sets.top_heads(scores(who, (), opened), "induction", 1)[0]
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
-def written(who: str, ids: tuple[int, ...], switches: Switches, most: int, _opened: Opened) -> str:
-    return readings.write_on(_opened, ids, switches, most=most)
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=BY_MODEL)
+def written(who: str, ids: tuple[int, ...], switches: Switches, most: int, opened: Opened) -> str:
+    return readings.write_on(opened, ids, switches, most=most)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
-def lens(who: str, ids: tuple[int, ...], switches: Switches, _opened: Opened):
-    return readings.lens(_opened, reading(who, ids, switches, _opened))
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
+def lens(who: str, ids: tuple[int, ...], switches: Switches, opened: Opened):
+    return readings.lens(opened, reading(who, ids, switches, opened))

@@ -93,6 +93,8 @@ def run(model: Model, config: Config, context: Context) -> Result:
     prompts = read_table(context.data, required=("prompt",), optional=("answer",), what="prompts")
     prompts = prompts.head(config.max_prompts) if config.max_prompts else prompts
     other = load(config.compare, dtype=model.dtype, device=model.device) if config.compare else None
+    if other is not None:
+        other.day = model.day  # both are asked on the same day, where their templates print it
     lab = Lab(model, config, context, prompts, other)
     try:
         found, pairs, tables = STUDY[config.study](lab)

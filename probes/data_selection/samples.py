@@ -17,11 +17,13 @@ from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
 from workbench.core.paths import user_path
+from workbench.models.prompt_templates import render
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
 
 TOKENS = ("all", "prompt", "response")
+OTHER_TEMPLATE = "a template with {prompt} and {response}"
 MARK = "5f0e-response-91c7"  # stands in for a response, to see where a chat template puts it
 LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
 
@@ -160,9 +162,7 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
             f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}."
         )
     text, marked = (
-        model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], tokenize=False
-        )
+        render(model, [("user", prompt), ("assistant", said)], answer=False, instead=OTHER_TEMPLATE)
         for said in (response, MARK)
     )
     before, found, _ = marked.partition(MARK)

@@ -40,6 +40,8 @@ from workbench.core.tables import read_table
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
 
+WEIGHTS = "weights"  # of a checkpoint's part: the fingerprint of what it was measured on; in no table of the run
+
 
 def example(model: str) -> dict[str, object]:
     """All layers of a few texts; of the organism at every checkpoint of its training."""
@@ -112,14 +114,21 @@ def run(model, config: Config, context: Context) -> Result:
         check_task_steps(config.task, [step for _, step, _ in found_at], context)
     null = null_of(model, len(ids), config, context)
     found: dict[str, list[pl.DataFrame]] = {}
+    weights: list[tuple[str, str]] = []
     for number, (name, step, load) in enumerate(found_at):
         maps = config.map if number == len(found_at) - 1 else ()
 
         def compute(name=name, step=step, load=load, maps=maps) -> dict[str, pl.DataFrame]:
             checkpoint = Checkpoint(name, step, load(), texts, config, context)
-            return _study(checkpoint, null, counted, questions, maps)
+            known = pl.DataFrame({"fingerprint": [checkpoint.model.fingerprint]})
+            if twin := checkpoints.same_weights([*weights, (name, checkpoint.model.fingerprint)]):
+                context.warn(twin)
+            return _study(checkpoint, null, counted, questions, maps) | {WEIGHTS: known}
 
-        for table, rows in context.part(f"checkpoint {name}", compute).items():
+        part = context.part(f"checkpoint {name}", compute)
+        if (known := part.pop(WEIGHTS, None)) is not None:
+            weights.append((name, known["fingerprint"][0]))
+        for table, rows in part.items():
             found.setdefault(table, []).append(rows)
         context.progress(number + 1, len(found_at), "checkpoints")
     tables = {name: pl.concat(each).with_columns(pl.selectors.float().fill_nan(None)) for name, each in found.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from workbench.core.errors import InputError
 from workbench.core.paths import user_path
+from workbench.models.load_options import check_revision
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -28,11 +29,16 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
     What is called alike is numbered, since a name says nothing of the folders above it. An entry is a model folder, a
     folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
     (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises InputError for a folder
-    without checkpoints and for a step that is there twice; the loading functions for a
+    without checkpoints, a revision of what has none, and a step that is there twice; the loading functions for a
     checkpoint of another shape or tokenizer."""
     if not entries:
         name = Path(model.name).name if Path(model.name).is_dir() else model.name
         return [(name, step_of(f"{name}@{model.revision or ''}"), lambda: model)]
+    if model.adapter is not None:
+        raise InputError(
+            f"{model.name} has an adapter merged into it, which its checkpoints would be measured without; leave out "
+            f"the adapter or the checkpoints."
+        )
     names: list[tuple[str, str]] = []  # what to show, what to load
     for entry in entries:
         path = user_path(entry)
@@ -51,6 +57,7 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
                 raise InputError(f"There are no checkpoints {entry}; give them one by one.")
             names += [(name, name) for name in known]
         else:
+            _check_revision(entry, model)
             names.append((path.name if path.is_dir() else entry, entry))
     shown = [name for name, _ in names]
     names = [
@@ -66,6 +73,47 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
     return [(name, step_of(name), lambda where=where: load_like(where, model)) for name, where in names]
 
 
+def _check_revision(entry: str, model: Model) -> None:
+    """Raise InputError for a revision of an organism or a folder: it would be the same weights again."""
+    from workbench import organisms
+
+    if Path(entry).expanduser().is_dir() or entry in organisms.names():
+        return
+    name, revision = _parts(entry, model)
+    try:
+        check_revision(name, revision)
+    except InputError as error:
+        there = _beside(name)
+        said = f" There are {', '.join(there)}." if there else ""
+        raise InputError(f"The checkpoint {entry} cannot be loaded: {error}{said}") from None
+
+
+def _parts(entry: str, model: Model) -> tuple[str, str | None]:
+    """Model and revision of an entry that is neither a folder nor an organism."""
+    name, at, revision = entry.rpartition("@")
+    if at:
+        return name, revision
+    return (entry, None) if "/" in entry else (model.name, entry)
+
+
+def _beside(name: str) -> list[str]:
+    """Folders of checkpoints in a model's folder and beside it."""
+    folder = Path(name).expanduser()
+    places = (folder, folder.resolve().parent) if folder.is_dir() else ()
+    found = [sub for place in places for sub in place.iterdir() if (sub / "config.json").is_file()]
+    return sorted({str(sub) for sub in found if step_of(sub.name) is not None})[:12]
+
+
+def same_weights(weights: Sequence[tuple[str, str]]) -> str | None:
+    """Of (name, fingerprint) of the checkpoints so far: a warning where the last one has the weights of an earlier
+    one."""
+    *earlier, (name, fingerprint) = weights
+    twin = next((other for other, known in earlier if known == fingerprint), None)
+    if twin is None:
+        return None
+    return f"The checkpoints {twin} and {name} have the same weights: one model is measured twice, not two steps."
+
+
 def load_like(where: str, model: Model) -> Model:
     """Load a checkpoint in the dtype and on the device of `model`, and refuse one that does not belong to the same
     run."""
@@ -74,9 +122,7 @@ def load_like(where: str, model: Model) -> Model:
 
     name, revision = where, None
     if not user_path(where).is_dir() and where not in organisms.names():
-        name, at, revision = where.rpartition("@")
-        if not at:
-            name, revision = (where, None) if "/" in where else (model.name, where)
+        name, revision = _parts(where, model)
     try:
         other = load(name, revision, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
     except InputError as error:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from workbench.core.errors import InputError
+from workbench.models.prompt_templates import render
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -124,9 +125,7 @@ def split_template(model: Model, template: str) -> tuple[str, str]:
         if not getattr(model.tokenizer, "chat_template", None):
             raise InputError(f"{model.name} has no chat template; use template=paper or give a text.")
         turn = "<book>{context}</book>\nBased on the content of the book, Question: {question}\nAnswer:"
-        template = model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
-        )
+        template = render(model, [("user", turn)], answer=True, instead="template=paper")
         if model.prepends_bos and template.startswith(model.tokenizer.bos_token):
             template = template.removeprefix(model.tokenizer.bos_token)
     if template.count("{context}") != 1 or template.count("{question}") != 1:

@@ -314,7 +314,7 @@ def test_probes_are_described_with_every_key(capsys):
 
 def test_a_sweep_reports_each_run_and_fails_if_one_failed(fake, capsys, tmp_path):
     path = tmp_path / "s.toml"
-    path.write_text('model = "a"\n[[probes]]\nname = "parts"\ngrid = { fail_at = ["none", 0] }\n')
+    path.write_text('model = "organism"\n[[probes]]\nname = "parts"\ngrid = { fail_at = ["none", 0] }\n')
     assert command_line(["sweep", str(path), "--dry-run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert command_line(["sweep", str(path), "--json", "-q"]) == 3

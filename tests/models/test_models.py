@@ -9,9 +9,8 @@ from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation, apply
 from workbench.models.attention import Weights, observe
-from workbench.models.files import resolve
+from workbench.models.files import fingerprint_folder, resolve
 from workbench.models.loading import load, wrap
-from workbench.models.model import fingerprint_folder
 
 
 @pytest.fixture

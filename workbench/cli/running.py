@@ -32,6 +32,16 @@ def run(
     config: Annotated[Path | None, typer.Option(help="TOML file of config keys; --set goes before it.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of an adapter (LoRA and its kin, of peft) to merge into the model.")
+    ] = None,
+    date: Annotated[
+        str | None,
+        typer.Option(
+            metavar="YYYY-MM-DD",
+            help="The day that a chat template which prints today's date is told; 2024-07-26 unless given.",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     engine: Annotated[str, typer.Option(help="hf or nnsight, both on this machine.")] = "hf",
@@ -49,10 +59,12 @@ def run(
     import sys
 
     from workbench.core.config import parse_assignments, read_toml
+    from workbench.models.before_loading import check_request
     from workbench.runs import execution
 
     values = {**(read_toml(config) if config else {}), **parse_assignments(set or ())}
     ready = execution.prepare(probe, values, data)  # bad input is found before torch is imported
+    check_request(model, revision=revision, adapter=adapter, date=date, dtype=dtype)
     changes: tuple = ()
     if edit is not None:
         from workbench.core.tables import existing
@@ -62,7 +74,17 @@ def run(
 
         changes = (read_mask(path),)
     command = execution.command_for(
-        ready, model, seed=seed, engine=engine, dtype=dtype, device=device, revision=revision, edit=edit, out=out
+        ready,
+        model,
+        seed=seed,
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        adapter=adapter,
+        date=date,
+        edit=edit,
+        out=out,
     )
     # A library that prints must not get between a script and its JSON.
     with progress(quiet=quiet) as report, contextlib.redirect_stdout(sys.stderr):
@@ -72,6 +94,8 @@ def run(
             seed=seed,
             out=out,
             revision=revision,
+            adapter=adapter,
+            date=date,
             dtype=dtype,
             device=device,
             engine=engine,
@@ -114,13 +138,21 @@ def sweep(
 
     jobs = sweeps.read(file)
     if dry_run:
-        rows = [{"probe": job.probe, "model": job.model, "seed": job.seed, "config": job.config} for job in jobs]
+        problems = sweeps.check(jobs)
+        rows = [
+            {"probe": job.probe, "model": job.model, "seed": job.seed, "config": job.config}
+            | ({"problem": problem} if problem else {})
+            for job, problem in zip(jobs, problems)
+        ]
         if json:
             print_json(rows)
         else:
-            print_columns(
-                ["probe", "model", "seed", "config"], [[str(value) for value in row.values()] for row in rows]
-            )
+            columns = ["probe", "model", "seed", "config"]
+            print_columns(columns, [[str(row[column]) for column in columns] for row in rows])
+        found = list(dict.fromkeys(problem for problem in problems if problem))
+        if found:
+            count = sum(problem is not None for problem in problems)
+            raise InputError(f"{count} of {len(jobs)} runs cannot be made; the first: {found[0]}")
         return
     with progress(quiet=quiet) as report:
         outcomes = sweeps.run(jobs, progress=report)

@@ -37,6 +37,8 @@ def open_engine(model: Model, *, memory: float = 0.6) -> Any:
         ) from error
     if model.folder is None:
         raise InputError(f"vLLM loads models from a folder, and {model.name} is only in memory; use sampler=hf.")
+    if model.adapter is not None:
+        raise InputError(f"vLLM would load {model.name} without the adapter that is merged into it; use sampler=hf.")
     return LLM(model=str(model.folder), dtype=str(model.dtype).removeprefix("torch."), gpu_memory_utilization=memory)
 
 

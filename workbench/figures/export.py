@@ -115,6 +115,8 @@ def caption(run: Any, fig: go.Figure) -> str:
     model = f"Model: {model_name(run)}"
     revision = info(run, "model", "revision")
     model += f", revision {revision}" if revision else ""
+    adapter = info(run, "model", "adapter", "path")
+    model += f", with the adapter {Path(str(adapter)).name} merged" if adapter else ""
     fingerprint = info(run, "model", "fingerprint")
     model += f", weights {str(fingerprint)[:12]}" if fingerprint else ""
     dtype = info(run, "model", "dtype")

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError
+from workbench.core.json_text import read_json_object
 from workbench.core.nearest_name import nearest
+from workbench.core.wording import one_line
+from workbench.models.load_options import check_revision, local_folder, looks_like_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+INDEX = "model.safetensors.index.json"  # which weight file holds which tensor
 
 
 def resolve(name: str, *, revision: str | None = None) -> Path:
     """The local folder of a model: an organism's name, a folder in Hugging Face format, or a hub id (downloaded unless
     offline).
 
-    Raises InputError when there is none."""
+    Raises InputError when there is none, and for a revision of an organism or a folder, which have none."""
     from workbench import organisms
 
+    check_revision(name, revision)
     if name in organisms.names() or name.split("@")[0] in organisms.names():
         return organisms.folder(name)  # before any folder of that name: write ./name for yours
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if (found := local_folder(name)) is not None:
+        return found
+    if looks_like_path(name):
         raise InputError(f"The model folder '{name}' does not exist.")
     if "/" not in name:
         raise InputError(
@@ -63,21 +67,35 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
             + (f" at revision '{revision}'" if revision else "")
             + f" for you ({type(error).__name__})."
         ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # a cache that cannot be read or written, a broken connection
+        raise InputError(f"The model '{name}' cannot be fetched from the hub ({one_line(error)}).") from error
 
 
 def check_folder(folder: Path, name: str) -> None:
-    """Raise InputError for a folder without a readable config or without all of its safetensors files."""
+    """Raise InputError for a folder without a readable config or without all of its safetensors files, and for one that
+    holds an adapter."""
+    check_no_adapter(folder, name)
     if not (folder / "config.json").is_file():
         raise InputError(f"The model folder '{name}' has no config.json; it is not a Hugging Face model folder.")
-    _json_object(folder / "config.json", name)
-    index = folder / "model.safetensors.index.json"
+    config = read_part(folder / "config.json", name)
+    if config.get("transformers_weights"):  # any file of the folder, which nobody who looks at the folder would guess
+        raise InputError(
+            f"The config.json of '{name}' takes its weights from a file of its own choice (transformers_weights); "
+            f"remove that entry, and name the file model.safetensors."
+        )
+    index = folder / INDEX
     if index.is_file():
-        listed = _json_object(index, name).get("weight_map")
+        listed = read_part(index, name).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
             raise InputError(
                 f"The {index.name} of '{name}' has no weight_map of weight files; copy the model folder again."
             )
         wanted = sorted(set(listed.values()))
+        outside = [file for file in wanted if Path(file).is_absolute() or ".." in Path(file).parts]
+        if outside:
+            raise InputError(
+                f"The {index.name} of '{name}' names {outside[0]}, which is outside the folder; put the weights inside."
+            )
         missing = [file for file in wanted if not (folder / file).is_file()]
         if missing:
             raise InputError(
@@ -93,14 +111,26 @@ def check_folder(folder: Path, name: str) -> None:
         raise InputError(f"The model folder '{name}' has no weights (*.safetensors).")
 
 
-def _json_object(file: Path, name: str) -> dict:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"The {file.name} of '{name}' cannot be read ({error}).") from error
-    if not isinstance(found, dict):
-        raise InputError(f"The {file.name} of '{name}' is not a JSON object; copy the model folder again.")
-    return found
+def check_no_adapter(folder: Path, name: str) -> None:
+    """Raise InputError where transformers would put an adapter onto the weights, or take another model's weights."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return
+    if (folder / "config.json").is_file():
+        raise InputError(
+            f"The model folder '{name}' holds an adapter beside its weights ({ADAPTER_CONFIG}), so it is not clear "
+            f"which model is meant; move the adapter's files into a folder of their own and give that with --adapter, "
+            f"or remove them."
+        )
+    base = read_part(folder / ADAPTER_CONFIG, name).get("base_model_name_or_path")
+    base = f"'{base}'" if isinstance(base, str) and base else "BASE"
+    raise InputError(
+        f"The folder '{name}' holds an adapter and no model of its own; give --model {base} --adapter '{name}'."
+    )
+
+
+def read_part(file: Path, name: str) -> dict[str, Any]:
+    """The JSON object in one of a model's files; InputError that names both."""
+    return read_json_object(file, what=f"The {file.name} of '{name}'")
 
 
 # What old checkpoints store in their blocks beside weights: causal masks and rotary frequencies, which the model
@@ -114,6 +144,8 @@ def check_complete(hf: PreTrainedModel, info: dict, name: str) -> None:
     `info` is what transformers says of the loading: parameters that were not in the files (tied ones and those that the
     class declares as expendable left out), which now hold random numbers, and tensors of the files that found no
     parameter."""
+    from torch import nn
+
     missing = sorted(info["missing_keys"], key=_by_number)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -141,32 +173,81 @@ def _by_number(key: str) -> list:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
-def fingerprint_folder(folder: Path) -> str:
-    """SHA-256 (hex) over config.json and every weight file; large files are hashed once and remembered by size and
-    time."""
+def fingerprint_folder(folder: Path, *, code: bool = False) -> str:
+    """SHA-256 (hex) over config.json and every weight file, and with `code` over the Python files that come with them.
+
+    An index that names other files than lie there, or files that hold a tensor twice, decides which numbers are loaded:
+    then it counts too."""
+    from workbench.core.file_hashes import hashes
     from workbench.core.paths import cache_root
 
-    memory = cache_root() / "fingerprints.json"
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, json.JSONDecodeError):
-        known = {}
+    weights = sorted(folder.glob("*.safetensors"))
+    inside = [path for path in _indexed(folder) if path not in weights]
+    files = [folder / "config.json", *weights, *inside]
+    if (folder / INDEX).is_file() and not _only_one_way(folder, weights):
+        files.append(folder / INDEX)
+    if code:
+        files += sorted(folder.rglob("*.py"))
     digest = hashlib.sha256()
-    learned = {}
-    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        real, stat = file.resolve(), file.stat()
-        key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in known:
-            with open(real, "rb") as stream:
-                learned[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name}:{known.get(key) or learned[key]}\n".encode())
-    if learned:
-        with contextlib.suppress(OSError):  # only a memory: without it the hash is computed again
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(known | learned))
-            temporary.replace(memory)
+    for file, found in zip(files, hashes(files, cache_root() / "fingerprints.json")):
+        digest.update(f"{file.relative_to(folder).as_posix()}:{found}\n".encode())
     return digest.hexdigest()
+
+
+def _indexed(folder: Path) -> list[Path]:
+    """The weight files that the index names, where there is one."""
+    index = folder / INDEX
+    listed = read_part(index, folder.name).get("weight_map") if index.is_file() else None
+    return sorted({folder / file for file in listed.values()}) if isinstance(listed, dict) else []
+
+
+def _only_one_way(folder: Path, weights: Sequence[Path]) -> bool:
+    """Whether the weight files leave nothing to the index: it names them all, and no tensor is in two of them."""
+    if _indexed(folder) != list(weights):
+        return False
+    tensors = [name for file in weights for name in tensor_names(file)]
+    return len(set(tensors)) == len(tensors)
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The names of the tensors in a safetensors file, by its header alone. Raises InputError for one without a
+    header."""
+    return list(_tensors(file))
+
+
+def _tensors(file: Path) -> dict[str, dict]:
+    """Name → {dtype, shape, …} of the tensors in a safetensors file."""
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length <= file.stat().st_size else None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or not all(isinstance(about, dict) for about in header.values()):
+        raise InputError(f"The weight file {file} is damaged: it has no readable header; copy it again.")
+    return {name: about for name, about in header.items() if name != "__metadata__"}
+
+
+def check_number_format(folder: Path, name: str, methods: Iterable[str]) -> None:
+    """Raise InputError for quantised weights that would be read as if they were plain numbers: of a method that is none
+    of `methods`, or whole numbers without a method."""
+    asked = read_part(folder / "config.json", name).get("quantization_config")
+    method = asked.get("quant_method") if isinstance(asked, dict) else None
+    if method in tuple(methods):
+        return
+    if method is not None:
+        raise InputError(
+            f"The model '{name}' is quantised by '{method}', which the transformers library here does not know; give "
+            f"the original model."
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        for key, about in _tensors(file).items():
+            packed = about.get("dtype") in ("I8", "U8", "I16", "U16", "I32", "U32")
+            if packed and len(about.get("shape") or ()) > 1 and not _NOT_WEIGHTS.search(key):
+                raise InputError(
+                    f"The weights of '{name}' are whole numbers ({key} is {about['dtype']}), and its config.json does "
+                    f"not say how they are quantised; give the original model."
+                )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False):
@@ -181,6 +262,4 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False):
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise InputError(
-            f"The tokenizer in '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}"
-        ) from error
+        raise InputError(f"The tokenizer in '{folder.name}' cannot be loaded: {one_line(error, 300)}.") from error

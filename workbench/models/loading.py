@@ -6,16 +6,31 @@ out which hold for this architecture (`model.facts`), and what needs one that do
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, RunFailed, WorkbenchError
+from workbench.core.file_hashes import stamp
+from workbench.core.wording import one_line
+from workbench.models.adapters import WEIGHTS, Adapter, merge, other_base, read_adapter
 from workbench.models.architecture import examine, find_anatomy, weight_of
-from workbench.models.files import check_complete, check_folder, load_tokenizer, resolve
+from workbench.models.batching import is_out_of_memory
+from workbench.models.files import (
+    ADAPTER_CONFIG,
+    check_complete,
+    check_folder,
+    check_number_format,
+    load_tokenizer,
+    read_part,
+    resolve,
+)
 from workbench.models.load_checks import find_facts, install_attention
+from workbench.models.load_options import check_device, check_dtype, read_day
 from workbench.models.model import DTYPES, Model
+from workbench.models.prompt_templates import uses_date
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,26 +43,69 @@ def load(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+    date: str | datetime.date | None = None,
 ) -> Model:
     """Load a causal LM for observation.
 
-    `name`: an organism, a local folder in Hugging Face format, or a hub id. `dtype`: "float32" (default), "bfloat16",
-    "float16", "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with
-    accelerate; None takes a GPU if there is one. Raises InputError for a missing, incomplete, damaged or pickled model
-    and for an architecture that does not fit."""
-    from safetensors import SafetensorError
+    `name`: an organism, a local folder in Hugging Face format, or a hub id (`revision` is the hub's). `dtype`:
+    "float32" (default), "bfloat16", "float16", "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or
+    "auto" to spread it with accelerate; None takes a GPU if there is one. `adapter`: a folder of peft's, merged into
+    the weights. `date`: the day (2025-01-31) that a chat template which prints today's date is told; always the same
+    one by default. Raises InputError for a missing, incomplete, damaged or pickled model, one whose libraries are not
+    here, and an architecture or adapter that does not fit."""
+    if isinstance(dtype, str):
+        check_dtype(dtype)
+    device = check_device(device)
+    day = read_day(date)
+    folder = resolve(name, revision=revision)
+    check_folder(folder, name)
+    patch = None if adapter is None else read_adapter(adapter)
+    before = _stamps(folder, patch)
+    try:
+        check_number_format(folder, name, _methods())
+        hf, info = _from_files(folder, dtype, device, trust_remote_code)
+        check_complete(hf, info, name)
+        hf = hf if str(device) == "auto" else hf.to(device)
+        hf = hf if patch is None else merge(hf, patch, name=name)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        model = wrap(hf, tokenizer, name=name, revision=revision, folder=folder)
+    except (WorkbenchError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # Rust panics are no Exceptions, and libraries raise whatever they like
+        raise _why_not(error, folder, name) from error
+    model.adapter, model.day = patch, day
+    model.warnings = tuple(filter(None, [patch and other_base(patch, name)]))
+    if date is not None and not uses_date(model):
+        raise InputError(f"The day {day} means nothing to '{name}', whose chat template prints no date; leave it out.")
+    _ = model.fingerprint  # taken now: the files may become others later
+    if _stamps(folder, patch) != before:
+        raise InputError(f"The files of '{name}' changed while it was loaded; load it again.")
+    return model
+
+
+def _stamps(folder: Path, adapter: Adapter | None) -> tuple:
+    """Other ones once a file of the model has changed."""
+    weights = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json", ".py")]
+    weights += [] if adapter is None else [adapter.path / ADAPTER_CONFIG, adapter.path / WEIGHTS]
+    return tuple((str(path), stamp(path)) for path in weights if path.is_file())
+
+
+def _methods() -> list[str]:
+    """The kinds of quantised weights that transformers reads, or refuses with what is missing."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return list(AUTO_QUANTIZATION_CONFIG_MAPPING)
+
+
+def _from_files(folder: Path, dtype: Any, device: Any, trust_remote_code: bool) -> tuple[Any, dict]:
+    """The Hugging Face model in a folder, and what transformers says of its loading."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"'{dtype}' is not a dtype; choose one of auto, {', '.join(DTYPES)}.")
-    device = _check_device(device)
-    folder = resolve(name, revision=revision)
-    check_folder(folder, name)
-    options = {"device_map": "auto"} if str(device) == "auto" else {}
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the table of what was not loaded becomes one sentence below
+    logging.set_verbosity_error()  # the table of what was not loaded becomes one sentence of check_complete
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -55,46 +113,26 @@ def load(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **options,
+            **({"device_map": "auto"} if str(device) == "auto" else {}),
         )
-        hf, info = loaded
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"The model '{name}' cannot be loaded: {str(error).splitlines()[0][:300]}") from error
     finally:
         logging.set_verbosity(verbosity)
-    check_complete(hf, info, name)
-    if not options:
-        hf = hf.to(device)
-    return wrap(
-        hf, load_tokenizer(folder, trust_remote_code=trust_remote_code), name=name, revision=revision, folder=folder
-    )
+    return loaded
 
 
-def _check_device(device: str | torch.device | None) -> str | torch.device:
-    """The device to load on; InputError for one that is misspelt or not there."""
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if str(device) == "auto":
-        return device
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"'{device}' is not a device; use cpu, cuda, cuda:1, mps or auto.")
-    if (
-        found.type == "mps"
-        and not torch.backends.mps.is_available()
-        or found.type == "cuda"
-        and not torch.cuda.is_available()
-    ):
-        raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"The device '{device}' was asked for but this machine has {torch.cuda.device_count()} GPU, "
-            f"counted from cuda:0."
+def _why_not(error: BaseException, folder: Path, name: str) -> WorkbenchError:
+    """One sentence of what kept a model from being loaded."""
+    if is_out_of_memory(error):
+        return RunFailed(
+            f"There is not enough memory for the model '{name}' ({one_line(error)}); use a smaller dtype or model, or "
+            f"another device."
         )
-    return device
+    asked = read_part(folder / "config.json", name).get("quantization_config")
+    method = asked.get("quant_method") if isinstance(asked, dict) else None
+    quantised = f" (it is quantised: {method or 'quantization_config'}; without that support, give the original model)"
+    return InputError(
+        f"The model '{name}' cannot be loaded: {one_line(error, 300)}{quantised if asked is not None else ''}."
+    )
 
 
 def wrap(

@@ -5,6 +5,7 @@ The model that runs is the Hugging Face one (SDPA, key/value cache, `device_map`
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import inspect
 import json
@@ -18,11 +19,12 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
+from workbench.models.adapters import Adapter, fingerprint_files, merge
 from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
 from workbench.models.facts import Facts
-from workbench.models.files import fingerprint_folder
 from workbench.models.float32 import EXACT, in_float32, unembedded
+from workbench.models.load_options import DAY
 from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
 
@@ -52,6 +54,9 @@ class Model:
     anatomy: Anatomy
     attention_interface: bool
     prepends_bos: bool
+    adapter: Adapter | None = None  # merged into the weights
+    day: datetime.date = DAY  # what a chat template that prints the date is told
+    warnings: tuple[str, ...] = ()  # what a run on this model has to say of it
 
     @property
     def n_layers(self) -> int:
@@ -412,10 +417,10 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder, else of the
-        tensors."""
+        """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder (`load` takes
+        it before anything else can happen to them), else of the tensors."""
         if self.folder is not None:
-            return fingerprint_folder(self.folder)
+            return fingerprint_files(self.folder, hf=self.hf, adapter=self.adapter)
         digest = hashlib.sha256(self.hf.config.to_json_string().encode())
         for key, value in sorted(self.hf.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -447,6 +452,8 @@ class Model:
             raise InputError(f"A bridge needs a model with a folder and a tokenizer; {self.name} has none.")
         copy: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation="eager")
         copy = copy.to(self.device).eval()
+        if self.adapter is not None:
+            copy = merge(copy, self.adapter, name=self.name)
         return build_bridge_from_module(
             copy, self.architecture, hf_config=copy.config, tokenizer=self.tokenizer, model_name=self.name
         )

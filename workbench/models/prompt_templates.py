@@ -1,9 +1,31 @@
-"""Prompts as token ids: the bare text, or a turn of the user in the model's chat template."""
+"""Prompts as token ids: the bare text, or turns of a conversation in the model's chat template.
+
+A chat template is a program that came with the model. It may leave a turn out, want its text in another form, print
+today's date or draw at random, so what it wrote is held against what it was given: every turn is in the prompt, or
+there is no prompt. The date is always the model's `day`: the same command gives the same prompt on every day.
+"""
 
 from __future__ import annotations
 
+import datetime
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
 from workbench.core.errors import InputError
-from workbench.models.model import Model
+from workbench.core.wording import one_line
+from workbench.models.load_options import DAY
+
+if TYPE_CHECKING:
+    from workbench.models.model import Model
+
+Turn = tuple[str, str]  # role, text
+_ROLES = {"system": "system message", "user": "user's text", "assistant": "answer"}
+_ONE_CLOCK = threading.Lock()
+_DRAWS = 16  # renderings of a template that may draw at random
 
 
 def template_of(model: Model, template: str = "auto") -> str:
@@ -24,7 +46,8 @@ def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str =
     the model's chat template, ready for its answer, after the message `system` if there is one; "auto": chat iff the
     model has a template.
 
-    Raises InputError for "chat" on a model without a template, and for a system message where no template is used."""
+    Raises InputError for "chat" on a model without a template, for a template that leaves out or changes what it is
+    given, and for a system message where no template is used."""
     if model.tokenizer is None:
         raise InputError(f"The model {model.name} has no tokenizer, so it cannot read prompts.")
     if template_of(model, template) == "raw":
@@ -36,11 +59,122 @@ def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str =
         if not ids and model.bos_id is not None:
             ids = [model.bos_id]
         return ids
-    turns = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
+    turns = ([("system", system)] if system else []) + [("user", text)]
+    written = render(model, turns, answer=True)
+    ids = list(model.tokenizer(written, add_special_tokens=False)["input_ids"])
+    bos = model.tokenizer.bos_token
+    if bos and ids[:2] == [model.bos_id] * 2 and not written.removeprefix(bos).startswith(bos):
+        ids = ids[1:]  # a tokenizer that puts BOS in front although it is told not to, after the template did
+    return ids
+
+
+def render(model: Model, turns: Sequence[Turn], *, answer: bool, instead: str = "template=raw") -> str:
+    """The conversation as the model's chat template writes it, with `answer` up to where the model's answer begins.
+
+    Texts go in as they are or, where the template drops those, as content parts. Raises InputError for a template that
+    raises, leaves a turn out, changes a text (white space at its ends aside) or draws at random; `instead` is what can
+    be used in its place."""
+    turns = [(role, text) for role, text in turns]
+    parts = _form(model, turns, answer, instead)
+    written = _written(model, turns, parts, answer)
+    for role, text in turns:
+        if text.strip() not in written:
+            raise InputError(
+                f"The chat template of {model.name} changes the {_ROLES.get(role, role)} '{_beginning(text)}'; change "
+                f"that text, or use {instead}."
+            )
+    if answer:
+        written += _header(model, turns, parts, written)
+    if not written:
+        raise InputError(f"The chat template of {model.name} writes nothing for an empty text; use {instead}.")
+    return written
+
+
+def uses_date(model: Model) -> bool:
+    """Whether the model's chat template asks for today's date."""
+    source = str(getattr(model.tokenizer, "chat_template", None) or "")
+    return "strftime_now" in source or "date_string" in source
+
+
+def _form(model: Model, turns: Sequence[Turn], answer: bool, instead: str) -> tuple[bool, ...]:
+    """Which turns go in as content parts: none where that keeps every turn. Tried on words that no template has, so
+    that a turn whose text the template writes anyhow is missed all the same."""
+    marks = [(role, f"Qx{number}zVj{number}kW") for number, (role, _) in enumerate(turns)]
+    missed, raised = [], []
+    for parts in itertools.product((False, True), repeat=len(turns)):
+        try:
+            written = _written(model, marks, parts, answer)
+        except InputError as error:
+            raised.append(error)
+            continue
+        if any(parts) and "'type': 'text'" in written.replace('"', "'"):
+            continue  # the parts themselves were printed
+        lost = [role for role, mark in marks if mark not in written]
+        if not lost:
+            return parts
+        missed.append(lost)
+    if not missed or (raised and len(raised) == 2 ** len(turns)):
+        raise raised[0]
+    role = min(missed, key=len)[0]
+    way = "leave out system, or write it into the prompt" if role == "system" else f"use {instead}"
+    raise InputError(f"The chat template of {model.name} leaves out the {_ROLES.get(role, role)}; {way}.")
+
+
+def _header(model: Model, turns: Sequence[Turn], parts: tuple[bool, ...], written: str) -> str:
+    """What the template puts in front of an answer, where it does so only when the answer is there."""
+    if written != _written(model, turns, parts, False):
+        return ""
+    mark = "Qx9zVj9kW"
     try:
-        written = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        whole = _written(model, [*turns, ("assistant", mark)], (*parts, parts[-1]), False)
+    except InputError:
+        return ""
+    before, found, _ = whole.partition(mark)
+    opened = before.removeprefix(written) if found and before.startswith(written) else ""
+    return opened if opened.strip() else ""
+
+
+def _written(model: Model, turns: Sequence[Turn], parts: Sequence[bool], answer: bool) -> str:
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+        for (role, text), in_parts in zip(turns, parts, strict=True)
+    ]
+    source = str(model.tokenizer.chat_template)
+    day = getattr(model, "day", DAY)
+    # Templates that know a day of their own (date_string) keep it unless another one is asked for.
+    options: dict[str, Any] = {"date_string": day.strftime("%d %b %Y")} if day != DAY else {}
+    chance = "random" in source or "lipsum" in source
+    try:
+        with _today(day) if "strftime_now" in source else nullcontext():
+            found = {
+                model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer, **options)
+                for _ in range(_DRAWS if chance else 1)
+            }
     except Exception as error:  # templates are programs; they raise what they like (for instance for a system message)
+        raise InputError(f"The chat template of {model.name} refuses the prompt ({one_line(error)}).") from error
+    if len(found) > 1:
         raise InputError(
-            f"The chat template of {model.name} refuses the prompt ({str(error).splitlines()[0][:160]})."
-        ) from error
-    return list(model.tokenizer(written, add_special_tokens=False)["input_ids"])
+            f"The chat template of {model.name} draws at random, so no prompt is twice the same; do without it."
+        )
+    return found.pop()
+
+
+@contextmanager
+def _today(day: datetime.date) -> Iterator[None]:
+    """Templates that ask for the time are told the beginning of that day. (transformers takes no functions among the
+    arguments of a template, so its clock is what has to be replaced.)"""
+    from transformers.utils import chat_template_utils
+
+    names: Any = vars(chat_template_utils)
+    with _ONE_CLOCK:
+        before = names["datetime"]
+        names["datetime"] = SimpleNamespace(now=lambda *_: datetime.datetime.combine(day, datetime.time()))
+        try:
+            yield
+        finally:
+            names["datetime"] = before
+
+
+def _beginning(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import hashlib
 import inspect
@@ -29,6 +30,8 @@ from workbench.core.nearest_name import nearest
 from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
+from workbench.models.load_options import DAY
+from workbench.models.prompt_templates import uses_date
 from workbench.runs import provenance
 from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
 from workbench.runs.identity import by_content, check_unchanged, model_name, own_name
@@ -58,6 +61,8 @@ OPTIONS = (
     "model",
     "seed",
     "revision",
+    "adapter",
+    "date",
     "device",
     "dtype",
     "engine",
@@ -114,6 +119,8 @@ def execute(
     seed: int = 0,
     out: str | Path | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
+    date: str | datetime.date | None = None,
     dtype: str = "float32",
     device: str | None = None,
     engine: str = "hf",
@@ -129,16 +136,14 @@ def execute(
 
     ``probe``: its name, or what :func:`prepare` gave for it (then ``config`` and ``data`` are that one's). ``config``:
     a dict (text values as on the command line) or the probe's config. ``model``: a name, or a loaded Model (then
-    ``revision``, ``dtype`` and ``device`` are its own). ``progress(done, total, label)``. ``cancel``: a function that
-    says whether to stop, or a threading.Event. ``fresh``: forget what is there and compute again. Raises InputError for
-    bad input, Cancelled when it was stopped (the folder can be resumed), RunFailed otherwise.
+    ``revision``, ``adapter``, ``date``, ``dtype`` and ``device`` are its own). ``adapter``: a folder of peft's, merged
+    into the model. ``date``: the day that a chat template which prints today's date is told. ``cancel``: a function
+    that says whether to stop, or a threading.Event; ``progress(done, total, label)``. ``fresh``: forget what is there
+    and compute again. Raises InputError for bad input, Cancelled when it was stopped (the folder can be resumed),
+    RunFailed otherwise.
     """
     begun = time.perf_counter()
-    if engine not in ENGINES:
-        hosted = (
-            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
-        )
-        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
+    check_engine(engine)
     configs.check_seed(seed)
     ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
     cancelled = getattr(cancel, "is_set", cancel)
@@ -157,7 +162,12 @@ def execute(
             context.progress(0, 0, f"loading {model}")
             from workbench.models.loading import load
 
-            model = load(str(model), revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            more = {name: value for name, value in (("adapter", adapter), ("date", date)) if value is not None}
+            model = load(str(model), revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **more)
+        else:
+            _its_own(model, revision=revision, adapter=adapter, date=date)
+        for warning in getattr(model, "warnings", ()):
+            context.warn(warning)
         loaded = time.perf_counter() - begun
         context.check()
         ready = _with_own_data(ready, model.name)
@@ -183,6 +193,30 @@ def execute(
         raise
     except OSError as error:  # the first write of the run
         raise error if folder is None else _failure(error, ready.probe, folder) from error
+
+
+def check_engine(engine: str) -> None:
+    """InputError for a name that is no engine."""
+    if engine not in ENGINES:
+        hosted = (
+            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
+        )
+        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
+
+
+def _its_own(model: Any, **asked: Any) -> None:
+    """Refuse what can only be asked for when a model is loaded, where this one was loaded without it."""
+    day = getattr(model, "day", None)
+    adapter = getattr(model, "adapter", None)
+    own = {"revision": model.revision, "adapter": adapter and str(adapter.path), "date": day and str(day)}
+    for name, value in asked.items():
+        if value is None:
+            continue
+        said = str(Path(value).expanduser().resolve()) if name == "adapter" else str(value)
+        if said != own[name]:
+            raise InputError(
+                f"{model.name} is loaded already, so {name}={value} means nothing here; give it to load(...)."
+            )
 
 
 def _locked(ready: Prepared, model, context: Context, folder, name, command, fresh, begun, loaded) -> Run:
@@ -324,11 +358,19 @@ def identify(
         **({"material": material} if material else {}),
         **({"data_name": name} if (name := _own_data_name(ready)) else {}),
         **({"model_name": name} if (name := model_name(model)) else {}),
+        **({"date": day} if (day := _template_day(model)) not in (None, str(DAY)) else {}),
     }
 
 
 def _own_data_name(ready: Prepared) -> str | None:
     return None if ready.data_name is not None else own_name(ready.data, ready.probe).get("name")
+
+
+def _template_day(model: Any) -> str | None:
+    """The day that the model's chat template prints; None where it prints none."""
+    if getattr(model, "tokenizer", None) is None or not uses_date(model):
+        return None
+    return str(getattr(model, "day", DAY))
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -344,7 +386,13 @@ def describe_model(model: Any) -> dict[str, Any]:
         "width": model.width,
         "dtype": _dtype(model),
         "device": str(model.device),
+        **({"adapter": _describe_adapter(adapter)} if (adapter := getattr(model, "adapter", None)) else {}),
+        **({"date": day} if (day := _template_day(model)) else {}),
     }
+
+
+def _describe_adapter(adapter: Any) -> dict[str, str]:
+    return {"path": str(adapter.path), "fingerprint": adapter.fingerprint}
 
 
 def command_for(
@@ -356,6 +404,8 @@ def command_for(
     dtype: str | None = None,
     device: str | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
+    date: str | None = None,
     edit: str | Path | None = None,
     out: str | Path | None = None,
 ) -> str:
@@ -370,6 +420,10 @@ def command_for(
     ]
     revision = revision or getattr(model, "revision", None)
     words += ["--revision", str(revision)] if revision else []
+    adapter = adapter or getattr(getattr(model, "adapter", None), "path", None)
+    words += ["--adapter", str(Path(adapter).expanduser().resolve())] if adapter else []
+    day = date or getattr(model, "day", DAY)
+    words += ["--date", str(day)] if str(day) != str(DAY) else []
     if ready.data is not None and ready.data_name is None and _named_in(ready.config, ready.probe) is None:
         words += ["--data", str(ready.data)]
     files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}

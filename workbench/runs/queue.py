@@ -50,6 +50,7 @@ class Job:
     dtype: str = "float32"
     device: str = "cpu"
     revision: str | None = None
+    adapter: str | None = None
     submitted: str = ""
     status: str = "queued"
     position: int = 0
@@ -69,7 +70,7 @@ class Job:
         return self.status in ENDED
 
 
-_SPEC = ("id", "probe", "model", "config", "data", "seed", "dtype", "device", "revision", "submitted")
+_SPEC = ("id", "probe", "model", "config", "data", "seed", "dtype", "device", "revision", "adapter", "submitted")
 
 
 def root() -> Path:
@@ -86,6 +87,7 @@ def submit(
     dtype: str = "float32",
     device: str = "cpu",
     revision: str | None = None,
+    adapter: str | None = None,
     start: bool = True,
 ) -> Job:
     """Put a run into the queue of its device and see to it that a worker is there. ``config``: values as run.json keeps
@@ -103,6 +105,12 @@ def submit(
         raise InputError("Name a model: an organism, a local folder or a hub id.")
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]+)?", device):
         raise InputError(f"'{device}' is not a device; it is cpu, cuda, cuda:0 and so on.")
+    from workbench.models.before_loading import check_presence, check_request
+    from workbench.models.load_options import looks_like_path
+
+    check_request(model.strip(), revision=revision or None, adapter=adapter or None, dtype=dtype)
+    if looks_like_path(model.strip()):
+        check_presence(model.strip())
     moment = datetime.now(UTC)
     job = Job(
         id=f"{moment:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
@@ -114,6 +122,7 @@ def submit(
         dtype=dtype,
         device=device,
         revision=revision or None,
+        adapter=_path(str(adapter)) if adapter else None,
         submitted=moment.isoformat(timespec="milliseconds"),
     )
     for other in listing():
@@ -155,13 +164,14 @@ def _work(job: Job) -> tuple:
         job.dtype,
         job.device,
         job.revision,
+        job.adapter,
     )
 
 
 def resume(job: Job) -> Job:
     """Ask again for what a job was to do. A run that was begun goes on where it stopped."""
-    options = {"config": job.config, "data": job.data, "seed": job.seed, "dtype": job.dtype, "revision": job.revision}
-    return submit(job.probe, job.model, device=job.device, **options)
+    names = ("config", "data", "seed", "dtype", "device", "revision", "adapter")
+    return submit(job.probe, job.model, **{name: getattr(job, name) for name in names})
 
 
 def cancel(job: Job | str) -> None:

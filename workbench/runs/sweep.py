@@ -3,7 +3,7 @@
 ::
 
     models = ["organism", "organism-chat"]      # or model = "organism"
-    seeds = [0, 1]                              # optional, as are device, dtype, engine and revision
+    seeds = [0, 1]                              # optional, as are device, dtype, engine, revision, adapter and date
     [[probes]]
     name = "my-probe"
     data = "texts.csv"                          # optional; relative to this file
@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from workbench.core.config import check_seed, read_toml, to_dict
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.nearest_name import nearest
 from workbench.core.paths import user_path
+from workbench.core.wording import one_line
+from workbench.models.before_loading import check_presence, check_request
+from workbench.models.load_options import check_device, free_memory, read_day
 from workbench.runs import execution
 
-_TOP = ("model", "models", "seed", "seeds", "probes", "device", "dtype", "engine", "revision")
+_OPTIONS = ("device", "dtype", "engine", "revision", "adapter", "date")
+_TOP = ("model", "models", "seed", "seeds", "probes", *_OPTIONS)
 _PROBE = ("name", "data", "config", "grid", "models", "seeds")
 
 
@@ -38,7 +43,7 @@ class PlannedRun:
     seed: int
     config: dict[str, Any]
     data: Path | None
-    options: dict[str, Any]  # device, dtype, engine, revision
+    options: dict[str, Any]  # device, dtype, engine, revision, adapter, date: those that are given
 
 
 def read(path: str | Path) -> list[PlannedRun]:
@@ -49,7 +54,7 @@ def read(path: str | Path) -> list[PlannedRun]:
     probes = found.get("probes")
     if not isinstance(probes, list) or not probes or not all(isinstance(item, dict) for item in probes):
         raise InputError(f"{path} needs at least one [[probes]] with a name.")
-    options = {key: _text(found[key], key, path) for key in ("device", "dtype", "engine", "revision") if key in found}
+    options = _options(found, path)
     models = _list(found, "model", "models", str, path, None)
     seeds = _seeds(found, "seed", path, [0])
     jobs = []
@@ -78,11 +83,26 @@ def read(path: str | Path) -> list[PlannedRun]:
     return sorted(jobs, key=lambda job: order.index(job.model))
 
 
+def check(jobs: Sequence[PlannedRun]) -> list[str | None]:
+    """What is known to be wrong with the model of each run, without loading it; None where nothing is."""
+    found: dict[str, str | None] = {}
+    for job in jobs:
+        if job.model not in found:
+            try:
+                _check_options(job.model, job.options)
+                check_presence(job.model, revision=job.options.get("revision"), device=job.options.get("device"))
+                found[job.model] = None
+            except InputError as error:
+                found[job.model] = str(error)
+    return [found[job.model] for job in jobs]
+
+
 def run(jobs: list[PlannedRun], *, progress: Callable[[int, int, str], None] | None = None) -> list[dict[str, Any]]:
-    """Run them all; one that fails does not stop the others. A dict per run: status, probe, model, seed, run, folder,
-    config, summary, error. Raises Cancelled when it was stopped; what is complete is kept."""
+    """Run them all; one that fails, however it does, does not stop the others, and a model that cannot be loaded is
+    tried once. A dict per run: status, probe, model, seed, run, folder, config, summary, error. Raises Cancelled when
+    it was stopped; what is complete is kept."""
     outcomes: list[dict[str, Any]] = []
-    loaded: tuple[str, Any] = ("", None)
+    models = _Models()
     for index, job in enumerate(jobs):
         label = f"run {index + 1} of {len(jobs)}, {job.probe} on {job.model}"
 
@@ -99,16 +119,9 @@ def run(jobs: list[PlannedRun], *, progress: Callable[[int, int, str], None] | N
             "config": job.config,
         }
         try:
-            if loaded[0] != job.model:
-                from workbench.models.loading import load
-
-                loaded = ("", None)  # the last model goes before the next one comes
-                report(0, 0, "loading the model")
-                options = {key: job.options[key] for key in ("device", "dtype") if key in job.options}
-                loaded = (job.model, load(job.model, job.options.get("revision"), **options))
             done = execution.execute(
                 job.probe,
-                loaded[1],
+                models.of(job, report),
                 config=job.config,
                 data=job.data,
                 seed=job.seed,
@@ -116,14 +129,78 @@ def run(jobs: list[PlannedRun], *, progress: Callable[[int, int, str], None] | N
                 progress=report,
             )
             outcome.update(status=done.status, run=done.id, folder=str(done.folder), summary=done.summary)
-        except Cancelled:
+        except (Cancelled, KeyboardInterrupt):
             raise Cancelled(
                 f"Cancelled after {len(outcomes)} of {len(jobs)} runs; the same command goes on from there."
             ) from None
-        except WorkbenchError as error:
-            outcome["error"] = str(error)
+        except BaseException as error:  # also what is no Exception: a panic in Rust, a library that wants to exit
+            outcome["error"] = _said(error)
+        if "error" in outcome:
+            free_memory()  # out here: the error held on to the frames, and so to the memory, of the run that failed
         outcomes.append(outcome)
     return outcomes
+
+
+@dataclass
+class _Models:
+    """The model that is loaded, one at a time, and what kept the last one from being loaded."""
+
+    key: tuple = ()
+    model: Any = None
+    error: str = ""
+
+    def of(self, job: PlannedRun, report: Callable[[int, int, str], None]) -> Any:
+        """The model of a run. Raises InputError at once where it could not be loaded before."""
+        key = (job.model, *sorted(job.options.items()))
+        if key != self.key:
+            self.key, self.model, self.error = key, None, ""  # the last model goes before the next one comes
+            free_memory()
+            report(0, 0, "loading the model")
+            from workbench.models.loading import load
+
+            options = {name: job.options[name] for name in _OPTIONS if name in job.options and name != "engine"}
+            try:
+                self.model = load(job.model, options.pop("revision", None), **options)
+            except (Cancelled, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.error = _said(error)
+        if self.model is None:
+            raise InputError(self.error)
+        return self.model
+
+
+def _said(error: BaseException) -> str:
+    """One sentence of why a run failed."""
+    if isinstance(error, WorkbenchError):
+        return str(error)
+    said = one_line(error)
+    return f"{type(error).__name__}: {said}" if said != type(error).__name__ else said
+
+
+def _options(found: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The options that hold for every run; InputError for those that no model could be loaded with."""
+    options = {}
+    for key in _OPTIONS:
+        if key in found:
+            value = found[key]
+            if key == "date" and isinstance(value, datetime.date):  # TOML knows dates
+                value = str(read_day(value))
+            options[key] = _text(value, key, path)
+    if "adapter" in options:
+        options["adapter"] = str((path.parent / Path(options["adapter"]).expanduser()).resolve())
+    try:
+        execution.check_engine(options.get("engine", "hf"))
+        _check_options("", {key: value for key, value in options.items() if key != "revision"})
+        if "device" in options:
+            check_device(options["device"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return options
+
+
+def _check_options(model: str, options: Mapping[str, str]) -> None:
+    check_request(model, **{key: options[key] for key in ("revision", "adapter", "date", "dtype") if key in options})
 
 
 def _combinations(item: Mapping[str, Any], path: Path, where: str) -> list[dict[str, Any]]:

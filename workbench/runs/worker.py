@@ -179,7 +179,13 @@ def _run(job: queue.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
     if cancelled():
         raise Cancelled("Cancelled before it began.")
     command = execution.command_for(
-        ready, job.model, seed=job.seed, dtype=job.dtype, device=job.device if job.device != "cpu" else None
+        ready,
+        job.model,
+        seed=job.seed,
+        dtype=job.dtype,
+        device=job.device if job.device != "cpu" else None,
+        revision=job.revision,
+        adapter=job.adapter,
     )
     done = execution.execute(ready, model, seed=job.seed, cancel=cancelled, progress=report, command=command)
     return {"status": "complete", "run": done.id, "folder": str(done.folder)}
@@ -187,22 +193,19 @@ def _run(job: queue.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
 
 def _model(job: queue.Job, warm: dict[tuple, Any]) -> Any:
     """The model of a job, loaded or still warm; one whose files changed meanwhile is loaded again."""
+    from workbench.core.file_hashes import folder_stamps
     from workbench.models.files import resolve
+    from workbench.models.load_options import free_memory
     from workbench.models.loading import load
 
-    folder = resolve(job.model, revision=job.revision)
-    files = tuple(
-        sorted(
-            (path.name, path.stat().st_mtime_ns, path.stat().st_size)
-            for path in Path(folder).iterdir()
-            if path.is_file()
-        )
-    )
-    key = (job.model, job.revision, job.dtype, job.device, files)
+    adapter = {"adapter": job.adapter} if job.adapter else {}
+    stamps = [folder_stamps(Path(folder)) for folder in (resolve(job.model, revision=job.revision), *adapter.values())]
+    key = (job.model, job.revision, job.adapter, job.dtype, job.device, *stamps)
     if key not in warm:
         while len(warm) >= WARM:
             del warm[next(iter(warm))]
-        warm[key] = load(job.model, job.revision, dtype=job.dtype, device=job.device)
+        free_memory()
+        warm[key] = load(job.model, job.revision, dtype=job.dtype, device=job.device, **adapter)
     warm[key] = warm.pop(key)  # the last one used goes last
     return warm[key]
 

@@ -145,7 +145,8 @@ class Shard:
             raise DamagedShard(path, "the file is missing") from None
         except OSError as error:
             raise DamagedShard(path, f"it cannot be read: {error.strerror}") from error
-        self.stamp = (status.st_ino, status.st_size, status.st_mtime_ns)  # changes when the file does
+        # changes when the file does; ctime cannot be set back
+        self.stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         self._data = np.frombuffer(mapped, dtype=np.uint8)[8 + length :]
 
     def check(self, names: Iterable[str] | None = None) -> None:

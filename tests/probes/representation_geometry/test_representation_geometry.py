@@ -348,6 +348,30 @@ def test_checkpoints_are_found_and_bad_ones_refused(stories, training, tmp_path)
         checkpoints.load_like("organism", stories)
 
 
+def test_a_step_of_what_has_no_revisions_is_refused_with_what_there_is(stories, training):
+    for entry in ("step-100", "step-999", f"{training / 'step-10'}@step-100", "organism@step-7", "organism@main"):
+        with pytest.raises(InputError, match="no (revision|organism)"):
+            for _, _, open_it in checkpoints.find(stories, ["organism@step-100", entry]):
+                open_it()
+    one = load(str(training / "step-10"))
+    with pytest.raises(InputError, match=r"There are .*step-0, .*step-2000"):
+        checkpoints.find(one, ["step-100", "step-500"])
+    organism = load("organism")
+    with pytest.raises(InputError, match=r"no revision 'step-300'.*organism@step-"):
+        checkpoints.find(organism, ["step-300"])
+
+
+def test_checkpoints_of_the_same_weights_are_warned_of(stories, texts, training, tmp_path):
+    for step in (10, 20):
+        shutil.copytree(training / "step-10", tmp_path / "run" / f"step-{step}")
+    shutil.copytree(training / "step-0", tmp_path / "run" / "step-0")
+    options = {"limit": 40, "loss_rows": 0, "ablate": (), "draws": 0, "curve": False}
+    result, context = probe(stories, texts, checkpoints=(str(tmp_path / "run"),), **options)
+    twins = [warning for warning in context.warnings if "have the same weights" in warning]
+    assert len(twins) == 1 and "step-10 and step-20" in twins[0]
+    assert "weights" not in result.tables and result.tables["layers"]["checkpoint"].n_unique() == 3
+
+
 def test_revisions_of_a_hub_model_are_found_in_the_cache_without_a_network(training, texts, tmp_path, monkeypatch):
     """`name@revision` against a cache laid out as the hub client does: two branches of one repository."""
     from huggingface_hub import constants
