@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import InputError
+from workbench.core.files import write_bytes
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
 
@@ -52,9 +53,8 @@ def save_heads(
             "heads": model.n_heads,
         }
     )
-    Path(path).write_text(
-        json.dumps({"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about}, indent=1) + "\n"
-    )
+    mask = {"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about}
+    write_bytes(Path(path), (json.dumps(mask, indent=1) + "\n").encode())
 
 
 def read_mask(path: Path) -> HeadMask:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from torch import nn
 
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
+from workbench.core.private import make_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,6 +144,7 @@ def _by_number(key: str) -> list:
 def fingerprint_folder(folder: Path) -> str:
     """SHA-256 (hex) over config.json and every weight file; large files are hashed once and remembered by size and
     time."""
+    from workbench.core.files import atomic
     from workbench.core.paths import cache_root
 
     memory = cache_root() / "fingerprints.json"
@@ -162,10 +163,9 @@ def fingerprint_folder(folder: Path) -> str:
         digest.update(f"{file.name}:{known.get(key) or learned[key]}\n".encode())
     if learned:
         with contextlib.suppress(OSError):  # only a memory: without it the hash is computed again
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(known | learned))
-            temporary.replace(memory)
+            make_folder(memory.parent)
+            with atomic(memory, durable=False) as temporary:
+                temporary.write_text(json.dumps(known | learned))
     return digest.hexdigest()
 
 

@@ -25,6 +25,8 @@ from workbench.core import config as configs
 from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes, write_json
+from workbench.core.locks import take
+from workbench.core.private import make_folder
 from workbench.core.wording import human_bytes
 from workbench.runs import execution, provenance
 
@@ -119,7 +121,7 @@ def submit(
         if not other.ended and _work(other) == _work(job):
             return other
     folder = root() / job.id
-    folder.mkdir(parents=True)
+    make_folder(folder)
     write_json(folder / "job.json", {key: asdict(job)[key] for key in _SPEC})
     _prune()
     if start:
@@ -222,16 +224,14 @@ def wake(device: str | None = None) -> None:
 
 def has_worker(device: str) -> bool:
     """Whether a worker of this device is alive: it holds a lock for as long as it lives, however it ends."""
-    import filelock
-
     path = lock_path(device)
     if not path.exists():
         return False
-    try:
-        with filelock.FileLock(str(path), blocking=False):
-            return False
-    except filelock.Timeout:
+    lock = take(path)
+    if lock is None:
         return True
+    lock.release()
+    return False
 
 
 def lock_path(device: str) -> Path:
@@ -240,7 +240,7 @@ def lock_path(device: str) -> Path:
 
 def _start(device: str) -> None:
     """A worker as a process of its own, in its own session: it outlives the app."""
-    root().mkdir(parents=True, exist_ok=True)
+    make_folder(root())
     with open(root() / f"worker-{device.replace(':', '-')}.log", "ab") as log:
         subprocess.Popen(
             [sys.executable, "-m", "workbench.runs.worker", device],
@@ -356,7 +356,7 @@ def keep_upload(name: str, content: bytes) -> Path:
         _check_parquet(name, content)
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:60] or "data"
     folder = paths.cache_root() / "uploads" / hashlib.sha256(content).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{safe}{suffix}"
     if not path.is_file():
         write_bytes(path, content)

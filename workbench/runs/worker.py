@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.private import make_folder
 from workbench.runs import provenance, queue
 
 IDLE_SECONDS = 900.0  # without a job for so long, the worker leaves and gives the memory back
@@ -32,7 +33,7 @@ def main(device: str, *, idle: float | None = None) -> None:
     import filelock
 
     idle = float(os.environ.get("WORKBENCH_WORKER_IDLE", IDLE_SECONDS)) if idle is None else idle
-    queue.root().mkdir(parents=True, exist_ok=True)
+    make_folder(queue.root())
     while True:
         lock = filelock.FileLock(str(queue.lock_path(device)))
         try:
