@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.core.errors import InputError
-from workbench.core.files import read_json, write_bytes
+from workbench.core.files import read_json, write_bytes, write_json
 
 ODD = {
     "nothing in it": b"",
@@ -16,6 +16,7 @@ ODD = {
     "6,000 digits": b"9" * 6000,
     "deep lists": b"[" * 100_000 + b"]" * 100_000,
     "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "half a pair": b'{"a": ["\\uD83D"]}',
     "zeros": bytes(100),
 }
 
@@ -43,7 +44,13 @@ def test_what_is_no_file_is_told_from_what_is_not_there(tmp_path):
 
 
 def test_plain_values_are_what_they_are(tmp_path):
-    for text, value in (('{"a": [1, 2.5, "ü", null, true]}', {"a": [1, 2.5, "ü", None, True]}), ("5", 5), ('"x"', "x")):
+    plain = {
+        '{"a": [1, 2.5, "ü", null, true]}': {"a": [1, 2.5, "ü", None, True]},
+        "5": 5,
+        '"x"': "x",
+        r'"\ud83d\ude00"': "😀",
+    }
+    for text, value in plain.items():
         (tmp_path / "x").write_text(text, encoding="utf-8")
         assert read_json(tmp_path / "x") == value
 
@@ -52,3 +59,8 @@ def test_a_name_that_fits_the_disk_fits_it_while_it_is_written_too(tmp_path):
     path = tmp_path / ("x" * 250)
     write_bytes(path, b"1")
     assert path.read_bytes() == b"1" and [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_name_that_is_no_text_does_not_stop_what_is_written_about_it(tmp_path):
+    write_json(tmp_path / "x", {"error": "no file a\udcff.csv"})
+    assert read_json(tmp_path / "x") == {"error": "no file a?.csv"}

@@ -21,6 +21,7 @@ from workbench.core import registry
 from workbench.core.config import describe
 from workbench.core.files import write_json
 from workbench.runs import execution as runs
+from workbench.runs import job_files
 from workbench.runs import queue as jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,8 +310,8 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
 
     import psutil
 
-    jobs.write_state(job.id, status="running", pid=os.getpid(), born=psutil.Process().create_time())
-    jobs.write_progress(job.id, 3, 12, "grid", 4.0)
+    job_files.write_state(job.id, status="running", pid=os.getpid(), born=psutil.Process().create_time())
+    job_files.write_progress(job.id, 3, 12, "grid", 4.0)
     at.run()
     assert not at.exception and "grid, 3 of 12 (25%), 4 s left of this stage" in words(at)
     (jobs.root() / job.id / "state.json").unlink()

@@ -29,7 +29,7 @@ from workbench.core.registry import option, probe
 class Config:
     parts: int = option(3, "how many parts", low=1)
     seconds: float = option(0.0, "time that each part takes", low=0)
-    manner: str = option("polite", "how it behaves", choices=("polite", "deaf", "stubborn", "crash", "error"))
+    manner: str = option("polite", "how it behaves")
     log: str = option("", "file that gets a line for each part")
 
 @probe("queued", summary="Parts that take time.", tables={"rows": ("part", "x")}, bibtex="@misc{queued}")
@@ -43,6 +43,10 @@ def run(model, config: Config, context):
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.manner == "error":
                 raise ZeroDivisionError("a part that fails")
+            if config.manner == "panic":
+                raise pl.exceptions.PanicException("a panic in Rust")
+            if config.manner == "base":
+                raise GeneratorExit("no Exception at all")
             if config.manner == "stubborn":  # as a kernel that never comes back to Python
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             end = time.monotonic() + config.seconds

@@ -60,9 +60,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON, two-space indent, UTF-8; NaN and infinities become null."""
+    """Strict JSON, two-space indent, UTF-8; NaN and infinities become null, what Unicode has no sign for ?."""
     text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode("utf-8"))
+    write_bytes(path, (text + "\n").encode("utf-8", "replace"))
 
 
 def read_json(path: Path) -> Any:
@@ -70,7 +70,11 @@ def read_json(path: Path) -> Any:
     whatever else is no JSON: another encoding, NaN, numbers and nesting that cannot be held, a folder, a link that
     leads nowhere."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if "\\ud" in text.lower():  # half a pair of escapes is a text that cannot be shown or written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except FileNotFoundError:
         if not os.path.lexists(path):
             raise
