@@ -21,6 +21,7 @@ from typing import Any
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.locks import take
 from workbench.core.private import keep_new_files_private, make_folder
+from workbench.core.signals import stop_signals
 from workbench.core.wording import one_line
 from workbench.runs import job_files, provenance, queue
 
@@ -288,16 +289,10 @@ def _reporter(identifier: str):
     return report
 
 
-def _stop_on_signals() -> None:
-    """SIGTERM and SIGHUP stop as Ctrl-C does; one that is ignored (nohup) stays ignored."""
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
-
-
 if __name__ == "__main__":
     keep_new_files_private()
-    _stop_on_signals()
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler)
     try:
         if "--compute" in sys.argv[2:]:
             compute(sys.argv[1])
