@@ -22,8 +22,10 @@ def _circuits(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch, _circuits):
-    """Every test has a store and a runs folder of its own, beside its `tmp_path` and not in it."""
-    cache = tmp_path_factory.mktemp("cached")
+    """Every test has a store and a runs folder of its own, beside its `tmp_path` and not in it. Its name holds what
+    polars, shells and URLs could take for something else: no path is ever a pattern."""
+    cache = tmp_path_factory.mktemp("cached") / "lab [1] *ü%"
+    cache.mkdir()
     (cache / "organisms").symlink_to(_circuits)
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
     monkeypatch.delenv("WORKBENCH_STORE_BUDGET", raising=False)

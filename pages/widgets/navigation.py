@@ -84,6 +84,11 @@ def through_app() -> None:
 @st.fragment(run_every=3.0)
 def at_work() -> None:
     """What runs now and what waits, in one line per job."""
+    with styling.guard():
+        _at_work()
+
+
+def _at_work() -> None:
     try:
         queue.wake()
         busy = [job for job in queue.listing() if not job.ended]

@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.widgets import styling
 from workbench.core.errors import WorkbenchError
+from workbench.core.wording import cut
 from workbench.runs import queue
 
 
@@ -21,6 +22,11 @@ def chosen(probe: str | None) -> list[queue.Job]:
 
 
 def _list(probe: str | None, ended: int, busy: bool) -> None:
+    with styling.guard():
+        _rows(probe, ended, busy)
+
+
+def _rows(probe: str | None, ended: int, busy: bool) -> None:
     queue.wake()
     found = chosen(probe)
     active = [job for job in found if not job.ended]
@@ -28,6 +34,7 @@ def _list(probe: str | None, ended: int, busy: bool) -> None:
         show_job(job)
     for job in [job for job in found if job.ended][-ended:][::-1] if ended else []:
         show_ended(job)
+    show_unreadable(queue.unreadable())
     if busy != bool(active):
         st.rerun()  # what ran has ended and its result belongs on the page; or another tab has started something
 
@@ -81,6 +88,26 @@ def show_ended(job: queue.Job) -> None:
         if job.detail:
             with st.expander("Traceback"):
                 st.code(job.detail, language=None)
+
+
+def show_unreadable(odd: list[queue.Unreadable]) -> None:
+    """The jobs whose files cannot be read: nobody knows of which probe they are, so every panel names them."""
+    if not odd:
+        return
+    with st.container(border=True, key="jobs-unreadable"):
+        st.html(
+            f"<div class='wb-facts'>{'1 job' if len(odd) == 1 else f'{len(odd)} jobs'} could not be read: "
+            f"{styling.esc(cut(odd[0].reason, 400))}"
+            f"{'' if len(odd) == 1 else f' (and {len(odd) - 1} more)'}<br><span class='wb-dim'>Nothing of it runs. "
+            f"Dismiss removes its folder; ask for the run again, which goes on where it stopped.</span></div>"
+        )
+        st.button(
+            "Dismiss",
+            key="forget unreadable",
+            on_click=lambda: [queue.forget(job.id) for job in odd],
+            width="stretch",
+            help="Remove the folders of the jobs that cannot be read. Runs stay.",
+        )
 
 
 def again(job: queue.Job) -> None:

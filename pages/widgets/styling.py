@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import WorkbenchError, is_panic
 from workbench.core.wording import cut, duration, number
 from workbench.explorer.head_sets import model_info
 from workbench.figures import style as theme
@@ -101,7 +101,8 @@ def token(text: str) -> str:
 @contextmanager
 def guard(damaged: str = "") -> Iterator[None]:
     """Errors that are meant for people become a sentence on the page instead of a traceback; where files of runs are
-    drawn that may be damaged in any way, every error does, after what `damaged` says."""
+    drawn that may be damaged in any way, every error does, after what `damaged` says. A panic of polars would end the
+    script's thread, and with it the screen, without a word: it is a sentence everywhere."""
     try:
         yield
     except WorkbenchError as error:
@@ -110,9 +111,13 @@ def guard(damaged: str = "") -> Iterator[None]:
         if not damaged:
             raise
         problem(f"{damaged} ({said(error)}).")
+    except BaseException as error:  # streamlit steers its scripts with some of these
+        if not is_panic(error):
+            raise
+        problem(f"{damaged or 'A library failed on what this shows'} ({said(error)}).")
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """An error that was not foreseen, in one short line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 

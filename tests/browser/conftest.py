@@ -43,7 +43,8 @@ def cache(tmp_path_factory) -> Path:
     """A cache with finished runs of every probe, before the server first looks at it."""
     from tests.support.app_screens import keep
 
-    root = tmp_path_factory.mktemp("cached")
+    root = tmp_path_factory.mktemp("cached") / "lab [1] *ü%"
+    root.mkdir()
     before = os.environ.get("WORKBENCH_CACHE")
     os.environ["WORKBENCH_CACHE"] = str(root)
     for identifier, fake in RUNS.items():

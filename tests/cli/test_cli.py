@@ -218,7 +218,7 @@ def test_a_failed_run_is_exit_code_3_and_debug_adds_the_traceback(fake, capsys):
         assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.load_sensitive("a limit of two seconds")
 def test_a_signal_leaves_a_run_that_the_same_command_resumes_and_exit_code_130(tmp_path, number):
     log = tmp_path / "log"

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from workbench.core.errors import InputError
-from workbench.core.json_text import parse_json, read_json, read_json_object
+from workbench.core.json_text import parse_json, read_json_object
 from workbench.core.tables import read_table
 
 BAD = [
@@ -68,7 +68,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
     for name, words in (("folder", "no file"), ("pipe", "no file"), ("loop", "not there"), ("absent", "not there")):
         with pytest.raises(InputError, match=words):
-            read_json(tmp_path / f"{name}.json", what="It")
+            read_json_object(tmp_path / f"{name}.json", what="It")
 
 
 def test_a_mark_at_the_beginning_is_dropped(tmp_path):

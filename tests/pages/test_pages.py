@@ -20,7 +20,9 @@ from tests.support.figure_runs import retrieval
 from workbench.core import registry
 from workbench.core.config import describe
 from workbench.core.files import write_json
+from workbench.core.parquet import read_parquet, write_parquet
 from workbench.runs import execution as runs
+from workbench.runs import job_files
 from workbench.runs import queue as jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,13 +311,35 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
 
     import psutil
 
-    jobs.write_state(job.id, status="running", pid=os.getpid(), born=psutil.Process().create_time())
-    jobs.write_progress(job.id, 3, 12, "grid", 4.0)
+    job_files.write_state(job.id, status="running", pid=os.getpid(), born=psutil.Process().create_time())
+    job_files.write_progress(job.id, 3, 12, "grid", 4.0)
     at.run()
     assert not at.exception and "grid, 3 of 12 (25%), 4 s left of this stage" in words(at)
     (jobs.root() / job.id / "state.json").unlink()
     at.button(key=f"cancel {job.id}").click().run()
     assert jobs.get(job.id).status == "cancelled"
+
+
+@pytest.mark.parametrize("page", ["runs", "concept_depth"])
+@pytest.mark.parametrize("content", ["5", "[" * 50_000, '{"id": 5}'])
+def test_a_job_that_cannot_be_read_is_named_on_the_screen_and_dismissed(page, content):
+    bad = job_files.root() / "20260101T000000000001-abcdef"
+    bad.mkdir(parents=True)
+    (bad / "job.json").write_text(content)
+    at = open_page(page)
+    assert not at.exception and "1 job could not be read" in words(at) and "job.json" in words(at)
+    at.button(key="forget unreadable").click().run()
+    assert not at.exception and "could not be read" not in words(at) and not bad.exists()
+
+
+@pytest.mark.parametrize("part", ["page", "fragment"])
+def test_a_panic_in_rust_costs_a_sentence_and_not_the_screen(monkeypatch, part):
+    def panic(*_, **__):
+        raise pl.exceptions.PanicException("index out of bounds")
+
+    monkeypatch.setattr(jobs, "listing" if part == "fragment" else "devices", panic)
+    at = open_page("concept_depth")
+    assert not at.exception and any("index out of bounds" in error.value for error in at.error)
 
 
 def test_a_probe_that_cannot_be_imported_says_why_and_the_others_go_on(monkeypatch):
@@ -384,7 +408,7 @@ def test_tables_of_one_row_are_compared_without_a_column_to_match_on(two_runs):
 @pytest.mark.parametrize("column", ["layer", "score"])
 def test_a_table_that_can_be_read_and_makes_no_sense_costs_a_sentence(two_runs, column):
     path = runs.runs_root() / two_runs[1] / "tables" / "heads.parquet"
-    pl.read_parquet(path).drop(column).write_parquet(path)
+    write_parquet(path, read_parquet(path).drop(column))
     for view in ("Heads", "Figures side by side", "Tables"):
         at = open_page("compare", a=two_runs[0], b=two_runs[1], view=view)
         assert not at.exception and len([s for s in at.selectbox if s.label.endswith("run")]) == 2

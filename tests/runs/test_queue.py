@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from workbench.core.errors import InputError
+from workbench.core.parquet import read_parquet
 from workbench.runs import execution as runs
 from workbench.runs import queue as jobs
 
@@ -29,7 +30,7 @@ from workbench.core.registry import option, probe
 class Config:
     parts: int = option(3, "how many parts", low=1)
     seconds: float = option(0.0, "time that each part takes", low=0)
-    manner: str = option("polite", "how it behaves", choices=("polite", "deaf", "stubborn", "crash", "error"))
+    manner: str = option("polite", "how it behaves")
     log: str = option("", "file that gets a line for each part")
 
 @probe("queued", summary="Parts that take time.", tables={"rows": ("part", "x")}, bibtex="@misc{queued}")
@@ -43,6 +44,10 @@ def run(model, config: Config, context):
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.manner == "error":
                 raise ZeroDivisionError("a part that fails")
+            if config.manner == "panic":
+                raise pl.exceptions.PanicException("a panic in Rust")
+            if config.manner == "base":
+                raise GeneratorExit("no Exception at all")
             if config.manner == "stubborn":  # as a kernel that never comes back to Python
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             end = time.monotonic() + config.seconds
@@ -322,4 +327,4 @@ def test_parquet_that_is_broken_or_a_bomb_is_refused_before_it_is_unpacked(monke
         jobs.keep_upload("bomb.parquet", content)
     good = tmp_path / "good.parquet"
     pl.DataFrame({"text": ["a", "b"]}).write_parquet(good)
-    assert pl.read_parquet(jobs.keep_upload("good.parquet", good.read_bytes())).height == 2
+    assert read_parquet(jobs.keep_upload("good.parquet", good.read_bytes())).height == 2

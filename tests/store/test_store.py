@@ -82,13 +82,6 @@ def test_any_safetensors_reader_opens_a_shard(tmp_path):
     (path,) = folder.glob("00001-*.safetensors")
     theirs = safetensors.torch.load_file(path)
     assert all(torch.equal(theirs[name], value) for name, value in tensors(1).items())
-    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()  # readable by whom the user's other files are readable by
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def test_numpy_arrays_are_stored_as_they_are(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
 from workbench.core.paths import cache_root
+from workbench.core.private import make_folder
 from workbench.core.wording import human_bytes
 
 DISTRIBUTION = "interpretability-workbench"
@@ -141,7 +142,7 @@ def cache() -> Finding:
 
     root = cache_root()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         with tempfile.TemporaryFile(dir=root) as file:
             file.write(b"x")
     except OSError as error:

@@ -3,7 +3,6 @@ stop."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -12,30 +11,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.cli import exporting, looking, running, training, upkeep  # noqa: F401  (they add their commands to `app`)
+from workbench.cli import exporting, looking, running, streams, training, upkeep  # noqa: F401  (they add their commands to `app`)
 from workbench.cli.app import app
-from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.errors import Cancelled, WorkbenchError, is_panic
+from workbench.core.private import keep_new_files_private
+from workbench.core.signals import stop_signals
+from workbench.core.wording import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with 0 done, 2 bad input, 3 failed or 130 cancelled."""
+    keep_new_files_private()
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def run(argv: list[str]) -> int:
     """The same, giving the exit code back."""
     debug = "--debug" in argv
-    argv = _spread_set([word for word in argv if word != "--debug"])
-    if argv[:1] == ["--version"]:
-        from workbench import __version__
+    with streams.watched() as out:
+        return _answer(_spread_set([word for word in argv if word != "--debug"]), debug, out)
 
-        print(__version__)
-        return 0
+
+def _answer(argv: list[str], debug: bool, out: streams.Watched | None) -> int:
     try:
-        with _stopping_cleanly():
-            code = app(argv, standalone_mode=False, prog_name="workbench")
-            sys.stdout.flush()
-            return code if isinstance(code, int) else 0
+        if argv[:1] == ["--version"]:
+            from workbench import __version__
+
+            print(__version__)
+            code = 0
+        else:
+            with _stopping_cleanly():
+                code = app(argv, standalone_mode=False, prog_name="workbench")
+        if out is not None:
+            out.flush()
+        return code if isinstance(code, int) else 0
     except WorkbenchError as error:
         return _report(error, str(error), error.exit_code, debug)
     except KeyboardInterrupt as error:
@@ -43,7 +52,8 @@ def run(argv: list[str]) -> int:
     except (BrokenPipeError, SystemExit) as error:  # `workbench runs | head`; typer makes it an exit with code 1
         if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if out is not None:
+            streams.drop(out)
         return 0
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -53,7 +63,12 @@ def run(argv: list[str]) -> int:
             return _report(error, f"{error.format_message().strip().rstrip('.')}. See workbench --help.", 2, debug)
         if type(error).__name__ == "Abort":
             return _report(error, "Cancelled.", Cancelled.exit_code, debug)
+        if out is not None and out.refused is not None:
+            return _report(error, f"The output could not be written: {out.refused.strerror}.", 3, debug)
         return _report(error, f"{type(error).__name__}: {error} (--debug shows where).", 3, debug)
+    except BaseException as error:  # the last resort: a panic in Rust is no Exception
+        what = "A library failed inside" if is_panic(error) else "The command failed"
+        return _report(error, f"{what}: {type(error).__name__}: {one_line(error)} (--debug shows where).", 3, debug)
 
 
 def _report(error: BaseException, sentence: str, code: int, debug: bool) -> int:
@@ -80,8 +95,9 @@ def _spread_set(argv: list[str]) -> list[str]:
 
 @contextmanager
 def _stopping_cleanly() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt, once: a run then closes its folder and can be resumed. A second
-    signal counts only when the first has not ended the process within five seconds."""
+    """Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) raise KeyboardInterrupt, once: a run then closes its folder
+    and can be resumed. A second signal counts only when the first has not ended the process within five seconds. A
+    SIGHUP that is ignored (nohup) stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,7 +108,7 @@ def _stopping_cleanly() -> Iterator[None]:
             last[0] = time.monotonic()
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:

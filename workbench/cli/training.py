@@ -14,6 +14,7 @@ import typer
 
 from workbench.cli.app import Json, Quiet, app
 from workbench.cli.show import print_json, progress
+from workbench.core.signals import stop_signals
 
 
 @app.command("train-sae")
@@ -118,8 +119,8 @@ def train_sae(
 
 @contextlib.contextmanager
 def stopping(out: Path) -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM end the training after the step in progress, so that what is kept is the state between two
-    steps; a second one ends it at once. Yields the check that raises Cancelled."""
+    """Ctrl-C, SIGTERM and SIGHUP end the training after the step in progress, so that what is kept is the state between
+    two steps; a second one ends it at once. Yields the check that raises Cancelled."""
     from workbench.core.errors import Cancelled
 
     asked: list[int] = []
@@ -136,7 +137,7 @@ def stopping(out: Path) -> Iterator[Callable[[], None]]:
 
     try:
         if threading.current_thread() is threading.main_thread():
-            before.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
+            before.update({number: signal.signal(number, ask) for number in stop_signals()})
         yield check
     except KeyboardInterrupt:
         raise Cancelled(

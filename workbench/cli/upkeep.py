@@ -51,24 +51,39 @@ def _plain(value):
 @cache.command("ls")
 def cache_ls(json: Json = False) -> None:
     """List the entries of the store."""
-    _print_frame(_store().ls(), json, "The store is empty.")
+    store = _store()
+    unreadable = store.unreadable()
+    found = store.ls()
+    _print_frame(found.filter(~found["key"].is_in(list(unreadable))), json, "The store is empty.")
+    if unreadable:
+        key, (_, reason) = next(iter(unreadable.items()))
+        print(
+            f"{_entries(len(unreadable))} could not be read, first {key}: {reason} The next run that needs one "
+            f"computes it again, and `workbench cache gc` removes them.",
+            file=sys.stderr,
+        )
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 @cache.command("verify")
 def cache_verify(
     drop: Annotated[
-        bool, typer.Option("--drop", help="Remove damaged shards; the next run computes them again.")
+        bool, typer.Option("--drop", help="Remove what is damaged; the next run computes it again.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Read every shard and check it against its checksum."""
+    """Read every shard and every entry.json, and check them against their checksums."""
     found = _store().verify(drop=drop)
     _print_frame(found, json, "The store is empty.")
-    damaged = [row["file"] for row in found.to_dicts() if row["status"] != "ok"]
+    damaged = [row for row in found.to_dicts() if row["status"] != "ok"]
     if damaged:
+        first, reason = damaged[0]["file"], damaged[0]["reason"].rstrip(".")
         raise RunFailed(
-            f"{len(damaged)} of {found.height} shards are not whole, first {damaged[0]}; the next run that "
-            f"needs one computes it again."
+            f"{len(damaged)} of {found.height} files are not whole, first {first} ({reason}); the next "
+            f"run that needs one computes it again, and `workbench cache verify --drop` removes them."
         )
 
 

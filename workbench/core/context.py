@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import write_bytes
 from workbench.core.parquet import parquet_bytes, parse_parquet
+from workbench.core.private import make_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,7 @@ class Context:
         self.parts_computed += 1
         if path is None:
             return values
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_bytes(path, _pack(values, facts))
         return values
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.core.files import canonical, digest_file, write_bytes
+from workbench.core.private import make_folder
 
 TICK = 2.0  # seconds after a change in which another one might not show in the times of a file
 MOST = 4096  # files that are remembered; the ones learnt last stay
@@ -84,7 +85,7 @@ def _remember(memory: Path, entries: dict[str, str]) -> None:
     entries = dict(list(entries.items())[-MOST:])
     text = json.dumps({"files": entries, "checksum": _checksum(entries)}, indent=0)
     with contextlib.suppress(OSError):  # only a memory: without it the hash is computed again
-        memory.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(memory.parent)
         write_bytes(memory, text.encode())
 
 

@@ -12,23 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from workbench.core.errors import InputError
+from workbench.core.private import create
+from workbench.core.wording import one_line
+
 TEMPORARY = ".tmp-"  # every temporary name holds this, so that leftovers of a killed process can be told apart
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is flushed and renamed onto ``path``, on error removed."""
+def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary file beside ``path``, empty and private; on success it is flushed and renamed onto ``path``, on
+    error removed. ``durable``: False for what can be made again, which is not forced to the disk."""
     path = Path(path)
-    temporary = path.parent / f".{path.name}{TEMPORARY}{uuid.uuid4().hex[:12]}"
+    # the beginning of the name tells people what it was; all of it might be too long with what comes after
+    temporary = path.parent / f".{path.name[:40]}{TEMPORARY}{uuid.uuid4().hex[:12]}"
     try:
+        create(temporary)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -51,9 +60,40 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON, two-space indent, UTF-8; NaN and infinities become null."""
+    """Strict JSON, two-space indent, UTF-8; NaN and infinities become null, what Unicode has no sign for ?."""
     text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode("utf-8"))
+    write_bytes(path, (text + "\n").encode("utf-8", "replace"))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. FileNotFoundError where there is nothing of that name; InputError, one sentence, for
+    whatever else is no JSON: another encoding, NaN, numbers and nesting that cannot be held, a folder, a link that
+    leads nowhere."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if "\\ud" in text.lower():  # half a pair of escapes is a text that cannot be shown or written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except FileNotFoundError:
+        if not os.path.lexists(path):
+            raise
+        raise InputError(f"{path} cannot be read: it is a link that leads nowhere.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except RecursionError:
+        raise InputError(f"{path} cannot be read: it is nested too deeply.") from None
+    except (ValueError, MemoryError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}.") from None
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a number that JSON knows")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:40])
 
 
 def jsonable(value: Any) -> Any:
@@ -100,38 +140,3 @@ def digest_path(path: Path) -> str:
     for file in sorted(item for item in path.rglob("*") if item.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest_file(file)}\n".encode())
     return total.hexdigest()
-
-
-@contextmanager
-def folder_lock(path: Path, *, waiting=None, check=None) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``path`` between processes; the file is removed afterwards.
-
-    ``waiting()`` is called once when somebody else holds it; ``check()`` is called while waiting and may raise. The
-    lock goes with its process: one that is killed leaves a file behind and no lock.
-    """
-    import time
-
-    import filelock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = False
-    while True:
-        lock = filelock.FileLock(str(path), blocking=False)
-        try:
-            lock.acquire()
-            break
-        except filelock.Timeout:
-            if waiting is not None and not told:
-                waiting()
-            told = True
-            if check is not None:
-                check()
-            time.sleep(0.1)
-    try:
-        yield
-    finally:
-        # Removing before releasing is safe here: filelock looks, after locking, whether the file it locked still has
-        # that name, and starts again where it has not.
-        if os.name == "posix":
-            path.unlink(missing_ok=True)
-        lock.release()

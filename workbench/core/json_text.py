@@ -12,9 +12,9 @@ from workbench.core.errors import InputError
 from workbench.core.wording import one_line
 
 
-def read_json(path: Path, *, what: str) -> Any:
-    """The value in a JSON file, which errors call ``what``; InputError also where it is no file, cannot be opened or is
-    no UTF-8 (a byte-order mark is dropped)."""
+def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
+    """The object in a JSON file, which errors call ``what``; InputError also where it is no file, cannot be opened, is
+    no UTF-8 (a byte-order mark is dropped) or holds something else."""
     if not path.is_file():  # a pipe by that name would be waited for
         raise InputError(f"{what} is {'no file' if path.exists() else 'not there'}.")
     try:
@@ -23,12 +23,7 @@ def read_json(path: Path, *, what: str) -> Any:
         raise InputError(f"{what} cannot be opened ({error.strerror or one_line(error)}).") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
-    return parse_json(text, what)
-
-
-def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
-    """The same, of a file that must hold a JSON object."""
-    found = read_json(path, what=what)
+    found = parse_json(text, what)
     if not isinstance(found, dict):
         raise InputError(f"{what} holds no JSON object but {'a list' if isinstance(found, list) else 'one value'}.")
     return found

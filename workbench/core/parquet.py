@@ -11,7 +11,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, is_panic
 from workbench.core.files import write_bytes
 from workbench.core.wording import one_line
 
@@ -36,7 +36,7 @@ def parse_parquet(data: bytes, *, what: str) -> pl.DataFrame:
     except Exception as error:  # pyarrow raises many kinds, plain OSError and UnicodeDecodeError among them
         raise InputError(f"{what} cannot be read as parquet: {one_line(error)}.") from None
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of polars' Rust code; no Exception, and no class to name
+        if not is_panic(error):
             raise
         raise InputError(f"{what} cannot be read as parquet: {one_line(error)}.") from None
     assert isinstance(frame, pl.DataFrame)

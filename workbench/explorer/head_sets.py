@@ -15,6 +15,7 @@ import polars as pl
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.json_text import read_json_object
+from workbench.core.private import make_folder
 from workbench.core.registry import Probe
 from workbench.explorer.readings import Head, Switches
 from workbench.runs.folder import Run
@@ -188,7 +189,7 @@ def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | N
             f"A mask cannot hold '{switches.how}', only {' or '.join(MASKS)}: choose one of these beside the "
             f"switch, then save."
         )
-    masks_folder().mkdir(parents=True, exist_ok=True)
+    make_folder(masks_folder())
     path = masks_folder() / f"{name}.json"
     save_heads(path, switches.heads, how=switches.how, note=note, model=model)
     return path

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import write_bytes
+from workbench.core.private import make_folder
 from workbench.figures import style as theme
 from workbench.figures.browser import browser
 from workbench.figures.layout import dressed
@@ -279,7 +280,7 @@ def _write(jobs, *, preset, mode, width=None, height=None, captions=None, progre
     pictures = []
     made: dict[int, Any] = {}
     for fig, format, path in jobs:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if format == "csv":
             _text(path, data_of(fig).write_csv())
             continue
@@ -342,7 +343,7 @@ def _text(path: Path, text: str) -> Path:
 
 
 def _bytes(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, data)
     return path
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import registry
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes
+from workbench.core.private import make_folder
 from workbench.figures import export, probe_name
 from workbench.figures.run_tables import info, model_name
 
@@ -43,7 +44,7 @@ def export_of_several(
     fig = figure_of_several(runs)
     folder = Path(out) if out is not None else Path(runs[0].folder) / "figures"
     name = "compare" if out is not None else "compare-" + "-".join(str(run.id)[-6:] for run in runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     others = [
         f"{model_name(run)} (weights {str(info(run, 'model', 'fingerprint', default=''))[:12]}, run {run.id})"
         for run in runs[1:]

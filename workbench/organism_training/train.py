@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from workbench.core.private import make_folder
 from workbench.organism_training import sequences, tokenizer
 
 TOKENS_PER_STEP = 4096
@@ -343,7 +344,7 @@ def save_model(model: LlamaForCausalLM, folder: Path, *, chat: bool, recipe: Org
     """A Hugging Face folder in bf16 with its tokenizer; complete or absent."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(temporary)
     config = model.config.to_dict() | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
     half = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in config.items() if k != "torch_dtype"})).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
@@ -410,7 +411,7 @@ def train(
     """
     recipe = OrganismRecipe(seed=seed, steps=steps, **changes)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     model = build(recipe).to(device)
     opts = optimizers(model, recipe)
     resume = out / "resume.safetensors"

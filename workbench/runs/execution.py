@@ -25,9 +25,11 @@ from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
-from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
+from workbench.core.files import canonical, digest_path, remove_leftovers, write_json
+from workbench.core.locks import folder_lock
 from workbench.core.nearest_name import nearest
 from workbench.core.paths import is_there, user_path
+from workbench.core.private import appending, make_folder
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
 from workbench.models.load_options import DAY
@@ -180,7 +182,7 @@ def execute(
         _own_folder(folder, name)
         with folder_lock(
             folder / ".lock",
-            waiting=lambda: context.progress(0, 0, "another process computes this run; waiting for it"),
+            waiting=lambda who: context.progress(0, 0, f"another process computes this run ({who}); waiting for it"),
             check=context.check,
         ):
             return _locked(ready, model, context, folder, name, command, fresh, begun, loaded)
@@ -592,7 +594,7 @@ def _material(ready: Prepared, model: str) -> dict[str, dict[str, Any]]:
 def _own_folder(folder: Path, name: str) -> None:
     """Make the folder, unless what is there belongs to somebody else."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
     if (folder / "run.json").is_file():
@@ -615,7 +617,7 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
     start = time.perf_counter()
     last = {"time": -1.0, "label": None}
     if path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
-        with open(path, "ab") as file:  # the open line of a process that was killed
+        with appending(path) as file:  # the open line of a process that was killed
             file.write(b"\n")
 
     def record(done: int, total: int, label: str) -> None:
@@ -629,7 +631,7 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
                 "total": total,
                 "label": label,
             }
-            with open(path, "ab") as file:
+            with appending(path) as file:
                 file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
         if forward is not None:
             forward(done, total, label)

@@ -14,6 +14,7 @@ from workbench.core.files import jsonable, write_bytes, write_json
 from workbench.core.nearest_name import nearest
 from workbench.core.parquet import read_parquet, write_parquet
 from workbench.core.paths import cache_root
+from workbench.core.private import make_folder
 from workbench.core.wording import one_line
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def write_result(folder: Path, result: Result) -> None:
     """Write tables, arrays and summary, each complete or absent."""
     import numpy as np
 
-    (folder / "tables").mkdir(exist_ok=True)
+    make_folder(folder / "tables")
     for name, frame in result.tables.items():
         write_parquet(folder / "tables" / f"{name}.parquet", frame)
     if result.arrays:

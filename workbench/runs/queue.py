@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,56 +26,23 @@ from workbench.core import config as configs
 from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import write_bytes, write_json
+from workbench.core.locks import take
+from workbench.core.private import appending, make_folder
 from workbench.core.wording import human_bytes
-from workbench.runs import execution, provenance
+from workbench.runs import execution
+from workbench.runs.job_files import (
+    DEVICE,
+    Job,
+    Unreadable,
+    folder_of,
+    folders,
+    read_job,
+    root,
+    want_cancel,
+)
 
-ENDED = ("complete", "failed", "cancelled", "interrupted")
 KEEP = 200  # ended jobs that stay listed; their runs stay for ever
-_ID = re.compile(r"[0-9]{8}T[0-9]{12}-[0-9a-f]{6}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that was asked for, and how far it is.
-
-    ``status``: queued, running, complete, failed, cancelled, or interrupted (its worker is gone; asking again resumes
-    the run). ``position``: 1 for the next one of its device, 0 for any that does not wait. ``seconds_left``: None where
-    it is not known."""
-
-    id: str
-    probe: str
-    model: str
-    config: dict[str, Any] = field(default_factory=dict)
-    data: str | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    revision: str | None = None
-    adapter: str | None = None
-    submitted: str = ""
-    status: str = "queued"
-    position: int = 0
-    started: str | None = None
-    finished: str | None = None
-    done: int = 0
-    total: int = 0
-    label: str = ""
-    seconds_left: float | None = None
-    run: str | None = None
-    folder: str | None = None
-    error: str | None = None
-    detail: str | None = None  # the traceback of an unexpected error
-
-    @property
-    def ended(self) -> bool:
-        return self.status in ENDED
-
-
 _SPEC = ("id", "probe", "model", "config", "data", "seed", "dtype", "device", "revision", "adapter", "submitted")
-
-
-def root() -> Path:
-    return paths.cache_root() / "jobs"
 
 
 def submit(
@@ -103,7 +71,7 @@ def submit(
     configs.check_seed(seed)
     if not model.strip():
         raise InputError("Name a model: an organism, a local folder or a hub id.")
-    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]+)?", device):
+    if not re.fullmatch(DEVICE, device):
         raise InputError(f"'{device}' is not a device; it is cpu, cuda, cuda:0 and so on.")
     from workbench.models.before_loading import check_presence, check_request
     from workbench.models.load_options import looks_like_path
@@ -129,7 +97,7 @@ def submit(
         if not other.ended and _work(other) == _work(job):
             return other
     folder = root() / job.id
-    folder.mkdir(parents=True)
+    make_folder(folder)
     write_json(folder / "job.json", {key: asdict(job)[key] for key in _SPEC})
     _prune()
     if start:
@@ -177,16 +145,16 @@ def resume(job: Job) -> Job:
 def cancel(job: Job | str) -> None:
     """Stop a job: one that waits leaves the queue at once, one that runs stops within two seconds and can be
     resumed."""
-    folder = _folder(job if isinstance(job, str) else job.id)
-    (folder / "cancel").touch()
+    want_cancel(folder_of(job if isinstance(job, str) else job.id))
 
 
 def forget(job: Job | str) -> None:
-    """Take an ended job off the list. Its run stays."""
-    found = get(job if isinstance(job, str) else job.id)
-    if not found.ended:
+    """Take a job that ended, or that cannot be read, off the list, with its folder. Its run stays."""
+    folder = folder_of(job if isinstance(job, str) else job.id)
+    found = read_job(folder)
+    if isinstance(found, Job) and not found.ended:
         raise InputError(f"The job {found.id} is {found.status}; cancel it first.")
-    shutil.rmtree(_folder(found.id), ignore_errors=True)
+    _remove(folder)
 
 
 def devices() -> list[str]:
@@ -203,14 +171,17 @@ def devices() -> list[str]:
 def get(identifier: str) -> Job:
     """A job by its id (from a URL: nothing else is ever looked at)."""
     found = next((job for job in listing() if job.id == identifier), None)
-    if found is None:
-        raise InputError(f"There is no job '{identifier[:60]}'.")
-    return found
+    if found is not None:
+        return found
+    odd = next((job for job in unreadable() if job.id == identifier), None)
+    if odd is not None:
+        raise InputError(f"The job {identifier} cannot be read: {odd.reason}")
+    raise InputError(f"There is no job '{identifier[:60]}'.")
 
 
 def listing() -> list[Job]:
-    """Every job, in the order in which they were asked for."""
-    found = [job for folder in sorted(root().glob("*T*-*")) if (job := _read(folder)) is not None]
+    """Every job that can be read, in the order in which they were asked for; see :func:`unreadable` for the others."""
+    found = [job for folder in folders() if isinstance(job := read_job(folder), Job)]
     waiting: dict[str, int] = {}
     for i, job in enumerate(found):
         if job.status == "queued":
@@ -219,9 +190,16 @@ def listing() -> list[Job]:
     return found
 
 
-def next_of(device: str) -> Job | None:
-    """The job that the worker of a device takes up next."""
-    return next((job for job in listing() if job.status == "queued" and job.device == device), None)
+def unreadable() -> list[Unreadable]:
+    """The jobs that cannot be read, each with a sentence on why. They are never run and their files never touched;
+    :func:`forget` removes one."""
+    return [job for folder in folders() if isinstance(job := read_job(folder), Unreadable)]
+
+
+def next_of(device: str, *, but: Collection[str] = ()) -> Job | None:
+    """The job that the worker of a device takes up next; ``but``: ids of those that it passes over."""
+    waiting = (job for job in listing() if job.status == "queued" and job.device == device)
+    return next((job for job in waiting if job.id not in but), None)
 
 
 def wake(device: str | None = None) -> None:
@@ -233,16 +211,14 @@ def wake(device: str | None = None) -> None:
 
 def has_worker(device: str) -> bool:
     """Whether a worker of this device is alive: it holds a lock for as long as it lives, however it ends."""
-    import filelock
-
     path = lock_path(device)
     if not path.exists():
         return False
-    try:
-        with filelock.FileLock(str(path), blocking=False):
-            return False
-    except filelock.Timeout:
+    lock = take(path)
+    if lock is None:
         return True
+    lock.release()
+    return False
 
 
 def lock_path(device: str) -> Path:
@@ -251,8 +227,8 @@ def lock_path(device: str) -> Path:
 
 def _start(device: str) -> None:
     """A worker as a process of its own, in its own session: it outlives the app."""
-    root().mkdir(parents=True, exist_ok=True)
-    with open(root() / f"worker-{device.replace(':', '-')}.log", "ab") as log:
+    make_folder(root())
+    with appending(root() / f"worker-{device.replace(':', '-')}.log") as log:
         subprocess.Popen(
             [sys.executable, "-m", "workbench.runs.worker", device],
             stdin=subprocess.DEVNULL,
@@ -264,79 +240,18 @@ def _start(device: str) -> None:
         )
 
 
-# ---- files of one job
-
-
-def _folder(identifier: str) -> Path:
-    folder = root() / identifier
-    if not _ID.fullmatch(identifier) or not (folder / "job.json").is_file():
-        raise InputError(f"There is no job '{identifier[:60]}'.")
-    return folder
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _read(folder: Path) -> Job | None:
-    spec = _json(folder / "job.json")
-    if not spec or not _ID.fullmatch(folder.name):
-        return None
-    state, progress = _json(folder / "state.json"), _json(folder / "progress.json")
-    status = state.get("status", "queued")
-    if status == "queued" and (folder / "cancel").exists():
-        status = "cancelled"
-    if status == "running" and not _alive(state):
-        # the file may have been finished between the two looks
-        state = _json(folder / "state.json") or state
-        status = "interrupted" if state.get("status") == "running" else state["status"]
-    job = Job(**{key: spec[key] for key in _SPEC if key in spec}, status=status)
-    known = {key: state.get(key) for key in ("started", "finished", "run", "folder", "error", "detail")}
-    if status == "interrupted":
-        known["error"] = "The worker process ended before the run did; resume goes on where it stopped."
-    if progress and status != "queued":
-        known |= {key: progress.get(key) or job.__dict__[key] for key in ("done", "total", "label")}
-        known["seconds_left"] = progress.get("seconds_left") if status == "running" else None
-    return replace(job, **known)
-
-
-def _alive(state: dict[str, Any]) -> bool:
-    """Whether the worker that wrote this state still lives: the same process, not another one under its number."""
-    import psutil
-
-    try:
-        process = psutil.Process(int(state["pid"]))
-        return abs(process.create_time() - state["born"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
-
-
-def write_state(identifier: str, **state: Any) -> None:
-    """Only the worker that runs the job writes its state."""
-    folder = root() / identifier
-    write_json(folder / "state.json", {**_json(folder / "state.json"), **state})
-
-
-def write_progress(identifier: str, done: int, total: int, label: str, seconds_left: float | None) -> None:
-    """Replaced many times, so complete but not forced to the disk."""
-    path = root() / identifier / "progress.json"
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    value = {"done": done, "total": total, "label": label, "seconds_left": seconds_left, "time": provenance.now()}
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def wants_cancel(identifier: str) -> bool:
-    return (root() / identifier / "cancel").exists()
-
-
 def _prune() -> None:
     ended = [job for job in listing() if job.ended]
     for job in ended[:-KEEP]:
-        shutil.rmtree(root() / job.id, ignore_errors=True)
+        _remove(root() / job.id)
+
+
+def _remove(folder: Path) -> None:
+    """Take a job's folder away, or whatever is in its place."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 # ---- uploads
@@ -367,7 +282,7 @@ def keep_upload(name: str, content: bytes) -> Path:
         _check_parquet(name, content)
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:60] or "data"
     folder = paths.cache_root() / "uploads" / hashlib.sha256(content).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{safe}{suffix}"
     if not path.is_file():
         write_bytes(path, content)

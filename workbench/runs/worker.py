@@ -8,7 +8,7 @@ never more than two seconds.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,52 +18,78 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from workbench.core.errors import Cancelled, WorkbenchError
-from workbench.runs import provenance, queue
+from workbench.core.errors import Cancelled, InputError, WorkbenchError
+from workbench.core.locks import take
+from workbench.core.private import keep_new_files_private, make_folder
+from workbench.core.signals import stop_signals
+from workbench.core.wording import one_line
+from workbench.runs import job_files, provenance, queue
 
 IDLE_SECONDS = 900.0  # without a job for so long, the worker leaves and gives the memory back
 POLL_SECONDS = 0.1
 PATIENCE = (1.0, 1.6)  # seconds after a cancel: interrupt, then kill
+CLOSING_SECONDS = 5.0  # in which the disk may be able again to take the word of how a job ended
 WARM = 2  # models that stay loaded
 
 
 def main(device: str, *, idle: float | None = None) -> None:
     """Serve the queue of ``device`` until nothing has come for ``idle`` seconds."""
-    import filelock
-
     idle = float(os.environ.get("WORKBENCH_WORKER_IDLE", IDLE_SECONDS)) if idle is None else idle
-    queue.root().mkdir(parents=True, exist_ok=True)
+    make_folder(job_files.root())
+    passed: set[str] = set()  # jobs whose files cannot be written: tried once by this worker, and not for ever
     while True:
-        lock = filelock.FileLock(str(queue.lock_path(device)))
-        try:
-            lock.acquire(timeout=2)
-        except filelock.Timeout:
+        lock = _lock(device)
+        if lock is None:
             return  # another worker serves this device
         try:
-            _serve(device, idle)
+            _serve(device, idle, passed)
         finally:
             lock.release()
-        if queue.next_of(device) is None:  # a job that came while the lock was still held would have started no worker
+        if queue.next_of(device, but=passed) is None:  # one that came while the lock was held would start no worker
             return
 
 
-def _serve(device: str, idle: float) -> None:
+def _lock(device: str):
+    """The lock of a device, or None when it stays taken."""
+    end = time.monotonic() + 2
+    while (lock := take(queue.lock_path(device))) is None and time.monotonic() < end:
+        time.sleep(POLL_SECONDS / 2)
+    return lock
+
+
+def _serve(device: str, idle: float, passed: set[str]) -> None:
     inner: subprocess.Popen | None = None
     last = time.monotonic()
     try:
         while time.monotonic() - last < idle:
-            job = queue.next_of(device)
+            job = queue.next_of(device, but=passed)
             if job is None:
                 time.sleep(POLL_SECONDS)
                 continue
             if inner is None or inner.poll() is not None:
                 inner = _inner(device)
-            inner = _one(job, inner)
+            try:
+                inner = _one(job, inner)
+            except Exception as error:  # of its files: the other jobs go on, without the process that may compute it
+                passed.add(job.id)
+                _say(f"The job {job.id} is passed over: {one_line(error, 400)}.")
+                _end(inner)
+                inner = None
             last = time.monotonic()
     finally:
         if inner is not None:
-            inner.kill()
-            inner.wait()
+            _end(inner)
+
+
+def _say(text: str) -> None:
+    """A line for the worker's log; a full disk does not matter."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _end(inner: subprocess.Popen) -> None:
+    inner.kill()
+    inner.wait()
 
 
 def _inner(device: str) -> subprocess.Popen:
@@ -75,14 +101,29 @@ def _inner(device: str) -> subprocess.Popen:
     )
 
 
-def _one(job: queue.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
+def _one(job: job_files.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
     """See one job through; returns the inner process if it can take another."""
     import psutil
 
-    queue.write_state(
+    outcome = job_files.root() / job.id / "outcome.json"
+    if os.path.lexists(outcome):  # of nobody: not to be believed, and not to be overwritten
+        _close(job, status="failed", error=f"{outcome} was there before the job began; resume asks for a new job.")
+        return inner
+    job_files.write_state(
         job.id, status="running", started=provenance.now(), pid=os.getpid(), born=psutil.Process().create_time()
     )
-    outcome = queue.root() / job.id / "outcome.json"
+    try:
+        return _watch(job, inner)
+    except KeyboardInterrupt:  # this worker is asked to leave: the run is closed, and can be resumed
+        inner.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            inner.wait(PATIENCE[1] - PATIENCE[0])
+        _close(job, status="cancelled")
+        raise
+
+
+def _watch(job: job_files.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
+    """Hand a job to the inner process and wait for what becomes of it."""
     asked: float | None = None
     interrupted = False
     try:
@@ -91,30 +132,47 @@ def _one(job: queue.Job, inner: subprocess.Popen) -> subprocess.Popen | None:
     except OSError:
         pass  # it died just now; the loop below says so
     while True:
-        if outcome.is_file():
-            found = json.loads(outcome.read_text(encoding="utf-8"))
-            queue.write_state(job.id, finished=provenance.now(), **found)
+        code = inner.poll()  # before the outcome is looked for, which it may leave with its last breath
+        try:
+            found = job_files.read_outcome(job.id)
+        except InputError as error:
+            _end(inner)
+            _close(job, status="failed", error=str(error))
+            return None
+        if found is not None:
+            _close(job, **found)
             if not interrupted:
                 return inner
-            inner.kill()  # an interrupt may have left hooks on the models that are kept loaded
-            inner.wait()
+            _end(inner)  # an interrupt may have left hooks on the models that are kept loaded
             return None
-        code = inner.poll()
-        if code is not None and not outcome.is_file():
-            state = {"status": "cancelled"} if asked is not None else {"status": "failed", "error": _death(code)}
-            queue.write_state(job.id, finished=provenance.now(), **state)
+        if code is not None:
+            _close(
+                job, **({"status": "cancelled"} if asked is not None else {"status": "failed", "error": _death(code)})
+            )
             return None
-        if asked is None and queue.wants_cancel(job.id):
+        if asked is None and job_files.wants_cancel(job.id):
             asked = time.monotonic()
         if asked is not None:
             waited = time.monotonic() - asked
             if waited > PATIENCE[1]:
-                inner.kill()
-                inner.wait()
+                _end(inner)
             elif waited > PATIENCE[0] and not interrupted:
                 interrupted = True
                 inner.send_signal(signal.SIGINT)
         time.sleep(POLL_SECONDS / 2)
+
+
+def _close(job: job_files.Job, **state: Any) -> None:
+    """Write how a job ended. Where the disk takes no word of it, this worker leaves: a job that is said to be run by a
+    process that is gone is not taken for one that runs."""
+    end = time.monotonic() + CLOSING_SECONDS
+    while True:
+        try:
+            return job_files.write_state(job.id, finished=provenance.now(), **state)
+        except OSError as error:
+            if time.monotonic() > end:
+                raise SystemExit(f"The end of the job {job.id} could not be written: {one_line(error)}.") from None
+            time.sleep(POLL_SECONDS)
 
 
 def _death(code: int) -> str:
@@ -139,13 +197,19 @@ def compute(device: str) -> None:
         identifier = line.strip()
         try:
             found = _run(queue.get(identifier), warm)
-        except (Cancelled, KeyboardInterrupt):
+        except Cancelled:
+            found = {"status": "cancelled"}
+        except KeyboardInterrupt:
+            warm.clear()  # it may have left hooks on a model
             found = {"status": "cancelled"}
         except WorkbenchError as error:
             found = {"status": "failed", "error": str(error), "detail": _trace(error)}
-        except Exception as error:  # anything else that a probe or a library raises ends the job, not the worker
-            found = {"status": "failed", "error": f"{type(error).__name__}: {error}", "detail": _trace(error)}
-        queue.write_json(queue.root() / identifier / "outcome.json", found)
+        except SystemExit:  # the worker says that it ended by itself, and starts another
+            raise
+        except BaseException as error:  # what else a probe or a library raises, a panic in Rust too, ends the job only
+            found = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error, 2000)}."}
+            found["detail"] = _trace(error)
+        job_files.write_outcome(identifier, found)
 
 
 def _trace(error: BaseException) -> str | None:
@@ -154,7 +218,7 @@ def _trace(error: BaseException) -> str | None:
     return None if shown is None else "".join(traceback.format_exception(shown))[-20_000:]
 
 
-def _run(job: queue.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
+def _run(job: job_files.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
     from workbench.core import config as configs
     from workbench.core import registry
     from workbench.runs import execution
@@ -168,7 +232,7 @@ def _run(job: queue.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
             return False
         looked[0] = moment
         return (
-            queue.wants_cancel(job.id) or os.getppid() != parent
+            job_files.wants_cancel(job.id) or os.getppid() != parent
         )  # without its outer process nobody would hear of the result
 
     report = _reporter(job.id)
@@ -191,7 +255,7 @@ def _run(job: queue.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
     return {"status": "complete", "run": done.id, "folder": str(done.folder)}
 
 
-def _model(job: queue.Job, warm: dict[tuple, Any]) -> Any:
+def _model(job: job_files.Job, warm: dict[tuple, Any]) -> Any:
     """The model of a job, loaded or still warm; one whose files changed meanwhile is loaded again."""
     from workbench.core.file_hashes import folder_stamps
     from workbench.models.files import resolve
@@ -223,13 +287,21 @@ def _reporter(identifier: str):
         state["written"] = moment
         step = done - state["first"]
         left = (moment - state["begun"]) / step * (total - done) if step > 0 and total > 0 else None
-        queue.write_progress(identifier, done, total, label, left)
+        job_files.write_progress(identifier, done, total, label, left)
 
     return report
 
 
 if __name__ == "__main__":
-    if "--compute" in sys.argv[2:]:
-        compute(sys.argv[1])
-    else:
-        main(sys.argv[1])
+    keep_new_files_private()
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler)
+    try:
+        if "--compute" in sys.argv[2:]:
+            compute(sys.argv[1])
+        else:
+            main(sys.argv[1])
+    except WorkbenchError as error:
+        sys.exit(f"worker: {error}")
+    except KeyboardInterrupt:
+        sys.exit(Cancelled.exit_code)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, write_json
 from workbench.core.json_text import read_json_object
+from workbench.core.private import make_folder
 from workbench.core.wording import one_line
 from workbench.engine.capture import capture
 from workbench.engine.evaluation import token_losses
@@ -195,7 +196,7 @@ def train(
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the autoencoder.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     digest = hashlib.sha256(b"".join(np.asarray([len(row), *row], np.int64).tobytes() for row in ids)).hexdigest()
     identity = {
         "recipe": asdict(recipe),

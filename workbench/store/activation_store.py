@@ -17,49 +17,39 @@ listing is.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
 import shutil
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.errors import InputError, RunFailed
+from workbench.core.errors import InputError
 from workbench.core.files import TEMPORARY, canonical, jsonable
 from workbench.core.paths import cache_root
+from workbench.core.private import make_folder, mark
 from workbench.core.wording import human_bytes, parse_bytes
 from workbench.store import shards
-from workbench.store.index import (
-    KEY,
+from workbench.store.entries import Entry, Writer, explained, hold
+from workbench.store.index import KEY, READ_ONLY, USED, folders, listing, lock, shards_in
+from workbench.store.manifests import (
     MANIFEST,
     SCHEMA,
-    USED,
-    folders,
+    discard,
     lacking,
-    listing,
-    lock,
     read_manifest,
-    shards_in,
+    require_manifest,
     write_manifest,
 )
 from workbench.store.shards import DamagedShard
 
-try:
-    import fcntl
-except ImportError:  # Windows refuses to remove a file that somebody has open, which serves the same purpose
-    fcntl = None
-
 if TYPE_CHECKING:
     import polars as pl
-    import torch
 
 RESERVE = 1 << 20  # bytes left free on the disk beside an entry, for its manifest and the listing
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 logger = logging.getLogger(__name__)
 
 
@@ -97,7 +87,7 @@ class Store:
     def get(self, key: str) -> Entry | None:
         """The entry ``key`` when it is complete, else None. It is not evicted while the Entry is open."""
         folder = self._folder(key)
-        handle = _hold(folder / USED)
+        handle = hold(folder / USED)
         if handle is None:
             return None
         manifest = read_manifest(folder)
@@ -121,11 +111,11 @@ class Store:
         """Hold the lock of ``key`` and write the shards that are not in ``Writer.done``; the entry is complete when the
         block ends without an error and all of them are there.
 
-        While another process writes the same key this one waits (``waiting()`` is called once, ``check()`` about ten
-        times a second, and may raise to give up), and then usually finds everything done. Shards kept from an earlier
-        attempt are checked byte by byte; a damaged one is named in the log and in ``Writer.damaged``, and dropped. An
-        earlier attempt with another ``meta`` or ``n_shards`` is dropped whole: what decides which rows go into which
-        shard belongs in ``meta``, and what changes from run to run (a date) does not.
+        While another process writes the same key this one waits (the log names it, ``waiting()`` is called once,
+        ``check()`` about ten times a second, and may raise to give up), and then usually finds everything done. Shards
+        kept from an earlier attempt are checked byte by byte; a damaged one is named in the log and in
+        ``Writer.damaged``, and dropped. An earlier attempt with another ``meta`` or ``n_shards`` is dropped whole: what
+        decides which rows go into which shard belongs in ``meta``, and what changes from run to run (a date) does not.
 
         Raises InputError, with the numbers, when ``expected_bytes`` do not fit on the disk or in the budget.
         """
@@ -134,14 +124,20 @@ class Store:
                 f"An entry needs at least one shard and a size, not {n_shards} shards of {expected_bytes} bytes."
             )
         folder = self._folder(key)
+
+        def told(holder: str) -> None:
+            logger.warning("The store entry %s is being written by %s; waiting for it.", key, holder)
+            if waiting is not None:
+                waiting()
+
         with ExitStack() as stack:
-            with _explained(self.root):
-                stack.enter_context(lock(self.root, key, waiting=waiting, check=check))
+            with explained(self.root):
+                stack.enter_context(lock(self.root, key, waiting=told, check=check))
                 writer = self._open_writer(folder, key, jsonable(meta), n_shards, expected_bytes)
             try:
                 yield writer
                 if not writer.complete and not writer.missing:
-                    with _explained(self.root):
+                    with explained(self.root):
                         self._complete(writer)
             finally:
                 if not writer.done:
@@ -153,12 +149,22 @@ class Store:
         return listing(self.root).drop("stamp")
 
     def verify(self, *, drop: bool = False) -> pl.DataFrame:
-        """Check every byte of every shard: key, shard, file, bytes, status (ok/damaged/missing), reason. With ``drop``,
-        damaged shards are removed, so that the next run computes them again."""
+        """Check every byte of every shard: key, shard, file, bytes, status (ok/damaged/missing), reason; and every
+        manifest, with a row (without a shard) for one that is missing or cannot be read. With ``drop``, damaged shards
+        and entries without a manifest are removed, so that the next run computes them again."""
         import polars as pl
 
         rows = []
+        unreadable = self.unreadable()
         for folder in folders(self.root):
+            if folder.name in unreadable:
+                status, reason = unreadable[folder.name]
+                path = folder / MANIFEST
+                size = path.lstat().st_size if os.path.lexists(path) else 0
+                rows.append((folder.name, None, str(path.relative_to(self.root)), size, status, reason))
+                if drop:
+                    self._remove(folder.name)
+                continue
             manifest = read_manifest(folder)
             listed = {item["file"] for item in manifest["shards"]} if manifest and manifest["complete"] else set()
             for name in sorted(listed | {path.name for path in shards_in(folder).values()}):
@@ -178,10 +184,30 @@ class Store:
         columns = {"key": pl.String, "shard": pl.Int64, "file": pl.String, "bytes": pl.Int64, "status": pl.String}
         return pl.DataFrame(rows, schema=columns | {"reason": pl.String}, orient="row")
 
+    def unreadable(self) -> dict[str, tuple[str, str]]:
+        """The entries whose manifest is missing or cannot be read, and which nobody is writing now: by key, what is
+        the matter (missing/damaged) and a sentence on it. The next run that needs one computes it again."""
+        found = {}
+        for folder in folders(self.root):
+            reason = _manifest_problem(folder)
+            if reason is None:
+                continue
+            try:
+                with lock(self.root, folder.name, check=_busy):
+                    reason = _manifest_problem(folder)  # its writer may have come to an end between the two looks
+            except _Busy:
+                continue
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+            if reason is not None and os.path.lexists(folder):
+                found[folder.name] = reason
+        return found
+
     def gc(self, budget_bytes: int | None = None) -> pl.DataFrame:
-        """Remove the leftovers of killed processes, then the least recently used entries until the rest fits
-        ``budget_bytes`` (default: the store's budget; without one, nothing is evicted). Entries being read or written
-        stay. Returns what was evicted: key, bytes."""
+        """Remove the leftovers of killed processes and the entries that cannot be read, then the least recently used
+        entries until the rest fits ``budget_bytes`` (default: the store's budget; without one, nothing is evicted).
+        Entries being read or written stay. Returns what was evicted: key, bytes."""
         for folder in folders(self.root):
             try:
                 with lock(self.root, folder.name, check=_busy):
@@ -203,9 +229,15 @@ class Store:
 
     def _open_writer(self, folder: Path, key: str, meta: Any, n_shards: int, expected_bytes: int) -> Writer:
         """Take up what an earlier attempt left in ``folder``, or make it. The caller holds the lock of the key."""
+        if os.path.lexists(folder) and not folder.is_dir():
+            discard(folder)
         _sweep(folder)
         manifest = read_manifest(folder)
+        for path in (folder / MANIFEST, folder / USED):  # whatever else has that name could not be replaced by a file
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                discard(path)
         if manifest is not None and manifest["complete"] and not lacking(folder, manifest):
+            _touch(folder / USED)  # without that file it could not be held, and so not be read
             return Writer(folder, key, n_shards, set(range(n_shards)), [], complete=True)
         kept = {} if manifest is None else shards_in(folder)
         if kept and (manifest["n_shards"], canonical(manifest["meta"])) != (n_shards, canonical(meta)):
@@ -221,9 +253,9 @@ class Store:
                 del kept[index]
         for path in folder.glob("*.safetensors"):  # what is damaged, of another cut, or there twice
             if path not in kept.values():
-                path.unlink()
+                discard(path)
         self._make_room(key, sum(path.stat().st_size for path in kept.values()), expected_bytes)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         created = manifest["created"] if manifest else datetime.now(UTC).isoformat(timespec="seconds")
         plan = {"schema": SCHEMA, "key": key, "meta": meta, "n_shards": n_shards, "expected_bytes": expected_bytes}
         plan |= {"created": created, "complete": False, "shards": []}
@@ -268,8 +300,9 @@ class Store:
         entries = listing(self.root)
         entries = entries.filter(entries["key"] != spare) if spare else entries
         total, gone = int(entries["bytes"].sum()), []
-        for key, size in entries.sort("last_used").select("key", "bytes").iter_rows():
-            if size and (budget is None or total <= budget):  # a folder without a shard goes in any case
+        for key, size, n_shards in entries.sort("last_used").select("key", "bytes", "n_shards").iter_rows():
+            # a folder without a shard goes in any case, and one that cannot be read
+            if size and n_shards is not None and (budget is None or total <= budget):
                 continue
             if self._remove(key):
                 gone.append((key, size))
@@ -285,16 +318,17 @@ class Store:
         folder = self._folder(key)
         try:
             with lock(self.root, key, check=_busy):
-                handle = _hold(folder / USED, exclusive=True)
-                if handle is None and (folder / USED).exists():
+                handle = hold(folder / USED, exclusive=True)
+                if handle is None and (folder / USED).is_file():
                     return False
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: from here on the entry is not complete
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.is_dir() and not folder.is_symlink():
+                    discard(folder / MANIFEST)  # first: from here on the entry is not complete
+                discard(folder)
                 if handle is not None:
                     handle.close()
         except _Busy:
             return False
-        return not folder.exists()
+        return not os.path.lexists(folder)
 
     def _drop(self, path: Path) -> None:
         """Remove a damaged shard, unless it was replaced in the meantime or its entry is being written."""
@@ -303,107 +337,9 @@ class Store:
                 try:
                     shards.check(path)
                 except DamagedShard:
-                    path.unlink(missing_ok=True)
+                    discard(path)
         except (_Busy, OSError):  # a writer checks every shard itself; a read-only store keeps what it has
             pass
-
-
-class Entry:
-    """A complete entry, open for reading; a context manager. It is not evicted before ``close`` or its end of life;
-    tensors that were read stay valid after that."""
-
-    def __init__(self, store: Store, folder: Path, manifest: dict[str, Any], handle):
-        self.key: str = manifest["key"]
-        self.meta: dict[str, Any] = manifest["meta"]
-        self.n_shards: int = len(manifest["shards"])
-        self.bytes: int = sum(item["bytes"] for item in manifest["shards"])
-        self._store = store
-        self._release = weakref.finalize(self, handle.close)
-        self._paths = [folder / item["file"] for item in manifest["shards"]]
-
-    def read(self, index: int, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """The named tensors (all by default) of one shard, on the CPU, mapped from the file; writing into one changes
-        neither the file nor another read.
-
-        Every byte is compared with its checksum when it is first read by this Store, and again when the file changed. A
-        damaged shard is dropped, so that the next writer of the key computes it again, and raised as DamagedShard."""
-        shard = self._checked_shard(index, names)
-        return {name: shard.tensor(name) for name in (shard.specs if names is None else names)}
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor concatenated over all shards along its first dimension. Errors as for ``read``."""
-        chunks = [self.read(index, [name])[name] for index in range(self.n_shards)]
-        if len(chunks) == 1:
-            return chunks[0]
-        import torch
-
-        return torch.cat(chunks)
-
-    def close(self) -> None:
-        """Let the entry be evicted."""
-        self._release()
-
-    def __enter__(self) -> Entry:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def _checked_shard(self, index: int, names: Sequence[str] | None) -> shards.Shard:
-        path = self._paths[index]
-        try:
-            shard = shards.Shard(path)
-            unknown = [name for name in names or () if name not in shard.specs]
-            if unknown:
-                raise InputError(
-                    f"Shard {index} of the entry {self.key} has no {unknown[0]!r}; it has {', '.join(shard.specs)}."
-                )
-            stamp, sound = self._store._checked.get(path, (None, set()))
-            if stamp != shard.stamp:
-                stamp, sound = shard.stamp, set()
-                self._store._checked[path] = (stamp, sound)
-            fresh = [name for name in (shard.specs if names is None else names) if name not in sound]
-            shard.check(fresh)
-            sound.update(fresh)
-        except DamagedShard:
-            self._store._drop(path)
-            raise
-        return shard
-
-
-class Writer:
-    """An entry being written; made by ``Store.writer``."""
-
-    def __init__(
-        self, folder: Path, key: str, n_shards: int, done: set[int], damaged: list[str], *, complete: bool = False
-    ):
-        self.folder, self.key, self.n_shards, self.complete = folder, key, n_shards, complete
-        self.done = done  # indices of the shards that need no computing
-        self.damaged = damaged  # names of the shards that an earlier attempt left damaged, and that were dropped
-
-    @property
-    def missing(self) -> list[int]:
-        """The indices that remain to be written."""
-        return [index for index in range(self.n_shards) if index not in self.done]
-
-    def write(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Store one shard: torch tensors (or numpy arrays) by name. Its bytes are on disk when this returns.
-
-        Raises RunFailed when the disk refuses it, leaving nothing half-written; finished shards are kept for the next
-        attempt.
-        """
-        if index not in range(self.n_shards):
-            raise ValueError(f"shard {index} of an entry of {self.n_shards}")
-        if index in self.done:
-            raise ValueError(f"shard {index} is stored already; compute only those in Writer.missing")
-        try:
-            shards.write(self.folder, index, tensors)
-        except OSError as error:
-            what = f"Shard {index} of {self.n_shards} could not be stored. "
-            raise RunFailed(
-                what + _refused(error, self.folder) + " Finished shards are kept; the same run goes on from them."
-            ) from error
-        self.done.add(index)
 
 
 class _Busy(Exception):
@@ -414,48 +350,23 @@ def _busy() -> None:
     raise _Busy
 
 
-@contextmanager
-def _explained(place: Path) -> Iterator[None]:
-    """Turn what the system refuses into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(_refused(error, place)) from error
-
-
-def _refused(error: OSError, place: Path) -> str:
-    """One sentence on what the system said."""
-    if error.errno in FULL:
-        advice = "free some space (`workbench cache gc`) or move the cache (WORKBENCH_CACHE)"
-        return f"The disk of {place} is full ({error.strerror}); {advice}."
-    return f"The disk of {place} refused to write ({error.strerror or error})."
-
-
-def _hold(path: Path, *, exclusive: bool = False):
-    """Open ``path`` with a shared lock (waiting for it), or an exclusive one (not waiting). None when that is not
-    possible or the file was removed while waiting. Closing the file, or the end of the process, gives the lock back."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (kept open on purpose)
-    except OSError:
-        return None
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
-    except OSError:
-        file.close()
-        return None
-    if os.fstat(file.fileno()).st_nlink == 0:
-        file.close()
-        return None
-    return file
-
-
 def _touch(path: Path) -> None:
     """Note that an entry was used now; a store that may only be read keeps the old time."""
     try:
-        path.touch()
+        mark(path)
     except OSError:
         pass
+
+
+def _manifest_problem(folder: Path) -> tuple[str, str] | None:
+    """What is the matter with the manifest of an entry: missing or damaged, and a sentence; None where nothing is."""
+    try:
+        require_manifest(folder)
+    except FileNotFoundError:
+        return "missing", f"The entry has no {MANIFEST}."
+    except InputError as error:
+        return "damaged", str(error)
+    return None
 
 
 def _sweep(folder: Path) -> None:

@@ -7,31 +7,29 @@ again.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
-import logging
-import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from workbench.core.errors import InputError
-from workbench.core.files import TEMPORARY, canonical, folder_lock, write_json
+from workbench.core.files import TEMPORARY, atomic, canonical
+from workbench.core.locks import folder_lock
 from workbench.core.parquet import parquet_bytes, read_parquet
 from workbench.store import shards
+from workbench.store.manifests import MANIFEST, discard, read_manifest
 
 if TYPE_CHECKING:
     import polars as pl
 
-SCHEMA = 1
-MANIFEST = "entry.json"
 USED = "used"  # its time is the time of the last use
 KEY = re.compile(r"[0-9a-f]{16,64}")
-logger = logging.getLogger(__name__)
+READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def folders(root: Path) -> list[Path]:
@@ -42,7 +40,7 @@ def folders(root: Path) -> list[Path]:
 
 def lock(root: Path, name: str, **callbacks):
     """The lock of one key, or of the listing (``index``); a context manager. See
-    ``workbench.core.files.folder_lock``."""
+    ``workbench.core.locks.folder_lock``."""
     return folder_lock(root / "locks" / f"{name}.lock", **callbacks)
 
 
@@ -62,7 +60,7 @@ def listing(root: Path) -> pl.DataFrame:
         "created": pl.String,
         "last_used": pl.Datetime("us", "UTC"),
         "meta": pl.String,
-        "stamp": pl.Int64,  # when the manifest was written
+        "stamp": pl.Int64,  # of the manifest and of this row
     }
     path = root / "index.parquet"
 
@@ -84,27 +82,35 @@ def listing(root: Path) -> pl.DataFrame:
                 old = None
             new = table({} if old is None else {row["key"]: row for row in old.iter_rows(named=True)})
             if old is None or not new.equals(old):
-                with _replacing(path) as temporary:
+                if path.is_dir() or path.is_symlink():
+                    discard(path)
+                with atomic(path, durable=False) as temporary:
                     temporary.write_bytes(parquet_bytes(new))
-    except PermissionError:  # a store that this process may only read
-        new = table({})
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        new = table({})  # a store that this process may only read: reading it needs no lock
     return new
 
 
 def _row(folder: Path, known: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The row of one entry in the listing; None when it was removed. ``known``: its row in the last listing."""
+    """The row of one entry in the listing; None when it was removed. ``known``: its row in the last listing, believed
+    when its stamp fits the manifest and itself, and its bytes those that are there. ``n_shards`` is None where there is
+    no manifest that can be read."""
     try:
         used = folder / USED if (folder / USED).exists() else folder
-        last_used = datetime.fromtimestamp(used.stat().st_mtime, UTC)
-        manifest_path = folder / MANIFEST
-        stamp = manifest_path.stat().st_mtime_ns if manifest_path.exists() else 0
-        if known and known["complete"] and known["stamp"] == stamp:
-            return known | {"last_used": last_used}
+        seconds = used.lstat().st_mtime
+        last_used = datetime.fromtimestamp(min(max(seconds, 0.0), 2**33), UTC)  # a clock can be set to anything
+        written = (folder / MANIFEST).lstat().st_mtime_ns if (folder / MANIFEST).exists() else 0
+        sizes = [path.lstat().st_size for path in shards_in(folder).values()]
+        if known and known["complete"] and (known["shards"], known["bytes"]) == (len(sizes), sum(sizes)):
+            row = known | {"last_used": last_used}
+            if row["stamp"] == _stamp(row, written):
+                return row
         manifest = read_manifest(folder) or {}
-        sizes = [path.stat().st_size for path in shards_in(folder).values()]
     except FileNotFoundError:
         return None
-    return {
+    row = {
         "key": folder.name,
         "complete": manifest.get("complete", False),
         "shards": len(sizes),
@@ -114,60 +120,19 @@ def _row(folder: Path, known: dict[str, Any] | None) -> dict[str, Any] | None:
         "created": manifest.get("created"),
         "last_used": last_used,
         "meta": json.dumps(manifest.get("meta"), sort_keys=True),
-        "stamp": stamp,
     }
+    return row | {"stamp": _stamp(row, written)}
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an entry; None when it is absent, of another schema, or does not match its own checksum."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        checksum = manifest.pop("checksum")
-        sound = checksum == hashlib.sha256(canonical(manifest)).hexdigest() and manifest["schema"] == SCHEMA
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound or manifest["key"] != folder.name:
-        logger.warning("The store entry %s has a damaged or foreign %s; it is computed again.", folder.name, MANIFEST)
-        return None
-    return manifest
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replace the manifest of an entry; it carries a checksum of itself. That of a complete entry is flushed to disk,
-    and with it the names of all shards."""
-    manifest = manifest | {"checksum": hashlib.sha256(canonical(manifest)).hexdigest()}
-    if manifest["complete"]:
-        write_json(folder / MANIFEST, manifest)
-    else:
-        with _replacing(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=2))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` at once, but is not flushed: for what can be made again."""
-    temporary = path.parent / f".{path.name}{TEMPORARY}{uuid.uuid4().hex[:12]}"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _stamp(row: Mapping[str, Any], written: int) -> int:
+    """A digest of what a row says, but for the last use, and of when the manifest was written."""
+    said = [value for name, value in sorted(row.items()) if name not in ("last_used", "stamp")]
+    return xxhash.xxh3_64_intdigest(canonical([said, written])) >> 1  # a signed number of 64 bits
 
 
 def shards_in(folder: Path) -> dict[int, Path]:
     """The finished shards in a folder, by index."""
     try:
         return {index: path for path in sorted(folder.iterdir()) if (index := shards.index_of(path)) is not None}
-    except FileNotFoundError:
+    except OSError:  # gone, or no folder at all
         return {}
-
-
-def lacking(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether a shard of a complete entry is missing or has another length."""
-    try:
-        return any((folder / item["file"]).stat().st_size != item["bytes"] for item in manifest["shards"])
-    except OSError:
-        return True

@@ -6,8 +6,8 @@ that tensor alone, and a flipped bit anywhere is found: in the data, in the head
 reader opens it.
 
 The file is written here rather than by ``safetensors.save_file``, which goes through a temporary name of its own (left
-behind by a killed process), makes the file private to its owner and hides the system's error number. Nothing here
-imports torch before a tensor is asked for.
+behind by a killed process) and hides the system's error number. Nothing here imports torch before a tensor is asked
+for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import xxhash
 
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, canonical
+from workbench.core.private import opener
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,7 @@ def write(folder: Path, index: int, tensors: Mapping[str, Any]) -> Path:
     blank = _header(specs)
     temporary = folder / f".{index:05d}{TEMPORARY}{uuid.uuid4().hex[:12]}"
     try:
-        with open(temporary, "xb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0, opener=opener) as file:
             _write_all(file, blank)
             for name in order:
                 checksum = _write_hashed(file, memoryview(raw[name][2]))
@@ -212,10 +213,11 @@ def _parse(path: Path, text: bytes, n_bytes: int) -> dict[str, Spec]:
             for name, field in fields.items()
         }
         sizes = [DTYPES[spec.code][1] * int(np.prod(spec.shape, dtype=np.int64)) for spec in specs.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        digest = _digest(specs)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
         raise DamagedShard(path, "its header cannot be read") from None
     match = NAME.fullmatch(path.name)
-    if match is None or match[2] != _digest(specs):
+    if match is None or match[2] != digest:
         raise DamagedShard(path, "its header does not match its name")
     end = 0
     for spec, size in zip(specs.values(), sizes):

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from workbench.core.errors import InputError
+from workbench.core.private import make_folder
 
 VERSION = 2  # raise it whenever a construction changes: folders built by an older version are built again
 
@@ -49,11 +50,11 @@ def folder(name: str, root: Path) -> Path:
     place = root / name
     if _version(place) == VERSION:
         return place
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
     try:
         built = work / "new"
-        built.mkdir()
+        make_folder(built)
         import_module(f"{__name__}.{_CIRCUITS[name][0]}").build(name, built)
         _move_in(built, place, work)
     finally:
