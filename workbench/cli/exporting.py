@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.app import Json, app
-from workbench.cli.show import print_json
+from workbench.cli.show import print_json, say
 from workbench.core.errors import InputError
 
 
@@ -42,9 +42,10 @@ def export_pruned(
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.engine.head_masks import read_mask
+    from workbench.engine.head_masks import parse_mask
+    from workbench.runs.folder import read_file
 
-    chosen = read_mask(path)
+    chosen = parse_mask(read_file(path), path)
     if chosen.how != "zero":
         raise InputError(
             f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks "
@@ -69,8 +70,8 @@ def export_pruned(
         )
         return
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(
+        say(f"warning: {warning}", error=True)
+    say(
         f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads "
         f"({', '.join(heads)}) is in {folder}"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.cli import exporting, looking, running, training, upkeep  # noqa: F401  (they add their commands to `app`)
 from workbench.cli.app import app
+from workbench.cli.show import say
 from workbench.core.errors import Cancelled, WorkbenchError
 
 
@@ -61,7 +62,7 @@ def _report(error: BaseException, sentence: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    print("workbench: " + " ".join(sentence.split()), file=sys.stderr, flush=True)
+    say("workbench: " + " ".join(sentence.split()), error=True)
     return code
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.app import Json, Quiet, app
-from workbench.cli.show import print_columns, print_json, progress, summary_lines
+from workbench.cli.show import print_columns, print_json, progress, say, summary_lines
 from workbench.core.errors import InputError, RunFailed
 
 
@@ -58,9 +58,10 @@ def run(
         from workbench.core.tables import existing
 
         path = existing(edit, what="edits")
-        from workbench.engine.head_masks import read_mask
+        from workbench.engine.head_masks import parse_mask
+        from workbench.runs.folder import read_file
 
-        changes = (read_mask(path),)
+        changes = (parse_mask(read_file(path), path),)
     command = execution.command_for(
         ready, model, seed=seed, engine=engine, dtype=dtype, device=device, revision=revision, edit=edit, out=out
     )
@@ -89,14 +90,13 @@ def run(
 
 def print_run(done) -> None:
     """What a person wants to see when a run is complete."""
-    info = done.info
-    print(f"{info['probe']} on {info['model']['name']}: {done.status}, {info['seconds']['total']:.1f} s")
+    say(f"{done.probe} on {done.of('model', 'name')}: {done.status}, {done.of('seconds', 'total', default=0):.1f} s")
     for line in summary_lines(done.summary):
-        print(f"  {line}")
-    for warning in info["warnings"]:
-        print(f"  warning: {warning}")
-    print(f"  folder: {done.folder}")
-    print(f"  figures: {_program()} figures {done.folder if done.folder.name != done.id else done.id}")
+        say(f"  {line}")
+    for warning in done.of("warnings", default=[]):
+        say(f"  warning: {warning}")
+    say(f"  folder: {done.folder}")
+    say(f"  figures: {_program()} figures {done.folder if done.folder.name != done.id else done.id}")
 
 
 @app.command()
@@ -153,8 +153,8 @@ def demo(
     print_run(done)
     drawn = sorted({path.suffix[1:] for path in written} - {"txt", "bib"})
     names = dict.fromkeys(path.name.partition(".")[0] for path in written)
-    print(f"  figures written ({', '.join(drawn)}, each with its caption and BibTeX): {', '.join(names)}")
-    print(f"  in {written[0].parent}")
+    say(f"  figures written ({', '.join(drawn)}, each with its caption and BibTeX): {', '.join(names)}")
+    say(f"  in {written[0].parent}")
     print(f"Open the app:  make app   (or: {_program()} app)")
 
 

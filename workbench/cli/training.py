@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.app import Json, Quiet, app
-from workbench.cli.show import print_json, progress
+from workbench.cli.show import print_json, progress, say
 
 
 @app.command("train-sae")
@@ -95,7 +95,7 @@ def train_sae(
     if json:
         print_json(result)
     else:
-        print(
+        say(
             f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active "
             f"per token."
         )
@@ -104,13 +104,13 @@ def train_sae(
             if result["loss_recovered"] is None
             else f"{result['loss_recovered']:.3f}"
         )
-        print(
+        say(
             f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features "
             f"that never fire {result['dead_fraction']:.1%}"
         )
-        print(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
+        say(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
         if result["k"] is None and architecture == "batchtopk" and not k / 1.5 <= result["l0"] <= k * 1.5:
-            print(
+            say(
                 f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are "
                 f"active where k is {k}; train on more tokens."
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import InputError
+from workbench.core.wording import one_line
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
 
@@ -60,15 +61,25 @@ def save_heads(
 def read_mask(path: Path) -> HeadMask:
     """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"The edit file '{path}' cannot be read: {error.strerror or error}.") from error
+    return parse_mask(data, path)
+
+
+def parse_mask(data: bytes, path: Path) -> HeadMask:
+    """The head mask in the bytes of a file. Raises InputError when it is not one, or names no head."""
+    try:
+        found = json.loads(data.decode("utf-8"))
         heads = tuple((layer, head) for layer, head in found["heads"])
         if any(type(number) is not int or number < 0 for pair in heads for number in pair):
             raise ValueError("layers and heads are whole numbers from 0")
         how, note, about = found.get("ablation", "zero"), found.get("note", ""), found.get("model") or {}
         about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): {error}."
+            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): "
+            f"{one_line(error)}."
         ) from error
     if how not in ("zero", "uniform"):
         raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")
