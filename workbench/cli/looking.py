@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.app import Json, app
+from workbench.cli.app import Json, app, path_of
 from workbench.cli.show import print_columns, print_json, say, say_data, summary_lines
 from workbench.core.wording import cut, significant
 
@@ -120,7 +120,14 @@ def _cached_models() -> list[dict]:
 @app.command()
 def runs(
     probe: Annotated[str | None, typer.Option(help="Only runs of this probe.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Another folder of runs.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("runs folder"),
+            metavar="PATH",
+            help="Another folder of runs.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the runs, the latest first."""
@@ -217,7 +224,14 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Ids of runs, beginnings of them, or folders; none: all runs."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Another folder of runs.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("runs folder"),
+            metavar="PATH",
+            help="Another folder of runs.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check every file of runs against its checksum.
@@ -303,28 +317,43 @@ def figures(
     format: Annotated[str, typer.Option(help="pdf, svg, png, html, csv; several as pdf,png.")] = "pdf",
     preset: Annotated[str, typer.Option(help="single (column), double (column) or slide.")] = "single",
     only: Annotated[str | None, typer.Option(help="Only this figure.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: figures/ in the (first) run.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("--out folder"), metavar="PATH", help="Folder; default: figures/ in the (first) run."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Draw the figures of a run, with captions and BibTeX.
 
     Several runs of one probe are drawn in one figure, where the probe has one.
     """
+    from workbench.core.disk_errors import refusals_as_sentences
     from workbench.core.errors import InputError
     from workbench.figures.export import export_run
     from workbench.figures.several_runs import export_of_several
+    from workbench.runs.claim import in_words
     from workbench.runs.folder import open_run
 
     found = [open_run(run) for run in runs]
     formats = [item.strip() for item in format.split(",") if item.strip()]
-    if len(found) == 1:
-        written = export_run(found[0], formats=formats, preset=preset, out=out, only=only)
-    elif only is not None:
-        raise InputError("--only chooses among the figures of one run; several runs have one figure.")
-    else:
-        written = export_of_several(found, formats=formats, preset=preset, out=out)
+    with refusals_as_sentences(out or found[0].folder / "figures"):
+        if len(found) == 1:
+            written = export_run(found[0], formats=formats, preset=preset, out=out, only=only)
+        elif only is not None:
+            raise InputError("--only chooses among the figures of one run; several runs have one figure.")
+        else:
+            written = export_of_several(found, formats=formats, preset=preset, out=out)
     if json:
         print_json([str(path) for path in written])
     else:
         for path in written:
             say(path)
+    for one in found:  # a figure that needs a damaged file is not among those that were drawn
+        damage = {name: how for name, how in one.damage().items() if name != "progress.jsonl"}
+        if damage:
+            raise InputError(
+                f"The run {one.id} is damaged, and what needs the file was not drawn: {in_words(damage)}; its command, "
+                f"given again, computes it again."
+            )

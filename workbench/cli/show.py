@@ -29,7 +29,12 @@ def say_data(text: str) -> None:
 def print_json(value: Any) -> None:
     """JSON with the same values, in which what could steer a terminal is escaped as JSON escapes."""
     text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
-    print(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    print(_UNSEEN.sub(_as_json, text))
+
+
+def _as_json(found: re.Match[str]) -> str:
+    letter = found[0]
+    return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.app import Json, Quiet, app
+from workbench.cli.app import Json, Quiet, app, path_of
 from workbench.cli.show import print_json, progress, say
 
 
@@ -23,10 +23,20 @@ def train_sae(
     ],
     site: Annotated[str, typer.Option(help="Where the activations are read, for example resid_post.3.")],
     data: Annotated[
-        Path, typer.Option(help="Texts: column text, or prompt and response (csv, tsv, jsonl, parquet), or a txt file.")
+        Path,
+        typer.Option(
+            parser=path_of("texts file"),
+            metavar="PATH",
+            help="Texts: column text, or prompt and response (csv, tsv, jsonl, parquet), or a txt file.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the autoencoder and its report; a training found there is resumed.")
+        Path,
+        typer.Option(
+            parser=path_of("--out folder"),
+            metavar="PATH",
+            help="Folder for the autoencoder and its report; a training found there is resumed.",
+        ),
     ],
     width: Annotated[
         str, typer.Option(help="Number of features (2048), or a multiple of the site's width (16x).")

@@ -98,10 +98,13 @@ def one_line(error: BaseException, most: int = 160) -> str:
     return cut(lines[0].rstrip("."), most) if lines else type(error).__name__
 
 
-# what turns text round or is not seen, late control characters, half a character
-UNSEEN = "\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+# what turns text round or is not seen, late control characters, half a character, tags
+UNSEEN = (
+    "\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f"
+)
 # and early control characters, ESC among them; tabs and line breaks stay
-_HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f{UNSEEN}\U000e0000-\U000e007f]")
+_HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f{UNSEEN}]")
 
 
 def harmless(text: object) -> str:

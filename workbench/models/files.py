@@ -14,6 +14,7 @@ from torch import nn
 
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import usable_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
 
     if name in organisms.names() or name.split("@")[0] in organisms.names():
         return organisms.folder(name)  # before any folder of that name: write ./name for yours
-    path = Path(name).expanduser()
+    path = usable_path(name, what="model")
     if path.is_dir():
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:

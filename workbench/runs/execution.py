@@ -25,6 +25,7 @@ from workbench.core.disk_errors import disk_errno, disk_sentence
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
 from workbench.core.files import canonical, digest_path, folder_lock, remove_leftovers, write_json
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import usable_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
 from workbench.runs import checksums, claim, provenance, records
@@ -415,8 +416,8 @@ def command_for(
     dtype = dtype if isinstance(model, (str, Path)) else _dtype(model)
     words += ["--dtype", dtype] if dtype not in (None, "float32") else []
     words += ["--device", device] if device else []
-    words += ["--edit", str(Path(edit).expanduser().resolve())] if edit is not None else []
-    words += ["--out", str(Path(out).expanduser().resolve())] if out is not None else []
+    words += ["--edit", str(usable_path(edit, what="edit file").resolve())] if edit is not None else []
+    words += ["--out", str(usable_path(out, what="--out folder").resolve())] if out is not None else []
     return shlex.join(words)
 
 
@@ -447,7 +448,7 @@ def bind(name: str, /, **config: Any) -> Bound:
 
 def figure(run: Run | str | Path, name: str | None = None):
     """A figure of a run: the named one, else the first."""
-    from workbench.figures import build
+    from workbench.figures import build, problems
 
     run = open_run(run)
     figures = build(run)
@@ -456,8 +457,9 @@ def figure(run: Run | str | Path, name: str | None = None):
             raise InputError(f"The run {run.id} has no figures (it is {run.status}).")
         return next(iter(figures.values()))
     if name not in figures:
+        reason = problems(run).get(name)
         raise InputError(
-            f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
+            reason or f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
         )
     return figures[name]
 
@@ -566,7 +568,7 @@ def _model_word(name: str) -> str:
     """The name of a model for a command line: a local folder by its absolute path."""
     from workbench import organisms
 
-    path = Path(name).expanduser()
+    path = usable_path(name, what="model")
     return str(path.resolve()) if path.is_dir() and name not in organisms.names() else name
 
 
