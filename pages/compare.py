@@ -31,7 +31,7 @@ def comparable() -> dict[str, Run]:
     ]
     found = [run for run in found if {"name", "fingerprint", "dtype"} <= set(head_sets.model_info(run))]
     times = Counter(run.probe for run in found)
-    return {run.id: run for run in sorted(found, key=lambda run: times[run.probe] < 2)}
+    return {run.folder.name: run for run in sorted(found, key=lambda run: times[run.probe] < 2)}
 
 
 def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: str) -> str:
@@ -52,6 +52,7 @@ def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: s
 def main() -> None:
     st.title("Compare")
     found = comparable()
+    styling.left_out(cached.unreadable())
     if len(found) < 2:
         st.info(
             "Two finished runs of the same probe are needed: on two models, two seeds or two settings. Start "

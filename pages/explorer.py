@@ -233,6 +233,9 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
         disabled=chosen not in readings.SCORES,
         help="The prompt above, or random tokens said twice, on which induction shows.",
     )
+    missing = cached.left_out(opened.model.fingerprint)
+    if missing:
+        st.caption(styling.md(missing))
     if chosen in from_runs:
         identifier, column = from_runs[chosen]
         run, frame = next((run, frame) for run, frame in tables if run.id == identifier)

@@ -8,6 +8,7 @@ import polars as pl
 import streamlit as st
 
 from pages.widgets import cached, navigation, queue_panel, run_view, styling, url_state
+from workbench.core.disk_errors import refusals_as_sentences
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.runs import execution, notes
 from workbench.runs.folder import Run
@@ -18,18 +19,18 @@ SCREEN = "runs"
 def catalogue(found: list[Run]) -> pl.DataFrame:
     rows = []
     for run in found:
-        info, extra = run.info, notes.read(run.folder)
+        extra = notes_of(run)
         rows.append(
             {
                 "probe": run.probe,
                 "model": styling.short(styling.model_of(run)),
                 "status": run.status,
                 "finished": styling.when(run),
-                "seconds": (info.get("seconds") or {}).get("total"),
-                "seed": info.get("seed"),
+                "seconds": run.of("seconds", "total"),
+                "seed": seed if (seed := run.of("seed", default=0)) < 2**63 else None,
                 "tags": ", ".join(extra["tags"]),
                 "note": extra["note"],
-                "id": run.id,
+                "id": run.folder.name,
             }
         )
     schema = {
@@ -46,10 +47,19 @@ def catalogue(found: list[Run]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, strict=False).sort("finished", descending=True)
 
 
+def notes_of(run: Run) -> dict:
+    """Tags and note for the list; where they cannot be read, the run's own view says so."""
+    try:
+        return notes.read(run.folder)
+    except InputError:
+        return {"tags": [], "note": "notes.json cannot be read"}
+
+
 def main() -> None:
     st.title("Runs")
     queue_panel.show(ended=3)
     found = cached.run_list()
+    styling.left_out(cached.unreadable())
     folder = opened_folder()
     if not found and folder is None:
         st.info(
@@ -159,7 +169,11 @@ def opened_folder() -> Run | None:
 
 
 def annotate(run: Run) -> None:
-    found = notes.read(run.folder)
+    try:
+        found = notes.read(run.folder)
+    except InputError as error:
+        styling.problem(error)
+        return
     tags = st.text_input(
         "Tags", value=", ".join(found["tags"]), key=f"tags {run.id}", help="Words, separated by commas."
     )
@@ -168,7 +182,8 @@ def annotate(run: Run) -> None:
     )
     new = {"tags": [t.strip() for t in tags.split(",") if t.strip()], "note": note}
     if new != found:
-        notes.write(run.folder, **new)
+        with refusals_as_sentences(run.folder):
+            notes.write(run.folder, **new)
         st.rerun()
 
 
@@ -179,7 +194,8 @@ def remove(run: Run, *, inside: bool) -> None:
         if st.button("Delete it", disabled=not sure, type="primary", help="Once the box is ticked."):
             if run.status == "running":
                 raise WorkbenchError("This run is in progress; cancel it first.")
-            shutil.rmtree(run.folder)
+            with refusals_as_sentences(run.folder):
+                shutil.rmtree(run.folder)
             url_state.put(SCREEN, "run", "")
             st.rerun()
 

@@ -15,7 +15,7 @@ from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.readings import Opened, Switches
 from workbench.models.load_options import local_folder
 from workbench.runs import execution
-from workbench.runs.folder import Run
+from workbench.runs.folder import Run, Unreadable, unreadable_sentence
 
 
 def stamp(path: Path) -> tuple[int, ...]:
@@ -28,17 +28,27 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 def _stamps() -> tuple[str, tuple]:
     root = execution.runs_root()
-    return str(root), tuple((path.parent.name, *stamp(path)) for path in sorted(root.glob("*/run.json")))
+    try:
+        folders = sorted(root.iterdir())
+    except OSError:  # not there, or said by the reader
+        folders = []
+    return str(root), tuple((folder.name, *stamp(folder / "run.json")) for folder in folders)
 
 
 def run_list() -> list[Run]:
-    """Every run, the latest first; read again only when a run.json is new or has changed."""
-    return _run_list(*_stamps())
+    """Every run that can be read, the latest first; read again only when a run.json is new or has changed."""
+    return _run_list(*_stamps())[0]
+
+
+def unreadable() -> str:
+    """``1 folder could not be read: …``; nothing where every run can be."""
+    return unreadable_sentence(_run_list(*_stamps())[1])
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _run_list(root: str, stamps: tuple) -> list[Run]:
-    return execution.list_runs(root=Path(root))
+def _run_list(root: str, stamps: tuple) -> tuple[list[Run], list[Unreadable]]:
+    unreadable: list[Unreadable] = []
+    return execution.list_runs(root=Path(root), unreadable=unreadable), unreadable
 
 
 def table(run: Run, name: str) -> pl.DataFrame:
@@ -54,6 +64,12 @@ def _table(folder: str, name: str, stamp: tuple, _run: Run) -> pl.DataFrame:
 def head_tables(fingerprint: str) -> list[tuple[Run, pl.DataFrame]]:
     """The tables of heads that the complete runs of this very model have."""
     return head_sets.head_tables(run_list(), fingerprint=fingerprint, read=table)
+
+
+def left_out(fingerprint: str) -> str:
+    """What `head_tables` and `run_list` could not read, in a sentence each; nothing where they read all."""
+    damaged = head_sets.left_out(run_list(), fingerprint=fingerprint, read=table)
+    return " ".join([*damaged, *([said] if (said := unreadable()) else [])])
 
 
 def model_names() -> list[str]:

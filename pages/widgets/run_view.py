@@ -17,6 +17,7 @@ from workbench.core.wording import duration, quantity
 from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
+from workbench.runs.claim import in_words
 from workbench.runs.folder import Run
 
 MOST_ROWS = 5000  # of a table on the screen; the files have them all
@@ -71,6 +72,10 @@ def show(run: Run, *, prefix: str = "") -> None:
 
 
 def unfinished(run: Run, status: str) -> None:
+    if status == "damaged":
+        what = in_words(run.damage())
+        st.error(styling.md(f"This run is damaged: {what}; its command, given again, computes it again."))
+        return
     progress, error = run.progress() or {}, run.info.get("error") or {}
     text = f"This run is {status}."
     if error:
@@ -93,7 +98,7 @@ def built(folder: str, stamp: tuple, _run: Run) -> tuple[dict, dict[str, str]]:
     except Exception as error:  # a run of another version, or one that was damaged: anything can be missing from it
         return {}, {
             "figures": f"The figures of the run {_run.id} cannot be drawn from what is in its folder "
-            f"({styling.said(error)}); run it again with --fresh."
+            f"({styling.said(error)}); give its command again, with --fresh."
         }
 
 
@@ -222,16 +227,8 @@ def take_home(run: Run, name: str, fig, prefix: str) -> None:
         st.code(bibtex(run) or "The probe is not installed here.", language="bibtex", wrap_lines=True)
 
 
-def summary_of(run: Run) -> dict:
-    try:
-        found = run.summary
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def show_summary(run: Run, prefix: str) -> None:
-    summary = summary_of(run)
+    summary = run.summary
     rows = [
         (key.replace("_", " "), quantity(value))
         for key, value in summary.items()

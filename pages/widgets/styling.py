@@ -126,6 +126,12 @@ def problem(error: object) -> None:
     st.error(md(error))
 
 
+def left_out(sentence: str) -> None:
+    """What a list could not show, where there is something."""
+    if sentence:
+        st.warning(md(sentence))
+
+
 def state(job: Any) -> str:
     """How far a job is, in one line."""
     if job.status == "queued":

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def path_of(what: str) -> Callable[[str], Path]:
+    """How an option reads a path: one that is empty, or that no system takes, is refused before anything is done."""
+
+    def path(text: str) -> Path:
+        from workbench.core.paths import usable_path
+
+        return usable_path(text, what=what)
+
+    return path
+
 
 app = typer.Typer(
     name="workbench",

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.app import Json, app
-from workbench.cli.show import print_json
+from workbench.cli.app import Json, app, path_of
+from workbench.cli.show import print_json, say
 from workbench.core.errors import InputError
 
 
@@ -18,9 +18,21 @@ def export_pruned(
         str, typer.Argument(metavar="MODEL", help="Organism, local folder in Hugging Face format, or hub id.")
     ],
     mask: Annotated[
-        Path, typer.Argument(metavar="MASK", help="JSON file of heads, such as the pruned_heads.json of a run.")
+        Path,
+        typer.Argument(
+            parser=path_of("mask file"),
+            metavar="MASK",
+            help="JSON file of heads, such as the pruned_heads.json of a run.",
+        ),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; new or empty.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of("folder"),
+            metavar="FOLDER",
+            help="Folder to write; new or empty.",
+        ),
+    ],
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "cpu",
     dtype: Annotated[
@@ -37,14 +49,16 @@ def export_pruned(
     import contextlib
     import sys
 
+    from workbench.core.disk_errors import refusals_as_sentences
     from workbench.core.tables import existing
 
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.engine.head_masks import read_mask
+    from workbench.engine.head_masks import parse_mask
+    from workbench.runs.folder import read_file
 
-    chosen = read_mask(path)
+    chosen = parse_mask(read_file(path), path)
     if chosen.how != "zero":
         raise InputError(
             f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks "
@@ -53,7 +67,7 @@ def export_pruned(
     from workbench.engine.pruned_export import export_pruned as write
     from workbench.models.loading import load
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), refusals_as_sentences(folder):
         loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         warning = chosen.mismatch_warning(loaded)
         write(loaded, chosen.heads, folder)
@@ -69,8 +83,8 @@ def export_pruned(
         )
         return
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(
+        say(f"warning: {warning}", error=True)
+    say(
         f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads "
         f"({', '.join(heads)}) is in {folder}"
     )

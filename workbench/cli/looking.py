@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from workbench.cli.app import Json, app
-from workbench.cli.show import print_columns, print_json, summary_lines
-from workbench.core.wording import significant
+from workbench.cli.app import Json, app, path_of
+from workbench.cli.show import print_columns, print_json, say, say_data, summary_lines
+from workbench.core.wording import cut, significant
 
 
 @app.command()
@@ -33,14 +34,14 @@ def probes(
         print("Config keys, tables and data of one: workbench probes PROBE")
         return
     item = registry.get(name)
-    print(item.summary)
+    say(item.summary)
     if item.data is not None:
         default = f"; default {item.data.default}" if item.data.default else ""
-        print(f"data: {item.data.what} file with the columns {', '.join(item.data.required) or 'any'}{default}")
+        say(f"data: {item.data.what} file with the columns {', '.join(item.data.required) or 'any'}{default}")
     for table, columns in item.tables.items():
-        print(f"table {table}: {', '.join(columns)}")
+        say(f"table {table}: {', '.join(columns)}")
     for pattern, what in item.leaves.items():
-        print(f"file {pattern}: {what}")
+        say(f"file {pattern}: {what}")
     print()
     rows = []
     for key in config.describe(item.config):
@@ -119,29 +120,39 @@ def _cached_models() -> list[dict]:
 @app.command()
 def runs(
     probe: Annotated[str | None, typer.Option(help="Only runs of this probe.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Another folder of runs.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("runs folder"),
+            metavar="PATH",
+            help="Another folder of runs.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the runs, the latest first."""
-    from workbench.runs.folder import list_runs, runs_root
+    from workbench.runs.folder import Unreadable, list_runs, runs_root, unreadable_sentence
 
-    found = [run for run in list_runs(root=root) if probe in (None, run.probe)]
+    unreadable: list[Unreadable] = []
+    found = [run for run in list_runs(root=root, unreadable=unreadable) if probe in (None, run.probe)]
     if json:
         print_json([{**run.info, "status": run.status, "folder": str(run.folder)} for run in found])
     elif not found:
-        print(f"No runs in {root or runs_root()}.")
+        say(f"No runs in {root or runs_root()}.")
     else:
         rows = [
             [
-                run.id,
+                run.folder.name,
                 run.status,
-                run.info["model"]["name"],
-                run.info["started"][:19],
-                significant(run.info["seconds"]["total"]),
+                run.of("model", "name"),
+                cut(run.of("started", default="-"), 19),
+                significant(run.of("seconds", "total")),
             ]
             for run in found
         ]
         print_columns(["run", "status", "model", "started (UTC)", "seconds"], rows)
+    if unreadable:
+        say(unreadable_sentence(unreadable), error=True)
 
 
 @app.command()
@@ -151,7 +162,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one run, or one of its tables as CSV."""
-    from workbench.core.config import format_value
+    from workbench.core.errors import InputError
+    from workbench.runs.claim import in_words
     from workbench.runs.folder import open_run
 
     found = open_run(run)
@@ -160,47 +172,92 @@ def show(
         if json:
             print_json(frame.to_dicts())
         else:
-            print(_csv(frame), end="")
+            say_data(_csv(frame))
         return
-    tables = {name: found.table(name) for name in found.tables}
+    damage = found.damage()
+    tables = {name: found.table(name) for name in found.tables if f"tables/{name}.parquet" not in damage}
+    summary = found.summary if "summary.json" not in damage else {}
+    status = "damaged" if damage else found.status
     if json:
         shapes = {name: {"rows": frame.height, "columns": frame.columns} for name, frame in tables.items()}
-        print_json(
-            {
-                **found.info,
-                "status": found.status,
-                "folder": str(found.folder),
-                "summary": found.summary,
-                "tables": shapes,
-            }
+        about = {"status": status, "folder": str(found.folder), "summary": summary, "tables": shapes}
+        print_json({**found.info, **about, **({"damage": damage} if damage else {})})
+    else:
+        for line in _lines_of(found, status, summary, tables):
+            say(line)
+    if damage:
+        raise InputError(
+            f"The run {found.id} is damaged: {in_words(damage)}; its command, given again, computes it again."
         )
-        return
-    info = found.info
-    print(f"{found.id}: {found.status}")
-    print(
-        f"  model: {info['model']['name']} ({info['model']['architecture']}, {info['model']['dtype']}, "
-        f"{info['model']['device']})"
+
+
+def _lines_of(run, status: str, summary: dict, tables: dict) -> Iterator[str]:
+    """A run in lines; what its run.json does not say is a hyphen."""
+    from workbench.core.config import format_value
+
+    yield f"{run.id}: {status}"
+    model = ", ".join(str(run.of("model", key, default="-")) for key in ("architecture", "dtype", "device"))
+    yield f"  model: {run.of('model', 'name', default='-')} ({model})"
+    if run.of("data"):
+        there = run.of("data", "rows_in_file")
+        where = run.of("data", "path") or run.of("data", "name", default="-")
+        yield f"  data: {where} ({run.of('data', 'rows', default='-')}{f' of {there}' if there else ''} rows)"
+    config = [f"{key}={format_value(value)}" for key, value in run.of("config", default={}).items()]
+    yield f"  config: {', '.join(config)}"
+    yield (
+        f"  seed: {run.of('seed', default='-')}   seconds: {significant(run.of('seconds', 'total'))}   "
+        f"started: {cut(run.of('started', default='-'), 19)}"
     )
-    if info.get("data"):
-        there = info["data"].get("rows_in_file")
-        print(
-            f"  data: {info['data'].get('path') or info['data'].get('name')} "
-            f"({info['data']['rows']}{f' of {there}' if there else ''} rows)"
-        )
-    print(f"  config: {', '.join(f'{key}={format_value(value)}' for key, value in info['config'].items())}")
-    print(
-        f"  seed: {info['seed']}   seconds: {significant(info['seconds']['total'])}   started: {info['started'][:19]}"
-    )
-    for line in summary_lines(found.summary):
-        print(f"  {line}")
+    yield from (f"  {line}" for line in summary_lines(summary))
     for name, frame in tables.items():
-        print(f"  table {name}: {frame.height} rows, {', '.join(frame.columns)}")
-    for warning in info["warnings"]:
-        print(f"  warning: {warning}")
-    if info.get("error"):
-        print(f"  error: {info['error']['message']}")
-    print(f"  command: {info['command']}")
-    print(f"  folder: {found.folder}")
+        yield f"  table {name}: {frame.height} rows, {', '.join(frame.columns)}"
+    yield from (f"  warning: {warning}" for warning in run.of("warnings", default=[]))
+    if run.of("error"):
+        yield f"  error: {run.of('error', 'message')}"
+    yield f"  command: {run.of('command', default='-')}"
+    yield f"  folder: {run.folder}"
+
+
+@app.command()
+def verify(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Ids of runs, beginnings of them, or folders; none: all runs."),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("runs folder"),
+            metavar="PATH",
+            help="Another folder of runs.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check every file of runs against its checksum.
+
+    Exit code 3 when a file is missing or not what the run left.
+    """
+    from dataclasses import asdict
+
+    from workbench.core.errors import RunFailed
+    from workbench.runs import verify as verifying
+
+    found = [verifying.verify(run, root=root) for run in runs] if runs else verifying.verify_all(root=root)
+    if json:
+        print_json([asdict(verdict) for verdict in found])
+    elif not found:
+        say("No runs.")
+    else:
+        print_columns(["run", "status", "files"], [[item.run, item.status, item.files] for item in found])
+    damaged = [f"{item.run}, {name}: {how}" for item in found for name, how in item.damage.items()]
+    if damaged:
+        for line in damaged[1:]:
+            say(line, error=True)
+        raise RunFailed(
+            f"{len(damaged)} {'file is' if len(damaged) == 1 else 'files are'} damaged, first {damaged[0]}; the "
+            f"command of the run (`workbench show RUN`), given again, computes it again."
+        )
 
 
 def _csv(frame) -> str:
@@ -239,14 +296,14 @@ def compare(
         if json:
             print_json(frame.to_dicts())
         else:
-            print(_csv(frame), end="")
+            say_data(_csv(frame))
         return
     found = comparing.compare(one, two)
     if json:
         print_json(found)
     else:
         for line in comparing.lines(found):
-            print(line)
+            say(line)
 
 
 @app.command()
@@ -260,28 +317,43 @@ def figures(
     format: Annotated[str, typer.Option(help="pdf, svg, png, html, csv; several as pdf,png.")] = "pdf",
     preset: Annotated[str, typer.Option(help="single (column), double (column) or slide.")] = "single",
     only: Annotated[str | None, typer.Option(help="Only this figure.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: figures/ in the (first) run.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("--out folder"), metavar="PATH", help="Folder; default: figures/ in the (first) run."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Draw the figures of a run, with captions and BibTeX.
 
     Several runs of one probe are drawn in one figure, where the probe has one.
     """
+    from workbench.core.disk_errors import refusals_as_sentences
     from workbench.core.errors import InputError
     from workbench.figures.export import export_run
     from workbench.figures.several_runs import export_of_several
+    from workbench.runs.claim import in_words
     from workbench.runs.folder import open_run
 
     found = [open_run(run) for run in runs]
     formats = [item.strip() for item in format.split(",") if item.strip()]
-    if len(found) == 1:
-        written = export_run(found[0], formats=formats, preset=preset, out=out, only=only)
-    elif only is not None:
-        raise InputError("--only chooses among the figures of one run; several runs have one figure.")
-    else:
-        written = export_of_several(found, formats=formats, preset=preset, out=out)
+    with refusals_as_sentences(out or found[0].folder / "figures"):
+        if len(found) == 1:
+            written = export_run(found[0], formats=formats, preset=preset, out=out, only=only)
+        elif only is not None:
+            raise InputError("--only chooses among the figures of one run; several runs have one figure.")
+        else:
+            written = export_of_several(found, formats=formats, preset=preset, out=out)
     if json:
         print_json([str(path) for path in written])
     else:
         for path in written:
-            print(path)
+            say(path)
+    for one in found:  # a figure that needs a damaged file is not among those that were drawn
+        damage = {name: how for name, how in one.damage().items() if name != "progress.jsonl"}
+        if damage:
+            raise InputError(
+                f"The run {one.id} is damaged, and what needs the file was not drawn: {in_words(damage)}; its command, "
+                f"given again, computes it again."
+            )

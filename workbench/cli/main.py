@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.cli import exporting, looking, running, streams, training, upkeep  # noqa: F401  (they add their commands to `app`)
 from workbench.cli.app import app
+from workbench.cli.show import say
 from workbench.core.errors import Cancelled, WorkbenchError, is_panic
 from workbench.core.private import keep_new_files_private
 from workbench.core.signals import stop_signals
@@ -76,7 +77,7 @@ def _report(error: BaseException, sentence: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    print("workbench: " + " ".join(sentence.split()), file=sys.stderr, flush=True)
+    say("workbench: " + " ".join(sentence.split()), error=True)
     return code
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.app import Json, Quiet, app
-from workbench.cli.show import print_columns, print_json, progress, summary_lines
+from workbench.cli.app import Json, Quiet, app, path_of
+from workbench.cli.show import print_columns, print_json, progress, say, summary_lines
 from workbench.core.errors import InputError, RunFailed
 
 
@@ -19,7 +19,12 @@ def run(
         str, typer.Option("--model", "-m", help="Organism, local folder in Hugging Face format, or hub id.")
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Data file of the probe; each has one that ships with the project.")
+        Path | None,
+        typer.Option(
+            parser=path_of("data file"),
+            metavar="PATH",
+            help="Data file of the probe; each has one that ships with the project.",
+        ),
     ] = None,
     set: Annotated[
         list[str] | None,
@@ -29,7 +34,12 @@ def run(
             help="A config key; lists as 1,2,3 or as JSON, where commas and line breaks matter. Repeatable.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of config keys; --set goes before it.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("config file"), metavar="PATH", help="TOML file of config keys; --set goes before it."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     adapter: Annotated[
@@ -46,9 +56,23 @@ def run(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     engine: Annotated[str, typer.Option(help="hf or nnsight, both on this machine.")] = "hf",
     edit: Annotated[
-        Path | None, typer.Option("--edit", "--edits", help="JSON file of heads to switch off during the run.")
+        Path | None,
+        typer.Option(
+            "--edit",
+            "--edits",
+            parser=path_of("edit file"),
+            metavar="PATH",
+            help="JSON file of heads to switch off during the run.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: by id below the runs folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("--out folder"),
+            metavar="PATH",
+            help="Folder of the run; default: by id below the runs folder.",
+        ),
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again even if the run is complete.")] = False,
     quiet: Quiet = False,
@@ -70,9 +94,10 @@ def run(
         from workbench.core.tables import existing
 
         path = existing(edit, what="edits")
-        from workbench.engine.head_masks import read_mask
+        from workbench.engine.head_masks import parse_mask
+        from workbench.runs.folder import read_file
 
-        changes = (read_mask(path),)
+        changes = (parse_mask(read_file(path), path),)
     command = execution.command_for(
         ready,
         model,
@@ -113,19 +138,23 @@ def run(
 
 def print_run(done) -> None:
     """What a person wants to see when a run is complete."""
-    info = done.info
-    print(f"{info['probe']} on {info['model']['name']}: {done.status}, {info['seconds']['total']:.1f} s")
+    say(f"{done.probe} on {done.of('model', 'name')}: {done.status}, {done.of('seconds', 'total', default=0):.1f} s")
     for line in summary_lines(done.summary):
-        print(f"  {line}")
-    for warning in info["warnings"]:
-        print(f"  warning: {warning}")
-    print(f"  folder: {done.folder}")
-    print(f"  figures: {_program()} figures {done.folder if done.folder.name != done.id else done.id}")
+        say(f"  {line}")
+    for warning in done.of("warnings", default=[]):
+        say(f"  warning: {warning}")
+    say(f"  folder: {done.folder}")
+    say(f"  figures: {_program()} figures {done.folder if done.folder.name != done.id else done.id}")
 
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="F.toml", help="Models, seeds and probes with their configs.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of("sweep file"), metavar="F.toml", help="Models, seeds and probes with their configs."
+        ),
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -169,24 +198,31 @@ def sweep(
 @app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Model to run on.")] = "organism",
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: the run's own.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of("--out folder"), metavar="PATH", help="Folder for the figures; default: the run's own."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the main job on what ships with the project.
 
     Makes a short run of the first probe, draws its figures, and says where everything is.
     """
+    from workbench.core.disk_errors import refusals_as_sentences
     from workbench.runs import demo as demos
+    from workbench.runs.folder import runs_root
 
-    with progress(quiet=quiet) as report:
+    with progress(quiet=quiet) as report, refusals_as_sentences(out or runs_root()):
         done, written = demos.run(model=model, out=out, progress=report)
     if not written:
         raise InputError("The demo drew no figures.")
     print_run(done)
     drawn = sorted({path.suffix[1:] for path in written} - {"txt", "bib"})
     names = dict.fromkeys(path.name.partition(".")[0] for path in written)
-    print(f"  figures written ({', '.join(drawn)}, each with its caption and BibTeX): {', '.join(names)}")
-    print(f"  in {written[0].parent}")
+    say(f"  figures written ({', '.join(drawn)}, each with its caption and BibTeX): {', '.join(names)}")
+    say(f"  in {written[0].parent}")
     print(f"Open the app:  make app   (or: {_program()} app)")
 
 

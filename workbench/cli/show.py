@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +11,30 @@ from contextlib import contextmanager
 from typing import Any
 
 from workbench.core.files import jsonable
-from workbench.core.wording import quantity, significant
+from workbench.core.wording import UNSEEN, harmless, quantity, significant
+
+_UNSEEN = re.compile(f"[{UNSEEN}]")  # JSON leaves these as they are; outside of texts it holds none of them
+
+
+def say(text: object = "", *, error: bool = False) -> None:
+    """Print a text that may hold anything: it cannot steer the terminal. ``error``: on stderr."""
+    print(harmless(text), file=sys.stderr if error else sys.stdout, flush=error)
+
+
+def say_data(text: str) -> None:
+    """Print CSV: exactly what it is into a file or a pipe, harmlessly on a terminal."""
+    print(harmless(text) if sys.stdout.isatty() else text, end="")
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False))
+    """JSON with the same values, in which what could steer a terminal is escaped as JSON escapes."""
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(_UNSEEN.sub(_as_json, text))
+
+
+def _as_json(found: re.Match[str]) -> str:
+    letter = found[0]
+    return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -22,7 +42,7 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     cells = [[_one_line(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())  # cells are harmless
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -33,7 +53,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             text = json.dumps(jsonable(entry), ensure_ascii=False)
         else:
             text = quantity(entry, significant)
-        lines.append(f"{name.replace('_', ' ')}: {text}")
+        lines.append(_one_line(f"{name.replace('_', ' ')}: {text}"))
     return lines
 
 
@@ -73,7 +93,7 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
         task = bars.add_task("starting", total=None)
 
         def report(done: int, total: int, label: str) -> None:
-            bars.update(task, completed=done, total=total or None, description=label or "working")
+            bars.update(task, completed=done, total=total or None, description=_one_line(label) or "working")
 
         yield report
 
@@ -86,10 +106,10 @@ def _lines() -> Callable[[int, int, str], None]:
         if label == last["label"] and now - last["time"] < 10 and not (total and done >= total):
             return
         last.update(label=label, time=now)
-        print(f"{label or 'working'}: {done}/{total}" if total else label, file=sys.stderr, flush=True)
+        say(f"{_one_line(label) or 'working'}: {done}/{total}" if total else _one_line(label), error=True)
 
     return report
 
 
 def _one_line(cell: Any) -> str:
-    return " ".join(("-" if cell is None else str(cell)).split())
+    return harmless(" ".join(("-" if cell is None else str(cell)).split()))

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.app import Json, Quiet, app
-from workbench.cli.show import print_json, progress
+from workbench.cli.app import Json, Quiet, app, path_of
+from workbench.cli.show import print_json, progress, say
 from workbench.core.signals import stop_signals
 
 
@@ -24,10 +24,20 @@ def train_sae(
     ],
     site: Annotated[str, typer.Option(help="Where the activations are read, for example resid_post.3.")],
     data: Annotated[
-        Path, typer.Option(help="Texts: column text, or prompt and response (csv, tsv, jsonl, parquet), or a txt file.")
+        Path,
+        typer.Option(
+            parser=path_of("texts file"),
+            metavar="PATH",
+            help="Texts: column text, or prompt and response (csv, tsv, jsonl, parquet), or a txt file.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the autoencoder and its report; a training found there is resumed.")
+        Path,
+        typer.Option(
+            parser=path_of("--out folder"),
+            metavar="PATH",
+            help="Folder for the autoencoder and its report; a training found there is resumed.",
+        ),
     ],
     width: Annotated[
         str, typer.Option(help="Number of features (2048), or a multiple of the site's width (16x).")
@@ -96,7 +106,7 @@ def train_sae(
     if json:
         print_json(result)
     else:
-        print(
+        say(
             f"Autoencoder in {out}: {result['width']} features at {result['site']}, {result['l0']:.1f} active "
             f"per token."
         )
@@ -105,13 +115,13 @@ def train_sae(
             if result["loss_recovered"] is None
             else f"{result['loss_recovered']:.3f}"
         )
-        print(
+        say(
             f"Explained variance {result['explained_variance']:.3f}, loss recovered {recovered}, features "
             f"that never fire {result['dead_fraction']:.1%}"
         )
-        print(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
+        say(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
         if result["k"] is None and architecture == "batchtopk" and not k / 1.5 <= result["l0"] <= k * 1.5:
-            print(
+            say(
                 f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are "
                 f"active where k is {k}; train on more tokens."
             )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.app import Json, app
-from workbench.cli.show import print_columns, print_json
+from workbench.cli.show import print_columns, print_json, say
 from workbench.core.errors import InputError, RunFailed
 from workbench.core.wording import human_bytes, parse_bytes
 
@@ -123,7 +123,7 @@ def doctor(json: Json = False) -> None:
         print_json([vars(item) for item in found])
     else:
         for item in found:
-            print(f"{item.status:<5} {item.name}: {item.detail}" + (f" -> {item.remedy}" if item.remedy else ""))
+            say(f"{item.status:<5} {item.name}: {item.detail}" + (f" -> {item.remedy}" if item.remedy else ""))
     if any(item.status == "fail" for item in found):
         raise typer.Exit(3)
 

@@ -13,14 +13,21 @@ from workbench.core.wording import one_line
 
 
 def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
-    """The object in a JSON file, which errors call ``what``; InputError also where it is no file, cannot be opened, is
-    no UTF-8 (a byte-order mark is dropped) or holds something else."""
+    """The object in a JSON file, which errors call ``what``; InputError also where it is no file, cannot be opened, or
+    holds no object."""
     if not path.is_file():  # a pipe by that name would be waited for
         raise InputError(f"{what} is {'no file' if path.exists() else 'not there'}.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{what} cannot be opened ({error.strerror or one_line(error)}).") from None
+    return parse_json_object(data, what=what)
+
+
+def parse_json_object(data: bytes, *, what: str) -> dict[str, Any]:
+    """The object in the bytes of a JSON file (a byte-order mark is dropped); InputError for bytes that hold none."""
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     found = parse_json(text, what)

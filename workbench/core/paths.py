@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from workbench.core.errors import InputError
+from workbench.core.wording import cut
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on the systems of today
+
 
 def user_path(path: str | Path) -> Path:
     """The path that a person means: ``~`` is the home folder, unless something of that very name is here."""
@@ -37,3 +42,26 @@ def cache_root() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("interpretability-workbench"))
+
+
+def usable_path(path: str | Path, *, what: str) -> Path:
+    """A path that somebody typed, ``~`` spelt out. InputError for what can be no path of a ``what``: an empty one, one
+    with a null character, one longer than systems take."""
+    text = os.fspath(path)
+    if not text:
+        raise InputError(f"The path of the {what} is empty; give one, or leave the option out.")
+    if "\0" in text:
+        raise InputError(f"The path of the {what} holds a null character, which no path can.")
+    try:
+        whole = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InputError(f"The path of the {what} holds half a character (an unpaired surrogate).") from None
+    if len(whole) > LONGEST_PATH or any(len(name) > LONGEST_NAME for name in whole.split(b"/")):
+        raise InputError(
+            f"The path of the {what} is too long, at most {LONGEST_NAME} bytes in a name and {LONGEST_PATH} in all: "
+            f"{cut(text, 60)}."
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a ~name of nobody
+        return Path(text)

@@ -101,6 +101,26 @@ def one_line(error: BaseException, most: int = 160) -> str:
     return cut("".join(letter if letter.isprintable() else "?" for letter in said).rstrip("."), most)
 
 
+# what turns text round or is not seen, late control characters, half a character, tags
+UNSEEN = (
+    "\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f"
+)
+# and early control characters, ESC among them; tabs and line breaks stay
+_HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f{UNSEEN}]")
+
+
+def harmless(text: object) -> str:
+    """Text as a terminal may show it: what would move the cursor, colour, hide or turn round the rest is spelt out
+    (``\\x1b``, ``\\u202e``); line breaks and tabs stay."""
+    return _HIDDEN.sub(lambda found: _escaped(found[0]), str(text))
+
+
+def _escaped(letter: str) -> str:
+    number = ord(letter)
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+
+
 def cut(text: object, most: int) -> str:
     """Text of at most ``most`` characters, … where it was longer."""
     text = str(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workbench.core.errors import InputError
 from workbench.core.files import write_json
-from workbench.core.json_text import read_json_object
+from workbench.core.json_text import parse_json_object
 from workbench.core.wording import one_line
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
@@ -60,7 +60,16 @@ def save_heads(
 def read_mask(path: Path) -> HeadMask:
     """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
     try:
-        found = read_json_object(Path(path), what="it")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"The edit file '{path}' cannot be read: {error.strerror or error}.") from error
+    return parse_mask(data, path)
+
+
+def parse_mask(data: bytes, path: Path) -> HeadMask:
+    """The head mask in the bytes of a file. Raises InputError when it is not one, or names no head."""
+    try:
+        found = parse_json_object(data, what="it")
         heads = tuple((layer, head) for layer, head in found["heads"])
         if any(type(number) is not int or number < 0 for pair in heads for number in pair):
             raise ValueError("layers and heads are whole numbers from 0")

@@ -5,6 +5,7 @@ run whose probe is not installed here they are guessed from the shape of its tab
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ import polars as pl
 
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.json_text import read_json_object
+from workbench.core.json_text import parse_json_object
 from workbench.core.private import make_folder
 from workbench.core.registry import Probe
 from workbench.explorer.readings import Head, Switches
-from workbench.runs.folder import Run
+from workbench.runs.folder import Run, read_file
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -37,7 +38,7 @@ def model_info(run: Run) -> dict:
 
 def runs_of(runs: Sequence[Run], *, fingerprint: str | None) -> list[Run]:
     """Complete runs of this very model (by its weights)."""
-    found = [run for run in runs if run.info.get("status") == "complete"]
+    found = [run for run in runs if run.info.get("status") == "complete"]  # a file that is damaged says so when read
     return [run for run in found if fingerprint in (None, model_info(run).get("fingerprint"))]
 
 
@@ -104,6 +105,20 @@ def head_tables(
     return found
 
 
+def left_out(
+    runs: Sequence[Run], *, fingerprint: str | None = None, read: Callable[[Run, str], pl.DataFrame] = Run.table
+) -> list[str]:
+    """Why `head_tables` has not the tables that it has not: a sentence for each that cannot be read."""
+    reasons = []
+    for run in runs_of(runs, fingerprint=fingerprint):
+        for table in scored_tables(run):
+            try:
+                read(run, table)
+            except InputError as error:
+                reasons.append(str(error))
+    return reasons
+
+
 def _side_by_side(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """One row per head with the columns of all; a name that several have is the first one's."""
     whole = parts[0]
@@ -160,16 +175,20 @@ def saved_masks(runs: Sequence[Run] = (), *, fingerprint: str | None = None) -> 
 
 
 def _masks_of(run: Run) -> list[Path]:
+    """The masks that a run left: those that its run.json knows of, in a run from before it knew, those that are
+    there."""
+    files = [path.name for path in run.folder.glob("*.json")] if run.files is None else list(run.files)
+    names = sorted(name for name in files if name.endswith(".json") and "/" not in name)
     probe = probe_of(run)
     if probe is None:
-        return [path for path in sorted(run.folder.glob("*.json")) if _is_mask(path)]
+        return [run.folder / name for name in names if _is_mask(run.folder / name)]
     patterns = [pattern for pattern, what in probe.leaves.items() if what == registry.HEAD_MASK]
-    return sorted({path for pattern in patterns for path in run.folder.glob(pattern)})
+    return [run.folder / name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _is_mask(path: Path) -> bool:
     try:
-        return {"heads", "ablation"} <= set(read_json_object(path, what=path.name))
+        return {"heads", "ablation"} <= set(parse_json_object(read_file(path), what=path.name))
     except InputError:
         return False
 
@@ -197,9 +216,9 @@ def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | N
 
 def load_mask(name: str, masks: Mapping[str, Path]) -> Switches:
     """One of the `saved_masks` by its name (nothing else is ever read)."""
-    from workbench.engine.head_masks import load_edits
+    from workbench.engine.head_masks import parse_mask
 
     if name not in masks:
         raise InputError(f"There is no saved mask '{name[:60]}'.")
-    (found,) = load_edits(masks[name])
+    found = parse_mask(read_file(masks[name]), masks[name])
     return Switches(found.heads, found.how)

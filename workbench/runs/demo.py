@@ -3,6 +3,8 @@ every other probe, so that each screen of the app opens on a finished one."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,8 +78,9 @@ def examples(*, progress: Report | None = None) -> list[Run]:
 
 def mark(run: Run) -> None:
     """Tag a run as an example, unless somebody has written on it."""
-    if not (run.folder / "notes.json").exists():
-        notes.write(run.folder, tags=[TAG], note="")
+    if not os.path.lexists(run.folder / "notes.json"):
+        with contextlib.suppress(OSError):  # a cache that can only be read
+            notes.write(run.folder, tags=[TAG], note="")
 
 
 def _named(progress: Report, name: str) -> Report:

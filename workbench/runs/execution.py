@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import hashlib
 import inspect
 import json
@@ -24,18 +23,30 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.context import Context, Result
+from workbench.core.disk_errors import disk_errno, disk_sentence
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
 from workbench.core.files import canonical, digest_path, remove_leftovers, write_json
 from workbench.core.locks import folder_lock
 from workbench.core.nearest_name import nearest
-from workbench.core.paths import is_there, user_path
-from workbench.core.private import appending, make_folder
+from workbench.core.paths import is_there, usable_path, user_path
+from workbench.core.private import appending
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, fingerprint_file, read_table
 from workbench.models.load_options import DAY
 from workbench.models.prompt_templates import uses_date
-from workbench.runs import provenance
-from workbench.runs.folder import SCHEMA, Run, check_result, list_runs, open_run, run_by_id, runs_root, write_result
+from workbench.runs import checksums, claim, provenance, records
+from workbench.runs.folder import (
+    ENDED,
+    Run,
+    check_file,
+    check_result,
+    list_runs,
+    open_run,
+    read_unsealed,
+    run_by_id,
+    runs_root,
+    write_result,
+)
 from workbench.runs.identity import by_content, check_unchanged, model_name, own_name
 
 if TYPE_CHECKING:
@@ -148,6 +159,8 @@ def execute(
     check_engine(engine)
     configs.check_seed(seed)
     ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
+    if ready.data is not None and ready.data_name is None:
+        check_file(ready.data)
     cancelled = getattr(cancel, "is_set", cancel)
     context = Context(
         store=store,
@@ -159,6 +172,7 @@ def execute(
         cancelled=cancelled,
     )
     folder: Path | None = None
+    done: Run | None = None
     try:
         if isinstance(model, (str, Path)):
             context.progress(0, 0, f"loading {model}")
@@ -177,11 +191,14 @@ def execute(
         context.edits = edits = _applied(edits, model, context)
         identity = identify(ready, model, seed=seed, engine=engine, edits=edits)
         name = f"{ready.probe.name}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
-        folder = Path(out).expanduser().resolve() if out is not None else runs_root() / name
-        made = not folder.exists()
-        _own_folder(folder, name)
+        folder = claim.place(out, name)
+        made = not os.path.lexists(folder)
+        done = None if fresh else claim.finished(folder, name)
+        if done is not None and not claim.left_over(folder):
+            return done  # nothing is written, so that a cache that can only be read will do
+        claim.own(folder, name, fresh=fresh, leaves=ready.probe.leaves)
         with folder_lock(
-            folder / ".lock",
+            folder / claim.LOCK,
             waiting=lambda who: context.progress(0, 0, f"another process computes this run ({who}); waiting for it"),
             check=context.check,
         ):
@@ -194,6 +211,8 @@ def execute(
                 folder.rmdir()
         raise
     except OSError as error:  # the first write of the run
+        if done is not None:  # only the leftovers could not be removed
+            return done
         raise error if folder is None else _failure(error, ready.probe, folder) from error
 
 
@@ -224,21 +243,27 @@ def _its_own(model: Any, **asked: Any) -> None:
 def _locked(ready: Prepared, model, context: Context, folder, name, command, fresh, begun, loaded) -> Run:
     """The part of a run during which no other process may touch its folder."""
     remove_leftovers(folder)
+    before: dict[str, Any] = {}
     if fresh:
-        _clear(folder)
-    elif (folder / "run.json").is_file():
-        run = open_run(folder)
+        claim.clear(folder, leaves=ready.probe.leaves)
+    elif os.path.lexists(folder / records.RUN):
+        run = read_unsealed(folder)
         if run.info["status"] == "complete":
-            shutil.rmtree(folder / "parts", ignore_errors=True)
-            return run
+            damage = run.damage()
+            if not damage:
+                shutil.rmtree(folder / "parts", ignore_errors=True)
+                return run
+            context.warn(f"Files of this run were damaged on disk and were computed again: {claim.in_words(damage)}.")
+            claim.clear(folder, leaves=ready.probe.leaves, figures=False)
+        else:
+            before = run.info
     if context.store is None:
         from workbench.store.activation_store import Store
 
         context.store = Store()
     context.out = folder
-    before = open_run(folder).info if (folder / "run.json").is_file() else {}
     info: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": records.SCHEMA,
         "id": name,
         "probe": ready.probe.name,
         "status": "running",
@@ -253,7 +278,7 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         "command": command or command_for(ready, model, seed=context.seed, engine=context.engine),
         "started": before.get("started") or provenance.now(),
         "finished": None,
-        "resumed": before["resumed"] + 1 if before else 0,
+        "resumed": (before.get("resumed") or 0) + 1 if before else 0,
         "seconds": {"load": round(loaded, 4), "compute": 0.0, "total": 0.0},
         "counters": dict(context.counters),
         "peak_memory_bytes": 0,
@@ -261,7 +286,8 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         "pid": os.getpid(),
         "host": socket.gethostname(),
     }
-    write_json(folder / "run.json", info)
+    write_json(folder / records.RUN, info)
+    (folder / ENDED).unlink(missing_ok=True)
     context.on_progress = _recorder(folder / "progress.jsonl", context.on_progress)
     provenance.reset_peak_memory()
     start = time.perf_counter()
@@ -289,7 +315,17 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
             )
         if error is not None:
             info["error"] = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
-        write_json(folder / "run.json", info)
+        if status == "complete":
+            info["files"] = checksums.of_folder(folder)
+        write_json(folder / records.RUN, records.seal(info) if status == "complete" else info)
+
+    def close_if_it_can_be(status: str, error: BaseException | None = None) -> None:
+        info.pop("files", None)
+        try:
+            close(status, error)
+        except OSError:  # the disk cannot take the note; a mark may still fit, that nobody works here any more
+            with contextlib.suppress(OSError):
+                (folder / ENDED).touch()
 
     try:
         result = ready.probe.run(model, ready.config, context)
@@ -298,32 +334,43 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         write_result(folder, result)
         close("complete")
     except (KeyboardInterrupt, Cancelled):
-        if open_run(folder).info["status"] != "complete":  # it came too late to stop anything
-            close("cancelled")
+        if not _is_complete(folder):  # else it came too late to stop anything
+            close_if_it_can_be("cancelled")
             raise Cancelled(f"Cancelled; the same command resumes the run {name}.") from None
     except BaseException as error:
         if isinstance(error, InputError) and not before and not (folder / "parts").exists():
-            _clear(folder)  # refused before anything was computed: no run
+            claim.clear(folder, leaves=ready.probe.leaves)  # refused before anything was computed: no run
             raise
-        try:
-            close("failed", error)
-        except OSError:
-            pass  # the disk that failed the run cannot take the note of it either
+        close_if_it_can_be("failed", error)
         raise _failure(error, ready.probe, folder) from error
     shutil.rmtree(folder / "parts", ignore_errors=True)
     return open_run(folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return read_unsealed(folder).info["status"] == "complete"
+    except InputError:
+        return False
 
 
 def _failure(error: BaseException, probe: Probe, folder: Path) -> BaseException:
     """The error as one sentence for a person; errors that are one already, and exits, stay as they are."""
     if isinstance(error, WorkbenchError) or not isinstance(error, Exception):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunFailed(f"The disk of {folder} is full; free some space, and the same command resumes the run.")
+    refused = disk_errno(error)
+    if refused is not None:
+        return RunFailed(disk_sentence(refused, _place(error, folder), then="the same command resumes the run"))
     if _out_of_memory(error):
         return RunFailed(f"The probe '{probe.name}' ran out of memory; use a smaller batch, model or dtype.")
     text = " ".join(str(error).split()).rstrip(".") or "no message"
     return RunFailed(f"The probe '{probe.name}' failed with {type(error).__name__}: {text}.")
+
+
+def _place(error: BaseException, folder: Path) -> Path | str:
+    """Where the disk refused: the file that the system names, where it lies outside the run's folder."""
+    named = error.filename if isinstance(error, OSError) else None
+    return folder if not isinstance(named, str) or Path(named).is_relative_to(folder) else named
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -436,8 +483,8 @@ def command_for(
     dtype = dtype if isinstance(model, (str, Path)) else _dtype(model)
     words += ["--dtype", dtype] if dtype not in (None, "float32") else []
     words += ["--device", device] if device else []
-    words += ["--edit", str(Path(edit).expanduser().resolve())] if edit is not None else []
-    words += ["--out", str(Path(out).expanduser().resolve())] if out is not None else []
+    words += ["--edit", str(usable_path(edit, what="edit file").resolve())] if edit is not None else []
+    words += ["--out", str(usable_path(out, what="--out folder").resolve())] if out is not None else []
     return shlex.join(words)
 
 
@@ -507,7 +554,7 @@ def bind(name: str, /, **config: Any) -> Bound:
 
 def figure(run: Run | str | Path, name: str | None = None):
     """A figure of a run: the named one, else the first."""
-    from workbench.figures import build
+    from workbench.figures import build, problems
 
     run = open_run(run)
     figures = build(run)
@@ -516,8 +563,9 @@ def figure(run: Run | str | Path, name: str | None = None):
             raise InputError(f"The run {run.id} has no figures (it is {run.status}).")
         return next(iter(figures.values()))
     if name not in figures:
+        reason = problems(run).get(name)
         raise InputError(
-            f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
+            reason or f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
         )
     return figures[name]
 
@@ -591,27 +639,6 @@ def _material(ready: Prepared, model: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _own_folder(folder: Path, name: str) -> None:
-    """Make the folder, unless what is there belongs to somebody else."""
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
-    if (folder / "run.json").is_file():
-        there = open_run(folder).id
-        if there != name:
-            raise InputError(f"{folder} already holds another run, {there}; choose another --out, or remove it.")
-    elif any(not item.name.startswith(".") for item in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run; choose another --out.")
-
-
-def _clear(folder: Path) -> None:
-    for name in ("tables", "parts", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("run.json", "summary.json", "arrays.safetensors", "progress.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-
-
 def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Callable[[int, int, str], None]:
     """A progress function that also appends to progress.jsonl: each step that ends something, else twice a second."""
     start = time.perf_counter()
@@ -647,7 +674,7 @@ def _model_word(name: str) -> str:
     """The name of a model for a command line: a local folder by its absolute path."""
     from workbench import organisms
 
-    path = Path(name).expanduser()
+    path = usable_path(name, what="model")
     return str(path.resolve()) if path.is_dir() and name not in organisms.names() else name
 
 

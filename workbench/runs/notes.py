@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from workbench.core.files import write_json
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """``tags`` (list of words) and ``note``; empty where there are none or the file cannot be read."""
-    try:
-        found = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
-        return {"tags": [str(tag) for tag in found.get("tags", [])], "note": str(found.get("note", ""))}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {"tags": [], "note": ""}
+    """``tags`` (list of words) and ``note``; empty where there are none. InputError for a file that cannot be read."""
+    from workbench.runs.records import read_notes
+
+    return read_notes(folder)
 
 
 def write(folder: Path, *, tags: Sequence[str], note: str) -> None:
-    write_json(folder / "notes.json", {"tags": list(tags), "note": note})
+    """Keep them. InputError where the file that is there cannot be read: what somebody wrote is not lost with it."""
+    from workbench.runs.records import NOTES
+
+    read(folder)
+    write_json(folder / NOTES, {"tags": list(tags), "note": note})
