@@ -13,6 +13,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 TOKEN = "a-token-for-the-tests_0123456789"
 RUN = "retrieval-heads-000000000001"
+EVERYWHERE = (
+    *("/", "/retrieval_heads", "/runs", "/explorer", "/no/such/place", "//", "/favicon.png", "/static/index.html"),
+    *("/media/x.csv", "/component/x", "/_stcore/host-config", "/_stcore/bidi-components/x", "/_stcore/agent/x"),
+)
 VIEW = f"/retrieval_heads?run={RUN}&part=Summary"
 
 
@@ -65,8 +69,7 @@ def open_socket(host: str, *, origin: str | None = None, **headers: str) -> int:
 def test_nothing_is_answered_without_the_token(guarded, token):
     host, _ = guarded
     query = "?token=" + urllib.parse.quote(token) if token else ""
-    for path in ("/", VIEW.partition("?")[0], "/runs", "/static/index.html", "/media/x.csv", "/_stcore/host-config",
-                 "/_stcore/bidi-components/x", "/component/x", "/favicon.png", "/explorer", "/no/such/place", "//"):  # fmt: skip
+    for path in EVERYWHERE:
         status, headers, body = ask(host, path + query)
         assert status == 403 and "Set-Cookie" not in headers, path
         assert "token=" in body and "streamlit" not in body.lower() and RUN not in body, path
