@@ -18,6 +18,7 @@ from workbench.figures import style as theme
 from workbench.figures.browser import browser
 from workbench.figures.drawing import Picture, draw
 from workbench.figures.layout import dressed
+from workbench.figures.plotly_text import read
 from workbench.figures.run_tables import info, model_name
 
 if TYPE_CHECKING:
@@ -214,11 +215,9 @@ def data_of(fig: go.Figure) -> Any:
         )
         ends = _band_ends(band) if band is not None else {}
         colour = _list(trace.marker.color) if trace.marker.coloraxis else []
-        text, base, custom = (
-            _list(trace.text),
-            _list(trace.base) if trace.type == "bar" else [],
-            _list(trace.customdata),
-        )
+        text, base = _list(trace.text), _list(trace.base) if trace.type == "bar" else []
+        custom = _list(trace.customdata)
+        words = custom if all(isinstance(one, str) for one in custom) else []
         sideways = trace.error_x.array is not None
         error, centre = (trace.error_x, x) if sideways else (trace.error_y, y)
         plus, minus = _list(error.array), _list(error.arrayminus)
@@ -229,16 +228,17 @@ def data_of(fig: go.Figure) -> Any:
             cell = bool(base) and trace.orientation != "h"
             rows.append(
                 {
-                    "trace": trace.name or "",
+                    "trace": read(trace.name or ""),
                     "panel": panel,
                     "x": x[j],
                     "y": base[j] + 0.465 if cell and j < len(base) else (y[j] if j < len(y) else None),
                     "low": low,
                     "high": high,
                     "value": colour[j] if j < len(colour) else None,
-                    "text": str(text[j])
-                    if j < len(text)
-                    else (str(custom[j]) if j < len(custom) and isinstance(custom[j], str) else None),
+                    "text": next(
+                        (read(str(own[j])) for own in (text, words) if j < len(own)),
+                        None,
+                    ),
                 }
             )
     names = {
