@@ -2,12 +2,14 @@
 # make test   set up, run the whole test suite in random order (its seed is printed; --randomly-seed=N repeats it)
 # make app    set up, open the app
 # make lint   set up, check style, format, import contracts and types
+# make lock   resolve what pyproject.toml names anew, in an environment of its own, and write requirements.lock
+# make audit  ask whether anything in requirements.lock has a known vulnerability (needs the network)
 # Every target may be repeated; nothing is installed twice.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test app bench lint clean
+.PHONY: setup demo test app bench lint lock audit clean
 
 setup: $(VENV)/.installed $(VENV)/.chromium
 
@@ -45,5 +47,22 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
+# No hashes: torch's build differs by machine. What CUDA builds of torch bring is pinned by torch itself; a CPU build has none of it.
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check hatchling editables '.[test]'
+	$(VENV)-lock/bin/python -m pip list --format=freeze --disable-pip-version-check > $(VENV)-lock/list
+	(grep '^#' requirements.lock; grep -Eiv '^(pip|wheel|interpretability-workbench|triton|nvidia-.*|cuda-.*)==' $(VENV)-lock/list | \
+	  sed 's/+.*//') > $(VENV)-lock/lock
+	mv $(VENV)-lock/lock requirements.lock
+	rm -rf $(VENV)-lock
+
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
+
 clean:
-	rm -rf $(VENV) cached/runs cached/store
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-audit cached/runs cached/store

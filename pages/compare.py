@@ -296,6 +296,7 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
+        format_func=styling.named,
         help="A table that both runs have.",
     )
     table = seen["tables"][name]
@@ -374,7 +375,7 @@ def side_by_side(first: Run, second: Run) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
-        format_func=lambda n: n.replace("_", " "),
+        format_func=lambda n: styling.named(n.replace("_", " ")),
         help="A figure that both runs have.",
     )
     for i, (place, figs, run) in enumerate(zip(st.columns(2), made, (first, second))):

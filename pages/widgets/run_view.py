@@ -135,7 +135,7 @@ def show_figures(run: Run, prefix: str) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
-        format_func=lambda n: n.replace("_", " ").replace("-", " "),
+        format_func=lambda name: styling.named(name.replace("-", " ")),
         help="One at a time; each can be downloaded below it.",
     )
     chosen = chosen if chosen in made else names[0]
@@ -262,6 +262,7 @@ def show_tables(run: Run, prefix: str) -> None:
         bind="query-params",
         required=True,
         label_visibility="collapsed",
+        format_func=styling.named,
         help="Each is a Parquet file in the run's folder.",
     )
     frame = cached.table(run, name if name in names else first)

@@ -73,8 +73,24 @@ def esc(text: object) -> str:
 
 
 def md(text: object) -> str:
-    """Text from outside, for Markdown: every mark is only itself."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&^=])", r"\\\1", " ".join(str(text).split()))
+    """Text from outside, for Markdown: every mark is only itself.
+
+    Streamlit makes links of addresses, icons of their names and signs of arrows also where every mark of them is
+    escaped; a character without width between their parts keeps it from that."""
+    plain = LINKED.sub(lambda found: found[0] + JOINER, " ".join(str(text).split()))
+    plain = SIGNS.sub(lambda found: found[0][0] + JOINER + found[0][1:], plain)
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&^=])", r"\\\1", plain)
+
+
+JOINER = "\u2060"
+LINKED = re.compile(r":(?=//)|www(?=\.)|@|:material(?=/)|:streamlit(?=:)", re.IGNORECASE)
+SIGNS = re.compile(r"(?<!\S)(?:<->|<-|->|--|[<>~]=)(?!\S)")
+
+
+def named(name: str) -> str:
+    """The name of a table, figure or column as the label of a button, which Streamlit reads as Markdown and, as it is
+    here, writes into the address."""
+    return name if re.fullmatch(r"[^\W_]+(?:[ _-][^\W_]+)*", name) else md(name)
 
 
 def short(text: object, most: int = 34) -> str:

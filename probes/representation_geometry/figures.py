@@ -163,7 +163,7 @@ def spectrum(run: Any) -> go.Figure:
                 mode="lines",
                 line={"color": theme.RED, "dash": "dash"},
                 showlegend=False,
-                name=f"{label}: fit",
+                name=traces.safe(f"{label}: fit"),
                 hovertemplate=f"{traces.safe(label)}: α = {alpha:.3f}<extra></extra>",
                 xaxis="x",
                 yaxis="y",

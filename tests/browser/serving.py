@@ -27,13 +27,14 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def serve(cache: Path) -> Iterator[str]:
-    """`workbench app` on a free port, over the runs below ``cache``; gives its address. Workers that it started end
-    with it."""
+def serve(cache: Path, *, token: str | None = None) -> Iterator[str]:
+    """`workbench app` on a free port, over the runs below ``cache``; gives its address. It asks for ``token``, for none
+    where that is None. Workers that it started end with it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {**os.environ, "WORKBENCH_CACHE": str(cache), "WORKBENCH_WORKER_IDLE": "60", "HF_HUB_OFFLINE": "1"}
+    env |= {"WORKBENCH_APP_TOKEN": token} if token else {}
     command = [
         sys.executable,
         "-c",
@@ -42,6 +43,7 @@ def serve(cache: Path) -> Iterator[str]:
         "--port",
         str(port),
         "--no-browser",
+        *([] if token else ["--no-token"]),
     ]
     with open(cache / "server.log", "wb") as log:
         process = subprocess.Popen(

@@ -1,7 +1,9 @@
 """Exported files: vectors at their printed size, a caption and BibTeX beside each, and a sentence where there is no
 browser."""
 
+import errno
 import io
+import os
 import re
 
 import polars as pl
@@ -75,18 +77,15 @@ def test_build_dispatches_through_the_registry_and_names_what_it_cannot_draw(run
 
 
 @pytest.mark.slow
-def test_files_are_vectors_of_one_page_at_the_printed_size(run, chromium, out, monkeypatch):
-    import kaleido
-
-    started = []
-    original = kaleido.Kaleido.__init__
-    monkeypatch.setattr(
-        kaleido.Kaleido, "__init__", lambda self, **options: (started.append(options), original(self, **options))[1]
-    )
+def test_files_are_vectors_of_one_page_at_the_printed_size(run, chromium, out, monkeypatch, tmp_path):
+    counted = tmp_path / "chromium"
+    counted.write_text(f'#!/bin/sh\necho once >> {tmp_path}/started\nexec {chromium} --proxy-server=127.0.0.1:9 "$@"\n')
+    counted.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(counted))
     written = export.export_run(
         run, formats=["pdf", "svg", "png"], preset="single", out=out, only=["head_map", "score_curve"]
     )
-    assert len(started) == 1 and started[0]["mathjax"] is False  # one browser, no network
+    assert (tmp_path / "started").read_text() == "once\n"  # one browser, without a network
     assert sorted(p.name for p in written) == sorted(
         f"{name}.{suffix}"
         for name in ("head_map", "score_curve")
@@ -126,18 +125,63 @@ def test_a_wrong_browser_path_is_named(run, monkeypatch, out):
         export.export(retrieval_heads.head_map(run), out / "a.pdf")
 
 
-def test_a_browser_that_cannot_draw_gives_a_sentence_after_a_second_try(run, monkeypatch, out):
-    tried = []
-
-    async def fails(left, total, progress):
-        tried.append(len(left))
-        raise RuntimeError("the page crashed")
-
-    monkeypatch.setattr(export, "browser", lambda: "/bin/true")
-    monkeypatch.setattr(export, "_draw_all", fails)
-    with pytest.raises(WorkbenchError, match="a.pdf .*the page crashed.*doctor"):
+def test_a_browser_that_cannot_draw_gives_a_sentence_after_a_second_try(run, monkeypatch, out, tmp_path):
+    fails = tmp_path / "chromium"
+    fails.write_text(f"#!/bin/sh\necho once >> {tmp_path}/started\nexit 1\n")
+    fails.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(fails))
+    with pytest.raises(WorkbenchError, match="Chromium could not draw a.pdf .*doctor.*html and csv work"):
         export.export(retrieval_heads.head_map(run), out / "a.pdf")
-    assert tried == [1, 1] and not list(out.iterdir())
+    assert (tmp_path / "started").read_text() == "once\nonce\n" and not list(out.iterdir())
+
+
+def test_what_a_killed_export_left_is_swept_and_the_next_one_completes(run, out):
+    names = (
+        ".score_curve.csv.tmp-0123456789ab",
+        ".score_curve.caption.txt.tmp-0123456789ab",
+        ".other.tmp-0123456789ab",
+    )
+    for name in names:
+        (out / name).write_text("half")
+    (out / "score_curve.caption.txt").write_text("of the first try\n")
+    (out / "score_curve.csv").write_text("of the first try\n")
+    export.export_run(run, formats=["csv"], out=out, only="score_curve")
+    assert [p.name for p in out.glob(".*")] == [".other.tmp-0123456789ab"]  # not ours
+    assert "trace" in (out / "score_curve.csv").read_text()
+
+
+def test_a_folder_of_others_keeps_its_files(run, out):
+    """A file of one of our names without a caption of ours beside it is somebody else's."""
+    (out / "thesis.tex").write_text("mine")
+    export.export_run(run, formats=["csv"], out=out, only="score_curve")
+    before = (out / "score_curve.csv").read_text()
+    export.export_run(run, formats=["csv"], out=out, only="score_curve")  # ours is replaced
+    assert (out / "thesis.tex").read_text() == "mine" and (out / "score_curve.csv").read_text() == before
+    for name in ("head_map.csv", "head_map.bib"):
+        (out / name).write_text("mine")
+        with pytest.raises(InputError, match=rf"{name} is there already and is not ours.*--out"):
+            export.export_run(run, formats=["csv"], out=out, only="head_map")
+        assert (out / name).read_text() == "mine" and not (out / "head_map.caption.txt").exists()
+        (out / name).unlink()
+    for bad in (out / "thesis.tex", ""):
+        with pytest.raises(InputError, match="is no folder; choose another"):
+            export.export_run(run, formats=["csv"], out=bad)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_disk_that_takes_nothing_is_named_in_a_sentence(run, out, monkeypatch, code):
+    def fails(path, data):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(export, "write_bytes", fails)
+    for made in (
+        lambda: export.export_run(run, formats=["csv"], out=out, only="score_curve"),
+        lambda: export.export(retrieval_heads.head_map(run), out / "a.html"),
+    ):
+        with pytest.raises(WorkbenchError, match=rf"cannot be written \({os.strerror(code)}\); make room") as caught:
+            made()
+        assert str(out) in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(out.iterdir())
 
 
 def test_the_caption_says_model_revision_data_seed_n_and_interval(run):

@@ -556,6 +556,12 @@ def test_markdown_and_html_escapes_leave_only_text():
 
     assert styling.esc(HOSTILE).count("<") == 0
     assert re.sub(r"\\[\W_]", "", styling.md("*a* [b](c) <i> `d` $e$ :f:")).strip() == "a bc i d e f"
+    for text in ("https://a.example", "www.a.example", "a@b.example", ":material/home:", "a -> b", "a -- b"):
+        said = styling.md(text)  # what Streamlit would turn into something is parted, and reads as before
+        assert styling.JOINER in said and re.sub(r"\\(.)", r"\1", said).replace(styling.JOINER, "") == text
+    assert styling.JOINER not in styling.md("run it again with --fresh, as a->b: 5 % of it")
+    assert [styling.named(n) for n in ("masked_trials", "head map", "a-b")] == ["masked_trials", "head map", "a-b"]
+    assert styling.named("_a_") == r"\_a\_" and styling.named("![i](x)").startswith("\\!\\[")
     table = styling.table([(HOSTILE, HOSTILE, 0.5)], [("a", "tok"), (HOSTILE, "text"), ("p", "bar")])
     assert "<script" not in table and "<img" not in table
     assert (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,22 +133,34 @@ def doctor(json: Json = False) -> None:
 @app.command("app")
 def open_app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
-    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+    browser: Annotated[
+        bool, typer.Option(help="Open a browser window, where there is a display and this is not an SSH session.")
+    ] = True,
+    token: Annotated[
+        bool, typer.Option(help="Ask for the token in the printed address. Without, every user of this machine may.")
+    ] = True,
 ) -> None:
-    """Open the app in a browser. It listens on this machine only."""
-    command = [
-        sys.executable,
-        "-m",
-        "workbench.cli.serve",
-        "run",
-        str(app_file()),
-        "--server.address",
-        "localhost",
-        "--server.port",
-        str(port),
-    ]
-    command += ["--server.headless", "false" if browser else "true", "--browser.gatherUsageStats", "false"]
-    raise typer.Exit(subprocess.run(command).returncode)
+    """Open the app in a browser. It listens on this machine only.
+
+    Its printed address holds a token, new at each start unless WORKBENCH_APP_TOKEN says which.
+    """
+    from workbench.cli import serve
+
+    serve.token_of(os.environ)  # says what is wrong with one that was chosen
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(f"Port {port} cannot be used ({error.strerror}); choose another with --port.") from error
+    environment = {**os.environ, serve.OPEN: "1" if browser and serve.has_screen(os.environ) else "0"}
+    if not token:
+        environment[serve.NO_TOKEN] = "1"
+    command = [sys.executable, "-m", "streamlit", "run", str(app_file())]
+    command += ["--server.address", "localhost", "--server.port", str(port)]
+    # Headless, Streamlit asks for no e-mail address on its first start; the browser is opened by us.
+    command += ["--server.headless", "true", "--browser.gatherUsageStats", "false"]
+    raise typer.Exit(subprocess.run(command, env=environment).returncode)
 
 
 def app_file() -> Path:

@@ -1,26 +1,25 @@
 """Figures as files: PDF, SVG and PNG through Chromium, HTML and CSV without it; a caption and the BibTeX beside each.
 
-One browser serves all figures of a call. Chromium runs headless and without its sandbox (Kaleido's default, and the
-only way that works as root in a container); it is given our own pages only, and no network is used: Plotly's script
-comes from the installed package and MathJax is switched off.
+One browser serves all figures of a call (workbench/figures/drawing.py).
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import html
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.files import write_bytes
+from workbench.core.files import TEMPORARY, write_bytes
 from workbench.core.private import make_folder
+from workbench.core.wording import one_line
 from workbench.figures import style as theme
 from workbench.figures.browser import browser
+from workbench.figures.drawing import Picture, draw
 from workbench.figures.layout import dressed
+from workbench.figures.plotly_text import read
 from workbench.figures.run_tables import info, model_name
 
 if TYPE_CHECKING:
@@ -30,17 +29,7 @@ DRAWN = ("pdf", "svg", "png")  # need Chromium
 PLAIN = ("html", "csv")
 FORMATS = DRAWN + PLAIN
 PNG_SCALE = {"single": 600 / 96, "double": 600 / 96, "slide": 2, "screen": 2}  # 600 dots per inch in print
-SECONDS_PER_FIGURE = 120
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One file to draw: a figure that is already dressed, the format and where it goes."""
-
-    figure: Any
-    format: str
-    path: Path
-    scale: float = 1.0
+CAPTION = ".caption.txt"
 
 
 def export(
@@ -55,7 +44,8 @@ def export(
 ) -> Path:
     """Write one figure to ``path`` in the format of its suffix (or ``format``), at the size of ``preset``.
 
-    The file is complete or absent. Raises InputError for an unknown format, WorkbenchError where there is no Chromium.
+    The file is complete or absent, and replaces one of its name. Raises InputError for an unknown format,
+    WorkbenchError where there is no Chromium, or none that draws in time, and where the file cannot be written.
     """
     path = Path(path)
     format = _format(format or path.suffix.lstrip("."))
@@ -75,33 +65,73 @@ def export_run(
 ) -> list[Path]:
     """Write the figures of a run, each with ``NAME.caption.txt`` and ``NAME.bib`` beside it; returns the files.
 
-    ``out``: the folder, ``figures/`` in the run's folder where None. ``only``: the name of one figure, or several.
+    ``out``: the folder, ``figures/`` in the run's folder where None; files of ours in it are replaced, a file of one of
+    their names that is not ours is an InputError. ``only``: the name of one figure, or several.
     ``progress(done, total, label)`` is called per drawn file. Where a drawn format is asked for and there is no
     Chromium, html, csv, captions and BibTeX are written before the WorkbenchError is raised.
     """
     from workbench.figures import build
 
-    formats = [_format(f) for f in dict.fromkeys(formats)]
-    if not formats:
-        raise InputError(f"No format was named; the formats are {', '.join(FORMATS)}.")
-    if preset not in theme.PRESETS:
-        raise InputError(f"There is no figure size '{preset}'; the sizes are {', '.join(theme.PRESETS)}.")
+    formats = _formats(formats, preset)
     figures = build(run)
     if only is not None:
         wanted = [only] if isinstance(only, str) else list(only)
         figures = {name: figures[name] if name in figures else build(run, name)[name] for name in wanted}
-    folder = Path(out) if out is not None else Path(run.folder) / "figures"
+    words = {name: caption(run, fig) for name, fig in figures.items()}
+    folder = place_for(figures, formats, run, out)
+    return write_figures(
+        figures, words, folder, formats=formats, entry=bibtex(run), preset=preset, mode=mode, progress=progress
+    )
+
+
+def place_for(
+    names: Sequence[str] | Mapping[str, Any], formats: Sequence[str], run: Any, out: str | Path | None
+) -> Path:
+    """The folder that figures of these names are written to, once it is sure that nothing of others is overwritten.
+
+    A file of one of their names is ours where its caption lies beside it; in the run's own folder all are."""
+    if out is None:
+        return Path(run.folder) / "figures"
+    folder = Path(out)
+    if not str(out).strip() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"'{out}' is no folder; choose another for the figures with --out.")
+    for name in names:
+        if (folder / f"{name}{CAPTION}").exists():
+            continue
+        for suffix in (*formats, "bib"):
+            if (folder / f"{name}.{suffix}").exists():
+                raise InputError(
+                    f"{folder / name}.{suffix} is there already and is not ours (no {name}{CAPTION} lies beside it); "
+                    f"move it, or choose another folder with --out."
+                )
+    return folder
+
+
+def write_figures(
+    figures: Mapping[str, go.Figure],
+    captions: Mapping[str, str],
+    folder: Path,
+    *,
+    formats: Sequence[str],
+    entry: str = "",
+    preset: str = "single",
+    mode: str = "light",
+    progress: Any = None,
+) -> list[Path]:
+    """Write figures by name with their captions and the BibTeX ``entry``; what needs no browser first, so that its
+    absence costs nothing else. Leftovers of an export that was killed go."""
+    formats = _formats(formats, preset)
     written: list[Path] = []
-    entry = bibtex(run)
-    for name, fig in figures.items():
-        written.append(_text(folder / f"{name}.caption.txt", caption(run, fig) + "\n"))
+    for name in figures:
+        for suffix in (CAPTION.lstrip("."), "bib", *formats):
+            _sweep(folder / f"{name}.{suffix}")
+        written.append(_text(folder / f"{name}{CAPTION}", captions[name] + "\n"))
         if entry:
             written.append(_text(folder / f"{name}.bib", entry + "\n"))
-    # what needs no browser first, so that its absence costs nothing else
     for group in (PLAIN, DRAWN):
         jobs = [(fig, f, folder / f"{name}.{f}") for name, fig in figures.items() for f in formats if f in group]
         if jobs:
-            words = {id(fig): caption(run, fig) for fig in figures.values()}
+            words = {id(fig): captions[name] for name, fig in figures.items()}
             _write(jobs, preset=preset, mode=mode, captions=words, progress=progress)
             written += [path for _, _, path in jobs]
     return written
@@ -188,11 +218,9 @@ def data_of(fig: go.Figure) -> Any:
         )
         ends = _band_ends(band) if band is not None else {}
         colour = _list(trace.marker.color) if trace.marker.coloraxis else []
-        text, base, custom = (
-            _list(trace.text),
-            _list(trace.base) if trace.type == "bar" else [],
-            _list(trace.customdata),
-        )
+        text, base = _list(trace.text), _list(trace.base) if trace.type == "bar" else []
+        custom = _list(trace.customdata)
+        words = custom if all(isinstance(one, str) for one in custom) else []
         sideways = trace.error_x.array is not None
         error, centre = (trace.error_x, x) if sideways else (trace.error_y, y)
         plus, minus = _list(error.array), _list(error.arrayminus)
@@ -203,16 +231,17 @@ def data_of(fig: go.Figure) -> Any:
             cell = bool(base) and trace.orientation != "h"
             rows.append(
                 {
-                    "trace": trace.name or "",
+                    "trace": read(trace.name or ""),
                     "panel": panel,
                     "x": x[j],
                     "y": base[j] + 0.465 if cell and j < len(base) else (y[j] if j < len(y) else None),
                     "low": low,
                     "high": high,
                     "value": colour[j] if j < len(colour) else None,
-                    "text": str(text[j])
-                    if j < len(text)
-                    else (str(custom[j]) if j < len(custom) and isinstance(custom[j], str) else None),
+                    "text": next(
+                        (read(str(own[j])) for own in (text, words) if j < len(own)),
+                        None,
+                    ),
                 }
             )
     names = {
@@ -228,59 +257,12 @@ def data_of(fig: go.Figure) -> Any:
     return pl.DataFrame([{k: row.get(k) for k in names} for row in rows], schema=names, strict=False)
 
 
-def draw(pictures: Sequence[Picture], *, progress: Any = None) -> None:
-    """Draw files with one browser. Raises WorkbenchError when there is none or when it fails."""
-    if not pictures:
-        return
-    browser()  # a clear error before anything is started
-    for name in ("kaleido", "choreographer"):  # what goes wrong is said below, in a sentence
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    left = list(pictures)
-    for attempt in (1, 2):
-        try:
-            _in_own_loop(_draw_all(left, len(pictures), progress))
-            return
-        except (WorkbenchError, OSError):
-            raise
-        except Exception as error:
-            # a message lost between Kaleido and Chromium stalls one figure; a fresh browser draws it
-            if attempt == 2:
-                said = str(error).strip().splitlines()
-                reason = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
-                raise WorkbenchError(
-                    f"Chromium could not draw {left[0].path.name} ({reason}); 'workbench doctor' checks the "
-                    f"browser, and html and "
-                    "csv work without it."
-                ) from error
-
-
-async def _draw_all(left: list[Picture], total: int, progress: Any) -> None:
-    """Draw with one browser; what is done leaves the list."""
-    from kaleido import Kaleido
-
-    async with Kaleido(n=1, mathjax=False, timeout=SECONDS_PER_FIGURE, path=browser()) as kaleido:
-        while left:
-            picture = left[0]
-            if progress is not None:
-                progress(total - len(left), total, picture.path.name)
-            layout = picture.figure.layout
-            options = {
-                "format": picture.format,
-                "scale": picture.scale,
-                "width": int(layout.width),
-                "height": int(layout.height),
-            }
-            _bytes(picture.path, await kaleido.calc_fig(picture.figure.to_dict(), opts=options))
-            left.pop(0)
-    if progress is not None:
-        progress(total, total, "")
-
-
 def _write(jobs, *, preset, mode, width=None, height=None, captions=None, progress=None) -> None:
     pictures = []
     made: dict[int, Any] = {}
+    if any(format in DRAWN for _, format, _ in jobs):
+        browser()  # a clear error before anything is drawn
     for fig, format, path in jobs:
-        make_folder(path.parent)
         if format == "csv":
             _text(path, data_of(fig).write_csv())
             continue
@@ -294,7 +276,7 @@ def _write(jobs, *, preset, mode, width=None, height=None, captions=None, progre
         if ready.layout.width is None:  # a screen figure has the width of its page
             ready.update_layout(width=width or theme.PRESETS[preset].width, autosize=False)
         pictures.append(Picture(ready, format, path, PNG_SCALE[preset] if format == "png" else 1.0))
-    draw(pictures, progress=progress)
+    draw(pictures, save=_bytes, progress=progress)
 
 
 def _page(fig: Any, mode: str, words: str) -> str:
@@ -312,23 +294,13 @@ def _page(fig: Any, mode: str, words: str) -> str:
 """
 
 
-def _in_own_loop(coroutine) -> None:
-    """Run to the end, also where a loop is already running (notebooks)."""
-    from threading import Thread
-
-    problem: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(coroutine)
-        except BaseException as error:  # handed to the caller's thread
-            problem.append(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
-    if problem:
-        raise problem[0]
+def _formats(names: Sequence[str], preset: str) -> list[str]:
+    formats = [_format(name) for name in dict.fromkeys(names)]
+    if not formats:
+        raise InputError(f"No format was named; the formats are {', '.join(FORMATS)}.")
+    if preset not in theme.PRESETS:
+        raise InputError(f"There is no figure size '{preset}'; the sizes are {', '.join(theme.PRESETS)}.")
+    return formats
 
 
 def _format(name: str) -> str:
@@ -343,9 +315,27 @@ def _text(path: Path, text: str) -> Path:
 
 
 def _bytes(path: Path, data: bytes) -> Path:
-    make_folder(path.parent)
-    write_bytes(path, data)
+    try:
+        make_folder(path.parent)
+        try:
+            write_bytes(path, data)
+        except FileNotFoundError:  # another export swept our temporary file as a leftover
+            write_bytes(path, data)
+    except OSError as error:
+        raise WorkbenchError(
+            f"{path} cannot be written ({error.strerror or one_line(error)}); make room, or choose another folder "
+            f"with --out."
+        ) from error
     return path
+
+
+def _sweep(path: Path) -> None:
+    """Remove what an export that was killed while it wrote a file left of it."""
+    if path.parent.is_dir():
+        for left in path.parent.iterdir():
+            if left.name.startswith(f".{path.name}{TEMPORARY}"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 def _list(values: Any) -> list:

@@ -7,7 +7,6 @@ their cells, how long a title may be) is decided here from the sizes of a preset
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import plotly.graph_objects as go
 
 from workbench.core.wording import cut
 from workbench.figures import style as theme
+from workbench.figures.plotly_text import WHITE, read, safe
 
 CHARACTER = 0.55  # mean width of a character in units of the type size
 CELL_TEXT = "cell-text"  # `meta` of a trace whose labels must fit into cells
@@ -51,10 +51,11 @@ def shorten(text: str, most: int) -> str:
 
 
 def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
-    """Lines of at most ``most`` (but never fewer than ``least``) characters, broken at spaces."""
+    """Lines of at most ``most`` (but never fewer than ``least``) characters, broken at spaces; its own line breaks are
+    shown."""
     import textwrap
 
-    return textwrap.wrap(text, max(most, least)) or [""]
+    return textwrap.wrap(text.translate(WHITE), max(most, least)) or [""]
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,14 @@ def arrange(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: 
     for trace in fig.data:
         if trace.meta == LARGE:
             trace.marker.size = 1.75 * size.marker
-        if trace.name and len(trace.name) > longest:
-            trace.name = _escaped([shorten(html.unescape(trace.name), longest)])
+        if trace.name and len(read(trace.name)) > longest:
+            trace.name = safe(shorten(read(trace.name), longest))
     plot_width, plot_height = width - measures.left - measures.right, measures.height - measures.top - measures.bottom
     bar = colour_bar(fig)
     if bar is not None:
         used = measures.columns * measures.panel_width + (measures.columns - 1) * measures.gap_x
         length = _bar_length(measures, f)
-        bar.colorbar.title.text = "<br>".join(wrap(_bar_title(fig), int(length / (CHARACTER * f))))
+        bar.colorbar.title.text = _escaped(wrap(_bar_title(fig), int(length / (CHARACTER * f))))
         bar.colorbar.update(x=used / plot_width, xanchor="left", y=1, yanchor="top", lenmode="pixels", len=length)
     lines = _title_lines(meta, size, width)
     fig.update_layout(
@@ -240,7 +241,7 @@ def _tree_label(words: str, share: str, room: int) -> str:
     share = share if len(share) + 4 <= room else share.split(" ")[0]
     most = max(3, room - len(share) - 1)
     words = cut(words, most)
-    return f"{html.escape(words, quote=False)} <i>{share}</i>"
+    return f"{safe(words)} <i>{share}</i>"
 
 
 def _same(panels: list[dict], which: str) -> bool:
@@ -249,7 +250,7 @@ def _same(panels: list[dict], which: str) -> bool:
 
 def _bar_title(fig: go.Figure) -> str:
     bar = colour_bar(fig)
-    return str(bar.colorbar.title.text or "").replace("<br>", " ") if bar is not None else ""
+    return read(str(bar.colorbar.title.text or "").replace("<br>", " ")) if bar is not None else ""
 
 
 def _bar_length(measures: FigureMeasures, f: float) -> float:
@@ -294,7 +295,7 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
         tall = 1.35 * k * max(len(cell) for cell in cells) + 0.8 * k
         x = 0.0
         for cell, w in zip(cells, widths):
-            text = "<br>".join(html.escape(line, quote=False) for line in cell)
+            text = _escaped(cell)
             annotations.append(
                 {
                     "x": x + 0.4 * k,
@@ -349,7 +350,7 @@ def _share(want: list[float], need: list[float], room: float) -> list[float]:
 
 def _escaped(lines: list[str]) -> str:
     """Lines as Plotly must be given them, which reads markup in every text."""
-    return "<br>".join(html.escape(line, quote=False) for line in lines)
+    return "<br>".join(safe(line) for line in lines)
 
 
 def _unit(value: float) -> float:
@@ -467,7 +468,7 @@ def _legend_entries(fig: go.Figure) -> list[str]:
 
 
 def _entry_width(entry: str, k: float) -> float:
-    return len(entry) * CHARACTER * k + 4.6 * k
+    return len(read(entry)) * CHARACTER * k + 4.6 * k
 
 
 def _legend_rows(entries: list[str], room: float, k: float) -> int:

@@ -67,7 +67,9 @@ def head_map(
     hover = "layer %{customdata[0]}, head %{customdata[1]}"
     hover += " (key/value group %{customdata[2]})" if grouped else ""
     hover += f"<br>{traces.safe(label)}: %{{customdata[3]:.3f}}"
-    hover += "".join(f"<br>{column.replace('_', ' ')}: %{{customdata[{4 + i}]:.3f}}" for i, column in enumerate(more))
+    hover += "".join(
+        f"<br>{traces.safe(column.replace('_', ' '))}: %{{customdata[{4 + i}]:.3f}}" for i, column in enumerate(more)
+    )
     mark = np.nan_to_num(grid(frame, marked, shape)).astype(bool) if marked and marked in frame.columns else None
     if grouped:
         note = " ".join(filter(None, [note, "Vertical lines separate the heads that share a key and value."]))

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core import registry
 from workbench.core.errors import InputError
-from workbench.core.files import write_bytes
-from workbench.core.private import make_folder
 from workbench.figures import export, probe_name
 from workbench.figures.run_tables import info, model_name
 
@@ -42,22 +40,13 @@ def export_of_several(
     `out`: the folder; None: `figures/` of the first run, where the file is called after the ends of the runs' ids.
     Errors as in `export_run` and `figure_of_several`."""
     fig = figure_of_several(runs)
-    folder = Path(out) if out is not None else Path(runs[0].folder) / "figures"
     name = "compare" if out is not None else "compare-" + "-".join(str(run.id)[-6:] for run in runs)
-    make_folder(folder)
     others = [
         f"{model_name(run)} (weights {str(info(run, 'model', 'fingerprint', default=''))[:12]}, run {run.id})"
         for run in runs[1:]
     ]
-    texts = {
-        f"{name}.caption.txt": f"{export.caption(runs[0], fig)} Further runs: {'; '.join(others)}.",
-        f"{name}.bib": export.bibtex(runs[0]),
-    }
-    written = []
-    for file, text in texts.items():
-        if text:
-            write_bytes(folder / file, f"{text}\n".encode())
-            written.append(folder / file)
-    for format in sorted(dict.fromkeys(formats), key=lambda f: f in export.DRAWN):  # what needs no browser first
-        written.append(export.export(fig, folder / f"{name}.{format}", format=format, preset=preset))
-    return written
+    words = f"{export.caption(runs[0], fig)} Further runs: {'; '.join(others)}."
+    folder = export.place_for([name], formats, runs[0], out)
+    return export.write_figures(
+        {name: fig}, {name: words}, folder, formats=formats, entry=export.bibtex(runs[0]), preset=preset
+    )

@@ -7,24 +7,18 @@ PDF, and report clicks (Plotly's Heatmap does not, in Streamlit).
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
 from workbench.core.errors import InputError
-from workbench.core.wording import cut, significant
+from workbench.core.wording import significant
 from workbench.figures import style as theme
 from workbench.figures.layout import CELL_MARK, CELL_TEXT, LARGE, axis, x_axis, y_axis
+from workbench.figures.plotly_text import safe
 
 FEW = 25  # up to so many points a curve also has markers
-
-
-def safe(text: object, most: int | None = None) -> str:
-    """Text as Plotly must be given it: escaped, line breaks shown, cut to ``most`` characters."""
-    text = str(text).replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    return html.escape(text if most is None else cut(text, most), quote=False)
 
 
 def number(value: float) -> str:
@@ -378,8 +372,8 @@ def add_rule(
 
 
 def add_note(fig: go.Figure, i: int, text: str, *, x: float = 1.0, y: float = 1.0) -> None:
-    """Words inside panel i, at a corner given in fractions of it (lines joined by <br>; escape what comes from
-    data)."""
+    """Words inside panel i, at a corner given in fractions of it (lines joined by <br>; what comes from
+    data through `safe`)."""
     panel = axis(i)
     fig.add_annotation(
         text=text,
