@@ -83,7 +83,7 @@ class Lab:
         for row, tokens in enumerate(ids):
             if not tokens:
                 raise InputError(
-                    f"Prompt {row} is empty and the tokenizer of {model.name} has no BOS token to begin with."
+                    f"Prompt {row + 1} is empty and the tokenizer of {model.name} has no BOS token to begin with."
                 )
         answers = self.table["answer"].to_list() if "answer" in self.table.columns else None
         rule = rule or Rule(config.temperature, config.top_p, config.top_k, config.min_p)

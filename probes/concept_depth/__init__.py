@@ -209,7 +209,7 @@ def _study(
 
     rows = np.concatenate(tests)
     truth, units = labels[rows], np.array(concept.groups)[rows] if by_group else None
-    _warn_of_few(concept, rows, units, context)
+    _warn_of_few(concept, rows, units, folds=config.split == "kfold", context=context)
     counts = resample_counts(len(rows), config.draws, context.rng(f"bootstrap {concept.name}"), clusters=units)
 
     options = {"standardize": config.standardize, "device": model.device, "check": context.check}
@@ -246,17 +246,20 @@ def _study(
     }
 
 
-def _warn_of_few(concept: ConceptSet, rows: np.ndarray, units: np.ndarray | None, context: Context) -> None:
-    """Say where the test rows, or the groups `units` that they belong to, are too few."""
+def _warn_of_few(
+    concept: ConceptSet, rows: np.ndarray, units: np.ndarray | None, *, folds: bool, context: Context
+) -> None:
+    """Say where the test rows, or the groups `units` that they belong to, are too few; `folds`: every row is tested
+    already."""
     if units is not None and len(set(units)) < FEW_GROUPS:
         context.warn(
             f"The set '{concept.name}' is tested on {len(set(units))} groups only: its intervals are wide and "
-            f"rough; split=kfold tests every group."
+            f"rough; {'add groups' if folds else 'split=kfold tests every group'}."
         )
     if len(rows) < FEW:
         context.warn(
             f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} "
-            f"points of accuracy; add rows, or test all of them with split=kfold."
+            f"points of accuracy; add rows{'' if folds else ', or test all of them with split=kfold'}."
         )
 
 

@@ -287,7 +287,7 @@ def split(
             return tests, by_group
     raise InputError(
         f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that "
-        f"both parts have both classes; add rows, or set groups=no."
+        f"both parts have both classes; add rows{', or set groups=no' if by_group else ''}."
     )
 
 

@@ -180,7 +180,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     Raises InputError when no item can be measured or the model knows none of them."""
     from probes.knowledge_conflict.head_importance import gradient_ranks, head_effects, head_groups, head_table
-    from probes.knowledge_conflict.head_masks import save_masks
+    from probes.knowledge_conflict.head_masks import save_masks, supported
     from probes.knowledge_conflict.information_flow import flow
     from probes.knowledge_conflict.pruning import prune
 
@@ -207,6 +207,7 @@ def run(model, config: Config, context: Context) -> Result:
         **skipped,
         **{f"{role}_heads": heads.filter(pl.col("role") == role).height for role in ROLES},
         **summary,
+        **{f"{role}_pruned_supported": supported(role, summary) for role in ROLES},
         **gradient_ranks(config, context, heads),
         "status": "specification of this project; the paper's body was not available",
     }
@@ -275,9 +276,10 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
     }
     for name, some in split.items():
         if not some:
+            instead = "more items or other shares" if config.keep == "all" else "more items, other shares or keep=all"
             raise InputError(
                 f"{context.data}: no item is left for the split '{name}' (of {len(items)} that can be used); "
-                f"give more items, other shares or keep=all."
+                f"give {instead}."
             )
         if len(some) < FEW:
             context.warn(
