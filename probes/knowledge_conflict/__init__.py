@@ -37,6 +37,7 @@ from probes.knowledge_conflict.items import (
     COLUMNS,
     COUNTS,
     GROUPS,
+    LONG,
     OPTIONAL,
     SPLITS,
     Item,
@@ -230,8 +231,17 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
     items, counts = build_items(
-        model, rows, context.data, chosen=chosen, room=config.max_new_tokens, rng=context.rng, check=context.check
+        model,
+        rows,
+        context.data,
+        chosen=chosen,
+        room=config.max_new_tokens,
+        long=config.long,
+        rng=context.rng,
+        check=context.check,
     )
+    if counts[LONG]:
+        context.counters["rows_skipped_too_long"] = counts[LONG]
     for reason, what in COUNTS.items():
         if counts[reason]:
             context.warn(f"{counts[reason]} of {len(chosen)} items {what}.")
