@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import InputError
+from workbench.core.wording import one_line
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
 
@@ -66,9 +67,10 @@ def read_mask(path: Path) -> HeadMask:
             raise ValueError("layers and heads are whole numbers from 0")
         how, note, about = found.get("ablation", "zero"), found.get("note", ""), found.get("model") or {}
         about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): {error}."
+            f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): "
+            f"{one_line(error)}."
         ) from error
     if how not in ("zero", "uniform"):
         raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")
