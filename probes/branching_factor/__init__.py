@@ -27,6 +27,7 @@ from probes.branching_factor.estimators import enough_samples
 from probes.branching_factor.studies import STUDY
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
+from workbench.core.long_rows import counted_rows
 from workbench.core.registry import DataSpec, probe
 from workbench.core.tables import read_table
 from workbench.models.loading import load
@@ -107,7 +108,7 @@ def run(model: Model, config: Config, context: Context) -> Result:
         by_name = {measured.condition.name: measured for measured in found}
         rows = [comparison_row(by_name[a], by_name[b], config, context.rng(f"{a}/{b}")) for a, b in pairs]
         tables["comparisons"] = pl.DataFrame(rows)
-    return Result(tables=tables, summary=_summary(tables, config))
+    return Result(tables=tables, summary=_summary(tables, config) | counted_rows(context))
 
 
 def _summary(tables: dict[str, pl.DataFrame], config: Config) -> dict:

@@ -14,6 +14,7 @@ from probes.branching_factor.config import Config
 from probes.branching_factor.estimators import Profile, log_bf, resampled
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.core.long_rows import fitting
 from workbench.engine.generate import sample
 from workbench.engine.passes import Pass
 from workbench.engine.sampling import FIELDS, TOP, Rule
@@ -46,6 +47,7 @@ class Lab:
     context: Context
     table: pl.DataFrame
     other: Model | None = None
+    numbers: list[int] = field(default_factory=list)
     engines: dict[int, object] = field(default_factory=dict)  # vLLM's, by id() of their models
 
     def __post_init__(self) -> None:
@@ -66,6 +68,18 @@ class Lab:
                 f"into the prompts."
             )
 
+        self._leave_out_long_prompts()
+
+    def _leave_out_long_prompts(self) -> None:
+        """Keep of the table what every model of the study can read; `numbers`: which rows of the file these are."""
+        self.numbers = list(range(self.table.height))
+        for m in self.models if self.config.long == "skip" else ():
+            how = template_of(m, self.config.template)
+            system = self.config.system if how == "chat" else ""
+            lengths = [len(prompt_ids(m, text, template=how, system=system)) for text in self.table["prompt"]]
+            kept = fitting(lengths, m.context_length, long="skip", context=self.context, where=str, what="prompts")
+            self.table, self.numbers = self.table[kept], [self.numbers[i] for i in kept]
+
     def close(self) -> None:
         """Give back what vLLM holds."""
         while self.engines:
@@ -83,11 +97,11 @@ class Lab:
         for row, tokens in enumerate(ids):
             if not tokens:
                 raise InputError(
-                    f"Prompt {row} is empty and the tokenizer of {model.name} has no BOS token to begin with."
+                    f"Prompt {row + 1} is empty and the tokenizer of {model.name} has no BOS token to begin with."
                 )
         answers = self.table["answer"].to_list() if "answer" in self.table.columns else None
         rule = rule or Rule(config.temperature, config.top_p, config.top_k, config.min_p)
-        return Condition(name, model, texts, ids, rule, list(range(len(ids))), answers, template=how, **more)
+        return Condition(name, model, texts, ids, rule, self.numbers, answers, template=how, **more)
 
     def label(self, model: Model) -> str:
         """What conditions of a model are called."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from probes.branching_factor.estimators import BIAS, ESTIMATORS, POOLS
 from workbench.core.errors import InputError
+from workbench.core.long_rows import long_option
 from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.sampling import Rule
@@ -57,6 +58,7 @@ class Config:
     system: str = option("", "system message, with a chat template")
     stop: tuple[str, ...] = option((), "texts that end a sample")
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
+    long: str = long_option(cut=False)
     window: int = option(5, "width of the windows of bf_window, in tokens", low=1, high=1_000_000)
     late: int = option(5, "tokens left out at the start of each sample for bf_late", low=1, high=1_000_000)
     max_rows: int = option(256, "samples decoded together; fewer need less memory", low=1, high=1_000_000)

@@ -36,6 +36,7 @@ from probes.concept_depth.depth_points import DEPTH, control_table, row_of_point
 from probes.concept_depth.estimate import estimate
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
+from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
 from workbench.stats.intervals import resample_counts, wilson
 
@@ -116,7 +117,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
     activations."""
-    sets = read_sets(config, context.data)
+    sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
     found: dict[str, list[pl.DataFrame]] = {}
@@ -125,7 +126,7 @@ def run(model, config: Config, context: Context) -> Result:
         subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
         for k, concept in enumerate(sets):
             texts = noisy(concept, noise, rng=context.rng(f"noise {concept.name}")) if noise else concept.texts
-            ids = _encode(model, concept, texts, config.token)
+            ids = _encode(model, concept, texts, config)
             inputs.append(_inputs(concept, condition, ids, splits[concept.name][0], start=sum(map(len, inputs))))
             study = partial(_study, subject, concept, condition, ids, splits[concept.name], config, context)
             for name, table in context.part(f"{condition} {concept.name}", study).items():
@@ -136,7 +137,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["inputs"] = pl.concat(inputs)
     described = [_describe(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
-    return Result(tables, {}, _summary(tables))
+    return Result(tables, {}, _summary(tables) | counted_rows(context))
 
 
 # what is read
@@ -169,15 +170,36 @@ def _splits(sets: Sequence[ConceptSet], config: Config, context: Context) -> dic
     return splits
 
 
-def _encode(model, concept: ConceptSet, texts: Sequence[str], token: int | str) -> list[list[int]]:
-    """Token ids of every text. Raises InputError for a text that the model cannot take, or that lacks the token."""
-    ids = model.encode_all(texts)
+def _that_fit(model, concept: ConceptSet, config: Config, context: Context) -> ConceptSet:
+    """The set without the texts that are too long for the model, or as it is where they are cut. Raises InputError for
+    one that is too long and may not be, and for cutting where the question stands behind the text."""
+    if model.context_length is None:
+        return concept
+    noises = ("aaa ", "bbb ") if config.noise else ("",)
+    written = [model.encode_all([f"{noise}{text}" for text in concept.texts]) for noise in noises]
+    lengths = [max(map(len, same)) for same in zip(*written)]
+    if config.long == "cut" and max(lengths) > model.context_length and concept.template.partition("{text}")[2]:
+        raise InputError(
+            f"The set '{concept.name}' asks its question behind the text, where long=cut would cut it off; use "
+            f"long=skip, or template=plain."
+        )
+    kept = fitting(
+        lengths,
+        model.context_length,
+        long=config.long,
+        context=context,
+        where=lambda row: f"The set '{concept.name}', row {row + 1}: the text",
+        what=f"texts of {concept.name}",
+    )
+    return concept if len(kept) == len(concept) else concept.take(kept)
+
+
+def _encode(model, concept: ConceptSet, texts: Sequence[str], config: Config) -> list[list[int]]:
+    """Token ids of every text. Raises InputError for a text without any, and for one that lacks the token."""
+    ids, token = [tokens[: model.context_length] for tokens in model.encode_all(texts)], config.token
     for row, tokens in enumerate(ids):
-        if not tokens or model.too_long(len(tokens)):
-            raise InputError(
-                f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens; the model takes "
-                f"1 to {model.context_length}."
-            )
+        if not tokens:
+            raise InputError(f"The set '{concept.name}', row {row + 1}: the text has no tokens.")
         if isinstance(token, int) and not -len(tokens) <= token < len(tokens):
             raise InputError(
                 f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens, and "
@@ -209,7 +231,7 @@ def _study(
 
     rows = np.concatenate(tests)
     truth, units = labels[rows], np.array(concept.groups)[rows] if by_group else None
-    _warn_of_few(concept, rows, units, context)
+    _warn_of_few(concept, rows, units, folds=config.split == "kfold", context=context)
     counts = resample_counts(len(rows), config.draws, context.rng(f"bootstrap {concept.name}"), clusters=units)
 
     options = {"standardize": config.standardize, "device": model.device, "check": context.check}
@@ -246,17 +268,20 @@ def _study(
     }
 
 
-def _warn_of_few(concept: ConceptSet, rows: np.ndarray, units: np.ndarray | None, context: Context) -> None:
-    """Say where the test rows, or the groups `units` that they belong to, are too few."""
+def _warn_of_few(
+    concept: ConceptSet, rows: np.ndarray, units: np.ndarray | None, *, folds: bool, context: Context
+) -> None:
+    """Say where the test rows, or the groups `units` that they belong to, are too few; `folds`: every row is tested
+    already."""
     if units is not None and len(set(units)) < FEW_GROUPS:
         context.warn(
             f"The set '{concept.name}' is tested on {len(set(units))} groups only: its intervals are wide and "
-            f"rough; split=kfold tests every group."
+            f"rough; {'add groups' if folds else 'split=kfold tests every group'}."
         )
     if len(rows) < FEW:
         context.warn(
             f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} "
-            f"points of accuracy; add rows, or test all of them with split=kfold."
+            f"points of accuracy; add rows{'' if folds else ', or test all of them with split=kfold'}."
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,11 @@ class ConceptSet:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, rows: Sequence[int]) -> ConceptSet:
+        """Some of the texts, with their labels and groups."""
+        groups = None if self.groups is None else tuple(self.groups[i] for i in rows)
+        return replace(self, texts=tuple(self.texts[i] for i in rows), labels=self.labels[list(rows)], groups=groups)
 
 
 def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> list[ConceptSet]:
@@ -287,7 +292,7 @@ def split(
             return tests, by_group
     raise InputError(
         f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that "
-        f"both parts have both classes; add rows, or set groups=no."
+        f"both parts have both classes; add rows{', or set groups=no' if by_group else ''}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.long_rows import long_option
 from workbench.core.registry import option
 
 BIBTEX = """@inproceedings{jin2025concept,
@@ -76,6 +77,7 @@ class Config:
         "file", "file: known formats in their official prompt, others as they are; plain; or a text with {text}"
     )
     limit: int = option(0, "rows per class to use, 0 for all", low=0)
+    long: str = long_option(cut=True)
     shuffles: int = option(
         10,
         "probes on shuffled labels per set: control accuracy and false positives of the jump rule",

@@ -39,6 +39,7 @@ from probes.data_selection.selection import Eligible, eligible, export, orders_o
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
+from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import read_samples, texts
@@ -165,17 +166,20 @@ def run(model, config: Config, context: Context) -> Result:
     tables["map"] = pool_map.map_table(reader, pool)
     if context.out is not None:
         export(context.out, tables["selected"], names)
-    return Result(tables, {}, _summary(tables, pool, among, reader))
+    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context))
 
 
 def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> TokenizedSamples:
     """The samples of a table as the model reads them, with warnings of what is cut or lost."""
-    wanted = {"tokens": config.tokens, "specials": config.specials, "template": config.template}
+    wanted = {"tokens": config.tokens, "specials": config.specials, "template": config.template, "long": config.long}
     found = tokenize(model, table, what=what, **wanted, check=context.check)
+    if found.cut:
+        counter = f"rows_{'skipped' if config.long == 'skip' else 'cut'}_too_long"
+        context.counters[counter] = context.counters.get(counter, 0) + found.cut
     if found.cut:
         context.warn(
             f"{found.cut} of {len(found)} rows of the {what} are longer than the model's context of "
-            f"{model.context_length} tokens and were cut there."
+            f"{model.context_length} tokens and were {'left out' if config.long == 'skip' else 'cut there'}."
         )
     if lost := int((found.counted == 0).sum()):
         where = "they are not scored and never selected" if what == "pool" else "they are left out"

@@ -8,6 +8,7 @@ from pathlib import Path
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
+from workbench.core.long_rows import long_option
 from workbench.core.paths import user_path
 from workbench.core.registry import option
 from workbench.core.sample_tables import read_samples
@@ -94,6 +95,7 @@ class Config:
     map_rows: int = option(
         0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0, high=20_000
     )
+    long: str = long_option("cut", cut=True)
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
     max_tokens: int = option(
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0

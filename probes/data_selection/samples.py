@@ -98,6 +98,7 @@ def tokenize(
     tokens: str = "all",
     specials: bool = False,
     template: str = "{prompt} {response}",
+    long: str = "cut",
     check: Callable[[], None] | None = None,
 ) -> TokenizedSamples:
     """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with
@@ -112,6 +113,13 @@ def tokenize(
     for chunk in table.iter_slices(256):
         for found, inside in _tokens(model, chunk.to_dicts(), tokens, template):
             if model.too_long(len(found)):
+                if long == "refuse":
+                    raise InputError(
+                        f"The {what}, row {len(ids) + 1}: the text has {len(found)} tokens, more than the model's "
+                        f"context of {model.context_length}; shorten it, or use long=skip or long=cut."
+                    )
+                if long == "skip":
+                    inside = np.zeros_like(inside)
                 found, inside, cut = found[: model.context_length], inside[: model.context_length], cut + 1
             ids.append(np.asarray(found, np.int32))
             masks.append(inside & ordinary[np.minimum(ids[-1], len(ordinary) - 1)])

@@ -37,6 +37,7 @@ from probes.knowledge_conflict.items import (
     COLUMNS,
     COUNTS,
     GROUPS,
+    LONG,
     OPTIONAL,
     SPLITS,
     Item,
@@ -180,7 +181,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     Raises InputError when no item can be measured or the model knows none of them."""
     from probes.knowledge_conflict.head_importance import gradient_ranks, head_effects, head_groups, head_table
-    from probes.knowledge_conflict.head_masks import save_masks
+    from probes.knowledge_conflict.head_masks import save_masks, supported
     from probes.knowledge_conflict.information_flow import flow
     from probes.knowledge_conflict.pruning import prune
 
@@ -208,6 +209,7 @@ def run(model, config: Config, context: Context) -> Result:
         **skipped,
         **{f"{role}_heads": heads.filter(pl.col("role") == role).height for role in ROLES},
         **summary,
+        **{f"{role}_pruned_supported": supported(role, summary) for role in ROLES},
         **gradient_ranks(config, context, heads),
         "status": "specification of this project; the paper's body was not available",
     }
@@ -230,8 +232,17 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
     items, counts = build_items(
-        model, rows, context.data, chosen=chosen, room=config.max_new_tokens, rng=context.rng, check=context.check
+        model,
+        rows,
+        context.data,
+        chosen=chosen,
+        room=config.max_new_tokens,
+        long=config.long,
+        rng=context.rng,
+        check=context.check,
     )
+    if counts[LONG]:
+        context.counters["rows_skipped_too_long"] = counts[LONG]
     for reason, what in COUNTS.items():
         if counts[reason]:
             context.warn(f"{counts[reason]} of {len(chosen)} items {what}.")
@@ -276,9 +287,10 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
     }
     for name, some in split.items():
         if not some:
+            instead = "more items or other shares" if config.keep == "all" else "more items, other shares or keep=all"
             raise InputError(
                 f"{context.data}: no item is left for the split '{name}' (of {len(items)} that can be used); "
-                f"give more items, other shares or keep=all."
+                f"give {instead}."
             )
         if len(some) < FEW:
             context.warn(

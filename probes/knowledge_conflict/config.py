@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
+from workbench.core.long_rows import long_option
 from workbench.core.registry import option
 from workbench.core.tables import column_map
 
@@ -74,6 +75,7 @@ class Config:
         "which side's heads pruned_heads.json holds: context (then the model follows memory) or memory",
         choices=("context", "memory"),
     )
+    long: str = long_option(cut=False)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
 
     def __post_init__(self) -> None:

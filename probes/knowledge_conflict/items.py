@@ -32,12 +32,14 @@ SAME, STATED, UNALIGNED, FOREIGN = (
     "skipped_not_aligned",
     "corrupted_across_relations",
 )
+LONG = "skipped_too_long"
 REPEATED = "items_repeated"
 COUNTS = {
     SAME: "were skipped: answer and distractor start with the same token",
     STATED: "were skipped: the true answer stands in the conflict prompt, from where it could be copied",
     UNALIGNED: "were skipped: no corrupted prompt of equal length was found",
     FOREIGN: "have a corrupted prompt with names of other relations: none of their own relation fits",
+    LONG: "were skipped: a prompt is longer than the model's context (long=skip)",
     REPEATED: "repeat another one: they are no evidence of their own, and the intervals are too narrow",
 }
 
@@ -128,6 +130,7 @@ def build_items(
     *,
     chosen: Sequence[int],
     room: int,
+    long: str = "refuse",
     rng: Callable[[str], np.random.Generator],
     check: Callable[[], None],
 ) -> tuple[list[Item], dict[str, int]]:
@@ -148,7 +151,9 @@ def build_items(
         memory_id, context_id = _answer_tokens(model, row, where)
         clean = model.encode(row["clean_prompt"])
         conflict, offsets = model.encode_with_offsets(row["conflict_prompt"])
-        _check_room(model, {"clean_prompt": clean, "conflict_prompt": conflict}, room, where)
+        if not _has_room(model, {"clean_prompt": clean, "conflict_prompt": conflict}, room, long, where):
+            counts[LONG] += 1
+            continue
         if memory_id == context_id:
             counts[SAME] += 1
             continue
@@ -179,20 +184,24 @@ def build_items(
         raise InputError(
             f"{path}: none of the {len(chosen)} items can be measured on this model: the answer and the "
             f"distractor of {counts[SAME]} start with the same token, the conflict prompts of {counts[STATED]} hold "
-            f"the true answer, and those of {counts[UNALIGNED]} cannot be aligned with a corrupted prompt of equal "
-            f"length."
+            f"the true answer, those of {counts[UNALIGNED]} cannot be aligned with a corrupted prompt of equal "
+            f"length, and {counts[LONG]} are too long."
         )
     counts[REPEATED] = len(items) - len({(tuple(item.clean), tuple(item.conflict)) for item in items})
     return items, counts
 
 
-def _check_room(model, prompts: Mapping[str, Sequence[int]], room: int, where: str) -> None:
+def _has_room(model, prompts: Mapping[str, Sequence[int]], room: int, long: str, where: str) -> bool:
+    """Whether the prompts and `room` more tokens fit the model; InputError where they do not and long=refuse."""
     for field, ids in prompts.items():
         if model.too_long(len(ids) + room):
+            if long == "skip":
+                return False
             raise InputError(
                 f"{where}: the field '{field}' has {len(ids)} tokens, too many for the model's context "
-                f"of {model.context_length}."
+                f"of {model.context_length}; shorten it, or leave such rows out with long=skip."
             )
+    return True
 
 
 def _sources(row: dict, offsets: Sequence[tuple[int, int]]) -> dict[str, tuple[int, ...]]:

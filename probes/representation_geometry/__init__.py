@@ -35,6 +35,7 @@ from probes.representation_geometry.trajectory import check_task_steps, correlat
 from workbench.core.cells import label_column
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
+from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
 from workbench.core.tables import read_table
 from workbench.engine.evaluation import Question, encode_choices
@@ -135,7 +136,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)
     tables["inputs"] = pl.DataFrame({"row": texts.rows, "ids": ids}, schema={"row": pl.Int64, "ids": pl.List(pl.Int64)})
-    return Result(tables, {}, _summary(tables))
+    return Result(tables, {}, _summary(tables) | counted_rows(context))
 
 
 def _texts(model: Model, config: Config, context: Context) -> Texts:
@@ -143,8 +144,20 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
     for a `token` beyond one."""
     frame = read_table(context.data, required=("text",), what="text")
     length = min(config.max_length, model.context_length or config.max_length)
-    encoded = [ids[:length] for ids in model.encode_all(frame["text"].to_list())]
-    kept = [row for row, ids in enumerate(encoded) if len(ids) >= config.min_length][: config.limit]
+    encoded = model.encode_all(frame["text"].to_list())
+    those = range(len(encoded))
+    if config.long != "cut":  # what is cut at max_length is what was asked for
+        where = f"{context.data}, row"
+        those = fitting(
+            [len(ids) for ids in encoded],
+            length,
+            long=config.long,
+            context=context,
+            where=lambda row: f"{where} {row + 1}: the text",
+            what="texts",
+        )
+    encoded = [ids[:length] for ids in encoded]
+    kept = [row for row in those if len(encoded[row]) >= config.min_length][: config.limit]
     if len(kept) < 2:
         raise InputError(
             f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs "

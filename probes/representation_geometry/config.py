@@ -8,6 +8,7 @@ from pathlib import Path
 from probes.representation_geometry.trajectory import read_task
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
+from workbench.core.long_rows import long_option
 from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.evaluation import read_choices
@@ -53,6 +54,7 @@ class Config:
     )
     max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=2)
     min_length: int = option(1, "texts with fewer tokens are left out", low=1)
+    long: str = long_option("cut", cut=True)
     limit: int = option(15000, "sequences to use", low=2)
     draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0, high=100_000)
     curve: bool = option(

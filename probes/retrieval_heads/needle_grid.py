@@ -112,9 +112,14 @@ def _lengths(model, config: Config, needles: Sequence[Needle]) -> list[int]:
     if config.lengths != "auto":
         return list(dict.fromkeys(config.lengths))
     longest = min(50_000, (model.context_length or 50_000) - config.max_new_tokens)
+    needed = 1 + max(len(n.ids) + len(n.tail) for n in needles)
+    if longest <= needed:
+        raise InputError(
+            f"The context of {model.name} ({model.context_length} tokens) cannot hold a needle with its question "
+            f"({needed} tokens) and an answer of max_new_tokens={config.max_new_tokens}; ask for shorter answers."
+        )
     even = sorted({int(x) for x in np.linspace(min(1000, longest // 5), longest, 20).round()})
-    floor = 8 + max(len(n.ids) + len(n.tail) for n in needles)
-    return [x for x in even if x > floor] or [longest]
+    return [x for x in even if x > needed + 7] or [longest]
 
 
 def _stops_at(model, words: Sequence[str]) -> Callable[[int], bool]:

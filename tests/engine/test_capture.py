@@ -382,7 +382,7 @@ def test_predicted_bytes_are_the_bytes_captured(fitted):
     "ids, says",
     [
         ([], "no prompts"),
-        ([[1], []], "Prompt 1 has no tokens"),
+        ([[1], []], "Prompt 2 has no tokens"),
         ([[1] * 600], "more than the model's context of 512"),
         ([[1, 99999]], "outside the model's vocabulary"),
     ],

@@ -105,8 +105,8 @@ def test_one_tuple_of_sources_is_for_every_prompt(model):
     [
         (lambda m: patches(m, 3, (0, 1)), "blocks for 3 prompts, but there are 2"),
         (lambda m: Patch(Site("resid_post", 0), torch.zeros(3, m.width), (0, 1)), "2 positions are patched"),
-        (lambda m: Patch(Site("resid_post", 0), torch.zeros(m.width), (0, 4)), "Position 4 .* 3 tokens of prompt 1"),
-        (lambda m: Patch(Site("resid_post", 0), torch.zeros(m.width), (-4,)), "Position -4 .* 3 tokens of prompt 1"),
+        (lambda m: Patch(Site("resid_post", 0), torch.zeros(m.width), (0, 4)), "Position 4 .* 3 tokens of prompt 2"),
+        (lambda m: Patch(Site("resid_post", 0), torch.zeros(m.width), (-4,)), "Position -4 .* 3 tokens of prompt 2"),
         (lambda m: Patch(Site("resid_post", 0), torch.zeros(2, m.width)), "each of 2 tokens, but a prompt has"),
         (lambda m: Patch(Site("resid_post", 0), torch.zeros(m.width + 1)), "last dimension"),
         (lambda m: Patch(Site("resid_post", 9), torch.zeros(m.width)), "beyond the model"),
@@ -118,7 +118,7 @@ def test_one_tuple_of_sources_is_for_every_prompt(model):
         (lambda m: KnockOut((0,), ((0,),), "first"), "'first' is no choice of queries"),
         (lambda m: HeadAblation(((0, 99),)), "Head 0.99 does not exist"),
         (lambda m: HeadAblation(((0, 0),), "mean", torch.zeros(1, 1, 1)), "mean head outputs"),
-        (lambda m: HeadAblation(((0, 0),), positions=(3,)), "Position 3 .* 3 tokens of prompt 1"),
+        (lambda m: HeadAblation(((0, 0),), positions=(3,)), "Position 3 .* 3 tokens of prompt 2"),
         (lambda m: ProjectOut(Site("resid_post", 0), torch.ones(m.width), positions=(5,)), "Position 5"),
         (lambda m: ProjectOut(Site("resid_post", 0), torch.zeros(m.width)), "zero or not finite"),
         (lambda m: ProjectOut(Site("resid_post", 0), torch.ones(m.width + 2)), "direction"),
@@ -136,7 +136,7 @@ def test_an_edit_that_does_not_fit_is_refused_in_one_sentence(model, edit, says,
 
 def test_an_edit_at_a_position_that_decoding_never_feeds_is_refused(model):
     edit = HeadAblation(((0, 0),), positions=(1,))
-    with pytest.raises(InputError, match="Position 1 of prompt 0 is read before decoding begins"):
+    with pytest.raises(InputError, match="Position 1 of prompt 1 is read before decoding begins"):
         greedy(model, PROMPTS[:1], max_new_tokens=3, edits=[edit], edit_phase="decode")
     late = HeadAblation(((0, 0),), positions=(6,))  # a token that is generated
     greedy(model, PROMPTS[:1], max_new_tokens=4, edits=[late], edit_phase="decode", eos=False)

@@ -132,3 +132,44 @@ def test_what_is_wrong_with_a_config_is_said_at_every_entrance(tmp_path, probe, 
         with pytest.raises(InputError) as caught:
             entrance()
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["my [v2]", "a*b?", "ü %", "{x}", "one, two", "a:b"])
+def test_every_other_file_that_a_run_reads_may_have_such_a_name(tmp_path, name):
+    from probes.representation_geometry.checkpoints import find
+    from workbench.core.config import read_toml
+    from workbench.engine.head_masks import read_mask
+
+    hay, config, mask = (tmp_path / f"{name}{suffix}" for suffix in (".txt", ".toml", ".json"))
+    hay.write_text("A text of some words. And more of it.")
+    config.write_text("samples = 3\n")
+    mask.write_text('{"heads": [[0, 1]]}')
+    needles = tmp_path / f"{name}.jsonl"
+    shutil.copyfile(organisms.DATA / "needles.jsonl", needles)
+    runs.prepare("retrieval-heads", {"haystack": str(hay), "needles": str(needles)})
+    runs.prepare("knowledge-conflict", {"neutral": str(hay)})
+    assert read_toml(config) == {"samples": 3} and read_mask(mask).heads == ((0, 1),)
+    for step in (1, 2):
+        (tmp_path / name / f"step-{step}").mkdir(parents=True)
+        (tmp_path / name / f"step-{step}" / "config.json").write_text("{}")
+    assert [found[:2] for found in find(model(), [str(tmp_path / name)])] == [("step-1", 1), ("step-2", 2)]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"heads": [[0, ' + "9" * 6000 + "]]}"])
+def test_a_mask_that_cannot_be_read_is_one_sentence(tmp_path, text):
+    from workbench.engine.head_masks import read_mask
+
+    (tmp_path / "mask.json").write_text(text)
+    with pytest.raises(InputError, match="is not a head mask") as caught:
+        read_mask(tmp_path / "mask.json")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 50_000 + "]" * 50_000, "x = " + "9" * 6000, "x = 1\nx = 2"])
+def test_toml_that_cannot_be_read_is_one_sentence(tmp_path, text):
+    from workbench.core.config import read_toml
+
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(InputError, match="is not valid TOML") as caught:
+        read_toml(tmp_path / "a.toml")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500

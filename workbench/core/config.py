@@ -28,13 +28,15 @@ def option(
     low: float | None = None,
     high: float | None = None,
     file: bool = False,
+    later: bool = False,
 ) -> Any:
     """One field of a config.
 
     ``choices``: the values allowed (of each element, for tuples; other types of a union are not held to it when every
     choice is a string). ``low``/``high``: inclusive range of numbers; one without ``high`` ends at a thousand million,
     so declare it where memory grows with the number. ``file``: the value may name a file or folder, whose *content*
-    then goes into the identity of a run. Lists as defaults become tuples.
+    then goes into the identity of a run. ``later``: the key was added to a probe that had runs already; at its default
+    it is no part of the identity, so that these keep their ids. Lists as defaults become tuples.
     """
     if not help:
         raise TypeError("a config field needs a help text: option(default, 'what it does')")
@@ -46,6 +48,7 @@ def option(
         "low": low,
         "high": high,
         "file": file,
+        "later": later,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -184,8 +184,8 @@ def logits(model: Model, ids: Sequence[Sequence[int]], *, positions: Positions =
         for i, row in zip(indices, found[Site("logits")].cpu()):
             if bool(row.isnan().any()):
                 raise RunFailed(
-                    f"The model {model.name} gave NaN scores for prompt {i}; use another dtype (bfloat16 or float32) "
-                    f"or check its weights."
+                    f"The model {model.name} gave NaN scores for prompt {i + 1}; use another dtype (bfloat16 or "
+                    f"float32) or check its weights."
                 )
             rows[i] = row
     return torch.stack([rows[i] for i in range(len(ids))])

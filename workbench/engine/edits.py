@@ -222,7 +222,7 @@ class KnockOut:
                 wrong = next((p for p in sources if not -1 <= p < valid.stop), None)
                 if wrong is not None:
                     raise InputError(
-                        f"Position {wrong} to knock out is not among the {-valid.start} tokens of prompt {row}."
+                        f"Position {wrong} to knock out is not among the {-valid.start} tokens of prompt {row + 1}."
                     )
         if isinstance(self.queries, str):
             if self.queries not in ("last", "all"):
@@ -295,7 +295,9 @@ def _check_positions(wanted: Sequence[int] | None, prompts: Prompts | None) -> N
     for position in wanted or ():
         for row, valid in enumerate(prompts or ()):
             if position not in valid:
-                raise InputError(f"Position {position} to edit is not among the {-valid.start} tokens of prompt {row}.")
+                raise InputError(
+                    f"Position {position} to edit is not among the {-valid.start} tokens of prompt {row + 1}."
+                )
 
 
 def _where(wanted: tuple[int, ...] | None, x: torch.Tensor) -> torch.Tensor:

@@ -61,8 +61,8 @@ def final_state_losses(
             found[i] = losses[:, start : start + len(rows[i]) - 1]
             if not np.isfinite(found[i]).all():
                 raise RunFailed(
-                    f"The loss of {model.name} on text {i} is NaN or infinite; use another dtype (bfloat16 or float32) "
-                    f"or check its weights."
+                    f"The loss of {model.name} on text {i + 1} is NaN or infinite; use another dtype (bfloat16 or "
+                    f"float32) or check its weights."
                 )
             start += len(rows[i])
     return [found[i] for i in range(len(rows))]

@@ -127,8 +127,8 @@ def _check_decoded(run: Pass, prompts: Sequence[Sequence[int]]) -> None:
             for row, prompt in enumerate(prompts):
                 if 0 <= position < len(prompt) - 1:
                     raise InputError(
-                        f"Position {position} of prompt {row} is read before decoding begins, so an edit there does "
-                        f"nothing in edit_phase=decode; use all or prefill."
+                        f"Position {position} of prompt {row + 1} is read before decoding begins, so an edit there "
+                        f"does nothing in edit_phase=decode; use all or prefill."
                     )
 
 

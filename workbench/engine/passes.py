@@ -101,13 +101,13 @@ def check_ids(model: Model, ids: Sequence[Sequence[int]]) -> None:
     size, limit = len(weight_of(model.hf.get_input_embeddings())), model.context_length
     for row, tokens in enumerate(ids):
         if len(tokens) == 0:
-            raise InputError(f"Prompt {row} has no tokens.")
+            raise InputError(f"Prompt {row + 1} has no tokens.")
         if limit is not None and len(tokens) > limit:
             raise InputError(
-                f"Prompt {row} has {len(tokens)} tokens, more than the model's context of {limit}; shorten it."
+                f"Prompt {row + 1} has {len(tokens)} tokens, more than the model's context of {limit}; shorten it."
             )
         if not 0 <= min(tokens) <= max(tokens) < size:
-            raise InputError(f"Prompt {row} has a token id outside the model's vocabulary of {size}.")
+            raise InputError(f"Prompt {row + 1} has a token id outside the model's vocabulary of {size}.")
 
 
 def check_prompts(model: Model, ids: Sequence[Sequence[int]], run: Pass, *, room: Sequence[int] | None = None) -> None:

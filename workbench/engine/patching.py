@@ -73,7 +73,7 @@ def check_pairs(model: Model, ids, donors, tokens, run: Pass) -> torch.Tensor:
     for row, (a, b) in enumerate(zip(ids, donors)):
         if len(a) != len(b):
             raise InputError(
-                f"Prompt {row} has {len(a)} tokens and its donor {len(b)}: they cannot be aligned; use a "
+                f"Prompt {row + 1} has {len(a)} tokens and its donor {len(b)}: they cannot be aligned; use a "
                 f"donor of equal length."
             )
     tokens = torch.as_tensor(tokens, dtype=torch.long)

@@ -37,7 +37,7 @@ def score(
         raise InputError(f"There are {len(prompts)} prompts and {len(continuations)} continuations; give one each.")
     for row, (prompt, text) in enumerate(zip(prompts, continuations)):
         if not len(prompt):
-            raise InputError(f"Prompt {row} has no tokens; a text is scored given at least one token (BOS).")
+            raise InputError(f"Prompt {row + 1} has no tokens; a text is scored given at least one token (BOS).")
         if not len(text):
             raise InputError(f"Continuation {row} has no tokens to score.")
     check_ids(model, continuations)

@@ -87,7 +87,7 @@ def sample_vllm(
     if min(room) < 1:
         full = room.index(min(room))
         raise InputError(
-            f"Prompt {full} fills the context of {model.name} ({model.context_length} tokens), and vLLM "
+            f"Prompt {full + 1} fills the context of {model.name} ({model.context_length} tokens), and vLLM "
             f"writes nothing then; use sampler=hf."
         )
     params = [

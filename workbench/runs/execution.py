@@ -388,7 +388,9 @@ def identify(
     they are one's own, by name; never by the folder they lie in."""
     values = configs.to_dict(ready.config)
     for field in dataclasses.fields(ready.config):
-        if field.metadata["file"]:
+        if field.metadata["later"] and getattr(ready.config, field.name) == field.default:
+            del values[field.name]
+        elif field.metadata["file"]:
             values[field.name] = by_content(values[field.name], ready.probe)
     material = {
         name: entry.get("fingerprint", entry.get("value")) for name, entry in _material(ready, model.name).items()

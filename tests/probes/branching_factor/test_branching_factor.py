@@ -243,7 +243,7 @@ def test_prompts_at_and_beyond_the_context_limit(run, stories, tmp_path):
     assert any("context limit" in w for w in found.info["warnings"])
     far = tmp_path / "far.jsonl"
     far.write_text(json.dumps({"prompt": text * 2}) + "\n")
-    with pytest.raises(InputError, match="Prompt 0 has .* more than the model's context"):
+    with pytest.raises(InputError, match="Prompt 1 has .* more than the model's context"):
         run(stories, data=far)
 
 

@@ -279,3 +279,18 @@ def test_examples_of_another_shape_are_named(tmp_path):
         path = write(tmp_path, "a.json", f'{{"examples": {examples}}}')
         with pytest.raises(InputError, match="example 1: the field .* is missing or wrong"):
             concept_data.load_file(path)
+
+
+def test_no_message_recommends_what_is_set_already():
+    from probes.concept_depth import _warn_of_few
+    from workbench.core.context import Context
+
+    for folds in (True, False):
+        context, set_ = Context(), toy(20)
+        _warn_of_few(set_, np.arange(20), None, folds=folds, context=context)
+        _warn_of_few(set_, np.arange(20), np.arange(20) % 3, folds=folds, context=context)
+        assert context.warnings and any("kfold" in w for w in context.warnings) is not folds
+    one_sided = concept_data.ConceptSet("one", ("a", "b", "c"), np.array([0, 0, 1]), ("0", "1"))
+    with pytest.raises(InputError, match="add rows") as caught:
+        concept_data.split(one_sided, "paper", rng=np.random.default_rng(0))
+    assert "groups=no" not in str(caught.value)  # there are no groups

@@ -195,8 +195,6 @@ def test_the_head_mask_of_a_run_prunes_the_same_heads_elsewhere(circuit, measure
         model.decode(ids).strip() for ids in greedy(model, rows["ids"].to_list(), max_new_tokens=10, edits=(edit,))
     ]
     assert texts == run.table("answers").filter(pl.col("role") == "context").sort("row")["after"].to_list()
-    (other,) = load_edits(run.folder / "pruned_heads_memory.json")
-    assert other.heads == ((1, 0),)
 
 
 @pytest.mark.parametrize("ablation", ("mean", "uniform"))

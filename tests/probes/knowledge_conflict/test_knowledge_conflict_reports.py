@@ -235,9 +235,32 @@ def test_where_nothing_is_pruned_no_mask_is_written(circuit, tmp_path, monkeypat
         data=place / "conflicts.jsonl",
         out=tmp_path / "run",
     )
-    assert sorted(p.name for p in run.folder.glob("*.json")) == ["pruned_heads_memory.json", "run.json", "summary.json"]
+    assert sorted(p.name for p in run.folder.glob("*.json")) == ["run.json", "summary.json"]
     assert run.summary["context_pruned_k"] == 0 and run.summary["context_pruned_gain"] is None
     assert not run.table("pruning").filter(pl.col("role") == "context")["chosen"].any()
+
+
+def test_heads_that_are_not_shown_to_help_leave_no_mask(circuit, tmp_path):
+    """Every answer of the circuit follows the context already: pruning its memory heads cannot bring more."""
+    model, place, _ = circuit
+    config = {**QUICK, "flow_items": 0, "mask": "memory"}
+    run = runs.execute(PROBE, model, config=config, data=place / "conflicts.jsonl", out=tmp_path / "run")
+    assert run.summary["memory_pruned_k"] == 1 and run.summary["memory_pruned_gain"]["value"] == 0
+    assert run.summary["memory_pruned_supported"] is False and run.summary["context_pruned_supported"] is True
+    assert [path.name for path in run.folder.glob("pruned*.json")] == ["pruned_heads_context.json"]
+    assert any(w.startswith("No set of memory heads is supported") for w in run.info["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("gain", "over", "found"),
+    [(0.2, 0.1, True), (0.0, 0.1, False), (0.2, 0.0, False), (None, 0.1, False), (0.2, -0.1, False)],
+)
+def test_support_needs_a_gain_over_none_and_over_random_heads(gain, over, found):
+    from probes.knowledge_conflict.head_masks import supported
+
+    ends = {"memory_pruned_gain": {"low": gain}, "memory_pruned_gain_over_random": {"low": over}}
+    assert supported("memory", ends) is found
+    assert not supported("memory", dict.fromkeys(ends))  # nothing was pruned
 
 
 def kinds_of(kinds, right, perplexity=2.0):

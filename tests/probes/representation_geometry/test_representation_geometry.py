@@ -475,7 +475,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(texts, tmp_path):
         ({"task": str(table)}, "numbers only"),
         ({"ngram": str(tmp_path / "absent.txt")}, "absent.txt"),
         ({"max_length": 1}, "max_length"),
-        ({"min_length": 30, "max_length": 20}, "No text can have at least min_length=30"),
+        ({"min_length": 30, "max_length": 20}, "no text can have at least min_length=30"),
     ):
         with pytest.raises(InputError, match=message):
             runs.prepare("representation-geometry", config, texts)

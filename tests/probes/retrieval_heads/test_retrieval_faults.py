@@ -410,3 +410,11 @@ def test_a_slow_tokenizer_is_refused():
     model.tokenizer = type("Slow", (), {"is_fast": False})()
     with pytest.raises(InputError, match="slow one without character offsets"):
         read_needle(model, 0, "the dog sat .", "Where ?", "dog", "{question}")
+
+
+def test_a_context_that_holds_no_needle_is_said_with_numbers_that_can_be(organism):
+
+    config = Config(max_new_tokens=organism.context_length + 39)
+    with pytest.raises(InputError) as caught:
+        read_grid(organism, config, Context(data=own_needles("organism")))
+    assert "cannot hold a needle with its question" in str(caught.value) and "-" not in str(caught.value)
