@@ -54,6 +54,13 @@ def opener(name: str, flags: int) -> int:
     return _descriptor(Path(name), flags)
 
 
+def close(folder: Path) -> None:
+    """Make private what a library has written into a folder of ours."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(FOLDER if path.is_dir() else FILE)
+
+
 def keep_new_files_private() -> None:
     """For a process of our own (the command line, a worker): what libraries write is private as well."""
     os.umask(0o077)

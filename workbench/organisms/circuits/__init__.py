@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from workbench.core.errors import InputError
-from workbench.core.private import make_folder
+from workbench.core.private import close, make_folder
 
 VERSION = 2  # raise it whenever a construction changes: folders built by an older version are built again
 
@@ -56,6 +56,7 @@ def folder(name: str, root: Path) -> Path:
         built = work / "new"
         make_folder(built)
         import_module(f"{__name__}.{_CIRCUITS[name][0]}").build(name, built)
+        close(built)
         _move_in(built, place, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
