@@ -218,3 +218,24 @@ def test_numbers_are_still_what_the_probe_gave():
     run = made()
     expected = np.concatenate([Context(seed=0).rng(f"part {number}").normal(size=4) for number in range(2)])
     assert run.table("rows")["x"].to_list() == expected.tolist() == run.array("x").ravel().tolist()
+
+
+def test_a_figure_that_needs_a_damaged_table_names_it_and_the_others_are_drawn(tmp_path, capsys):
+    from tests.support.app_screens import keep
+    from tests.support.figure_runs import retrieval
+    from workbench.cli.main import run as command_line
+    from workbench.runs.checksums import of_folder
+
+    folder = runs.runs_root() / keep(retrieval(), "retrieval-heads-000000000001")
+    info = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", records.seal({**info, "files": of_folder(folder)}))
+    words = ["figures", folder.name, "--format", "csv", "--out"]
+    assert command_line([*words, str(tmp_path / "sound")]) == 0
+    flip(folder / "tables" / "heads.parquet", 300)
+    capsys.readouterr()
+    assert command_line([*words, str(tmp_path / "damaged")]) == 2
+    assert "tables/heads.parquet (its content has changed)" in capsys.readouterr().err
+    sound, damaged = ({path.name for path in (tmp_path / name).iterdir()} for name in ("sound", "damaged"))
+    assert damaged and damaged < sound and "head_map.csv" in sound - damaged
+    with pytest.raises(InputError, match="The table 'heads' of the run .* cannot be read"):
+        runs.figure(folder, "head_map")
