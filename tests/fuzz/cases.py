@@ -97,12 +97,12 @@ def _store_entry() -> None:
 
 
 def _jobs(data: Path) -> None:
-    from workbench.runs import queue
+    from workbench.runs import job_files, queue
 
     for seed in (0, 1):
         job = queue.submit("next-token-entropy", "organism", data=data, seed=seed, start=False)
-        queue.write_progress(job.id, 1, 2, "texts", 3.0)
-        queue.write_state(job.id, status="complete", started="2026-01-01", finished="2026-01-02", run="x", folder="y")
+        job_files.write_progress(job.id, 1, 2, "texts", 3.0)
+        job_files.write_state(job.id, status="complete", started="2026-01-01", finished="2026-01-02", run="x", folder="y")
 
 
 # ---- the cases
