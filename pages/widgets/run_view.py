@@ -312,6 +312,9 @@ def python_of(run: Run) -> str:
         seed=info.get("seed") or 0,
         dtype=model.get("dtype"),
         device=model.get("device"),
+        revision=model.get("revision"),
+        adapter=(model.get("adapter") or {}).get("path"),
+        date=model.get("date") if f"--date {model.get('date')}" in str(info.get("command")) else None,
     )
 
 
@@ -324,12 +327,14 @@ def python_code(
     seed: int = 0,
     dtype: str | None = None,
     device: str | None = None,
+    **of_model: str | None,
 ) -> str:
-    """The three lines that make a run."""
+    """The three lines that make a run. ``of_model``: what else the model was loaded with, None for what it was not."""
     said = "".join(f", {k}={v!r}" for k, v in settings.items())
     more = (f", data={str(data)!r}" if data else "") + (f", seed={seed}" if seed else "")
     loads = f", dtype={dtype!r}" if dtype not in (None, "float32") else ""
     loads += f", device={device!r}" if device not in (None, "cpu") else ""
+    loads += "".join(f", {name}={value!r}" for name, value in of_model.items() if value)
     return (
         "from workbench import figure, load, probe\n\n"
         f"model = load({model!r}{loads})\n"
