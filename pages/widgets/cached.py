@@ -15,7 +15,7 @@ from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.readings import Opened, Switches
 from workbench.models.load_options import local_folder
 from workbench.runs import execution
-from workbench.runs.folder import Run, Unreadable, unreadable_sentence
+from workbench.runs.folder import Run, UnreadableRun, unreadable_sentence
 
 
 def stamp(path: Path) -> tuple[int, ...]:
@@ -46,8 +46,8 @@ def unreadable() -> str:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _run_list(root: str, stamps: tuple) -> tuple[list[Run], list[Unreadable]]:
-    unreadable: list[Unreadable] = []
+def _run_list(root: str, stamps: tuple) -> tuple[list[Run], list[UnreadableRun]]:
+    unreadable: list[UnreadableRun] = []
     return execution.list_runs(root=Path(root), unreadable=unreadable), unreadable
 
 

@@ -90,7 +90,7 @@ def show_ended(job: queue.Job) -> None:
                 st.code(job.detail, language=None)
 
 
-def show_unreadable(odd: list[queue.Unreadable]) -> None:
+def show_unreadable(odd: list[queue.UnreadableJob]) -> None:
     """The jobs whose files cannot be read: nobody knows of which probe they are, so every panel names them."""
     if not odd:
         return

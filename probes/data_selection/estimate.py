@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.tables import read_table
-from workbench.runs.cost import Facts, Plan
+from workbench.runs.cost import ModelShape, Plan
 
 if TYPE_CHECKING:
     from probes.data_selection.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
+def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
     """Every sample of the pool and of the targets once."""
     texts = _texts(data)
     for name in config.target:

@@ -13,7 +13,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.support import tiny_probes
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import tiny_probes  # noqa: E402
+
 from workbench.cli.main import run as command_line
 from workbench.core.errors import is_panic
 

@@ -102,7 +102,10 @@ def _jobs(data: Path) -> None:
     for seed in (0, 1):
         job = queue.submit("next-token-entropy", "organism", data=data, seed=seed, start=False)
         job_files.write_progress(job.id, 1, 2, "texts", 3.0)
-        job_files.write_state(job.id, status="complete", started="2026-01-01", finished="2026-01-02", run="x", folder="y")
+        ended = {"started": "2026-01-01", "finished": "2026-01-02", "run": "x", "folder": "y"}
+        job_files.write_state(job.id, status="complete", **ended)
+            job.id, status="complete", started="2026-01-01", finished="2026-01-02", run="x", folder="y"
+        )
 
 
 # ---- the cases

@@ -14,7 +14,7 @@ from workbench.core.errors import InputError
 from workbench.core.files import write_json
 from workbench.runs import execution as runs
 from workbench.runs import notes
-from workbench.runs.folder import Unreadable, unreadable_sentence
+from workbench.runs.folder import UnreadableRun, unreadable_sentence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
@@ -86,7 +86,7 @@ def made(seed: int = 0, **how) -> runs.Run:
 
 
 def listed() -> tuple[list[str], str]:
-    unreadable: list[Unreadable] = []
+    unreadable: list[UnreadableRun] = []
     return [run.id for run in runs.list_runs(unreadable=unreadable)], unreadable_sentence(unreadable)
 
 

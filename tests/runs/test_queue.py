@@ -79,6 +79,9 @@ if not os.environ.get("REAL_MODELS"):
                                      n_heads=4, n_kv_heads=2, width=16, dtype="float32", device="cpu")
 
     sys.modules["workbench.models.loading"] = types.SimpleNamespace(load=load)
+    sys.modules["workbench.models.before_loading"] = types.SimpleNamespace(
+        check_presence=lambda name: None, check_request=lambda name, **_: None
+    )
     sys.modules["workbench.models.files"] = types.SimpleNamespace(resolve=resolve)
 """  # noqa: E501
 
@@ -243,7 +246,7 @@ def test_the_worker_outlives_the_process_that_asked(queued, tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE)
     identifier = found.stdout.strip()
-    assert jobs.get(identifier).status in ("queued", "running"), found.stderr
+    assert identifier and jobs.get(identifier).status in ("queued", "running"), found.stderr
     job = ended(jobs.get(identifier))
     assert job.status == "complete"
     pid = json.loads((jobs.root() / identifier / "state.json").read_text())["pid"]

@@ -131,9 +131,9 @@ def runs(
     json: Json = False,
 ) -> None:
     """List the runs, the latest first."""
-    from workbench.runs.folder import Unreadable, list_runs, runs_root, unreadable_sentence
+    from workbench.runs.folder import UnreadableRun, list_runs, runs_root, unreadable_sentence
 
-    unreadable: list[Unreadable] = []
+    unreadable: list[UnreadableRun] = []
     found = [run for run in list_runs(root=root, unreadable=unreadable) if probe in (None, run.probe)]
     if json:
         print_json([{**run.info, "status": run.status, "folder": str(run.folder)} for run in found])

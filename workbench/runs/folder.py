@@ -243,14 +243,14 @@ def _folder_by_id(reference: str, root: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableRun:
     """A folder that holds a run, or should, and why it cannot be read (a sentence without its point)."""
 
     folder: Path
     reason: str
 
 
-def list_runs(*, root: Path | None = None, unreadable: list[Unreadable] | None = None) -> list[Run]:
+def list_runs(*, root: Path | None = None, unreadable: list[UnreadableRun] | None = None) -> list[Run]:
     """Every run below the runs root that can be read, the latest first. ``unreadable`` gets the folders that
     cannot."""
     root = runs_root() if root is None else root
@@ -260,11 +260,11 @@ def list_runs(*, root: Path | None = None, unreadable: list[Unreadable] | None =
             runs.append(_read(folder))
         except InputError as error:
             if unreadable is not None:
-                unreadable.append(Unreadable(folder, str(error).rstrip(".")))
+                unreadable.append(UnreadableRun(folder, str(error).rstrip(".")))
     return sorted(runs, key=lambda run: (str(run.info.get("started", "")), run.folder.name), reverse=True)
 
 
-def _folders(root: Path, unreadable: list[Unreadable] | None = None) -> list[Path]:
+def _folders(root: Path, unreadable: list[UnreadableRun] | None = None) -> list[Path]:
     """The folders below the runs root that hold a run, or what is left of one; ``unreadable``: and those into which
     nobody can look."""
     found = []
@@ -281,14 +281,14 @@ def _folders(root: Path, unreadable: list[Unreadable] | None = None) -> list[Pat
             continue
         except OSError as error:
             if unreadable is not None and os.path.lexists(folder):  # else it was removed meanwhile
-                unreadable.append(Unreadable(folder, f"{folder} cannot be read: {error.strerror}"))
+                unreadable.append(UnreadableRun(folder, f"{folder} cannot be read: {error.strerror}"))
             continue
         if names & {"run.json", "summary.json", "tables"}:
             found.append(folder)
     return found
 
 
-def unreadable_sentence(unreadable: Sequence[Unreadable]) -> str:
+def unreadable_sentence(unreadable: Sequence[UnreadableRun]) -> str:
     """``1 folder could not be read: …``; nothing where all could."""
     if not unreadable:
         return ""

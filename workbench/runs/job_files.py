@@ -64,7 +64,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableJob:
     """A job whose files cannot be read, and why, in one sentence that names the file."""
 
     id: str
@@ -147,7 +147,7 @@ def folders() -> list[Path]:
         return []
 
 
-def read_job(folder: Path) -> Job | Unreadable | None:
+def read_job(folder: Path) -> Job | UnreadableJob | None:
     """The job of a folder; None for one that is being written or went just now."""
     try:
         spec = _record(_Spec, folder / "job.json")
@@ -157,7 +157,7 @@ def read_job(folder: Path) -> Job | Unreadable | None:
             raise InputError(f"{folder / 'job.json'} belongs to another job, '{spec.id[:60]}'.")
         return _with_state(Job(**spec.model_dump()), folder)
     except InputError as error:
-        return Unreadable(folder.name, folder, str(error))
+        return UnreadableJob(folder.name, folder, str(error))
 
 
 def read_outcome(identifier: str) -> dict[str, Any] | None:
@@ -199,14 +199,14 @@ def wants_cancel(identifier: str) -> bool:
     return os.path.lexists(root() / identifier / "cancel")
 
 
-def _without_spec(folder: Path) -> Unreadable | None:
+def _without_spec(folder: Path) -> UnreadableJob | None:
     try:
         age = time.time() - folder.lstat().st_mtime
     except FileNotFoundError:
         return None
     if 0 <= age < BEING_WRITTEN:
         return None
-    return Unreadable(folder.name, folder, f"{folder} has no job.json.")
+    return UnreadableJob(folder.name, folder, f"{folder} has no job.json.")
 
 
 def _with_state(job: Job, folder: Path) -> Job:

@@ -33,7 +33,7 @@ from workbench.runs import execution
 from workbench.runs.job_files import (
     DEVICE,
     Job,
-    Unreadable,
+    UnreadableJob,
     folder_of,
     folders,
     read_job,
@@ -190,10 +190,10 @@ def listing() -> list[Job]:
     return found
 
 
-def unreadable() -> list[Unreadable]:
+def unreadable() -> list[UnreadableJob]:
     """The jobs that cannot be read, each with a sentence on why. They are never run and their files never touched;
     :func:`forget` removes one."""
-    return [job for folder in folders() if isinstance(job := read_job(folder), Unreadable)]
+    return [job for folder in folders() if isinstance(job := read_job(folder), UnreadableJob)]
 
 
 def next_of(device: str, *, but: Collection[str] = ()) -> Job | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import InputError
-from workbench.runs.folder import Unreadable, find_folder, list_runs, read_unsealed
+from workbench.runs.folder import UnreadableRun, find_folder, list_runs, read_unsealed
 
 SOUND, DAMAGED, NO_CHECKSUMS, NOT_COMPLETE = "ok", "damaged", "no checksums", "not complete"
 
@@ -30,7 +30,7 @@ def verify(reference: str | Path, *, root: Path | None = None) -> Verdict:
 
 def verify_all(*, root: Path | None = None) -> list[Verdict]:
     """The verdicts on all runs, the latest first, and on the folders that cannot be read as one."""
-    unreadable: list[Unreadable] = []
+    unreadable: list[UnreadableRun] = []
     found = [run.folder for run in list_runs(root=root, unreadable=unreadable)]
     return [_of(folder) for folder in [*found, *(item.folder for item in unreadable)]]
 
