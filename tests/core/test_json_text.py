@@ -66,7 +66,12 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
-    for name, words in (("folder", "no file"), ("pipe", "no file"), ("loop", "not there"), ("absent", "not there")):
+    for name, words in (
+        ("folder", "a directory"),
+        ("pipe", "no plain file"),
+        ("loop", "opened"),
+        ("absent", "not there"),
+    ):
         with pytest.raises(InputError, match=words):
             read_json_object(tmp_path / f"{name}.json", what="It")
 

@@ -162,14 +162,14 @@ def test_what_is_no_file_by_the_name_of_run_json_is_named_and_nobody_waits_for_i
 
 def test_files_that_nobody_may_open_are_named(monkeypatch, capsys):
     bad, good = made(), made(seed=1)
-    real = Path.read_bytes
+    real = os.open
 
-    def refuse(path: Path) -> bytes:
-        if path == bad.folder / "run.json":
+    def refuse(path, *how, **more) -> int:
+        if Path(path) == bad.folder / "run.json":
             raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
+        return real(path, *how, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     held_to_its_rules(bad.folder, good, capsys)
     assert "Permission denied" in listed()[1]
 

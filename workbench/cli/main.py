@@ -17,7 +17,7 @@ from workbench.cli.show import say
 from workbench.core.errors import Cancelled, WorkbenchError, is_panic
 from workbench.core.private import keep_new_files_private
 from workbench.core.signals import stop_signals
-from workbench.core.wording import one_line
+from workbench.core.wording import one_line, shortened
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,7 +77,7 @@ def _report(error: BaseException, sentence: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    say("workbench: " + " ".join(sentence.split()), error=True)
+    say("workbench: " + " ".join(shortened(word) for word in sentence.split()), error=True)
     return code
 
 

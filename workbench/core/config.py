@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.core.config_values import checked, from_text, listed, native, shown, type_name
 from workbench.core.errors import InputError
+from workbench.core.files import read_plain
 from workbench.core.nearest_name import nearest
 from workbench.core.paths import user_path
 
@@ -198,7 +199,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
     path = user_path(path)
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(read_plain(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except IsADirectoryError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
-from workbench.core.files import write_bytes
+from workbench.core.files import read_plain, write_bytes
 from workbench.core.parquet import parquet_bytes, parse_parquet
 from workbench.core.private import make_folder
 
@@ -164,7 +164,7 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    raw = path.read_bytes()
+    raw = read_plain(path)
     try:
         tensors = load(raw)
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]

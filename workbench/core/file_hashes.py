@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.core.files import canonical, digest_file, write_bytes
+from workbench.core.files import canonical, digest_file, read_plain, write_bytes
 from workbench.core.private import make_folder
 
 TICK = 2.0  # seconds after a change in which another one might not show in the times of a file
@@ -70,7 +70,7 @@ def _remembered(memory: Path) -> dict[str, str]:
     try:
         if not memory.is_file() or memory.stat().st_size > _MOST_BYTES:
             return {}
-        kept = json.loads(memory.read_bytes())
+        kept = json.loads(read_plain(memory))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(kept, dict) or not isinstance(entries := kept.get("files"), dict):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,12 +68,30 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode("utf-8", "replace"))
 
 
+def open_plain(path: Path) -> io.BufferedReader:
+    """A plain file, open for reading. OSError, as the system says it, for what is not there or cannot be opened, and
+    for a folder, a pipe or a device by that name (a pipe would be waited for as long as nobody writes into it)."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, os.strerror(number) if stat.S_ISDIR(mode) else "it is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(path: Path) -> bytes:
+    """All bytes of a plain file; the errors are those of :func:`open_plain`."""
+    with open_plain(path) as file:
+        return file.read()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file. FileNotFoundError where there is nothing of that name; InputError, one sentence, for
     whatever else is no JSON: another encoding, NaN, numbers and nesting that cannot be held, a folder, a link that
     leads nowhere."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_plain(path).decode("utf-8")
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         if "\\ud" in text.lower():  # half a pair of escapes is a text that cannot be shown or written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -128,7 +149,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of the bytes of one file, in hex."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

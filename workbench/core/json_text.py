@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import InputError
+from workbench.core.files import read_plain
 from workbench.core.wording import one_line
 
 
 def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
     """The object in a JSON file, which errors call ``what``; InputError also where it is no file, cannot be opened, or
     holds no object."""
-    if not path.is_file():  # a pipe by that name would be waited for
-        raise InputError(f"{what} is {'no file' if path.exists() else 'not there'}.")
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
+    except FileNotFoundError:
+        raise InputError(f"{what} is not there.") from None
     except OSError as error:
         raise InputError(f"{what} cannot be opened ({error.strerror or one_line(error)}).") from None
     return parse_json_object(data, what=what)

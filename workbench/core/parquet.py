@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.errors import InputError, is_panic
-from workbench.core.files import write_bytes
+from workbench.core.files import read_plain, write_bytes
 from workbench.core.wording import one_line
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def read_parquet(path: Path) -> pl.DataFrame:
     """The table in a Parquet file; InputError (one sentence, with the path) for what is none. OSError as the system
     raises it for a file that is not there or cannot be opened."""
-    return parse_parquet(path.read_bytes(), what=str(path))
+    return parse_parquet(read_plain(path), what=str(path))
 
 
 def parse_parquet(data: bytes, *, what: str) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.cells import cell_text, infinite, label_column, text_column
 from workbench.core.errors import InputError
-from workbench.core.files import digest_path
+from workbench.core.files import digest_path, read_plain
 from workbench.core.json_text import parse_json
 from workbench.core.nearest_name import nearest
 from workbench.core.parquet import read_parquet
@@ -79,7 +79,7 @@ def read_text(path: str | Path, *, what: str = "text") -> str:
     """The whole text of a UTF-8 file (a byte-order mark is dropped); InputError for an empty or otherwise encoded
     file."""
     path = existing(path, what=what)
-    raw = path.read_bytes()
+    raw = read_plain(path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -110,6 +110,11 @@ UNSEEN = (
 _HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f{UNSEEN}]")
 
 
+def shortened(word: str, most: int = 400) -> str:
+    """A word of thousands of characters by its beginning and its end, so that the sentence around it can be read."""
+    return word if len(word) <= most else f"{word[: most - 100]}…{word[-60:]} ({len(word):,} characters)"
+
+
 def harmless(text: object) -> str:
     """Text as a terminal may show it: what would move the cursor, colour, hide or turn round the rest is spelt out
     (``\\x1b``, ``\\u202e``); line breaks and tabs stay."""

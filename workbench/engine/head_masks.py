@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import InputError
-from workbench.core.files import write_json
+from workbench.core.files import read_plain, write_json
 from workbench.core.json_text import parse_json_object
 from workbench.core.wording import one_line
 from workbench.engine.edits import Edit, HeadAblation
@@ -60,7 +60,7 @@ def save_heads(
 def read_mask(path: Path) -> HeadMask:
     """The head mask in a file (`pruned_heads.json`). Raises InputError when it is not one, or names no head."""
     try:
-        data = Path(path).read_bytes()
+        data = read_plain(Path(path))
     except OSError as error:
         raise InputError(f"The edit file '{path}' cannot be read: {error.strerror or error}.") from error
     return parse_mask(data, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError
+from workbench.core.files import open_plain
 from workbench.core.json_text import read_json_object
 from workbench.core.nearest_name import nearest
 from workbench.core.wording import one_line
@@ -218,7 +219,7 @@ def tensor_names(file: Path) -> list[str]:
 def _tensors(file: Path) -> dict[str, dict]:
     """Name → {dtype, shape, …} of the tensors in a safetensors file."""
     try:
-        with open(file, "rb") as stream:
+        with open_plain(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length <= file.stat().st_size else None
     except (ValueError, RecursionError):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.core.files import digest_file
-from workbench.runs.records import NOTES, RUN, read_bytes
+from workbench.core.files import digest_file, read_plain
+from workbench.runs.records import NOTES, RUN
 
 APART = (RUN, NOTES)  # run.json guards itself, and notes are written later
 APART_FOLDERS = ("figures", "parts")  # drawn again at will; gone when the run is complete
@@ -39,7 +39,7 @@ def checked_bytes(folder: Path, name: str, files: Mapping[str, Mapping[str, Any]
     if files is not None and wanted is None:
         raise Damaged("it is none of the files that the run left")
     try:
-        data = read_bytes(folder / name)
+        data = read_plain(folder / name)
     except FileNotFoundError:
         raise Damaged("it is missing") from None
     if wanted is not None and hashlib.sha256(data).hexdigest() != wanted["sha256"]:
@@ -65,7 +65,7 @@ def _problem(path: Path, wanted: Mapping[str, Any], closed: int | None) -> str |
         if about.st_size != wanted["bytes"]:
             return _changed(about.st_size, wanted["bytes"])
         if closed is None:
-            actual = hashlib.sha256(read_bytes(path)).hexdigest()
+            actual = hashlib.sha256(read_plain(path)).hexdigest()
         elif about.st_mtime_ns <= closed:
             return None
         else:
@@ -91,4 +91,4 @@ def _modified(path: Path) -> int:
 @functools.lru_cache(maxsize=4096)
 def _digest(path: Path, modified: int, number: int) -> str:
     """Of a file that was touched, e.g. copied after its run.json: read once as long as it is not touched again."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    return hashlib.sha256(read_plain(path)).hexdigest()

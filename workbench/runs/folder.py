@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.files import jsonable, write_bytes, write_json
+from workbench.core.files import jsonable, read_plain, write_bytes, write_json
 from workbench.core.nearest_name import nearest
 from workbench.core.parquet import parse_parquet, write_parquet
 from workbench.core.paths import cache_root, usable_path
@@ -318,13 +318,12 @@ def _read(folder: Path) -> Run:
 def read_file(path: Path) -> bytes:
     """The bytes of a file that somebody names. Those of a file that a run left are checked as the run's own: InputError
     where they are not what it left, or where they cannot be read."""
-    from workbench.runs.records import read_bytes
 
     run = _run_of(path)
     if run is not None:
         return run.read(path.name)
     try:
-        return read_bytes(path)
+        return read_plain(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core.errors import InputError
-from workbench.core.files import canonical
+from workbench.core.files import canonical, read_plain
 from workbench.core.wording import cut, one_line
 
 SCHEMA = 1
@@ -183,13 +182,6 @@ def sealed(info: Mapping[str, Any]) -> bool:
     return info.get("checksum") == seal(info)["checksum"]
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a plain file. OSError for anything else by that name (a pipe would wait for ever)."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is no plain file")
-    return path.read_bytes()
-
-
 def parse_json(data: bytes) -> Any:
     """A JSON value; ValueError or RecursionError for what is none, NaN and infinities, numbers that no float holds and
     nesting that no file of ours has included."""
@@ -226,7 +218,7 @@ def _finite(text: str) -> float:
 
 def _read(path: Path, kind: type[BaseModel], remedy: str) -> dict[str, Any]:
     try:
-        found = parse_json(read_bytes(path))
+        found = parse_json(read_plain(path))
         kind.model_validate(found)
     except (OSError, ValueError, RecursionError) as error:
         raise _refusal(path, error, remedy) from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError, RunFailed
+from workbench.core.files import open_plain
 from workbench.core.locks import NO_LOCKS, no_locks
 from workbench.store import shards
 from workbench.store.shards import DamagedShard
@@ -147,7 +148,7 @@ def hold(path: Path, *, exclusive: bool = False):
     """Open ``path`` with a shared lock (waiting for it), or an exclusive one (not waiting). None when that is not
     possible or the file was removed while waiting. Closing the file, or the end of the process, gives the lock back."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 (kept open on purpose)
+        file = open_plain(path)  # kept open on purpose
     except OSError:
         return None
     try:

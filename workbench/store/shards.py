@@ -27,7 +27,7 @@ import numpy as np
 import xxhash
 
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.files import TEMPORARY, canonical
+from workbench.core.files import TEMPORARY, canonical, open_plain
 from workbench.core.private import opener
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Shard:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 status = os.fstat(file.fileno())
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= status.st_size - 8:
