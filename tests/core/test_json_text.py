@@ -66,7 +66,8 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
-    for name, words in (
+    said = {"folder": "a directory", "pipe": "no plain file", "loop": "opened", "absent": "not there"}
+    for name, words in said.items():
         ("folder", "a directory"),
         ("pipe", "no plain file"),
         ("loop", "opened"),
