@@ -1,0 +1,90 @@
+"""Default data belong to the model: an organism reads its own world, every other model the plain English that ships."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+
+import pytest
+
+from workbench import organisms
+from workbench.core import registry
+from workbench.core.files import canonical
+from workbench.models.loading import load
+from workbench.runs import execution as runs
+from workbench.runs.folder import Run
+
+OWN = {"representation-geometry": "texts.jsonl"}  # probe -> what an organism reads, below its data folder
+ENGLISH = {"representation-geometry": "probes.representation_geometry:material/passages.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llama):
+    return load(str(tiny_llama))
+
+
+def on_english(tiny, probe: str, **config) -> Run:
+    """A run with default data on a model that is no organism: complete, and nothing in run.json is the organism's."""
+    run = runs.execute(probe, tiny, config=config)
+    info = {key: value for key, value in run.info.items() if key != "files"}
+    assert run.status == "complete" and info["data"]["name"] == ENGLISH[probe]
+    assert "organism" not in json.dumps(info)
+    assert all(run.table(name) is not None for name in registry.get(probe).tables if name in run.tables)
+    return run
+
+
+@pytest.mark.parametrize("probe", OWN)
+@pytest.mark.parametrize("model", ["organism", "organism-chat", "organism@step-1", "circuit-uniform"])
+def test_organisms_and_circuits_read_the_organisms_world(probe, model):
+    assert model in organisms.names()
+    ready = runs.prepare(probe, model=model)
+    assert ready.data == organisms.DATA / OWN[probe]
+    assert ready.data_name == f"workbench:organisms/data/{OWN[probe]}"
+    folder = organisms.folder(model)
+    assert runs.prepare(probe, model=folder).data == ready.data
+
+
+@pytest.mark.parametrize("probe", ENGLISH)
+@pytest.mark.parametrize("model", [None, "gpt2", "org/model", "no such\0model", "~nobody/x", "x" * 5000])
+def test_any_other_model_reads_the_english_that_ships(probe, model):
+    ready = runs.prepare(probe, model=model)
+    assert ready.data_name == ENGLISH[probe] and ready.data.exists()
+    assert not ready.data.is_relative_to(organisms.DATA)
+
+
+@pytest.mark.parametrize("probe", OWN)
+def test_what_was_prepared_without_a_model_gets_the_data_of_the_model_that_it_runs_on(probe):
+    ready = runs._with_own_data(runs.prepare(probe), "organism")
+    assert ready == runs.prepare(probe, model="organism")
+    assert runs._with_own_data(ready, "gpt2") == runs.prepare(probe, model="gpt2")
+
+
+# the ids of runs on a model with the weights "f", as they were before any other model had data of its own
+IDS = {
+    ("representation-geometry", "organism"): "21a94094b6f0",
+    ("representation-geometry", "circuit-copy"): "21a94094b6f0",
+}
+EXAMPLES = {"representation-geometry": "6f56964b0a75"}
+
+
+def identifier(probe: str, model: str, config: dict) -> str:
+    about = {"revision": None, "fingerprint": "f", "tokenizer_fingerprint": "t", "dtype": "float32"}
+    ready = runs.prepare(probe, config, model=model)
+    known = runs.identify(ready, types.SimpleNamespace(name=model, **about), seed=0)
+    return hashlib.sha256(canonical(known)).hexdigest()[:12]
+
+
+def test_the_runs_of_organisms_and_circuits_keep_their_ids():
+    assert {key: identifier(*key, {}) for key in IDS} == IDS
+    found = {probe: identifier(probe, "organism", registry.get(probe).example("organism")) for probe in EXAMPLES}
+    assert found == EXAMPLES
+
+
+def test_geometry_of_any_model_reads_passages_and_says_that_they_are_few_for_its_width(tiny):
+    run = on_english(tiny, "representation-geometry", limit=40, draws=20, loss_rows=4, max_length=32, colour="manner")
+    assert run.table("layers")["n"][0] == 40
+    assert not [said for said in run.info["warnings"] if "span at most" in said]  # there is no alpha, which says more
+    run = on_english(tiny, "representation-geometry", limit=40, draws=0, loss_rows=0, max_length=32, fit_range=(2, 20))
+    (said,) = [said for said in run.info["warnings"] if "span at most" in said]
+    assert said.startswith("40 texts span at most 39 dimensions and the width is 64")
