@@ -8,15 +8,20 @@ import types
 
 import pytest
 
+from probes import branching_factor
 from workbench import organisms
 from workbench.core import registry
 from workbench.core.files import canonical
+from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.runs.folder import Run
 
-OWN = {"representation-geometry": "texts.jsonl"}  # probe -> what an organism reads, below its data folder
-ENGLISH = {"representation-geometry": "probes.representation_geometry:material/passages.jsonl"}
+OWN = {"representation-geometry": "texts.jsonl", "branching-factor": "prompts.jsonl"}  # probe -> what an organism reads, below its data folder
+ENGLISH = {
+    "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
+    "branching-factor": "probes.branching_factor:material/english.jsonl",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +69,10 @@ def test_what_was_prepared_without_a_model_gets_the_data_of_the_model_that_it_ru
 IDS = {
     ("representation-geometry", "organism"): "21a94094b6f0",
     ("representation-geometry", "circuit-copy"): "21a94094b6f0",
+    ("branching-factor", "organism"): "6cf39fd26593",
+    ("branching-factor", "circuit-copy"): "6cf39fd26593",
 }
-EXAMPLES = {"representation-geometry": "6f56964b0a75"}
+EXAMPLES = {"representation-geometry": "6f56964b0a75", "branching-factor": "6f30723886be"}
 
 
 def identifier(probe: str, model: str, config: dict) -> str:
@@ -88,3 +95,15 @@ def test_geometry_of_any_model_reads_passages_and_says_that_they_are_few_for_its
     run = on_english(tiny, "representation-geometry", limit=40, draws=0, loss_rows=0, max_length=32, fit_range=(2, 20))
     (said,) = [said for said in run.info["warnings"] if "span at most" in said]
     assert said.startswith("40 texts span at most 39 dimensions and the width is 64")
+
+
+def test_the_first_english_prompts_hold_as_many_of_each_kind(tiny):
+    kinds = read_table(runs.prepare("branching-factor").data, required=("prompt", "kind"), what="prompts")["kind"]
+    assert kinds[:5].n_unique() == kinds.n_unique() == branching_factor.KINDS
+    assert all(set(kinds[k : k + 5]) == set(kinds) for k in range(0, len(kinds), 5))
+
+
+def test_branching_factor_of_any_model_reads_english_prompts(tiny):
+    run = on_english(tiny, "branching-factor", **branching_factor.example("gpt2") | {"samples": 3, "max_new_tokens": 4})
+    texts = read_table(runs.prepare("branching-factor").data, required=("prompt",), what="prompts")["prompt"]
+    assert run.table("prompts")["text"].to_list() == texts[:10].to_list()
