@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 
 import pytest
 
 from probes import branching_factor
+from probes.data_selection.samples import TOPICS, target_files
 from workbench import organisms
 from workbench.core import registry
+from workbench.core.errors import InputError
 from workbench.core.files import canonical
 from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.runs.folder import Run
 
-OWN = {"representation-geometry": "texts.jsonl", "branching-factor": "prompts.jsonl"}  # probe -> what an organism reads, below its data folder
+OWN = {
+    "representation-geometry": "texts.jsonl",
+    "branching-factor": "prompts.jsonl",
+    "data-selection": "pool.jsonl",
+}  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
     "branching-factor": "probes.branching_factor:material/english.jsonl",
+    "data-selection": "probes.data_selection:material/instructions.jsonl",
 }
 
 
@@ -71,8 +79,14 @@ IDS = {
     ("representation-geometry", "circuit-copy"): "21a94094b6f0",
     ("branching-factor", "organism"): "6cf39fd26593",
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
+    ("data-selection", "organism"): "90fe9d45645e",
+    ("data-selection", "circuit-copy"): "4e17dccfb455",
 }
-EXAMPLES = {"representation-geometry": "6f56964b0a75", "branching-factor": "6f30723886be"}
+EXAMPLES = {
+    "representation-geometry": "6f56964b0a75",
+    "branching-factor": "6f30723886be",
+    "data-selection": "a44c49212d85",
+}
 
 
 def identifier(probe: str, model: str, config: dict) -> str:
@@ -107,3 +121,43 @@ def test_branching_factor_of_any_model_reads_english_prompts(tiny):
     run = on_english(tiny, "branching-factor", **branching_factor.example("gpt2") | {"samples": 3, "max_new_tokens": 4})
     texts = read_table(runs.prepare("branching-factor").data, required=("prompt",), what="prompts")["prompt"]
     assert run.table("prompts")["text"].to_list() == texts[:10].to_list()
+
+
+def test_no_example_of_an_english_target_is_in_the_pool_or_nearly_so():
+    def words(row: dict) -> set[str]:
+        return set(re.findall(r"\w+", f"{row['prompt']} {row['response']}".casefold()))
+
+    pool = [words(row) for row in read_table(runs.prepare("data-selection").data, what="pool").iter_rows(named=True)]
+    for path in target_files(("default",)).values():
+        for row in map(words, read_table(path, what="target").iter_rows(named=True)):
+            assert max(len(row & other) / len(row | other) for other in pool) < 1 / 3
+
+
+def test_data_selection_of_any_model_selects_english_instructions_by_its_neurons(tiny):
+    run = on_english(tiny, "data-selection", site="resid_post.0", resamples=0, explain=1)
+    topics = sorted(path.stem for path in TOPICS.glob("*.jsonl"))
+    assert len(topics) == 8 and run.summary["method"] == "neurons" and run.summary["pool"] == 648
+    assert run.summary["duplicates_of_targets"] == 0
+    assert set(run.info["material"]) == {f"target {topic}" for topic in topics}
+    assert run.table("selected")["target"].unique().sort().to_list() == topics
+    assert run.table("precision")["base_rate"].unique().to_list() == pytest.approx([1 / 8])
+    assert any(
+        "No sparse autoencoder ships with" in said and "its neurons select" in said for said in run.info["warnings"]
+    )
+
+
+def test_targets_go_by_name_in_every_world_and_by_default_in_the_models_own():
+    assert (
+        set(target_files(("code", "sea"), "gpt2")) == set(target_files(("code", "sea"), "organism")) == {"code", "sea"}
+    )
+    assert not set(target_files(("default",), "gpt2")) & set(target_files(("default",), "organism"))
+    assert "sea" in target_files(("default",), "circuit-copy")
+
+
+def test_a_label_is_held_against_the_targets_of_the_model_before_it_is_loaded(tmp_path):
+    pool = tmp_path / "pool.csv"
+    pool.write_text("text,kind\nwaves,sea\nsongs,music\n")
+    with pytest.raises(InputError, match="There is no precision for arithmetic"):
+        runs.prepare("data-selection", {"label": "kind"}, pool, model="gpt2")
+    with pytest.raises(InputError, match="There is no precision for facts"):
+        runs.prepare("data-selection", {"label": "kind"}, pool, model="organism")
