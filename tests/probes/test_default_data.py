@@ -7,9 +7,13 @@ import json
 import re
 import types
 
+import numpy as np
 import pytest
 
 from probes import branching_factor
+from probes.concept_depth.chosen_sets import read_sets
+from probes.concept_depth.concept_sets import split
+from probes.concept_depth.config import Config
 from probes.data_selection.samples import TOPICS, target_files
 from workbench import organisms
 from workbench.core import registry
@@ -24,11 +28,13 @@ OWN = {
     "representation-geometry": "texts.jsonl",
     "branching-factor": "prompts.jsonl",
     "data-selection": "pool.jsonl",
+    "concept-depth": "concepts",
 }  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
     "branching-factor": "probes.branching_factor:material/english.jsonl",
     "data-selection": "probes.data_selection:material/instructions.jsonl",
+    "concept-depth": "probes.concept_depth:material",
 }
 
 
@@ -81,11 +87,14 @@ IDS = {
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
     ("data-selection", "organism"): "90fe9d45645e",
     ("data-selection", "circuit-copy"): "4e17dccfb455",
+    ("concept-depth", "organism"): "5ee2462845e2",
+    ("concept-depth", "circuit-copy"): "5ee2462845e2",
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
     "branching-factor": "6f30723886be",
     "data-selection": "a44c49212d85",
+    "concept-depth": "43bc16e927f6",
 }
 
 
@@ -161,3 +170,30 @@ def test_a_label_is_held_against_the_targets_of_the_model_before_it_is_loaded(tm
         runs.prepare("data-selection", {"label": "kind"}, pool, model="gpt2")
     with pytest.raises(InputError, match="There is no precision for facts"):
         runs.prepare("data-selection", {"label": "kind"}, pool, model="organism")
+
+
+SETS = ["animal", "capitals", "facts", "larger", "negation", "plural", "sentiment", "switches"]
+
+
+def test_concept_depth_of_any_model_reads_the_english_sets(tiny):
+    short = registry.get("concept-depth").example("gpt2") | {"limit": 20, "shuffles": 1, "noise": False}
+    run = on_english(tiny, "concept-depth", **short)
+    assert run.table("depth")["dataset"].sort().to_list() == SETS
+    assert run.table("sets").filter(dataset="facts").select("difficulty", "class0", "class1").rows() == [(3, "0", "1")]
+    assert "facts" in run.table("causal")["dataset"]  # the statements ask for true or false
+
+
+def test_no_split_parts_a_true_statement_from_its_false_twin():
+    (facts,) = read_sets(Config(sets=("english/facts",)), None)
+    assert len(facts) == 440 and facts.answers == ("false", "true") and facts.labels.sum() == 220
+    for how in ("paper", "kfold"):
+        tests, by_group = split(facts, how, rng=np.random.default_rng(1))
+        for test in tests:
+            groups, counts = np.unique(np.array(facts.groups)[test], return_counts=True)
+            assert by_group and len(groups) and set(counts) == {2}
+
+
+def test_sets_are_looked_up_in_the_world_of_the_model_before_it_is_loaded():
+    assert runs.prepare("concept-depth", {"sets": ("coin",)}, model="organism").data.name == "concepts"
+    with pytest.raises(InputError, match="There is no concept set 'coin'.*there are animal, capitals, facts"):
+        runs.prepare("concept-depth", {"sets": ("coin",)}, model="gpt2")
