@@ -15,11 +15,12 @@ from probes.concept_depth.chosen_sets import read_sets
 from probes.concept_depth.concept_sets import split
 from probes.concept_depth.config import Config
 from probes.data_selection.samples import TOPICS, target_files
-from workbench import organisms
+from workbench import figures, organisms
 from workbench.core import registry
 from workbench.core.errors import InputError
 from workbench.core.files import canonical
 from workbench.core.tables import read_table
+from workbench.figures.export import caption
 from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.runs.folder import Run
@@ -35,6 +36,7 @@ ENGLISH = {
     "branching-factor": "probes.branching_factor:material/english.jsonl",
     "data-selection": "probes.data_selection:material/instructions.jsonl",
     "concept-depth": "probes.concept_depth:material",
+    "retrieval-heads": "probes.retrieval_heads:material/needles.jsonl",
 }
 
 
@@ -143,7 +145,7 @@ def test_no_example_of_an_english_target_is_in_the_pool_or_nearly_so():
 
 
 def test_data_selection_of_any_model_selects_english_instructions_by_its_neurons(tiny):
-    run = on_english(tiny, "data-selection", site="resid_post.0", resamples=0, explain=1)
+    run = on_english(tiny, "data-selection", site="resid_post.0", resamples=0, baselines=("neurons",))
     topics = sorted(path.stem for path in TOPICS.glob("*.jsonl"))
     assert len(topics) == 8 and run.summary["method"] == "neurons" and run.summary["pool"] == 648
     assert run.summary["duplicates_of_targets"] == 0
@@ -197,3 +199,15 @@ def test_sets_are_looked_up_in_the_world_of_the_model_before_it_is_loaded():
     assert runs.prepare("concept-depth", {"sets": ("coin",)}, model="organism").data.name == "concepts"
     with pytest.raises(InputError, match="There is no concept set 'coin'.*there are animal, capitals, facts"):
         runs.prepare("concept-depth", {"sets": ("coin",)}, model="gpt2")
+
+
+def test_retrieval_heads_of_any_model_hides_english_needles_in_essays(tiny):
+    short = {"lengths": (384,), "depths": (50,), "needles": 1, "max_new_tokens": 2, "mask_k": (0,)}
+    run = on_english(tiny, "retrieval-heads", **short)
+    assert run.info["material"]["haystack"]["file"] == "essays.txt"
+
+
+def test_the_caption_of_a_figure_names_the_english_material(tiny):
+    run = on_english(tiny, "representation-geometry", limit=40, draws=0, loss_rows=0, max_length=32)
+    (said, *_) = [caption(run, fig) for fig in figures.build(run).values()]
+    assert "Data: passages.jsonl, 40 rows" in said
