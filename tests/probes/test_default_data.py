@@ -23,6 +23,7 @@ from workbench.core.tables import read_table
 from workbench.figures.export import caption
 from workbench.models.loading import load
 from workbench.runs import execution as runs
+from workbench.runs import preparation
 from workbench.runs.folder import Run
 
 OWN = {
@@ -76,9 +77,9 @@ def test_any_other_model_reads_the_english_that_ships(probe, model):
 
 @pytest.mark.parametrize("probe", OWN)
 def test_what_was_prepared_without_a_model_gets_the_data_of_the_model_that_it_runs_on(probe):
-    ready = runs._with_own_data(runs.prepare(probe), "organism")
+    ready = preparation.with_own_data(runs.prepare(probe), "organism")
     assert ready == runs.prepare(probe, model="organism")
-    assert runs._with_own_data(ready, "gpt2") == runs.prepare(probe, model="gpt2")
+    assert preparation.with_own_data(ready, "gpt2") == runs.prepare(probe, model="gpt2")
 
 
 # the ids of runs on a model with the weights "f", as they were before any other model had data of its own
