@@ -48,21 +48,30 @@ class DataSpec:
     what: str = "data"
     optional: bool = False
     columns: tuple[str, ...] = ()  # further columns that are read where they are present
-    # The file that ships with a model of that name (an organism), None for any other model; goes before `default`.
-    for_model: Callable[[str], Path | None] | None = None
+    # The file that goes with a model of that name (an organism): a path where it ships with the model, "package:path"
+    # where it ships with the project; None for any other model. Goes before `default`.
+    for_model: Callable[[str], Path | str | None] | None = None
     folder: bool = False
     option: str | None = None
 
     def default_path(self, model: str | None = None) -> Path | None:
         """The file that is read where none is given: the model's own where it comes with one, else the shipped one;
         None where there is neither."""
+        return self.default_file(model)[0]
+
+    def default_file(self, model: str | None = None) -> tuple[Path | None, str | None]:
+        """:meth:`default_path` and the name that a run keeps of it: "package:path", or "model:file" where it ships with
+        the model."""
         own = self.for_model(model) if model is not None and self.for_model is not None else None
-        if own is not None or self.default is None:
-            return own
-        package, _, inside = self.default.partition(":")
+        if isinstance(own, Path):
+            return own, f"{model}:{own.name}"
+        name = self.default if own is None else own
+        if name is None:
+            return None, None
+        package, _, inside = name.partition(":")
         from importlib.resources import files
 
-        return Path(str(files(package).joinpath(inside)))
+        return Path(str(files(package).joinpath(inside))), name
 
 
 @dataclass(frozen=True)

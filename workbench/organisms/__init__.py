@@ -8,12 +8,14 @@ aligned sibling, `organism@step-N` the checkpoints of its training run; `circuit
 from __future__ import annotations
 
 import json
+import os
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
+from workbench.core.paths import user_path
 
 _HERE = Path(__file__).parent
 WEIGHTS = _HERE / "weights"
@@ -66,10 +68,12 @@ def folder(name: str) -> Path:
 def name_of(model: str) -> str | None:
     """The organism that a model is, by its name or by the folder that it lies in; None for any other model."""
     known = names()
-    path = Path(model).expanduser()
-    if model not in known and path.is_dir() and path.name in known and folder(path.name).resolve() == path.resolve():
+    if model in known:
+        return model
+    path = user_path(model)
+    if os.path.isdir(path) and path.name in known and folder(path.name).resolve() == path.resolve():
         return path.name
-    return model if model in known else None
+    return None
 
 
 def truth(name: str) -> dict[str, Any]:
