@@ -63,7 +63,7 @@ def validate(config: Config, data: Path | None) -> None:
     for relation in config.test_relations:
         if as_label(relation) not in known:
             raise InputError(
-                f"{data} has no relation '{relation}' to hold out for testing; it has "
+                f"{_named(data)} has no relation '{relation}' to hold out for testing; it has "
                 f"{', '.join(sorted(map(str, known)))}."
             )
     if config.neutral != "auto":
@@ -225,9 +225,9 @@ def run(model, config: Config, context: Context) -> Result:
 # the items
 
 
-def _named(context: Context) -> str:
+def _named(data: Path | None) -> str:
     """The data, as a sentence begins with them: a path means nothing to who gave none."""
-    return "The facts that ship (countries, books, elements)" if is_shipped(context.data) else str(context.data)
+    return "The set of real facts that ships" if is_shipped(data) else str(data)
 
 
 def _rows(config: Config, data: Path | None) -> list[dict]:
@@ -242,7 +242,12 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
     if is_shipped(context.data):
-        rows, context.counters["distractors_replaced"] = fit(model, rows, chosen, context.data)
+        rows, placed, replaced = fit(model, rows, chosen, context.data, check=context.check)
+        context.counters["distractors_replaced"] = replaced
+        if len(placed) < len(chosen):
+            skipped = f"{len(chosen) - len(placed)} of {len(chosen)} items were skipped"
+            context.warn(f"{skipped}: the tokenizer cannot place their answer or distractor after the prompt.")
+            chosen = placed
     items, counts = build_items(
         model,
         rows,
@@ -276,7 +281,7 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
         return items, known
     if not right.any():
         raise InputError(
-            f"{_named(context)}: the model knows none of the {len(items)} items (its clean answers never name the "
+            f"{_named(context.data)}: the model knows none of the {len(items)} items (its clean answers never name the "
             f"truth); give a file of what it does know with --data, or use keep=all to measure these anyway."
         )
     return [item for item, knows in zip(items, right) if knows], known
@@ -302,7 +307,7 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
         if not some:
             instead = f"{more} or other shares" if config.keep == "all" else f"{more}, other shares or keep=all"
             raise InputError(
-                f"{_named(context)}: no item is left for the split '{name}' (of {len(items)} that can be used); "
+                f"{_named(context.data)}: no item is left for the split '{name}' (of {len(items)} that can be used); "
                 f"give {instead}."
             )
         if len(some) < FEW:

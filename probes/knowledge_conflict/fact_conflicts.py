@@ -7,16 +7,18 @@ relation (column `form`): several items about one fact would be no evidence of t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from probes.knowledge_conflict.items import answer_tokens
 from workbench import organisms
+from workbench.core.errors import InputError
 
 FACTS = Path(__file__).parent / "material" / "facts.jsonl"
 CONFLICTS = FACTS.with_name("fact_conflicts.jsonl")
@@ -164,27 +166,45 @@ def distractors(relation: str, subject: str, answers: Iterable[str], pool: Itera
     return [name for name in pool if name != also and not _words(name) & taken]
 
 
-def fit(model, rows: Sequence[dict], chosen: Iterable[int], path: Path) -> tuple[list[dict], int]:
+def fit(
+    model, rows: Sequence[dict], chosen: Sequence[int], path: Path, *, check: Callable[[], None] = lambda: None
+) -> tuple[list[dict], list[int], int]:
     """The rows, of which the `chosen` have another distractor where theirs begins with the same token as the answer on
-    this model, and how many have. A row for which no distractor does better stays as it is."""
-    rows, changed = list(rows), 0
-    pools: dict[str, list[str]] = {}
+    this model; those of `chosen` whose names the tokenizer can place; and how many distractors are other ones. A row
+    for which no distractor does better stays as it is.
+
+    Raises InputError where the tokenizer can place none."""
+    rows, placed, changed = list(rows), [], 0
+    pools: dict[str, set[str]] = {}
     for row in rows:
-        pools.setdefault(row["relation"], []).append(row["distractor"])
+        pools.setdefault(row["relation"], set()).add(row["distractor"])
+    refused: InputError | None = None
     for number in chosen:
+        check()
         row, where = rows[number], f"{path}, row {number + 1}"
-        memory, other = answer_tokens(model, row, where)
-        if memory != other:
+        try:
+            alike = _begin_alike(model, row, where)
+        except InputError as error:
+            refused = error
             continue
-        wrong = distractors(row["relation"], row["subject"], row["answers"], sorted(set(pools[row["relation"]])))
+        placed.append(number)
+        if not alike:
+            continue
+        wrong = distractors(row["relation"], row["subject"], row["answers"], sorted(pools[row["relation"]]))
         for n in np.random.default_rng((SEED, number)).permutation(len(wrong)):
-            new = write(row["relation"], row["form"], row["subject"], row["answers"], wrong[n])
-            new |= {"answers": row["answers"]}
-            memory, other = answer_tokens(model, new, where)
-            if memory != other:
-                rows[number], changed = new, changed + 1
-                break
-    return rows, changed
+            new = row | write(row["relation"], row["form"], row["subject"], row["answers"], wrong[n])
+            with contextlib.suppress(InputError):
+                if not _begin_alike(model, new, where):
+                    rows[number], changed = new, changed + 1
+                    break
+    if refused is not None and not placed:
+        raise refused
+    return rows, placed, changed
+
+
+def _begin_alike(model, row: dict, where: str) -> bool:
+    memory, other = answer_tokens(model, row, where)
+    return memory == other
 
 
 def save(path: Path = CONFLICTS) -> None:

@@ -72,8 +72,9 @@ def test_an_answer_that_any_text_may_hold_is_not_asked_for():
 def test_a_distractor_that_begins_like_the_answer_is_replaced_and_no_other(tiny_llama):
     model, rows = load(str(tiny_llama)), read_conflicts(facts.CONFLICTS)
     chosen = range(0, len(rows), 4)
-    fitted, changed = facts.fit(model, rows, chosen, facts.CONFLICTS)
-    again, _ = facts.fit(model, rows, chosen, facts.CONFLICTS)
+    fitted, placed, changed = facts.fit(model, rows, chosen, facts.CONFLICTS)
+    again, *_ = facts.fit(model, rows, chosen, facts.CONFLICTS)
+    assert placed == list(chosen)
     alike = [n for n in chosen if len(set(answer_tokens(model, rows[n], "here"))) == 1]
     assert fitted == again and 0 < changed <= len(alike)
     left = [n for n in alike if len(set(answer_tokens(model, fitted[n], "here"))) == 1]
@@ -86,6 +87,23 @@ def test_a_distractor_that_begins_like_the_answer_is_replaced_and_no_other(tiny_
         assert len(find(new["conflict_prompt"], new["distractor"])) == 1
 
 
+def test_an_answer_that_the_tokenizer_cannot_place_costs_its_own_item_only(tiny_llama, monkeypatch):
+    """Who gave no file cannot mend it."""
+    rows = read_conflicts(facts.CONFLICTS)
+    odd = {3, 4}
+    bad = [rows[n]["subject"] for n in odd]
+
+    def tokens(_model, row, where):
+        if row["subject"] in bad:
+            raise InputError(f"{where}: not placed.")
+        return 1, 2
+
+    monkeypatch.setattr(facts, "answer_tokens", tokens)
+    assert facts.fit(None, rows, range(8), facts.CONFLICTS) == (rows, [n for n in range(8) if n not in odd], 0)
+    with pytest.raises(InputError, match="row 5: not placed"):
+        facts.fit(None, rows, sorted(odd), facts.CONFLICTS)
+
+
 @pytest.mark.shared_data
 def test_most_facts_can_be_measured_with_a_tokenizer_that_is_used(shared, tmp_path):
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -95,7 +113,7 @@ def test_most_facts_can_be_measured_with_a_tokenizer_that_is_used(shared, tmp_pa
     LlamaForCausalLM(LlamaConfig(**size, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model, path = load(str(tmp_path)), facts.CONFLICTS
-    rows, _ = facts.fit(model, read_conflicts(path), range(len(ROWS)), path)
+    rows, *_ = facts.fit(model, read_conflicts(path), range(len(ROWS)), path)
     items, counts = build_items(
         model,
         rows,
@@ -145,7 +163,7 @@ def test_a_model_that_knows_no_fact_is_told_what_to_do_and_no_file_is_named(tiny
     with pytest.raises(InputError) as said:
         runs.execute(PROBE, str(tiny_llama), config=facts.example(str(tiny_llama)), out=tmp_path / "run")
     text = str(said.value)
-    assert "the model knows none of the" in text and "countries, books, elements" in text
+    assert "the model knows none of the" in text and "real facts that ships" in text
     assert "--data" in text and "keep=all" in text
     assert "jsonl" not in text and "organism" not in text and str(tmp_path) not in text
 
