@@ -33,6 +33,7 @@ import polars as pl
 
 from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, ROLES, Config
 from probes.knowledge_conflict.estimate import estimate
+from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
 from probes.knowledge_conflict.items import (
     COLUMNS,
     COUNTS,
@@ -62,7 +63,7 @@ def validate(config: Config, data: Path | None) -> None:
     for relation in config.test_relations:
         if as_label(relation) not in known:
             raise InputError(
-                f"{data} has no relation '{relation}' to hold out for testing; it has "
+                f"{_named(data)} has no relation '{relation}' to hold out for testing; it has "
                 f"{', '.join(sorted(map(str, known)))}."
             )
     if config.neutral != "auto":
@@ -138,7 +139,11 @@ def validate(config: Config, data: Path | None) -> None:
     },
     bibtex=BIBTEX,
     data=DataSpec(
-        required=COLUMNS, default="workbench:organisms/data/conflicts.jsonl", what="conflicts", columns=OPTIONAL
+        required=COLUMNS,
+        default=SHIPPED,
+        for_model=own_conflicts,
+        what="conflicts",
+        columns=OPTIONAL,
     ),
     material=lambda config, _model: (
         {"essays": ESSAYS, "documents": organisms.data("texts")} if config.neutral == "auto" else {}
@@ -146,7 +151,7 @@ def validate(config: Config, data: Path | None) -> None:
     validate=validate,
     figures="probes.knowledge_conflict.figures:figures",
     estimate=estimate,
-    example=lambda _model: {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2},
+    example=example,
     example_models=("organism",),
     leaves={"pruned_heads*.json": HEAD_MASK},
     head_scores={
@@ -220,6 +225,11 @@ def run(model, config: Config, context: Context) -> Result:
 # the items
 
 
+def _named(data: Path | None) -> str:
+    """The data, as a sentence begins with them: a path means nothing to who gave none."""
+    return "The set of real facts that ships" if is_shipped(data) else str(data)
+
+
 def _rows(config: Config, data: Path | None) -> list[dict]:
     return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)))
 
@@ -231,6 +241,13 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
     if 0 < config.limit < len(rows):
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
+    if is_shipped(context.data):
+        rows, placed, replaced = fit(model, rows, chosen, context.data, check=context.check)
+        context.counters["distractors_replaced"] = replaced
+        if len(placed) < len(chosen):
+            skipped = f"{len(chosen) - len(placed)} of {len(chosen)} items were skipped"
+            context.warn(f"{skipped}: the tokenizer cannot place their answer or distractor after the prompt.")
+            chosen = placed
     items, counts = build_items(
         model,
         rows,
@@ -264,8 +281,8 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
         return items, known
     if not right.any():
         raise InputError(
-            f"{context.data}: the model knows none of the {len(items)} items (its clean answers never name "
-            f"the truth); use keep=all to measure them anyway."
+            f"{_named(context.data)}: the model knows none of the {len(items)} items (its clean answers never name the "
+            f"truth); give a file of what it does know with --data, or use keep=all to measure these anyway."
         )
     return [item for item, knows in zip(items, right) if knows], known
 
@@ -285,17 +302,19 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
         "validation": "k hangs on single answers",
         "test": "gains get no interval",
     }
+    more = "a file of items that the model knows (--data)" if is_shipped(context.data) else "more items"
     for name, some in split.items():
         if not some:
-            instead = "more items or other shares" if config.keep == "all" else "more items, other shares or keep=all"
+            instead = f"{more} or other shares" if config.keep == "all" else f"{more}, other shares or keep=all"
             raise InputError(
-                f"{context.data}: no item is left for the split '{name}' (of {len(items)} that can be used); "
+                f"{_named(context.data)}: no item is left for the split '{name}' (of {len(items)} that can be used); "
                 f"give {instead}."
             )
         if len(some) < FEW:
+            by = ", with a file of items that the model knows (--data)" if is_shipped(context.data) else ""
             context.warn(
                 f"The split '{name}' has only {len(some)} item{'s' if len(some) > 1 else ''}: {weak[name]}; give it "
-                f"at least {FEW}."
+                f"at least {FEW}{by}."
             )
     return split
 

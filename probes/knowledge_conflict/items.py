@@ -148,7 +148,7 @@ def build_items(
     for number in chosen:
         check()
         row, where = rows[number], f"{path}, row {number + 1}"
-        memory_id, context_id = _answer_tokens(model, row, where)
+        memory_id, context_id = answer_tokens(model, row, where)
         clean = model.encode(row["clean_prompt"])
         conflict, offsets = model.encode_with_offsets(row["conflict_prompt"])
         if not _has_room(model, {"clean_prompt": clean, "conflict_prompt": conflict}, room, long, where):
@@ -213,7 +213,7 @@ def _sources(row: dict, offsets: Sequence[tuple[int, int]]) -> dict[str, tuple[i
     return {name: tokens_of(offsets, found) for name, found in zip(SOURCES, spans)}
 
 
-def _answer_tokens(model, row: dict, where: str) -> tuple[int, int]:
+def answer_tokens(model, row: dict, where: str) -> tuple[int, int]:
     """The first tokens of the answer and of the distractor, as they follow the conflict prompt."""
     from workbench.models.text_positions import first_token
 

@@ -399,3 +399,15 @@ def test_the_data_file_of_a_model_goes_before_the_one_that_ships(tmp_path):
     assert spec.default_path("mine") == own
     assert spec.default_path("other") == spec.default_path() and spec.default_path().is_file()
     assert registry.DataSpec().default_path("mine") is None
+
+
+def test_a_default_file_has_the_name_that_a_run_keeps_of_it(tmp_path):
+    """A file that ships with the model is named after the model, one that ships with the project after its place."""
+    shipped, world = "workbench:organisms/data/texts.jsonl", "workbench:organisms/data/conflicts.jsonl"
+    own = {"mine": tmp_path / "own.csv", "ours": world}
+    spec = registry.DataSpec(default=shipped, for_model=own.get)
+    assert spec.default_file("mine") == (tmp_path / "own.csv", "mine:own.csv")
+    path, name = spec.default_file("ours")
+    assert (path, name) == (registry.DataSpec(default=world).default_path(), world) and path.is_file()
+    assert spec.default_file("other")[1] == spec.default_file()[1] == shipped
+    assert registry.DataSpec().default_file("mine") == (None, None)
