@@ -1,5 +1,6 @@
 # make demo   set up, run the main job on what ships with the project, say where the results are
 # make test   set up, run the whole test suite in random order (its seed is printed; --randomly-seed=N repeats it)
+# make fuzz  set up, try thousands of odd command lines and damaged files (a short one is part of `make test`)
 # make app    set up, open the app
 # make lint   set up, check style, format, import contracts and types
 # make lock   resolve what pyproject.toml names anew, in an environment of its own, and write requirements.lock
@@ -9,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test app bench lint lock audit clean
+.PHONY: setup demo test fuzz app bench lint lock audit clean
 
 setup: $(VENV)/.installed $(VENV)/.chromium
 
@@ -34,6 +35,9 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz
 
 app: setup
 	$(BIN)/workbench app

@@ -68,11 +68,6 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
     said = {"folder": "a directory", "pipe": "no plain file", "loop": "opened", "absent": "not there"}
     for name, words in said.items():
-        ("folder", "a directory"),
-        ("pipe", "no plain file"),
-        ("loop", "opened"),
-        ("absent", "not there"),
-    ):
         with pytest.raises(InputError, match=words):
             read_json_object(tmp_path / f"{name}.json", what="It")
 

@@ -5,7 +5,7 @@ import pytest
 from workbench.core import wording
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
-from workbench.core.wording import human_bytes, one_line, parse_bytes
+from workbench.core.wording import human_bytes, one_line, parse_bytes, shortened
 
 
 def test_sizes_are_read_as_people_write_them():
@@ -110,3 +110,10 @@ def test_the_nearest_name_is_offered_whatever_its_case_or_hyphens_and_nothing_wh
 )
 def test_one_line_of_an_error_holds_what_it_announces(error, wanted):
     assert one_line(error) == wanted
+
+
+def test_a_word_of_thousands_of_characters_leaves_its_sentence_readable():
+    assert shortened("a" * 400) == "a" * 400
+    cut_short = shortened("'" + "a" * 4998 + "'.")
+    assert len(cut_short) < 400 and cut_short.startswith("'aaa") and cut_short.endswith("aaa'.")
+    assert "(5,001 characters)" in cut_short

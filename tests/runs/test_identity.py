@@ -26,7 +26,9 @@ NAMES = (
 
 
 def model(name="organism"):
-    return types.SimpleNamespace(name=name, revision=None, fingerprint="f", tokenizer_fingerprint="t", dtype="float32")
+    return types.SimpleNamespace(
+        adapter=None, name=name, revision=None, fingerprint="f", tokenizer_fingerprint="t", dtype="float32"
+    )
 
 
 def identity(probe, config=None, data=None, on="organism"):

@@ -43,6 +43,8 @@ def _answer(argv: list[str], debug: bool, out: streams.Watched | None) -> int:
         else:
             with _stopping_cleanly():
                 code = app(argv, standalone_mode=False, prog_name="workbench")
+            if code == Cancelled.exit_code:  # typer makes an exit of a KeyboardInterrupt
+                say("workbench: Cancelled.", error=True)
         if out is not None:
             out.flush()
         return code if isinstance(code, int) else 0

@@ -61,7 +61,4 @@ def usable_path(path: str | Path, *, what: str) -> Path:
             f"The path of the {what} is too long, at most {LONGEST_NAME} bytes in a name and {LONGEST_PATH} in all: "
             f"{cut(text, 60)}."
         )
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # a ~name of nobody
-        return Path(text)
+    return user_path(text)

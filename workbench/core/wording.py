@@ -116,7 +116,7 @@ _HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f{UNSEEN}]")
 
 def shortened(word: str, most: int = 400) -> str:
     """A word of thousands of characters by its beginning and its end, so that the sentence around it can be read."""
-    return word if len(word) <= most else f"{word[: most - 100]}…{word[-60:]} ({len(word):,} characters)"
+    return word if len(word) <= most else f"{word[: most - 100]}…({len(word):,} characters)…{word[-60:]}"
 
 
 def harmless(text: object) -> str:

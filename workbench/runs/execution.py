@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import hashlib
 import inspect
 import json
 import os
-import shlex
 import shutil
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +23,20 @@ from workbench.core import registry
 from workbench.core.context import Context, Result
 from workbench.core.disk_errors import disk_errno, disk_sentence
 from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchError
-from workbench.core.files import canonical, digest_path, remove_leftovers, write_json
+from workbench.core.files import canonical, remove_leftovers, write_json
 from workbench.core.locks import folder_lock
 from workbench.core.nearest_name import nearest
-from workbench.core.paths import is_there, usable_path, user_path
 from workbench.core.private import appending
 from workbench.core.registry import Probe
-from workbench.core.tables import existing, fingerprint_file, read_table
-from workbench.models.load_options import DAY
-from workbench.models.prompt_templates import uses_date
 from workbench.runs import checksums, claim, provenance, records
+from workbench.runs.description import (
+    command_for,
+    describe_data,
+    describe_edits,
+    describe_material,
+    describe_model,
+    identify,
+)
 from workbench.runs.folder import (
     ENDED,
     Run,
@@ -47,7 +49,8 @@ from workbench.runs.folder import (
     runs_root,
     write_result,
 )
-from workbench.runs.identity import by_content, check_unchanged, model_name, own_name
+from workbench.runs.identity import check_unchanged
+from workbench.runs.preparation import OPTIONS, Prepared, check_engine, data_file, prepare, with_own_data
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -68,59 +71,7 @@ __all__ = [
     "runs_root",
 ]
 
-ENGINES = ("hf", "nnsight")
-OPTIONS = (
-    "data",
-    "model",
-    "seed",
-    "revision",
-    "adapter",
-    "date",
-    "device",
-    "dtype",
-    "engine",
-    "edit",
-    "edits",
-    "out",
-)  # of a run, beside the config of its probe
 _PROGRESS_EVERY = 0.5  # seconds between lines of progress.jsonl
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A probe with its config and data file, checked as far as that goes without a model."""
-
-    probe: Probe
-    config: Any
-    data: Path | None
-    data_name: str | None  # "package:path" where the file is the one that ships with the project
-
-
-def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = None) -> Prepared:
-    """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
-    item = registry.get(probe) if isinstance(probe, str) else probe
-    where = f"the config of {item.name}"
-    if isinstance(config, item.config):  # made by hand, so nothing of it was checked
-        config = configs.build(item.config, configs.to_dict(config), where=where, literal=True)
-    else:
-        _no_options(item, config or {})
-        config = configs.build(item.config, config, where=where)
-    path, name = _data_file(item, config, data)
-    if item.validate is not None:
-        item.validate(config, path)
-    elif path is not None and item.data is not None and item.data.required:
-        read_table(path, required=item.data.required, what=item.data.what)
-    return Prepared(probe=item, config=config, data=path, data_name=name)
-
-
-def _no_options(item: Probe, values: Mapping[str, Any]) -> None:
-    """Refuse an option of a run among the keys of a config, unless the probe has a key of that name."""
-    for key in values:
-        if key in OPTIONS and key not in configs.types_of(item.config):
-            raise InputError(
-                f"'{key}' is no key of the config of {item.name} but an option of the run: --{key} on the "
-                f"command line, {key} = ... beside the config elsewhere."
-            )
 
 
 def execute(
@@ -186,7 +137,7 @@ def execute(
             context.warn(warning)
         loaded = time.perf_counter() - begun
         context.check()
-        ready = _with_own_data(ready, model.name)
+        ready = with_own_data(ready, model.name)
         context.data = ready.data
         context.edits = edits = _applied(edits, model, context)
         identity = identify(ready, model, seed=seed, engine=engine, edits=edits)
@@ -214,15 +165,6 @@ def execute(
         if done is not None:  # only the leftovers could not be removed
             return done
         raise error if folder is None else _failure(error, ready.probe, folder) from error
-
-
-def check_engine(engine: str) -> None:
-    """InputError for a name that is no engine."""
-    if engine not in ENGINES:
-        hosted = (
-            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
-        )
-        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
 
 
 def _its_own(model: Any, **asked: Any) -> None:
@@ -269,11 +211,11 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         "status": "running",
         "config": configs.to_dict(ready.config),
         "model": describe_model(model),
-        "data": _describe_data(ready),
-        **({"material": material} if (material := _material(ready, model.name)) else {}),
+        "data": describe_data(ready),
+        **({"material": material} if (material := describe_material(ready, model.name)) else {}),
         "seed": context.seed,
         "engine": context.engine,
-        "edits": _edits(context.edits),
+        "edits": describe_edits(context.edits),
         "versions": provenance.versions(),
         "command": command or command_for(ready, model, seed=context.seed, engine=context.engine),
         "started": before.get("started") or provenance.now(),
@@ -381,115 +323,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return is_out_of_memory(error)
 
 
-def identify(
-    ready: Prepared, model: Any, *, seed: int, engine: str = "hf", edits: Sequence[Any] = ()
-) -> dict[str, Any]:
-    """Everything that the tables of a run depend on; its hash is the id of the run. Files count by content and, where
-    they are one's own, by name; never by the folder they lie in."""
-    values = configs.to_dict(ready.config)
-    for field in dataclasses.fields(ready.config):
-        if field.metadata["later"] and getattr(ready.config, field.name) == field.default:
-            del values[field.name]
-        elif field.metadata["file"]:
-            values[field.name] = by_content(values[field.name], ready.probe)
-    material = {
-        name: entry.get("fingerprint", entry.get("value")) for name, entry in _material(ready, model.name).items()
-    }
-    return {
-        "probe": ready.probe.name,
-        "version": ready.probe.version,
-        "model": model.fingerprint,
-        "tokenizer": getattr(model, "tokenizer_fingerprint", None),
-        "config": values,
-        "data": None if ready.data is None else fingerprint_file(ready.data),
-        "seed": seed,
-        "engine": engine,
-        "dtype": _dtype(model),
-        "edits": _edits(edits),
-        **({"material": material} if material else {}),
-        **({"data_name": name} if (name := _own_data_name(ready)) else {}),
-        **({"model_name": name} if (name := model_name(model)) else {}),
-        **({"date": day} if (day := _template_day(model)) not in (None, str(DAY)) else {}),
-    }
-
-
-def _own_data_name(ready: Prepared) -> str | None:
-    return None if ready.data_name is not None else own_name(ready.data, ready.probe).get("name")
-
-
-def _template_day(model: Any) -> str | None:
-    """The day that the model's chat template prints; None where it prints none."""
-    if getattr(model, "tokenizer", None) is None or not uses_date(model):
-        return None
-    return str(getattr(model, "day", DAY))
-
-
-def describe_model(model: Any) -> dict[str, Any]:
-    """The ``model`` entry of run.json."""
-    return {
-        "name": str(model.name),
-        "revision": model.revision,
-        "fingerprint": model.fingerprint,
-        "architecture": model.architecture,
-        "layers": model.n_layers,
-        "heads": model.n_heads,
-        "kv_heads": model.n_kv_heads,
-        "width": model.width,
-        "dtype": _dtype(model),
-        "device": str(model.device),
-        **({"adapter": _describe_adapter(adapter)} if (adapter := getattr(model, "adapter", None)) else {}),
-        **({"date": day} if (day := _template_day(model)) else {}),
-    }
-
-
-def _describe_adapter(adapter: Any) -> dict[str, str]:
-    return {"path": str(adapter.path), "fingerprint": adapter.fingerprint}
-
-
-def command_for(
-    ready: Prepared,
-    model: Any,
-    *,
-    seed: int = 0,
-    engine: str = "hf",
-    dtype: str | None = None,
-    device: str | None = None,
-    revision: str | None = None,
-    adapter: str | Path | None = None,
-    date: str | None = None,
-    edit: str | Path | None = None,
-    out: str | Path | None = None,
-) -> str:
-    """The command line that does the same, from any folder: files by their absolute paths. ``model``: a Model or a
-    name."""
-    words = [
-        "workbench",
-        "run",
-        ready.probe.name,
-        "--model",
-        _model_word(str(model if isinstance(model, (str, Path)) else model.name)),
-    ]
-    revision = revision or getattr(model, "revision", None)
-    words += ["--revision", str(revision)] if revision else []
-    adapter = adapter or getattr(getattr(model, "adapter", None), "path", None)
-    words += ["--adapter", str(Path(adapter).expanduser().resolve())] if adapter else []
-    day = date or getattr(model, "day", DAY)
-    words += ["--date", str(day)] if str(day) != str(DAY) else []
-    if ready.data is not None and ready.data_name is None and _named_in(ready.config, ready.probe) is None:
-        words += ["--data", str(ready.data)]
-    files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}
-    for key, value in configs.changed(ready.config).items():
-        words += ["--set", f"{key}={configs.format_value(_absolute(value) if key in files else value)}"]
-    words += ["--seed", str(seed)] if seed else []
-    words += ["--engine", engine] if engine != "hf" else []
-    dtype = dtype if isinstance(model, (str, Path)) else _dtype(model)
-    words += ["--dtype", dtype] if dtype not in (None, "float32") else []
-    words += ["--device", device] if device else []
-    words += ["--edit", str(usable_path(edit, what="edit file").resolve())] if edit is not None else []
-    words += ["--out", str(usable_path(out, what="--out folder").resolve())] if out is not None else []
-    return shlex.join(words)
-
-
 @dataclass(frozen=True)
 class Bound:
     """A probe with its config, and perhaps its data file and seed: ``probe(NAME, key=value, data=FILE).run(model)``."""
@@ -550,7 +383,7 @@ def bind(name: str, /, **config: Any) -> Bound:
     if given.get("seed") is not None:
         configs.check_seed(given["seed"])
     if given.get("data") is not None:
-        _data_file(item, values, given["data"])
+        data_file(item, values, given["data"])
     return Bound(probe=item, config=values, **given)
 
 
@@ -573,72 +406,6 @@ def figure(run: Run | str | Path, name: str | None = None):
 
 
 # ---- pieces
-
-
-def _named_in(config: Any, item: Probe) -> str | None:
-    """The data file that the config names, where the probe has a key for that and it is not left at its default."""
-    key = item.data.option if item.data is not None else None
-    value = getattr(config, key) if key is not None else None
-    return value if isinstance(value, str) and key in configs.changed(config) else None
-
-
-def _data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path | None, str | None]:
-    named = _named_in(config, item)
-    if named is not None:
-        path = existing(named, what=item.data.what).resolve()
-        if data is not None and user_path(data).resolve() != path:
-            raise InputError(
-                f"The {item.data.what} file is given twice, --data {data} and {item.data.option}={named}; keep one."
-            )
-        return path, None
-    if data is not None:
-        if item.data is None:
-            raise InputError(f"The probe '{item.name}' takes no data file.")
-        if item.data.folder and is_there(user_path(data)) and user_path(data).is_dir():
-            return user_path(data).resolve(), None
-        return existing(data, what=item.data.what).resolve(), None
-    if item.data is None:
-        return None, None
-    default = item.data.default_path()
-    if default is None and not item.data.optional:
-        raise InputError(
-            f"The probe '{item.name}' needs a {item.data.what} file (--data) with the columns "
-            f"{', '.join(item.data.required)}."
-        )
-    return default, item.data.default
-
-
-def _with_own_data(ready: Prepared, model: str) -> Prepared:
-    """The same, with the data file that ships with the model where none was given and there is one."""
-    spec = ready.probe.data
-    if spec is None or (ready.data is not None and ready.data_name is None):
-        return ready
-    own = spec.default_path(model)
-    if own is None or own == ready.data:
-        return ready
-    if ready.probe.validate is not None:
-        ready.probe.validate(ready.config, own)
-    return dataclasses.replace(ready, data=own, data_name=f"{model}:{own.name}")
-
-
-def _describe_data(ready: Prepared) -> dict[str, Any] | None:
-    if ready.data is None:
-        return None
-    try:
-        rows = read_table(ready.data).height
-    except InputError:
-        rows = None
-    where = {"path": str(ready.data)} if ready.data_name is None else {"name": ready.data_name}
-    return {**where, "fingerprint": fingerprint_file(ready.data), "rows": rows}
-
-
-def _material(ready: Prepared, model: str) -> dict[str, dict[str, Any]]:
-    """What the probe says it reads besides its data: {file, fingerprint} of a path, {value} of anything else."""
-    found = dict(ready.probe.material(ready.config, model)) if ready.probe.material is not None else {}
-    return {
-        name: {"file": value.name, "fingerprint": digest_path(value)} if isinstance(value, Path) else {"value": value}
-        for name, value in found.items()
-    }
 
 
 def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Callable[[int, int, str], None]:
@@ -668,32 +435,6 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
     return record
 
 
-def _dtype(model: Any) -> str:
-    return str(model.dtype).removeprefix("torch.")
-
-
-def _model_word(name: str) -> str:
-    """The name of a model for a command line: a local folder by its absolute path."""
-    from workbench import organisms
-
-    path = usable_path(name, what="model")
-    return str(path.resolve()) if path.is_dir() and name not in organisms.names() else name
-
-
-def _absolute(value: Any) -> Any:
-    """A path that exists as an absolute one; anything else as it is (a single word that is a folder may be a name as
-    well)."""
-    if isinstance(value, tuple):
-        return tuple(_absolute(item) for item in value)
-    if isinstance(value, str) and value:
-        path = user_path(value)
-        if not is_there(path):
-            return value
-        if path.is_file() or (path.is_dir() and value.startswith((".", "~", "/"))):
-            return str(path.resolve())
-    return value
-
-
 def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, ...]:
     """The edits with saved masks turned into ablations; a mask that was found on other weights is warned of."""
     if not edits:
@@ -710,11 +451,3 @@ def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, .
             edit = HeadAblation(edit.heads, edit.how)
         out.append(edit)
     return tuple(out)
-
-
-def _edits(edits: Sequence[Any]) -> list[dict[str, Any]]:
-    if not edits:
-        return []
-    from workbench.engine.edits import describe
-
-    return describe(edits)

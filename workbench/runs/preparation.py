@@ -1,0 +1,124 @@
+"""A run before its model is loaded: the probe, its config and its data file, checked as far as that goes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.core import config as configs
+from workbench.core import registry
+from workbench.core.errors import InputError
+from workbench.core.paths import is_there, user_path
+from workbench.core.registry import Probe
+from workbench.core.tables import existing, read_table
+
+ENGINES = ("hf", "nnsight")
+OPTIONS = (
+    "data",
+    "model",
+    "seed",
+    "revision",
+    "adapter",
+    "date",
+    "device",
+    "dtype",
+    "engine",
+    "edit",
+    "edits",
+    "out",
+)  # of a run, beside the config of its probe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A probe with its config and data file, checked as far as that goes without a model."""
+
+    probe: Probe
+    config: Any
+    data: Path | None
+    data_name: str | None  # "package:path" where the file is the one that ships with the project
+
+
+def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = None) -> Prepared:
+    """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
+    item = registry.get(probe) if isinstance(probe, str) else probe
+    where = f"the config of {item.name}"
+    if isinstance(config, item.config):  # made by hand, so nothing of it was checked
+        config = configs.build(item.config, configs.to_dict(config), where=where, literal=True)
+    else:
+        _no_options(item, config or {})
+        config = configs.build(item.config, config, where=where)
+    path, name = data_file(item, config, data)
+    if item.validate is not None:
+        item.validate(config, path)
+    elif path is not None and item.data is not None and item.data.required:
+        read_table(path, required=item.data.required, what=item.data.what)
+    return Prepared(probe=item, config=config, data=path, data_name=name)
+
+
+def with_own_data(ready: Prepared, model: str) -> Prepared:
+    """The same, with the data file that ships with the model where none was given and there is one."""
+    spec = ready.probe.data
+    if spec is None or (ready.data is not None and ready.data_name is None):
+        return ready
+    own = spec.default_path(model)
+    if own is None or own == ready.data:
+        return ready
+    if ready.probe.validate is not None:
+        ready.probe.validate(ready.config, own)
+    return dataclasses.replace(ready, data=own, data_name=f"{model}:{own.name}")
+
+
+def check_engine(engine: str) -> None:
+    """InputError for a name that is no engine."""
+    if engine not in ENGINES:
+        hosted = (
+            " (both run on this machine; hosted models are not reached)" if engine.lower() in ("ndif", "remote") else ""
+        )
+        raise InputError(f"There is no engine '{engine}'; the engines are {', '.join(ENGINES)}{hosted}.")
+
+
+def _no_options(item: Probe, values: Mapping[str, Any]) -> None:
+    """Refuse an option of a run among the keys of a config, unless the probe has a key of that name."""
+    for key in values:
+        if key in OPTIONS and key not in configs.types_of(item.config):
+            raise InputError(
+                f"'{key}' is no key of the config of {item.name} but an option of the run: --{key} on the "
+                f"command line, {key} = ... beside the config elsewhere."
+            )
+
+
+def named_in(config: Any, item: Probe) -> str | None:
+    """The data file that the config names, where the probe has a key for that and it is not left at its default."""
+    key = item.data.option if item.data is not None else None
+    value = getattr(config, key) if key is not None else None
+    return value if isinstance(value, str) and key in configs.changed(config) else None
+
+
+def data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path | None, str | None]:
+    named = named_in(config, item)
+    if named is not None:
+        path = existing(named, what=item.data.what).resolve()
+        if data is not None and user_path(data).resolve() != path:
+            raise InputError(
+                f"The {item.data.what} file is given twice, --data {data} and {item.data.option}={named}; keep one."
+            )
+        return path, None
+    if data is not None:
+        if item.data is None:
+            raise InputError(f"The probe '{item.name}' takes no data file.")
+        if item.data.folder and is_there(user_path(data)) and user_path(data).is_dir():
+            return user_path(data).resolve(), None
+        return existing(data, what=item.data.what).resolve(), None
+    if item.data is None:
+        return None, None
+    default = item.data.default_path()
+    if default is None and not item.data.optional:
+        raise InputError(
+            f"The probe '{item.name}' needs a {item.data.what} file (--data) with the columns "
+            f"{', '.join(item.data.required)}."
+        )
+    return default, item.data.default
