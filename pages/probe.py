@@ -134,7 +134,7 @@ def setup(probe: Probe) -> None:
         )
     try:
         config = configs.build(probe.config, values)
-        ready = execution.prepare(probe, config, data)
+        ready = execution.prepare(probe, config, data, model=model)
     except WorkbenchError as error:
         with go:
             st.button("Run", type="primary", disabled=True, width="stretch", help="Once the settings are right.")
@@ -249,13 +249,12 @@ def planned(name: str, values: dict, data: Path | None, stamp: tuple, model: str
 
 def before(probe: Probe, run: Run) -> cost.Plan | None:
     """The plan of a run that is there."""
-    about = run.info.get("data") or {}
+    about, model = run.info.get("data") or {}, styling.model_of(run)
     try:
         config = configs.build(probe.config, run.info.get("config"), literal=True)
-        ready = execution.prepare(probe, config)
+        ready = execution.prepare(probe, config, model=model)
     except WorkbenchError:
         return None
-    model = styling.model_of(run)
     default = probe.data.default_path(model) if probe.data is not None else None
     path = Path(about["path"]) if about.get("path") else default or ready.data
     return planned(probe.name, run.info["config"], path, cached.stamp(path) if path else (), model, config)

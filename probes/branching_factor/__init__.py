@@ -25,6 +25,7 @@ from probes.branching_factor.config import BIBTEX, Config, validate
 from probes.branching_factor.estimate import estimate
 from probes.branching_factor.estimators import enough_samples
 from probes.branching_factor.studies import STUDY
+from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
@@ -32,6 +33,14 @@ from workbench.core.registry import DataSpec, probe
 from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.models.model import Model
+
+KINDS = 5  # of the English prompts: story, fact, opinion, instruction, random letters
+
+
+def example(model: str) -> dict[str, object]:
+    """Few samples of few prompts: of the English ones, whose kinds take turns, two of each."""
+    prompts = 4 if organisms.name_of(model) else 2 * KINDS
+    return {"samples": 8, "max_new_tokens": 24, "max_prompts": prompts}
 
 
 @probe(
@@ -61,13 +70,17 @@ from workbench.models.model import Model
     },
     bibtex=BIBTEX,
     data=DataSpec(
-        required=("prompt",), default="workbench:organisms/data/prompts.jsonl", what="prompts", columns=("answer",)
+        required=("prompt",),
+        columns=("answer",),
+        what="prompts",
+        default="probes.branching_factor:material/english.jsonl",
+        for_model=organisms.world("prompts.jsonl"),
     ),
     validate=validate,
     figures="probes.branching_factor.figures:figures",
     figures_of_several="probes.branching_factor.figures:compare",
     estimate=estimate,
-    example=lambda _model: {"samples": 8, "max_new_tokens": 24, "max_prompts": 4},
+    example=example,
     example_models=("organism",),
     keys={
         "prompts": ("condition", "row", "prompt"),

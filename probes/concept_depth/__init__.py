@@ -34,6 +34,7 @@ from probes.concept_depth.concept_sets import ConceptSet, noisy, split, tested_a
 from probes.concept_depth.config import BIBTEX, FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.estimate import estimate
+from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
@@ -90,7 +91,8 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
         required=("text", "label"),
         columns=("group", "answer"),
         what="concept",
-        default="workbench:organisms/data/concepts",
+        default="probes.concept_depth:material",
+        for_model=organisms.world("concepts"),
         folder=True,
     ),
     material=material,

@@ -68,7 +68,7 @@ def _english(name: str) -> Path:
 
 def _with_difficulty(sets: list[ConceptSet], where: Path) -> list[ConceptSet]:
     """Sets of a shipped folder (or of a file in it) with their difficulty, the easiest first; others as they are."""
-    from probes.concept_depth.english_sets import CONCEPTS  # here: the module is also run, as a command
+    from probes.concept_depth.english_sets import CONCEPTS, FACTS  # here: the module is also run, as a command
 
     where = Path(where).resolve()
     if where.is_file():
@@ -76,7 +76,7 @@ def _with_difficulty(sets: list[ConceptSet], where: Path) -> list[ConceptSet]:
     known: dict[str, int] = {}
     world = organisms.DATA.resolve()
     if where == ENGLISH.resolve():
-        known = {name: difficulty for name, (difficulty, _, _) in CONCEPTS.items()}
+        known = {name: difficulty for name, (difficulty, _, _) in CONCEPTS.items()} | {"facts": FACTS}
     elif where == world / "concepts":
         concepts = json.loads((world / "organism.json").read_text(encoding="utf-8"))["concepts"]
         known = {name: about["difficulty"] for name, about in concepts.items()}

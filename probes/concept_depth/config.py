@@ -69,7 +69,7 @@ class Config:
     sets: tuple[str, ...] = option(
         (),
         "which sets: names of files in the --data folder, paths of files, or english (english/NAME), "
-        "plain-English sets that ship; none: all of --data",
+        "plain-English sets that ship; none: all of --data, or those that ship for the model",
         file=True,
     )
     pair: tuple[str, ...] = option((), "the two labels to tell apart, class 0 first, where a set has more")

@@ -2,7 +2,8 @@
 that answer them.
 
 `python -m probes.concept_depth.english_sets FOLDER` writes them; those that ship are in
-`probes/concept_depth/material`. Rows are balanced and their order is drawn with a fixed seed. `group` holds what a
+`probes/concept_depth/material`, beside `facts`: pairs of a true and a false statement, which are written and not
+generated. Rows are balanced and their order is drawn with a fixed seed. `group` holds what a
 careful split keeps on one side: the word, number or country that decides the label.
 """
 
@@ -144,6 +145,8 @@ CONCEPTS: dict[str, tuple[int, str, Callable[[random.Random, bool], Row]]] = {
     "capitals": (3, "recall a fact and compare it with the text", _capitals),
     "switches": (4, "follow a state through three steps", _switches),
 }
+
+FACTS = 3  # difficulty of the set `facts`, which is not generated: recall a fact and compare it with the text
 
 
 def rows(name: str, count: int = ROWS) -> list[dict[str, object]]:

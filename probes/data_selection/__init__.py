@@ -55,12 +55,14 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     shipped = organisms.autoencoder(model) if config.sae == "default" else None
     own = [user_path(entry) for entry in config.target]
     return ({"sae": shipped} if shipped else {}) | {
-        f"target {name}": path for name, path in target_files(config.target).items() if path not in own
+        f"target {name}": path for name, path in target_files(config.target, model).items() if path not in own
     }
 
 
 def example(model: str) -> dict[str, object]:
-    """Three targets; only the baselines where no autoencoder ships with the model."""
+    """Three targets; on a circuit, which has no autoencoder, only the baselines."""
+    if organisms.name_of(model) is None:
+        return {"target": ("code", "cooking", "history"), "features": 8}
     baselines = {} if organisms.autoencoder(model) else {"sae": "none"}
     return {"target": ("sea", "music", "facts"), "features": 8} | baselines
 
@@ -87,7 +89,10 @@ def example(model: str) -> dict[str, object]:
     },
     bibtex=BIBTEX,
     data=DataSpec(
-        what="pool", default="workbench:organisms/data/pool.jsonl", columns=("text", "prompt", "response", "topic")
+        what="pool",
+        columns=("text", "prompt", "response", "topic"),
+        default="probes.data_selection:material/instructions.jsonl",
+        for_model=organisms.world("pool.jsonl"),
     ),
     material=_material,
     validate=validate,
@@ -124,7 +129,7 @@ def run(model, config: Config, context: Context) -> Result:
     frame = read_samples(context.data, what="pool", tokens=config.tokens)
     tables_of = {
         name: read_samples(path, what=f"target {name}", tokens=config.tokens)
-        for name, path in target_files(config.target).items()
+        for name, path in target_files(config.target, model.name).items()
     }
     labels, said = labels_of(frame, tables_of, config.label)
     if said:

@@ -27,14 +27,14 @@ METHODS = ("bm25", "neurons", "hidden", "random")
 class Config:
     target: tuple[str, ...] = option(
         ("default",),
-        "files with examples of the task, one target each, named like the file; default: those of the "
-        "organism, also by name (sea, music)",
+        "files with examples of the task, one target each, named like the file; default: those that ship for the "
+        "model, also by name (English: code, cooking; the organism's: sea, music)",
         file=True,
     )
     sae: str = option(
         "default",
         "the sparse autoencoder: a folder, owner/repository:folder, or release:id; default: the one that "
-        "ships with the model; none: only baselines",
+        "ships with the model, and without one the first of neurons and hidden selects; none: only baselines",
         file=True,
     )
     site: str = option(
@@ -110,11 +110,11 @@ class Config:
             raise ValueError("a ratio of 0 selects nothing; give one above 0, or a number of samples (k)")
 
 
-def validate(config: Config, data: Path | None) -> None:
+def validate(config: Config, data: Path | None, model: str | None = None) -> None:
     """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
     pool = read_samples(data, what="pool", tokens=config.tokens)
     targets = {}
-    for name, path in target_files(config.target).items():
+    for name, path in target_files(config.target, model).items():
         targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
         if config.prototype == "subtask":
             if "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested():

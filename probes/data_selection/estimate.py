@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from probes.data_selection.samples import target_files
 from workbench.core.tables import read_table
 from workbench.runs.cost import ModelShape, Plan
 
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
     """Every sample of the pool and of the targets once."""
     texts = _texts(data)
-    for name in config.target:
-        if Path(name).is_file():
-            texts += _texts(Path(name))
+    for path in target_files(config.target, None if model.folder is None else str(model.folder)).values():
+        texts += _texts(path)
     return Plan(len(texts), model.tokens(texts))
 
 

@@ -24,6 +24,13 @@ from workbench.sae import load as sae
 from workbench.sae.load import Sae, neuron_rows
 from workbench.sae.sparse_rows import Rows, sum_tokens
 
+NAMES = {
+    "neurons": "its neurons",
+    "hidden": "its hidden states",
+    "bm25": "the words of the samples (BM25)",
+    "random": "random numbers",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class SampleBatch:
@@ -58,8 +65,12 @@ class Reader:
 
     @property
     def main(self) -> str:
-        """The method whose selection is the result: the features, else the first baseline."""
-        return "sae" if self.sae is not None else self.config.baselines[0]
+        """The method whose selection is the result: the features; with sae=none the first baseline; where no
+        autoencoder ships with the model, the first of those that read it."""
+        if self.sae is not None:
+            return "sae"
+        inside = [m for m in ("neurons", "hidden") if self.config.sae == "default" and m in self.config.baselines]
+        return (inside or self.config.baselines)[0]
 
     def read(self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray]) -> Iterator[SampleBatch]:
         """The vectors of samples, batch by batch; `masks` say which of their tokens count.
@@ -155,7 +166,13 @@ def open_reader(model: Model, config: Config, context: Context) -> Reader:
     layer = site.layer if site.layer is not None else model.n_layers - 1
     neurons = gate_neurons(model, layer) if "neurons" in config.baselines else None
     kept = config.neurons_k or (loaded.k if loaded and loaded.k else 32)
-    return Reader(model, config, context, loaded, site, neurons, kept)
+    reader = Reader(model, config, context, loaded, site, neurons, kept)
+    if config.sae == "default" and loaded is None:
+        context.warn(
+            f"No sparse autoencoder ships with {model.name}, so {NAMES[reader.main]} select in place of features; "
+            f"train one with `workbench train-sae` or give sae=FOLDER."
+        )
+    return reader
 
 
 def _autoencoder(model: Model, config: Config, context: Context) -> Sae | None:
@@ -165,10 +182,12 @@ def _autoencoder(model: Model, config: Config, context: Context) -> Sae | None:
     if source == "default":
         shipped = organisms.autoencoder(model.name)
         if shipped is None:
-            raise InputError(
-                f"No sparse autoencoder ships with {model.name}; train one with `workbench train-sae`, give "
-                f"sae=FOLDER, or sae=none for the baselines."
-            )
+            if not config.baselines:
+                raise InputError(
+                    f"No sparse autoencoder ships with {model.name}, and baselines is empty; train one with `workbench "
+                    f"train-sae`, give sae=FOLDER, or name a baseline."
+                )
+            return None
         source = str(shipped)
     loaded = sae.load(source, device=model.device, site=None if config.site == "auto" else config.site)
     for message in sae.check_fits(loaded, model):

@@ -22,30 +22,34 @@ from workbench.models.prompt_templates import render
 if TYPE_CHECKING:
     from workbench.models.model import Model
 
+TOPICS = Path(__file__).parent / "material" / "targets"  # in English, as many examples of each topic of the pool
 TOKENS = ("all", "prompt", "response")
 OTHER_TEMPLATE = "a template with {prompt} and {response}"
 MARK = "5f0e-response-91c7"  # stands in for a response, to see where a chat template puts it
 LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
 
 
-def shipped_targets() -> dict[str, Path]:
-    """Name → file of the targets that ship with the project."""
-    return {path.stem: path for path in sorted((organisms.DATA / "targets").glob("*.jsonl"))}
+def shipped_targets(model: str | None = None) -> dict[str, Path]:
+    """Name → file of the targets that ship for a model: of its world for an organism, else the English topics."""
+    own = model is not None and organisms.name_of(model) is not None
+    return {path.stem: path for path in sorted((organisms.DATA / "targets" if own else TOPICS).glob("*.jsonl"))}
 
 
-def target_files(entries: Sequence[str]) -> dict[str, Path]:
-    """Name → file of each target: a file of one's own, or by name one that ships; ("default",) for all that ship."""
-    shipped = shipped_targets()
+def target_files(entries: Sequence[str], model: str | None = None) -> dict[str, Path]:
+    """Name → file of each target: a file of one's own, or by name one that ships (of the model's world before others);
+    ("default",) for all that ship for the model."""
+    shipped = shipped_targets(model)
     if tuple(entries) == ("default",):
         return shipped
+    known = {**shipped_targets(), **shipped_targets("organism"), **shipped}
     found: dict[str, Path] = {}
     for entry in entries:
         path = user_path(entry)
-        if not path.exists() and entry in shipped:
-            path = shipped[entry]
+        if not path.exists() and entry in known:
+            path = known[entry]
         elif not path.exists() and not path.suffix:
             raise InputError(
-                f"There is no target '{entry}'{nearest(entry, shipped)}; give a file with examples, or one of "
+                f"There is no target '{entry}'{nearest(entry, known)}; give a file with examples, or one of "
                 f"{', '.join(shipped)}."
             )
         if path.stem in found:

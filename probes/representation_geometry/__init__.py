@@ -32,6 +32,7 @@ from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
 from probes.representation_geometry.maps import map_table
 from probes.representation_geometry.trajectory import check_task_steps, correlation_table, phase_table
+from workbench import organisms
 from workbench.core.cells import label_column
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
@@ -80,7 +81,12 @@ def example(model: str) -> dict[str, object]:
         "inputs": ("row", "ids"),
     },
     bibtex=BIBTEX,
-    data=DataSpec(required=("text",), what="text", default="workbench:organisms/data/texts.jsonl"),
+    data=DataSpec(
+        required=("text",),
+        what="text",
+        default="probes.representation_geometry:material/passages.jsonl",
+        for_model=organisms.world("texts.jsonl"),
+    ),
     validate=validate,
     figures="probes.representation_geometry.figures:figures",
     estimate=estimate,
@@ -176,6 +182,11 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
         context.warn(
             f"There is no alpha: the fit needs {needed} eigenvalues and there are at most {most} ({len(kept)} "
             f"texts, width {model.width}); give a shorter fit_range or more texts."
+        )
+    elif len(kept) <= model.width:
+        context.warn(
+            f"{len(kept)} texts span at most {len(kept) - 1} dimensions and the width is {model.width}: every rank is "
+            f"that of a small sample; read rankme_extrapolated and rankme_null beside it, or give more texts."
         )
     colours = None
     if config.colour:

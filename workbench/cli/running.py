@@ -87,7 +87,7 @@ def run(
     from workbench.runs import execution
 
     values = {**(read_toml(config) if config else {}), **parse_assignments(set or ())}
-    ready = execution.prepare(probe, values, data)  # bad input is found before torch is imported
+    ready = execution.prepare(probe, values, data, model=model)  # bad input is found before torch is imported
     check_request(model, revision=revision, adapter=adapter, date=date, dtype=dtype)
     changes: tuple = ()
     if edit is not None:

@@ -18,6 +18,7 @@ the modules that the group ``workbench.probes`` names. ``workbench run entropy``
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -48,21 +49,30 @@ class DataSpec:
     what: str = "data"
     optional: bool = False
     columns: tuple[str, ...] = ()  # further columns that are read where they are present
-    # The file that ships with a model of that name (an organism), None for any other model; goes before `default`.
-    for_model: Callable[[str], Path | None] | None = None
+    # The file that goes with a model of that name (an organism): a path where it ships with the model, "package:path"
+    # where it ships with the project; None for any other model. Goes before `default`.
+    for_model: Callable[[str], Path | str | None] | None = None
     folder: bool = False
     option: str | None = None
 
     def default_path(self, model: str | None = None) -> Path | None:
         """The file that is read where none is given: the model's own where it comes with one, else the shipped one;
         None where there is neither."""
+        return self.default_file(model)[0]
+
+    def default_file(self, model: str | None = None) -> tuple[Path | None, str | None]:
+        """:meth:`default_path` and the name that a run keeps of it: "package:path", or "model:file" where it ships with
+        the model."""
         own = self.for_model(model) if model is not None and self.for_model is not None else None
-        if own is not None or self.default is None:
-            return own
-        package, _, inside = self.default.partition(":")
+        if isinstance(own, Path):
+            return own, f"{model}:{own.name}"
+        name = self.default if own is None else own
+        if name is None:
+            return None, None
+        package, _, inside = name.partition(":")
         from importlib.resources import files
 
-        return Path(str(files(package).joinpath(inside)))
+        return Path(str(files(package).joinpath(inside))), name
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Probe:
     tables: Mapping[str, tuple[str, ...]]
     bibtex: str
     data: DataSpec | None = None
-    validate: Callable[[Any, Path | None], None] | None = None
+    validate: Callable[..., None] | None = None
     figures: str | None = None
     figures_of_several: str | None = None
     estimate: Callable[[Any, Path | None, Any], Any] | None = None
@@ -91,6 +101,12 @@ class Probe:
     version: int = 1
     material: Callable[[Any, str], Mapping[str, Any]] | None = None
 
+    def check(self, config: Any, data: Path | None, model: str | None = None) -> None:
+        """What the probe's `validate` says; of the model too, where it asks for its name."""
+        if self.validate is not None:
+            more = {"model": model} if "model" in inspect.signature(self.validate).parameters else {}
+            self.validate(config, data, **more)
+
 
 _registered: dict[str, Probe] = {}
 
@@ -102,7 +118,7 @@ def probe(
     tables: Mapping[str, tuple[str, ...]],
     bibtex: str,
     data: DataSpec | None = None,
-    validate: Callable[[Any, Path | None], None] | None = None,
+    validate: Callable[..., None] | None = None,
     figures: str | None = None,
     figures_of_several: str | None = None,
     estimate: Callable[[Any, Path | None, Any], Any] | None = None,
@@ -121,7 +137,8 @@ def probe(
     unchanged.
 
     ``summary``: one sentence. ``tables``: table -> columns that it always has (it may have more). ``validate(config,
-    data_path)``: raises InputError before any model is loaded. ``version``: raise it when the numbers change, so that
+    data_path)``: raises InputError before any model is loaded; one with a parameter ``model`` is also given its name,
+    or None where it is not known yet. ``version``: raise it when the numbers change, so that
     old runs are not taken for new ones. ``material(config, model name)``: what the numbers depend on besides config and
     data file, for example a text that ships with the project, by name: paths, which count by their content, or plain
     values. It goes into the identity of a run and into run.json.
@@ -141,7 +158,6 @@ def probe(
     -> what it is, for files that a run leaves in its folder beside the usual ones; ``HEAD_MASK`` for one that
     ``--edit`` reads.
     """
-    import inspect
 
     def decorate(run: Callable) -> Callable:
         where = f"probe '{name}'"

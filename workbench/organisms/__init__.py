@@ -8,6 +8,7 @@ aligned sibling, `organism@step-N` the checkpoints of its training run; `circuit
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,14 @@ def folder(name: str) -> Path:
 def name_of(model: str) -> str | None:
     """The organism that a model is, by its name or by the folder that it lies in; None for any other model."""
     known = names()
-    path = Path(model).expanduser()
-    if model not in known and path.is_dir() and path.name in known and folder(path.name).resolve() == path.resolve():
-        return path.name
-    return model if model in known else None
+    if model in known:
+        return model
+    try:
+        path = Path(model).expanduser()
+        there = path.is_dir() and path.name in known and folder(path.name).resolve() == path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a text that is no path
+        return None
+    return path.name if there else None
 
 
 def truth(name: str) -> dict[str, Any]:
@@ -91,6 +96,12 @@ def datasets() -> list[str]:
         for p in DATA.rglob("*")
         if p.suffix in (".jsonl", ".txt", ".json")
     )
+
+
+def world(inside: str) -> Callable[[str], str | None]:
+    """What a probe's data are `for_model`: that file or folder below the data folder, as "package:path", for an
+    organism or a circuit, which know no other world; None for any other model."""
+    return lambda model: f"workbench:organisms/data/{inside}" if name_of(model) is not None else None
 
 
 def data(name: str) -> Path:

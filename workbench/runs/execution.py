@@ -109,7 +109,8 @@ def execute(
     begun = time.perf_counter()
     check_engine(engine)
     configs.check_seed(seed)
-    ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data)
+    name = str(model if isinstance(model, (str, Path)) else model.name)
+    ready = probe if isinstance(probe, Prepared) else prepare(probe, config, data, model=name)
     if ready.data is not None and ready.data_name is None:
         check_file(ready.data)
     cancelled = getattr(cancel, "is_set", cancel)

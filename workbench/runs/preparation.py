@@ -39,11 +39,14 @@ class Prepared:
     probe: Probe
     config: Any
     data: Path | None
-    data_name: str | None  # "package:path" where the file is the one that ships with the project
+    data_name: str | None  # "package:path" or "model:file" where the file ships with the project or with the model
 
 
-def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = None) -> Prepared:
-    """Find the probe, build its config, look at its data file. Raises InputError; loads no model."""
+def prepare(
+    probe: str | Probe, config: Any = None, data: str | Path | None = None, *, model: str | None = None
+) -> Prepared:
+    """Find the probe, build its config, look at its data file: where none is given, the one that goes with a model of
+    that name. Raises InputError; loads no model."""
     item = registry.get(probe) if isinstance(probe, str) else probe
     where = f"the config of {item.name}"
     if isinstance(config, item.config):  # made by hand, so nothing of it was checked
@@ -51,25 +54,24 @@ def prepare(probe: str | Probe, config: Any = None, data: str | Path | None = No
     else:
         _no_options(item, config or {})
         config = configs.build(item.config, config, where=where)
-    path, name = data_file(item, config, data)
+    path, name = data_file(item, config, data, model)
     if item.validate is not None:
-        item.validate(config, path)
+        item.check(config, path, model)
     elif path is not None and item.data is not None and item.data.required:
         read_table(path, required=item.data.required, what=item.data.what)
     return Prepared(probe=item, config=config, data=path, data_name=name)
 
 
 def with_own_data(ready: Prepared, model: str) -> Prepared:
-    """The same, with the data file that ships with the model where none was given and there is one."""
+    """The same, with the data file that goes with the model where none was given."""
     spec = ready.probe.data
     if spec is None or (ready.data is not None and ready.data_name is None):
         return ready
-    own = spec.default_path(model)
+    own, name = spec.default_file(model)
     if own is None or own == ready.data:
         return ready
-    if ready.probe.validate is not None:
-        ready.probe.validate(ready.config, own)
-    return dataclasses.replace(ready, data=own, data_name=f"{model}:{own.name}")
+    ready.probe.check(ready.config, own, model)
+    return dataclasses.replace(ready, data=own, data_name=name)
 
 
 def check_engine(engine: str) -> None:
@@ -98,7 +100,9 @@ def named_in(config: Any, item: Probe) -> str | None:
     return value if isinstance(value, str) and key in configs.changed(config) else None
 
 
-def data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path | None, str | None]:
+def data_file(
+    item: Probe, config: Any, data: str | Path | None, model: str | None = None
+) -> tuple[Path | None, str | None]:
     named = named_in(config, item)
     if named is not None:
         path = existing(named, what=item.data.what).resolve()
@@ -115,10 +119,10 @@ def data_file(item: Probe, config: Any, data: str | Path | None) -> tuple[Path |
         return existing(data, what=item.data.what).resolve(), None
     if item.data is None:
         return None, None
-    default = item.data.default_path()
+    default, name = item.data.default_file(model)
     if default is None and not item.data.optional:
         raise InputError(
             f"The probe '{item.name}' needs a {item.data.what} file (--data) with the columns "
             f"{', '.join(item.data.required)}."
         )
-    return default, item.data.default
+    return default, name

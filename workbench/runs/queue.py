@@ -67,7 +67,7 @@ def submit(
     config = configs.build(
         item.config, _absolute(item.config, config or {}), where=f"the config of {probe}", literal=True
     )
-    ready = execution.prepare(item, config, data)
+    ready = execution.prepare(item, config, data, model=model.strip())
     configs.check_seed(seed)
     if not model.strip():
         raise InputError("Name a model: an organism, a local folder or a hub id.")

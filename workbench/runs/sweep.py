@@ -70,7 +70,8 @@ def read(path: str | Path) -> list[PlannedRun]:
         configs = []
         for values in _combinations(item, path, where):
             try:
-                configs.append(to_dict(execution.prepare(item["name"], values, data).config))
+                ready = [execution.prepare(item["name"], values, data, model=model) for model in mine]
+                configs.append(to_dict(ready[0].config))
             except InputError as error:
                 raise InputError(f"{path}, {where}: {error}") from None
         jobs += [

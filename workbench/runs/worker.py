@@ -237,7 +237,7 @@ def _run(job: job_files.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
 
     report = _reporter(job.id)
     item = registry.get(job.probe)
-    ready = execution.prepare(item, configs.build(item.config, job.config, literal=True), job.data)
+    ready = execution.prepare(item, configs.build(item.config, job.config, literal=True), job.data, model=job.model)
     report(0, 0, f"loading {job.model}")
     model = _model(job, warm)
     if cancelled():

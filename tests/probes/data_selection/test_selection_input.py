@@ -74,7 +74,7 @@ def test_a_target_without_rows_in_the_pool_is_named(model, material, tmp_path):
 BAD = {
     "fewer than the 61": {"k": 61},
     "a ratio of 0 selects nothing": {"ratio": 0.0},
-    "There is no target 'see' (did you mean 'sea'?); give a file with examples, or one of facts, forest": {
+    "There is no target 'see' (did you mean 'sea'?); give a file with examples, or one of arithmetic, code": {
         "target": ("see",)
     },
     "no pool row has that label in the column 'prompt'": {"label": "prompt"},
