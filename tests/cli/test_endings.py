@@ -91,6 +91,24 @@ def test_the_end_of_the_terminal_closes_a_run_and_under_nohup_it_goes_on(tmp_pat
         assert subprocess.run(a_run(folder, "-q"), capture_output=True).returncode == 0
 
 
+def test_a_command_that_is_stopped_before_a_run_has_begun_says_so(monkeypatch, capsys):
+    from workbench.runs import folder
+
+    def stop(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "list_runs", stop)
+    assert command_line(["runs"]) == 130
+    assert capsys.readouterr().err == "workbench: Cancelled.\n"
+
+
+def test_a_sentence_that_asks_what_was_meant_ends_in_one_mark(capsys):
+    for argv in (["prbes"], ["runs", "--jsn"], ["--nothing-like-it"]):
+        assert command_line(argv) == 2
+        said = capsys.readouterr().err
+        assert said.rstrip().endswith("See workbench --help.") and "?." not in said and ".." not in said
+
+
 @pytest.mark.parametrize("error", [pl.exceptions.PanicException("index out of bounds\nmore"), GeneratorExit("odd")])
 def test_what_is_no_exception_is_one_sentence_and_exit_code_3(monkeypatch, capsys, error):
     from workbench.runs import folder

@@ -1,9 +1,14 @@
 """Parquet files: the file that was named and no other, and a sentence for a damaged one."""
 
 import collections
+import datetime
+import io
 import random
+from decimal import Decimal
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from workbench.core.errors import InputError
@@ -53,3 +58,39 @@ def test_damage_is_a_sentence_and_never_ends_the_process():
             told["refused"] += 1
             assert str(error).startswith("the table cannot be read as parquet: ") and "\n" not in str(error)
     assert told["refused"] > 100
+
+
+def written(column: pa.Array) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"a": column}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("encode", [lambda column: column, pa.Array.dictionary_encode], ids=["plain", "categorical"])
+def test_columns_that_polars_has_no_kind_for_are_read_in_the_nearest_it_has(encode, capfd):
+    noon = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
+    digits = Decimal("12345678901234567890123456789012345678901234.5")
+    for kind, value, wanted in (
+        (pa.decimal256(50, 1), digits, str(digits)),
+        (pa.timestamp("us", "+05:30"), noon, noon),  # as pandas writes an offset
+        (pa.timestamp("ns", "Europe/Berlin"), noon, noon),
+        (pa.timestamp("us", "Mars/Base"), noon, noon),
+    ):
+        found = parse_parquet(written(encode(pa.array([value, None], kind))), what="the table")
+        assert found["a"].to_list() == [wanted, None]
+    assert capfd.readouterr().err == ""  # a panic that is caught still prints its stack
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.timestamp("s"), pa.timestamp("ms", "UTC"), pa.duration("ms")])
+def test_a_date_that_no_calendar_of_python_has_is_a_sentence(kind, capfd):
+    most = 2**31 - 1 if kind == pa.date32() else 2**62 // (1000 if kind == pa.timestamp("s") else 1)
+    for odd in (most, -most):
+        column = pa.array([0, odd], pa.int32() if kind == pa.date32() else pa.int64()).cast(kind)
+        with pytest.raises(InputError, match="the table, row 2: the field 'a' is outside the years 1 to 9999"):
+            parse_parquet(written(column), what="the table")
+    assert capfd.readouterr().err == ""
+
+
+def test_the_first_and_the_last_date_are_dates():
+    ends = [datetime.date.min, datetime.date.max, None]
+    assert parse_parquet(written(pa.array(ends)), what="the table")["a"].to_list() == ends

@@ -5,7 +5,7 @@ import pytest
 from workbench.core import wording
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
-from workbench.core.wording import human_bytes, parse_bytes, shortened
+from workbench.core.wording import human_bytes, one_line, parse_bytes, shortened
 
 
 def test_sizes_are_read_as_people_write_them():
@@ -89,6 +89,27 @@ def test_the_nearest_name_is_offered_whatever_its_case_or_hyphens_and_nothing_wh
     known = ["retrieval-heads", "concept-depth"]
     assert nearest("Retreival_heads", known) == " (did you mean 'retrieval-heads'?)"
     assert nearest("zzz", known) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (
+            ValueError("Validation error for field 'layers':\n    TypeError: Field 'layers' is a str\n more"),
+            "Validation error for field 'layers': Field 'layers' is a str",
+        ),
+        (
+            RuntimeError("Error(s) in loading:\n\tsize mismatch for a.b: 3 and 4.\n\tsize mismatch for c"),
+            "Error(s) in loading: size mismatch for a.b: 3 and 4",
+        ),
+        (ValueError("It failed:"), "It failed"),
+        (ValueError("First.\nSecond:\nThird"), "First"),
+        (KeyError("added_tokens"), "there is no 'added_tokens'"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_one_line_of_an_error_holds_what_it_announces(error, wanted):
+    assert one_line(error) == wanted
 
 
 def test_a_word_of_thousands_of_characters_leaves_its_sentence_readable():

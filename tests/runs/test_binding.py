@@ -92,3 +92,10 @@ def test_probe_says_where_what_it_does_not_take_belongs(given, words):
 def test_run_says_where_what_it_does_not_take_belongs(given, words):
     with pytest.raises(InputError, match=words):
         probe("retrieval-heads").run(MODEL, **given)
+
+
+@pytest.mark.parametrize("given", [5, ["a.csv", "b.csv"], {"text": ["a"]}, b"a.csv"])
+def test_data_that_is_no_path_is_a_sentence_that_says_what_to_do(counting, given):
+    for ask in (lambda: probe("counting", data=given), lambda: probe("counting").run("a", data=given)):
+        with pytest.raises(InputError, match=f"not a {type(given).__name__}; write it to a file and give its path"):
+            ask()

@@ -43,6 +43,8 @@ def _answer(argv: list[str], debug: bool, out: streams.Watched | None) -> int:
         else:
             with _stopping_cleanly():
                 code = app(argv, standalone_mode=False, prog_name="workbench")
+            if code == Cancelled.exit_code:  # typer makes an exit of a KeyboardInterrupt
+                say("workbench: Cancelled.", error=True)
         if out is not None:
             out.flush()
         return code if isinstance(code, int) else 0
@@ -61,7 +63,8 @@ def _answer(argv: list[str], debug: bool, out: streams.Watched | None) -> int:
             print(error.format_message(), file=sys.stderr)
             return 2
         if hasattr(error, "format_message"):  # typer could not read the arguments
-            return _report(error, f"{error.format_message().strip().rstrip('.')}. See workbench --help.", 2, debug)
+            said = error.format_message().strip().rstrip(".")
+            return _report(error, f"{said}{'' if said.endswith('?') else '.'} See workbench --help.", 2, debug)
         if type(error).__name__ == "Abort":
             return _report(error, "Cancelled.", Cancelled.exit_code, debug)
         if out is not None and out.refused is not None:

@@ -39,8 +39,8 @@ def fitting(
         return list(range(len(lengths)))
     if long == "refuse":
         raise InputError(
-            f"{where(over[0])} has {lengths[over[0]]} tokens, more than the model's context of {limit} has room for; "
-            f"shorten it, or leave such rows out with long=skip."
+            f"{where(over[0])} has {lengths[over[0]]:,} tokens, where {limit:,} fit; shorten it, or leave such rows "
+            f"out with long=skip."
         )
     counter = f"rows_{'skipped' if long == 'skip' else 'cut'}_too_long"
     context.counters[counter] = context.counters.get(counter, 0) + len(over)

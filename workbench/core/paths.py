@@ -12,7 +12,12 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on the systems of today
 
 
 def user_path(path: str | Path) -> Path:
-    """The path that a person means: ``~`` is the home folder, unless something of that very name is here."""
+    """The path that a person means: ``~`` is the home folder, unless something of that very name is here. InputError
+    for what is no path, as a table that was not written to a file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(
+            f"The path of a file is needed here, not a {type(path).__name__}; write it to a file and give its path."
+        )
     path = Path(path)
     if not str(path).startswith("~") or is_there(path):
         return path

@@ -92,12 +92,16 @@ def duration(seconds: float | None) -> str:
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """The first line of what an error of a library says, to stand inside a sentence of ours; its kind where it says
-    nothing."""
+    """The first line of what an error of a library says, to stand inside a sentence of ours, and what it announces
+    where it ends in a colon; the kind of the error where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    said = re.sub(r"\b[A-Za-z_.]*(Error|Exception): ", "", lines[0])  # what the library calls it inside
+    if type(error) is KeyError and len(lines) == 1 and lines[0] == repr(error.args[0]):  # says the key alone
+        lines = [f"there is no {lines[0]}"]
+    end = next((number for number, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    said = " ".join(lines[: end + 1])
+    said = re.sub(r"\b[A-Za-z_.]*(Error|Exception): ", "", said).rstrip(":")  # what the library calls it inside
     return cut("".join(letter if letter.isprintable() else "?" for letter in said).rstrip("."), most)
 
 
