@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.tables import read_table
-from workbench.runs.cost import ModelShape, Plan
+from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
     from probes.branching_factor.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The samples at their longest, for every condition of the study."""
     prompts = read_table(data, required=("prompt",), what="prompts")["prompt"].to_list()
     prompts = prompts[: config.max_prompts] if config.max_prompts else prompts

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.tables import read_table
-from workbench.runs.cost import ModelShape, Plan
+from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
     from probes.concept_depth.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan | None:
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan | None:
     """Every text once under every condition, all layers kept."""
     paths = [Path(name) for name in config.sets if Path(name).is_file()]
     if data is not None and not paths:

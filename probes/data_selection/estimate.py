@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from probes.data_selection.samples import target_files
 from workbench.core.tables import read_table
-from workbench.runs.cost import ModelShape, Plan
+from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
     from probes.data_selection.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """Every sample of the pool and of the targets once."""
     texts = _texts(data)
     for path in target_files(config.target, None if model.folder is None else str(model.folder)).values():

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.tables import read_table
-from workbench.runs.cost import ModelShape, Plan
+from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
     from probes.knowledge_conflict.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """Generation and patching of the items, and every pruning of the test items."""
     names = dict(pair.split(":", 1) for pair in config.columns if ":" in pair)
     frame = read_table(data, required=("clean_prompt", "conflict_prompt"), columns=names, what="conflicts")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from workbench import organisms
 from workbench.core.tables import read_table
-from workbench.runs.cost import ModelShape, Plan
+from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
     from probes.representation_geometry.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The texts once at every checkpoint, with the passes for losses and ablations."""
     texts = read_table(data, required=("text",), what="text")["text"].to_list()[: config.limit]
     steps = [name for name in organisms.names() if "@step-" in name]

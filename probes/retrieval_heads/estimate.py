@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.tables import read_table
-from workbench.runs.cost import ModelShape, Plan
+from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
     from probes.retrieval_heads.config import Config
 
 
-def estimate(config: Config, data: Path | None, model: ModelShape) -> Plan:
+def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The grid of needles, lengths and depths with its answers, and the passes of the masking test."""
     rows = read_table(data, what="needles").height if data is not None else 0
     if isinstance(config.needles, int):

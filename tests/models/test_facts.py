@@ -18,7 +18,7 @@ from workbench.models import recording
 from workbench.models.architecture import Anatomy
 from workbench.models.attention import observe
 from workbench.models.batching import pad
-from workbench.models.facts import Facts
+from workbench.models.facts import ModelFacts
 from workbench.models.loading import wrap
 from workbench.models.sites import Site
 
@@ -41,7 +41,7 @@ def models():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_fact_holds_of_the_architectures_that_are_promised(models, name):
-    assert models(name).facts == Facts()
+    assert models(name).facts == ModelFacts()
 
 
 @pytest.mark.parametrize("name", PARTLY)

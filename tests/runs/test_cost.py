@@ -41,7 +41,7 @@ def test_the_shape_of_a_model_is_read_without_loading_it():
 def test_tokens_are_those_of_the_models_own_tokenizer():
     texts = pl.read_ndjson(organisms.data("texts"))["text"].to_list()[:150]  # few enough to be counted in full
     assert cost.facts("organism").tokens(texts) == counted("organism", texts)
-    assert cost.ModelShape(None, 1, 1, 1, 10).tokens(["abcd" * 5, "abcd"]) == 6
+    assert cost.Facts(None, 1, 1, 1, 10).tokens(["abcd" * 5, "abcd"]) == 6
 
 
 def test_the_plan_of_retrieval_is_the_grid_its_answers_and_its_masking():

@@ -3,13 +3,16 @@ named keeps its mode."""
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import tiny_probes
 from workbench.core.paths import cache_root
 from workbench.runs import execution
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import tiny_probes  # noqa: E402
 
 
 def modes(folder: Path) -> set[tuple[bool, int]]:

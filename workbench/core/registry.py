@@ -146,7 +146,7 @@ def probe(
     What the command line, the app and the explorer show of it:
 
     ``figures``: ``"module:function"`` giving ``{name: Figure}`` of a run. ``figures_of_several``: ``"module:function"``
-    giving one Figure of a list of runs. ``estimate(config, data path, ModelShape)``: the Plan of a run, see
+    giving one Figure of a list of runs. ``estimate(config, data path, Facts)``: the Plan of a run, see
     :mod:`workbench.runs.cost`; None where nothing is known. ``example(model name)``: config values of a short run on
     that model. ``example_models``: the models on which ``workbench demo`` makes one.
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from workbench.core.errors import InputError
 from workbench.models.call_tape import Seen, counted, tape
-from workbench.models.facts import Facts
+from workbench.models.facts import ModelFacts
 from workbench.models.running_pass import Call
 from workbench.models.sites import Site
 
@@ -62,7 +62,7 @@ class Anatomy:
     softcap: float | None = None  # on the final logits
     attn_softcap: float | None = None
     name: str = "model"
-    facts: Facts = field(default_factory=Facts)
+    facts: ModelFacts = field(default_factory=ModelFacts)
     # set by `examine`: how often a module runs in a pass, in one that fills a key/value cache, and in one after that
     calls: dict[nn.Module, tuple[int, ...]] = field(default_factory=dict)
     final_call: Call | None = None  # of the final norm, the one that feeds the unembedding; None: there is one only

@@ -13,7 +13,7 @@ Layers = dict[int | None, str]  # layer (None: the whole model) -> why the fact 
 
 
 @dataclass
-class Facts:
+class ModelFacts:
     """One entry per fact: where it does not hold, and why."""
 
     stream_adds_up: Layers = field(default_factory=dict)  # a block adds its attention's and its MLP's output, no more

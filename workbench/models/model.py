@@ -22,7 +22,7 @@ from workbench.core.errors import InputError
 from workbench.models.adapters import Adapter, fingerprint_files, merge
 from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
-from workbench.models.facts import Facts
+from workbench.models.facts import ModelFacts
 from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.load_options import DAY
 from workbench.models.running_pass import positions_after, running
@@ -144,16 +144,16 @@ class Model:
         )
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> ModelFacts:
         """What holds of the model's forward pass, and why not where it does not."""
         return self.anatomy.facts
 
     def require(self, *facts: str, for_what: str, layers: Iterable[int] | None = None) -> None:
-        """Raise InputError, with the reason, where one of the `Facts` named does not hold (in these layers)."""
+        """Raise InputError, with the reason, where one of the `ModelFacts` named does not hold (in these layers)."""
         self.anatomy.require(*facts, for_what=for_what, layers=layers)
 
     def lacks(self, *facts: str, layers: Iterable[int] | None = None) -> str | None:
-        """Why one of the `Facts` named does not hold (in these layers); None where all do."""
+        """Why one of the `ModelFacts` named does not hold (in these layers); None where all do."""
         wanted = None if layers is None else list(layers)
         return next((reason for fact in facts if (reason := self.facts.why_not(fact, wanted))), None)
 

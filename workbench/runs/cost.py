@@ -43,7 +43,7 @@ class CostEstimate:
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class Facts:
     """What a plan needs of a model: read from its config.json."""
 
     folder: Path | None
@@ -66,7 +66,7 @@ class ModelShape:
         return round(sum(lengths) / len(some) * len(texts))
 
 
-def facts(model: str) -> ModelShape | None:
+def facts(model: str) -> Facts | None:
     """The shape of a model that is on this machine; None for one that would have to be fetched first."""
     folder = _folder(model)
     try:
@@ -81,7 +81,7 @@ def facts(model: str) -> ModelShape | None:
     def number(*names: str) -> int:
         return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
 
-    return ModelShape(
+    return Facts(
         folder,
         number("num_hidden_layers", "n_layer"),
         number("hidden_size", "n_embd"),

@@ -153,10 +153,10 @@ def test_a_relation_is_looked_for_in_the_data_of_the_model_that_is_named():
 
 
 def test_a_model_that_was_named_late_gets_its_own_data():
-    from workbench.runs.execution import _with_own_data
+    from workbench.runs.preparation import with_own_data
 
     late, early = runs.prepare(PROBE), runs.prepare(PROBE, model="organism")
-    assert _with_own_data(late, "organism") == early and _with_own_data(early, "someone/some-model") == late
+    assert with_own_data(late, "organism") == early and with_own_data(early, "someone/some-model") == late
 
 
 def test_a_model_that_knows_no_fact_is_told_what_to_do_and_no_file_is_named(tiny_llama, tmp_path):
