@@ -75,6 +75,7 @@ def run(
     ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again even if the run is complete.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what the run would take, and stop.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -89,6 +90,10 @@ def run(
     values = {**(read_toml(config) if config else {}), **parse_assignments(set or ())}
     ready = execution.prepare(probe, values, data, model=model)  # bad input is found before torch is imported
     check_request(model, revision=revision, adapter=adapter, date=date, dtype=dtype)
+    if estimate:
+        from workbench.cli.estimate import print_estimate
+
+        return print_estimate(ready, model, dtype=dtype, device=device, json=json)
     changes: tuple = ()
     if edit is not None:
         from workbench.core.tables import existing

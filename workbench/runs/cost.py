@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import organisms
+from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.json_text import read_json_object
@@ -136,3 +137,26 @@ def estimate(
     real = (run.info.get("counters") or {}).get("tokens") or then.tokens
     seconds = (run.info.get("seconds") or {}).get("compute") if same_machine else None
     return CostEstimate(round(share * real), now.stored, None if seconds is None else share * seconds)
+
+
+def plan_of(run: Run) -> Plan | None:
+    """What a run that is there was planned to take; None where its data or its probe are gone."""
+    from workbench.runs.preparation import prepare
+
+    about, model = run.info.get("data") or {}, run.of("model", "name") or ""
+    try:
+        probe = registry.get(run.probe)
+        config = configs.build(probe.config, run.info.get("config"), literal=True)
+        ready = prepare(probe, config, model=model)
+        default = probe.data.default_path(model) if probe.data is not None else None
+        return plan(run.probe, config, Path(about["path"]) if about.get("path") else default or ready.data, model)
+    except (WorkbenchError, OSError):
+        return None
+
+
+def last_like(runs: Sequence[Run], probe: str, model: str, device: str) -> tuple[Run | None, bool]:
+    """The newest complete run of a probe, best one on this model and device, and whether it is."""
+    done = [run for run in runs if run.probe == probe and run.status == "complete"]
+    done.sort(key=lambda run: str(run.info.get("started")), reverse=True)
+    here = [run for run in done if run.of("model", "name") == model and run.of("model", "device") == device]
+    return (here or done or [None])[0], bool(here)

@@ -1,0 +1,46 @@
+"""`workbench run … --estimate`: what a run would take, without running it."""
+
+import json
+
+import pytest
+
+from workbench.cli.main import run as command_line
+from workbench.models.loading import load
+from workbench.runs import cost, execution
+from workbench.runs.folder import list_runs
+
+FEW = ["--set", "samples=2", "--set", "max_new_tokens=3", "--set", "max_prompts=4"]
+CONFIG = {"samples": 2, "max_new_tokens": 3, "max_prompts": 4}
+
+
+def test_an_estimate_runs_nothing_and_says_tokens_arithmetic_and_bytes(capsys):
+    before = len(list_runs())
+    assert command_line(["run", "branching-factor", "--model", "organism", *FEW, "--estimate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    weights = load("organism").hf.num_parameters()
+    assert found["prompts"] == 4 and found["parameters"] == weights and found["weight_bytes"] == 4 * weights
+    assert found["flops"] == 2 * weights * found["tokens"]  # the organism's embedding is tied
+    assert found["seconds"] is None and len(list_runs()) == before
+
+
+def test_after_a_run_the_estimate_is_at_its_pace(capsys):
+    run = execution.execute("branching-factor", load("organism"), config=CONFIG)
+    found = []
+    for few in (FEW, [*FEW[:-1], "max_prompts=8"]):
+        assert command_line(["run", "branching-factor", "--model", "organism", *few, "--estimate", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["tokens"] == run.info["counters"]["tokens"]
+    assert found[0]["seconds"] == pytest.approx(run.info["seconds"]["compute"])
+    assert found[1]["seconds"] / found[0]["seconds"] == pytest.approx(found[1]["tokens"] / found[0]["tokens"], rel=1e-3)
+    assert cost.plan_of(run).prompts == 4
+
+
+def test_people_read_sentences(capsys):
+    assert command_line(["run", "concept-depth", "--model", "organism", "--dtype", "bfloat16", "--estimate"]) == 0
+    said = capsys.readouterr().out
+    assert "would feed" in said and "in bfloat16" in said and "of activations" in said and "time:" in said
+
+
+def test_a_model_that_is_not_here_has_no_estimate(capsys):
+    assert command_line(["run", "branching-factor", "--model", "nobody/has-this", *FEW, "--estimate"]) == 2
+    assert "not on this machine" in capsys.readouterr().err
