@@ -111,6 +111,7 @@ def example(model: str) -> dict[str, object]:
         "effects": ("feature",),
         "map": ("row",),
     },
+    imports={"lists of features, JSON [{index, description, frac_nonzero}]": "probes.data_selection.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every pool sample against every target; select, compare with the baselines, explain.

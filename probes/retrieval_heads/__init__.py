@@ -93,6 +93,7 @@ def example(model: str) -> dict[str, object]:
         "inputs": ("row",),
     },
     version=4,
+    imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
