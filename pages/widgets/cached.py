@@ -61,14 +61,14 @@ def _table(folder: str, name: str, stamp: tuple, _run: Run) -> pl.DataFrame:
     return _run.table(name)
 
 
-def head_tables(fingerprint: str) -> list[tuple[Run, pl.DataFrame]]:
-    """The tables of heads that the complete runs of this very model have."""
-    return head_sets.head_tables(run_list(), fingerprint=fingerprint, read=table)
+def head_tables(fingerprint: str, name: str | None = None) -> list[tuple[Run, pl.DataFrame]]:
+    """The tables of heads that the complete runs of this very model have, and those imported under its name."""
+    return head_sets.head_tables(run_list(), fingerprint=fingerprint, name=name, read=table)
 
 
-def left_out(fingerprint: str) -> str:
+def left_out(fingerprint: str, name: str | None = None) -> str:
     """What `head_tables` and `run_list` could not read, in a sentence each; nothing where they read all."""
-    damaged = head_sets.left_out(run_list(), fingerprint=fingerprint, read=table)
+    damaged = head_sets.left_out(run_list(), fingerprint=fingerprint, name=name, read=table)
     return " ".join([*damaged, *([said] if (said := unreadable()) else [])])
 
 

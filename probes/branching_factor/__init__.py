@@ -95,6 +95,7 @@ def example(model: str) -> dict[str, object]:
         "resampling": ("position",),
         "verbalised": ("prompt",),
     },
+    imports={"branching-factor curves, a table of position and bf": "probes.branching_factor.published:read"},
 )
 def run(model: Model, config: Config, context: Context) -> Result:
     """Sample every condition of the study, measure the branching factor of each, and compare pairs of them.

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -103,6 +104,7 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
     example=lambda _model: {"split": "kfold", "noise": True, "causal": "peak", "limit": 60, "shuffles": 3},
     example_models=("organism",),
     layer_curves={"layers": ("accuracy", "selectivity")},
+    leaves={"directions.safetensors": "the directions that the probes read, a set and a layer each"},
     version=2,
     keys={
         "layers": ("dataset", "condition", "layer"),
@@ -119,11 +121,14 @@ def run(model, config: Config, context: Context) -> Result:
 
     Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
     activations."""
+    from probes.concept_depth.directions import save_directions
+
     sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
     found: dict[str, list[pl.DataFrame]] = {}
     inputs: list[pl.DataFrame] = []
+    learned: dict[tuple[str, str], np.ndarray] = {}
     for number, (condition, noise, precision) in enumerate(conditions):
         subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
         for k, concept in enumerate(sets):
@@ -131,14 +136,19 @@ def run(model, config: Config, context: Context) -> Result:
             ids = _encode(model, concept, texts, config)
             inputs.append(_inputs(concept, condition, ids, splits[concept.name][0], start=sum(map(len, inputs))))
             study = partial(_study, subject, concept, condition, ids, splits[concept.name], config, context)
-            for name, table in context.part(f"{condition} {concept.name}", study).items():
-                found.setdefault(name, []).append(table)
+            for name, part in context.part(f"{condition} {concept.name}", study).items():
+                if name == "coefficients":
+                    learned[concept.name, condition] = part
+                else:
+                    found.setdefault(name, []).append(part)
             context.progress(number * len(sets) + k + 1, len(conditions) * len(sets), "concept sets")
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(same).with_columns(pl.selectors.float().fill_nan(None)) for name, same in found.items()}
     tables["inputs"] = pl.concat(inputs)
     described = [_describe(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
+    if context.out is not None:
+        save_directions(context.out, learned, sets, config, model)
     return Result(tables, {}, _summary(tables) | counted_rows(context))
 
 
@@ -221,10 +231,12 @@ def _study(
     folds: Split,
     config: Config,
     context: Context,
-) -> dict[str, pl.DataFrame]:
-    """Tables of one set: features of all layers, probes, control, points, causal check."""
+) -> dict[str, Any]:
+    """Tables of one set: features of all layers, probes, control, points, causal check; and the coefficients of the
+    probes of the first fold [L, d + 1]."""
     from probes.concept_depth import layer_curves, linear_probe
     from probes.concept_depth.causal import CAUSAL, causal_check
+    from probes.concept_depth.directions import coefficients
     from probes.concept_depth.layer_features import layer_features
 
     model, (tests, by_group), labels = subject(), folds, concept.labels
@@ -267,6 +279,7 @@ def _study(
             where, config.c_path, lambda c: linear_probe.metrics(fit(labels, c=c).scores, truth)
         ),
         "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
+        "coefficients": coefficients(held_out.probes),
     }
 
 

@@ -35,7 +35,16 @@ from probes.data_selection.config import BIBTEX, Config, validate
 from probes.data_selection.estimate import estimate
 from probes.data_selection.rankings import bm25, compare, verdict
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
-from probes.data_selection.selection import Eligible, eligible, export, orders_of, score_table, selected_table
+from probes.data_selection.selection import (
+    Eligible,
+    eligible,
+    export,
+    file_names,
+    orders_of,
+    score_table,
+    selected_table,
+)
+from probes.data_selection.training_files import write_training_files
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
@@ -100,7 +109,10 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism",),
-    leaves={"selected-*.jsonl": "the selected rows of a target"},
+    leaves={
+        "selected-*.jsonl": "the selected rows of a target",
+        "train-*.jsonl": "the same to train on, in the form of `export`",
+    },
     version=3,
     keys={
         "scores": ("row", "target"),
@@ -111,6 +123,7 @@ def example(model: str) -> dict[str, object]:
         "effects": ("feature",),
         "map": ("row",),
     },
+    imports={"lists of features, JSON [{index, description, frac_nonzero}]": "probes.data_selection.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every pool sample against every target; select, compare with the baselines, explain.
@@ -170,7 +183,9 @@ def run(model, config: Config, context: Context) -> Result:
     tables |= explain(reader, pool, targets, best, wanted, statistics)
     tables["map"] = pool_map.map_table(reader, pool)
     if context.out is not None:
-        export(context.out, tables["selected"], names)
+        files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
+        export(context.out, tables["selected"], files)
+        write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
     return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context))
 
 

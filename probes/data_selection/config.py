@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
+from probes.data_selection.training_files import AS_THEY_CAME, FORMS, check_form
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
@@ -95,6 +96,14 @@ class Config:
     map_rows: int = option(
         0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0, high=20_000
     )
+    export: str = option(
+        AS_THEY_CAME,
+        "form of the files to train on, train-TARGET.jsonl: as_they_came (the rows of the pool's file), messages "
+        "(chats), alpaca (instruction, input, output), none",
+        choices=FORMS,
+        later=True,
+    )
+    export_scores: bool = option(False, "also write target, rank, row and score into the files to train on", later=True)
     long: str = long_option("cut", cut=True)
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
     max_tokens: int = option(
@@ -126,6 +135,7 @@ def validate(config: Config, data: Path | None, model: str | None = None) -> Non
     if config.label not in ("auto", "none") and config.label not in pool.columns:
         raise InputError(f"{data} has no column '{config.label}' (label); it has {', '.join(pool.columns)}.")
     labels_of(pool, targets, config.label)
+    check_form(config.export, pool, data)
     site = None
     if config.site != "auto":
         from workbench.models.sites import Site

@@ -36,7 +36,7 @@ from probes.retrieval_heads.shipped import material, own_needles
 from probes.retrieval_heads.summary import recalled, summary_of_heads, summary_of_masking
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
-from workbench.core.registry import DataSpec, probe
+from workbench.core.registry import HEAD_MASK, DataSpec, probe
 from workbench.core.tables import read_table
 
 
@@ -83,6 +83,7 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism", "organism-chat"),
+    leaves={"heads_top*.json": HEAD_MASK},
     head_scores={"heads": ("score", "activation_frequency", "span_mass", "is_retrieval")},
     shares=("score", "activation_frequency", "span_mass"),
     keys={
@@ -93,6 +94,7 @@ def example(model: str) -> dict[str, object]:
         "inputs": ("row",),
     },
     version=4,
+    imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
@@ -169,7 +171,8 @@ def _masking_test(
     answered: np.ndarray,
 ) -> tuple[dict[str, pl.DataFrame], dict]:
     """Mask the heads that some of the trials choose, by `scores` [trials, layers, H], on others: the tables `masking`
-    and `masked_trials`, and the summary."""
+    and `masked_trials`, and the summary. The heads are left as files."""
+    from probes.retrieval_heads.head_masks import save_masks
     from probes.retrieval_heads.masking import choosing_and_testing, mask, mask_plan, mask_table, spread
 
     choosing, testing = choosing_and_testing(grid.trials, kept, answered, config, context)
@@ -180,7 +183,9 @@ def _masking_test(
     if masked.height:
         groups = clusters(grid.trials, np.isin(np.arange(len(testing)), chosen), config, context)
     tables = {"masking": mask_table(masked, plan, groups, config, context), "masked_trials": masked}
-    return tables, summary_of_masking(masked, groups, config, context)
+    summary = summary_of_masking(masked, groups, config, context)
+    save_masks(model, config, context, plan, masked, summary)
+    return tables, summary
 
 
 def _trial_table(grid: NeedleGrid, responses: Sequence[str], recalls: np.ndarray, kept: np.ndarray) -> pl.DataFrame:

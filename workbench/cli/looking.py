@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli.app import Json, app, path_of
 from workbench.cli.show import print_columns, print_json, say, say_data, summary_lines
-from workbench.core.wording import cut, significant
+from workbench.core.wording import cut, origin, significant
 
 
 @app.command()
@@ -42,6 +42,8 @@ def probes(
         say(f"table {table}: {', '.join(columns)}")
     for pattern, what in item.leaves.items():
         say(f"file {pattern}: {what}")
+    for what in item.imports:
+        say(f"imports {what}")
     print()
     rows = []
     for key in config.describe(item.config):
@@ -77,6 +79,7 @@ def _describe(name: str) -> dict:
             "optional": data.optional,
         },
         "leaves": dict(item.leaves),
+        "imports": list(item.imports),
         "demo": dict(item.example("organism")) if item.example is not None else {},
         "bibtex": item.bibtex,
     }
@@ -196,6 +199,8 @@ def _lines_of(run, status: str, summary: dict, tables: dict) -> Iterator[str]:
     from workbench.core.config import format_value
 
     yield f"{run.id}: {status}"
+    if imported := origin(run.info):
+        yield f"  imported from: {imported}"
     model = ", ".join(str(run.of("model", key, default="-")) for key in ("architecture", "dtype", "device"))
     yield f"  model: {run.of('model', 'name', default='-')} ({model})"
     if run.of("data"):

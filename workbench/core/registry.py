@@ -100,6 +100,7 @@ class Probe:
     title: str = ""
     version: int = 1
     material: Callable[[Any, str], Mapping[str, Any]] | None = None
+    imports: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, config: Any, data: Path | None, model: str | None = None) -> None:
         """What the probe's `validate` says; of the model too, where it asks for its name."""
@@ -132,6 +133,7 @@ def probe(
     title: str = "",
     version: int = 1,
     material: Callable[[Any, str], Mapping[str, Any]] | None = None,
+    imports: Mapping[str, str] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is
     unchanged.
@@ -156,7 +158,8 @@ def probe(
     them that are shares or frequencies, drawn on the whole scale from 0 to 1. ``layer_curves``: table with rows per
     ``layer`` -> columns that are a course over the layers, the interval as above. ``leaves``: pattern of a file's name
     -> what it is, for files that a run leaves in its folder beside the usual ones; ``HEAD_MASK`` for one that
-    ``--edit`` reads.
+    ``--edit`` reads. ``imports``: what a file with results of others is called, in a few words -> ``"module:function"``
+    that reads it, see :mod:`workbench.runs.imported`.
     """
 
     def decorate(run: Callable) -> Callable:
@@ -199,6 +202,7 @@ def probe(
                 title=title or name.replace("-", " ").capitalize(),
                 version=version,
                 material=material,
+                imports=dict(imports or {}),
             )
         )
         return run

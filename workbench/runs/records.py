@@ -76,6 +76,16 @@ class _Error(_Entry):
     traceback: str | None = None
 
 
+class _Imported(_Entry):
+    """Where the results of a run come from that was not computed here."""
+
+    file: str
+    fingerprint: str
+    importer: str
+    source: str | None = None
+    licence: str | None = None
+
+
 class _File(_Entry):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     bytes: Count
@@ -93,6 +103,7 @@ class _Run(_Entry):
     data: _Data | None = None
     material: dict[str, dict[str, Any]] | None = None
     sae: dict[str, Any] | None = None
+    imported: _Imported | None = None
     seed: Count | None = None
     engine: str | None = None
     edits: list[dict[str, Any]] | None = None
