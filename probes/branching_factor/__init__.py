@@ -21,7 +21,7 @@ import polars as pl
 
 from probes.branching_factor.condition_tables import comparison_row, condition_tables
 from probes.branching_factor.conditions import Lab
-from probes.branching_factor.config import BIBTEX, Config, validate
+from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
 from probes.branching_factor.estimators import enough_samples
 from probes.branching_factor.studies import STUDY
@@ -30,7 +30,6 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
 from workbench.core.registry import DataSpec, probe
-from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.models.model import Model
 
@@ -105,7 +104,7 @@ def run(model: Model, config: Config, context: Context) -> Result:
         raise InputError(f"branching-factor samples with the engine hf only, not {context.engine}.")
     if context.edits and config.sampler == "vllm":
         raise InputError("Edits are hooks on the Hugging Face model; with them, use sampler=hf.")
-    prompts = read_table(context.data, required=("prompt",), optional=("answer",), what="prompts")
+    prompts = read_prompts(config, context.data, tell=context.read_as)
     prompts = prompts.head(config.max_prompts) if config.max_prompts else prompts
     other = load(config.compare, dtype=model.dtype, device=model.device) if config.compare else None
     if other is not None:

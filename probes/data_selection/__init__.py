@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.config import BIBTEX, Config, validate
+from probes.data_selection.config import BIBTEX, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
 from probes.data_selection.rankings import bm25, compare, verdict
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
@@ -51,7 +51,7 @@ from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
-from workbench.core.sample_tables import read_samples, texts
+from workbench.core.sample_tables import texts
 
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
@@ -139,9 +139,9 @@ def run(model, config: Config, context: Context) -> Result:
     from probes.data_selection.sample_vectors import open_reader
 
     reader = open_reader(model, config, context)
-    frame = read_samples(context.data, what="pool", tokens=config.tokens)
+    frame = read_pool(config, context.data, context.read_as)
     tables_of = {
-        name: read_samples(path, what=f"target {name}", tokens=config.tokens)
+        name: read_target(config, name, path, context.read_as)
         for name, path in target_files(config.target, model.name).items()
     }
     labels, said = labels_of(frame, tables_of, config.label)

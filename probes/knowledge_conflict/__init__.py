@@ -26,6 +26,7 @@ open-domain QA with retrieved passages.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,11 @@ from probes.knowledge_conflict.items import (
 )
 from workbench import organisms
 from workbench.core.cells import as_label
+from workbench.core.column_names import column_map
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
-from workbench.core.tables import column_map, read_table
+from workbench.core.tables import read_table
 from workbench.stats.intervals import wilson
 
 
@@ -230,13 +232,13 @@ def _named(data: Path | None) -> str:
     return "The set of real facts that ships" if is_shipped(data) else str(data)
 
 
-def _rows(config: Config, data: Path | None) -> list[dict]:
-    return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)))
+def _rows(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> list[dict]:
+    return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)), tell=tell)
 
 
 def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[str, int]]:
     """Items that can be measured on this model, and how many fell under each of COUNTS."""
-    rows = _rows(config, context.data)
+    rows = _rows(config, context.data, context.read_as)
     chosen = range(len(rows))
     if 0 < config.limit < len(rows):
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
-from workbench.core.tables import column_map
 
 BIBTEX = """@inproceedings{jin2024cutting,
   title={Cutting Off the Head Ends the Conflict: A Mechanism for Interpreting and Mitigating Knowledge Conflicts in Language Models},
@@ -40,11 +40,7 @@ class Config:
     keep: str = option(
         "known", "known: only items whose clean prompt the model answers; all: every item", choices=("known", "all")
     )
-    columns: tuple[str, ...] = option(
-        (),
-        "names of the columns in the data file where they differ, as name:name in the file, e.g. "
-        "subject:Subject,answer:Answer",
-    )
+    columns: tuple[str, ...] = columns_option("subject:Subject,answer:Answer", later=False)
     metric: str = option(
         "logprob",
         "what an importance is a change of: the log-probability of the answer, or its raw logit",

@@ -26,7 +26,7 @@ import polars as pl
 
 from probes.representation_geometry import checkpoints, n_grams
 from probes.representation_geometry.ablation import loss_tables
-from probes.representation_geometry.config import BIBTEX, Config, validate
+from probes.representation_geometry.config import BIBTEX, Config, read_texts, validate
 from probes.representation_geometry.estimate import estimate
 from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
@@ -38,7 +38,6 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
-from workbench.core.tables import read_table
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
 
@@ -148,7 +147,7 @@ def run(model, config: Config, context: Context) -> Result:
 def _texts(model: Model, config: Config, context: Context) -> Texts:
     """The texts that are long enough, cut to `max_length`; at most `limit`. Raises InputError for too few of them, and
     for a `token` beyond one."""
-    frame = read_table(context.data, required=("text",), what="text")
+    frame = read_texts(config, context.data, context.read_as)
     length = min(config.max_length, model.context_length or config.max_length)
     encoded = model.encode_all(frame["text"].to_list())
     those = range(len(encoded))

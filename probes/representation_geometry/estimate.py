@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from probes.representation_geometry.config import read_texts
 from workbench import organisms
-from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The texts once at every checkpoint, with the passes for losses and ablations."""
-    texts = read_table(data, required=("text",), what="text")["text"].to_list()[: config.limit]
+    texts = read_texts(config, data)["text"].to_list()[: config.limit]
     steps = [name for name in organisms.names() if "@step-" in name]
     times = sum(len(steps) if entry.endswith("@*") else 1 for entry in config.checkpoints) or 1
     length = min(config.max_length, model.context)

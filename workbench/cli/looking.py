@@ -205,8 +205,9 @@ def _lines_of(run, status: str, summary: dict, tables: dict) -> Iterator[str]:
     yield f"  model: {run.of('model', 'name', default='-')} ({model})"
     if run.of("data"):
         there = run.of("data", "rows_in_file")
-        where = run.of("data", "path") or run.of("data", "name", default="-")
+        where = run.of("data", "address") or run.of("data", "path") or run.of("data", "name", default="-")
         yield f"  data: {where} ({run.of('data', 'rows', default='-')}{f' of {there}' if there else ''} rows)"
+    yield from (f"  read as: {line}" for line in run.of("data", "read_as", default=[]))
     config = [f"{key}={format_value(value)}" for key, value in run.of("config", default={}).items()]
     yield f"  config: {', '.join(config)}"
     yield (

@@ -54,6 +54,7 @@ class Context:
     )
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     warnings: list[str] = field(default_factory=list)
+    readings: list[str] = field(default_factory=list)  # of data files in a published format: what was read as what
     parts_loaded: int = 0
     parts_computed: int = 0
     seconds_saved: float = 0.0  # what the parts that were loaded had taken to compute
@@ -85,6 +86,11 @@ class Context:
         message = " ".join(message.split())
         if message not in self.warnings:
             self.warnings.append(message)
+
+    def read_as(self, message: str) -> None:
+        """Record in run.json, once, which columns of a data file were read as which."""
+        if message not in self.readings:
+            self.readings.append(message)
 
     def count(self, *, prompts: int = 0, tokens: int = 0, forwards: int = 0, cache_hits: int = 0) -> None:
         """Add to the counters of run.json."""

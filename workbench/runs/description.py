@@ -78,6 +78,7 @@ def describe_data(ready: Prepared) -> dict[str, Any] | None:
     except InputError:
         rows = None
     where = {"path": str(ready.data)} if ready.data_name is None else {"name": ready.data_name}
+    where |= {"address": ready.address} if ready.address is not None else {}
     return {**where, "fingerprint": fingerprint_file(ready.data), "rows": rows}
 
 
@@ -111,7 +112,7 @@ def command_for(
     day = date or getattr(model, "day", DAY)
     words += ["--date", str(day)] if str(day) != str(DAY) else []
     if ready.data is not None and ready.data_name is None and named_in(ready.config, ready.probe) is None:
-        words += ["--data", str(ready.data)]
+        words += ["--data", ready.address or str(ready.data)]
     files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}
     for key, value in configs.changed(ready.config).items():
         words += ["--set", f"{key}={configs.format_value(_absolute(value) if key in files else value)}"]

@@ -11,6 +11,7 @@ from typing import Any
 from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import InputError
+from workbench.core.hub_files import fetched, is_address, parse_address
 from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, read_table
@@ -40,6 +41,7 @@ class Prepared:
     config: Any
     data: Path | None
     data_name: str | None  # "package:path" or "model:file" where the file ships with the project or with the model
+    address: str | None = None  # on the hub, where the file was fetched from there
 
 
 def prepare(
@@ -54,12 +56,13 @@ def prepare(
     else:
         _no_options(item, config or {})
         config = configs.build(item.config, config, where=where)
+    hub = parse_address(data) if data is not None and is_address(data) else None
     path, name = data_file(item, config, data, model)
     if item.validate is not None:
         item.check(config, path, model)
     elif path is not None and item.data is not None and item.data.required:
         read_table(path, required=item.data.required, what=item.data.what)
-    return Prepared(probe=item, config=config, data=path, data_name=name)
+    return Prepared(probe=item, config=config, data=path, data_name=name, address=hub and hub.address)
 
 
 def with_own_data(ready: Prepared, model: str) -> Prepared:
@@ -103,6 +106,9 @@ def named_in(config: Any, item: Probe) -> str | None:
 def data_file(
     item: Probe, config: Any, data: str | Path | None, model: str | None = None
 ) -> tuple[Path | None, str | None]:
+    """The data file of a run, fetched where its address on the hub was given, and its name where it ships."""
+    if data is not None and item.data is not None and is_address(data):
+        data = fetched(parse_address(data))
     named = named_in(config, item)
     if named is not None:
         path = existing(named, what=item.data.what).resolve()

@@ -62,6 +62,8 @@ class _Data(_Entry):
     fingerprint: str | None = None
     rows: Count | None = None
     rows_in_file: Count | None = None
+    address: str | None = None
+    read_as: list[str] | None = None
 
 
 class _Times(_Entry):
