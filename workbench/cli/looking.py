@@ -53,6 +53,7 @@ def probes(
 
 def _describe(name: str) -> dict:
     from workbench.core import config, registry
+    from workbench.models.model_outline import outline
 
     problem = registry.problem(name)
     if problem is not None:
@@ -77,7 +78,7 @@ def _describe(name: str) -> dict:
             "optional": data.optional,
         },
         "leaves": dict(item.leaves),
-        "demo": dict(item.example("organism")) if item.example is not None else {},
+        "demo": dict(item.example(outline("organism"))) if item.example is not None else {},
         "bibtex": item.bibtex,
     }
 
