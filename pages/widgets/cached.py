@@ -114,7 +114,7 @@ def demo_problem(probe: Probe, name: str) -> str | None:
     return _demo_problem(probe.name, name, tuple((path.name, *stamp(path)) for path in files), probe)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner="Looking at the model's files")
 def _demo_problem(probe: str, name: str, stamps: tuple, _probe: Probe) -> str | None:
     return demo.problem(_probe, name)
 

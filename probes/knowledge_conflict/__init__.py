@@ -72,7 +72,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
     reason = facts.why_not(NEEDS[config.variant]) if facts is not None else None
     if reason is not None:
         others = [variant for variant in NEEDS if facts is not None and facts.why_not(NEEDS[variant]) is None]
-        instead = f" Use variant={others[0]}." if others else ""
+        instead = f" Use variant={others[-1]}." if others else ""
         raise InputError(f"variant={config.variant} cannot be measured: {reason[:1].lower()}{reason[1:]}{instead}")
 
 

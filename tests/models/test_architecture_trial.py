@@ -52,9 +52,7 @@ def test_a_large_model_is_tried_out_as_a_small_one(tmp_path):
     assert tried is not None and tried.why_not(("heads_apart", "attention_rows", "stream_adds_up")) is None
 
 
-@pytest.mark.parametrize(
-    "change", [{"auto_map": {"AutoModelForCausalLM": "x.Y"}}, {"hidden_size": 10**6}, {"model_type": "new"}]
-)
+@pytest.mark.parametrize("change", [{"auto_map": {"AutoModelForCausalLM": "x.Y"}}, {"model_type": "new"}])
 def test_what_a_config_cannot_tell_is_not_known(change, tmp_path):
     base = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(base | change))
