@@ -95,13 +95,14 @@ def setup(probe: Probe) -> None:
     )
     go = st.container()  # above the settings, so that it is in sight; filled once they are known
     a, b, c = st.columns(3)
+    no_demo = cached.demo_problem(probe, model)
     a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
     b.button(
         "Demo",
         on_click=lambda: form.fill(probe, form.example(probe, model)),
-        disabled=probe.example is None,
+        disabled=no_demo is not None,
         width="stretch",
-        help="The settings of a short run.",
+        help="The settings of a short run." if no_demo is None else "There is no short run on this model.",
     )
     shown = next((run for run in newest if run.id == st.session_state.get(f"{probe.name} run")), None)
     c.button(
@@ -112,6 +113,8 @@ def setup(probe: Probe) -> None:
         width="stretch",
         help="The settings of the run on the left.",
     )
+    if no_demo is not None:
+        st.caption(styling.md(f"No demo: {no_demo}"))
     data = data_of(probe)
     values = form.form(probe)
     with st.expander("Seed, precision, device"):

@@ -17,6 +17,8 @@ in probes.branching_factor.studies.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
 from probes.branching_factor.condition_tables import comparison_row, condition_tables
@@ -30,16 +32,34 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
 from workbench.core.registry import DataSpec, probe
+from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.models.model import Model
+from workbench.models.model_outline import Facts
 
+ENGLISH = Path(__file__).parent / "material" / "english.jsonl"
 KINDS = 5  # of the English prompts: story, fact, opinion, instruction, random letters
+CHAT = 64  # tokens that a chat template is taken to put around a prompt
+FEW = 4  # tokens that a short run must have room to write
 
 
-def example(model: str) -> dict[str, object]:
-    """Few samples of few prompts: of the English ones, whose kinds take turns, two of each."""
-    prompts = 4 if organisms.name_of(model) else 2 * KINDS
-    return {"samples": 8, "max_new_tokens": 24, "max_prompts": prompts}
+def example(model: Facts) -> dict[str, object]:
+    """Few samples of few prompts: of the English ones, whose kinds take turns, two of each, and as many more as it
+    takes for so many to fit into a short context. Raises InputError where none fits."""
+    values: dict[str, object] = {"samples": 8, "max_new_tokens": 24}
+    if model.is_organism:
+        return values | {"max_prompts": 4}
+    prompts = read_table(ENGLISH, required=("prompt",), what="prompts")["prompt"].to_list()
+    lengths = [length + CHAT * model.chat for length in model.lengths(prompts)]
+    fit = [n for n, length in enumerate(lengths) if model.fits(length + FEW)]
+    if not fit:
+        raise InputError(
+            f"The context of {model.name} ({model.context} tokens) holds none of the prompts that ship and {FEW} "
+            f"tokens more (the shortest has {min(lengths)}); give shorter ones with --data."
+        )
+    last = fit[: 2 * KINDS][-1] + 1
+    skip = {} if all(map(model.fits, lengths[:last])) else {"long": "skip"}
+    return values | {"max_prompts": max(last, 2 * KINDS)} | skip
 
 
 @probe(
@@ -81,6 +101,7 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    needs=("tokenizer",),
     keys={
         "prompts": ("condition", "row", "prompt"),
         "positions": ("condition", "position"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.branching_factor.config import read_prompts
-from workbench.runs.cost import Facts, Plan
+from workbench.runs.cost import CONTEXT, Facts, Plan
 
 if TYPE_CHECKING:
     from probes.branching_factor.config import Config
@@ -24,4 +24,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         "resampling": len({0, *config.cuts}) * config.originals,
     }.get(config.study, 1)
     rows = len(prompts) * times
-    return Plan(rows, model.tokens(prompts) * times + rows * config.samples * min(config.max_new_tokens, model.context))
+    return Plan(
+        rows,
+        model.tokens(prompts) * times + rows * config.samples * min(config.max_new_tokens, model.context or CONTEXT),
+    )

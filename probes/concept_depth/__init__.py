@@ -35,6 +35,7 @@ from probes.concept_depth.concept_sets import ConceptSet, noisy, split, tested_a
 from probes.concept_depth.config import BIBTEX, FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.estimate import estimate
+from probes.concept_depth.short_run import example
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
@@ -101,8 +102,9 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
     figures="probes.concept_depth.figures:figures",
     figures_of_several="probes.concept_depth.figures:compare",
     estimate=estimate,
-    example=lambda _model: {"split": "kfold", "noise": True, "causal": "peak", "limit": 60, "shuffles": 3},
+    example=example,
     example_models=("organism",),
+    needs=("tokenizer",),
     layer_curves={"layers": ("accuracy", "selectivity")},
     leaves={"directions.safetensors": "the directions that the probes read, a set and a layer each"},
     version=2,

@@ -52,6 +52,7 @@ from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import texts
+from workbench.models.model_outline import Facts
 
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
@@ -68,11 +69,11 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     }
 
 
-def example(model: str) -> dict[str, object]:
+def example(model: Facts) -> dict[str, object]:
     """Three targets; on a circuit, which has no autoencoder, only the baselines."""
-    if organisms.name_of(model) is None:
+    if not model.is_organism:
         return {"target": ("code", "cooking", "history"), "features": 8}
-    baselines = {} if organisms.autoencoder(model) else {"sae": "none"}
+    baselines = {} if organisms.autoencoder(model.name) else {"sae": "none"}
     return {"target": ("sea", "music", "facts"), "features": 8} | baselines
 
 
@@ -113,6 +114,7 @@ def example(model: str) -> dict[str, object]:
         "selected-*.jsonl": "the selected rows of a target",
         "train-*.jsonl": "the same to train on, in the form of `export`",
     },
+    needs=("tokenizer",),
     version=3,
     keys={
         "scores": ("row", "target"),

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, ROLES, Config
+from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, NEEDS, ROLES, Config
 from probes.knowledge_conflict.estimate import estimate
 from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
 from probes.knowledge_conflict.items import (
@@ -54,12 +54,13 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
 from workbench.core.tables import read_table
+from workbench.models.model_outline import Facts
 from workbench.stats.intervals import wilson
 
 
-def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for conflicts that cannot be read, relations that are not in the file and a neutral text that
-    cannot be read."""
+def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
+    """Raise InputError for conflicts that cannot be read, relations that are not in the file, a neutral text that
+    cannot be read, and a variant that the architecture of the model does not allow."""
     rows = _rows(config, data)
     known = {row.get("relation") for row in rows}
     for relation in config.test_relations:
@@ -70,6 +71,11 @@ def validate(config: Config, data: Path | None) -> None:
             )
     if config.neutral != "auto":
         read_table(config.neutral, required=("text",), what="neutral text")
+    reason = facts.why_not(NEEDS[config.variant]) if facts is not None else None
+    if reason is not None:
+        others = [variant for variant in NEEDS if facts is not None and facts.why_not(NEEDS[variant]) is None]
+        instead = f" Use variant={others[-1]}." if others else ""
+        raise InputError(f"variant={config.variant} cannot be measured: {reason[:1].lower()}{reason[1:]}{instead}")
 
 
 @probe(
@@ -155,6 +161,7 @@ def validate(config: Config, data: Path | None) -> None:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    needs=("tokenizer", "heads_apart"),
     leaves={"pruned_heads*.json": HEAD_MASK},
     head_scores={
         "heads": (
@@ -280,6 +287,11 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
     known = {"value": float(right.mean()), "low": low, "high": high, "n": len(right)}
     context.progress(1, 1, "known items")
     if config.keep == "all":
+        if not right.any():
+            context.warn(
+                f"The model knows none of the {len(items)} items (its clean answers never name the truth): there is no "
+                f"memory to be in conflict, so the roles of heads say little."
+            )
         return items, known
     if not right.any():
         raise InputError(

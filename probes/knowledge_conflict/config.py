@@ -19,6 +19,13 @@ BIBTEX = """@inproceedings{jin2024cutting,
 }"""  # noqa: E501
 ESSAYS = Path(__file__).parents[1] / "essays.txt"  # plain English, on no subject in particular
 ROLES = {"memory": "context", "context": "memory"}  # heads pruned -> the answer that this is meant to bring
+_READ_OFF = ("final_norm_ends_stream", "logits_unembedded")  # what scores of patched streams rest on
+_REPLAYED = ("heads_apart", "blocks_run_once", *_READ_OFF)
+NEEDS = {
+    "direct": ("heads_apart", "heads_add_up", "stream_adds_up", *_READ_OFF),
+    "direct_mlp": _REPLAYED,
+    "total": _REPLAYED,
+}  # variant -> what must hold of a model (workbench.models.facts) for it to be measured
 FEW = 5  # with fewer items a bootstrap interval says nothing, and none is given
 
 

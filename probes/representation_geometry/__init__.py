@@ -40,14 +40,21 @@ from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
+from workbench.models.model_outline import Facts
 
 WEIGHTS = "weights"  # of a checkpoint's part: the fingerprint of what it was measured on; in no table of the run
 
 
-def example(model: str) -> dict[str, object]:
-    """All layers of a few texts; of the organism at every checkpoint of its training."""
-    course = {"checkpoints": ("organism@*",)} if model == "organism" else {}
-    return {"layers": "all", "limit": 300, "ablate": (4, 16)} | course
+def example(model: Facts) -> dict[str, object]:
+    """All layers of a few texts; of the organism at every checkpoint of its training. A model that is too narrow for
+    the paper's fit is fitted over the ranks that it has."""
+    values: dict[str, object] = {"layers": "all", "limit": 300, "ablate": (4, 16)}
+    if model.name == "organism":
+        values["checkpoints"] = ("organism@*",)
+    last = Config().fit_range[1]
+    if 0 < model.width <= last and not model.is_organism:
+        values["fit_range"] = (max(1, model.width // 8), max(2, 3 * model.width // 4))
+    return values
 
 
 @probe(
@@ -91,6 +98,7 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    needs=("tokenizer",),
     layer_curves={"layers": ("rankme", "alpha")},
     keys={
         "layers": ("checkpoint", "layer"),

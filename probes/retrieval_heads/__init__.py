@@ -33,29 +33,11 @@ from probes.retrieval_heads.head_scores import clusters, head_table, how_many_ar
 from probes.retrieval_heads.needle_grid import NeedleGrid, read_grid, validate
 from probes.retrieval_heads.needles import recall
 from probes.retrieval_heads.shipped import material, own_needles
+from probes.retrieval_heads.short_run import example
 from probes.retrieval_heads.summary import recalled, summary_of_heads, summary_of_masking
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
-from workbench.core.tables import read_table
-
-
-def example(model: str) -> dict[str, object]:
-    """A short run: on the aligned organism only as much as the two maps need to be compared; never more needles than
-    ship with a model."""
-    values: dict[str, object] = {
-        "lengths": (128, 256, 384, 480),
-        "depths": (0, 25, 50, 75, 100),
-        "needles": 8,
-        "max_new_tokens": 16,
-        "mask_k": (1, 2, 3, 4, 8),
-    }
-    if model == "organism-chat":
-        values |= {"lengths": (128, 256), "depths": (0, 50, 100), "needles": 4, "mask_k": (1, 2)}
-    own = own_needles(model)
-    if own is not None:
-        values["needles"] = min(values["needles"], read_table(own, required=COLUMNS, what="needles").height)
-    return values
 
 
 @probe(
@@ -84,6 +66,7 @@ def example(model: str) -> dict[str, object]:
     example=example,
     example_models=("organism", "organism-chat"),
     leaves={"heads_top*.json": HEAD_MASK},
+    needs=("tokenizer", "attention_rows"),
     head_scores={"heads": ("score", "activation_frequency", "span_mass", "is_retrieval")},
     shares=("score", "activation_frequency", "span_mass"),
     keys={
@@ -125,6 +108,11 @@ def run(model, config: Config, context: Context) -> Result:
         context.warn(
             f"The model answered none of the {len(trials)} trials, so no head has a score; try shorter "
             f"lengths, another template or keep=all."
+        )
+    elif not answered.any():
+        context.warn(
+            f"The model answered none of the {len(trials)} trials: the scores are those of trials that it fails, and "
+            f"say little of retrieval; there is nothing to mask. Try shorter lengths or another template."
         )
     tables = {
         "heads": heads,

@@ -13,10 +13,12 @@ import polars as pl
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
 from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
 from probes.retrieval_heads.shipped import material, own_needles
+from probes.retrieval_heads.short_run import check_model
 from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table, read_text
+from workbench.models.model_outline import Facts
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class NeedleGrid:
         return self.shared[: max(t.shared for t in self.trials)]
 
 
-def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for needles that do not hold their answer and a haystack that cannot be read."""
+def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
+    """Raise InputError for needles that do not hold their answer, a haystack that cannot be read, and lengths that are
+    known to be beyond the model."""
     source = needle_file(config, data)
     if source is not None:
         rows = read_needles(config, source)
@@ -49,6 +52,7 @@ def validate(config: Config, data: Path | None) -> None:
                 raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
+    check_model(config, facts)
 
 
 def needle_file(config: Config, data: Path | None) -> Path | None:

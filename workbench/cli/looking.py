@@ -55,6 +55,7 @@ def probes(
 
 def _describe(name: str) -> dict:
     from workbench.core import config, registry
+    from workbench.models.model_outline import outline
 
     problem = registry.problem(name)
     if problem is not None:
@@ -80,7 +81,7 @@ def _describe(name: str) -> dict:
         },
         "leaves": dict(item.leaves),
         "imports": list(item.imports),
-        "demo": dict(item.example("organism")) if item.example is not None else {},
+        "demo": dict(item.example(outline("organism"))) if item.example is not None else {},
         "bibtex": item.bibtex,
     }
 

@@ -15,6 +15,7 @@ from workbench.core.hub_files import fetched, is_address, parse_address
 from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, read_table
+from workbench.models.model_outline import Facts, facts
 
 ENGINES = ("hf", "nnsight")
 OPTIONS = (
@@ -48,7 +49,7 @@ def prepare(
     probe: str | Probe, config: Any = None, data: str | Path | None = None, *, model: str | None = None
 ) -> Prepared:
     """Find the probe, build its config, look at its data file: where none is given, the one that goes with a model of
-    that name. Raises InputError; loads no model."""
+    that name. Raises InputError, also for a model whose files say that the probe cannot run on it; loads no model."""
     item = registry.get(probe) if isinstance(probe, str) else probe
     where = f"the config of {item.name}"
     if isinstance(config, item.config):  # made by hand, so nothing of it was checked
@@ -58,8 +59,11 @@ def prepare(
         config = configs.build(item.config, config, where=where)
     hub = parse_address(data) if data is not None and is_address(data) else None
     path, name = data_file(item, config, data, model)
+    about = facts(model) if model is not None else None
+    if about is not None:
+        check_suited(item, about)
     if item.validate is not None:
-        item.check(config, path, model)
+        item.check(config, path, model, about)
     elif path is not None and item.data is not None and item.data.required:
         read_table(path, required=item.data.required, what=item.data.what)
     return Prepared(probe=item, config=config, data=path, data_name=name, address=hub and hub.address)
@@ -73,8 +77,15 @@ def with_own_data(ready: Prepared, model: str) -> Prepared:
     own, name = spec.default_file(model)
     if own is None or own == ready.data:
         return ready
-    ready.probe.check(ready.config, own, model)
+    ready.probe.check(ready.config, own, model, facts(model))
     return dataclasses.replace(ready, data=own, data_name=name)
+
+
+def check_suited(item: Probe, about: Facts) -> None:
+    """InputError, with the reason, for a model that lacks by its files what the probe needs."""
+    reason = about.why_not(item.needs)
+    if reason is not None:
+        raise InputError(f"{item.name} cannot run on this model: {reason[:1].lower()}{reason[1:]}")
 
 
 def check_engine(engine: str) -> None:
