@@ -118,8 +118,8 @@ FILES = {
     "StrategyQA_task.json": (
         json.dumps({"name": "strategyqa", "examples": [bench(n) for n in range(N)]}, indent=1),
         "Is 1 odd? It is not even.",
-        "Judge the question is true or false?\nQ: Will Queen Elizabeth be buried in the Pantheon?\nLet us think step by "
-        "step. The stem of the sentence is Queen Elizabeth, burial, pantheon. Inference: First, the Pantheon is a "
+        "Judge the question is true or false?\nQ: Will Queen Elizabeth be buried in the Pantheon?\nLet us think step "
+        "by step. The stem of the sentence is Queen Elizabeth, burial, pantheon. Inference: First, the Pantheon is a "
         "church, so it is possible that she could be buried there. Second, Queen Elizabeth II is still alive, so she "
         "has not been buried yet. Third, even if she were to be buried in the Pantheon, it is unlikely that we would "
         "know about it ahead of time, so it is hard to say for sure.\npred_ans: no{} " + THINK,
@@ -167,13 +167,11 @@ def test_the_code_split_and_its_f1_are_those_of_the_official_code(published):
     assert not by_group and sorted(found.texts[i] for i in test) == sorted(expected)
     # the official F1 is that of the class listed second, whatever is guessed
     guess = np.random.default_rng(1).normal(size=len(test))
-    official_guess = [
-        int((guess[test.tolist().index(found.texts.index(t))] > 0) != found.listed_first) for t in expected
-    ]
+    guessed = {found.texts[row]: int(score > 0) for row, score in zip(test, guess)}
+    official_guess = [int(guessed[text] != found.listed_first) for text in expected]
     ours = linear_probe.metrics(guess[None], found.labels[test])
     which = "f1" if found.listed_first == 0 else "f1_class0"
-    expected_f1 = f1_score(official_y, official_guess)
-    assert ours[which][0] == pytest.approx(expected_f1 if found.listed_first == 0 else expected_f1)
+    assert ours[which][0] == pytest.approx(f1_score(official_y, official_guess))
 
 
 def test_only_published_sets_are_framed(tmp_path):
