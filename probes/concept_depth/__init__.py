@@ -10,15 +10,16 @@ Where paper and code differ, both are offered: `split=paper` (80/20, classes in 
 random_state 42, the classes listed in the official order); `noise=paper` (before the prompt, with a space) or
 `noise=code` (glued to the question, which is then framed). `site=mlp_in` is what the code hooks in Llama: the
 normalised input of the MLP, found by its role, not by the module's name. The converging point is given as written and
-in the two readings that fit the paper's figures. Deviations: sets with groups are split by group (the paper's pairs of
-true and false statements leak across a random split); labels are the file's (1 = true, positive, yes), so the code's F1
-is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights only, per output row, where the
-paper's 8 bits are LLM.int8(), which rounds activations too; not offered are the code's alternative classifier (`--clf
-RF`, a random forest) and the one-shot exemplar of its StrategyQA prompt; intervals, shuffled-label control,
-selectivity, the false-positive rate of the jump rule and the causal check are additions. Intervals resample test rows
-(or groups); probes are not refitted. The causal check edits one site of one layer at one token, with the probe of the
-first fold: that an answer changes says that the model uses the direction there; that it does not says little, least of
-all at `mlp_in`, past which the residual stream carries the same information.
+in the two readings that fit the paper's figures. `template=file` asks what the paper says of each set, `template=code`
+what the released `main.py` asks of all of them. Deviations: sets with groups, or with near-identical rows, are split by
+group (the paper's pairs of true and false statements leak across a random split); labels are the file's (1 = true,
+positive, yes), so the code's F1 is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights
+only, per output row, where the paper's 8 bits are LLM.int8(), which rounds activations too; not offered is the code's
+alternative classifier (`--clf RF`, a random forest); intervals, shuffled-label control, selectivity, the false-positive
+rate of the jump rule and the causal check are additions. Intervals resample test rows (or groups); probes are not
+refitted. The causal check edits one site of one layer at one token, with the probe of the first fold: that an answer
+changes says that the model uses the direction there; that it does not says little, least of all at `mlp_in`, past which
+the residual stream carries the same information.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ import numpy as np
 import polars as pl
 
 from probes.concept_depth.chosen_sets import material, read_sets, validate
-from probes.concept_depth.concept_sets import ConceptSet, noisy, split, tested_and_fitted_on
+from probes.concept_depth.concept_sets import ConceptSet, noisy
 from probes.concept_depth.config import BIBTEX, FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.estimate import estimate
+from probes.concept_depth.row_groups import NEAR, grouped_rows
+from probes.concept_depth.set_splits import near_identical_apart, split, tested_and_fitted_on
 from probes.concept_depth.short_run import example
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -180,6 +183,13 @@ def _splits(sets: Sequence[ConceptSet], config: Config, context: Context) -> dic
             context.warn(
                 f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: "
                 f"it may recognise them; remove the repeated rows."
+            )
+        if apart := near_identical_apart(concept, splits[concept.name][1]):
+            like = "say almost the same" if concept.grouped_by == NEAR else f"have the same {concept.grouped_by}"
+            context.warn(
+                f"{apart} of the {len(concept)} texts of {concept.name} {like} as another and are split by rows: what "
+                f"a probe learns of one misleads it about the other, and accuracies may fall below chance; set "
+                f"groups=yes."
             )
     return splits
 
@@ -346,6 +356,10 @@ def _describe(concept: ConceptSet, by_group: bool) -> dict:
         "n_class1": int(concept.labels.sum()),
         "groups": len(set(concept.groups)) if concept.groups else 0,
         "split_by_group": by_group,
+        "grouped_by": concept.grouped_by if concept.groups else "",
+        "grouped_rows": grouped_rows(concept.groups),
+        "published": concept.published,
+        "template": concept.template,
         "answer0": answers[0],
         "answer1": answers[1],
     }

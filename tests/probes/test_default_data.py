@@ -12,8 +12,8 @@ import pytest
 
 from probes import branching_factor
 from probes.concept_depth.chosen_sets import read_sets
-from probes.concept_depth.concept_sets import split
 from probes.concept_depth.config import Config
+from probes.concept_depth.set_splits import split
 from probes.data_selection.samples import TOPICS, target_files
 from workbench import figures, organisms
 from workbench.core import registry
