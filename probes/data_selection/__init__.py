@@ -149,8 +149,8 @@ def run(model, config: Config, context: Context) -> Result:
     labels, said = labels_of(frame, tables_of, config.label)
     if said:
         context.warn(said)
-    pool = _tokenized(model, frame, "pool", config, context)
-    examples = {name: _tokenized(model, table, f"target {name}", config, context) for name, table in tables_of.items()}
+    pool = _tokenized(reader, frame, "pool")
+    examples = {name: _tokenized(reader, table, f"target {name}") for name, table in tables_of.items()}
     usable = {name: np.flatnonzero(samples.counted > 0) for name, samples in examples.items()}
     tables_of = {name: table[usable[name]] for name, table in tables_of.items()}
     examples = {name: samples.take(usable[name]) for name, samples in examples.items()}
@@ -178,7 +178,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables |= compare(names, scores, orders, _sizes(config, among.size, len(pool)), labels=labels, **lengths)
     tables |= {
         "inputs": inputs_table(pool, examples),
-        "features": feature_statistics.feature_table(features, wanted, statistics),
+        "features": feature_statistics.feature_table(features, wanted, statistics, reader.sae),
         "quality": feature_statistics.quality_table(reader, statistics),
     }
     best = [order[: config.explain] for order in selected]
@@ -191,10 +191,17 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context))
 
 
-def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> TokenizedSamples:
-    """The samples of a table as the model reads them, with warnings of what is cut or lost."""
+def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSamples:
+    """The samples of a table as the model reads them and the autoencoder was fed, with warnings of what is cut or
+    lost."""
+    from workbench.sae.conventions import feed_of, lengths_warned
+
+    model, config, context = reader.model, reader.config, reader.context
+    feed = feed_of(reader.sae, model) if reader.sae is not None else None
     wanted = {"tokens": config.tokens, "specials": config.specials, "template": config.template, "long": config.long}
-    found = tokenize(model, table, what=what, **wanted, check=context.check)
+    found = tokenize(model, table, what=what, **wanted, feed=feed, check=context.check)
+    for said in lengths_warned(reader.sae, list(map(len, found.ids)), what) if reader.sae is not None else ():
+        context.warn(said)
     if found.cut:
         counter = f"rows_{'skipped' if config.long == 'skip' else 'cut'}_too_long"
         context.counters[counter] = context.counters.get(counter, 0) + found.cut

@@ -20,6 +20,7 @@ from workbench.engine.shared_prefix import beginning, stream_after
 from workbench.models.gated_mlp import gate_neurons
 from workbench.models.model import Model
 from workbench.models.sites import Site
+from workbench.sae import conventions
 from workbench.sae import load as sae
 from workbench.sae.load import Sae, neuron_rows
 from workbench.sae.sparse_rows import Rows, sum_tokens
@@ -41,6 +42,7 @@ class SampleBatch:
     activations: torch.Tensor  # of the tokens
     tokens: Rows | None  # their features
     owner: torch.Tensor  # place in `indices` of the sample of each token
+    rebuilt: torch.Tensor  # what a reconstruction is compared with: the activations, or those of a transcoder's output
 
 
 @dataclass(eq=False)
@@ -56,7 +58,9 @@ class Reader:
     neurons_k: int
 
     def __post_init__(self) -> None:
-        self.sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
+        also = [self.neurons[0]] if self.neurons else []
+        self.writes = self.sae.writes if self.sae is not None and self.sae.reconstructs else self.site
+        self.sites = list(dict.fromkeys([self.site, *also, self.writes]))
         self.run = Pass(
             edits=self.context.edits,
             max_tokens=self.model.tokens_at_once(self.config.max_tokens),
@@ -105,7 +109,7 @@ class Reader:
         owner = torch.zeros(int(mask.sum()), dtype=torch.int64, device=x.device)
         sums = {name: sum_tokens(own, owner, 1).dense()[0] for name, own in rows.items()}
         sums["hidden"] = x.flatten(1).double().sum(0)
-        return SampleBatch([], {}, x, rows.get("sae"), owner), sums
+        return SampleBatch([], {}, x, rows.get("sae"), owner, found[self.writes]), sums
 
     def _batch(
         self,
@@ -140,7 +144,7 @@ class Reader:
                     f"The activations of {self.model.name} at {self.site} are NaN or infinite on a "
                     f"sample; load the model in bfloat16 or float32."
                 )
-        return SampleBatch(indices, vectors, x, rows.get("sae"), owner)
+        return SampleBatch(indices, vectors, x, rows.get("sae"), owner, found[self.writes])
 
     def _sparse(self, found: dict[Site, torch.Tensor]) -> dict[str, Rows]:
         rows = {}
@@ -191,6 +195,9 @@ def _autoencoder(model: Model, config: Config, context: Context) -> Sae | None:
         source = str(shipped)
     loaded = sae.load(source, device=model.device, site=None if config.site == "auto" else config.site)
     for message in sae.check_fits(loaded, model):
+        context.warn(message)
+    loaded, said = conventions.obey(loaded, model)
+    for message in said:
         context.warn(message)
     context.sae = loaded.describe() | {"path": config.sae if config.sae != "default" else f"{model.name} (shipped)"}
     return loaded

@@ -23,6 +23,7 @@ from workbench.models.prompt_templates import render
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
+    from workbench.sae.conventions import TextFeed
 
 TOPICS = Path(__file__).parent / "material" / "targets"  # in English, as many examples of each topic of the pool
 TOKENS = ("all", "prompt", "response")
@@ -106,10 +107,11 @@ def tokenize(
     specials: bool = False,
     template: str = "{prompt} {response}",
     long: str = "cut",
+    feed: TextFeed | None = None,
     check: Callable[[], None] | None = None,
 ) -> TokenizedSamples:
     """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with
-    `specials`.
+    `specials`; `feed` what an autoencoder expects in front, and which positions it knows.
 
     A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
     Raises InputError when that is so for every row."""
@@ -119,6 +121,8 @@ def tokenize(
     ids, masks, cut = [], [], 0
     for chunk in table.iter_slices(256):
         for found, inside in _tokens(model, chunk.to_dicts(), tokens, template):
+            if feed is not None:
+                found, inside = feed.apply(found, inside)
             if model.too_long(len(found)):
                 if long == "refuse":
                     raise InputError(

@@ -412,6 +412,11 @@ def quality(
     """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of
     features that never fire, and the loss that remains when its reconstruction is spliced in at its site, on the scale
     from zeros (0) to the model itself (1); None where zeros cost less than NEGLIGIBLE, and the scale has no length."""
+    if made.site_out is not None:
+        raise InputError(
+            f"'{made.path}' is a transcoder ({made.site} to {made.site_out}); what is spliced in must be an "
+            f"autoencoder of one site."
+        )
     special = model.special_ids
     found = capture(model, ids, [made.site], positions="all", run=run)[made.site]
     counted = torch.tensor([token not in special for row in ids for token in row])
