@@ -39,6 +39,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
+from workbench.core.sinks import counted_sinks
 from workbench.stats.intervals import resample_counts, wilson
 
 Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
@@ -139,7 +140,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["inputs"] = pl.concat(inputs)
     described = [_describe(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
-    return Result(tables, {}, _summary(tables) | counted_rows(context))
+    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
 
 
 # what is read
