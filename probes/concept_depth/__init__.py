@@ -44,6 +44,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
+from workbench.core.sinks import counted_sinks
 from workbench.stats.intervals import resample_counts, wilson
 
 Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
@@ -154,7 +155,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
     if context.out is not None:
         save_directions(context.out, learned, sets, config, model)
-    return Result(tables, {}, _summary(tables) | counted_rows(context))
+    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
 
 
 # what is read

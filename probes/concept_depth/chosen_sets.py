@@ -12,9 +12,9 @@ from probes.concept_depth.concept_sets import ConceptSet, load, load_file
 from probes.concept_depth.config import COLUMNS, ENGLISH, Config
 from probes.concept_depth.set_splits import split
 from workbench import organisms
+from workbench.core.column_names import column_map
 from workbench.core.errors import InputError
 from workbench.core.paths import user_path
-from workbench.core.tables import column_map
 
 
 def validate(config: Config, data: Path | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.column_names import column_map
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
-from workbench.core.tables import column_map
+from workbench.core.sinks import sinks_option
 
 BIBTEX = """@inproceedings{jin2025concept,
   title={Exploring Concept Depth: How Large Language Models Acquire Knowledge and Concept at Different Layers?},
@@ -41,6 +42,10 @@ class Config:
     )
     token: int | str = option(
         "last", "which token: last, mean over all, or a position (negative from the end)", choices=("last", "mean")
+    )
+    sinks: str = sinks_option(
+        "the mean (token=mean), at each layer its own; a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or config.token == "last",
     )
     split: str = option(
         "paper",

@@ -7,13 +7,14 @@ examples; the score is the generalised Jaccard similarity of the two; the sample
 by default).
 
 The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded
-once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features never
-pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes on with
-the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are over
-selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not say; their
-norm dominates the sums); identical token sequences are computed once and score the same; equal scores keep the order of
-the file. Not in the paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are
-averaged over the examples of a target, as the features are.
+once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features
+never pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes
+on with the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are
+over selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not
+say; their norm dominates the sums), nor are sinks, the first words that carry such norms where no BOS is added;
+identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the
+paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are averaged over the
+examples of a target, as the features are.
 
 Does it select better? Not where we could measure it. On the organism's pool (nine topics that share words) and on 601
 rows of GSM8K, Dolly and three BBH tasks, which the organism cannot read, features select far better than chance, but
@@ -52,6 +53,7 @@ from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import texts
+from workbench.core.sinks import count_sinks, counted_sinks
 from workbench.models.model_outline import Facts
 
 if TYPE_CHECKING:
@@ -138,7 +140,7 @@ def run(model, config: Config, context: Context) -> Result:
         )
     from probes.data_selection import feature_statistics, pool_map, pool_scores, prototypes
     from probes.data_selection.explanations import explain
-    from probes.data_selection.sample_vectors import open_reader
+    from probes.data_selection.sample_vectors import open_reader, without_sinks
 
     reader = open_reader(model, config, context)
     frame = read_pool(config, context.data, context.read_as)
@@ -151,14 +153,18 @@ def run(model, config: Config, context: Context) -> Result:
         context.warn(said)
     pool = _tokenized(reader, frame, "pool")
     examples = {name: _tokenized(reader, table, f"target {name}") for name, table in tables_of.items()}
-    usable = {name: np.flatnonzero(samples.counted > 0) for name, samples in examples.items()}
-    tables_of = {name: table[usable[name]] for name, table in tables_of.items()}
-    examples = {name: samples.take(usable[name]) for name, samples in examples.items()}
+    examples, tables_of = _that_count(examples, tables_of)
+    for name, samples in examples.items():
+        examples[name] = without_sinks(reader, samples)
+        _note_sinks(samples, examples[name], f"target {name}", context)
+    examples, tables_of = _that_count(examples, tables_of)
     context.count(prompts=len(pool) + sum(map(len, examples.values())))
 
     targets = prototypes.of_targets(reader, examples, tables_of)
     wanted, features = prototypes.heaviest_features(targets, config.features)
-    scores, resampled, statistics = pool_scores.score_pool(reader, pool, targets, wanted)
+    scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
+    _note_sinks(pool, left, "pool", context)
+    pool = left
     chance = _random_scores(frame.height, targets.names, context)
     if "bm25" in config.baselines:
         examples_of = {name: texts(table, config.tokens) for name, table in tables_of.items()}
@@ -188,7 +194,7 @@ def run(model, config: Config, context: Context) -> Result:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)
         write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
-    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context))
+    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context) | counted_sinks(context))
 
 
 def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSamples:
@@ -217,6 +223,32 @@ def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSampl
             f"within the context); {where}."
         )
     return found
+
+
+def _that_count(
+    examples: dict[str, TokenizedSamples], tables: dict[str, pl.DataFrame]
+) -> tuple[dict[str, TokenizedSamples], dict[str, pl.DataFrame]]:
+    """The examples of each target in which a token counts, and their rows. Raises InputError where none is left."""
+    usable = {name: np.flatnonzero(samples.counted > 0) for name, samples in examples.items()}
+    if empty := [name for name, rows in usable.items() if not len(rows)]:
+        raise InputError(
+            f"Of the target {empty[0]} no example has a token that counts but sinks (tokens of massive activation); "
+            f"give longer examples, or count sinks with sinks=keep."
+        )
+    taken = {name: samples.take(usable[name]) for name, samples in examples.items()}
+    return taken, {name: table[usable[name]] for name, table in tables.items()}
+
+
+def _note_sinks(before: TokenizedSamples, after: TokenizedSamples, what: str, context: Context) -> None:
+    """Count the sinks that were left out, and warn of samples in which nothing else counted."""
+    lost = before.counted - after.counted
+    count_sinks(context, left_out=int(lost.sum()), texts=int((lost > 0).sum()))
+    if empty := int(((before.counted > 0) & (after.counted == 0)).sum()):
+        where = "they are not scored and never selected" if what == "pool" else "they are left out"
+        context.warn(
+            f"In {empty} of {len(before)} rows of the {what} nothing counts but sinks (tokens of massive activation), "
+            f"which are left out; {where} (sinks=keep counts them)."
+        )
 
 
 def _random_scores(n: int, names: list[str], context: Context) -> list[np.ndarray]:

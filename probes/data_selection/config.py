@@ -17,6 +17,7 @@ from workbench.core.long_rows import long_option
 from workbench.core.paths import user_path
 from workbench.core.registry import option
 from workbench.core.sample_tables import SAMPLE_COLUMNS, read_samples
+from workbench.core.sinks import sinks_option
 from workbench.core.tables import existing, open_table
 
 BIBTEX = """@inproceedings{ma2025mona,
@@ -65,6 +66,7 @@ class Config:
         "all", "which tokens count: all (paper), those of the prompt, or those of the response", choices=TOKENS
     )
     specials: bool = option(False, "count BOS and other special tokens too")
+    sinks: str = sinks_option("everything that is measured", as_before=lambda config: config.sinks == "keep")
     template: str = option(
         "{prompt} {response}", "how prompt and response become one text; chat: the tokenizer's chat template"
     )

@@ -29,11 +29,11 @@ class FeatureStatistics:
             self.column = column_of(wanted, reader.sae.d_sae).to(reader.model.device)
 
     def add(self, batch: SampleBatch) -> None:
-        """Count the tokens of a batch. What all begin with comes without rows, and is in all of them."""
+        """Count the tokens of a batch. What samples begin with comes without indices, and is in all of its rows."""
         x, tokens, indices = batch.activations, batch.tokens, batch.indices
         if tokens is None:
             return
-        times = self.times[indices] if indices else [self.times.sum()]
+        times = self.times[indices] if indices else [self.times[batch.rows].sum()]
         own = torch.as_tensor(times, dtype=torch.float64, device=x.device)
         weight = own[batch.owner]
         of_entry = weight[tokens.row]
@@ -41,8 +41,7 @@ class FeatureStatistics:
         counts = [float(weight.sum()), float(of_entry.sum()), float(own.sum()) if indices else 0.0]
         self._sum("tokens", torch.tensor(counts, dtype=torch.float64))
         if self.wanted:
-            where = indices or slice(None)
-            self.peak[:, where] = np.maximum(self.peak[:, where], self._peaks(batch))
+            self.peak[:, batch.rows] = np.maximum(self.peak[:, batch.rows], self._peaks(batch))
         if self.wanted and indices:
             rows = batch.vectors["sae"]
             mine = self.column[rows.feature] >= 0

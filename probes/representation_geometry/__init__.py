@@ -38,6 +38,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
+from workbench.core.sinks import counted_sinks
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
 from workbench.models.model_outline import Facts
@@ -149,7 +150,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)
     tables["inputs"] = pl.DataFrame({"row": texts.rows, "ids": ids}, schema={"row": pl.Int64, "ids": pl.List(pl.Int64)})
-    return Result(tables, {}, _summary(tables) | counted_rows(context))
+    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
 
 
 def _texts(model: Model, config: Config, context: Context) -> Texts:

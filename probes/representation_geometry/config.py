@@ -14,6 +14,7 @@ from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
+from workbench.core.sinks import sinks_option
 from workbench.core.tables import read_table
 from workbench.engine.evaluation import read_choices
 
@@ -45,6 +46,10 @@ class Config:
         "last",
         "the sample of a sequence: its last token, the mean over its tokens, or a position (negative from the end)",
         choices=("last", "mean"),
+    )
+    sinks: str = sinks_option(
+        "the mean (token=mean); a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or config.token == "last",
     )
     checkpoints: tuple[str, ...] = option(
         (),

@@ -110,7 +110,8 @@ class Context:
             loaded = _read_part(path)
             if loaded is not None:
                 values, facts = loaded
-                self.count(**facts["counters"])
+                for counter, more in facts["counters"].items():
+                    self.counters[counter] = self.counters.get(counter, 0) + int(more)
                 for message in facts["warnings"]:
                     self.warn(message)
                 self.seconds_saved += facts["seconds"]
@@ -121,7 +122,7 @@ class Context:
         values = dict(compute())
         facts = {
             "seconds": time.perf_counter() - start,
-            "counters": {key: self.counters[key] - counters[key] for key in _COUNTERS},
+            "counters": {key: value - counters.get(key, 0) for key, value in self.counters.items()},
             "warnings": self.warnings[warned:],
             "order": list(values),
         }

@@ -26,7 +26,7 @@ def identify(
     they are one's own, by name; never by the folder they lie in."""
     values = configs.to_dict(ready.config)
     for field in dataclasses.fields(ready.config):
-        if field.metadata["later"] and getattr(ready.config, field.name) == field.default:
+        if _as_before(field, ready.config):
             del values[field.name]
         elif field.metadata["file"]:
             values[field.name] = by_content(values[field.name], ready.probe)
@@ -50,6 +50,12 @@ def identify(
         **({"model_name": name} if (name := model_name(model)) else {}),
         **({"date": day} if (day := _template_day(model)) not in (None, str(DAY)) else {}),
     }
+
+
+def _as_before(field: dataclasses.Field, config: Any) -> bool:
+    """Whether a key that was added later leaves a run what it was without the key."""
+    later = field.metadata["later"]
+    return later(config) if callable(later) else later and getattr(config, field.name) == field.default
 
 
 def describe_model(model: Any) -> dict[str, Any]:
