@@ -26,6 +26,7 @@ from probes.branching_factor.conditions import Lab
 from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
 from probes.branching_factor.estimators import enough_samples
+from probes.branching_factor.segments import SEGMENTS
 from probes.branching_factor.studies import STUDY
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -86,6 +87,17 @@ def example(model: Facts) -> dict[str, object]:
         "conditions": ("condition", "bf", "ci_low", "ci_high"),
         "enough": ("condition", "samples", "bf", "sd", "ci_low", "ci_high"),
         "tree": ("prompt", "node", "parent", "depth", "text", "count", "probability", "bf"),
+        "segments": (
+            "condition",
+            "row",
+            "prompt",
+            "segment",
+            "bf",
+            "ci_low",
+            "ci_high",
+            "samples",
+            "mean_length",
+        ),
     },
     bibtex=BIBTEX,
     data=DataSpec(
@@ -109,6 +121,7 @@ def example(model: Facts) -> dict[str, object]:
         "inputs": ("row", "condition", "prompt"),
         "conditions": ("condition",),
         "enough": ("condition", "samples"),
+        "segments": ("condition", "row", "prompt", "segment"),
         "complexity": ("condition",),
         "nudging": ("condition",),
         "signature": ("condition",),
@@ -160,6 +173,11 @@ def _summary(tables: dict[str, pl.DataFrame], config: Config) -> dict:
             out[f"bf of {row['condition']}"] = _quoted(row, "bf", "ci", row["prompts"])
     for row in tables["comparisons"].iter_rows(named=True) if "comparisons" in tables else ():
         out[f"{row['a']} / {row['b']}"] = _quoted(row, "ratio", "ratio", row["prompts"])
+    if tables["segments"].height:
+        spans = tables["segments"].filter(pl.col("condition") == first["condition"])
+        out |= {f"bf of {name}": spans.filter(pl.col("segment") == name)["bf"].mean() for name in SEGMENTS}
+        samples = tables["samples"].filter(pl.col("condition") == first["condition"])
+        out["samples_ended_in_thinking"] = int((samples["thinking"] == "unfinished").sum())
     return {key: value for key, value in (out | _study_summary(tables)).items() if value is not None}
 
 

@@ -13,6 +13,7 @@ from probes.branching_factor.prefix_tree import build
 from workbench.engine.generate import FINISH
 from workbench.engine.sampling import FIELDS, Rule
 from workbench.models.model import Model
+from workbench.models.thinking import ThinkingSpan, thinking_splitter
 
 
 @dataclass(eq=False)
@@ -29,6 +30,7 @@ class Condition:
     given: list[list[int]] = field(default_factory=list)  # part of the output that was not sampled but given
     stream: str = "samples"  # conditions of one stream share their random numbers, prompt by prompt
     template: str = "raw"  # how the prompts are written: raw, or in the model's chat template
+    thinks: bool = False  # whether every prompt ends inside a block of thinking
 
 
 @dataclass(eq=False)
@@ -45,6 +47,15 @@ class Continuations:
 
     def statistic(self, name: str) -> np.ndarray:
         return self.steps[..., FIELDS.index(name)].astype(np.float64)
+
+    def thinking(self) -> list[list[ThinkingSpan]]:
+        """Which tokens of each sample [P][M] are thinking, what was given of it included in neither part."""
+        split = thinking_splitter(self.condition.model, inside=self.condition.thinks)
+        out = []
+        for p, given in enumerate(self.condition.given or [[]] * len(self.lengths)):
+            whole = [split([*given, *self.tokens(p, m)]) for m in range(self.lengths.shape[1])]
+            out.append([ThinkingSpan(max(0, span.end - len(given)), span.state) for span in whole])
+        return out
 
     def tokens(self, p: int, m: int) -> list[int]:
         return self.ids[p, m, : self.lengths[p, m]].tolist()
@@ -88,6 +99,7 @@ def sample_table(found: Continuations, first_row: int) -> pl.DataFrame:
             for name in ("entropy", "logprob", "entropy_full", "logprob_full")
         }
     steps = {name: found.statistic(name).astype(np.float32) for name in ("entropy", "logprob")}
+    thinking = [span for of_prompt in found.thinking() for span in of_prompt]
     columns = {
         "condition": [found.condition.name] * len(at),
         "row": [first_row + p for p, _ in at],
@@ -100,6 +112,8 @@ def sample_table(found: Continuations, first_row: int) -> pl.DataFrame:
         "nll_full": -mean["logprob_full"].ravel(),
         "entropy_full": mean["entropy_full"].ravel(),
         "finish": [FINISH[i] for i in found.finish.ravel()],
+        "thinking": [span.state for span in thinking],
+        "thinking_tokens": [span.end for span in thinking],
         "generated_ids": pl.Series([found.tokens(p, m) for p, m in at], dtype=pl.List(pl.Int64)),
         "step_entropy": pl.Series(
             [steps["entropy"][p, m, : found.lengths[p, m]].tolist() for p, m in at], dtype=pl.List(pl.Float32)

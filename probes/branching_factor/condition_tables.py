@@ -22,6 +22,7 @@ from probes.branching_factor.estimators import (
     prefix_curve,
     window_curve,
 )
+from probes.branching_factor.segments import segment_table
 from workbench.core.context import Context
 from workbench.stats.intervals import multinomial_counts
 
@@ -31,9 +32,10 @@ MEANS = (*BF, "nats_per_byte", "mean_length", "ended", "distinct", "top50_short"
 
 
 def condition_tables(found: Sequence[MeasuredCondition], config: Config, context: Context) -> dict[str, pl.DataFrame]:
-    """`prompts`, `positions`, `samples`, `inputs`, `tree`, `conditions` and `enough` of all conditions; `row` numbers
-    the prompts over all of them."""
-    tables = {name: [] for name in ("prompts", "positions", "samples", "inputs", "tree", "conditions", "enough")}
+    """`prompts`, `positions`, `samples`, `inputs`, `tree`, `conditions`, `enough` and `segments` of all conditions;
+    `row` numbers the prompts over all of them."""
+    names = ("prompts", "positions", "samples", "inputs", "tree", "conditions", "enough", "segments")
+    tables = {name: [] for name in names}
     first_row = 0
     for measured in found:
         name = measured.condition.name
@@ -42,6 +44,7 @@ def condition_tables(found: Sequence[MeasuredCondition], config: Config, context
         tables["positions"].append(position_table(measured, config, context.rng(f"positions/{name}")))
         tables["samples"].append(sample_table(measured, first_row))
         tables["tree"].append(tree_table(measured, first_row))
+        tables["segments"].append(segment_table(measured, config, context, first_row))
         ids = pl.Series("ids", measured.condition.ids, dtype=pl.List(pl.Int64))
         tables["inputs"].append(prompts.select("row", "condition", "prompt").with_columns(ids))
         row = condition_row(measured, prompts, config, context.rng(f"prompts/{name}"))

@@ -20,7 +20,7 @@ from workbench.engine.passes import Pass
 from workbench.engine.sampling import FIELDS, TOP, Rule
 from workbench.engine.vllm import close_engine, open_engine, sample_vllm
 from workbench.models.model import Model
-from workbench.models.prompt_templates import prompt_ids, template_of
+from workbench.models.prompt_style import PromptStyle, style_of, way_of, write_prompt
 
 DRAWS = 1000  # resamples behind every interval
 PART_ROWS = 1024  # samples per resumable part
@@ -52,7 +52,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.models = [m for m in (self.model, self.other) if m is not None]
-        written = [template_of(m, self.config.template) for m in self.models]
+        written = [way_of(m, style_of(self.config)) for m in self.models]
         for m, how in zip(self.models, written):
             if how == "raw" and self.config.template == "auto":
                 self.context.warn(
@@ -61,6 +61,12 @@ class Lab:
                 )
             if how == "raw" and self.config.system and "chat" in written:
                 self.context.warn(f"{m.name} has no chat template, so it is not given the system message.")
+        for name, asked in (
+            ("thinking=on", self.config.thinking == "on"),
+            ("template_args", self.config.template_args),
+        ):
+            if asked and "chat" not in written:
+                raise InputError(f"{self.model.name} has no chat template, so {name} can change nothing; leave it out.")
         if self.config.system and "chat" not in written:
             names = " and ".join(m.name for m in self.models)
             raise InputError(
@@ -74,11 +80,15 @@ class Lab:
         """Keep of the table what every model of the study can read; `numbers`: which rows of the file these are."""
         self.numbers = list(range(self.table.height))
         for m in self.models if self.config.long == "skip" else ():
-            how = template_of(m, self.config.template)
-            system = self.config.system if how == "chat" else ""
-            lengths = [len(prompt_ids(m, text, template=how, system=system)) for text in self.table["prompt"]]
+            style = self.style(m)
+            lengths = [len(write_prompt(m, {"prompt": text}, style=style).ids) for text in self.table["prompt"]]
             kept = fitting(lengths, m.context_length, long="skip", context=self.context, where=str, what="prompts")
             self.table, self.numbers = self.table[kept], [self.numbers[i] for i in kept]
+
+    def style(self, model: Model) -> PromptStyle:
+        """How the prompts of a model are written: raw ones without what belongs to chats."""
+        style = style_of(self.config)
+        return style if way_of(model, style) == "chat" else PromptStyle(style.template)
 
     def close(self) -> None:
         """Give back what vLLM holds."""
@@ -91,9 +101,9 @@ class Lab:
         """The prompts of the data file (or `texts` in their place), written for the model."""
         model, config = model or self.model, self.config
         texts = list(self.table["prompt"] if texts is None else texts)
-        how = template_of(model, config.template)
-        system = config.system if how == "chat" else ""
-        ids = [prompt_ids(model, text, template=how, system=system) for text in texts]
+        style = self.style(model)
+        written = [write_prompt(model, {"prompt": text}, style=style) for text in texts]
+        ids, how, thinks = [w.ids for w in written], way_of(model, style), any(w.thinks for w in written)
         for row, tokens in enumerate(ids):
             if not tokens:
                 raise InputError(
@@ -101,7 +111,7 @@ class Lab:
                 )
         answers = self.table["answer"].to_list() if "answer" in self.table.columns else None
         rule = rule or Rule(config.temperature, config.top_p, config.top_k, config.min_p)
-        return Condition(name, model, texts, ids, rule, self.numbers, answers, template=how, **more)
+        return Condition(name, model, texts, ids, rule, self.numbers, answers, template=how, thinks=thinks, **more)
 
     def label(self, model: Model) -> str:
         """What conditions of a model are called."""

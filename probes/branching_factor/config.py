@@ -13,6 +13,13 @@ from probes.branching_factor.estimators import BIAS, ESTIMATORS, POOLS
 from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
+from workbench.core.prompt_options import (
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    template_option,
+    thinking_option,
+)
 from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.sampling import Rule
@@ -55,12 +62,10 @@ class Config:
         "second model, for the studies pair and nudging (the aligned sibling) and, if wanted, complexity, hyperfitted",
         file=True,
     )
-    template: str = option(
-        "auto",
-        "prompts in the model's chat template (chat), as they are (raw), or chat where there is one (auto)",
-        choices=("auto", "chat", "raw"),
-    )
-    system: str = option("", "system message, with a chat template")
+    template: str = template_option(later=False)
+    system: str = system_option(later=False)
+    thinking: str = thinking_option()
+    template_args: tuple[str, ...] = template_args_option()
     stop: tuple[str, ...] = option((), "texts that end a sample")
     columns: tuple[str, ...] = columns_option("prompt:instruction")
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
@@ -128,8 +133,7 @@ class Config:
             raise ValueError(
                 f"study={self.study} has no use for a second model (compare); {', '.join(COMPARING)} take one"
             )
-        if self.system and self.template == "raw":
-            raise ValueError("a system message needs a chat template, so it cannot go with template=raw")
+        check_prompt_options(self)
         if any(not text for text in self.stop):
             raise ValueError("a text of stop is empty; it would end every sample at once")
         if self.study == "complexity" and (not self.levels or len(set(self.levels)) < len(self.levels)):

@@ -23,10 +23,12 @@ first 12 are used (the paper has 3), of a file of yours all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from probes.retrieval_heads.answers import warn_of_answers
 from probes.retrieval_heads.config import BIBTEX, COLUMNS, Config
 from probes.retrieval_heads.estimate import estimate
 from probes.retrieval_heads.head_scores import clusters, head_table, how_many_are_enough, score
@@ -38,6 +40,9 @@ from probes.retrieval_heads.summary import recalled, summary_of_heads, summary_o
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
+
+if TYPE_CHECKING:
+    from probes.retrieval_heads.detection import MeasuredTrials
 
 
 @probe(
@@ -96,6 +101,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     measured = measure(model, config, context, grid, haystack)
     recalls = np.array([recall(grid.needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)])
+    warn_of_answers(measured.responses, measured.thinking, config, context)
     answered = recalls > config.recall_threshold
     kept = answered if config.keep == "recalled" else np.ones(len(trials), bool)
 
@@ -116,7 +122,7 @@ def run(model, config: Config, context: Context) -> Result:
         )
     tables = {
         "heads": heads,
-        "trials": _trial_table(grid, measured.responses, recalls, kept),
+        "trials": _trial_table(grid, measured, recalls, kept),
         "inputs": _input_table(trials, measured.generated),
         "enough": how_many_are_enough(scores[kept], context),
     }
@@ -176,7 +182,7 @@ def _masking_test(
     return tables, summary
 
 
-def _trial_table(grid: NeedleGrid, responses: Sequence[str], recalls: np.ndarray, kept: np.ndarray) -> pl.DataFrame:
+def _trial_table(grid: NeedleGrid, measured: MeasuredTrials, recalls: np.ndarray, kept: np.ndarray) -> pl.DataFrame:
     trials = grid.trials
     return pl.DataFrame(
         {
@@ -186,10 +192,12 @@ def _trial_table(grid: NeedleGrid, responses: Sequence[str], recalls: np.ndarray
             "depth": [float(t.depth) for t in trials],
             "recall": recalls.tolist(),
             "kept": kept.tolist(),
-            "response": responses,
+            "response": measured.responses,
             "answer": [grid.needles[t.needle].answer for t in trials],
             "prompt_tokens": [len(t.ids) for t in trials],
             "needle_position": [t.shared for t in trials],
+            "thinking": [span.state for span in measured.thinking],
+            "thinking_tokens": [span.end for span in measured.thinking],
         }
     )
 

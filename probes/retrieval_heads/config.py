@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core.column_names import column_map, columns_option
+from workbench.core.prompt_options import (
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    template_option,
+    thinking_option,
+)
 from workbench.core.registry import option
 
 BIBTEX = """@inproceedings{wu2025retrieval,
@@ -16,6 +23,7 @@ BIBTEX = """@inproceedings{wu2025retrieval,
   note={arXiv:2404.15574}
 }"""
 COLUMNS = ("needle", "question", "answer")
+SLOTS = ("context", "question")
 ESSAYS = Path(__file__).parents[1] / "essays.txt"
 NEEDLES = Path(__file__).parent / "material" / "needles.jsonl"
 SHIPPED = 12  # of the needles that ship with a model, how many are used unless told otherwise
@@ -58,14 +66,19 @@ class Config:
         choices=("recalled", "all"),
     )
     recall_threshold: float = option(0.5, "ROUGE-1 recall above which a trial counts as answered", low=0, high=1)
-    template: str = option(
+    template: str = template_option(
         "default",
-        "prompt: 'paper', 'chat' (the model's own chat template) or a text with {context} and {question}; "
-        "default: the paper's, or the model's where it ships with one",
+        slots=SLOTS,
+        more="default: the text that a model ships with, else auto; paper: the paper's text, as raw",
+        later=False,
     )
+    system: str = system_option()
+    thinking: str = thinking_option("off")
+    template_args: tuple[str, ...] = template_args_option()
     stop: tuple[str, ...] = option(
         ("default",),
-        "the answer ends after a token that contains one of these; default: a line break, or the model's own",
+        "the answer ends after a token that contains one of these, white space only once it has a word; default: a "
+        "line break, or the model's own",
     )
     mask_k: tuple[int, ...] = option(
         (2, 5, 10, 15, 20, 30, 50, 100),
@@ -105,6 +118,6 @@ class Config:
         for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
             if not getattr(self, name):
                 raise ValueError(f"'{name}' is empty; give at least one number, as in --set {name}={example}.")
-        named = self.template in ("default", "paper", "chat")
-        if not named and any(self.template.count(slot) != 1 for slot in ("{context}", "{question}")):
-            raise ValueError("'template' needs {context} and {question}, once each, or one of default, paper, chat.")
+        check_prompt_options(self, slots=SLOTS, known=("default", "paper"))
+        if "{question}" in self.template.partition("{context}")[0]:
+            raise ValueError("'template' has {question} before {context}; the question comes after the context.")

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from probes.retrieval_heads.answers import answer_text
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.haystack import Haystack, bodies, parts, places, stretches
 from probes.retrieval_heads.needle_grid import NeedleGrid
@@ -18,15 +19,18 @@ from workbench.core.context import Context
 from workbench.engine.edits import apply
 from workbench.models.batching import halving
 from workbench.models.model import Model
+from workbench.models.thinking import ThinkingSpan
 
 
 @dataclass
 class MeasuredTrials:
-    """What is kept of every trial: emitted ids, each step's most attended position [steps, layers, H], mean span mass
-    [layers, H]; `ties`: share of all attention rows whose maximum is tied (the first position counts)."""
+    """What is kept of every trial: emitted ids, which of them are thinking, and of the steps of the answer each one's
+    most attended position [steps, layers, H] and the mean span mass [layers, H] (NaN without an answer); `ties`: share
+    of all attention rows whose maximum is tied (the first position counts)."""
 
     generated: list[list[int]]
-    responses: list[str]
+    thinking: list[ThinkingSpan]
+    responses: list[str]  # the answers
     steps: list[tuple[np.ndarray, np.ndarray]]  # (emitted ids [steps], attended positions [steps, layers, H])
     mass: np.ndarray  # [trials, layers, H]
     ties: float
@@ -47,16 +51,20 @@ def measure(model: Model, config: Config, context: Context, grid: NeedleGrid, ha
         )
         for k, i in enumerate(rows):
             own = part["trial"] == k
-            found[i] = part["token"][own], part["position"][own], part["mass"][own].mean(0)
+            found[i] = part["token"][own], part["position"][own], part["mass"][own]
             tied += int(part["tied"][own].sum())
             steps_seen += int(part["tied"][own].size)
     context.progress(len(trials), len(trials), "needles")
     generated = [found[i][0].tolist() for i in range(len(trials))]
+    thinking = [grid.split(ids) for ids in generated]
+    answers = [tuple(values[span.end :] for values in found[i]) for i, span in enumerate(thinking)]
+    nothing = np.full(answers[0][2].shape[1:], np.nan, np.float32)
     return MeasuredTrials(
         generated,
-        [model.decode(g).strip() for g in generated],
-        [found[i][:2] for i in range(len(trials))],
-        np.stack([found[i][2] for i in range(len(trials))]),
+        thinking,
+        [answer_text(model, ids, grid.split) for ids in generated],
+        [(tokens, positions) for tokens, positions, _ in answers],
+        np.stack([mass.mean(0) if len(mass) else nothing for *_, mass in answers]),
         tied / max(1, steps_seen),
     )
 

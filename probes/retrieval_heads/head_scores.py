@@ -66,11 +66,17 @@ def head_table(
         "ci_low": low,
         "ci_high": high,
         "activation_frequency": (scores > 0).mean(0).ravel(),
-        "span_mass": mass.mean(0).ravel().astype(np.float64),
+        "span_mass": _mean_mass(mass).ravel().astype(np.float64),
         "n_trials": [n] * (L * H),
         "is_retrieval": (mean > config.threshold).ravel(),
     }
     return pl.DataFrame(rows)
+
+
+def _mean_mass(mass: np.ndarray) -> np.ndarray:
+    """Mean [layers, H] over the trials that have an answer; 0 where none has."""
+    answered = mass[np.isfinite(mass).all((1, 2))]
+    return answered.mean(0) if len(answered) else np.zeros(mass.shape[1:], mass.dtype)
 
 
 def how_many_are_enough(scores: np.ndarray, context: Context, *, top: int = 10, repeats: int = 200) -> pl.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from probes.retrieval_heads.answers import answer_text
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.detection import each_step, guesses
 from probes.retrieval_heads.haystack import Haystack, places
@@ -184,7 +185,7 @@ def _mask_group(
                 check=each_step(context),
             )
         for i, t, steps in zip(numbers, trials, answers):
-            text = model.decode([step.token for step in steps]).strip()
+            text = answer_text(model, [step.token for step in steps], grid.split)
             found = recall(grid.needles[t.needle].answer, text)
             rows.append((k, kind, draw, i, t.length, float(t.depth), found, text))
     again = config.mask_phase == "all"

@@ -4,12 +4,13 @@ depth."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from probes.retrieval_heads.answers import Split, stop_rule
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
 from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
 from probes.retrieval_heads.shipped import material, own_needles
@@ -19,16 +20,20 @@ from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table, read_text
 from workbench.models.model_outline import Facts
+from workbench.models.prompt_style import style_of
+from workbench.models.thinking import thinking_splitter
 
 
 @dataclass(frozen=True)
 class NeedleGrid:
-    """`shared`: the tokens that all prompts share a beginning of; `stops`: whether an answer ends with this token."""
+    """`shared`: the tokens that all prompts share a beginning of; `stops`: whether a response ends with the last of the
+    tokens emitted so far; `split`: which of its tokens are thinking."""
 
     needles: Sequence[Needle]
     shared: list[int]
     trials: Sequence[Trial]
-    stops: Callable[[int], bool]
+    stops: Callable[[Sequence[int]], bool]
+    split: Split
 
     @property
     def haystack(self) -> list[int]:
@@ -72,7 +77,8 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     left = material(config, model.name)
     haystack = read_text(left.get("haystack", config.haystack), what="haystack")
     template = left.get("template", "paper" if config.template == "default" else config.template)
-    before, after = split_template(model, template)
+    style = replace(style_of(config), template="raw" if template == "paper" else template)
+    before, after, thinks = split_template(model, style)
     needles = _needles(model, config, context, after)
     context.rows_used = len(needles)
     lengths, depths = _lengths(model, config, needles), list(dict.fromkeys(config.depths))
@@ -83,7 +89,8 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     if len(tokens) < len(shared):
         context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
     stop = left.get("stop", ("\n",) if config.stop == ("default",) else config.stop)
-    return NeedleGrid(needles, shared, trials, _stops_at(model, stop))
+    split = thinking_splitter(model, inside=thinks)
+    return NeedleGrid(needles, shared, trials, stop_rule(model, stop, split), split)
 
 
 def _needles(model, config: Config, context: Context, after: str) -> list[Needle]:
@@ -131,15 +138,3 @@ def _lengths(model, config: Config, needles: Sequence[Needle]) -> list[int]:
         )
     even = sorted({int(x) for x in np.linspace(min(1000, longest // 5), longest, 20).round()})
     return [x for x in even if x > needed + 7] or [longest]
-
-
-def _stops_at(model, words: Sequence[str]) -> Callable[[int], bool]:
-    """Whether a token ends the answer: the model's own end, and every token that contains one of these."""
-    known: dict[int, bool] = {}
-
-    def stops(token: int) -> bool:
-        if token not in known:
-            known[token] = token in model.eos_ids or any(word in model.tokenizer.decode([token]) for word in words)
-        return known[token]
-
-    return stops

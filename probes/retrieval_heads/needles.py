@@ -14,12 +14,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from workbench.core.errors import InputError
-from workbench.models.prompt_templates import render
+from workbench.models.prompt_style import PromptStyle, write_prompt
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
 
 PAPER_TEMPLATE = "{context}Based on the content of the book, Question: {question}\nAnswer:"
+CHAT_TURN = "<book>{context}</book>\nBased on the content of the book, Question: {question}\nAnswer:"
 ANCHOR = "."  # pieces are encoded after a full stop, as they stand in the text, and the full stop is dropped again
 
 
@@ -115,23 +116,19 @@ def encode_after(model: Model, text: str, *, leading: str = " ") -> tuple[list[i
     return ids[first:], [(max(0, start - skip), max(0, end - skip)) for start, end in spans[first:]]
 
 
-def split_template(model: Model, template: str) -> tuple[str, str]:
-    """What stands before and after the context; "chat" puts the question into the model's own chat template.
+def split_template(model: Model, style: PromptStyle) -> tuple[str, str, bool]:
+    """What stands before and after the context, the question still a slot, and whether the prompt ends inside a block
+    of thinking. A chat has the official code's user turn, in the model's own template.
 
-    Raises InputError when {context} or {question} is missing or the model has no chat template."""
-    if template == "paper":
-        template = PAPER_TEMPLATE
-    if template == "chat":
-        if not getattr(model.tokenizer, "chat_template", None):
-            raise InputError(f"{model.name} has no chat template; use template=paper or give a text.")
-        turn = "<book>{context}</book>\nBased on the content of the book, Question: {question}\nAnswer:"
-        template = render(model, [("user", turn)], answer=True, instead="template=paper")
-        if model.prepends_bos and template.startswith(model.tokenizer.bos_token):
-            template = template.removeprefix(model.tokenizer.bos_token)
-    if template.count("{context}") != 1 or template.count("{question}") != 1:
-        raise InputError("The template needs {context} and {question}, once each.")
-    before, after = template.split("{context}")
-    return before, after
+    Raises InputError where the model's template, or its absence, does not allow the style."""
+    marks = {"context": "Qx1zVj1kW", "question": "Qx2zVj2kW"}
+    written = write_prompt(model, marks, style=style, plain=PAPER_TEMPLATE, turn=CHAT_TURN, instead="template=paper")
+    (start, end), (asked, asked_end) = (written.spans[name] for name in ("context", "question"))
+    before, after = written.text[:start], f"{written.text[end:asked]}{{question}}{written.text[asked_end:]}"
+    bos = model.tokenizer.bos_token
+    if model.prepends_bos and bos and before.startswith(bos):
+        before = before.removeprefix(bos)  # it is put in front of the tokens
+    return before, after, written.thinks
 
 
 def read_needle(model: Model, row: int, needle: str, question: str, answer: str, after: str) -> Needle:

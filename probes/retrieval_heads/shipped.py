@@ -47,6 +47,8 @@ def material(config: Config, model: str) -> dict[str, Any]:
     """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the
     model."""
     own = {"haystack": ESSAYS} | shipped(model)
+    if organisms.name_of(model) is None:
+        own["template"] = "auto"
     left = {
         "haystack": config.haystack == "default",
         "template": config.template == "default",

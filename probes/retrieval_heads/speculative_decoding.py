@@ -91,7 +91,7 @@ def greedy_steps(
     guesses: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stops: Callable[[int], bool],
+    stops: Callable[[Sequence[int]], bool],
     spans: torch.Tensor | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[list[Step]]:
@@ -99,9 +99,10 @@ def greedy_steps(
     ends with the prompt's last token.
 
     `guesses` are what each row may continue with; wrong or empty guesses cost time, never change a token. With `spans`
-    [B, K] every step carries its attention reading. A row ends after a token for which `stops` is true, or after
-    `max_new_tokens`. Where attention slides over a window, guesses are not used: a window counts columns, and wrong
-    guesses would stand inside it. Raises InputError for rows of different lengths after a prefix on such a model."""
+    [B, K] every step carries its attention reading. A row ends where `stops` is true of what it emitted so far, or
+    after `max_new_tokens`. Where attention slides over a window, guesses are not used: a window counts columns, and
+    wrong guesses would stand inside it. Raises InputError for rows of different lengths after a prefix on such a
+    model."""
     begun = begin(model, before, rows, guesses, max_new_tokens=max_new_tokens, stops=stops, spans=spans)
     return go_on(model, [begun], max_new_tokens=max_new_tokens, stops=stops, check=check)
 
@@ -113,7 +114,7 @@ def begin(
     guesses: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stops: Callable[[int], bool],
+    stops: Callable[[Sequence[int]], bool],
     spans: torch.Tensor | None = None,
     use_up: bool = False,
 ) -> Begun:
@@ -165,7 +166,7 @@ def _as_far_as_guessed(
     readings: torch.Tensor | None,
     *,
     max_new_tokens: int,
-    stops: Callable[[int], bool],
+    stops: Callable[[Sequence[int]], bool],
 ) -> tuple[list[list[Step]], list[bool], list[int]]:
     """Of every row: the steps up to the first choice that was not guessed, whether it is complete, and how many of its
     guessed tokens the model did not choose."""
@@ -174,7 +175,7 @@ def _as_far_as_guessed(
         row, complete, matched = [], False, 0
         for k, token in enumerate(chosen[b][-len(guess) - 1 :]):
             row.append(Step(token, readings[b, :, :, k] if readings is not None else None))
-            if stops(token) or len(row) >= max_new_tokens:
+            if stops([*guess[:k], token]) or len(row) >= max_new_tokens:
                 complete = True
                 break
             if k == len(guess) or token != guess[k]:
@@ -191,7 +192,7 @@ def go_on(
     begun: Sequence[Begun],
     *,
     max_new_tokens: int,
-    stops: Callable[[int], bool],
+    stops: Callable[[Sequence[int]], bool],
     check: Callable[[], None] | None = None,
 ) -> list[list[Step]]:
     """The rest of `greedy_steps`, token by token, all rows of all `begun` together: their steps, in order. The pasts
@@ -200,6 +201,7 @@ def go_on(
     Rows that are done leave, so that none grows beyond its answer. Where attention slides over a window, one `begun` at
     a time."""
     steps, done = [row for b in begun for row in b.steps], [row for b in begun for row in b.done]
+    emitted = [[step.token for step in row] for row in steps]
     rows_left = [k for k, complete in enumerate(done) if not complete]
     if not rows_left:
         return steps
@@ -224,7 +226,8 @@ def go_on(
         readings = _stacked(model, seen)
         for k, b in enumerate(rows_left):
             steps[b].append(Step(tokens[k], readings[k, :, :, 0] if readings is not None else None))
-            done[b] = stops(tokens[k]) or len(steps[b]) >= max_new_tokens
+            emitted[b].append(tokens[k])
+            done[b] = stops(emitted[b]) or len(steps[b]) >= max_new_tokens
     return steps
 
 

@@ -268,7 +268,7 @@ def official(hf, trial, stops, new_tokens: int, *, gaps: bool = False) -> tuple:
                 margins.append(margin(out.logits[0, -1]))
                 two = torch.stack([a[0, :, -1].float().topk(2).values for a in out.attentions])
                 nearest = np.minimum(nearest, (two[..., 0] - two[..., 1]).cpu().numpy())
-            if stops(token):
+            if stops(generated):
                 break
     scores = np.array([[len(c) / len(answer) for c in row] for row in copied])
     return (scores, generated, margins, nearest) if gaps else (scores, generated)
@@ -289,7 +289,7 @@ def official_masked(hf, trial, heads, stops, new_tokens: int) -> tuple[list[int]
             token = int(logits.argmax())
             generated.append(token)
             margins.append(margin(logits))
-            if stops(token):
+            if stops(generated):
                 break
     return generated, margins
 

@@ -75,8 +75,8 @@ def test_a_config_made_by_hand_is_held_to_what_its_options_say():
     config = registry.get("branching-factor").config
     with pytest.raises(InputError, match="samples = -5 is wrong: it must be at least 1"):
         execution.prepare("branching-factor", config(samples=-5))
-    with pytest.raises(InputError, match="template = 'odd' is wrong"):
-        execution.prepare("branching-factor", config(template="odd"))
+    with pytest.raises(InputError, match="thinking = 'odd' is wrong"):
+        execution.prepare("branching-factor", config(thinking="odd"))
     assert execution.prepare("branching-factor", config(samples=5)).config.samples == 5
 
 

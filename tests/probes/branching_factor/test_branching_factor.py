@@ -222,7 +222,7 @@ def test_bad_configs_are_refused_before_a_model_is_loaded(run, prompts, tmp_path
         with pytest.raises(InputError, match=match):
             run("no-such-model", **config)
     empty = tmp_path / "p.csv"
-    empty.write_text("text\nhello\n")
+    empty.write_text("colour\nred\n")
     with pytest.raises(InputError, match="no column 'prompt'"):
         run("no-such-model", data=empty)
     bare = tmp_path / "bare.jsonl"

@@ -133,7 +133,7 @@ def test_continuations_begun_apart_go_on_together(case):
     """Each after its own first pass, with guesses right, wrong and complete, spans of different widths, and one row
     done before."""
     model, reference = case
-    how = {"max_new_tokens": N, "stops": lambda t: t == reference[0][0][1]}
+    how = {"max_new_tokens": N, "stops": lambda ids: ids[-1] == reference[0][0][1]}
     until = [tokens.index(reference[0][0][1]) + 1 if reference[0][0][1] in tokens else N for tokens, *_ in reference]
     expected = [tuple(x[:n] for x in row) for row, n in zip(reference, until)]
     guesses = [reference[0][0][:5], [63], ()]
@@ -151,7 +151,8 @@ def test_continuations_begun_apart_go_on_together(case):
 def test_decoding_stops_where_it_should(case):
     model, reference = case
     stop = reference[0][0][2]
-    steps = greedy_steps(model, None, PROMPTS[:1], [()], max_new_tokens=N, stops=lambda t: t == stop, spans=SPANS[:1])
+    stops = lambda ids: ids[-1] == stop  # noqa: E731
+    steps = greedy_steps(model, None, PROMPTS[:1], [()], max_new_tokens=N, stops=stops, spans=SPANS[:1])
     expected = reference[0][0][: reference[0][0].index(stop) + 1]
     assert [s.token for s in steps[0]] == expected
 
