@@ -1,4 +1,5 @@
-"""Losses of final states without some of their directions, against projecting every state and unembedding it in float64."""
+"""Losses of final states without some of their directions, against projecting and unembedding every state in
+float64."""
 
 from __future__ import annotations
 

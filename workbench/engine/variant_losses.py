@@ -121,7 +121,7 @@ def _scores(
     whole = states[rows] @ weight.T
     if bias is not None:
         whole += bias
-    rest = torch.empty_like(whole)
+    rest = torch.empty_like(whole) if group else whole
     for one, product in zip(group, products):
         along = one.along[rows] @ product
         yield (one.name, False), matrix.finish(torch.sub(whole, along, out=rest))

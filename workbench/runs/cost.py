@@ -26,11 +26,14 @@ CHARACTERS = 4  # to a token, where there is no tokenizer to ask
 @dataclass(frozen=True)
 class Plan:
     """``prompts`` and ``tokens`` that are fed or generated; ``stored``: bytes of activations that are kept in the
-    store."""
+    store; ``scored``: multiply-adds of scores over the vocabulary that come on top of the passes, and ``without``: the
+    setting that leaves them out."""
 
     prompts: int
     tokens: int
     stored: int = 0
+    scored: int = 0
+    without: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Facts:
     width: int
     heads: int
     context: int
+    vocabulary: int = 0
 
     def tokens(self, texts: Sequence[str]) -> int:
         """Tokens of these texts together, by the model's own tokenizer where it is here."""
@@ -87,6 +91,7 @@ def facts(model: str) -> Facts | None:
         number("hidden_size", "n_embd"),
         number("num_attention_heads", "n_head"),
         number("max_position_embeddings", "n_positions") or 2048,
+        number("vocab_size"),
     )
 
 
