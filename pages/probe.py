@@ -235,6 +235,8 @@ def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]
     guess = cost.estimate(now, then=then, run=last, same_machine=bool(here))
     text = f"About {two_digits(now.prompts)} prompts, {two_digits(guess.tokens)} tokens, "
     text += f"{human_bytes(guess.stored)} of activations kept" if guess.stored else "no activations kept"
+    if now.scored:
+        text += f", {now.scored:.0e} multiply-adds for scores over the vocabulary ({now.without} leaves them out)"
     return text + (
         f", {duration(guess.seconds)} at the pace of the last run here."
         if guess.seconds is not None

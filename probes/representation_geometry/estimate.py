@@ -14,12 +14,23 @@ if TYPE_CHECKING:
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
-    """The texts once at every checkpoint, with the passes for losses and ablations."""
+    """The texts once at every checkpoint, those of the losses once more, and what their scores over the vocabulary
+    take: a product of the width, of the rank of every set of directions, and one exponential for each variant."""
     texts = read_texts(config, data)["text"].to_list()[: config.limit]
     steps = [name for name in organisms.names() if "@step-" in name]
     times = sum(len(steps) if entry.endswith("@*") else 1 for entry in config.checkpoints) or 1
     length = min(config.max_length, model.context or CONTEXT)
     tokens = min(model.tokens(texts), len(texts) * length)
-    extra = min(config.loss_rows, len(texts)) * length * (1 + 2 * len(config.ablate)) if config.loss_rows else 0
+    scored = texts[: config.loss_rows]
+    extra = min(model.tokens(scored), len(scored) * length) * times
+    sets = 1 + config.random_draws
+    a_word = model.width + sets * sum(config.ablate) + 1 + 2 * sets * len(config.ablate)
     sites = model.layers if config.layers == "all" else 1
-    return Plan(len(texts) * times, tokens * times + extra, len(texts) * times * sites * model.width * 4)
+    stored = len(texts) * times * sites * model.width * 4
+    return Plan(
+        len(texts) * times,
+        tokens * times + extra,
+        stored,
+        extra * model.vocabulary * a_word,
+        "loss_rows=0" if extra else "",
+    )

@@ -84,6 +84,22 @@ def test_the_plans_of_depth_and_geometry_keep_every_layer_of_every_text(tmp_path
     )
 
 
+def test_the_plan_of_geometry_names_what_losses_over_the_vocabulary_take_and_what_leaves_them_out(tmp_path):
+    file = tmp_path / "c.csv"
+    texts = ["The secret", "The lantern", "The"]
+    file.write_text("text\n" + "".join(f"{text}\n" for text in texts))
+    about = cost.facts("organism")
+    assert about.vocabulary == json.loads((organisms.folder("organism") / "config.json").read_text())["vocab_size"]
+    values = {"loss_rows": 2, "ablate": (3, 4), "random_draws": 5}
+    found, _ = plan("representation-geometry", "organism", values, file)
+    tokens, all_tokens = counted("organism", texts[:2]), counted("organism", texts)
+    variants = 1 + 2 * 2 * (1 + 5)
+    assert found.scored == tokens * about.vocabulary * (about.width + 6 * 3 + 6 * 4 + variants)
+    assert found.tokens == all_tokens + tokens and found.without == "loss_rows=0"
+    found, _ = plan("representation-geometry", "organism", values | {"loss_rows": 0}, file)
+    assert (found.scored, found.without, found.tokens) == (0, "", all_tokens)
+
+
 MORE = {
     "retrieval-heads": {"needles": 16},
     "concept-depth": {"noise": False},

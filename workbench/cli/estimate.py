@@ -37,7 +37,7 @@ def print_estimate(ready: Prepared, model: str, *, dtype: str, device: str | Non
         "model": model,
         "prompts": now.prompts,
         "tokens": guess.tokens,
-        "flops": 2 * size.active * guess.tokens,
+        "flops": 2 * (size.active * guess.tokens + now.scored),
         "parameters": size.total,
         "weight_bytes": size.weight_bytes(dtype),
         "stored_bytes": guess.stored,
@@ -48,7 +48,10 @@ def print_estimate(ready: Prepared, model: str, *, dtype: str, device: str | Non
     say(
         f"{ready.probe.name} on {model} would feed {two_digits(now.prompts)} prompts, {two_digits(guess.tokens)} tokens"
     )
-    say(f"  arithmetic: {found['flops']:.1e} floating-point operations (2 × parameters × tokens, attention aside)")
+    say(f"  arithmetic: {found['flops']:.1e} floating-point operations (attention aside)")
+    if now.without:
+        part = 2 * now.scored / found["flops"]
+        say(f"    of these {part:.0%} are scores over the vocabulary, which {now.without} leaves out")
     say(f"  weights: {size.total / 1e9:.2f} billion parameters, {human_bytes(found['weight_bytes'])} in {dtype}")
     say(f"  kept: {human_bytes(guess.stored)} of activations" if guess.stored else "  kept: no activations")
     pace = "no run of this probe on this model and device was timed here yet"

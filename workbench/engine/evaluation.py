@@ -3,7 +3,7 @@ every variant."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,18 @@ from workbench.core.tables import read_table
 from workbench.engine.edits import on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
+from workbench.engine.variant_losses import Variant, keeps, variant_losses
 from workbench.models.model import Model
 from workbench.models.recording import read_out_site, scores_of
 from workbench.models.sites import Site
 from workbench.models.text_positions import word_ids
+from workbench.models.unembedding import unembedding_of
 
-# ("keep…" or "remove…", orthonormal rows [k, width]); None: the model as it is
-Variant = tuple[str, torch.Tensor | None]
 # token ids of prompt + choice for every choice, length of the prompt, right choice
 Question = tuple[list[list[int]], int, int]
 PLAIN: Variant = ("keep all", None)
+GATHERED = 4096  # tokens whose final states are held
+BLOCK = 1 << 25  # numbers of a block of scores
 
 
 @with_pass
@@ -37,11 +39,17 @@ def token_losses(model: Model, rows: Sequence[Sequence[int]], *, run: Pass) -> l
 
 
 @with_pass
+@torch.no_grad()
 def final_state_losses(
-    model: Model, rows: Sequence[Sequence[int]], variants: Sequence[Variant], *, run: Pass
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    variants: Sequence[Variant],
+    *,
+    first: Sequence[int] | None = None,
+    run: Pass,
 ) -> list[np.ndarray]:
-    """-ln p of every token but the first of each row, [variants, length - 1] float64 per row. Raises RunFailed where
-    one is not finite.
+    """-ln p of every token of each row from its `first` on (None: the second token), [variants, length - first] float64
+    per row. Raises RunFailed where one is not finite.
 
     A variant replaces the states h behind the final norm by their projection onto the rows of V, VᵀVh ("keep"), or by
     the rest ("remove")."""
@@ -49,23 +57,57 @@ def final_state_losses(
     site = read_out_site(model, edited=on_final_norm(run.edits))
     if any(directions is not None for _, directions in variants):
         model.require("logits_unembedded", for_what="losses without directions of its final states")
-    for indices, acts, _ in stream(model, rows, [site], positions="all", run=run):
-        states = acts[site]
-        read = site
+    for indices, states in _gathered(model, rows, site, [1] * len(rows) if first is None else first, run):
+        target = [token for i in indices for token in rows[i][len(rows[i]) - indices[i] :]]
         if site.kind == "resid_post":
-            states, read = model.normed(states), Site("final_norm")
-        target = torch.tensor([token for i in indices for token in (*rows[i][1:], 0)], device=states.device)
-        losses = torch.stack([_losses(model, read, _changed(states, variant), target) for variant in variants]).numpy()
+            states = model.normed(states)
+        losses = _losses(model, site, states, target, variants, run).numpy()
         start = 0
-        for i in indices:
-            found[i] = losses[:, start : start + len(rows[i]) - 1]
+        for i, length in indices.items():
+            found[i] = losses[:, start : start + length]
             if not np.isfinite(found[i]).all():
                 raise RunFailed(
                     f"The loss of {model.name} on text {i + 1} is NaN or infinite; use another dtype (bfloat16 or "
                     f"float32) or check its weights."
                 )
-            start += len(rows[i])
+            start += length
     return [found[i] for i in range(len(rows))]
+
+
+def _gathered(
+    model: Model, rows: Sequence[Sequence[int]], site: Site, first: Sequence[int], run: Pass
+) -> Iterator[tuple[dict[int, int], torch.Tensor]]:
+    """({row: how many of its tokens are scored}, what the site holds before each of them [T, …]), of at least GATHERED
+    tokens where there are as many: each reading of the unembedding serves them all. Scores of a whole vocabulary, which
+    are large already, come batch by batch."""
+    lengths: dict[int, int] = {}
+    kept: list[torch.Tensor] = []
+    for indices, acts, _ in stream(model, rows, [site], positions="all", run=run):
+        for i, x in zip(indices, acts[site].split([len(rows[i]) for i in indices])):
+            lengths[i] = len(rows[i]) - first[i]
+            kept.append(x[first[i] - 1 : -1])
+        if site.kind == "logits" or sum(lengths.values()) >= GATHERED:
+            yield lengths, torch.cat(kept)
+            lengths, kept = {}, []
+    if lengths:
+        yield lengths, torch.cat(kept)
+
+
+def _losses(
+    model: Model, site: Site, states: torch.Tensor, target: Sequence[int], variants: Sequence[Variant], run: Pass
+) -> torch.Tensor:
+    """-ln p [variants, T] float64 on the CPU of tokens [T] after final states [T, width], or scores [T, V]."""
+    matrix = unembedding_of(model)
+    if matrix is not None and site.kind != "logits":
+        return variant_losses(matrix, states, target, variants, check=run.asked)
+    read = site if site.kind == "logits" else Site("final_norm")
+    size = max(1, BLOCK // model.vocab_size)
+    found = []
+    for start in range(0, len(states), size):
+        run.asked()
+        some, tokens = states[start : start + size], torch.tensor(target[start : start + size])
+        found.append(torch.stack([_called(model, read, _changed(some, variant), tokens) for variant in variants]))
+    return torch.cat(found, dim=1) if found else torch.empty(len(variants), 0, dtype=torch.float64)
 
 
 def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:
@@ -75,11 +117,11 @@ def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:
         return states
     v = directions.to(states.device, torch.float32)
     along = ((states.float() @ v.T) @ v).to(states.dtype)
-    return along if how.startswith("keep") else states - along
+    return along if keeps(how) else states - along
 
 
-def _losses(model: Model, site: Site, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-ln p [T] float64 on the CPU of tokens [T] after final states [T, width], or scores [T, V]."""
+def _called(model: Model, site: Site, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """-ln p [T] float64 on the CPU, by an unembedding that has to be called."""
     scores = scores_of(model, site, states)
     return cross_entropy(scores, target.to(scores.device), reduction="none").double().cpu()
 
@@ -132,9 +174,10 @@ def right_choices(model: Model, questions: Sequence[Question], variants: Sequenc
     """Whether the likeliest choice (summed log-probability of its tokens) is the right one, [variants, questions] of 0
     and 1."""
     rows = [row for choices, _, _ in questions for row in choices]
-    losses = iter(final_state_losses(model, rows, variants, run=run))
+    first = [front for choices, front, _ in questions for _ in choices]
+    losses = iter(final_state_losses(model, rows, variants, first=first, run=run))
     right = np.empty((len(variants), len(questions)))
-    for q, (choices, front, answer) in enumerate(questions):
-        total = np.stack([next(losses)[:, front - 1 :].sum(1) for _ in choices], axis=1)
+    for q, (choices, _, answer) in enumerate(questions):
+        total = np.stack([next(losses).sum(1) for _ in choices], axis=1)
         right[:, q] = total.argmin(1) == answer
     return right

@@ -26,11 +26,14 @@ CONTEXT = 2048  # tokens, where a model does not say how long a text may be
 @dataclass(frozen=True)
 class Plan:
     """``prompts`` and ``tokens`` that are fed or generated; ``stored``: bytes of activations that are kept in the
-    store."""
+    store; ``scored``: multiply-adds of scores over the vocabulary that come on top of the passes, and ``without``: the
+    setting that leaves them out."""
 
     prompts: int
     tokens: int
     stored: int = 0
+    scored: int = 0
+    without: str = ""
 
 
 @dataclass(frozen=True)
