@@ -9,6 +9,13 @@ from probes.representation_geometry.trajectory import read_task
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
+from workbench.core.prompt_options import (
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    template_option,
+    thinking_option,
+)
 from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.evaluation import read_choices
@@ -39,8 +46,9 @@ class Config:
     )
     token: int | str = option(
         "last",
-        "the sample of a sequence: its last token, the mean over its tokens, or a position (negative from the end)",
-        choices=("last", "mean"),
+        "the sample of a sequence: its last token, the mean over its tokens, a position (negative from the "
+        "end), or, where a template stands around it, text: the last token of the text itself",
+        choices=("last", "mean", "text"),
     )
     checkpoints: tuple[str, ...] = option(
         (),
@@ -55,6 +63,10 @@ class Config:
     max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=2)
     min_length: int = option(1, "texts with fewer tokens are left out", low=1)
     long: str = long_option("cut", cut=True)
+    template: str = template_option("raw")
+    system: str = system_option()
+    thinking: str = thinking_option()
+    template_args: tuple[str, ...] = template_args_option()
     limit: int = option(15000, "sequences to use", low=2)
     draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0, high=100_000)
     curve: bool = option(
@@ -93,6 +105,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        check_prompt_options(self)
         if not self.fit_range[0] < self.fit_range[1]:
             raise ValueError(f"fit_range must grow, not {self.fit_range[0]},{self.fit_range[1]}.")
         if self.min_length > self.max_length:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import organisms
+from workbench.core.prompt_options import filled, template_text
 from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The texts once at every checkpoint, with the passes for losses and ablations."""
     texts = read_table(data, required=("text",), what="text")["text"].to_list()[: config.limit]
+    if config.template not in ("raw", "auto", "chat"):
+        texts = [filled(template_text(config.template) or "{prompt}", {"prompt": text})[0] for text in texts]
     steps = [name for name in organisms.names() if "@step-" in name]
     times = sum(len(steps) if entry.endswith("@*") else 1 for entry in config.checkpoints) or 1
     length = min(config.max_length, model.context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from probes.representation_geometry.config import Config
@@ -12,6 +13,7 @@ from workbench.core.context import Context
 from workbench.engine.capture import shards
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
+from workbench.models.recording import MeanOver, Positions
 from workbench.models.sites import Site
 
 FINAL = Site("final_norm")
@@ -24,6 +26,22 @@ class Texts:
     ids: list[list[int]]
     rows: list[int]  # of the data file
     colours: list[str] | None  # of their points on maps
+    own: list[tuple[int, int]] | None = None  # [start, end) of each text's own tokens; None: all of them are
+
+    def positions(self, token: int | str) -> Positions:
+        """Where the sample of each text is read."""
+        if self.own is not None and token == "mean":
+            return MeanOver(tuple(self.own))
+        if self.own is not None and token == "text":
+            return [[end - 1] for _, end in self.own]
+        return ("last" if token == "text" else token) if isinstance(token, str) else [token]
+
+    def of_own(self, row: int, values: np.ndarray) -> np.ndarray:
+        """Of values [..., length - 1], one for every token of a text but the first: those of the text's own."""
+        if self.own is None:
+            return values
+        start, end = self.own[row]
+        return values[..., max(0, start - 1) : end - 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +74,7 @@ class Checkpoint:
         sites = [*(Site("resid_post", layer) for layer in range(self.model.n_layers)), FINAL]
         if self.config.layers == "last" and self.config.final == "norm":
             sites = [FINAL]
-        token, context = self.config.token, self.context
+        context = self.context
         run = Pass(
             edits=context.edits, max_tokens=self.model.tokens_at_once(self.config.max_tokens), check=context.check
         )
@@ -64,7 +82,7 @@ class Checkpoint:
             self.model,
             self.texts.ids,
             sites,
-            positions=token if isinstance(token, str) else [token],
+            positions=self.texts.positions(self.config.token),
             store=context.store,
             context=context,
             engine=context.engine,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
@@ -19,7 +20,15 @@ from workbench.models.model import Model
 from workbench.models.running_pass import Call, PassPositions, after, before, hooked
 from workbench.models.sites import Site
 
-Positions = str | Sequence[int] | Sequence[Sequence[int]]
+
+@dataclass(frozen=True)
+class MeanOver:
+    """Positions of a capture: the mean over the tokens [start, end) of every prompt."""
+
+    spans: tuple[tuple[int, int], ...]
+
+
+Positions = str | Sequence[int] | Sequence[Sequence[int]] | MeanOver
 Keep = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -39,16 +48,18 @@ def parse_sites(model: Model, sites: Sequence[Site | str]) -> list[Site]:
 
 def positions_of(positions: Positions, indices: Sequence[int]) -> Positions:
     """The positions of the prompts `indices`: those that differ by prompt are picked."""
+    if isinstance(positions, MeanOver):
+        return MeanOver(tuple(positions.spans[i] for i in indices))
     return [positions[i] for i in indices] if differ_by_prompt(positions) else positions
 
 
 def differ_by_prompt(positions: Positions) -> TypeGuard[Sequence[Sequence[int]]]:
     """Whether every prompt has positions of its own."""
-    return not isinstance(positions, str) and len(positions) > 0 and isinstance(positions[0], Sequence)
+    return not isinstance(positions, (str, MeanOver)) and len(positions) > 0 and isinstance(positions[0], Sequence)
 
 
 def select_positions(batch: Batch, positions: Positions) -> Keep:
-    """How to take the wanted positions out of [B, T, …], as a copy: → [B, …] for "last" and "mean", [tokens, …] for
+    """How to take the wanted positions out of [B, T, …], as a copy: → [B, …] for "last" and means, [tokens, …] for
     "all", [B, k, …] for k positions (one list for all rows of the batch, or one each).
 
     Raises InputError for another word, and for positions that a row does not have."""
@@ -65,11 +76,23 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
         if positions == "mean":
             return lambda x: _masked_mean(x, batch.mask.to(x.device))
         raise InputError(f"'{positions}' is no choice of positions; use last, mean, all or a list of token positions.")
+    if isinstance(positions, MeanOver):
+        inside = _inside_spans(batch, positions)
+        return lambda x: _masked_mean(x, inside.to(x.device))
     rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
         raise InputError("Every prompt needs the same number of positions.")
     columns = here.columns(torch.tensor(rows, device=batch.ids.device))
     return lambda x: x[torch.arange(len(columns), device=x.device)[:, None], columns.to(x.device)]
+
+
+def _inside_spans(batch: Batch, positions: MeanOver) -> torch.Tensor:
+    """Which columns [B, T] hold a token of its row's span. Raises InputError for a span that its row does not have."""
+    starts, ends = torch.tensor(positions.spans, device=batch.ids.device).T[:, :, None]
+    here = batch.mask & (batch.position_ids >= starts) & (batch.position_ids < ends)
+    if bool((here.sum(1, keepdim=True) != (ends - starts)).any() or (ends <= starts).any()):
+        raise InputError("A mean over tokens needs at least one, and all of them in the prompt.")
+    return here
 
 
 def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
