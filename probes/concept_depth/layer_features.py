@@ -13,7 +13,8 @@ from workbench.core.errors import InputError
 from workbench.core.sinks import note_watched
 from workbench.engine.capture import capture
 from workbench.models.model import Model
-from workbench.models.sinks import parted, positions_for
+from workbench.models.recording import parted
+from workbench.models.sinks import positions_for
 from workbench.models.sites import Site
 
 

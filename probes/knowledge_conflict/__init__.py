@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from probes.knowledge_conflict.asking import Asking, asking
 from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, NEEDS, ROLES, Config
 from probes.knowledge_conflict.estimate import estimate
 from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
@@ -204,7 +205,8 @@ def run(model, config: Config, context: Context) -> Result:
             "knowledge-conflict edits the forward pass, which only the engine 'hf' does; run it with --engine hf."
         )
     model.require("heads_apart", for_what="knowledge-conflict")  # before anything is computed
-    items, skipped = _items(model, config, context)
+    how = asking(model, config)
+    items, skipped = _items(model, config, context, how)
     items, known = _known(model, config, context, items)
     split = _split(items, config, context)
     effects, gradient = head_effects(model, config, context, split["find"])  # steps B and C
@@ -220,6 +222,7 @@ def run(model, config: Config, context: Context) -> Result:
         "variant": config.variant,
         **{f"items_{name}": len(split[name]) for name in SPLITS},
         "known": known,
+        **({"template": "chat"} if how.way == "chat" else {}),
         **skipped,
         **{f"{role}_heads": heads.filter(pl.col("role") == role).height for role in ROLES},
         **summary,
@@ -243,7 +246,7 @@ def _rows(config: Config, data: Path | None, tell: Callable[[str], None] | None 
     return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)), tell=tell)
 
 
-def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[str, int]]:
+def _items(model, config: Config, context: Context, how: Asking) -> tuple[list[Item], dict[str, int]]:
     """Items that can be measured on this model, and how many fell under each of COUNTS."""
     rows = _rows(config, context.data, context.read_as)
     chosen = range(len(rows))
@@ -251,7 +254,7 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
         context.rows_used = len(chosen)
     if is_shipped(context.data):
-        rows, placed, replaced = fit(model, rows, chosen, context.data, check=context.check)
+        rows, placed, replaced = fit(model, rows, chosen, context.data, check=context.check, how=how)
         context.counters["distractors_replaced"] = replaced
         if len(placed) < len(chosen):
             skipped = f"{len(chosen) - len(placed)} of {len(chosen)} items were skipped"
@@ -266,6 +269,7 @@ def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[st
         long=config.long,
         rng=context.rng,
         check=context.check,
+        how=how,
     )
     if counts[LONG]:
         context.counters["rows_skipped_too_long"] = counts[LONG]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,9 @@ from workbench.engine.passes import Pass
 from workbench.models.batching import batches
 from workbench.models.model import Model
 from workbench.models.text_positions import find, first_mention
+from workbench.models.thinking import thinking_splitter
+
+_TAG = re.compile(r"<[^<>\s][^<>]*>|<\||\[/?[A-Z_]+\]")  # what a response without an answer begins with
 
 
 def edited(context: Context, edits: Iterable[Edit] = ()) -> Pass:
@@ -25,8 +29,21 @@ def edited(context: Context, edits: Iterable[Edit] = ()) -> Pass:
 
 
 def clean_right(model: Model, config: Config, context: Context, items: Sequence[Item], run: Pass) -> list[bool]:
-    """Whether the greedy continuation of each clean prompt names the answer."""
+    """Whether the greedy continuation of each clean prompt names the answer; with a warning where most continuations
+    hold no answer that could be right."""
     texts = _continuations(model, config, context, [item.clean for item in items], run)
+    empty, tags = sum(not text for text in texts), sum(bool(_TAG.match(text)) for text in texts)
+    if 2 * (empty + tags) > len(texts):
+        kinds = {"are empty (or thinking that did not end)": empty, "begin with a tag": tags}
+        found = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        context.warn(
+            f"Of {len(texts)} answers to clean prompts {found}; set thinking=off, another template (now "
+            f"{config.template}), an answer_prefix or a larger max_new_tokens."
+        )
+    return _right(items, texts)
+
+
+def _right(items: Sequence[Item], texts: Sequence[str]) -> list[bool]:
     return [any(find(text, answer) for answer in item.answers) for item, text in zip(items, texts)]
 
 
@@ -47,6 +64,7 @@ def answer_table(model: Model, config: Config, context: Context, items: Sequence
     clean prompt is still answered."""
     texts = _continuations(model, config, context, [item.conflict for item in items], run)
     p = probabilities(model, context, items, run)
+    clean = _continuations(model, config, context, [item.clean for item in items], run)
     sides = [
         first_mention(text, {"memory": item.answers, "context": [item.distractor]}, "other")
         for item, text in zip(items, texts)
@@ -62,7 +80,7 @@ def answer_table(model: Model, config: Config, context: Context, items: Sequence
             "kind": sides,
             "p_memory": p[:, 0],
             "p_context": p[:, 1],
-            "clean_right": clean_right(model, config, context, items, run),
+            "clean_right": _right(items, clean),
             **{name: [item.group.get(name) for item in items] for name in columns},
         }
     )
@@ -71,6 +89,8 @@ def answer_table(model: Model, config: Config, context: Context, items: Sequence
 def _continuations(
     model: Model, config: Config, context: Context, prompts: Sequence[Sequence[int]], run: Pass
 ) -> list[str]:
+    """Greedy answers, without white space at their ends and without the thinking before them."""
     out = greedy(model, prompts, max_new_tokens=config.max_new_tokens, run=run)
     context.count(prompts=len(prompts), tokens=sum(map(len, prompts)) + sum(map(len, out)), forwards=max(map(len, out)))
-    return [model.decode(ids).strip() for ids in out]
+    answer = thinking_splitter(model, inside=False)
+    return [model.decode(ids[answer(ids).end :]).strip() for ids in out]

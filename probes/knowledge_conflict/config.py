@@ -8,6 +8,14 @@ from pathlib import Path
 from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
 from workbench.core.column_names import column_map, columns_option
 from workbench.core.long_rows import long_option
+from workbench.core.prompt_options import (
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    template_option,
+    template_text,
+    thinking_option,
+)
 from workbench.core.registry import option
 
 BIBTEX = """@inproceedings{jin2024cutting,
@@ -78,10 +86,27 @@ class Config:
         "which side's heads pruned_heads.json holds: context (then the model follows memory) or memory",
         choices=("context", "memory"),
     )
+    template: str = template_option("raw")
+    system: str = system_option()
+    thinking: str = thinking_option("off")
+    template_args: tuple[str, ...] = template_args_option()
+    answer_prefix: str = option(
+        "",
+        "how the answer of a chat begins, e.g. The answer is; what is measured is the word that follows",
+        later=True,
+    )
     long: str = long_option(cut=False)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
 
     def __post_init__(self) -> None:
         column_map(self.columns, (*COLUMNS, *OPTIONAL))
+        check_prompt_options(self)
+        if self.thinking == "on":
+            raise ValueError("the answer must follow the prompt at once, so thinking cannot be on; use thinking=off")
+        if self.answer_prefix and (self.template == "raw" or template_text(self.template) == self.template):
+            raise ValueError(
+                "answer_prefix begins the answer of a chat, so it cannot go with a template that is no chat; write it "
+                "at the end of the prompts"
+            )
         if self.find_share + self.validation_share >= 1:
             raise ValueError("find_share and validation_share leave nothing to test on; their sum must be below 1.")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from probes.knowledge_conflict.asking import TURN
 from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
 from workbench.core.column_names import column_map
+from workbench.core.prompt_options import filled, template_text
 from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
@@ -19,8 +21,10 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     names = column_map(config.columns, (*COLUMNS, *OPTIONAL))
     frame = read_table(data, required=("clean_prompt", "conflict_prompt"), columns=names, what="conflicts")
     items = min(config.limit or frame.height, frame.height)
+    around = "{prompt}" if config.template == "raw" else template_text(config.template) or TURN
     clean, conflict = (
-        model.tokens(frame[name].to_list()) / frame.height for name in ("clean_prompt", "conflict_prompt")
+        model.tokens([filled(around, {"prompt": text})[0] for text in frame[name]]) / frame.height
+        for name in ("clean_prompt", "conflict_prompt")
     )
     tested = items * (1 - config.find_share)
     sets = 1 + 2 * len(config.prune_k) * (1 + config.random_draws)

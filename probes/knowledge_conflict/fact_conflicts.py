@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from probes.knowledge_conflict.items import answer_tokens
 from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.models.model_outline import Facts
+
+if TYPE_CHECKING:
+    from probes.knowledge_conflict.asking import Asking
 
 FACTS = Path(__file__).parent / "material" / "facts.jsonl"
 CONFLICTS = FACTS.with_name("fact_conflicts.jsonl")
@@ -188,11 +192,17 @@ def distractors(relation: str, subject: str, answers: Iterable[str], pool: Itera
 
 
 def fit(
-    model, rows: Sequence[dict], chosen: Sequence[int], path: Path, *, check: Callable[[], None] = lambda: None
+    model,
+    rows: Sequence[dict],
+    chosen: Sequence[int],
+    path: Path,
+    *,
+    check: Callable[[], None] = lambda: None,
+    how: Asking | None = None,
 ) -> tuple[list[dict], list[int], int]:
     """The rows, of which the `chosen` have another distractor where theirs begins with the same token as the answer on
-    this model; those of `chosen` whose names the tokenizer can place; and how many distractors are other ones. A row
-    for which no distractor does better stays as it is.
+    this model, where prompts are written as `how` says; those of `chosen` whose names the tokenizer can place; and how
+    many distractors are other ones. A row for which no distractor does better stays as it is.
 
     Raises InputError where the tokenizer can place none."""
     rows, placed, changed = list(rows), [], 0
@@ -204,7 +214,7 @@ def fit(
         check()
         row, where = rows[number], f"{path}, row {number + 1}"
         try:
-            alike = _begin_alike(model, row, where)
+            alike = _begin_alike(model, row, where, how)
         except InputError as error:
             refused = error
             continue
@@ -215,7 +225,7 @@ def fit(
         for n in np.random.default_rng((SEED, number)).permutation(len(wrong)):
             new = row | write(row["relation"], row["form"], row["subject"], row["answers"], wrong[n])
             with contextlib.suppress(InputError):
-                if not _begin_alike(model, new, where):
+                if not _begin_alike(model, new, where, how):
                     rows[number], changed = new, changed + 1
                     break
     if refused is not None and not placed:
@@ -223,8 +233,8 @@ def fit(
     return rows, placed, changed
 
 
-def _begin_alike(model, row: dict, where: str) -> bool:
-    memory, other = answer_tokens(model, row, where)
+def _begin_alike(model, row: dict, where: str, how: Asking | None) -> bool:
+    memory, other = answer_tokens(model, row, where, how)
     return memory == other
 
 

@@ -11,14 +11,19 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from probes.knowledge_conflict.asking import asking
 from workbench.core.cells import cell_text
 from workbench.core.errors import InputError
 from workbench.core.json_text import parse_json
 from workbench.core.tables import read_table
 from workbench.core.wording import cut
+
+if TYPE_CHECKING:
+    from probes.knowledge_conflict.asking import Asking
 
 TEXT = ("subject", "distractor", "clean_prompt", "conflict_prompt")
 COLUMNS = ("subject", "answer", "distractor", "clean_prompt", "conflict_prompt")
@@ -146,34 +151,37 @@ def build_items(
     long: str = "refuse",
     rng: Callable[[str], np.random.Generator],
     check: Callable[[], None],
+    how: Asking | None = None,
 ) -> tuple[list[Item], dict[str, int]]:
     """Items of the `chosen` rows that can be measured on this model, and how many fell under each of COUNTS.
 
     Skipped are items whose two answers start with the same token, items whose true answer stands in the conflict
     prompt, and items for which no corrupted prompt of equal length is found: the subject and the distractor replaced,
     wherever they stand, by those of other rows of the same relation (of any row where that leaves nothing), all other
-    tokens in place (or the file's own `corrupt_prompt`). `room`: tokens that must fit after a prompt. Raises InputError
-    for an answer that the tokenizer cannot place, a prompt that is too long, and when nothing is left."""
+    tokens in place (or the file's own `corrupt_prompt`). `room`: tokens that must fit after a prompt; `how`: how
+    prompts are written (None: as they are). Raises InputError for an answer that the tokenizer cannot place, a prompt
+    that is too long, and when nothing is left."""
     from workbench.models.text_positions import find
 
+    how = how or asking(model)
     counts = dict.fromkeys(COUNTS, 0)
     items = []
     for number in chosen:
         check()
         row, where = rows[number], f"{path}, row {number + 1}"
-        memory_id, context_id = answer_tokens(model, row, where)
-        clean = model.encode(row["clean_prompt"])
-        conflict, offsets = model.encode_with_offsets(row["conflict_prompt"])
+        memory_id, context_id = answer_tokens(model, row, where, how)
+        asked = how.write(row["conflict_prompt"])
+        clean, conflict = how.write(row["clean_prompt"]).ids, asked.ids
         if not _has_room(model, {"clean_prompt": clean, "conflict_prompt": conflict}, room, long, where):
             counts[LONG] += 1
             continue
         if memory_id == context_id:
             counts[SAME] += 1
             continue
-        if any(find(row["conflict_prompt"], answer) for answer in row["answers"]):
+        if any(find(asked.text, answer) for answer in row["answers"]):
             counts[STATED] += 1
             continue
-        corrupt, foreign = _corrupt_prompt(model, row, rows, lambda number=number: rng(f"corrupt {number}"))
+        corrupt, foreign = _corrupt_prompt(how, row, rows, lambda number=number: rng(f"corrupt {number}"))
         if corrupt is None or len(corrupt) != len(conflict) or corrupt == conflict:
             counts[UNALIGNED] += 1
             continue
@@ -189,7 +197,7 @@ def build_items(
                 corrupt=corrupt,
                 memory_id=memory_id,
                 context_id=context_id,
-                sources=_sources(row, offsets),
+                sources=_sources(row, asked.spans),
                 group={name: str(row[name]) for name in (*GROUPS, "split") if row.get(name) is not None},
             )
         )
@@ -226,13 +234,12 @@ def _sources(row: dict, offsets: Sequence[tuple[int, int]]) -> dict[str, tuple[i
     return {name: tokens_of(offsets, found) for name, found in zip(SOURCES, spans)}
 
 
-def answer_tokens(model, row: dict, where: str) -> tuple[int, int]:
-    """The first tokens of the answer and of the distractor, as they follow the conflict prompt."""
-    from workbench.models.text_positions import first_token
-
+def answer_tokens(model, row: dict, where: str, how: Asking | None = None) -> tuple[int, int]:
+    """The first tokens of the answer and of the distractor, as they follow the conflict prompt as it is written."""
+    how = how or asking(model)
     found = []
     for field, answer in (("answer", row["answers"][0]), ("distractor", row["distractor"])):
-        tokens = [first_token(model, row[prompt], answer) for prompt in ("clean_prompt", "conflict_prompt")]
+        tokens = [how.first_token(row[prompt], answer) for prompt in ("clean_prompt", "conflict_prompt")]
         for prompt, token in zip(("clean_prompt", "conflict_prompt"), tokens):
             if token is None:
                 raise InputError(
@@ -244,17 +251,17 @@ def answer_tokens(model, row: dict, where: str) -> tuple[int, int]:
 
 
 def _corrupt_prompt(
-    model, row: dict, rows: Sequence[dict], rng: Callable[[], np.random.Generator]
+    how: Asking, row: dict, rows: Sequence[dict], rng: Callable[[], np.random.Generator]
 ) -> tuple[list[int] | None, bool]:
     """The file's own corrupted prompt, or one with names of its relation, or of any; and whether it is the last."""
     if row.get("corrupt_prompt"):
-        return model.encode(row["corrupt_prompt"]), False
+        return how.write(row["corrupt_prompt"]).ids, False
     alike = [other for other in rows if other.get("relation") == row.get("relation")]
-    corrupt = _corrupted(model, row, alike, rng())
-    return (corrupt, False) if corrupt is not None else (_corrupted(model, row, rows, rng()), True)
+    corrupt = _corrupted(how, row, alike, rng())
+    return (corrupt, False) if corrupt is not None else (_corrupted(how, row, rows, rng()), True)
 
 
-def _corrupted(model, row: dict, others: Sequence[dict], rng: np.random.Generator) -> list[int] | None:
+def _corrupted(how: Asking, row: dict, others: Sequence[dict], rng: np.random.Generator) -> list[int] | None:
     """The conflict prompt with the subject and the distractor of `others` in place of its own, as many tokens long;
     None if none fits.
 
@@ -271,7 +278,8 @@ def _corrupted(model, row: dict, others: Sequence[dict], rng: np.random.Generato
         Swap(row["subject"], subjects),
         Swap(row["distractor"], tuple(name for name in objects if name.lower() not in taken)),
     ]
-    return swapped(model, row["conflict_prompt"], swaps, rng)
+    asked = how.write(row["conflict_prompt"])
+    return swapped(how.model, row["conflict_prompt"], swaps, rng, encode=lambda prompt: how.other(asked, prompt))
 
 
 def assign_splits(

@@ -32,6 +32,7 @@ from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
 from probes.representation_geometry.maps import map_table
 from probes.representation_geometry.trajectory import check_task_steps, correlation_table, phase_table
+from probes.representation_geometry.written import cut_to, size_of, written
 from workbench import organisms
 from workbench.core.cells import label_column
 from workbench.core.context import Context, Result
@@ -123,6 +124,7 @@ def run(model, config: Config, context: Context) -> Result:
     counted = None
     if config.ngram and config.loss_rows:
         counted = n_grams.in_text(model, config.ngram, ids[: config.loss_rows], order=config.ngram_order)
+        counted = [texts.of_own(row, p) for row, p in enumerate(counted)]
     questions = encode_choices(model, config.choices) if config.choices else []
     found_at = checkpoints.find(model, config.checkpoints)
     if config.task:
@@ -158,7 +160,7 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
     for a `token` beyond one."""
     frame = read_texts(config, context.data, context.read_as)
     length = min(config.max_length, model.context_length or config.max_length)
-    encoded = model.encode_all(frame["text"].to_list())
+    encoded, own = written(model, config, frame, context)
     those = range(len(encoded))
     if config.long != "cut":  # what is cut at max_length is what was asked for
         where = f"{context.data}, row"
@@ -170,8 +172,9 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
             where=lambda row: f"{where} {row + 1}: the text",
             what="texts",
         )
-    encoded = [ids[:length] for ids in encoded]
-    kept = [row for row in those if len(encoded[row]) >= config.min_length][: config.limit]
+    else:
+        encoded, own = cut_to(length, encoded, own, where=f"{context.data}, row")
+    kept = [row for row in those if size_of(row, encoded, own) >= config.min_length][: config.limit]
     if len(kept) < 2:
         raise InputError(
             f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; a spectrum needs "
@@ -200,7 +203,8 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
     if config.colour:
         named = label_column(frame[config.colour], str(context.data)).fill_null("–")
         colours = [named[row] for row in kept]
-    return Texts([encoded[row] for row in kept], kept, colours)
+    places = None if own is None else [own[row] for row in kept]
+    return Texts([encoded[row] for row in kept], kept, colours, places)
 
 
 def _study(

@@ -29,7 +29,7 @@ def loss_tables(
     (`counted`)."""
     model, context, ids = checkpoint.model, checkpoint.context, checkpoint.texts.ids[: checkpoint.config.loss_rows]
     variants = _variants(checkpoint, last)
-    if ids and max(map(len, ids)) < 2:
+    if ids and not any(checkpoint.texts.of_own(row, np.empty(len(own) - 1)).size for row, own in enumerate(ids)):
         raise InputError(
             f"{context.data}: no text has the two tokens that a loss needs; give longer texts, or set loss_rows=0."
         )
@@ -37,6 +37,7 @@ def loss_tables(
     run = Pass(edits=context.edits, max_tokens=most, check=context.check)
     changes = [(how, directions) for _, how, _, directions in variants]
     losses = final_state_losses(model, ids, changes, run=run) if ids else []
+    losses = [checkpoint.texts.of_own(row, loss) for row, loss in enumerate(losses)]
     right = right_choices(model, questions, changes, run=run) if questions else None
     context.count(prompts=len(ids), tokens=sum(map(len, ids)))
     rows = []

@@ -13,6 +13,13 @@ from workbench.core.cells import label_column
 from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
+from workbench.core.prompt_options import (
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    template_option,
+    thinking_option,
+)
 from workbench.core.registry import option
 from workbench.core.sinks import sinks_option
 from workbench.core.tables import read_table
@@ -44,8 +51,9 @@ class Config:
     )
     token: int | str = option(
         "last",
-        "the sample of a sequence: its last token, the mean over its tokens, or a position (negative from the end)",
-        choices=("last", "mean"),
+        "the sample of a sequence: its last token, the mean over its tokens, a position (negative from the "
+        "end), or, where a template stands around it, text: the last token of the text itself",
+        choices=("last", "mean", "text"),
     )
     sinks: str = sinks_option(
         "the mean (token=mean); a position that is one is read and warned of",
@@ -65,6 +73,10 @@ class Config:
     min_length: int = option(1, "texts with fewer tokens are left out", low=1)
     long: str = long_option("cut", cut=True)
     columns: tuple[str, ...] = columns_option("text:content")
+    template: str = template_option("raw")
+    system: str = system_option()
+    thinking: str = thinking_option()
+    template_args: tuple[str, ...] = template_args_option()
     limit: int = option(15000, "sequences to use", low=2)
     draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0, high=100_000)
     curve: bool = option(
@@ -104,6 +116,7 @@ class Config:
 
     def __post_init__(self) -> None:
         column_map(self.columns, ("text",))
+        check_prompt_options(self)
         if not self.fit_range[0] < self.fit_range[1]:
             raise ValueError(f"fit_range must grow, not {self.fit_range[0]},{self.fit_range[1]}.")
         if self.min_length > self.max_length:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from probes.representation_geometry.config import read_texts
 from workbench import organisms
+from workbench.core.prompt_options import filled, template_text
 from workbench.runs.cost import CONTEXT, Facts, Plan
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The texts once at every checkpoint, those of the losses once more, and what their scores over the vocabulary
     take: a product of the width, of the rank of every set of directions, and one exponential for each variant."""
     texts = read_texts(config, data)["text"].to_list()[: config.limit]
+    if config.template not in ("raw", "auto", "chat"):
+        texts = [filled(template_text(config.template) or "{prompt}", {"prompt": text})[0] for text in texts]
     steps = [name for name in organisms.names() if "@step-" in name]
     times = sum(len(steps) if entry.endswith("@*") else 1 for entry in config.checkpoints) or 1
     length = min(config.max_length, model.context or CONTEXT)

@@ -14,7 +14,8 @@ from workbench.core.sinks import note_watched
 from workbench.engine.capture import shards
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
-from workbench.models.sinks import parted, positions_for
+from workbench.models.recording import MeanOver, Positions, parted
+from workbench.models.sinks import positions_for
 from workbench.models.sites import Site
 
 FINAL = Site("final_norm")
@@ -27,6 +28,23 @@ class Texts:
     ids: list[list[int]]
     rows: list[int]  # of the data file
     colours: list[str] | None  # of their points on maps
+    own: list[tuple[int, int]] | None = None  # [start, end) of each text's own tokens; None: all of them are
+
+    def positions(self, token: int | str, *, watched: bool) -> Positions:
+        """Where the sample of each text is read; `watched`: its mean without sinks, a position with the word whether it
+        is one."""
+        if self.own is not None and token == "mean":
+            return MeanOver(tuple(self.own), beside_sinks=watched)
+        if self.own is not None and token == "text":
+            return [[end - 1] for _, end in self.own]
+        return positions_for("last" if token == "text" else token, watched=watched)
+
+    def of_own(self, row: int, values: np.ndarray) -> np.ndarray:
+        """Of values [..., length - 1], one for every token of a text but the first: those of the text's own."""
+        if self.own is None:
+            return values
+        start, end = self.own[row]
+        return values[..., max(0, start - 1) : end - 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +79,7 @@ class Checkpoint:
         if self.config.layers == "last" and self.config.final == "norm":
             sites = [FINAL]
         token, context = self.config.token, self.context
-        positions = positions_for(token, watched=self.config.sinks == "leave_out")
+        positions = self.texts.positions(token, watched=self.config.sinks == "leave_out")
         sinks = {site: np.zeros(len(self.texts.ids), np.int64) for site in self.layers().values()}
         run = Pass(
             edits=context.edits, max_tokens=self.model.tokens_at_once(self.config.max_tokens), check=context.check

@@ -8,7 +8,8 @@ from tests.support import sink_model
 from tests.support.sink_model import slow_sinks
 from workbench.engine.capture import capture
 from workbench.models.loading import load
-from workbench.models.sinks import find_sinks, norms_of, ordinary_tokens, parted, positions_for
+from workbench.models.recording import MeanOver, parted
+from workbench.models.sinks import find_sinks, norms_of, ordinary_tokens, positions_for
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store
 
@@ -146,3 +147,23 @@ def test_heads_the_other_engine_and_the_store_give_the_same(model, ids, tmp_path
 def test_what_is_not_watched_is_read_as_before():
     assert positions_for("last", watched=True) == positions_for("last", watched=False) == "last"
     assert positions_for("mean", watched=False) == "mean" and positions_for(3, watched=False) == [3]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_mean_over_a_span_leaves_out_the_sinks_inside_it(folder, model, ids, side):
+    """Of a text in a template: the template's first token is no word of the text, and a massive word inside is left
+    out."""
+    some = [row for row in ids if len(row) > 4]
+    some.append(sink_model.ids_of(folder, ["dog cat ball sea tree park dog"])[0])
+    spans = tuple((1 + (number % 2), len(row) - number % 2) for number, row in enumerate(some))
+    spans = (*spans[:-1], (0, len(some[-1])))
+    positions = MeanOver(spans, beside_sinks=True)
+    site = Site("resid_post", 1)
+    means, left_out = parted(capture(model, some, [site], positions=positions, side=side)[site], positions)
+    for row, states in enumerate(sink_model.slow_states(folder, some)):
+        inside = np.zeros(len(states[1]), bool)
+        inside[slice(*spans[row])] = True
+        kept = inside & ~slow_sinks(np.linalg.norm(states[1], axis=1), inside)
+        np.testing.assert_allclose(means[row], states[1][kept].mean(0), atol=1e-4)
+        assert left_out[row] == (inside & ~kept).sum()
+    assert int(left_out[-1]) >= 1 and len(set(left_out.tolist())) > 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
@@ -20,7 +21,17 @@ from workbench.models.running_pass import Call, PassPositions, after, before, ho
 from workbench.models.sinks import BESIDE_SINKS, sinks_of
 from workbench.models.sites import Site
 
-Positions = str | Sequence[int] | Sequence[Sequence[int]]
+
+@dataclass(frozen=True)
+class MeanOver:
+    """Positions of a capture: the mean over the tokens [start, end) of every prompt. `beside_sinks`: over those of them
+    that are no sinks, with how many were left out behind it."""
+
+    spans: tuple[tuple[int, int], ...]
+    beside_sinks: bool = False
+
+
+Positions = str | Sequence[int] | Sequence[Sequence[int]] | MeanOver
 Keep = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -40,16 +51,33 @@ def parse_sites(model: Model, sites: Sequence[Site | str]) -> list[Site]:
 
 def positions_of(positions: Positions, indices: Sequence[int]) -> Positions:
     """The positions of the prompts `indices`: those that differ by prompt are picked."""
+    if isinstance(positions, MeanOver):
+        return replace(positions, spans=tuple(positions.spans[i] for i in indices))
     return [positions[i] for i in indices] if differ_by_prompt(positions) else positions
 
 
 def differ_by_prompt(positions: Positions) -> TypeGuard[Sequence[Sequence[int]]]:
     """Whether every prompt has positions of its own."""
-    return not isinstance(positions, str) and len(positions) > 0 and isinstance(positions[0], Sequence)
+    return not isinstance(positions, (str, MeanOver)) and len(positions) > 0 and isinstance(positions[0], Sequence)
+
+
+def tells_sinks(positions: Positions) -> bool:
+    """Whether what is captured there has one more number behind it: how many tokens are sinks."""
+    if isinstance(positions, MeanOver):
+        return positions.beside_sinks
+    return isinstance(positions, str) and positions.startswith(BESIDE_SINKS)
+
+
+def parted(found: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(activations [n, d], int64 [n]: sinks left out of each mean, or whether each token is one) of what was captured
+    at `positions`; None where these do not tell."""
+    if tells_sinks(positions):
+        return found[:, :-1], found[:, -1].long()
+    return found.flatten(1), None
 
 
 def select_positions(batch: Batch, positions: Positions) -> Keep:
-    """How to take the wanted positions out of [B, T, …], as a copy: → [B, …] for "last" and "mean", [tokens, …] for
+    """How to take the wanted positions out of [B, T, …], as a copy: → [B, …] for "last" and means, [tokens, …] for
     "all", [B, k, …] for k positions (one list for all rows of the batch, or one each).
 
     "beside_sinks:mean" is the mean over the tokens that are no sinks, "beside_sinks:3" the token at position 3, of
@@ -71,11 +99,25 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
         if positions.startswith(BESIDE_SINKS):
             return _beside_sinks(batch, positions.removeprefix(BESIDE_SINKS))
         raise InputError(f"'{positions}' is no choice of positions; use last, mean, all or a list of token positions.")
+    if isinstance(positions, MeanOver):
+        inside = _inside_spans(batch, positions)
+        if positions.beside_sinks:
+            return lambda x: _mean_beside_sinks(x, batch.mask.to(x.device), inside.to(x.device))
+        return lambda x: _masked_mean(x, inside.to(x.device))
     rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
         raise InputError("Every prompt needs the same number of positions.")
     columns = here.columns(torch.tensor(rows, device=batch.ids.device))
     return lambda x: x[torch.arange(len(columns), device=x.device)[:, None], columns.to(x.device)]
+
+
+def _inside_spans(batch: Batch, positions: MeanOver) -> torch.Tensor:
+    """Which columns [B, T] hold a token of its row's span. Raises InputError for a span that its row does not have."""
+    starts, ends = torch.tensor(positions.spans, device=batch.ids.device).T[:, :, None]
+    here = batch.mask & (batch.position_ids >= starts) & (batch.position_ids < ends)
+    if bool((here.sum(1, keepdim=True) != (ends - starts)).any() or (ends <= starts).any()):
+        raise InputError("A mean over tokens needs at least one, and all of them in the prompt.")
+    return here
 
 
 def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -90,14 +132,19 @@ def _beside_sinks(batch: Batch, token: str) -> Keep:
 
     def select(x: torch.Tensor) -> torch.Tensor:
         mask = batch.mask.to(x.device)
-        sinks = sinks_of(x, mask)
         if at is None:
-            found, said = _masked_mean(x, mask & ~sinks), sinks.sum(1)
-        else:
-            found, said = at(x)[:, 0], at(sinks)[:, 0]
+            return _mean_beside_sinks(x, mask, mask)
+        found, said = at(x)[:, 0], at(sinks_of(x, mask))[:, 0]
         return torch.cat([found.flatten(1), said[:, None].to(found.dtype)], 1)
 
     return select
+
+
+def _mean_beside_sinks(x: torch.Tensor, real: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """[B, size + 1]: the mean over the counted tokens that are no sinks, and how many were left out."""
+    sinks = sinks_of(x, real, counted)
+    found = _masked_mean(x, counted & ~sinks)
+    return torch.cat([found.flatten(1), sinks.sum(1)[:, None].to(found.dtype)], 1)
 
 
 def converted(dtype: torch.dtype | None, *, copy: bool = False) -> Keep:

@@ -81,11 +81,3 @@ def positions_for(token: int | str, *, watched: bool) -> str | list[int]:
     if isinstance(token, str) and (token != "mean" or not watched):
         return token
     return f"{BESIDE_SINKS}{token}" if watched else [int(token)]
-
-
-def parted(found: torch.Tensor, positions: str | list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(activations [n, d], int64 [n]: sinks left out of each mean, or whether each token is one) of what was captured
-    at `positions_for`; None where it was not watched."""
-    if isinstance(positions, str) and positions.startswith(BESIDE_SINKS):
-        return found[:, :-1], found[:, -1].long()
-    return found.flatten(1), None

@@ -5,7 +5,7 @@ encoded again."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,9 @@ def word_ids(model: Model, text: str, word: str) -> list[int]:
     return model.encode(f" {word}", bos=False)
 
 
+Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # ids, and the characters [start, end) of each
+
+
 @dataclass(frozen=True)
 class Swap:
     """Replace `word`, wherever it stands, by one of the `candidates`."""
@@ -65,13 +68,22 @@ class Swap:
 
 
 def swapped(
-    model: Model, text: str, swaps: Sequence[Swap], rng: np.random.Generator, *, tries: int = 64
+    model: Model,
+    text: str,
+    swaps: Sequence[Swap],
+    rng: np.random.Generator,
+    *,
+    tries: int = 64,
+    encode: Encode | None = None,
 ) -> list[int] | None:
     """Token ids of `text` with every word of `swaps` replaced by another, at the same length and with every other token
     in place.
 
-    Candidates with as many tokens as the word come first, in random order. None when no candidate fits."""
-    ids, offsets = model.encode_with_offsets(text)
+    `encode`: how the text becomes tokens (None: as it is; a text may be written into another one, whose tokens have
+    empty spans). Candidates with as many tokens as the word come first, in random order. None when no candidate
+    fits."""
+    encode = encode or model.encode_with_offsets
+    ids, offsets = encode(text)
     taken: list[tuple[int, int, int]] = []  # character spans of the words, none inside another
     for which, swap in sorted(enumerate(swaps), key=lambda pair: -len(pair[1].word)):
         taken += [(a, b, which) for a, b in find(text, swap.word) if all(b <= c or d <= a for c, d, _ in taken)]
@@ -82,16 +94,16 @@ def swapped(
         order = [swap.candidates[i] for i in rng.permutation(len(swap.candidates))]
         order.sort(key=lambda word: len(model.encode(" " + word, bos=False)) != size)
         for word in order[:tries]:
-            new = _fits(model, text, ids, offsets, taken, chosen | {which: word})
+            new = _fits(encode, text, ids, offsets, taken, chosen | {which: word})
             if new is not None:
                 chosen[which] = word
                 break
         else:
             return None
-    return _fits(model, text, ids, offsets, taken, chosen)
+    return _fits(encode, text, ids, offsets, taken, chosen)
 
 
-def _fits(model: Model, text: str, ids, offsets, taken, chosen: Mapping[int, str]) -> list[int] | None:
+def _fits(encode: Encode, text: str, ids, offsets, taken, chosen: Mapping[int, str]) -> list[int] | None:
     """The ids of the text with the chosen replacements, if nothing but the words changed; else None."""
     out, at, changed = "", 0, []
     for a, b, which in taken:
@@ -99,7 +111,7 @@ def _fits(model: Model, text: str, ids, offsets, taken, chosen: Mapping[int, str
             out += text[at:a] + chosen[which]
             at = b
             changed.append((a, b))
-    new = model.encode(out + text[at:])
+    new, _ = encode(out + text[at:])
     if len(new) != len(ids):
         return None
     inside = set(tokens_of(offsets, changed))

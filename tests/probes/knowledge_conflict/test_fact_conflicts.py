@@ -94,7 +94,7 @@ def test_an_answer_that_the_tokenizer_cannot_place_costs_its_own_item_only(tiny_
     odd = {3, 4}
     bad = [rows[n]["subject"] for n in odd]
 
-    def tokens(_model, row, where):
+    def tokens(_model, row, where, _how=None):
         if row["subject"] in bad:
             raise InputError(f"{where}: not placed.")
         return 1, 2
