@@ -16,7 +16,7 @@ from workbench.engine.edits import describe
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
 from workbench.models.recording import Positions, differ_by_prompt
-from workbench.models.sinks import BESIDE_SINKS
+from workbench.models.sinks import SpanMeans, beside_sinks
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store, fingerprint
 from workbench.store.shards import DamagedShard
@@ -52,7 +52,9 @@ class Request:
         """The store's key: changes with the weights, the exact tokens, the sites, the positions, the dtypes and the
         edits."""
         where = self.positions
-        if not isinstance(where, str):
+        if isinstance(where, SpanMeans):
+            where = {"spans": [list(span) for span in where.spans], "beside_sinks": where.beside_sinks}
+        elif not isinstance(where, str):
             where = [list(p) if isinstance(p, Sequence) else p for p in where]
         return fingerprint(
             {
@@ -76,9 +78,9 @@ class Request:
         rows = len(self.ids)
         if self.positions == "all":
             rows = sum(self.lengths)
-        elif not isinstance(self.positions, str):
+        elif not isinstance(self.positions, str | SpanMeans):
             rows *= len(self.positions[0]) if differ_by_prompt(self.positions) else len(self.positions)
-        more = isinstance(self.positions, str) and self.positions.startswith(BESIDE_SINKS)
+        more = beside_sinks(self.positions)
         return rows * sum(self.model.site_size(site) + more for site in self.sites) * self.dtype.itemsize
 
     def blocks(self) -> list[list[int]]:
