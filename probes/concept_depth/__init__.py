@@ -39,12 +39,14 @@ from probes.concept_depth.estimate import estimate
 from probes.concept_depth.row_groups import NEAR, grouped_rows
 from probes.concept_depth.set_splits import near_identical_apart, split, tested_and_fitted_on
 from probes.concept_depth.short_run import example
+from probes.concept_depth.written_texts import WrittenTexts, style_in, write_texts
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sinks import counted_sinks
+from workbench.models.prompt_style import check_style
 from workbench.stats.intervals import resample_counts, wilson
 
 Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
@@ -129,6 +131,8 @@ def run(model, config: Config, context: Context) -> Result:
     activations."""
     from probes.concept_depth.directions import save_directions
 
+    if (style := style_in(config)).template != "raw":
+        check_style(model, style)
     sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
@@ -139,9 +143,11 @@ def run(model, config: Config, context: Context) -> Result:
         subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
         for k, concept in enumerate(sets):
             texts = noisy(concept, noise, rng=context.rng(f"noise {concept.name}")) if noise else concept.texts
-            ids = _encode(model, concept, texts, config)
-            inputs.append(_inputs(concept, condition, ids, splits[concept.name][0], start=sum(map(len, inputs))))
-            study = partial(_study, subject, concept, condition, ids, splits[concept.name], config, context)
+            written = _write(model, concept, texts, config)
+            inputs.append(
+                _inputs(concept, condition, written.ids, splits[concept.name][0], start=sum(map(len, inputs)))
+            )
+            study = partial(_study, subject, concept, condition, written, splits[concept.name], config, context)
             for name, part in context.part(f"{condition} {concept.name}", study).items():
                 if name == "coefficients":
                     learned[concept.name, condition] = part
@@ -201,13 +207,19 @@ def _that_fit(model, concept: ConceptSet, config: Config, context: Context) -> C
     if model.context_length is None:
         return concept
     noises = ("aaa ", "bbb ") if config.noise else ("",)
-    written = [model.encode_all([f"{noise}{text}" for text in concept.texts]) for noise in noises]
-    lengths = [max(map(len, same)) for same in zip(*written)]
-    if config.long == "cut" and max(lengths) > model.context_length and concept.template.partition("{text}")[2]:
-        raise InputError(
-            f"The set '{concept.name}' asks its question behind the text, where long=cut would cut it off; use "
-            f"long=skip, or template=plain."
-        )
+    written = [write_texts(model, [f"{noise}{text}" for text in concept.texts], config) for noise in noises]
+    lengths = [max(map(len, same)) for same in zip(*(texts.ids for texts in written))]
+    if config.long == "cut" and max(lengths) > model.context_length:
+        if written[0].prompts is not None:
+            raise InputError(
+                f"The chat template of {model.name} goes on behind the texts of '{concept.name}', where long=cut would "
+                f"cut it off; use long=skip, or template=raw."
+            )
+        if concept.template.partition("{text}")[2]:
+            raise InputError(
+                f"The set '{concept.name}' asks its question behind the text, where long=cut would cut it off; use "
+                f"long=skip, or template=plain."
+            )
     kept = fitting(
         lengths,
         model.context_length,
@@ -219,10 +231,11 @@ def _that_fit(model, concept: ConceptSet, config: Config, context: Context) -> C
     return concept if len(kept) == len(concept) else concept.take(kept)
 
 
-def _encode(model, concept: ConceptSet, texts: Sequence[str], config: Config) -> list[list[int]]:
-    """Token ids of every text. Raises InputError for a text without any, and for one that lacks the token."""
-    ids, token = [tokens[: model.context_length] for tokens in model.encode_all(texts)], config.token
-    for row, tokens in enumerate(ids):
+def _write(model, concept: ConceptSet, texts: Sequence[str], config: Config) -> WrittenTexts:
+    """Every text as it is fed. Raises InputError for a text without tokens, and for one that lacks the token."""
+    found, token = write_texts(model, texts, config), config.token
+    found = WrittenTexts([tokens[: model.context_length] for tokens in found.ids], found.prompts)
+    for row, tokens in enumerate(found.ids):
         if not tokens:
             raise InputError(f"The set '{concept.name}', row {row + 1}: the text has no tokens.")
         if isinstance(token, int) and not -len(tokens) <= token < len(tokens):
@@ -230,7 +243,7 @@ def _encode(model, concept: ConceptSet, texts: Sequence[str], config: Config) ->
                 f"The set '{concept.name}', row {row + 1}: the text has {len(tokens)} tokens, and "
                 f"token={token} is beyond them; choose one that every text has."
             )
-    return ids
+    return found
 
 
 # one set under one condition
@@ -240,7 +253,7 @@ def _study(
     subject: Callable,
     concept: ConceptSet,
     condition: str,
-    ids: Sequence[Sequence[int]],
+    written: WrittenTexts,
     folds: Split,
     config: Config,
     context: Context,
@@ -254,7 +267,7 @@ def _study(
 
     model, (tests, by_group), labels = subject(), folds, concept.labels
     where = {"dataset": concept.name, "condition": condition}
-    features = layer_features(model, concept, ids, config, context)
+    features = layer_features(model, concept, written, config, context)
 
     rows = np.concatenate(tests)
     truth, units = labels[rows], np.array(concept.groups)[rows] if by_group else None
@@ -281,7 +294,7 @@ def _study(
         _warn_of_chance_jumps(concept, points, context)
         peak = int(curve["accuracy"].argmax())
         layers = {"peak": [peak], "all": list(range(model.n_layers)), "off": []}[config.causal]
-        causal = causal_check(model, concept, ids, tests[0], features, held_out.probes, layers, config, context)
+        causal = causal_check(model, concept, written, tests[0], features, held_out.probes, layers, config, context)
 
     n_train = len(labels) - len(tests[0])
     return {

@@ -13,13 +13,13 @@ import torch
 from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.config import Config
 from probes.concept_depth.linear_probe import LinearProbes
+from probes.concept_depth.written_texts import WrittenTexts, answer_ids, read_positions
 from workbench.core.context import Context
 from workbench.engine.capture import logits
 from workbench.engine.edits import ProjectOut
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
 from workbench.models.sites import Site
-from workbench.models.text_positions import word_ids
 from workbench.stats.intervals import bootstrap_mean
 
 CAUSAL = {
@@ -43,7 +43,7 @@ CAUSAL = {
 def causal_check(
     model: Model,
     concept: ConceptSet,
-    ids: Sequence[Sequence[int]],
+    written: WrittenTexts,
     test: np.ndarray,
     features: Sequence[torch.Tensor],
     probes: LinearProbes,
@@ -58,11 +58,12 @@ def causal_check(
     difference lies towards class 1 for texts of class 1 than for texts of class 0; `changed` is the share of answers
     that differ from the unedited model's; `removed_variance` is the share of the held-out features' variance that lies
     along the direction: how much an edit takes out at all."""
-    words = _answer_tokens(model, concept, context) if layers else None
+    words = _answer_tokens(model, concept, written, context) if layers else None
     if words is None:
         return []
     test = np.sort(test)
-    label, prompts = concept.labels[test], [ids[i] for i in test]
+    label, own = concept.labels[test], written.take(test.tolist())
+    prompts = own.ids
     run = Pass(context.edits, max_tokens=model.tokens_at_once(config.max_tokens), check=context.check)
 
     def answers(*edits: ProjectOut) -> np.ndarray:
@@ -75,7 +76,7 @@ def causal_check(
 
     base = answers()
     rows = [{"layer": -1, "direction": "none", "draw": 0, "removed_variance": 0.0} | measured(base)]
-    positions = None if config.token == "mean" else (-1 if config.token == "last" else config.token,)
+    positions = read_positions(model, own, config.token)
     generator = context.rng(f"directions {concept.name}")
     for layer in layers:
         x = features[layer][test].double().cpu()
@@ -94,14 +95,21 @@ def causal_check(
     return rows
 
 
-def _answer_tokens(model: Model, concept: ConceptSet, context: Context) -> list[int] | None:
+def _answer_tokens(model: Model, concept: ConceptSet, written: WrittenTexts, context: Context) -> list[int] | None:
     """The first tokens of the two answer words; None, with a warning, where the answer cannot be read off them."""
     if concept.answers is None:
         return None
     if context.engine != "hf":
         context.warn("The causal check needs edits, which only the engine 'hf' runs here; it was left out.")
         return None
-    words = [word_ids(model, concept.texts[0], word)[0] for word in concept.answers]
+    found = [answer_ids(model, concept, written, word) for word in concept.answers]
+    words = [ids[0] for ids in found if ids]
+    if len(words) < 2:
+        context.warn(
+            f"The tokenizer of {model.name} joins the answers of {concept.name} with what stands before them; the "
+            f"causal check was left out."
+        )
+        return None
     if words[0] == words[1]:
         context.warn(
             f"The answers of {concept.name} ({' and '.join(concept.answers)}) begin with the same token; the "

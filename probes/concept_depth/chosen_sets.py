@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from probes.concept_depth.concept_sets import ConceptSet, load, load_file
-from probes.concept_depth.config import COLUMNS, ENGLISH, Config
+from probes.concept_depth.config import COLUMNS, ENGLISH, Config, frame_of
 from probes.concept_depth.set_splits import split
 from workbench import organisms
 from workbench.core.column_names import column_map
@@ -26,7 +26,7 @@ def validate(config: Config, data: Path | None) -> None:
 def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
     """The concept sets that a config asks for, in the order asked (a folder: by difficulty where it is known, else by
     name)."""
-    options = {"pair": config.pair, "template": config.template, "limit": config.limit}
+    options = {"pair": config.pair, "template": frame_of(config.template), "limit": config.limit}
     columns = column_map(config.columns, COLUMNS)  # of the user's files; those that ship have their own
     sets: list[ConceptSet] = [] if config.sets else _with_difficulty(load(data, columns=columns, **options), data)
     for name in config.sets:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probes.concept_depth.config import NO_TEMPLATE, is_template
+from probes.concept_depth.config import NO_TEMPLATE, is_frame
 from probes.concept_depth.published_sets import CODE, PublishedSet
 from probes.concept_depth.row_groups import groups_of
 from probes.concept_depth.set_files import read_set
@@ -96,7 +96,7 @@ def load_file(
     columns: Mapping[str, str] | None = None,
 ) -> ConceptSet:
     """The set of one file; its name is the file's."""
-    if not is_template(template):
+    if not is_frame(template):
         raise InputError(NO_TEMPLATE)
     path = existing(path, what="concept")
     frame, published = read_set(path, columns or {})

@@ -7,6 +7,14 @@ from pathlib import Path
 
 from workbench.core.column_names import column_map
 from workbench.core.long_rows import long_option
+from workbench.core.prompt_options import (
+    CHAT,
+    WAYS,
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    thinking_option,
+)
 from workbench.core.registry import option
 from workbench.core.sinks import sinks_option
 
@@ -25,12 +33,28 @@ OFTEN = 0.05  # false-positive rate of the jump rule that a warning is sure of
 COLUMNS = ("text", "label", "group", "answer")
 SITES = ("mlp_in", "resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")
 
-NO_TEMPLATE = "The template must be 'file', 'code', 'plain', or a text that holds {text}."
+FRAMES = ("file", "code", "plain")
+NO_TEMPLATE = (
+    "The template must be 'file', 'code', 'plain', 'raw', 'chat', 'auto', a text that holds {text} once, or chat: and "
+    "one of these, as in chat:plain."
+)
 
 
-def is_template(text: str) -> bool:
+def is_frame(text: str) -> bool:
     """Whether the prompts made with it differ by their texts."""
-    return text in ("file", "code", "plain") or "{text}" in text
+    return text in FRAMES or text.count("{text}") == 1
+
+
+def frame_of(template: str) -> str:
+    """What frames the texts: `template` without what it says of a chat."""
+    return "file" if template in WAYS else template.removeprefix(CHAT)
+
+
+def way_asked(template: str) -> str:
+    """How framed texts are written: raw, chat, or auto."""
+    if template in WAYS:
+        return template
+    return "chat" if template.startswith(CHAT) else "raw"
 
 
 @dataclass(frozen=True)
@@ -41,11 +65,14 @@ class Config:
         choices=SITES,
     )
     token: int | str = option(
-        "last", "which token: last, mean over all, or a position (negative from the end)", choices=("last", "mean")
+        "last",
+        "which token: last of what is fed, text (the last of the framed text, which is another one in a chat), mean "
+        "over those of the framed text, or a position (negative from the end)",
+        choices=("last", "mean", "text"),
     )
     sinks: str = sinks_option(
         "the mean (token=mean), at each layer its own; a position that is one is read and warned of",
-        as_before=lambda config: config.sinks == "keep" or config.token == "last",
+        as_before=lambda config: config.sinks == "keep" or config.token in ("last", "text"),
     )
     split: str = option(
         "paper",
@@ -83,8 +110,13 @@ class Config:
     template: str = option(
         "file",
         "file: published sets in their official prompt, others as they are; code: in the prompt that the official code "
-        "runs; plain; or a text with {text}",
+        "runs; plain; or a text with {text}: these are frames. raw: as file; chat: the same as the user's turn, in the "
+        "chat template (chat:plain, chat:code or chat: and a text for another frame); auto: chat where the model has "
+        "one, else raw",
     )
+    system: str = system_option()
+    thinking: str = thinking_option("off")
+    template_args: tuple[str, ...] = template_args_option()
     columns: tuple[str, ...] = option(
         (),
         "what text, label, group and answer are called in the file, as name:name in the file, e.g. "
@@ -113,8 +145,9 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if not is_template(self.template):
+        if not is_frame(frame_of(self.template)):
             raise ValueError(NO_TEMPLATE)
+        check_prompt_options(self, known=(self.template,), raw=way_asked(self.template) == "raw")
         column_map(self.columns, COLUMNS)
         if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
             raise ValueError(f"pair needs two different labels, not {', '.join(self.pair)}.")

@@ -8,22 +8,23 @@ import torch
 
 from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.config import Config
+from probes.concept_depth.written_texts import WrittenTexts, text_spans
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.sinks import note_watched
 from workbench.engine.capture import capture
 from workbench.models.model import Model
-from workbench.models.recording import parted
-from workbench.models.sinks import positions_for
+from workbench.models.sinks import parted, positions_for
 from workbench.models.sites import Site
 
 
 def layer_features(
-    model: Model, concept: ConceptSet, ids: Sequence[Sequence[int]], config: Config, context: Context
+    model: Model, concept: ConceptSet, written: WrittenTexts, config: Config, context: Context
 ) -> list[torch.Tensor]:
     """Features of every layer, [L][n, d] float32. Raises InputError for activations that are not finite; warns of
     layers that are the same for every text."""
-    features = read_features(model, ids, config, context, what=f"texts of {concept.name}")
+    what = f"texts of {concept.name}"
+    features = read_features(model, written.ids, config, context, what=what, written=written)
     halved = config.store_dtype == "float16" and model.dtype != torch.float16
     for layer, x in enumerate(features):
         if halved and bool(x.isinf().any()) and not bool(x.isnan().any()):
@@ -45,11 +46,22 @@ def layer_features(
 
 
 def read_features(
-    model: Model, ids: Sequence[Sequence[int]], config: Config, context: Context, *, what: str = "texts"
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    config: Config,
+    context: Context,
+    *,
+    what: str = "texts",
+    written: WrittenTexts | None = None,
 ) -> list[torch.Tensor]:
     """Features of every layer, [L][n, d] float32, through the store: one pass, shared with any other run of the same
-    texts. Sinks of these texts (`what`) are counted and warned of."""
-    positions = positions_for(config.token, watched=config.sinks == "leave_out")
+    texts. Sinks of these texts (`what`) are counted and warned of. `written`: how they were written, where that is not
+    as they are."""
+    spans = text_spans(model, written) if written is not None and config.token in ("text", "mean") else None
+    if config.token == "text":
+        positions = "last" if spans is None else [[end - 1] for _, end in spans]
+    else:
+        positions = positions_for(config.token, watched=config.sinks == "leave_out", spans=spans)
     acts = capture(
         model,
         ids,

@@ -55,6 +55,7 @@ from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import texts
 from workbench.core.sinks import count_sinks, counted_sinks
 from workbench.models.model_outline import Facts
+from workbench.models.prompt_style import check_style, style_of
 
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
@@ -142,6 +143,7 @@ def run(model, config: Config, context: Context) -> Result:
     from probes.data_selection.explanations import explain
     from probes.data_selection.sample_vectors import open_reader, without_sinks
 
+    check_style(model, style_of(config))
     reader = open_reader(model, config, context)
     frame = read_pool(config, context.data, context.read_as)
     tables_of = {
@@ -204,7 +206,7 @@ def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSampl
 
     model, config, context = reader.model, reader.config, reader.context
     feed = feed_of(reader.sae, model) if reader.sae is not None else None
-    wanted = {"tokens": config.tokens, "specials": config.specials, "template": config.template, "long": config.long}
+    wanted = {"tokens": config.tokens, "specials": config.specials, "style": style_of(config), "long": config.long}
     found = tokenize(model, table, what=what, **wanted, feed=feed, check=context.check)
     for said in lengths_warned(reader.sae, list(map(len, found.ids)), what) if reader.sae is not None else ():
         context.warn(said)

@@ -10,13 +10,22 @@ import polars as pl
 
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
 from probes.data_selection.training_files import AS_THEY_CAME, FORMS, check_form
+from probes.data_selection.written_samples import PLAIN
 from workbench.core.cells import label_column
 from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
 from workbench.core.paths import user_path
+from workbench.core.prompt_options import (
+    CHAT,
+    WAYS,
+    check_prompt_options,
+    system_option,
+    template_args_option,
+    thinking_option,
+)
 from workbench.core.registry import option
-from workbench.core.sample_tables import SAMPLE_COLUMNS, read_samples
+from workbench.core.sample_tables import SAMPLE_COLUMNS, read_samples, turns_before
 from workbench.core.sinks import sinks_option
 from workbench.core.tables import existing, open_table
 
@@ -68,8 +77,13 @@ class Config:
     specials: bool = option(False, "count BOS and other special tokens too")
     sinks: str = sinks_option("everything that is measured", as_before=lambda config: config.sinks == "keep")
     template: str = option(
-        "{prompt} {response}", "how prompt and response become one text; chat: the tokenizer's chat template"
+        PLAIN,
+        "how prompt and response become one text: a text with {prompt} and {response} (raw: the one that is the "
+        "default), chat: the model's chat template, which gets talks turn by turn; auto: chat where the model has one",
     )
+    system: str = system_option()
+    thinking: str = thinking_option()
+    template_args: tuple[str, ...] = template_args_option()
     baselines: tuple[str, ...] = option(
         METHODS,
         "other rankings to compare with: bm25, neurons (TopK of the MLP gate), hidden (cosine of the residual "
@@ -120,8 +134,15 @@ class Config:
 
     def __post_init__(self) -> None:
         column_map(self.columns, SAMPLE_COLUMNS)
-        if self.template != "chat" and not 0 <= self.template.find("{prompt}") < self.template.find("{response}"):
-            raise ValueError(f"the template '{self.template}' needs {{prompt}} and then {{response}}, or is chat")
+        if self.template.startswith(CHAT):
+            raise ValueError(
+                f"template={self.template} would write one turn, and a sample is at least two; use template=chat"
+            )
+        if self.template not in WAYS and not 0 <= self.template.find("{prompt}") < self.template.find("{response}"):
+            raise ValueError(
+                f"the template '{self.template}' needs {{prompt}} and then {{response}}, or is one of {', '.join(WAYS)}"
+            )
+        check_prompt_options(self, slots=("prompt", "response"))
         if self.sae == "none" and not self.baselines:
             raise ValueError("sae=none leaves the baselines, and there are none")
         if min(self.ratio, *self.ratios, 1) == 0:
@@ -143,12 +164,30 @@ def read_target(config: Config, name: str, path: Path, tell: Callable[[str], Non
     return read_samples(path, what=what, tokens=config.tokens, columns=names, tell=tell)
 
 
+def _check_talks(config: Config, samples: pl.DataFrame, where: str) -> None:
+    """Raise InputError for texts of which a chat is asked, and for a system message beside that of a talk."""
+    if not {"prompt", "response"} <= set(samples.columns):
+        if config.template == "chat":
+            raise InputError(
+                f"{where} has texts, not prompts with responses, so they are no chats; use template=raw, or a file "
+                f"with 'prompt' and 'response'."
+            )
+        return
+    if not config.system or "messages" not in samples.columns:
+        return
+    for row, sample in enumerate(samples.iter_rows(named=True), 1):
+        if turns_before(sample)[0][0] in ("system", "developer"):
+            raise InputError(f"{where}, row {row}: the talk begins with a system message of its own; leave out system.")
+
+
 def validate(config: Config, data: Path | None, model: str | None = None) -> None:
     """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
     pool = read_pool(config, data)
+    _check_talks(config, pool, str(data))
     targets = {}
     for name, path in target_files(config.target, model).items():
         targets[name] = read_target(config, name, path)
+        _check_talks(config, targets[name], str(path))
         if config.prototype == "subtask":
             if "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested():
                 raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")

@@ -1,5 +1,4 @@
-"""Training samples as a model reads them: `text`, or `prompt` and `response` in a template, and which of their tokens
-count."""
+"""Training samples as a model reads them, and which of their tokens count; the targets and labels that they have."""
 
 from __future__ import annotations
 
@@ -7,19 +6,19 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from probes.data_selection.written_samples import PLAIN, sample_writer
 from workbench import organisms
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
 from workbench.core.packed_files import bare_name
 from workbench.core.paths import user_path
-from workbench.core.sample_tables import turns_before
-from workbench.models.prompt_templates import render
+from workbench.models.prompt_style import PromptStyle
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 TOPICS = Path(__file__).parent / "material" / "targets"  # in English, as many examples of each topic of the pool
 TOKENS = ("all", "prompt", "response")
-OTHER_TEMPLATE = "a template with {prompt} and {response}"
-MARK = "5f0e-response-91c7"  # stands in for a response, to see where a chat template puts it
 LABELS = ("label", "topic", "task", "category", "dataset", "source")  # columns that may say what a sample is of
 
 
@@ -94,10 +91,6 @@ class TokenizedSamples:
         return TokenizedSamples([self.ids[i] for i in rows], [self.masks[i] for i in rows], self.cut)
 
 
-def _in_two(columns) -> bool:
-    return "prompt" in columns and "response" in columns
-
-
 def tokenize(
     model: Model,
     table: pl.DataFrame,
@@ -105,7 +98,7 @@ def tokenize(
     what: str,
     tokens: str = "all",
     specials: bool = False,
-    template: str = "{prompt} {response}",
+    style: PromptStyle = PromptStyle(PLAIN),
     long: str = "cut",
     feed: TextFeed | None = None,
     check: Callable[[], None] | None = None,
@@ -118,9 +111,10 @@ def tokenize(
     special = [] if specials else sorted(model.special_ids)
     ordinary = np.ones(max(special, default=0) + 2, bool)  # of every id; the last stands for all above
     ordinary[special] = False
+    write = sample_writer(model, style, tokens)
     ids, masks, cut = [], [], 0
     for chunk in table.iter_slices(256):
-        for found, inside in _tokens(model, chunk.to_dicts(), tokens, template):
+        for found, inside in write(chunk.to_dicts()):
             if feed is not None:
                 found, inside = feed.apply(found, inside)
             if model.too_long(len(found)):
@@ -143,58 +137,6 @@ def tokenize(
             f"of {model.context_length}."
         )
     return out
-
-
-def _tokens(model: Model, rows: list[dict[str, Any]], tokens: str, template: str) -> list[tuple[list[int], np.ndarray]]:
-    """Of each row its token ids, and which of them belong to the part that counts."""
-    whole = [_text(model, row, template) for row in rows]
-    if tokens == "all" or not _in_two(rows[0]):
-        return [(ids, np.ones(len(ids), bool)) for ids in model.encode_all([text for text, _ in whole])]
-    found = []
-    for row, (text, start) in zip(rows, whole):
-        ids, spans = model.encode_with_offsets(text)
-        stop = start + len(row["response"].strip() if template == "chat" else row["response"])
-        inside = np.array([begin < stop and end > start and end > begin for begin, end in spans])
-        found.append((ids, inside if tokens == "response" else ~inside))
-    return found
-
-
-def _text(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
-    """The text of a sample as it is encoded, and where its response starts in it."""
-    if not _in_two(row):
-        return row["text"], 0
-    text, start = _format(model, row, template)
-    bos = model.tokenizer.bos_token
-    if template == "chat" and bos and model.prepends_bos and text.startswith(bos):  # encode puts it back
-        text, start = text[len(bos) :], start - len(bos)
-    return text, start
-
-
-def _format(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
-    """The text of a sample, and where its response starts in it. A talk of several turns goes into a chat template turn
-    by turn, up to the assistant's last; into another one as one prompt."""
-    prompt, response = row["prompt"], row["response"]
-    if template != "chat":
-        head, _, tail = template.partition("{response}")
-        head = head.replace("{prompt}", prompt)
-        return head + response + tail, len(head)
-    if not model.tokenizer.chat_template:
-        raise InputError(
-            f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}."
-        )
-    text, marked = (
-        render(model, [*turns_before(row), ("assistant", said)], answer=False, instead=OTHER_TEMPLATE)
-        for said in (response, MARK)
-    )
-    before, found, _ = marked.partition(MARK)
-    start = len(before)
-    start += len(response) - len(response.lstrip()) if text[start:].startswith(response) else 0  # some templates strip
-    if not found or not text.startswith(before) or not text[start:].startswith(response.strip()):
-        raise InputError(
-            f"The chat template of {model.name} changes the responses; give a template with {{prompt}} and "
-            f"{{response}}."
-        )
-    return text, start
 
 
 def labels_of(

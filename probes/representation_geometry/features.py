@@ -14,8 +14,8 @@ from workbench.core.sinks import note_watched
 from workbench.engine.capture import shards
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
-from workbench.models.recording import MeanOver, Positions, parted
-from workbench.models.sinks import positions_for
+from workbench.models.recording import Positions
+from workbench.models.sinks import SpanMeans, parted, positions_for
 from workbench.models.sites import Site
 
 FINAL = Site("final_norm")
@@ -34,7 +34,7 @@ class Texts:
         """Where the sample of each text is read; `watched`: its mean without sinks, a position with the word whether it
         is one."""
         if self.own is not None and token == "mean":
-            return MeanOver(tuple(self.own), beside_sinks=watched)
+            return SpanMeans(tuple(self.own), beside_sinks=watched)
         if self.own is not None and token == "text":
             return [[end - 1] for _, end in self.own]
         return positions_for("last" if token == "text" else token, watched=watched)

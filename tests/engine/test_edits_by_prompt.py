@@ -17,7 +17,9 @@ from workbench.engine.scoring import score
 from workbench.models.attention import knock_out, observe
 from workbench.models.batching import pad
 from workbench.models.loading import wrap
+from workbench.models.sinks import SpanMeans
 from workbench.models.sites import Site
+from workbench.store.activation_store import Store
 
 PROMPTS = [[1, 5, 9, 2, 40], [3, 4, 5], [2, 9, 8, 7, 6, 5, 4], [17, 18, 19, 20], [30, 31, 32, 33, 34, 35]]
 
@@ -183,3 +185,37 @@ def test_a_knock_out_of_chosen_queries_is_the_same_in_blocks_of_queries(model, m
     torch.testing.assert_close(seen["whole"], seen["blocks"], atol=1e-6, rtol=1e-6)
     assert not torch.allclose(seen["whole"][:, 1], plain[:, 1], atol=1e-4)
     torch.testing.assert_close(seen["whole"][:, 0], plain[:, 0], atol=1e-6, rtol=1e-6)
+
+
+def test_positions_of_a_projection_by_prompt_are_those_of_one_prompt_at_a_time(model):
+    ids = PROMPTS[:3]
+    direction = torch.randn(model.width, generator=torch.Generator().manual_seed(1))
+    own = ((1, 3), (1,), (-1, 2, 4))
+    site = Site("resid_post", 1)
+    together = logits(model, ids, edits=(ProjectOut(site, direction, positions=own),))
+    for row, positions in enumerate(own):
+        alone = logits(model, [ids[row]], edits=(ProjectOut(site, direction, positions=positions),))
+        torch.testing.assert_close(together[row], alone[0], atol=2e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="for 2 prompts, but there are 3"):
+        logits(model, ids, edits=(ProjectOut(site, direction, positions=own[:2]),))
+    with pytest.raises(InputError, match="Position 40 to edit is not among the .* tokens of prompt 2"):
+        logits(model, ids, edits=(ProjectOut(site, direction, positions=((1,), (40,), (1,))),))
+
+
+def test_means_of_spans_are_those_of_all_tokens_and_are_stored_under_a_key_of_their_own(model, tmp_path):
+    ids = PROMPTS[:3]
+    every, spans = capture(model, ids, ["resid_post.1"], positions="all"), ((1, 3), (0, 2), (2, len(ids[2])))
+    for side in ("left", "right"):
+        found = capture(model, ids, ["resid_post.1"], positions=SpanMeans(spans), side=side)["resid_post.1"]
+        for row, (start, end) in enumerate(spans):
+            expected = every.rows("resid_post.1", row)[start:end].mean(0)
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-4)
+    store = Store(tmp_path)
+    first = capture(model, ids, ["resid_post.1"], positions=SpanMeans(spans), store=store)["resid_post.1"]
+    other = SpanMeans(((0, 1), *spans[1:]))
+    second = capture(model, ids, ["resid_post.1"], positions=other, store=store)["resid_post.1"]
+    again = capture(model, ids, ["resid_post.1"], positions=SpanMeans(spans), store=store)["resid_post.1"]
+    assert torch.equal(first, again) and not torch.equal(first[0], second[0])
+    for bad in ((3, 3), (0, 99)):
+        with pytest.raises(InputError, match="are not among the"):
+            capture(model, ids, ["resid_post.1"], positions=SpanMeans((bad, *spans[1:])))

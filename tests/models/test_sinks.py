@@ -8,8 +8,7 @@ from tests.support import sink_model
 from tests.support.sink_model import slow_sinks
 from workbench.engine.capture import capture
 from workbench.models.loading import load
-from workbench.models.recording import MeanOver, parted
-from workbench.models.sinks import find_sinks, norms_of, ordinary_tokens, positions_for
+from workbench.models.sinks import SpanMeans, find_sinks, norms_of, ordinary_tokens, parted, positions_for
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store
 
@@ -157,7 +156,7 @@ def test_a_mean_over_a_span_leaves_out_the_sinks_inside_it(folder, model, ids, s
     some.append(sink_model.ids_of(folder, ["dog cat ball sea tree park dog"])[0])
     spans = tuple((1 + (number % 2), len(row) - number % 2) for number, row in enumerate(some))
     spans = (*spans[:-1], (0, len(some[-1])))
-    positions = MeanOver(spans, beside_sinks=True)
+    positions = SpanMeans(spans, beside_sinks=True)
     site = Site("resid_post", 1)
     means, left_out = parted(capture(model, some, [site], positions=positions, side=side)[site], positions)
     for row, states in enumerate(sink_model.slow_states(folder, some)):

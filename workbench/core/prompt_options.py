@@ -84,9 +84,12 @@ def template_text(template: str) -> str | None:
     return None if template in WAYS else template
 
 
-def check_prompt_options(config: Any, *, slots: Sequence[str] = ("prompt",), known: Sequence[str] = ()) -> None:
+def check_prompt_options(
+    config: Any, *, slots: Sequence[str] = ("prompt",), known: Sequence[str] = (), raw: bool = False
+) -> None:
     """Raise ValueError, in words that end a sentence, for values of the four keys that cannot go together: for the
-    `__post_init__` of a config. `known`: names of templates that the probe has besides."""
+    `__post_init__` of a config. `known`: names of templates that the probe has besides; `raw`: whether the template is
+    one of these and no chat."""
     template, system = getattr(config, "template", "raw"), getattr(config, "system", "")
     thinking, arguments = getattr(config, "thinking", "auto"), getattr(config, "template_args", ())
     text = None if template in known else template_text(template)
@@ -99,8 +102,9 @@ def check_prompt_options(config: Any, *, slots: Sequence[str] = ("prompt",), kno
                     f"'template' needs {needed},{times}, or one of {', '.join((*known, *WAYS))}"
                     f"{nearest(template, (*known, *WAYS)) if '{' not in template else ''}"
                 )
-    if template == "raw" or (text is not None and not template.startswith(CHAT)):
-        shown = "template=raw" if template == "raw" else "a template that is a text of its own"
+    if raw or template == "raw" or (text is not None and not template.startswith(CHAT)):
+        named = template in ("raw", *known) and "{" not in template
+        shown = f"template={template}" if named else "a template that is a text of its own"
         if system:
             raise ValueError(f"a system message needs a chat template, so it cannot go with {shown}")
         if thinking == "on":

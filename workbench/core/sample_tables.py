@@ -68,11 +68,20 @@ def turns_before(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def texts(table: pl.DataFrame, tokens: str = "all") -> list[str]:
-    """What is written in each sample, or in the part of it that counts, without any template."""
+    """What is written in each sample, or in the part of it that counts, without any template: of a talk, "response" is
+    all that the assistant says, and "prompt" all else."""
     if not {"prompt", "response"} <= set(table.columns):
         return table["text"].to_list()
-    return (
-        table[tokens].to_list()
-        if tokens != "all"
-        else [f"{prompt} {response}" for prompt, response in table.select("prompt", "response").iter_rows()]
-    )
+    if tokens == "all":
+        return [f"{prompt} {response}" for prompt, response in table.select("prompt", "response").iter_rows()]
+    if "messages" not in table.columns:
+        return table[tokens].to_list()
+    found = []
+    for row in table.iter_rows(named=True):
+        turns = turns_before(row)
+        if len(turns) == 1:
+            found.append(row[tokens])
+            continue
+        own = [said for role, said in turns if (role == "assistant") == (tokens == "response")]
+        found.append("\n\n".join([*own, row["response"]] if tokens == "response" else own))
+    return found

@@ -151,12 +151,13 @@ class Patch:
 @dataclass(frozen=True, eq=False)
 class ProjectOut:
     """Remove the component along `direction` [d] at a site; with `keep` the component along it is all that stays.
-    `direction` may hold several rows [m, d]: their span is used."""
+    `direction` may hold several rows [m, d]: their span is used. `positions`: the same of every prompt, or as many
+    tuples as there are prompts."""
 
     site: Site
     direction: torch.Tensor
     keep: bool = False
-    positions: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
 
     def check(self, model: Model, prompts: Prompts | None = None) -> None:
         """Raise InputError for a site, a direction or positions that do not fit the model or prompts."""
@@ -171,11 +172,19 @@ class ProjectOut:
                 f"{model.site_size(self.site)}."
             )
         _ = self._basis  # refuses one that is zero or not finite
-        _check_positions(self.positions, prompts)
+        own = _by_prompt(self.positions)
+        if own is None:
+            _check_positions(self.positions, prompts)
+        elif prompts is not None:
+            if len(own) != len(prompts):
+                raise InputError(f"Positions to edit are given for {len(own)} prompts, but there are {len(prompts)}.")
+            for row, (wanted, valid) in enumerate(zip(own, prompts)):
+                _check_positions(wanted, [valid], first=row)
 
     def for_prompts(self, indices: Sequence[int]) -> ProjectOut:
-        """Itself: it is the same for every prompt."""
-        return self
+        """The same for the prompts `indices` alone."""
+        own = _by_prompt(self.positions)
+        return self if own is None else replace(self, positions=tuple(own[i] for i in indices))
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
@@ -290,21 +299,29 @@ def describe(edits: Sequence[Edit]) -> list[dict]:
     return out
 
 
-def _check_positions(wanted: Sequence[int] | None, prompts: Prompts | None) -> None:
-    """Raise InputError for a position that one of the prompts does not have."""
+def _by_prompt(wanted: Sequence | None) -> tuple[tuple[int, ...], ...] | None:
+    """The positions of each prompt, where these differ by prompt; else None."""
+    return tuple(wanted) if wanted and isinstance(wanted[0], Sequence) else None
+
+
+def _check_positions(wanted: Sequence | None, prompts: Prompts | None, first: int = 0) -> None:
+    """Raise InputError for a position that one of the prompts (numbered after `first`) does not have."""
     for position in wanted or ():
         for row, valid in enumerate(prompts or ()):
             if position not in valid:
                 raise InputError(
-                    f"Position {position} to edit is not among the {-valid.start} tokens of prompt {row + 1}."
+                    f"Position {position} to edit is not among the {-valid.start} tokens of prompt {first + row + 1}."
                 )
 
 
-def _where(wanted: tuple[int, ...] | None, x: torch.Tensor) -> torch.Tensor:
-    """Mask [B, T] of the columns at the positions; everywhere for None. Positions before or after this pass are not in
-    it."""
+def _where(wanted: Sequence | None, x: torch.Tensor) -> torch.Tensor:
+    """Mask [B, T] of the columns at the positions (one tuple for all rows of the batch, or one each); everywhere for
+    None. Positions before or after this pass are not in it."""
     if wanted is None:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if (own := _by_prompt(wanted)) is not None:
+        longest = max(map(len, own))
+        wanted = tuple(row + row[-1:] * (longest - len(row)) for row in own)  # a position twice is there once
     return positions().at(positions().absolute(torch.tensor(wanted))).to(x.device)
 
 

@@ -15,7 +15,8 @@ from workbench.core.wording import human_bytes
 from workbench.engine.edits import describe
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
-from workbench.models.recording import MeanOver, Positions, differ_by_prompt, tells_sinks
+from workbench.models.recording import Positions, differ_by_prompt
+from workbench.models.sinks import SpanMeans, beside_sinks
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store, fingerprint
 from workbench.store.shards import DamagedShard
@@ -51,8 +52,8 @@ class Request:
         """The store's key: changes with the weights, the exact tokens, the sites, the positions, the dtypes and the
         edits."""
         where = self.positions
-        if isinstance(where, MeanOver):
-            where = {"mean over": [list(span) for span in where.spans], "beside sinks": where.beside_sinks}
+        if isinstance(where, SpanMeans):
+            where = {"spans": [list(span) for span in where.spans], "beside_sinks": where.beside_sinks}
         elif not isinstance(where, str):
             where = [list(p) if isinstance(p, Sequence) else p for p in where]
         return fingerprint(
@@ -77,9 +78,9 @@ class Request:
         rows = len(self.ids)
         if self.positions == "all":
             rows = sum(self.lengths)
-        elif not isinstance(self.positions, (str, MeanOver)):
+        elif not isinstance(self.positions, str | SpanMeans):
             rows *= len(self.positions[0]) if differ_by_prompt(self.positions) else len(self.positions)
-        more = tells_sinks(self.positions)
+        more = beside_sinks(self.positions)
         return rows * sum(self.model.site_size(site) + more for site in self.sites) * self.dtype.itemsize
 
     def blocks(self) -> list[list[int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeGuard
 
 import torch
@@ -18,20 +18,10 @@ from workbench.models.batching import Batch
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import Call, PassPositions, after, before, hooked
-from workbench.models.sinks import BESIDE_SINKS, sinks_of
+from workbench.models.sinks import BESIDE_SINKS, SpanMeans, sinks_of
 from workbench.models.sites import Site
 
-
-@dataclass(frozen=True)
-class MeanOver:
-    """Positions of a capture: the mean over the tokens [start, end) of every prompt. `beside_sinks`: over those of them
-    that are no sinks, with how many were left out behind it."""
-
-    spans: tuple[tuple[int, int], ...]
-    beside_sinks: bool = False
-
-
-Positions = str | Sequence[int] | Sequence[Sequence[int]] | MeanOver
+Positions = str | Sequence[int] | Sequence[Sequence[int]] | SpanMeans
 Keep = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -51,29 +41,14 @@ def parse_sites(model: Model, sites: Sequence[Site | str]) -> list[Site]:
 
 def positions_of(positions: Positions, indices: Sequence[int]) -> Positions:
     """The positions of the prompts `indices`: those that differ by prompt are picked."""
-    if isinstance(positions, MeanOver):
+    if isinstance(positions, SpanMeans):
         return replace(positions, spans=tuple(positions.spans[i] for i in indices))
     return [positions[i] for i in indices] if differ_by_prompt(positions) else positions
 
 
 def differ_by_prompt(positions: Positions) -> TypeGuard[Sequence[Sequence[int]]]:
-    """Whether every prompt has positions of its own."""
-    return not isinstance(positions, (str, MeanOver)) and len(positions) > 0 and isinstance(positions[0], Sequence)
-
-
-def tells_sinks(positions: Positions) -> bool:
-    """Whether what is captured there has one more number behind it: how many tokens are sinks."""
-    if isinstance(positions, MeanOver):
-        return positions.beside_sinks
-    return isinstance(positions, str) and positions.startswith(BESIDE_SINKS)
-
-
-def parted(found: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(activations [n, d], int64 [n]: sinks left out of each mean, or whether each token is one) of what was captured
-    at `positions`; None where these do not tell."""
-    if tells_sinks(positions):
-        return found[:, :-1], found[:, -1].long()
-    return found.flatten(1), None
+    """Whether every prompt has a list of positions of its own."""
+    return not isinstance(positions, str | SpanMeans) and len(positions) > 0 and isinstance(positions[0], Sequence)
 
 
 def select_positions(batch: Batch, positions: Positions) -> Keep:
@@ -81,7 +56,8 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
     "all", [B, k, …] for k positions (one list for all rows of the batch, or one each).
 
     "beside_sinks:mean" is the mean over the tokens that are no sinks, "beside_sinks:3" the token at position 3, of
-    [B, T, …] as [B, size + 1]: last comes how many tokens were left out, or whether the one read is a sink (1).
+    [B, T, …] as [B, size + 1]: last comes how many tokens were left out, or whether the one read is a sink (1). Means
+    of spans are as these of whole texts: in a span, the first token of the text and its median stay the text's.
 
     Raises InputError for another word, and for positions that a row does not have."""
     here = PassPositions(batch.position_ids, batch.mask, batch.position_ids)
@@ -99,25 +75,18 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
         if positions.startswith(BESIDE_SINKS):
             return _beside_sinks(batch, positions.removeprefix(BESIDE_SINKS))
         raise InputError(f"'{positions}' is no choice of positions; use last, mean, all or a list of token positions.")
-    if isinstance(positions, MeanOver):
-        inside = _inside_spans(batch, positions)
-        if positions.beside_sinks:
-            return lambda x: _mean_beside_sinks(x, batch.mask.to(x.device), inside.to(x.device))
-        return lambda x: _masked_mean(x, inside.to(x.device))
+    if isinstance(positions, SpanMeans):
+        inside = _inside(batch, positions.spans)
+        return (
+            _mean_beside_sinks(batch, inside)
+            if positions.beside_sinks
+            else lambda x: _masked_mean(x, inside.to(x.device))
+        )
     rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
         raise InputError("Every prompt needs the same number of positions.")
     columns = here.columns(torch.tensor(rows, device=batch.ids.device))
     return lambda x: x[torch.arange(len(columns), device=x.device)[:, None], columns.to(x.device)]
-
-
-def _inside_spans(batch: Batch, positions: MeanOver) -> torch.Tensor:
-    """Which columns [B, T] hold a token of its row's span. Raises InputError for a span that its row does not have."""
-    starts, ends = torch.tensor(positions.spans, device=batch.ids.device).T[:, :, None]
-    here = batch.mask & (batch.position_ids >= starts) & (batch.position_ids < ends)
-    if bool((here.sum(1, keepdim=True) != (ends - starts)).any() or (ends <= starts).any()):
-        raise InputError("A mean over tokens needs at least one, and all of them in the prompt.")
-    return here
 
 
 def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -128,23 +97,43 @@ def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _beside_sinks(batch: Batch, token: str) -> Keep:
     """As `select_positions` says of "beside_sinks:…"."""
-    at = None if token == "mean" else select_positions(batch, [int(token)])
+    if token == "mean":
+        return _mean_beside_sinks(batch, batch.mask)
+    at = select_positions(batch, [int(token)])
 
     def select(x: torch.Tensor) -> torch.Tensor:
-        mask = batch.mask.to(x.device)
-        if at is None:
-            return _mean_beside_sinks(x, mask, mask)
-        found, said = at(x)[:, 0], at(sinks_of(x, mask))[:, 0]
-        return torch.cat([found.flatten(1), said[:, None].to(found.dtype)], 1)
+        return _with_last(at(x)[:, 0], at(sinks_of(x, batch.mask.to(x.device)))[:, 0])
 
     return select
 
 
-def _mean_beside_sinks(x: torch.Tensor, real: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """[B, size + 1]: the mean over the counted tokens that are no sinks, and how many were left out."""
-    sinks = sinks_of(x, real, counted)
-    found = _masked_mean(x, counted & ~sinks)
-    return torch.cat([found.flatten(1), sinks.sum(1)[:, None].to(found.dtype)], 1)
+def _mean_beside_sinks(batch: Batch, counted: torch.Tensor) -> Keep:
+    """The mean over the counted tokens [B, T] that are no sinks, and how many of them are."""
+
+    def select(x: torch.Tensor) -> torch.Tensor:
+        own = counted.to(x.device)
+        sinks = sinks_of(x, batch.mask.to(x.device), own)
+        # a span of sinks only is read as it is
+        sinks = sinks & (own & ~sinks).any(1, keepdim=True)
+        return _with_last(_masked_mean(x, own & ~sinks), sinks.sum(1))
+
+    return select
+
+
+def _with_last(found: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+    return torch.cat([found.flatten(1), said[:, None].to(found.dtype)], 1)
+
+
+def _inside(batch: Batch, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Mask [B, T] of the tokens in the span of each row. Raises InputError for a span that is empty or beyond its
+    text."""
+    lengths = batch.mask.sum(1).tolist()
+    for (start, end), length in zip(spans, lengths, strict=True):
+        if not 0 <= start < end <= length:
+            raise InputError(f"The tokens {start} to {end} are not among the {length} of their text.")
+    starts, ends = torch.tensor(spans, device=batch.ids.device).T
+    at = batch.position_ids
+    return batch.mask & (at >= starts[:, None]) & (at < ends[:, None])
 
 
 def converted(dtype: torch.dtype | None, *, copy: bool = False) -> Keep:

@@ -8,6 +8,8 @@ does not (GPT-2, Pythia, Qwen, OLMo), it is the first word. This is the one plac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,15 @@ import torch
 TIMES = 10.0  # a norm beyond so many medians of its text's norms is a sink's
 
 BESIDE_SINKS = "beside_sinks:"  # positions of a capture: with "mean" or a number behind it
+
+
+@dataclass(frozen=True)
+class SpanMeans:
+    """Positions of a capture: of every prompt the mean over its own tokens [start, end), with `beside_sinks` over those
+    that are no sinks, and with how many are behind it."""
+
+    spans: tuple[tuple[int, int], ...]
+    beside_sinks: bool = False
 
 
 def sinks_of(x: torch.Tensor, real: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
@@ -74,10 +85,29 @@ def ordinary_tokens(
     return [own & ~found[: len(own)] for own, found in zip(counted, sinks)]
 
 
-def positions_for(token: int | str, *, watched: bool) -> str | list[int]:
+def positions_for(
+    token: int | str, *, watched: bool, spans: Sequence[tuple[int, int]] | None = None
+) -> str | list[int] | SpanMeans:
     """The positions of a capture that reads "last", "mean" or one position of every text; `watched`: the mean without
     sinks, or a position with the word whether it is one. Whether the last token is one is not asked: that would take
-    the norms of all the others."""
+    the norms of all the others. `spans`: of each text the tokens [start, end) that a mean is over (None: all)."""
+    if token == "mean" and spans is not None:
+        return SpanMeans(tuple(spans), beside_sinks=watched)
     if isinstance(token, str) and (token != "mean" or not watched):
         return token
     return f"{BESIDE_SINKS}{token}" if watched else [int(token)]
+
+
+def beside_sinks(positions: Any) -> bool:
+    """Whether a capture at these positions says of sinks too, as `positions_for` asks for with `watched`."""
+    if isinstance(positions, SpanMeans):
+        return positions.beside_sinks
+    return isinstance(positions, str) and positions.startswith(BESIDE_SINKS)
+
+
+def parted(found: torch.Tensor, positions: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(activations [n, d], int64 [n]: sinks left out of each mean, or whether each token is one) of what was captured
+    at `positions_for`; None where it was not watched."""
+    if beside_sinks(positions):
+        return found[:, :-1], found[:, -1].long()
+    return found.flatten(1), None

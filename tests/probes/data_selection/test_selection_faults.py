@@ -171,20 +171,6 @@ def test_bos_is_special_where_it_is_also_the_unknown_token(tiny_llama):
     assert not samples.tokenize(twin, table, what="pool").masks[0][0]
 
 
-@pytest.mark.parametrize("template", ["{{ m.content }}[end]", " {{ m.content | trim }} </s> e"])
-def test_a_short_response_is_found_where_the_chat_template_puts_it(tiny_llama, template):
-    chat = load(str(tiny_llama))
-    chat.tokenizer = copy.deepcopy(chat.tokenizer)
-    chat.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>" + template + "{% endfor %}"
-    for response in ("e", "end", "s", " the sea \n"):
-        text, start = samples._format(chat, "Is it e, end or s?", response, "chat")
-        said = template.split("{{")[0] + (response if "trim" not in template else response.strip())
-        assert text[:start].endswith(
-            "<assistant>" + said[: len(said) - len(said.lstrip())] if said.strip() else ""
-        ) and text[start:].startswith(response.strip())
-        assert text[:start].count("<assistant>") == 1
-
-
 def test_a_batchtopk_autoencoder_keeps_its_threshold_where_activations_are_scaled(model, tmp_path):
     """mlp_out has a norm far from √d: folded without the threshold, a third of the features was left."""
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
 from workbench.models.loading import load
-from workbench.models.recording import MeanOver
+from workbench.models.sinks import SpanMeans
 from workbench.runs import execution as runs
 from workbench.store.activation_store import Store
 
@@ -196,19 +196,19 @@ def test_a_mean_over_spans_is_the_mean_of_all_tokens_captured_alone_whatever_the
     spans = ((1, 3), (0, 2), (2, len(ids[2])))
     everything = capture(plain, ids, ["resid_post.1"], positions="all")
     for side in ("right", "left"):
-        found = capture(plain, ids, ["resid_post.1"], positions=MeanOver(spans), side=side)["resid_post.1"]
+        found = capture(plain, ids, ["resid_post.1"], positions=SpanMeans(spans), side=side)["resid_post.1"]
         for n, (start, end) in enumerate(spans):
             expected = everything.rows("resid_post.1", n)[start:end].double().mean(0)
             torch.testing.assert_close(found[n].double(), expected, rtol=1e-5, atol=1e-6)
     for wrong in ((2, 2), (0, 99)):
-        with pytest.raises(InputError, match="mean over tokens"):
-            capture(plain, ids, ["resid_post.1"], positions=MeanOver((wrong, *spans[1:])))
+        with pytest.raises(InputError, match="are not among the"):
+            capture(plain, ids, ["resid_post.1"], positions=SpanMeans((wrong, *spans[1:])))
 
 
 def test_other_spans_are_another_entry_of_the_store(plain, tmp_path):
     ids, store = [plain.encode("Tom has a dog"), plain.encode("Lily has a cat")], Store(tmp_path / "store")
     both = [
-        capture(plain, ids, ["resid_post.1"], positions=MeanOver(spans), store=store)["resid_post.1"]
+        capture(plain, ids, ["resid_post.1"], positions=SpanMeans(spans), store=store)["resid_post.1"]
         for spans in (((0, 2), (0, 2)), ((1, 3), (1, 3)))
     ]
     assert not torch.allclose(*both)
