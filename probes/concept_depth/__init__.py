@@ -113,7 +113,7 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
     needs=("tokenizer",),
     layer_curves={"layers": ("accuracy", "selectivity")},
     leaves={"directions.safetensors": "the directions that the probes read, a set and a layer each"},
-    version=2,
+    version=3,
     keys={
         "layers": ("dataset", "condition", "layer"),
         "depth": ("dataset", "condition"),

@@ -118,7 +118,7 @@ def example(model: Facts) -> dict[str, object]:
         "train-*.jsonl": "the same to train on, in the form of `export`",
     },
     needs=("tokenizer",),
-    version=3,
+    version=4,
     keys={
         "scores": ("row", "target"),
         "features": ("target", "feature"),
