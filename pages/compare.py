@@ -27,7 +27,7 @@ def comparable() -> dict[str, Run]:
     found = [
         run
         for run in cached.run_list()
-        if run.tables and isinstance(run.info.get("config"), dict) and "seed" in run.info
+        if run.tables and isinstance(run.info.get("config"), dict) and ("seed" in run.info or run.info.get("imported"))
     ]
     found = [run for run in found if {"name", "fingerprint", "dtype"} <= set(head_sets.model_info(run))]
     times = Counter(run.probe for run in found)

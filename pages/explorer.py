@@ -98,7 +98,7 @@ def view(name: str, opened, text: str) -> None:
     ids = readings.encode(opened, text)
     switches = chosen_switches(opened, ids)
     at = position(url_state.get(SCREEN, "at"), len(ids))
-    tables = cached.head_tables(opened.model.fingerprint)
+    tables = cached.head_tables(opened.model.fingerprint, str(opened.model.name))
     layer, head = chosen_head(name, opened, tables)
 
     reading = cached.reading(name, ids, switches, opened)
@@ -233,7 +233,7 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
         disabled=chosen not in readings.SCORES,
         help="The prompt above, or random tokens said twice, on which induction shows.",
     )
-    missing = cached.left_out(opened.model.fingerprint)
+    missing = cached.left_out(opened.model.fingerprint, str(opened.model.name))
     if missing:
         st.caption(styling.md(missing))
     if chosen in from_runs:

@@ -95,13 +95,14 @@ def setup(probe: Probe) -> None:
     )
     go = st.container()  # above the settings, so that it is in sight; filled once they are known
     a, b, c = st.columns(3)
+    no_demo = cached.demo_problem(probe, model)
     a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
     b.button(
         "Demo",
         on_click=lambda: form.fill(probe, form.example(probe, model)),
-        disabled=probe.example is None,
+        disabled=no_demo is not None,
         width="stretch",
-        help="The settings of a short run.",
+        help="The settings of a short run." if no_demo is None else "There is no short run on this model.",
     )
     shown = next((run for run in newest if run.id == st.session_state.get(f"{probe.name} run")), None)
     c.button(
@@ -112,6 +113,8 @@ def setup(probe: Probe) -> None:
         width="stretch",
         help="The settings of the run on the left.",
     )
+    if no_demo is not None:
+        st.caption(styling.md(f"No demo: {no_demo}"))
     data = data_of(probe)
     values = form.form(probe)
     with st.expander("Seed, precision, device"):
@@ -225,7 +228,7 @@ def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]
     now = planned(probe.name, configs.to_dict(config), path, cached.stamp(path) if path else (), model, config)
     if now is None:
         return "No estimate: the model is not on this machine yet, or nothing is known of what this asks for."
-    done = [run for run in found if run.status == "complete"]
+    done = [run for run in found if run.status == "complete" and not run.of("imported")]
     here = [run for run in done if styling.model_of(run) == model and styling.model_info(run).get("device") == device]
     last = (here or done or [None])[0]
     then = before(probe, last) if last is not None else None

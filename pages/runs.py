@@ -27,7 +27,9 @@ def catalogue(found: list[Run]) -> pl.DataFrame:
                 "status": run.status,
                 "finished": styling.when(run),
                 "seconds": run.of("seconds", "total"),
-                "seed": seed if (seed := run.of("seed", default=0)) < 2**63 else None,
+                "seed": seed
+                if (seed := run.of("seed", default=0 if not run.of("imported") else None)) is None or seed < 2**63
+                else None,
                 "tags": ", ".join(extra["tags"]),
                 "note": extra["note"],
                 "id": run.folder.name,

@@ -11,11 +11,14 @@ import streamlit as st
 from workbench import organisms
 from workbench.core import file_hashes
 from workbench.core.errors import InputError
+from workbench.core.registry import Probe
 from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.readings import Opened, Switches
 from workbench.models.load_options import local_folder
-from workbench.runs import execution
+from workbench.runs import demo, execution
 from workbench.runs.folder import Run, UnreadableRun, unreadable_sentence
+
+MODEL_FILES = (".json", ".jinja", ".model", ".safetensors")  # what a model's folder is known by
 
 
 def stamp(path: Path) -> tuple[int, ...]:
@@ -61,14 +64,14 @@ def _table(folder: str, name: str, stamp: tuple, _run: Run) -> pl.DataFrame:
     return _run.table(name)
 
 
-def head_tables(fingerprint: str) -> list[tuple[Run, pl.DataFrame]]:
-    """The tables of heads that the complete runs of this very model have."""
-    return head_sets.head_tables(run_list(), fingerprint=fingerprint, read=table)
+def head_tables(fingerprint: str, name: str | None = None) -> list[tuple[Run, pl.DataFrame]]:
+    """The tables of heads that the complete runs of this very model have, and those imported under its name."""
+    return head_sets.head_tables(run_list(), fingerprint=fingerprint, name=name, read=table)
 
 
-def left_out(fingerprint: str) -> str:
+def left_out(fingerprint: str, name: str | None = None) -> str:
     """What `head_tables` and `run_list` could not read, in a sentence each; nothing where they read all."""
-    damaged = head_sets.left_out(run_list(), fingerprint=fingerprint, read=table)
+    damaged = head_sets.left_out(run_list(), fingerprint=fingerprint, name=name, read=table)
     return " ".join([*damaged, *([said] if (said := unreadable()) else [])])
 
 
@@ -101,6 +104,19 @@ def model(name: str, dtype: str = "float32", device: str | None = None) -> Opene
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def _model(name: str, dtype: str, device: str | None, stamps: tuple) -> Opened:
     return readings.open_model(name, dtype=dtype, device=device)
+
+
+def demo_problem(probe: Probe, name: str) -> str | None:
+    """Why the probe has no short run on a model, in a sentence; asked again when files in the model's folder have
+    changed."""
+    folder = local_folder(name) if name not in organism_names() else None
+    files = [] if folder is None else sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
+    return _demo_problem(probe.name, name, tuple((path.name, *stamp(path)) for path in files), probe)
+
+
+@st.cache_data(max_entries=64, show_spinner="Looking at the model's files")
+def _demo_problem(probe: str, name: str, stamps: tuple, _probe: Probe) -> str | None:
+    return demo.problem(_probe, name)
 
 
 def _of_model(opened: Opened) -> str:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from workbench.core import config as configs
 from workbench.core.registry import Probe
+from workbench.runs import demo
 
 FIRST = 8  # keys that are shown at once; the rest fold away
 
@@ -76,7 +77,7 @@ def explained(probe: Probe, values: dict[str, Any], error: Exception) -> str:
 
 def example(probe: Probe, model: str) -> dict[str, Any]:
     """The settings of a short run on this model."""
-    return configs.to_dict(configs.build(probe.config, probe.example(model)))
+    return configs.to_dict(configs.build(probe.config, demo.settings(probe, model)))
 
 
 def fill(probe: Probe, values: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
 from workbench.core.parquet import parquet_bytes
-from workbench.core.wording import duration, quantity
+from workbench.core.wording import duration, origin, quantity
 from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
@@ -26,19 +26,19 @@ MIME = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "c
 
 def headline(run: Run) -> str:
     """Model, time, cost: one line of HTML."""
-    info = run.info
+    info, imported = run.info, origin(run.info)
     model = head_sets.model_info(run)
     seconds, counters = info.get("seconds") or {}, info.get("counters") or {}
     facts = [
-        f"<b>{styling.esc(styling.short(model.get('name', '?')))}</b>",
+        f"<b>{styling.esc(styling.short(model.get('name') or '?'))}</b>",
         styling.esc(
-            f"{model.get('layers', '?')} layers × {model.get('heads', '?')} heads, {model.get('dtype', '?')}, "
-            f"{model.get('device', '?')}"
+            f"{model.get('layers') or '?'} layers × {model.get('heads') or '?'} heads, {model.get('dtype') or '?'}, "
+            f"{model.get('device') or '?'}"
         ),
-        styling.esc(run.status),
+        styling.esc(f"imported from {imported}" if imported else run.status),
         styling.esc(styling.when(run)),
         styling.esc(duration(seconds.get("compute"))),
-        styling.esc(f"{counters.get('tokens', 0):,} tokens"),
+        "" if imported else styling.esc(f"{counters.get('tokens', 0):,} tokens"),
         styling.esc(run.id),
     ]
     return "<div class='wb-facts'>" + " <span class='wb-dim'>·</span> ".join(fact for fact in facts if fact) + "</div>"
@@ -295,6 +295,8 @@ def show_tables(run: Run, prefix: str) -> None:
 def python_of(run: Run) -> str:
     """The same run from Python."""
     info, model = run.info, head_sets.model_info(run)
+    if info.get("imported"):
+        return f"from workbench import figure, open_run\n\nrun = open_run({run.id!r})\nfigure(run).show()"
     changed = dict(info.get("config") or {})
     try:
         from workbench.core import config as configs

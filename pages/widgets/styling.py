@@ -101,7 +101,7 @@ def short(text: object, most: int = 34) -> str:
 
 def model_of(run: Any) -> str:
     """The name of a run's model."""
-    return str(model_info(run).get("name", "?"))
+    return str(model_info(run).get("name") or "?")
 
 
 def when(run: Any) -> str:

@@ -17,11 +17,13 @@ in probes.branching_factor.studies.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
 from probes.branching_factor.condition_tables import comparison_row, condition_tables
 from probes.branching_factor.conditions import Lab
-from probes.branching_factor.config import BIBTEX, Config, validate
+from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
 from probes.branching_factor.estimators import enough_samples
 from probes.branching_factor.studies import STUDY
@@ -33,14 +35,31 @@ from workbench.core.registry import DataSpec, probe
 from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.models.model import Model
+from workbench.models.model_outline import Facts
 
+ENGLISH = Path(__file__).parent / "material" / "english.jsonl"
 KINDS = 5  # of the English prompts: story, fact, opinion, instruction, random letters
+CHAT = 64  # tokens that a chat template is taken to put around a prompt
+FEW = 4  # tokens that a short run must have room to write
 
 
-def example(model: str) -> dict[str, object]:
-    """Few samples of few prompts: of the English ones, whose kinds take turns, two of each."""
-    prompts = 4 if organisms.name_of(model) else 2 * KINDS
-    return {"samples": 8, "max_new_tokens": 24, "max_prompts": prompts}
+def example(model: Facts) -> dict[str, object]:
+    """Few samples of few prompts: of the English ones, whose kinds take turns, two of each, and as many more as it
+    takes for so many to fit into a short context. Raises InputError where none fits."""
+    values: dict[str, object] = {"samples": 8, "max_new_tokens": 24}
+    if model.is_organism:
+        return values | {"max_prompts": 4}
+    prompts = read_table(ENGLISH, required=("prompt",), what="prompts")["prompt"].to_list()
+    lengths = [length + CHAT * model.chat for length in model.lengths(prompts)]
+    fit = [n for n, length in enumerate(lengths) if model.fits(length + FEW)]
+    if not fit:
+        raise InputError(
+            f"The context of {model.name} ({model.context} tokens) holds none of the prompts that ship and {FEW} "
+            f"tokens more (the shortest has {min(lengths)}); give shorter ones with --data."
+        )
+    last = fit[: 2 * KINDS][-1] + 1
+    skip = {} if all(map(model.fits, lengths[:last])) else {"long": "skip"}
+    return values | {"max_prompts": max(last, 2 * KINDS)} | skip
 
 
 @probe(
@@ -82,6 +101,7 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    needs=("tokenizer",),
     keys={
         "prompts": ("condition", "row", "prompt"),
         "positions": ("condition", "position"),
@@ -95,6 +115,7 @@ def example(model: str) -> dict[str, object]:
         "resampling": ("position",),
         "verbalised": ("prompt",),
     },
+    imports={"branching-factor curves, a table of position and bf": "probes.branching_factor.published:read"},
 )
 def run(model: Model, config: Config, context: Context) -> Result:
     """Sample every condition of the study, measure the branching factor of each, and compare pairs of them.
@@ -104,7 +125,7 @@ def run(model: Model, config: Config, context: Context) -> Result:
         raise InputError(f"branching-factor samples with the engine hf only, not {context.engine}.")
     if context.edits and config.sampler == "vllm":
         raise InputError("Edits are hooks on the Hugging Face model; with them, use sampler=hf.")
-    prompts = read_table(context.data, required=("prompt",), optional=("answer",), what="prompts")
+    prompts = read_prompts(config, context.data, tell=context.read_as)
     prompts = prompts.head(config.max_prompts) if config.max_prompts else prompts
     other = load(config.compare, dtype=model.dtype, device=model.device) if config.compare else None
     if other is not None:

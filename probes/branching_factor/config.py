@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from probes.branching_factor.estimators import BIAS, ESTIMATORS, POOLS
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
@@ -20,6 +24,7 @@ BIBTEX = """@article{yang2026branching,
   year = {2026},
   note = {arXiv:2506.17871}
 }"""
+COLUMNS = ("prompt", "answer")
 MOST_TOKENS = 10**10  # of all samples; each keeps about 24 bytes
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
 COMPARING = ("pair", "nudging", "complexity", "hyperfitted")  # studies that take a second model
@@ -57,6 +62,7 @@ class Config:
     )
     system: str = option("", "system message, with a chat template")
     stop: tuple[str, ...] = option((), "texts that end a sample")
+    columns: tuple[str, ...] = columns_option("prompt:instruction")
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
     long: str = long_option(cut=False)
     window: int = option(5, "width of the windows of bf_window, in tokens", low=1, high=1_000_000)
@@ -111,6 +117,7 @@ class Config:
     responses: int = option(5, "study verbalised: how many responses one answer is asked for", low=2, high=10_000)
 
     def __post_init__(self) -> None:
+        column_map(self.columns, COLUMNS)
         if self.top_p == 0:
             raise ValueError("top_p is 0; it must be above 0 (a tiny value keeps one token)")
         if self.estimator == "compat" and self.samples < 4:
@@ -137,9 +144,21 @@ class Config:
             )
 
 
+def read_prompts(
+    config: Config,
+    data: Path | None,
+    *,
+    required: Sequence[str] = ("prompt",),
+    tell: Callable[[str], None] | None = None,
+) -> pl.DataFrame:
+    """The rows of a prompt file, with the columns that the config names."""
+    names = column_map(config.columns, COLUMNS)
+    return read_table(data, required=required, optional=("answer",), columns=names, what="prompts", tell=tell)
+
+
 def validate(config: Config, data: Path | None) -> None:
     """Everything that can be refused before a model is loaded."""
-    table = read_table(data, required=("prompt",), what="prompts")
+    table = read_prompts(config, data)
     prompts = min(table.height, config.max_prompts or table.height)
     tokens = prompts * config.samples * config.max_new_tokens
     if tokens > MOST_TOKENS:
@@ -153,7 +172,7 @@ def validate(config: Config, data: Path | None) -> None:
                 f"{data} has no column 'answer', and study=resampling checks answers; give --data with the "
                 f"columns prompt and answer."
             )
-        read_table(data, required=("prompt", "answer"), what="prompts")
+        read_prompts(config, data, required=COLUMNS)
     if config.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError(
             "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.tables import read_table
-from workbench.runs.cost import Facts, Plan
+from probes.branching_factor.config import read_prompts
+from workbench.runs.cost import CONTEXT, Facts, Plan
 
 if TYPE_CHECKING:
     from probes.branching_factor.config import Config
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The samples at their longest, for every condition of the study."""
-    prompts = read_table(data, required=("prompt",), what="prompts")["prompt"].to_list()
+    prompts = read_prompts(config, data)["prompt"].to_list()
     prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
     times = {
         "pair": 2,
@@ -24,4 +24,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         "resampling": len({0, *config.cuts}) * config.originals,
     }.get(config.study, 1)
     rows = len(prompts) * times
-    return Plan(rows, model.tokens(prompts) * times + rows * config.samples * min(config.max_new_tokens, model.context))
+    return Plan(
+        rows,
+        model.tokens(prompts) * times + rows * config.samples * min(config.max_new_tokens, model.context or CONTEXT),
+    )

@@ -252,7 +252,7 @@ def _positions(frame: pl.DataFrame, title: str, n: str | None = None) -> go.Figu
         y=[p[2] for p in panels],
         share_y=False,
         aspect=0.75,
-        interval=INTERVAL,
+        interval=INTERVAL if any(np.isfinite(numbers(frame, low)).any() for low, _ in ENDS.values()) else "",
         n=n,
     )
     for i, (_, column, _) in enumerate(panels):

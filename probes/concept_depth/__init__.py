@@ -10,35 +10,41 @@ Where paper and code differ, both are offered: `split=paper` (80/20, classes in 
 random_state 42, the classes listed in the official order); `noise=paper` (before the prompt, with a space) or
 `noise=code` (glued to the question, which is then framed). `site=mlp_in` is what the code hooks in Llama: the
 normalised input of the MLP, found by its role, not by the module's name. The converging point is given as written and
-in the two readings that fit the paper's figures. Deviations: sets with groups are split by group (the paper's pairs of
-true and false statements leak across a random split); labels are the file's (1 = true, positive, yes), so the code's F1
-is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights only, per output row, where the
-paper's 8 bits are LLM.int8(), which rounds activations too; not offered are the code's alternative classifier (`--clf
-RF`, a random forest) and the one-shot exemplar of its StrategyQA prompt; intervals, shuffled-label control,
-selectivity, the false-positive rate of the jump rule and the causal check are additions. Intervals resample test rows
-(or groups); probes are not refitted. The causal check edits one site of one layer at one token, with the probe of the
-first fold: that an answer changes says that the model uses the direction there; that it does not says little, least of
-all at `mlp_in`, past which the residual stream carries the same information.
+in the two readings that fit the paper's figures. `template=file` asks what the paper says of each set, `template=code`
+what the released `main.py` asks of all of them. Deviations: sets with groups, or with near-identical rows, are split by
+group (the paper's pairs of true and false statements leak across a random split); labels are the file's (1 = true,
+positive, yes), so the code's F1 is `f1_class0` for the sets where it counts true as class 0; `int8` rounds the weights
+only, per output row, where the paper's 8 bits are LLM.int8(), which rounds activations too; not offered is the code's
+alternative classifier (`--clf RF`, a random forest); intervals, shuffled-label control, selectivity, the false-positive
+rate of the jump rule and the causal check are additions. Intervals resample test rows (or groups); probes are not
+refitted. The causal check edits one site of one layer at one token, with the probe of the first fold: that an answer
+changes says that the model uses the direction there; that it does not says little, least of all at `mlp_in`, past which
+the residual stream carries the same information.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from probes.concept_depth.chosen_sets import material, read_sets, validate
-from probes.concept_depth.concept_sets import ConceptSet, noisy, split, tested_and_fitted_on
+from probes.concept_depth.concept_sets import ConceptSet, noisy
 from probes.concept_depth.config import BIBTEX, FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.estimate import estimate
+from probes.concept_depth.row_groups import NEAR, grouped_rows
+from probes.concept_depth.set_splits import near_identical_apart, split, tested_and_fitted_on
+from probes.concept_depth.short_run import example
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
+from workbench.core.sinks import counted_sinks
 from workbench.stats.intervals import resample_counts, wilson
 
 Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
@@ -100,9 +106,11 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
     figures="probes.concept_depth.figures:figures",
     figures_of_several="probes.concept_depth.figures:compare",
     estimate=estimate,
-    example=lambda _model: {"split": "kfold", "noise": True, "causal": "peak", "limit": 60, "shuffles": 3},
+    example=example,
     example_models=("organism",),
+    needs=("tokenizer",),
     layer_curves={"layers": ("accuracy", "selectivity")},
+    leaves={"directions.safetensors": "the directions that the probes read, a set and a layer each"},
     version=2,
     keys={
         "layers": ("dataset", "condition", "layer"),
@@ -119,11 +127,14 @@ def run(model, config: Config, context: Context) -> Result:
 
     Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
     activations."""
+    from probes.concept_depth.directions import save_directions
+
     sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
     found: dict[str, list[pl.DataFrame]] = {}
     inputs: list[pl.DataFrame] = []
+    learned: dict[tuple[str, str], np.ndarray] = {}
     for number, (condition, noise, precision) in enumerate(conditions):
         subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
         for k, concept in enumerate(sets):
@@ -131,15 +142,20 @@ def run(model, config: Config, context: Context) -> Result:
             ids = _encode(model, concept, texts, config)
             inputs.append(_inputs(concept, condition, ids, splits[concept.name][0], start=sum(map(len, inputs))))
             study = partial(_study, subject, concept, condition, ids, splits[concept.name], config, context)
-            for name, table in context.part(f"{condition} {concept.name}", study).items():
-                found.setdefault(name, []).append(table)
+            for name, part in context.part(f"{condition} {concept.name}", study).items():
+                if name == "coefficients":
+                    learned[concept.name, condition] = part
+                else:
+                    found.setdefault(name, []).append(part)
             context.progress(number * len(sets) + k + 1, len(conditions) * len(sets), "concept sets")
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(same).with_columns(pl.selectors.float().fill_nan(None)) for name, same in found.items()}
     tables["inputs"] = pl.concat(inputs)
     described = [_describe(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
-    return Result(tables, {}, _summary(tables) | counted_rows(context))
+    if context.out is not None:
+        save_directions(context.out, learned, sets, config, model)
+    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
 
 
 # what is read
@@ -168,6 +184,13 @@ def _splits(sets: Sequence[ConceptSet], config: Config, context: Context) -> dic
             context.warn(
                 f"{seen} texts of {concept.name} are tested on though the probe was fitted on the same text: "
                 f"it may recognise them; remove the repeated rows."
+            )
+        if apart := near_identical_apart(concept, splits[concept.name][1]):
+            like = "say almost the same" if concept.grouped_by == NEAR else f"have the same {concept.grouped_by}"
+            context.warn(
+                f"{apart} of the {len(concept)} texts of {concept.name} {like} as another and are split by rows: what "
+                f"a probe learns of one misleads it about the other, and accuracies may fall below chance; set "
+                f"groups=yes."
             )
     return splits
 
@@ -221,10 +244,12 @@ def _study(
     folds: Split,
     config: Config,
     context: Context,
-) -> dict[str, pl.DataFrame]:
-    """Tables of one set: features of all layers, probes, control, points, causal check."""
+) -> dict[str, Any]:
+    """Tables of one set: features of all layers, probes, control, points, causal check; and the coefficients of the
+    probes of the first fold [L, d + 1]."""
     from probes.concept_depth import layer_curves, linear_probe
     from probes.concept_depth.causal import CAUSAL, causal_check
+    from probes.concept_depth.directions import coefficients
     from probes.concept_depth.layer_features import layer_features
 
     model, (tests, by_group), labels = subject(), folds, concept.labels
@@ -267,6 +292,7 @@ def _study(
             where, config.c_path, lambda c: linear_probe.metrics(fit(labels, c=c).scores, truth)
         ),
         "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
+        "coefficients": coefficients(held_out.probes),
     }
 
 
@@ -331,6 +357,10 @@ def _describe(concept: ConceptSet, by_group: bool) -> dict:
         "n_class1": int(concept.labels.sum()),
         "groups": len(set(concept.groups)) if concept.groups else 0,
         "split_by_group": by_group,
+        "grouped_by": concept.grouped_by if concept.groups else "",
+        "grouped_rows": grouped_rows(concept.groups),
+        "published": concept.published,
+        "template": concept.template,
         "answer0": answers[0],
         "answer1": answers[1],
     }

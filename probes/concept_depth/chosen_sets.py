@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from probes.concept_depth.concept_sets import ConceptSet, load, load_file, split
-from probes.concept_depth.config import ENGLISH, Config
+from probes.concept_depth.concept_sets import ConceptSet, load, load_file
+from probes.concept_depth.config import COLUMNS, ENGLISH, Config
+from probes.concept_depth.set_splits import split
 from workbench import organisms
+from workbench.core.column_names import column_map
 from workbench.core.errors import InputError
 from workbench.core.paths import user_path
 
@@ -25,13 +27,15 @@ def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
     """The concept sets that a config asks for, in the order asked (a folder: by difficulty where it is known, else by
     name)."""
     options = {"pair": config.pair, "template": config.template, "limit": config.limit}
-    sets: list[ConceptSet] = [] if config.sets else _with_difficulty(load(data, **options), data)
+    columns = column_map(config.columns, COLUMNS)  # of the user's files; those that ship have their own
+    sets: list[ConceptSet] = [] if config.sets else _with_difficulty(load(data, columns=columns, **options), data)
     for name in config.sets:
         if name == "english":
             sets += _with_difficulty(load(ENGLISH, **options), ENGLISH)
         else:
             path = _file(name, data)
-            sets += _with_difficulty([load_file(path, **options)], path.parent)
+            own = {} if name.startswith("english/") else columns
+            sets += _with_difficulty([load_file(path, columns=own, **options)], path.parent)
     twice = [c.name for c in sets if sum(c.name == other.name for other in sets) > 1]
     if twice:
         raise InputError(f"Two concept sets are called '{twice[0]}'; rename a file.")

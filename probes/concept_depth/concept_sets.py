@@ -1,56 +1,37 @@
 """Labelled text sets for concept probes: one file or a folder of them, in the formats that the literature uses.
 
 Besides a table with the columns `text, label[, group][, answer]` these load as they are: statements (`statement,
-label`, geometry of truth and the cities of Jin et al.), SST lines (`0 some text`), coin flips and StrategyQA
-(`examples` of a JSON file). Labels stay those of the file, with 1 for true, positive and yes; the official code of Jin
-et al. counts true and yes as class 0, so its F1 of these sets is the F1 of class 0 here.
+label`, geometry of truth) and the sets of Jin et al. (`probes/concept_depth/published_sets.py`), in their official
+prompt. Labels stay those of the file, with 1 for true, positive and yes; the official code counts true and yes as class
+0, so its F1 of these sets is the F1 of class 0 here.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from probes.concept_depth.config import NO_TEMPLATE, is_template
+from probes.concept_depth.published_sets import CODE, PublishedSet
+from probes.concept_depth.row_groups import groups_of
+from probes.concept_depth.set_files import read_set
 from workbench.core.cells import as_label
 from workbench.core.errors import InputError
-from workbench.core.json_text import parse_json
 from workbench.core.paths import user_path
-from workbench.core.tables import FORMATS, existing, read_table, read_text
-
-# What the official prompts put around a text. Deviation: StrategyQA's one-shot exemplar is left out; give `template` to
-# use another. The answers are those that these ask for.
-_OFFICIAL_TEMPLATES = {
-    "cities": "Judge the statement is True or False. {text}",
-    "coin_flip": "{text} According to the flipping process above, determine if a coin remains heads up after it is "
-    "either flipped or left unflipped by individuals. The answer (Yes or No) is?",
-    "strategyqa": "{text} Let us think step by step...",
-    "sst": "{text} The sentence above is a movie review and reflects the writer's overall intention for this review. "
-    "According to the sentence, judge whether the emotion is Positive or Negative.",
-}
-REPEATED = 0.01  # share of rows that repeat a text above which equal texts are kept in one part
-# the label that the official code lists first
-_LISTED_FIRST = {"cities": "1", "coin_flip": "1", "strategyqa": "1", "sst": "0"}
-_ANSWERS = {
-    "cities": ("False", "True"),
-    "coin_flip": ("No", "Yes"),
-    "strategyqa": ("No", "Yes"),
-    "sst": ("Negative", "Positive"),
-}
+from workbench.core.tables import FORMATS, existing
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
     """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split
-    should keep together (None where there is none); answers: the words that a model would say for class 0 and 1, where
-    the texts ask for them; listed_first: the class that the official code lists first, on which its split depends;
-    template: what is around each text, with {text}; difficulty: of the sets that ship, from 1."""
+    should keep together (None where there is nothing); grouped_by: what made the groups (`group`, another column of the
+    file, `near-identical`); answers: the words that a model would say for class 0 and 1, where the texts ask for them;
+    listed_first: the class that the official code lists first, on which its split depends; template: what is around
+    each text, with {text}; published: which of the published sets it is; difficulty: of the sets that ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
@@ -61,6 +42,8 @@ class ConceptSet:
     listed_first: int = 0
     template: str = "{text}"
     difficulty: int | None = None
+    grouped_by: str = "group"
+    published: str = ""
 
     def bare(self, row: int) -> str:
         """The text of a row without its template."""
@@ -76,16 +59,24 @@ class ConceptSet:
         return replace(self, texts=tuple(self.texts[i] for i in rows), labels=self.labels[list(rows)], groups=groups)
 
 
-def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> list[ConceptSet]:
+def load(
+    path: str | Path,
+    *,
+    pair: Sequence[str] = (),
+    template: str = "file",
+    limit: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> list[ConceptSet]:
     """The sets of a file, or of every data file of a folder (in order of their names).
 
-    `pair`: the two labels to tell apart where there are more, class 0 first. `template`: "file" frames the known
-    formats as the official code does and leaves other texts alone, "plain" frames none, anything else must hold {text}.
-    `limit`: first rows of each class, 0 = all. Raises InputError naming the file (and row) for files that hold no two
-    classes."""
-    path = user_path(path)
+    `pair`: the two labels to tell apart where there are more, class 0 first. `template`: "file" frames the published
+    sets in their official prompt and leaves other texts alone, "code" frames them as the official code runs them,
+    "plain" frames none, anything else must hold {text}. `limit`: first rows of each class, 0 = all. `columns`: what
+    text, label, group and answer are called in the file. Raises InputError naming the file (and row) for files that
+    hold no two classes."""
+    path, options = user_path(path), {"pair": pair, "template": template, "limit": limit, "columns": columns}
     if not path.is_dir():
-        return [load_file(path, pair=pair, template=template, limit=limit)]
+        return [load_file(path, **options)]
     files = sorted(
         f
         for f in path.iterdir()
@@ -93,17 +84,25 @@ def load(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", 
     )
     if not files:
         raise InputError(f"The folder {path} holds no concept set ({', '.join(FORMATS)}).")
-    return [load_file(f, pair=pair, template=template, limit=limit) for f in files]
+    return [load_file(f, **options) for f in files]
 
 
-def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "file", limit: int = 0) -> ConceptSet:
+def load_file(
+    path: str | Path,
+    *,
+    pair: Sequence[str] = (),
+    template: str = "file",
+    limit: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> ConceptSet:
     """The set of one file; its name is the file's."""
     if not is_template(template):
         raise InputError(NO_TEMPLATE)
     path = existing(path, what="concept")
-    frame, kind = _read(path)
-    text, raw = frame["text"].to_list(), frame["label"].to_list()
-    classes = _classes(raw, [as_label(name) for name in pair], path)
+    frame, published = read_set(path, columns or {})
+    raw = frame["label"].to_list()
+    pair = [as_label(name) for name in pair] or (published.pair if published is not None else ())
+    classes = _classes(raw, pair, path)
     kept = [i for i, label in enumerate(raw) if label in classes]
     if limit:
         seen: Counter = Counter()
@@ -113,106 +112,45 @@ def load_file(path: str | Path, *, pair: Sequence[str] = (), template: str = "fi
                 seen[raw[i]] += 1
                 first.append(i)
         kept = first
-    labels = np.array([classes.index(raw[i]) for i in kept])
-    pattern = {"file": _OFFICIAL_TEMPLATES.get(kind, "{text}"), "plain": "{text}"}.get(template, template)
+    frame = frame[kept]
+    labels = np.array([classes.index(label) for label in frame["label"]])
+    pattern, asked = _frame(template, published, path)
     before, _, after = pattern.partition("{text}")
-    texts = tuple(f"{before}{text[i]}{after}" for i in kept)
-    groups = tuple(frame["group"][i] for i in kept) if "group" in frame.columns else None
-    if groups is not None and any(g is None for g in groups):
-        raise InputError(f"{path}, row {kept[groups.index(None)] + 1}: the field 'group' is empty.")
-    if groups is None and len(set(texts)) < (1 - REPEATED) * len(texts):
-        groups = texts  # the same text in both parts would be recognised, not judged
-    # a model has an answer only where it was asked
-    answers = _ANSWERS[kind] if pattern == _OFFICIAL_TEMPLATES.get(kind) and set(classes) == {"0", "1"} else None
-    if answers is not None and classes == ("1", "0"):
-        answers = answers[::-1]
+    bare = frame["text"].to_list()
+    if "group" in frame.columns:
+        groups, grouped_by = tuple(frame["group"]), "group"
+    else:
+        groups, grouped_by = groups_of(bare, frame.drop("text", "label", "answer", strict=False))
+    answers = (asked[classes[0]], asked[classes[1]]) if set(classes) <= asked.keys() else None
     if "answer" in frame.columns:
-        answers = _answers([frame["answer"][i] for i in kept], labels)
-    first = classes.index(_LISTED_FIRST[kind]) if _LISTED_FIRST.get(kind) in classes else 0
-    return ConceptSet(path.stem.split(".")[0], texts, labels, classes, groups, answers, first, pattern)
+        answers = _answers(frame["answer"].to_list(), labels)
+    listed = published.listed_first if published is not None else ""
+    return ConceptSet(
+        path.stem.split(".")[0],
+        tuple(f"{before}{text}{after}" for text in bare),
+        labels,
+        classes,
+        groups,
+        answers,
+        classes.index(listed) if listed in classes else 0,
+        pattern,
+        grouped_by=grouped_by,
+        published=published.name if published is not None else "",
+    )
 
 
-def _read(path: Path) -> tuple[pl.DataFrame, str]:
-    """Columns text, label and perhaps group, answer; which of the official sets it is ("" for others)."""
-    if path.suffix.lower() == ".json":
-        found = _examples(path)
-        if found is not None:
-            return found
-    if path.suffix.lower() in (".train", ".txt"):
-        lines = [line.rstrip("\r") for line in read_text(path, what="concept").split("\n")]
-        rows = [
-            (number, re.fullmatch(r"(\S+)\s+(.*\S)\s*", line)) for number, line in enumerate(lines, 1) if line.strip()
-        ]
-        bad = next((number for number, match in rows if match is None or not re.fullmatch(r"-?\d+", match[1])), None)
-        if bad is not None:
-            raise InputError(f"{path}, line {bad}: a line must be a label and a text, as in '1 a stirring film'.")
-        table = pl.DataFrame({"text": [m[2] for _, m in rows], "label": [as_label(m[1]) for _, m in rows]})
-        return table, "sst"
-    columns = _columns(path)
-    if "text" not in columns and "statement" in columns:
-        table = read_table(
-            path,
-            required=("text", "label"),
-            labels=("label", "group", "city", "n1", "n2"),
-            columns={"text": "statement"},
-            what="concept",
+def _frame(template: str, published: PublishedSet | None, path: Path) -> tuple[str, Mapping[str, str]]:
+    """What stands around each text, and the word for each label that it asks for: a model has an answer only where it
+    was asked."""
+    if template == "code" and published is None:
+        raise InputError(
+            f"{path}: template=code is what the official code feeds of its own sets, and this is none of them; use "
+            f"template=file or plain."
         )
-        if "group" not in table.columns:
-            table = table.with_columns(_pairs(table)) if _pairs(table) is not None else table
-        return table, "cities" if path.stem == "cities" else ""
-    return read_table(
-        path, required=("text", "label"), optional=("answer",), labels=("label", "group"), what="concept"
-    ), ""
-
-
-def _pairs(table: pl.DataFrame) -> pl.Series | None:
-    """Statements come in true/false pairs about one thing (a city, two numbers, a Spanish word); a random split would
-    put one of a pair on each side, and what the probe learns of it there is the opposite."""
-    if "city" in table.columns:
-        return table["city"].alias("group")
-    if {"n1", "n2"} <= set(table.columns):
-        return table.select(
-            pl.concat_str(pl.min_horizontal("n1", "n2"), pl.max_horizontal("n1", "n2"), separator="-").alias("group")
-        )["group"]
-    word = table["text"].str.extract(r"^The Spanish word '([^']+)' means ", 1)
-    return word.alias("group") if word.null_count() == 0 else None
-
-
-def _columns(path: Path) -> list[str]:
-    return read_table(path, what="concept").columns
-
-
-def _examples(path: Path) -> tuple[pl.DataFrame, str] | None:
-    """Coin flips and StrategyQA: a JSON object with `examples`; None where the file is none."""
-    whole = parse_json(read_text(path, what="concept"), str(path))
-    if not isinstance(whole, dict) or not isinstance(whole.get("examples"), list):
-        return None
-    texts, labels = [], []
-    first = next(iter(whole["examples"]), None)
-    kind = "strategyqa" if isinstance(first, dict) and "target_scores" in first else "coin_flip"
-    for number, row in enumerate(whole["examples"], 1):
-        try:
-            if kind == "strategyqa":
-                labels.append({0: "0", 1: "1"}[row["target_scores"]["Yes"]])
-                # the answer is cut off, the evidence stays: not closed-book
-                evidence = re.sub(r"^(Yes|No)\.", "", row["target"]).strip()
-                texts.append(f"{_filled(row, 'input')} {evidence}")
-            else:
-                labels.append({"yes": "1", "no": "0"}[row["answer"].strip().lower()])
-                texts.append(_filled(row, "question"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{path}, example {number}: the field {error} is missing or wrong for a {kind} file."
-            ) from None
-    if not texts:
-        raise InputError(f"{path} has no examples.")
-    return pl.DataFrame({"text": texts, "label": labels}), kind
-
-
-def _filled(row: dict, field: str) -> str:
-    if not row[field].strip():
-        raise KeyError(field)
-    return row[field]
+    if template in ("file", "code") and published is not None:
+        instruction = CODE if template == "code" else published.instruction
+        return published.template(instruction), published.answers_to(instruction)
+    return ("{text}" if template in ("file", "plain") else template), {}
 
 
 def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, str]:
@@ -233,7 +171,7 @@ def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, s
             f"{path}: {len(counts)} different labels ({some}{', …' if len(counts) > 6 else ''}); choose two "
             f"with pair=a,b."
         )
-    words = ("negative", "false", "no", "0", "-1")
+    words = ("negative", "false", "no", "neg", "incorrect", "wrong", "n", "f")
 
     def order(label: str):
         try:
@@ -249,82 +187,6 @@ def _answers(words: list[str | None], labels: np.ndarray) -> tuple[str, str] | N
     """The one word of each class; None where a class has several."""
     found = [{w for w, label in zip(words, labels) if label == k and w} for k in (0, 1)]
     return (found[0].pop(), found[1].pop()) if all(len(f) == 1 for f in found) else None
-
-
-# ---- splits
-
-
-def split(
-    concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto", rng: np.random.Generator
-) -> tuple[list[np.ndarray], bool]:
-    """Test rows of each fold (one fold unless how="kfold"), and whether groups were kept together.
-
-    "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4,
-    random_state=42) draws them from the classes one after the other, in the order of the official code
-    (`listed_first`). "kfold": every row is tested once. `groups`: "auto" keeps the groups of a `group` column together
-    when there are at least ten, "yes" always, "no" never. Raises InputError where a part would lack a class."""
-    n, labels = len(concept), concept.labels
-    by_group = concept.groups is not None and (
-        groups == "yes" or (groups == "auto" and len(set(concept.groups)) >= 10 and how != "code")
-    )
-    if groups == "yes" and concept.groups is None:
-        raise InputError(f"The set '{concept.name}' has no 'group' column to split by.")
-    parts = folds if how == "kfold" else 1
-    units = np.unique(concept.groups, return_inverse=True)[1] if by_group else np.arange(n)
-    least = int(min(np.bincount(labels, minlength=2)))
-    if how == "kfold" and (least < folds or units.max() + 1 < folds):
-        grouped = f" and {units.max() + 1} groups" if by_group else ""
-        raise InputError(
-            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds."
-        )
-    for _ in range(100):  # a draw by groups may miss a class; draw again
-        if how == "code" and not by_group:
-            order = np.concatenate(
-                [np.flatnonzero(labels == concept.listed_first), np.flatnonzero(labels != concept.listed_first)]
-            )
-            tests = [np.sort(order[np.random.RandomState(42).permutation(n)[: int(np.ceil(0.4 * n))]])]
-        elif by_group:
-            tests = _by_group(units, n, parts, 0.4 if how == "code" else 0.2, rng)
-        else:
-            tests = _stratified(labels, parts, rng)
-        train = [np.delete(labels, t) for t in tests]
-        if all(len(set(labels[t])) == 2 and len(set(rest)) == 2 for t, rest in zip(tests, train)):
-            return tests, by_group
-    raise InputError(
-        f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that "
-        f"both parts have both classes; add rows{', or set groups=no' if by_group else ''}."
-    )
-
-
-def tested_and_fitted_on(concept: ConceptSet, tests: Sequence[np.ndarray]) -> int:
-    """How many rows are tested on while an equal text is among those of the same fold that are fitted on."""
-    texts = np.array(concept.texts, dtype=object)
-    return sum(int(np.isin(texts[test], np.delete(texts, test)).sum()) for test in tests)
-
-
-def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Test rows per fold, classes in proportion; a single fold takes 20 %."""
-    share = np.empty(len(labels), dtype=int)
-    parts = folds if folds > 1 else 5
-    for k in (0, 1):
-        rows = rng.permutation(np.flatnonzero(labels == k))
-        share[rows] = (np.arange(len(rows)) + rng.integers(parts)) % parts
-    return [np.flatnonzero(share == k) for k in range(folds)]
-
-
-def _by_group(units: np.ndarray, n: int, folds: int, test_share: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Test rows per fold, whole groups each, sizes as even as the groups allow."""
-    order = rng.permutation(units.max() + 1)
-    sizes = np.bincount(units)[order]
-    if folds == 1:
-        before = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        return [np.flatnonzero(np.isin(units, order[before < test_share * n - 0.5]))]
-    load = np.zeros(folds)
-    fold_of = np.empty(len(order), dtype=int)
-    for group, size in zip(order, sizes):
-        fold_of[group] = load.argmin()
-        load[load.argmin()] += size
-    return [np.flatnonzero(fold_of[units] == k) for k in range(folds)]
 
 
 def noisy(concept: ConceptSet, how: str, *, rng: np.random.Generator) -> list[str]:

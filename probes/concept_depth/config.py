@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.column_names import column_map
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
+from workbench.core.sinks import sinks_option
 
 BIBTEX = """@inproceedings{jin2025concept,
   title={Exploring Concept Depth: How Large Language Models Acquire Knowledge and Concept at Different Layers?},
@@ -20,14 +22,15 @@ ENGLISH = Path(__file__).parent / "material"  # plain-English sets that ship
 FEW = 30  # test rows below which a warning says so
 FEW_GROUPS = 10  # the same of groups
 OFTEN = 0.05  # false-positive rate of the jump rule that a warning is sure of
+COLUMNS = ("text", "label", "group", "answer")
 SITES = ("mlp_in", "resid_post", "resid_mid", "resid_pre", "attn_out", "mlp_out")
 
-NO_TEMPLATE = "The template must be 'file', 'plain', or a text that holds {text}."
+NO_TEMPLATE = "The template must be 'file', 'code', 'plain', or a text that holds {text}."
 
 
 def is_template(text: str) -> bool:
     """Whether the prompts made with it differ by their texts."""
-    return text in ("file", "plain") or "{text}" in text
+    return text in ("file", "code", "plain") or "{text}" in text
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Config:
     token: int | str = option(
         "last", "which token: last, mean over all, or a position (negative from the end)", choices=("last", "mean")
     )
+    sinks: str = sinks_option(
+        "the mean (token=mean), at each layer its own; a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or config.token == "last",
+    )
     split: str = option(
         "paper",
         "paper: 80/20, classes in proportion; code: 60/40 with random_state 42; kfold: every row is tested once",
@@ -48,8 +55,8 @@ class Config:
     folds: int = option(5, "parts of split=kfold", low=2, high=1000)
     groups: str = option(
         "auto",
-        "keep rows of one group on one side of the split: auto (sets with a group column of at least ten "
-        "groups), yes, no",
+        "keep rows of one group on one side of the split: auto (at least ten groups, of a column or of near-identical "
+        "rows), yes, no",
         choices=("auto", "yes", "no"),
     )
     c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8, high=1e8)
@@ -74,7 +81,15 @@ class Config:
     )
     pair: tuple[str, ...] = option((), "the two labels to tell apart, class 0 first, where a set has more")
     template: str = option(
-        "file", "file: known formats in their official prompt, others as they are; plain; or a text with {text}"
+        "file",
+        "file: published sets in their official prompt, others as they are; code: in the prompt that the official code "
+        "runs; plain; or a text with {text}",
+    )
+    columns: tuple[str, ...] = option(
+        (),
+        "what text, label, group and answer are called in the file, as name:name in the file, e.g. "
+        "text:claim,label:verdict; a dot names a part of a nested one",
+        later=True,
     )
     limit: int = option(0, "rows per class to use, 0 for all", low=0)
     long: str = long_option(cut=True)
@@ -100,5 +115,6 @@ class Config:
     def __post_init__(self) -> None:
         if not is_template(self.template):
             raise ValueError(NO_TEMPLATE)
+        column_map(self.columns, COLUMNS)
         if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
             raise ValueError(f"pair needs two different labels, not {', '.join(self.pair)}.")

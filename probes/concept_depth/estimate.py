@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.tables import read_table
+from probes.concept_depth.chosen_sets import read_sets
 from workbench.runs.cost import Facts, Plan
 
 if TYPE_CHECKING:
@@ -14,17 +14,9 @@ if TYPE_CHECKING:
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan | None:
     """Every text once under every condition, all layers kept."""
-    paths = [Path(name) for name in config.sets if Path(name).is_file()]
-    if data is not None and not paths:
-        paths = sorted(p for p in data.iterdir() if p.is_file()) if data.is_dir() else [data]
-        paths = [p for p in paths if not config.sets or p.stem in config.sets or p.name in config.sets]
-    if not paths:
-        return None  # sets by a name that only the probe knows
-    texts = [
-        text
-        for path in paths
-        for text in read_table(path, required=("text",), what="concept")["text"].to_list()[: 2 * config.limit or None]
-    ]
+    if data is None and not config.sets:
+        return None
+    texts = [text for concept in read_sets(config, data) for text in concept.texts]
     conditions = 1 + bool(config.noise) + len(config.precision)
     rows = len(texts) * conditions
     size = 2 if config.store_dtype == "float16" else 4

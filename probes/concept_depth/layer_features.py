@@ -10,8 +10,10 @@ from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.config import Config
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.core.sinks import note_watched
 from workbench.engine.capture import capture
 from workbench.models.model import Model
+from workbench.models.sinks import parted, positions_for
 from workbench.models.sites import Site
 
 
@@ -20,7 +22,7 @@ def layer_features(
 ) -> list[torch.Tensor]:
     """Features of every layer, [L][n, d] float32. Raises InputError for activations that are not finite; warns of
     layers that are the same for every text."""
-    features = read_features(model, ids, config, context)
+    features = read_features(model, ids, config, context, what=f"texts of {concept.name}")
     halved = config.store_dtype == "float16" and model.dtype != torch.float16
     for layer, x in enumerate(features):
         if halved and bool(x.isinf().any()) and not bool(x.isnan().any()):
@@ -41,14 +43,17 @@ def layer_features(
     return features
 
 
-def read_features(model: Model, ids: Sequence[Sequence[int]], config: Config, context: Context) -> list[torch.Tensor]:
+def read_features(
+    model: Model, ids: Sequence[Sequence[int]], config: Config, context: Context, *, what: str = "texts"
+) -> list[torch.Tensor]:
     """Features of every layer, [L][n, d] float32, through the store: one pass, shared with any other run of the same
-    texts."""
+    texts. Sinks of these texts (`what`) are counted and warned of."""
+    positions = positions_for(config.token, watched=config.sinks == "leave_out")
     acts = capture(
         model,
         ids,
         layer_sites(model, config.site),
-        positions=config.token if isinstance(config.token, str) else [config.token],
+        positions=positions,
         dtype=config.store_dtype,
         edits=context.edits,
         store=context.store,
@@ -56,7 +61,10 @@ def read_features(model: Model, ids: Sequence[Sequence[int]], config: Config, co
         engine=context.engine,
         max_tokens=model.tokens_at_once(config.max_tokens),
     )
-    return [acts[Site(config.site, layer)].flatten(1).float() for layer in range(model.n_layers)]
+    found = [parted(acts[Site(config.site, layer)], positions) for layer in range(model.n_layers)]
+    sinks = [said.numpy() for _, said in found if said is not None]
+    note_watched(context, sinks, token=config.token, what=what)
+    return [x.float() for x, _ in found]
 
 
 def layer_sites(model: Model, kind: str) -> list[Site]:

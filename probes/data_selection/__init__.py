@@ -7,13 +7,14 @@ examples; the score is the generalised Jaccard similarity of the two; the sample
 by default).
 
 The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded
-once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features never
-pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes on with
-the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are over
-selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not say; their
-norm dominates the sums); identical token sequences are computed once and score the same; equal scores keep the order of
-the file. Not in the paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are
-averaged over the examples of a target, as the features are.
+once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features
+never pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes
+on with the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are
+over selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not
+say; their norm dominates the sums), nor are sinks, the first words that carry such norms where no BOS is added;
+identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the
+paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are averaged over the
+examples of a target, as the features are.
 
 Does it select better? Not where we could measure it. On the organism's pool (nine topics that share words) and on 601
 rows of GSM8K, Dolly and three BBH tasks, which the organism cannot read, features select far better than chance, but
@@ -31,18 +32,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.config import BIBTEX, Config, validate
+from probes.data_selection.config import BIBTEX, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
 from probes.data_selection.rankings import bm25, compare, verdict
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
-from probes.data_selection.selection import Eligible, eligible, export, orders_of, score_table, selected_table
+from probes.data_selection.selection import (
+    Eligible,
+    eligible,
+    export,
+    file_names,
+    orders_of,
+    score_table,
+    selected_table,
+)
+from probes.data_selection.training_files import write_training_files
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
-from workbench.core.sample_tables import read_samples, texts
+from workbench.core.sample_tables import texts
+from workbench.core.sinks import count_sinks, counted_sinks
+from workbench.models.model_outline import Facts
 
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
@@ -59,11 +71,11 @@ def _material(config: Config, model: str) -> dict[str, Path]:
     }
 
 
-def example(model: str) -> dict[str, object]:
+def example(model: Facts) -> dict[str, object]:
     """Three targets; on a circuit, which has no autoencoder, only the baselines."""
-    if organisms.name_of(model) is None:
+    if not model.is_organism:
         return {"target": ("code", "cooking", "history"), "features": 8}
-    baselines = {} if organisms.autoencoder(model) else {"sae": "none"}
+    baselines = {} if organisms.autoencoder(model.name) else {"sae": "none"}
     return {"target": ("sea", "music", "facts"), "features": 8} | baselines
 
 
@@ -100,7 +112,11 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism",),
-    leaves={"selected-*.jsonl": "the selected rows of a target"},
+    leaves={
+        "selected-*.jsonl": "the selected rows of a target",
+        "train-*.jsonl": "the same to train on, in the form of `export`",
+    },
+    needs=("tokenizer",),
     version=3,
     keys={
         "scores": ("row", "target"),
@@ -111,6 +127,7 @@ def example(model: str) -> dict[str, object]:
         "effects": ("feature",),
         "map": ("row",),
     },
+    imports={"lists of features, JSON [{index, description, frac_nonzero}]": "probes.data_selection.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every pool sample against every target; select, compare with the baselines, explain.
@@ -123,27 +140,31 @@ def run(model, config: Config, context: Context) -> Result:
         )
     from probes.data_selection import feature_statistics, pool_map, pool_scores, prototypes
     from probes.data_selection.explanations import explain
-    from probes.data_selection.sample_vectors import open_reader
+    from probes.data_selection.sample_vectors import open_reader, without_sinks
 
     reader = open_reader(model, config, context)
-    frame = read_samples(context.data, what="pool", tokens=config.tokens)
+    frame = read_pool(config, context.data, context.read_as)
     tables_of = {
-        name: read_samples(path, what=f"target {name}", tokens=config.tokens)
+        name: read_target(config, name, path, context.read_as)
         for name, path in target_files(config.target, model.name).items()
     }
     labels, said = labels_of(frame, tables_of, config.label)
     if said:
         context.warn(said)
-    pool = _tokenized(model, frame, "pool", config, context)
-    examples = {name: _tokenized(model, table, f"target {name}", config, context) for name, table in tables_of.items()}
-    usable = {name: np.flatnonzero(samples.counted > 0) for name, samples in examples.items()}
-    tables_of = {name: table[usable[name]] for name, table in tables_of.items()}
-    examples = {name: samples.take(usable[name]) for name, samples in examples.items()}
+    pool = _tokenized(reader, frame, "pool")
+    examples = {name: _tokenized(reader, table, f"target {name}") for name, table in tables_of.items()}
+    examples, tables_of = _that_count(examples, tables_of)
+    for name, samples in examples.items():
+        examples[name] = without_sinks(reader, samples)
+        _note_sinks(samples, examples[name], f"target {name}", context)
+    examples, tables_of = _that_count(examples, tables_of)
     context.count(prompts=len(pool) + sum(map(len, examples.values())))
 
     targets = prototypes.of_targets(reader, examples, tables_of)
     wanted, features = prototypes.heaviest_features(targets, config.features)
-    scores, resampled, statistics = pool_scores.score_pool(reader, pool, targets, wanted)
+    scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
+    _note_sinks(pool, left, "pool", context)
+    pool = left
     chance = _random_scores(frame.height, targets.names, context)
     if "bm25" in config.baselines:
         examples_of = {name: texts(table, config.tokens) for name, table in tables_of.items()}
@@ -163,21 +184,30 @@ def run(model, config: Config, context: Context) -> Result:
     tables |= compare(names, scores, orders, _sizes(config, among.size, len(pool)), labels=labels, **lengths)
     tables |= {
         "inputs": inputs_table(pool, examples),
-        "features": feature_statistics.feature_table(features, wanted, statistics),
+        "features": feature_statistics.feature_table(features, wanted, statistics, reader.sae),
         "quality": feature_statistics.quality_table(reader, statistics),
     }
     best = [order[: config.explain] for order in selected]
     tables |= explain(reader, pool, targets, best, wanted, statistics)
     tables["map"] = pool_map.map_table(reader, pool)
     if context.out is not None:
-        export(context.out, tables["selected"], names)
-    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context))
+        files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
+        export(context.out, tables["selected"], files)
+        write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
+    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context) | counted_sinks(context))
 
 
-def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: Context) -> TokenizedSamples:
-    """The samples of a table as the model reads them, with warnings of what is cut or lost."""
+def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSamples:
+    """The samples of a table as the model reads them and the autoencoder was fed, with warnings of what is cut or
+    lost."""
+    from workbench.sae.conventions import feed_of, lengths_warned
+
+    model, config, context = reader.model, reader.config, reader.context
+    feed = feed_of(reader.sae, model) if reader.sae is not None else None
     wanted = {"tokens": config.tokens, "specials": config.specials, "template": config.template, "long": config.long}
-    found = tokenize(model, table, what=what, **wanted, check=context.check)
+    found = tokenize(model, table, what=what, **wanted, feed=feed, check=context.check)
+    for said in lengths_warned(reader.sae, list(map(len, found.ids)), what) if reader.sae is not None else ():
+        context.warn(said)
     if found.cut:
         counter = f"rows_{'skipped' if config.long == 'skip' else 'cut'}_too_long"
         context.counters[counter] = context.counters.get(counter, 0) + found.cut
@@ -193,6 +223,32 @@ def _tokenized(model, table: pl.DataFrame, what: str, config: Config, context: C
             f"within the context); {where}."
         )
     return found
+
+
+def _that_count(
+    examples: dict[str, TokenizedSamples], tables: dict[str, pl.DataFrame]
+) -> tuple[dict[str, TokenizedSamples], dict[str, pl.DataFrame]]:
+    """The examples of each target in which a token counts, and their rows. Raises InputError where none is left."""
+    usable = {name: np.flatnonzero(samples.counted > 0) for name, samples in examples.items()}
+    if empty := [name for name, rows in usable.items() if not len(rows)]:
+        raise InputError(
+            f"Of the target {empty[0]} no example has a token that counts but sinks (tokens of massive activation); "
+            f"give longer examples, or count sinks with sinks=keep."
+        )
+    taken = {name: samples.take(usable[name]) for name, samples in examples.items()}
+    return taken, {name: table[usable[name]] for name, table in tables.items()}
+
+
+def _note_sinks(before: TokenizedSamples, after: TokenizedSamples, what: str, context: Context) -> None:
+    """Count the sinks that were left out, and warn of samples in which nothing else counted."""
+    lost = before.counted - after.counted
+    count_sinks(context, left_out=int(lost.sum()), texts=int((lost > 0).sum()))
+    if empty := int(((before.counted > 0) & (after.counted == 0)).sum()):
+        where = "they are not scored and never selected" if what == "pool" else "they are left out"
+        context.warn(
+            f"In {empty} of {len(before)} rows of the {what} nothing counts but sinks (tokens of massive activation), "
+            f"which are left out; {where} (sinks=keep counts them)."
+        )
 
 
 def _random_scores(n: int, names: list[str], context: Context) -> list[np.ndarray]:

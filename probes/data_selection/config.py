@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from probes.data_selection.samples import LABELS, TOKENS, labels_of, target_files
+from probes.data_selection.training_files import AS_THEY_CAME, FORMS, check_form
 from workbench.core.cells import label_column
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
 from workbench.core.paths import user_path
 from workbench.core.registry import option
-from workbench.core.sample_tables import read_samples
+from workbench.core.sample_tables import SAMPLE_COLUMNS, read_samples
+from workbench.core.sinks import sinks_option
+from workbench.core.tables import existing, open_table
 
 BIBTEX = """@inproceedings{ma2025mona,
   title={Task-Specific Data Selection for Instruction Tuning via Monosemantic Neuronal Activations},
@@ -59,6 +66,7 @@ class Config:
         "all", "which tokens count: all (paper), those of the prompt, or those of the response", choices=TOKENS
     )
     specials: bool = option(False, "count BOS and other special tokens too")
+    sinks: str = sinks_option("everything that is measured", as_before=lambda config: config.sinks == "keep")
     template: str = option(
         "{prompt} {response}", "how prompt and response become one text; chat: the tokenizer's chat template"
     )
@@ -95,6 +103,15 @@ class Config:
     map_rows: int = option(
         0, "samples to lay out on a map (UMAP of their similarities to each other); 0 for no map", low=0, high=20_000
     )
+    export: str = option(
+        AS_THEY_CAME,
+        "form of the files to train on, train-TARGET.jsonl: as_they_came (the rows of the pool's file), messages "
+        "(chats), alpaca (instruction, input, output), none",
+        choices=FORMS,
+        later=True,
+    )
+    export_scores: bool = option(False, "also write target, rank, row and score into the files to train on", later=True)
+    columns: tuple[str, ...] = columns_option("prompt:question,response:solution")
     long: str = long_option("cut", cut=True)
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
     max_tokens: int = option(
@@ -102,6 +119,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        column_map(self.columns, SAMPLE_COLUMNS)
         if self.template != "chat" and not 0 <= self.template.find("{prompt}") < self.template.find("{response}"):
             raise ValueError(f"the template '{self.template}' needs {{prompt}} and then {{response}}, or is chat")
         if self.sae == "none" and not self.baselines:
@@ -110,12 +128,27 @@ class Config:
             raise ValueError("a ratio of 0 selects nothing; give one above 0, or a number of samples (k)")
 
 
+def read_pool(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
+    """The rows of the pool, with the columns that the config names."""
+    names = column_map(config.columns, SAMPLE_COLUMNS)
+    return read_samples(data, what="pool", tokens=config.tokens, columns=names, tell=tell)
+
+
+def read_target(config: Config, name: str, path: Path, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
+    """The rows of a target. The columns that the config names are the pool's: a target that has none of them is read
+    as it is."""
+    what, names = f"target {name}", column_map(config.columns, SAMPLE_COLUMNS)
+    if names and not set(names.values()) & set(open_table(existing(path, what=what), what=what).columns):
+        names = {}
+    return read_samples(path, what=what, tokens=config.tokens, columns=names, tell=tell)
+
+
 def validate(config: Config, data: Path | None, model: str | None = None) -> None:
     """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
-    pool = read_samples(data, what="pool", tokens=config.tokens)
+    pool = read_pool(config, data)
     targets = {}
     for name, path in target_files(config.target, model).items():
-        targets[name] = read_samples(path, what=f"target {name}", tokens=config.tokens)
+        targets[name] = read_target(config, name, path)
         if config.prototype == "subtask":
             if "subtask" not in targets[name].columns or targets[name]["subtask"].dtype.is_nested():
                 raise InputError(f"{path} has no column 'subtask' of words or numbers, which prototype=subtask needs.")
@@ -126,6 +159,7 @@ def validate(config: Config, data: Path | None, model: str | None = None) -> Non
     if config.label not in ("auto", "none") and config.label not in pool.columns:
         raise InputError(f"{data} has no column '{config.label}' (label); it has {', '.join(pool.columns)}.")
     labels_of(pool, targets, config.label)
+    check_form(config.export, pool, data)
     site = None
     if config.site != "auto":
         from workbench.models.sites import Site

@@ -158,6 +158,18 @@ def quality(run: Any) -> go.Figure:
     return word_table([names[c] for c in columns], rows, title=f"The sparse autoencoder on {model_name(run)}")
 
 
+def listed(run: Any) -> go.Figure:
+    """The features of a published list that fire most often, and what they are said to stand for."""
+    frame = need(run, "features", ("feature", "explanation"))
+    frame = frame.sort("density", "feature", descending=[True, False], nulls_last=True)
+    rows = [
+        (feature, "n/a" if density is None else f"{density:.3%}", explanation or "")
+        for feature, density, explanation in frame.select("feature", "density", "explanation").iter_rows()
+    ]
+    title = f"Features of {model_name(run)} that fire most often"
+    return word_table(["feature", "fires on", "explanation"], rows, title=title, most=2 * TOP)
+
+
 def _explained(run: Any) -> dict[Any, str]:
     """What a feature fires on most, from the strongest tokens of its passages."""
     frame = maybe(run, "passages", ("feature", "place", "start", "peak", "tokens"))

@@ -12,6 +12,7 @@ import torch
 
 from probes.data_selection.sample_vectors import Reader, SampleBatch
 from workbench.sae.features import column_of
+from workbench.sae.load import Sae
 
 LOW_VARIANCE = 0.5  # explained variance below which the features are not to be trusted
 
@@ -28,11 +29,11 @@ class FeatureStatistics:
             self.column = column_of(wanted, reader.sae.d_sae).to(reader.model.device)
 
     def add(self, batch: SampleBatch) -> None:
-        """Count the tokens of a batch. What all begin with comes without rows, and is in all of them."""
+        """Count the tokens of a batch. What samples begin with comes without indices, and is in all of its rows."""
         x, tokens, indices = batch.activations, batch.tokens, batch.indices
         if tokens is None:
             return
-        times = self.times[indices] if indices else [self.times.sum()]
+        times = self.times[indices] if indices else [self.times[batch.rows].sum()]
         own = torch.as_tensor(times, dtype=torch.float64, device=x.device)
         weight = own[batch.owner]
         of_entry = weight[tokens.row]
@@ -40,16 +41,18 @@ class FeatureStatistics:
         counts = [float(weight.sum()), float(of_entry.sum()), float(own.sum()) if indices else 0.0]
         self._sum("tokens", torch.tensor(counts, dtype=torch.float64))
         if self.wanted:
-            where = indices or slice(None)
-            self.peak[:, where] = np.maximum(self.peak[:, where], self._peaks(batch))
+            self.peak[:, batch.rows] = np.maximum(self.peak[:, batch.rows], self._peaks(batch))
         if self.wanted and indices:
             rows = batch.vectors["sae"]
             mine = self.column[rows.feature] >= 0
             total = torch.zeros(len(self.wanted), dtype=torch.float64, device=x.device)
             value = rows.value[mine] * own[rows.row[mine]]
             self._sum("pool weight", total.index_add_(0, self.column[rows.feature[mine]], value))
-        error = (x.float() - self.reader.sae.decode(tokens, x).reshape(x.shape)).double().flatten(1)
-        flat = x.double().flatten(1)
+        if not self.reader.sae.reconstructs:
+            return
+        aim = self.reader.sae.target(batch.rebuilt)
+        error = (aim - self.reader.sae.decode(tokens, x).reshape(aim.shape)).double().flatten(1)
+        flat = aim.double().flatten(1)
         self._sum("sum", weight @ flat)
         self._sum("squares", torch.stack([weight @ (flat * flat).sum(1), weight @ (error * error).sum(1)]))
 
@@ -94,16 +97,22 @@ def _highest(values: np.ndarray, n: int) -> np.ndarray:
     return np.argsort(-np.ldexp(np.round(mantissa, 3), exponent), axis=1, kind="stable")[:, :n]
 
 
-def feature_table(rows: list[dict], wanted: Sequence[int], statistics: dict[str, np.ndarray]) -> pl.DataFrame:
-    """`features` with the share of pool tokens on which each fires, and its mean weight in the pool."""
+def feature_table(
+    rows: list[dict], wanted: Sequence[int], statistics: dict[str, np.ndarray], sae: Sae | None = None
+) -> pl.DataFrame:
+    """`features` with the share of pool tokens on which each fires, its mean weight in the pool and, where the release
+    has pages on Neuronpedia, the link to its own."""
     numbers = ("weight", "share", "density", "pool_weight")
     schema = {"target": pl.String, "feature": pl.Int64} | dict.fromkeys(numbers, pl.Float64)
+    if sae is not None and sae.neuronpedia_id:
+        schema["link"] = pl.String
     place = {feature: i for i, feature in enumerate(wanted)}
     extra = [
         {
             "density": statistics["fired"][row["feature"]] / statistics["tokens"][0],
             "pool_weight": statistics["pool weight"][place[row["feature"]]] / statistics["tokens"][2],
         }
+        | ({"link": sae.neuronpedia(row["feature"])} if "link" in schema and sae is not None else {})
         for row in rows
     ]
     return pl.DataFrame([a | b for a, b in zip(rows, extra)], schema=schema)
@@ -128,9 +137,16 @@ def quality_table(reader: Reader, statistics: dict[str, np.ndarray]) -> pl.DataF
     sae = reader.sae
     if sae is None:
         return pl.DataFrame(schema=schema)
-    (total, error), (tokens, entries, _) = statistics["squares"], statistics["tokens"]
-    spread = total - (statistics["sum"] ** 2).sum() / tokens
-    explained = 1 - error / spread if spread > 1e-9 * total else None  # one token, again and again, has no variance
+    tokens, entries, _ = statistics["tokens"]
+    explained = None
+    if sae.reconstructs:
+        total, error = statistics["squares"]
+        spread = total - (statistics["sum"] ** 2).sum() / tokens
+        explained = 1 - error / spread if spread > 1e-9 * total else None  # one token, again and again, has no variance
+    else:
+        reader.context.warn(
+            "One layer of a cross-layer transcoder rebuilds nothing without the others: there is no explained variance."
+        )
     if explained is not None and not explained >= LOW_VARIANCE:
         worse = ", less than the mean of the activations does" if explained < 0 else ""
         reader.context.warn(

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.data_selection.feature_figures import cards, feature_map, features, quality
+from probes.data_selection.feature_figures import cards, feature_map, features, listed, quality
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
@@ -340,6 +340,7 @@ FIGURES = {
     "features": features,
     "feature_map": feature_map,
     "cards": cards,
+    "listed": listed,
     "lengths": lengths,
     "embedding": embedding,
     "quality": quality,

@@ -19,10 +19,10 @@ DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are 
 
 def score_pool(
     reader: Reader, pool: TokenizedSamples, prototypes: Prototypes, wanted: Sequence[int]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-    """({method: scores [N, targets]}, {low, high, draws} of the main method, statistics of the features): equal samples
-    are computed once, in resumable parts whose statistics are added up as they come. Rows in which nothing counts score
-    NaN."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any], TokenizedSamples]:
+    """({method: scores [N, targets]}, {low, high, draws} of the main method, statistics of the features, the pool with
+    its sinks not counted): equal samples are computed once, in resumable parts whose statistics are added up as they
+    come. Rows in which nothing counts score NaN."""
     config, context = reader.config, reader.context
     place, rows, times = _distinct(pool)
     keep = len(rows) * len(prototypes.names) * config.resamples <= DRAWS_KEPT
@@ -33,12 +33,15 @@ def score_pool(
         )
     found: dict[str, np.ndarray] = {}
     statistics: dict[str, Any] = {}
+    masks = [pool.masks[row] for row in rows]
     for number, start in enumerate(range(0, len(rows), config.chunk)):
         here = slice(start, min(start + config.chunk, len(rows)))
         part = context.part(
             f"pool {number}",
             lambda here=here: _score_part(reader, pool, rows[here], times[here], prototypes, wanted, keep),
         )
+        for k, position in part.pop("sinks"):
+            masks[start + k] = masks[start + k] & (np.arange(len(masks[start + k])) != position)
         for key in [key for key in part if key.startswith("row ")]:
             value = part.pop(key)
             whole = found.setdefault(key[4:], np.full((len(rows) + 1, *value.shape[1:]), np.nan, value.dtype))
@@ -47,7 +50,9 @@ def score_pool(
         context.progress(here.stop, len(rows), "samples")
     found = {key: value[place] for key, value in found.items()}
     resampled = {key: found[key] for key in ("low", "high", "draws") if key in found}
-    return {method: found[method] for method in prototypes.by_method}, resampled, statistics
+    kept = [masks[k] if k < len(rows) else mask for k, mask in zip(place, pool.masks)]
+    left = TokenizedSamples(pool.ids, kept, pool.cut)
+    return {method: found[method] for method in prototypes.by_method}, resampled, statistics, left
 
 
 def _distinct(pool: TokenizedSamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,16 +77,21 @@ def _score_part(
     keep: bool,
 ) -> dict[str, np.ndarray]:
     """Scores ("row METHOD") of some pool samples with those of resampled examples ("row low", "row high" and, to
-    `keep`, "row draws"), and the statistics of the features on them."""
+    `keep`, "row draws"), the sinks among their tokens ("sinks": [n, 2], row and position), and the statistics of the
+    features on them. Rows in which nothing is left score NaN."""
     main, shape = reader.main, (len(rows), len(prototypes.names))
     resampling = main in prototypes.by_method and prototypes.can_resample
-    out = {f"row {method}": np.empty(shape) for method in prototypes.by_method}
+    out = {f"row {method}": np.full(shape, np.nan) for method in prototypes.by_method}
     if resampling:
         out |= {f"row {end}": np.full(shape, np.nan) for end in ("low", "high")}
         if keep:
             out["row draws"] = np.full((*shape, reader.config.resamples), np.nan, np.float32)
     statistics = FeatureStatistics(reader, times, wanted)
-    for batch in reader.read(pool.lists(rows), [pool.masks[i] for i in rows]):
+    masks = [pool.masks[i] for i in rows]
+    kept = [np.zeros(len(mask), bool) for mask in masks]  # of a row that comes in no batch nothing is left
+    for batch in reader.read(pool.lists(rows), masks, leave_out_sinks=True):
+        for i, mask in zip(batch.indices, batch.counted):
+            kept[i] = mask
         for method, vector in batch.vectors.items():
             found = _similarity(reader, vector, prototypes.by_method[method], torch.float64).cpu().numpy()
             best = [found[:, prototypes.target == t].max(1) for t in range(shape[1])]
@@ -95,6 +105,8 @@ def _score_part(
                 if keep:
                     out["row draws"][batch.indices, t] = drawn
         statistics.add(batch)
+    sinks = [(k, at) for k, mask in enumerate(masks) for at in np.flatnonzero(mask & ~kept[k])]
+    out["sinks"] = np.array(sinks, np.int64).reshape(-1, 2)
     return out | statistics.found(rows, reader.config.passages)
 
 

@@ -11,15 +11,18 @@ import numpy as np
 import torch
 
 from probes.data_selection.config import Config
+from probes.data_selection.samples import TokenizedSamples
 from workbench import organisms
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass
-from workbench.engine.shared_prefix import beginning, stream_after
+from workbench.engine.shared_prefix import Beginning, beginning, stream_after
 from workbench.models.gated_mlp import gate_neurons
 from workbench.models.model import Model
+from workbench.models.sinks import norms_of, ordinary_tokens
 from workbench.models.sites import Site
+from workbench.sae import conventions
 from workbench.sae import load as sae
 from workbench.sae.load import Sae, neuron_rows
 from workbench.sae.sparse_rows import Rows, sum_tokens
@@ -36,11 +39,14 @@ NAMES = {
 class SampleBatch:
     """Some samples: one vector of each by method, and their tokens that count."""
 
-    indices: list[int]  # rows of what was read; none for what all samples begin with
+    indices: list[int]  # rows of what was read; none for what samples begin with
     vectors: dict[str, Any]  # sparse rows of the features and the neurons, float64 [n, width] of the hidden state
     activations: torch.Tensor  # of the tokens
     tokens: Rows | None  # their features
     owner: torch.Tensor  # place in `indices` of the sample of each token
+    rebuilt: torch.Tensor  # what a reconstruction is compared with: the activations, or those of a transcoder's output
+    rows: list[int]  # rows that these tokens are in: `indices`, or all that begin with them
+    counted: list[np.ndarray]  # which tokens of each of `indices` count, sinks left out
 
 
 @dataclass(eq=False)
@@ -56,7 +62,9 @@ class Reader:
     neurons_k: int
 
     def __post_init__(self) -> None:
-        self.sites = list(dict.fromkeys([self.site] + ([self.neurons[0]] if self.neurons else [])))
+        also = [self.neurons[0]] if self.neurons else []
+        self.writes = self.sae.writes if self.sae is not None and self.sae.reconstructs else self.site
+        self.sites = list(dict.fromkeys([self.site, *also, self.writes]))
         self.run = Pass(
             edits=self.context.edits,
             max_tokens=self.model.tokens_at_once(self.config.max_tokens),
@@ -72,52 +80,56 @@ class Reader:
         inside = [m for m in ("neurons", "hidden") if self.config.sae == "default" and m in self.config.baselines]
         return (inside or self.config.baselines)[0]
 
-    def read(self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray]) -> Iterator[SampleBatch]:
-        """The vectors of samples, batch by batch; `masks` say which of their tokens count.
+    def read(
+        self, ids: Sequence[Sequence[int]], masks: Sequence[np.ndarray], *, leave_out_sinks: bool = False
+    ) -> Iterator[SampleBatch]:
+        """The vectors of samples, batch by batch; `masks` say which of their tokens count. `leave_out_sinks`: those
+        of them that are sinks are found and do not count, unless the config keeps them; a sample in which nothing is
+        left comes in no batch.
 
-        What all samples begin with is read and encoded once: it comes first, without row indices, and is in every
-        sample's vector, but not among the tokens that come with it."""
+        What all samples begin with is read once, and encoded once for all samples in which the same of it counts: it is
+        in every sample's vector, but not among the tokens that come with it. It comes last, without row indices."""
         whole = self.run.edits or self.config.aggregate == "last"
         begun = None if whole else beginning(self.model, ids, self.sites, size=_alike(masks))
-        size, before, counted_before = 0, {}, 0
-        if begun:
-            size = len(begun.tokens)
-            first, before = self._beginning(begun.found, masks[0][:size])
-            counted_before = len(first.owner)
-            self.context.count(tokens=size, forwards=1)
-            yield first
-            batches = stream_after(self.model, begun, ids, self.sites, run=self.run)
-        else:
-            batches = stream(self.model, ids, self.sites, positions="all", run=self.run)
+        batches = (
+            stream_after(self.model, begun, ids, self.sites, run=self.run)
+            if begun
+            else stream(self.model, ids, self.sites, positions="all", run=self.run)
+        )
+        shared = SharedBeginning(self, begun) if begun else None
+        judged = leave_out_sinks and self.config.sinks == "leave_out"
+        if shared:
+            self.context.count(tokens=shared.size, forwards=1)
         for indices, found, batch in batches:
-            counted = torch.from_numpy(np.concatenate([masks[i][size:] for i in indices]))
-            owner = torch.repeat_interleave(torch.arange(len(indices)), batch.lengths.cpu())[counted]
-            out = self._batch(indices, _counted(found, counted), owner, before, counted_before)
+            counted = [masks[i] for i in indices]
+            if judged:
+                before = shared.norms if shared else None
+                counted = ordinary_tokens(norms_of(found[self.site], 1), counted, before)
+            for part in _alike_in_front(counted, shared.size if shared else 0):
+                yield self._batch(indices, found, counted, part, shared)
             self.context.count(tokens=batch.tokens, forwards=1)
-            yield out
-
-    def _beginning(
-        self, found: dict[Site, torch.Tensor], mask: np.ndarray
-    ) -> tuple[SampleBatch, dict[str, torch.Tensor]]:
-        """What all samples begin with, and the sums over its tokens by method."""
-        found = _counted(found, torch.from_numpy(mask))
-        x, rows = found[self.site], self._sparse(found)
-        owner = torch.zeros(int(mask.sum()), dtype=torch.int64, device=x.device)
-        sums = {name: sum_tokens(own, owner, 1).dense()[0] for name, own in rows.items()}
-        sums["hidden"] = x.flatten(1).double().sum(0)
-        return SampleBatch([], {}, x, rows.get("sae"), owner), sums
+        if shared:
+            yield from shared.batches()
 
     def _batch(
         self,
         indices: list[int],
         found: dict[Site, torch.Tensor],
-        owner: torch.Tensor,
-        before: dict[str, torch.Tensor],
-        counted_before: int,
+        counted: list[np.ndarray],
+        part: list[int],
+        shared: SharedBeginning | None,
     ) -> SampleBatch:
-        """One batch, from the activations of its tokens that count; `before`: the sums over what came before them."""
-        last, n = self.config.aggregate == "last", len(indices)
-        x, rows = found[self.site], self._sparse(found)
+        """The samples at the places `part` of one pass over `indices`, in which the same of the beginning counts."""
+        last, n = self.config.aggregate == "last", len(part)
+        size = shared.size if shared else 0
+        chosen, place = set(part), {k: at for at, k in enumerate(part)}
+        own = [mask[size:] if k in chosen else np.zeros(len(mask) - size, bool) for k, mask in enumerate(counted)]
+        flat = torch.from_numpy(np.concatenate(own))
+        owner = torch.repeat_interleave(torch.tensor([place.get(k, 0) for k in range(len(own))]), _lengths(own))[flat]
+        before = shared.sums_of(counted[part[0]][:size], [indices[k] for k in part]) if shared else {}
+        counted_before = int(counted[part[0]][:size].sum())
+        found = _counted(found, flat)
+        x, rows = found[self.site], self.sparse(found)
         owner = owner.to(x.device)
         which = torch.arange(len(x), device=x.device)  # the tokens that make the vector of a sample
         if last:
@@ -140,9 +152,13 @@ class Reader:
                     f"The activations of {self.model.name} at {self.site} are NaN or infinite on a "
                     f"sample; load the model in bfloat16 or float32."
                 )
-        return SampleBatch(indices, vectors, x, rows.get("sae"), owner)
+        here = [indices[k] for k in part]
+        return SampleBatch(
+            here, vectors, x, rows.get("sae"), owner, found[self.writes], here, [counted[k] for k in part]
+        )
 
-    def _sparse(self, found: dict[Site, torch.Tensor]) -> dict[str, Rows]:
+    def sparse(self, found: dict[Site, torch.Tensor]) -> dict[str, Rows]:
+        """The features and the neurons of tokens, from their activations."""
         rows = {}
         if self.sae is not None:
             rows["sae"] = self.sae.encode(found[self.site])
@@ -150,6 +166,56 @@ class Reader:
             site, read, _ = self.neurons
             rows["neurons"] = neuron_rows(read(found[site]), self.neurons_k)
         return rows
+
+
+@dataclass(eq=False)
+class SharedBeginning:
+    """What all samples begin with, read once: its sums by method, for every choice of tokens of it that count (a token
+    may be a sink in one sample and none in another), and the samples that each choice is of."""
+
+    reader: Reader
+    begun: Beginning
+
+    def __post_init__(self) -> None:
+        self.size = len(self.begun.tokens)
+        self.norms = norms_of(self.begun.found[self.reader.site], 1)  # [size]
+        self.found: dict[bytes, tuple[SampleBatch, dict[str, torch.Tensor]]] = {}
+
+    def sums_of(self, counted: np.ndarray, rows: list[int]) -> dict[str, torch.Tensor]:
+        """The sums over the tokens that count ([size]), which are in these further samples."""
+        key = counted.tobytes()
+        if key not in self.found:
+            self.found[key] = self._sums(counted)
+        batch, sums = self.found[key]
+        batch.rows.extend(rows)
+        return sums
+
+    def _sums(self, counted: np.ndarray) -> tuple[SampleBatch, dict[str, torch.Tensor]]:
+        found = _counted(self.begun.found, torch.from_numpy(counted))
+        x, rows = found[self.reader.site], self.reader.sparse(found)
+        owner = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        sums = {name: sum_tokens(own, owner, 1).dense()[0] for name, own in rows.items()}
+        sums["hidden"] = x.flatten(1).double().sum(0)
+        return SampleBatch([], {}, x, rows.get("sae"), owner, found[self.reader.writes], [], []), sums
+
+    def batches(self) -> Iterator[SampleBatch]:
+        """The tokens of the beginning, once for every choice."""
+        return (batch for batch, _ in self.found.values())
+
+
+def without_sinks(reader: Reader, samples: TokenizedSamples) -> TokenizedSamples:
+    """The samples with their sinks not counted, found in a pass of their own: before what depends on how many samples
+    have any token that counts."""
+    if reader.config.sinks == "keep":
+        return samples
+    masks = list(samples.masks)
+    ids = samples.lists(range(len(samples)))
+    for indices, found, batch in stream(reader.model, ids, [reader.site], positions="all", run=reader.run):
+        kept = ordinary_tokens(norms_of(found[reader.site], 1), [masks[i] for i in indices])
+        for i, mask in zip(indices, kept):
+            masks[i] = mask
+        reader.context.count(tokens=batch.tokens, forwards=1)
+    return TokenizedSamples(samples.ids, masks, samples.cut)
 
 
 def open_reader(model: Model, config: Config, context: Context) -> Reader:
@@ -192,12 +258,28 @@ def _autoencoder(model: Model, config: Config, context: Context) -> Sae | None:
     loaded = sae.load(source, device=model.device, site=None if config.site == "auto" else config.site)
     for message in sae.check_fits(loaded, model):
         context.warn(message)
+    loaded, said = conventions.obey(loaded, model)
+    for message in said:
+        context.warn(message)
     context.sae = loaded.describe() | {"path": config.sae if config.sae != "default" else f"{model.name} (shipped)"}
     return loaded
 
 
 def _counted(found: dict[Site, torch.Tensor], counted: torch.Tensor) -> dict[Site, torch.Tensor]:
     return {site: x[counted.to(x.device)] for site, x in found.items()}
+
+
+def _lengths(masks: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.tensor([len(mask) for mask in masks])
+
+
+def _alike_in_front(counted: Sequence[np.ndarray], size: int) -> list[list[int]]:
+    """The places of samples in which any token counts, together where the same of their first `size` does."""
+    groups: dict[bytes, list[int]] = {}
+    for k, mask in enumerate(counted):
+        if mask.any():
+            groups.setdefault(mask[:size].tobytes(), []).append(k)
+    return list(groups.values())
 
 
 def _alike(masks: Sequence[np.ndarray]) -> int:

@@ -16,11 +16,14 @@ from workbench import organisms
 from workbench.core.cells import label_column
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
+from workbench.core.packed_files import bare_name
 from workbench.core.paths import user_path
+from workbench.core.sample_tables import turns_before
 from workbench.models.prompt_templates import render
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
+    from workbench.sae.conventions import TextFeed
 
 TOPICS = Path(__file__).parent / "material" / "targets"  # in English, as many examples of each topic of the pool
 TOKENS = ("all", "prompt", "response")
@@ -52,9 +55,10 @@ def target_files(entries: Sequence[str], model: str | None = None) -> dict[str, 
                 f"There is no target '{entry}'{nearest(entry, known)}; give a file with examples, or one of "
                 f"{', '.join(shipped)}."
             )
-        if path.stem in found:
-            raise InputError(f"Two targets are called '{path.stem}'; rename a file.")
-        found[path.stem] = path
+        name = Path(bare_name(path)).stem
+        if name in found:
+            raise InputError(f"Two targets are called '{name}'; rename a file.")
+        found[name] = path
     return found
 
 
@@ -103,10 +107,11 @@ def tokenize(
     specials: bool = False,
     template: str = "{prompt} {response}",
     long: str = "cut",
+    feed: TextFeed | None = None,
     check: Callable[[], None] | None = None,
 ) -> TokenizedSamples:
     """Every row as the model reads it, cut to its context. `tokens` says which part counts; special tokens only with
-    `specials`.
+    `specials`; `feed` what an autoencoder expects in front, and which positions it knows.
 
     A row in which no token counts (its part lies beyond the context, or holds special tokens only) has `counted` 0.
     Raises InputError when that is so for every row."""
@@ -116,6 +121,8 @@ def tokenize(
     ids, masks, cut = [], [], 0
     for chunk in table.iter_slices(256):
         for found, inside in _tokens(model, chunk.to_dicts(), tokens, template):
+            if feed is not None:
+                found, inside = feed.apply(found, inside)
             if model.too_long(len(found)):
                 if long == "refuse":
                     raise InputError(
@@ -156,15 +163,17 @@ def _text(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
     """The text of a sample as it is encoded, and where its response starts in it."""
     if not _in_two(row):
         return row["text"], 0
-    text, start = _format(model, row["prompt"], row["response"], template)
+    text, start = _format(model, row, template)
     bos = model.tokenizer.bos_token
     if template == "chat" and bos and model.prepends_bos and text.startswith(bos):  # encode puts it back
         text, start = text[len(bos) :], start - len(bos)
     return text, start
 
 
-def _format(model: Model, prompt: str, response: str, template: str) -> tuple[str, int]:
-    """The text of a sample, and where its response starts in it."""
+def _format(model: Model, row: dict[str, Any], template: str) -> tuple[str, int]:
+    """The text of a sample, and where its response starts in it. A talk of several turns goes into a chat template turn
+    by turn, up to the assistant's last; into another one as one prompt."""
+    prompt, response = row["prompt"], row["response"]
     if template != "chat":
         head, _, tail = template.partition("{response}")
         head = head.replace("{prompt}", prompt)
@@ -174,7 +183,7 @@ def _format(model: Model, prompt: str, response: str, template: str) -> tuple[st
             f"The tokenizer of {model.name} has no chat template; give a template with {{prompt}} and {{response}}."
         )
     text, marked = (
-        render(model, [("user", prompt), ("assistant", said)], answer=False, instead=OTHER_TEMPLATE)
+        render(model, [*turns_before(row), ("assistant", said)], answer=False, instead=OTHER_TEMPLATE)
         for said in (response, MARK)
     )
     before, found, _ = marked.partition(MARK)

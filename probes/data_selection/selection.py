@@ -133,14 +133,21 @@ def selected_table(
     return pl.concat(chosen)
 
 
-def export(out: Path, selected: pl.DataFrame, names: list[str]) -> None:
-    """Write the selected rows of each target as JSONL beside the tables (which hold them as Parquet)."""
-    used: set[str] = set()
+def file_names(names: list[str]) -> dict[str, str]:
+    """What the files of each target are called: its name in letters, digits, hyphens and underscores."""
+    found: dict[str, str] = {}
     for name in names:
-        rows = selected.filter(pl.col("target") == name).iter_rows(named=True)
         safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-        while safe.lower() in used:  # "a b" and "a-b"
+        while safe.lower() in map(str.lower, found.values()):  # "a b" and "a-b"
             safe += "-2"
-        used.add(safe.lower())
+        found[name] = safe
+    return found
+
+
+def export(out: Path, selected: pl.DataFrame, names: Mapping[str, str]) -> None:
+    """Write the selected rows of each target (``names``: target -> name of its files) as JSONL beside the tables (which
+    hold them as Parquet)."""
+    for target, name in names.items():
+        rows = selected.filter(pl.col("target") == target).iter_rows(named=True)
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        write_bytes(out / f"selected-{safe}.jsonl", lines.encode())
+        write_bytes(out / f"selected-{name}.jsonl", lines.encode())

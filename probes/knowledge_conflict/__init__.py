@@ -26,12 +26,13 @@ open-domain QA with retrieved passages.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, ROLES, Config
+from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, NEEDS, ROLES, Config
 from probes.knowledge_conflict.estimate import estimate
 from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
 from probes.knowledge_conflict.items import (
@@ -48,16 +49,18 @@ from probes.knowledge_conflict.items import (
 )
 from workbench import organisms
 from workbench.core.cells import as_label
+from workbench.core.column_names import column_map
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
-from workbench.core.tables import column_map, read_table
+from workbench.core.tables import read_table
+from workbench.models.model_outline import Facts
 from workbench.stats.intervals import wilson
 
 
-def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for conflicts that cannot be read, relations that are not in the file and a neutral text that
-    cannot be read."""
+def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
+    """Raise InputError for conflicts that cannot be read, relations that are not in the file, a neutral text that
+    cannot be read, and a variant that the architecture of the model does not allow."""
     rows = _rows(config, data)
     known = {row.get("relation") for row in rows}
     for relation in config.test_relations:
@@ -68,6 +71,11 @@ def validate(config: Config, data: Path | None) -> None:
             )
     if config.neutral != "auto":
         read_table(config.neutral, required=("text",), what="neutral text")
+    reason = facts.why_not(NEEDS[config.variant]) if facts is not None else None
+    if reason is not None:
+        others = [variant for variant in NEEDS if facts is not None and facts.why_not(NEEDS[variant]) is None]
+        instead = f" Use variant={others[-1]}." if others else ""
+        raise InputError(f"variant={config.variant} cannot be measured: {reason[:1].lower()}{reason[1:]}{instead}")
 
 
 @probe(
@@ -153,6 +161,7 @@ def validate(config: Config, data: Path | None) -> None:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    needs=("tokenizer", "heads_apart"),
     leaves={"pruned_heads*.json": HEAD_MASK},
     head_scores={
         "heads": (
@@ -230,13 +239,13 @@ def _named(data: Path | None) -> str:
     return "The set of real facts that ships" if is_shipped(data) else str(data)
 
 
-def _rows(config: Config, data: Path | None) -> list[dict]:
-    return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)))
+def _rows(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> list[dict]:
+    return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)), tell=tell)
 
 
 def _items(model, config: Config, context: Context) -> tuple[list[Item], dict[str, int]]:
     """Items that can be measured on this model, and how many fell under each of COUNTS."""
-    rows = _rows(config, context.data)
+    rows = _rows(config, context.data, context.read_as)
     chosen = range(len(rows))
     if 0 < config.limit < len(rows):
         chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
@@ -278,6 +287,11 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
     known = {"value": float(right.mean()), "low": low, "high": high, "n": len(right)}
     context.progress(1, 1, "known items")
     if config.keep == "all":
+        if not right.any():
+            context.warn(
+                f"The model knows none of the {len(items)} items (its clean answers never name the truth): there is no "
+                f"memory to be in conflict, so the roles of heads say little."
+            )
         return items, known
     if not right.any():
         raise InputError(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
-from workbench.core.tables import column_map
 
 BIBTEX = """@inproceedings{jin2024cutting,
   title={Cutting Off the Head Ends the Conflict: A Mechanism for Interpreting and Mitigating Knowledge Conflicts in Language Models},
@@ -19,6 +19,13 @@ BIBTEX = """@inproceedings{jin2024cutting,
 }"""  # noqa: E501
 ESSAYS = Path(__file__).parents[1] / "essays.txt"  # plain English, on no subject in particular
 ROLES = {"memory": "context", "context": "memory"}  # heads pruned -> the answer that this is meant to bring
+_READ_OFF = ("final_norm_ends_stream", "logits_unembedded")  # what scores of patched streams rest on
+_REPLAYED = ("heads_apart", "blocks_run_once", *_READ_OFF)
+NEEDS = {
+    "direct": ("heads_apart", "heads_add_up", "stream_adds_up", *_READ_OFF),
+    "direct_mlp": _REPLAYED,
+    "total": _REPLAYED,
+}  # variant -> what must hold of a model (workbench.models.facts) for it to be measured
 FEW = 5  # with fewer items a bootstrap interval says nothing, and none is given
 
 
@@ -40,11 +47,7 @@ class Config:
     keep: str = option(
         "known", "known: only items whose clean prompt the model answers; all: every item", choices=("known", "all")
     )
-    columns: tuple[str, ...] = option(
-        (),
-        "names of the columns in the data file where they differ, as name:name in the file, e.g. "
-        "subject:Subject,answer:Answer",
-    )
+    columns: tuple[str, ...] = columns_option("subject:Subject,answer:Answer", later=False)
     metric: str = option(
         "logprob",
         "what an importance is a change of: the log-probability of the answer, or its raw logit",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from probes.knowledge_conflict.items import COLUMNS, OPTIONAL
+from workbench.core.column_names import column_map
 from workbench.core.tables import read_table
 from workbench.runs.cost import Facts, Plan
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """Generation and patching of the items, and every pruning of the test items."""
-    names = dict(pair.split(":", 1) for pair in config.columns if ":" in pair)
+    names = column_map(config.columns, (*COLUMNS, *OPTIONAL))
     frame = read_table(data, required=("clean_prompt", "conflict_prompt"), columns=names, what="conflicts")
     items = min(config.limit or frame.height, frame.height)
     clean, conflict = (

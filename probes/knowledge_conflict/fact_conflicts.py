@@ -16,14 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
+from probes.knowledge_conflict.config import NEEDS
 from probes.knowledge_conflict.items import answer_tokens
 from workbench import organisms
 from workbench.core.errors import InputError
+from workbench.models.model_outline import Facts
 
 FACTS = Path(__file__).parent / "material" / "facts.jsonl"
 CONFLICTS = FACTS.with_name("fact_conflicts.jsonl")
 SHIPPED = "probes:knowledge_conflict/material/fact_conflicts.jsonl"
 SEED = 0
+ROOM = 12  # tokens of a context that a short run keeps for the answer
+MEASURED = 60  # conflicts that a short run measures where the model need know none
+ENOUGH_ITEMS = 40  # that must fit into its context
 ENOUGH = 10  # answers of one subject only that a relation must have for its distractors to be drawn from them alone
 
 # Each phrasing: what the context asserts, and the prompt that asks for the fact and ends before the answer.
@@ -109,10 +114,26 @@ def own_conflicts(model: str) -> str | None:
     return "workbench:organisms/data/conflicts.jsonl" if organisms.name_of(model) is not None else None
 
 
-def example(model: str) -> dict:
-    """A short run: on a model that may know a part of the facts only, more items are asked."""
+def example(model: Facts) -> dict:
+    """A short run: on a model that may know a part of the facts only, or none, all items are measured. Raises
+    InputError where too few fit into the context."""
     few = {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2}
-    return few if organisms.name_of(model) is not None else few | {"limit": 120}
+    if model.is_organism:
+        return few
+    few |= {"limit": MEASURED, "keep": "all"}
+    if model.why_not(NEEDS["direct"]) is not None and model.why_not(NEEDS["total"]) is None:
+        few["variant"] = "total"
+    rows = [json.loads(line) for line in CONFLICTS.read_text(encoding="utf-8").splitlines()]
+    lengths = model.lengths([row["conflict_prompt"] for row in rows])
+    fit = sum(model.fits(length + ROOM) for length in lengths)
+    if fit == len(rows):
+        return few
+    if fit < ENOUGH_ITEMS:
+        raise InputError(
+            f"The context of {model.name} ({model.context} tokens) holds {fit} of the {len(rows)} conflicts that ship "
+            f"with their answer, too few to measure; give shorter ones with --data."
+        )
+    return few | {"limit": min(len(rows), MEASURED * len(rows) // fit), "long": "skip"}
 
 
 def is_shipped(path: Path | None) -> bool:

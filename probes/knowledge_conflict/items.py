@@ -44,8 +44,11 @@ COUNTS = {
 }
 
 
-def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list[dict]:
-    """The rows of the file, with `answers` as a list of aliases. `columns`: our name → the file's.
+def read_conflicts(
+    path: Path, columns: Mapping[str, str] | None = None, *, tell: Callable[[str], None] | None = None
+) -> list[dict]:
+    """The rows of the file, with `answers` as a list of aliases. `columns`: our name → the file's; `tell` is given what
+    was read as what of a published file (JUICE, comp-mech).
 
     Raises InputError naming file, row (from 1) and field for a column that is missing, a field that is empty, a name
     that does not stand in the prompt it must stand in, a distractor that is one of the answers, and a column split that
@@ -54,15 +57,25 @@ def read_conflicts(path: Path, columns: Mapping[str, str] | None = None) -> list
 
     columns = columns or {}
     labels = (*GROUPS, "split")
-    table = read_table(path, required=TEXT, optional=OPTIONAL, labels=labels, columns=columns, what="conflicts")
+    table = read_table(
+        path,
+        required=TEXT,
+        optional=OPTIONAL,
+        labels=labels,
+        also=("answer",),
+        columns=columns,
+        what="conflicts",
+        tell=tell,
+    )
     if "answer" not in table.columns:
         read_table(path, required=("answer",), columns=columns, what="conflicts")  # says what is there instead
     rows = []
     for number, row in enumerate(table.iter_rows(named=True), 1):
+        row |= {name: row[name].strip() for name in ("subject", "distractor")}
         answers = _aliases(row["answer"], f"{path}, row {number}")
         if not answers:
             raise InputError(f"{path}, row {number}: the field 'answer' is empty.")
-        if row["distractor"].strip().lower() in {answer.lower() for answer in answers}:
+        if row["distractor"].lower() in {answer.lower() for answer in answers}:
             raise InputError(
                 f"{path}, row {number}: the distractor '{row['distractor']}' is one of the answers; give one "
                 f"that is wrong."

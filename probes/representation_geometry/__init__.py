@@ -26,7 +26,7 @@ import polars as pl
 
 from probes.representation_geometry import checkpoints, n_grams
 from probes.representation_geometry.ablation import loss_tables
-from probes.representation_geometry.config import BIBTEX, Config, validate
+from probes.representation_geometry.config import BIBTEX, Config, read_texts, validate
 from probes.representation_geometry.estimate import estimate
 from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
@@ -38,17 +38,24 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
-from workbench.core.tables import read_table
+from workbench.core.sinks import counted_sinks
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
+from workbench.models.model_outline import Facts
 
 WEIGHTS = "weights"  # of a checkpoint's part: the fingerprint of what it was measured on; in no table of the run
 
 
-def example(model: str) -> dict[str, object]:
-    """All layers of a few texts; of the organism at every checkpoint of its training."""
-    course = {"checkpoints": ("organism@*",)} if model == "organism" else {}
-    return {"layers": "all", "limit": 300, "ablate": (4, 16)} | course
+def example(model: Facts) -> dict[str, object]:
+    """All layers of a few texts; of the organism at every checkpoint of its training. A model that is too narrow for
+    the paper's fit is fitted over the ranks that it has."""
+    values: dict[str, object] = {"layers": "all", "limit": 300, "ablate": (4, 16)}
+    if model.name == "organism":
+        values["checkpoints"] = ("organism@*",)
+    last = Config().fit_range[1]
+    if 0 < model.width <= last and not model.is_organism:
+        values["fit_range"] = (max(1, model.width // 8), max(2, 3 * model.width // 4))
+    return values
 
 
 @probe(
@@ -92,6 +99,7 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    needs=("tokenizer",),
     layer_curves={"layers": ("rankme", "alpha")},
     keys={
         "layers": ("checkpoint", "layer"),
@@ -142,13 +150,13 @@ def run(model, config: Config, context: Context) -> Result:
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)
     tables["inputs"] = pl.DataFrame({"row": texts.rows, "ids": ids}, schema={"row": pl.Int64, "ids": pl.List(pl.Int64)})
-    return Result(tables, {}, _summary(tables) | counted_rows(context))
+    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
 
 
 def _texts(model: Model, config: Config, context: Context) -> Texts:
     """The texts that are long enough, cut to `max_length`; at most `limit`. Raises InputError for too few of them, and
     for a `token` beyond one."""
-    frame = read_table(context.data, required=("text",), what="text")
+    frame = read_texts(config, context.data, context.read_as)
     length = min(config.max_length, model.context_length or config.max_length)
     encoded = model.encode_all(frame["text"].to_list())
     those = range(len(encoded))

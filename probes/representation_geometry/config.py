@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from probes.representation_geometry.trajectory import read_task
 from workbench.core.cells import label_column
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.errors import InputError
 from workbench.core.long_rows import long_option
 from workbench.core.registry import option
+from workbench.core.sinks import sinks_option
 from workbench.core.tables import read_table
 from workbench.engine.evaluation import read_choices
 
@@ -42,6 +47,10 @@ class Config:
         "the sample of a sequence: its last token, the mean over its tokens, or a position (negative from the end)",
         choices=("last", "mean"),
     )
+    sinks: str = sinks_option(
+        "the mean (token=mean); a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or config.token == "last",
+    )
     checkpoints: tuple[str, ...] = option(
         (),
         "checkpoints to follow: folders, a folder of step* or checkpoint-* folders, organism or hub names "
@@ -55,6 +64,7 @@ class Config:
     max_length: int = option(512, "longest sequence in tokens; longer texts are cut", low=2)
     min_length: int = option(1, "texts with fewer tokens are left out", low=1)
     long: str = long_option("cut", cut=True)
+    columns: tuple[str, ...] = columns_option("text:content")
     limit: int = option(15000, "sequences to use", low=2)
     draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0, high=100_000)
     curve: bool = option(
@@ -93,6 +103,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        column_map(self.columns, ("text",))
         if not self.fit_range[0] < self.fit_range[1]:
             raise ValueError(f"fit_range must grow, not {self.fit_range[0]},{self.fit_range[1]}.")
         if self.min_length > self.max_length:
@@ -102,9 +113,15 @@ class Config:
             )
 
 
+def read_texts(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
+    """The rows of a text file, with the column that the config names."""
+    names = column_map(config.columns, ("text",))
+    return read_table(data, required=("text",), columns=names, what="text", tell=tell)
+
+
 def validate(config: Config, data: Path | None) -> None:
     """Read the files that the config names: what cannot work is said before a model is loaded."""
-    frame = read_table(data, required=("text",), what="text")
+    frame = read_texts(config, data)
     if config.colour and config.colour not in frame.columns:
         raise InputError(
             f"{data} has no column '{config.colour}' to colour the maps by; it has {', '.join(frame.columns)}."

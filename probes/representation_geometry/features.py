@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from probes.representation_geometry.config import Config
 from workbench.core.context import Context
+from workbench.core.sinks import note_watched
 from workbench.engine.capture import shards
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
+from workbench.models.sinks import parted, positions_for
 from workbench.models.sites import Site
 
 FINAL = Site("final_norm")
@@ -50,13 +53,16 @@ class Checkpoint:
             sites[last] = FINAL
         return {last: sites[last]} if self.config.layers == "last" else sites
 
-    def features(self) -> Iterator[tuple[list[int], dict[Site, torch.Tensor]]]:
-        """(texts, {site: features [m, d]}) shard by shard: the first pass runs the model, later ones read the store."""
+    def features(self, *, counting: bool = False) -> Iterator[tuple[list[int], dict[Site, torch.Tensor]]]:
+        """(texts, {site: features [m, d]}) shard by shard: the first pass runs the model, later ones read the store.
+        `counting`: sinks of the layers that are asked for are counted and warned of."""
         # with resid_post the whole stack is kept: concept-depth, run on the same texts, reads the same entry
         sites = [*(Site("resid_post", layer) for layer in range(self.model.n_layers)), FINAL]
         if self.config.layers == "last" and self.config.final == "norm":
             sites = [FINAL]
         token, context = self.config.token, self.context
+        positions = positions_for(token, watched=self.config.sinks == "leave_out")
+        sinks = {site: np.zeros(len(self.texts.ids), np.int64) for site in self.layers().values()}
         run = Pass(
             edits=context.edits, max_tokens=self.model.tokens_at_once(self.config.max_tokens), check=context.check
         )
@@ -64,10 +70,17 @@ class Checkpoint:
             self.model,
             self.texts.ids,
             sites,
-            positions=token if isinstance(token, str) else [token],
+            positions=positions,
             store=context.store,
             context=context,
             engine=context.engine,
             run=run,
         ):
-            yield rows, {site: x.flatten(1) for site, x in found.items()}
+            features = {}
+            for site, x in found.items():
+                features[site], said = parted(x, positions)
+                if said is not None and site in sinks:
+                    sinks[site][rows] = said.numpy()
+            yield rows, features
+        if counting:
+            note_watched(context, list(sinks.values()), token=token, what="texts")

@@ -70,7 +70,7 @@ def _held(
 ) -> Iterator[tuple[Site, list[spectra.Spectrum]]]:
     """(site, spectra of the first texts in `order`, as many as `sizes` say), from features that are held."""
     held: dict[Site, list] = {site: [None] * len(order) for site in sites}
-    for rows, features in checkpoint.features():
+    for rows, features in checkpoint.features(counting=True):
         for site in sites:
             for row, vector in zip(rows, _finite(features[site], site, checkpoint.model)):
                 held[site][row] = vector
@@ -90,7 +90,7 @@ def _summed(
     for k, (start, end) in enumerate(zip([0, *sizes], sizes)):
         joins_at[order[start:end]] = k
     sums: dict[Site, list[spectra.Moments]] = {}
-    for rows, features in checkpoint.features():
+    for rows, features in checkpoint.features(counting=True):
         for site in sites:
             x = _finite(features[site], site, checkpoint.model)
             if site not in sums:

@@ -33,29 +33,11 @@ from probes.retrieval_heads.head_scores import clusters, head_table, how_many_ar
 from probes.retrieval_heads.needle_grid import NeedleGrid, read_grid, validate
 from probes.retrieval_heads.needles import recall
 from probes.retrieval_heads.shipped import material, own_needles
+from probes.retrieval_heads.short_run import example
 from probes.retrieval_heads.summary import recalled, summary_of_heads, summary_of_masking
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
-from workbench.core.registry import DataSpec, probe
-from workbench.core.tables import read_table
-
-
-def example(model: str) -> dict[str, object]:
-    """A short run: on the aligned organism only as much as the two maps need to be compared; never more needles than
-    ship with a model."""
-    values: dict[str, object] = {
-        "lengths": (128, 256, 384, 480),
-        "depths": (0, 25, 50, 75, 100),
-        "needles": 8,
-        "max_new_tokens": 16,
-        "mask_k": (1, 2, 3, 4, 8),
-    }
-    if model == "organism-chat":
-        values |= {"lengths": (128, 256), "depths": (0, 50, 100), "needles": 4, "mask_k": (1, 2)}
-    own = own_needles(model)
-    if own is not None:
-        values["needles"] = min(values["needles"], read_table(own, required=COLUMNS, what="needles").height)
-    return values
+from workbench.core.registry import HEAD_MASK, DataSpec, probe
 
 
 @probe(
@@ -83,6 +65,8 @@ def example(model: str) -> dict[str, object]:
     estimate=estimate,
     example=example,
     example_models=("organism", "organism-chat"),
+    leaves={"heads_top*.json": HEAD_MASK},
+    needs=("tokenizer", "attention_rows"),
     head_scores={"heads": ("score", "activation_frequency", "span_mass", "is_retrieval")},
     shares=("score", "activation_frequency", "span_mass"),
     keys={
@@ -93,6 +77,7 @@ def example(model: str) -> dict[str, object]:
         "inputs": ("row",),
     },
     version=4,
+    imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
     """Score every head on the needle grid, then mask the best heads against random ones of the same layers.
@@ -123,6 +108,11 @@ def run(model, config: Config, context: Context) -> Result:
         context.warn(
             f"The model answered none of the {len(trials)} trials, so no head has a score; try shorter "
             f"lengths, another template or keep=all."
+        )
+    elif not answered.any():
+        context.warn(
+            f"The model answered none of the {len(trials)} trials: the scores are those of trials that it fails, and "
+            f"say little of retrieval; there is nothing to mask. Try shorter lengths or another template."
         )
     tables = {
         "heads": heads,
@@ -169,7 +159,8 @@ def _masking_test(
     answered: np.ndarray,
 ) -> tuple[dict[str, pl.DataFrame], dict]:
     """Mask the heads that some of the trials choose, by `scores` [trials, layers, H], on others: the tables `masking`
-    and `masked_trials`, and the summary."""
+    and `masked_trials`, and the summary. The heads are left as files."""
+    from probes.retrieval_heads.head_masks import save_masks
     from probes.retrieval_heads.masking import choosing_and_testing, mask, mask_plan, mask_table, spread
 
     choosing, testing = choosing_and_testing(grid.trials, kept, answered, config, context)
@@ -180,7 +171,9 @@ def _masking_test(
     if masked.height:
         groups = clusters(grid.trials, np.isin(np.arange(len(testing)), chosen), config, context)
     tables = {"masking": mask_table(masked, plan, groups, config, context), "masked_trials": masked}
-    return tables, summary_of_masking(masked, groups, config, context)
+    summary = summary_of_masking(masked, groups, config, context)
+    save_masks(model, config, context, plan, masked, summary)
+    return tables, summary
 
 
 def _trial_table(grid: NeedleGrid, responses: Sequence[str], recalls: np.ndarray, kept: np.ndarray) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.registry import option
 
 BIBTEX = """@inproceedings{wu2025retrieval,
@@ -29,6 +30,7 @@ class Config:
         high=1_000_000,
         file=True,
     )
+    columns: tuple[str, ...] = columns_option("answer:real_needle")
     haystack: str = option(
         "default", "text file that the needles are hidden in; 'default' ships with the project", file=True
     )
@@ -99,6 +101,7 @@ class Config:
     max_tokens: int = option(65536, "tokens in one batch of prompts", low=1)
 
     def __post_init__(self) -> None:
+        column_map(self.columns, COLUMNS)
         for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
             if not getattr(self, name):
                 raise ValueError(f"'{name}' is empty; give at least one number, as in --set {name}={example}.")

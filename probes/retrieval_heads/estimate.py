@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.tables import read_table
-from workbench.runs.cost import Facts, Plan
+from workbench.runs.cost import CONTEXT, Facts, Plan
 
 if TYPE_CHECKING:
     from probes.retrieval_heads.config import Config
@@ -17,7 +17,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     rows = read_table(data, what="needles").height if data is not None else 0
     if isinstance(config.needles, int):
         rows = min(rows, config.needles) or config.needles
-    longest = min(50_000, model.context)
+    longest = min(50_000, model.context or CONTEXT)
     lengths = (
         config.lengths
         if config.lengths != "auto"

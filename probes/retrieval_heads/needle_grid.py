@@ -13,9 +13,12 @@ import polars as pl
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
 from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
 from probes.retrieval_heads.shipped import material, own_needles
+from probes.retrieval_heads.short_run import check_model
+from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table, read_text
+from workbench.models.model_outline import Facts
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,12 @@ class NeedleGrid:
         return self.shared[: max(t.shared for t in self.trials)]
 
 
-def validate(config: Config, data: Path | None) -> None:
-    """Raise InputError for needles that do not hold their answer and a haystack that cannot be read."""
+def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
+    """Raise InputError for needles that do not hold their answer, a haystack that cannot be read, and lengths that are
+    known to be beyond the model."""
     source = needle_file(config, data)
     if source is not None:
-        rows = read_table(source, required=COLUMNS, what="needles")
+        rows = read_needles(config, source)
         # a model may ship with more than the project does
         if isinstance(config.needles, int) and source.resolve() != NEEDLES.resolve():
             _first(rows, config.needles, source)
@@ -48,11 +52,18 @@ def validate(config: Config, data: Path | None) -> None:
                 raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
+    check_model(config, facts)
 
 
 def needle_file(config: Config, data: Path | None) -> Path | None:
     """The file that the needles come from."""
     return Path(config.needles) if isinstance(config.needles, str) and config.needles != "default" else data
+
+
+def read_needles(config: Config, source: Path, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
+    """The rows of a needle file, with the columns that the config names."""
+    names = column_map(config.columns, COLUMNS)
+    return read_table(source, required=COLUMNS, columns=names, what="needles", tell=tell)
 
 
 def read_grid(model, config: Config, context: Context) -> NeedleGrid:
@@ -78,7 +89,7 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
 def _needles(model, config: Config, context: Context, after: str) -> list[Needle]:
     """The needles that are used, encoded; `after`: the template from the context on."""
     source = needle_file(config, context.data)
-    rows = read_table(source, required=COLUMNS, what="needles")
+    rows = read_needles(config, source, context.read_as)
     if again := rows.height - rows.unique(COLUMNS).height:
         context.warn(
             f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of "

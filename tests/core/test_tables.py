@@ -7,8 +7,9 @@ import json
 import polars as pl
 import pytest
 
+from workbench.core.column_names import column_map
 from workbench.core.errors import InputError
-from workbench.core.tables import column_map, fingerprint_file, read_table, read_text
+from workbench.core.tables import fingerprint_file, read_table, read_text
 
 ROWS = [
     {"needle": 'The key is, as said, "red".', "answer": "red"},

@@ -21,8 +21,8 @@ from workbench.core import registry
 from workbench.core.config import describe
 from workbench.core.files import write_json
 from workbench.core.parquet import read_parquet, write_parquet
+from workbench.runs import demo, job_files
 from workbench.runs import execution as runs
-from workbench.runs import job_files
 from workbench.runs import queue as jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -305,7 +305,7 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
         [64, 128],
         "queued",
     )
-    assert job.config["max_new_tokens"] == registry.get("retrieval-heads").example("circuit-copy")["max_new_tokens"]
+    assert job.config["max_new_tokens"] == demo.settings(registry.get(job.probe), "circuit-copy")["max_new_tokens"]
     assert "waiting, number 1" in words(at)
     import os
 

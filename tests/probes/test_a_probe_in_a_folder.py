@@ -61,7 +61,7 @@ def read(data: Path, most: int) -> list[str]:
     figures="probes.last_token.figures:figures",
     figures_of_several="probes.last_token.figures:of_several",
     estimate=estimate,
-    example=lambda model: {"most": 3 if model == "circuit-copy" else 2},
+    example=lambda model: {"most": 3 if model.name == "circuit-copy" else 2},
     leaves={"off-*.json": HEAD_MASK},
     head_scores={"look": ("to_first",)},
     shares=("to_first",),

@@ -12,8 +12,8 @@ import pytest
 
 from probes import branching_factor
 from probes.concept_depth.chosen_sets import read_sets
-from probes.concept_depth.concept_sets import split
 from probes.concept_depth.config import Config
+from probes.concept_depth.set_splits import split
 from probes.data_selection.samples import TOPICS, target_files
 from workbench import figures, organisms
 from workbench.core import registry
@@ -22,8 +22,9 @@ from workbench.core.files import canonical
 from workbench.core.tables import read_table
 from workbench.figures.export import caption
 from workbench.models.loading import load
+from workbench.models.model_outline import outline
+from workbench.runs import demo, preparation
 from workbench.runs import execution as runs
-from workbench.runs import preparation
 from workbench.runs.folder import Run
 
 OWN = {
@@ -110,7 +111,7 @@ def identifier(probe: str, model: str, config: dict) -> str:
 
 def test_the_runs_of_organisms_and_circuits_keep_their_ids():
     assert {key: identifier(*key, {}) for key in IDS} == IDS
-    found = {probe: identifier(probe, "organism", registry.get(probe).example("organism")) for probe in EXAMPLES}
+    found = {probe: identifier(probe, "organism", demo.settings(registry.get(probe), "organism")) for probe in EXAMPLES}
     assert found == EXAMPLES
 
 
@@ -130,7 +131,9 @@ def test_the_first_english_prompts_hold_as_many_of_each_kind(tiny):
 
 
 def test_branching_factor_of_any_model_reads_english_prompts(tiny):
-    run = on_english(tiny, "branching-factor", **branching_factor.example("gpt2") | {"samples": 3, "max_new_tokens": 4})
+    run = on_english(
+        tiny, "branching-factor", **branching_factor.example(outline("gpt2")) | {"samples": 3, "max_new_tokens": 4}
+    )
     texts = read_table(runs.prepare("branching-factor").data, required=("prompt",), what="prompts")["prompt"]
     assert run.table("prompts")["text"].to_list() == texts[:10].to_list()
 
@@ -179,7 +182,7 @@ SETS = ["animal", "capitals", "facts", "larger", "negation", "plural", "sentimen
 
 
 def test_concept_depth_of_any_model_reads_the_english_sets(tiny):
-    short = registry.get("concept-depth").example("gpt2") | {"limit": 20, "shuffles": 1, "noise": False}
+    short = demo.settings(registry.get("concept-depth"), "gpt2") | {"limit": 20, "shuffles": 1, "noise": False}
     run = on_english(tiny, "concept-depth", **short)
     assert run.table("depth")["dataset"].sort().to_list() == SETS
     assert run.table("sets").filter(dataset="facts").select("difficulty", "class0", "class1").rows() == [(3, "0", "1")]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from workbench import organisms
 from workbench.core import config as configs
 from workbench.core import registry
-from workbench.runs import cost
+from workbench.runs import cost, demo
 from workbench.runs import execution as runs
 
 
@@ -96,7 +96,7 @@ MORE = {
 
 @pytest.mark.parametrize("name", sorted(MORE))
 def test_every_probe_has_a_plan_of_its_example_and_asking_for_more_costs_more(name):
-    example = registry.get(name).example("organism")
+    example = demo.settings(registry.get(name), "organism")
     small, _ = plan(name, "organism", example)
     assert small.prompts > 0 and small.tokens > small.prompts
     other, _ = plan(name, "organism", {**example, **MORE[name]})

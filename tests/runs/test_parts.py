@@ -11,6 +11,7 @@ import pytest
 
 from workbench.core.context import Context
 from workbench.core.errors import WorkbenchError
+from workbench.core.sinks import count_sinks, counted_sinks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import tiny_probes  # noqa: E402
@@ -50,6 +51,7 @@ def test_a_damaged_part_is_named_and_computed_again(tmp_path, damage):
 def test_a_part_that_is_loaded_brings_its_counts_and_warnings_along(tmp_path):
     def compute():
         context.count(prompts=2, tokens=30, forwards=1)
+        count_sinks(context, left_out=4, texts=2)
         context.warn("one prompt was cut")
         return {"x": np.arange(2)}
 
@@ -61,6 +63,7 @@ def test_a_part_that_is_loaded_brings_its_counts_and_warnings_along(tmp_path):
     context.part("p", lambda: pytest.fail("a good part was computed again"))
     assert context.warnings == ["one prompt was cut"] and context.counters["tokens"] == 30
     assert (context.counters["prompts"], context.counters["forwards"]) == (2, 1)
+    assert counted_sinks(context) == counted_sinks(first) == {"sinks_left_out": 4, "texts_with_sinks": 2}
     assert first.warnings == ["said before", "one prompt was cut"] and first.counters["tokens"] == 35
 
 

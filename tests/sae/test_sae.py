@@ -181,7 +181,7 @@ def test_a_sparsify_checkpoint_follows_the_formula_of_its_own_code(tmp_path, act
     torch.testing.assert_close(made.decode(rows), expected @ weights["W_dec"] + weights["b_dec"], atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("key", ["signed", "transcode", "skip_connection"])
+@pytest.mark.parametrize("key", ["signed", "skip_connection"])
 def test_sparsify_variants_that_mean_something_else_are_refused(tmp_path, key):
     folder = tmp_path / "layers.3"
     folder.mkdir()

@@ -40,7 +40,7 @@ def test_every_counted_token_is_fed_once_per_epoch_and_skipping_is_the_same_as_g
     monkeypatch.setattr(train_sae, "BLOCK_BYTES", 64 * 4 * 600)
     recipe = short(batch=16)
     feed = Feed(model, ids, recipe)
-    assert len(feed.blocks) > 2
+    assert len(feed.blocks) > 2 and sorted(sum(feed.blocks, [])) == list(range(len(ids))), "every text is in one block"
     steps = sum(feed.steps)
     taken = feed.batches()
     epoch = [next(taken) for _ in range(steps)]

@@ -702,7 +702,8 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
         w = np.sort(rng.gamma(0.4, 1.0, features))[::-1]
         order = np.random.default_rng(t).permutation(4096)[:features]
         weights += [
-            {"target": target, "feature": int(f), "weight": float(v), "density": 0.02} for f, v in zip(order, w)
+            {"target": target, "feature": int(f), "weight": float(v), "density": 0.02, "explanation": f"what {f} is"}
+            for f, v in zip(order, w)
         ]
         for m, method in enumerate(methods):
             for ratio in (0.01, 0.05, 0.1):

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli.app import Json, app, path_of
 from workbench.cli.show import print_columns, print_json, say, say_data, summary_lines
-from workbench.core.wording import cut, significant
+from workbench.core.wording import cut, origin, significant
 
 
 @app.command()
@@ -42,6 +42,8 @@ def probes(
         say(f"table {table}: {', '.join(columns)}")
     for pattern, what in item.leaves.items():
         say(f"file {pattern}: {what}")
+    for what in item.imports:
+        say(f"imports {what}")
     print()
     rows = []
     for key in config.describe(item.config):
@@ -53,6 +55,7 @@ def probes(
 
 def _describe(name: str) -> dict:
     from workbench.core import config, registry
+    from workbench.models.model_outline import outline
 
     problem = registry.problem(name)
     if problem is not None:
@@ -77,7 +80,8 @@ def _describe(name: str) -> dict:
             "optional": data.optional,
         },
         "leaves": dict(item.leaves),
-        "demo": dict(item.example("organism")) if item.example is not None else {},
+        "imports": list(item.imports),
+        "demo": dict(item.example(outline("organism"))) if item.example is not None else {},
         "bibtex": item.bibtex,
     }
 
@@ -196,12 +200,15 @@ def _lines_of(run, status: str, summary: dict, tables: dict) -> Iterator[str]:
     from workbench.core.config import format_value
 
     yield f"{run.id}: {status}"
+    if imported := origin(run.info):
+        yield f"  imported from: {imported}"
     model = ", ".join(str(run.of("model", key, default="-")) for key in ("architecture", "dtype", "device"))
     yield f"  model: {run.of('model', 'name', default='-')} ({model})"
     if run.of("data"):
         there = run.of("data", "rows_in_file")
-        where = run.of("data", "path") or run.of("data", "name", default="-")
+        where = run.of("data", "address") or run.of("data", "path") or run.of("data", "name", default="-")
         yield f"  data: {where} ({run.of('data', 'rows', default='-')}{f' of {there}' if there else ''} rows)"
+    yield from (f"  read as: {line}" for line in run.of("data", "read_as", default=[]))
     config = [f"{key}={format_value(value)}" for key, value in run.of("config", default={}).items()]
     yield f"  config: {', '.join(config)}"
     yield (

@@ -23,7 +23,7 @@ def run(
         typer.Option(
             parser=path_of("data file"),
             metavar="PATH",
-            help="Data file of the probe; each has one that ships with the project.",
+            help="Data file of the probe, or hf://datasets/OWNER/NAME/PATH; each has one that ships with the project.",
         ),
     ] = None,
     set: Annotated[

@@ -51,6 +51,9 @@ def train_sae(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     sparsity: Annotated[float, typer.Option(help="Weight of the sparsity loss (jumprelu, standard, gated).")] = 1.0,
     context: Annotated[int, typer.Option(min=2, help="Longer texts are cut into windows of this many tokens.")] = 512,
+    sinks: Annotated[
+        str, typer.Option(help="Tokens of massive activation, as the first of a text: leave_out or keep.")
+    ] = "leave_out",
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and held-out texts.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
@@ -65,9 +68,12 @@ def train_sae(
 ) -> None:
     """Train a sparse autoencoder on a model's activations, and report how faithful it is."""
     from workbench.core.sample_tables import read_samples, texts
+    from workbench.core.sinks import SINKS
 
     found = texts(read_samples(data, what="text"))
     amount = count(tokens)
+    if sinks not in SINKS:
+        raise typer.BadParameter(f"sinks is '{sinks}'; choose {' or '.join(SINKS)}.")
     from workbench.models.loading import load
     from workbench.models.model import DTYPES
     from workbench.sae.train import SaeRecipe, train, windows
@@ -86,6 +92,7 @@ def train_sae(
         sparsity=sparsity,
         context=context,
         seed=seed,
+        sinks=sinks,
     )
     kept = None
     if store:
@@ -120,6 +127,11 @@ def train_sae(
             f"that never fire {result['dead_fraction']:.1%}"
         )
         say(f"({result['tokens']:,} tokens of {result['texts']} held-out windows of text).")
+        if result["sinks_left_out"]:
+            say(
+                f"Left out as sinks (massive activations): {result['sinks_left_out']:,} tokens of "
+                f"{result['texts_with_sinks']} of these windows, {result['sinks_left_out_training']:,} of the training."
+            )
         if result["k"] is None and architecture == "batchtopk" and not k / 1.5 <= result["l0"] <= k * 1.5:
             say(
                 f"The threshold of the batchtopk autoencoder has not settled: {result['l0']:.1f} features are "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     file: bool = False,
-    later: bool = False,
+    later: bool | Callable[[Any], bool] = False,
 ) -> Any:
     """One field of a config.
 
@@ -37,7 +37,8 @@ def option(
     choice is a string). ``low``/``high``: inclusive range of numbers; one without ``high`` ends at a thousand million,
     so declare it where memory grows with the number. ``file``: the value may name a file or folder, whose *content*
     then goes into the identity of a run. ``later``: the key was added to a probe that had runs already; at its default
-    it is no part of the identity, so that these keep their ids. Lists as defaults become tuples.
+    it is no part of the identity, so that these keep their ids. Where the default changed their numbers, a function of
+    the config says whether its numbers are still those of such a run. Lists as defaults become tuples.
     """
     if not help:
         raise TypeError("a config field needs a help text: option(default, 'what it does')")

@@ -54,6 +54,7 @@ class Context:
     )
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     warnings: list[str] = field(default_factory=list)
+    readings: list[str] = field(default_factory=list)  # of data files in a published format: what was read as what
     parts_loaded: int = 0
     parts_computed: int = 0
     seconds_saved: float = 0.0  # what the parts that were loaded had taken to compute
@@ -86,6 +87,11 @@ class Context:
         if message not in self.warnings:
             self.warnings.append(message)
 
+    def read_as(self, message: str) -> None:
+        """Record in run.json, once, which columns of a data file were read as which."""
+        if message not in self.readings:
+            self.readings.append(message)
+
     def count(self, *, prompts: int = 0, tokens: int = 0, forwards: int = 0, cache_hits: int = 0) -> None:
         """Add to the counters of run.json."""
         for name, more in zip(_COUNTERS, (prompts, tokens, forwards, cache_hits)):
@@ -104,7 +110,8 @@ class Context:
             loaded = _read_part(path)
             if loaded is not None:
                 values, facts = loaded
-                self.count(**facts["counters"])
+                for counter, more in facts["counters"].items():
+                    self.counters[counter] = self.counters.get(counter, 0) + int(more)
                 for message in facts["warnings"]:
                     self.warn(message)
                 self.seconds_saved += facts["seconds"]
@@ -115,7 +122,7 @@ class Context:
         values = dict(compute())
         facts = {
             "seconds": time.perf_counter() - start,
-            "counters": {key: self.counters[key] - counters[key] for key in _COUNTERS},
+            "counters": {key: value - counters.get(key, 0) for key, value in self.counters.items()},
             "warnings": self.warnings[warned:],
             "order": list(values),
         }

@@ -90,8 +90,9 @@ class Probe:
     figures: str | None = None
     figures_of_several: str | None = None
     estimate: Callable[[Any, Path | None, Any], Any] | None = None
-    example: Callable[[str], Mapping[str, Any]] | None = None
+    example: Callable[[Any], Mapping[str, Any]] | None = None
     example_models: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     leaves: Mapping[str, str] = field(default_factory=dict)
     head_scores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shares: tuple[str, ...] = ()
@@ -100,12 +101,15 @@ class Probe:
     title: str = ""
     version: int = 1
     material: Callable[[Any, str], Mapping[str, Any]] | None = None
+    imports: Mapping[str, str] = field(default_factory=dict)
 
-    def check(self, config: Any, data: Path | None, model: str | None = None) -> None:
-        """What the probe's `validate` says; of the model too, where it asks for its name."""
+    def check(self, config: Any, data: Path | None, model: str | None = None, facts: Any = None) -> None:
+        """What the probe's `validate` says; of the model too, where it asks for its name or for what is known of
+        it."""
         if self.validate is not None:
-            more = {"model": model} if "model" in inspect.signature(self.validate).parameters else {}
-            self.validate(config, data, **more)
+            asked = inspect.signature(self.validate).parameters
+            about = {"model": model, "facts": facts}
+            self.validate(config, data, **{name: value for name, value in about.items() if name in asked})
 
 
 _registered: dict[str, Probe] = {}
@@ -122,8 +126,9 @@ def probe(
     figures: str | None = None,
     figures_of_several: str | None = None,
     estimate: Callable[[Any, Path | None, Any], Any] | None = None,
-    example: Callable[[str], Mapping[str, Any]] | None = None,
+    example: Callable[[Any], Mapping[str, Any]] | None = None,
     example_models: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
     leaves: Mapping[str, str] | None = None,
     head_scores: Mapping[str, tuple[str, ...]] | None = None,
     shares: tuple[str, ...] = (),
@@ -132,13 +137,17 @@ def probe(
     title: str = "",
     version: int = 1,
     material: Callable[[Any, str], Mapping[str, Any]] | None = None,
+    imports: Mapping[str, str] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is
     unchanged.
 
     ``summary``: one sentence. ``tables``: table -> columns that it always has (it may have more). ``validate(config,
     data_path)``: raises InputError before any model is loaded; one with a parameter ``model`` is also given its name,
-    or None where it is not known yet. ``version``: raise it when the numbers change, so that
+    or None where it is not known yet, one with a parameter ``facts`` what is known of the model from its files
+    (:class:`workbench.models.model_outline.Facts`), or None. ``needs``: what a model must have for the probe to run on
+    it at all, ``"tokenizer"`` or names of :class:`workbench.models.facts.ModelFacts`; a model that lacks it by its
+    files is refused before it is loaded. ``version``: raise it when the numbers change, so that
     old runs are not taken for new ones. ``material(config, model name)``: what the numbers depend on besides config and
     data file, for example a text that ships with the project, by name: paths, which count by their content, or plain
     values. It goes into the identity of a run and into run.json.
@@ -147,8 +156,9 @@ def probe(
 
     ``figures``: ``"module:function"`` giving ``{name: Figure}`` of a run. ``figures_of_several``: ``"module:function"``
     giving one Figure of a list of runs. ``estimate(config, data path, Facts)``: the Plan of a run, see
-    :mod:`workbench.runs.cost`; None where nothing is known. ``example(model name)``: config values of a short run on
-    that model. ``example_models``: the models on which ``workbench demo`` makes one.
+    :mod:`workbench.runs.cost`; None where nothing is known. ``example(Facts)``: config values of a short run that
+    completes on that model; raises InputError, with the reason, where there are none. ``example_models``: the models on
+    which ``workbench demo`` makes one.
 
     ``keys``: table -> columns that identify a row (for ``compare``; what stands left of the first measured number where
     absent). ``head_scores``: table with one row per ``layer`` and ``head`` -> columns that say something about a head;
@@ -156,7 +166,8 @@ def probe(
     them that are shares or frequencies, drawn on the whole scale from 0 to 1. ``layer_curves``: table with rows per
     ``layer`` -> columns that are a course over the layers, the interval as above. ``leaves``: pattern of a file's name
     -> what it is, for files that a run leaves in its folder beside the usual ones; ``HEAD_MASK`` for one that
-    ``--edit`` reads.
+    ``--edit`` reads. ``imports``: what a file with results of others is called, in a few words -> ``"module:function"``
+    that reads it, see :mod:`workbench.runs.imported`.
     """
 
     def decorate(run: Callable) -> Callable:
@@ -191,6 +202,7 @@ def probe(
                 estimate=estimate,
                 example=example,
                 example_models=tuple(example_models),
+                needs=tuple(needs),
                 leaves=dict(leaves or {}),
                 head_scores=_columns(head_scores),
                 shares=tuple(shares),
@@ -199,6 +211,7 @@ def probe(
                 title=title or name.replace("-", " ").capitalize(),
                 version=version,
                 material=material,
+                imports=dict(imports or {}),
             )
         )
         return run

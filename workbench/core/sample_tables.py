@@ -1,33 +1,70 @@
-"""Tables of samples that a model is trained or scored on: a column `text`, or `prompt` and `response`."""
+"""Tables of samples that a model is trained or scored on: a column `text`, or `prompt` and `response`, with `messages`
+where the file holds talks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError
-from workbench.core.tables import read_table
+from workbench.core.nearest_name import nearest
+from workbench.core.published_formats import can_give
+from workbench.core.tables import asked, existing, open_table
 
 if TYPE_CHECKING:
     import polars as pl
 
+SAMPLE_COLUMNS = ("text", "prompt", "response", "messages")
+_BOTH = ("prompt", "response")
 
-def read_samples(path: Path, *, what: str, tokens: str = "all") -> pl.DataFrame:
-    """The rows of a file with `prompt` and `response`, or else `text`; none of them may be empty.
+
+def read_samples(
+    path: Path,
+    *,
+    what: str,
+    tokens: str = "all",
+    columns: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> pl.DataFrame:
+    """The rows of a file with `prompt` and `response`, or else `text`; none of them may be empty. Further columns stay.
+
+    Published formats are read into these (:mod:`workbench.core.published_formats`). A column `messages` holds the whole
+    talk as {role, content}: of a file of talks, `response` is the assistant's last turn and `prompt` all before it.
+    ``columns``, ``tell``: as of :func:`workbench.core.tables.read_table`.
 
     Raises InputError naming file, row and field, also when `tokens` asks for a part that a text does not have."""
-    table = read_table(path, what=what)
-    if {"prompt", "response"} <= set(table.columns):
-        return read_table(path, required=("prompt", "response"), what=what)
-    if tokens != "all":
+    path = existing(path, what=what)
+    table = open_table(path, columns=columns, what=what)
+    chosen = columns or {}
+    if set(_BOTH) <= set(table.columns) or ("text" not in table.columns and can_give(table.columns, _BOTH)):
+        table = asked(table, path, required=_BOTH, chosen=chosen, tell=tell)
+    elif tokens != "all":
+        if not can_give(table.columns, _BOTH):
+            raise InputError(
+                f"{path} needs the columns 'prompt' and 'response' for tokens={tokens}; it has "
+                f"{', '.join(table.columns)}."
+            )
+        table = asked(table, path, required=_BOTH, chosen=chosen, tell=tell)
+    elif "text" in table.columns or can_give(table.columns, ("text",)):
+        table = asked(table, path, required=("text",), chosen=chosen, tell=tell)
+    else:
+        close = next(filter(None, (nearest(name, table.columns) for name in ("text", *_BOTH))), "")
         raise InputError(
-            f"{path} needs the columns 'prompt' and 'response' for tokens={tokens}; it has {', '.join(table.columns)}."
+            f"{path} needs a column 'text', or 'prompt' and 'response'{close}; it has {', '.join(table.columns)}."
         )
-    if "text" not in table.columns:
-        raise InputError(
-            f"{path} needs a column 'text', or 'prompt' and 'response'; it has {', '.join(table.columns)}."
-        )
-    return read_table(path, required=("text",), what=what)
+    return table
+
+
+def turns_before(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is said before the response of a row of :func:`read_samples`, as (role, text): the turns of its talk up to
+    the assistant's last, where that is the response; else the prompt as the user's turn."""
+    talk = row.get("messages")
+    if isinstance(talk, list) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in talk):
+        last = max((number for number, turn in enumerate(talk) if turn["role"] == "assistant"), default=0)
+        if last and talk[last]["content"] == row["response"]:
+            return [(turn["role"], turn["content"]) for turn in talk[:last]]
+    return [("user", row["prompt"])]
 
 
 def texts(table: pl.DataFrame, tokens: str = "all") -> list[str]:

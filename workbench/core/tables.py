@@ -3,29 +3,26 @@ field."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workbench.core.cells import cell_text, infinite, label_column, text_column
+from workbench.core.cells import label_column, text_column
+from workbench.core.column_names import rename
 from workbench.core.errors import InputError
-from workbench.core.files import digest_path, read_plain
-from workbench.core.json_text import parse_json
+from workbench.core.files import digest_path
 from workbench.core.nearest_name import nearest
-from workbench.core.parquet import read_parquet
+from workbench.core.packed_files import read_unpacked
 from workbench.core.paths import is_there, user_path
+from workbench.core.published_formats import fit
+from workbench.core.table_files import FORMATS, decoded, read_rows
 from workbench.core.wording import cut
 
 if TYPE_CHECKING:
     import polars as pl
 
-_EXACT = 2**53  # beyond it a float does not hold every whole number
-FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+__all__ = ["FORMATS", "asked", "existing", "fingerprint_file", "open_table", "read_table", "read_text"]
 
 
 def read_table(
@@ -34,31 +31,58 @@ def read_table(
     required: Sequence[str] = (),
     optional: Sequence[str] = (),
     labels: Sequence[str] = (),
+    also: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     what: str = "data",
+    tell: Callable[[str], None] | None = None,
 ) -> pl.DataFrame:
     """The rows of a file, as a polars DataFrame of at least one row.
 
     ``required`` columns must exist and be filled in every row; they and the ``optional`` ones come back as text, the
     ``labels`` (of either kind, or columns that need not be there) as labels: the same in every format, see
-    :mod:`workbench.core.cells`. NaN is null. Other columns keep what the file says (csv and tsv: text). ``columns``
-    maps the name asked for to the name in the file. A txt file is one row per non-empty line, in the first required
-    column (else ``text``). ``what`` is the word used for the file in errors ("needles"). Rows are counted from 1,
-    without the header. Raises InputError naming the file and, where there is one, the row and the field.
+    :mod:`workbench.core.cells`. ``also``: columns that are asked for and come back as they are. NaN is null. Other
+    columns keep what the file says (csv and tsv: text). ``columns`` maps the name asked for to the name in the file.
+    Where a required column is not there, it is taken from a published format that the file has, and ``tell`` is given
+    a sentence that says so (:mod:`workbench.core.published_formats`). Rows of nothing but a text (txt, a JSON list of
+    texts) go into the first required column (else ``text``). ``what`` is the word used for the file in errors
+    ("needles"). Rows are counted from 1, without the header. Raises InputError naming the file and, where there is one,
+    the row and the field.
     """
     path = existing(path, what=what)
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise InputError(f"{path}: the {what} file must be one of {', '.join(FORMATS)}, not '{suffix or path.name}'.")
-    if suffix == ".parquet":
-        frame = read_parquet(path)
-    else:
-        text = read_text(path, what=what)
-        name = (columns or {}).get(required[0], required[0]) if required else "text"
-        frame = _parse(text, suffix, path, what, name)
+    name = (columns or {}).get(required[0], required[0]) if required else "text"
+    frame = open_table(path, columns=columns, what=what, text_column=name)
+    return asked(
+        frame, path, required=required, optional=optional, labels=labels, also=also, chosen=columns or {}, tell=tell
+    )
+
+
+def open_table(
+    path: Path, *, columns: Mapping[str, str] | None = None, what: str = "data", text_column: str = "text"
+) -> pl.DataFrame:
+    """The rows of a file that is there, with nothing asked of them but the names in ``columns``."""
+    frame = read_rows(path, what=what, text_column=text_column)
     if not frame.height:
         raise InputError(f"{path} has no rows; the {what} file needs at least one.")
-    frame = _rename(frame, columns or {}, path)
+    return rename(frame, columns or {}, path)
+
+
+def asked(
+    frame: pl.DataFrame,
+    path: Path,
+    *,
+    required: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    also: Sequence[str] = (),
+    chosen: Collection[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> pl.DataFrame:
+    """The rows of an open file with the columns that are asked for, as :func:`read_table` says. ``chosen``: columns
+    that the user has named, which no published format replaces."""
+    more = [name for name in dict.fromkeys([*optional, *labels, *also]) if name not in required]
+    frame, said = fit(frame, path, required=required, optional=more, chosen=chosen)
+    if said and tell is not None:
+        tell(f"{path.name}: {said}")
     for column in required:
         if column not in frame.columns:
             raise InputError(
@@ -76,18 +100,10 @@ def read_table(
 
 
 def read_text(path: str | Path, *, what: str = "text") -> str:
-    """The whole text of a UTF-8 file (a byte-order mark is dropped); InputError for an empty or otherwise encoded
-    file."""
+    """The whole text of a UTF-8 file (a byte-order mark is dropped), unpacked where it is packed; InputError for an
+    empty or otherwise encoded file."""
     path = existing(path, what=what)
-    raw = read_plain(path)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8.") from None
-    if not text.strip():
-        raise InputError(f"{path} is empty; the {what} file needs some text.")
-    return text
+    return decoded(read_unpacked(path), path, what=what)
 
 
 def existing(path: str | Path, *, what: str = "data") -> Path:
@@ -117,115 +133,3 @@ def _near(path: Path) -> str:
 def fingerprint_file(path: str | Path) -> str:
     """SHA-256, in hex, of the content of a file (or of all the files below a folder)."""
     return digest_path(Path(path))
-
-
-def _parse(text: str, suffix: str, path: Path, what: str, text_column: str) -> pl.DataFrame:
-    import polars as pl
-
-    if suffix == ".txt":
-        return pl.DataFrame({text_column: [line.rstrip("\r") for line in text.split("\n") if line.strip()]})
-    if suffix in (".csv", ".tsv"):
-        return _delimited(text, "," if suffix == ".csv" else "\t", path)
-    if suffix == ".json":
-        rows = parse_json(text, str(path))
-        if not isinstance(rows, list):
-            raise InputError(f"{path}: the {what} file must be a JSON list of objects, one per row.")
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                rows.append(parse_json(line, str(path), line=number))
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, row {number}: a JSON object is needed, not {type(row).__name__}.")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        return pl.DataFrame([_series(name, [row.get(name) for row in rows], path) for name in names])
-    except UnicodeEncodeError:
-        for number, row in enumerate(rows, 1):
-            for name, value in row.items():
-                if any("\ud800" <= letter <= "\udfff" for letter in json.dumps([name, value], ensure_ascii=False)):
-                    raise InputError(
-                        f"{path}, row {number}: the field '{name}' has half a character (an unpaired "
-                        f"surrogate), which is no text; repair it."
-                    ) from None
-        raise
-
-
-def _delimited(text: str, delimiter: str, path: Path) -> pl.DataFrame:
-    """Every cell as text; an empty cell is null. Strict: a row of another width is an error, not a guess."""
-    import polars as pl
-
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {error}.") from None
-    finally:
-        csv.field_size_limit(before)
-    header, body = [name.strip() for name in rows[0]], [row for row in rows[1:] if row]
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{path}: the column '{twice}' is there twice.")
-    for number, row in enumerate(body, 1):
-        if len(row) != len(header):
-            raise InputError(f"{path}, row {number}: {len(row)} fields, where the header has {len(header)}.")
-    return pl.DataFrame(
-        [pl.Series(name, [row[index] or None for row in body], dtype=pl.String) for index, name in enumerate(header)]
-    )
-
-
-def _series(name: str, values: list[Any], path: Path) -> pl.Series:
-    """A column of JSON values; one of mixed kinds becomes text."""
-    import polars as pl
-
-    kinds = {type(value) for value in values if value is not None}
-    try:
-        if len(kinds) > 1 and kinds != {int, float}:  # polars would take true for 1
-            raise TypeError
-        if kinds == {int, float} and any(type(value) is int and abs(value) > _EXACT for value in values):
-            raise TypeError  # the whole numbers would be rounded
-        series = pl.Series(name, values, strict=kinds != {int, float})
-        if (
-            kinds & {dict, list} and series.to_list() != values
-        ):  # polars takes the keys of the first rows for those of all
-            raise TypeError
-        return series
-    except (TypeError, OverflowError, RecursionError, pl.exceptions.PolarsError):
-        return pl.Series(name, [_word(value, path, row, name) for row, value in enumerate(values, 1)], dtype=pl.String)
-
-
-def _word(value: Any, path: Path, row: int, field: str) -> str | None:
-    """A value of a column of mixed kinds."""
-    try:
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else cell_text(value)
-    except OverflowError:
-        raise InputError(infinite(str(path), row, field)) from None
-    except RecursionError:
-        raise InputError(f"{path}, row {row}: the field '{field}' is nested too deeply to be read.") from None
-
-
-def _rename(frame: pl.DataFrame, columns: Mapping[str, str], path: Path) -> pl.DataFrame:
-    wanted = {there: name for name, there in columns.items() if there != name}
-    for there in wanted:
-        if there not in frame.columns:
-            raise InputError(
-                f"{path} has no column '{there}'{nearest(there, frame.columns)}; it has {', '.join(frame.columns)}."
-            )
-    clash = [name for name in wanted.values() if name in frame.columns and name not in wanted]
-    return frame.drop(clash).rename(wanted)
-
-
-def column_map(pairs: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """``("subject:entity", ...)`` of a config -> ``{"subject": "entity"}`` for ``read_table(columns=...)``."""
-    mapping = {}
-    for pair in pairs:
-        name, colon, there = pair.partition(":")
-        if not colon or not there:
-            raise InputError(f"Columns are given as name:column_in_the_file, not '{pair}'.")
-        if name not in known:
-            raise InputError(
-                f"There is no column '{name}'{nearest(name, known)} to rename; there are {', '.join(known)}."
-            )
-        mapping[name] = there
-    return mapping

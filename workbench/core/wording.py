@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.core.errors import InputError
@@ -57,6 +57,15 @@ def quantity(entry: Any, write: Callable[[Any], str] = number) -> str:
     if entry.get("low") is not None and entry.get("high") is not None:
         text += f" [{write(entry['low'])}, {write(entry['high'])}]"
     return text + (f", n = {write(entry['n'])}" if entry.get("n") is not None else "")
+
+
+def origin(info: Mapping[str, Any]) -> str:
+    """``FILE (SOURCE, licence LICENCE)`` of a run that was imported, by its run.json; nothing for any other."""
+    about = info.get("imported")
+    if not isinstance(about, Mapping):
+        return ""
+    more = [about.get("source"), f"licence {about['licence']}" if about.get("licence") else "licence not stated"]
+    return f"{about.get('file', '?')} ({', '.join(str(part) for part in more if part)})"
 
 
 def human_bytes(n: float) -> str:

@@ -16,6 +16,7 @@ from workbench.engine.edits import describe
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
 from workbench.models.recording import Positions, differ_by_prompt
+from workbench.models.sinks import BESIDE_SINKS
 from workbench.models.sites import Site
 from workbench.store.activation_store import Store, fingerprint
 from workbench.store.shards import DamagedShard
@@ -77,7 +78,8 @@ class Request:
             rows = sum(self.lengths)
         elif not isinstance(self.positions, str):
             rows *= len(self.positions[0]) if differ_by_prompt(self.positions) else len(self.positions)
-        return rows * sum(self.model.site_size(site) for site in self.sites) * self.dtype.itemsize
+        more = isinstance(self.positions, str) and self.positions.startswith(BESIDE_SINKS)
+        return rows * sum(self.model.site_size(site) + more for site in self.sites) * self.dtype.itemsize
 
     def blocks(self) -> list[list[int]]:
         """The rows of every shard. What a shard holds follows from the lengths alone, never from the size of batches:

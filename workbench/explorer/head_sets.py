@@ -36,10 +36,16 @@ def model_info(run: Run) -> dict:
     return about if isinstance(about, dict) else {}
 
 
-def runs_of(runs: Sequence[Run], *, fingerprint: str | None) -> list[Run]:
-    """Complete runs of this very model (by its weights)."""
+def runs_of(runs: Sequence[Run], *, fingerprint: str | None, name: str | None = None) -> list[Run]:
+    """Complete runs of this very model (by its weights), and those imported that were said to be of a model of that
+    ``name``."""
     found = [run for run in runs if run.info.get("status") == "complete"]  # a file that is damaged says so when read
-    return [run for run in found if fingerprint in (None, model_info(run).get("fingerprint"))]
+    return [
+        run
+        for run in found
+        if fingerprint in (None, model_info(run).get("fingerprint"))
+        or (name is not None and run.info.get("imported") and model_info(run).get("name") == name)
+    ]
 
 
 def probe_of(run: Run) -> Probe | None:
@@ -85,12 +91,16 @@ def is_share(run: Run, column: str) -> bool:
 
 
 def head_tables(
-    runs: Sequence[Run], *, fingerprint: str | None = None, read: Callable[[Run, str], pl.DataFrame] = Run.table
+    runs: Sequence[Run],
+    *,
+    fingerprint: str | None = None,
+    name: str | None = None,
+    read: Callable[[Run, str], pl.DataFrame] = Run.table,
 ) -> list[tuple[Run, pl.DataFrame]]:
-    """What the complete runs of this very model say of its heads: a run, and a table with ``layer``, ``head``, its
-    scores and the interval of the main one. A table that cannot be read is left out."""
+    """What the complete runs of this very model (see :func:`runs_of`) say of its heads: a run, and a table with
+    ``layer``, ``head``, its scores and the interval of the main one. A table that cannot be read is left out."""
     found = []
-    for run in runs_of(runs, fingerprint=fingerprint):
+    for run in runs_of(runs, fingerprint=fingerprint, name=name):
         parts = []
         for table in scored_tables(run):
             try:
@@ -106,11 +116,15 @@ def head_tables(
 
 
 def left_out(
-    runs: Sequence[Run], *, fingerprint: str | None = None, read: Callable[[Run, str], pl.DataFrame] = Run.table
+    runs: Sequence[Run],
+    *,
+    fingerprint: str | None = None,
+    name: str | None = None,
+    read: Callable[[Run, str], pl.DataFrame] = Run.table,
 ) -> list[str]:
     """Why `head_tables` has not the tables that it has not: a sentence for each that cannot be read."""
     reasons = []
-    for run in runs_of(runs, fingerprint=fingerprint):
+    for run in runs_of(runs, fingerprint=fingerprint, name=name):
         for table in scored_tables(run):
             try:
                 read(run, table)

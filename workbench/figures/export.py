@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, write_bytes
 from workbench.core.private import make_folder
-from workbench.core.wording import one_line
+from workbench.core.wording import one_line, origin
 from workbench.figures import style as theme
 from workbench.figures.browser import browser
 from workbench.figures.drawing import Picture, draw
@@ -138,12 +138,16 @@ def write_figures(
 
 
 def caption(run: Any, fig: go.Figure) -> str:
-    """What a reader must know of a figure: what it shows, model and revision, data, seed, n, interval."""
+    """What a reader must know of a figure: what it shows, where it was imported from if it was, model and revision,
+    data, seed, n, interval."""
     meta = fig.layout.meta if isinstance(fig.layout.meta, Mapping) else {}
     sentences = [str(meta.get("title") or "").rstrip(".")]
     if meta.get("note"):
         sentences.append(str(meta["note"]).rstrip("."))
-    model = f"Model: {model_name(run)}"
+    imported = origin(run.info or {})
+    if imported:
+        sentences.append(f"Imported from {imported}, not computed here")
+    model = f"Model: {model_name(run)}" if info(run, "model", "name") or not imported else "Model: not stated"
     revision = info(run, "model", "revision")
     model += f", revision {revision}" if revision else ""
     adapter = info(run, "model", "adapter", "path")

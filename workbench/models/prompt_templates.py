@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from workbench.models.model import Model
 
 Turn = tuple[str, str]  # role, text
-_ROLES = {"system": "system message", "user": "user's text", "assistant": "answer"}
+ROLES = {
+    "system": "system message",
+    "developer": "developer's message",
+    "user": "user's text",
+    "assistant": "answer",
+    "tool": "tool's result",
+}
 _ONE_CLOCK = threading.Lock()
 _DRAWS = 16  # renderings of a template that may draw at random
 
@@ -33,7 +39,7 @@ def template_of(model: Model, template: str = "auto") -> str:
     a template."""
     if template not in ("auto", "chat", "raw"):
         raise InputError(f"'{template}' is no way to write prompts; choose auto, chat or raw.")
-    has_one = bool(getattr(model.tokenizer, "chat_template", None))
+    has_one = bool(source_of(model))
     if template == "chat" and not has_one:
         raise InputError(
             f"The model {model.name} has no chat template (a base model?); use template=raw to give it the bare text."
@@ -55,55 +61,100 @@ def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str =
             raise InputError(
                 f"A system message needs a chat template, and {model.name} is given raw text here; leave out system."
             )
-        ids = model.encode(text)
-        if not ids and model.bos_id is not None:
-            ids = [model.bos_id]
-        return ids
+        return raw_ids(model, text)
     turns = ([("system", system)] if system else []) + [("user", text)]
-    written = render(model, turns, answer=True)
+    return chat_ids(model, render(model, turns, answer=True))
+
+
+def raw_ids(model: Model, text: str) -> list[int]:
+    """Token ids of a bare text, BOS in front where the tokenizer puts one and the text has none; BOS alone for an empty
+    one."""
+    ids = model.encode(text)
+    if not ids and model.bos_id is not None:
+        return [model.bos_id]
+    return ids[1:] if _bos_twice(model, text, ids) else ids
+
+
+def raw_ids_with_offsets(model: Model, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """`raw_ids` and the characters [start, end) of each. Raises InputError for a tokenizer without offsets."""
+    ids, offsets = model.encode_with_offsets(text)
+    return (ids[1:], offsets[1:]) if _bos_twice(model, text, ids) else (ids, offsets)
+
+
+def chat_ids(model: Model, written: str) -> list[int]:
+    """Token ids of what a chat template wrote, which has its own BOS."""
     ids = list(model.tokenizer(written, add_special_tokens=False)["input_ids"])
+    return ids[1:] if _bos_twice(model, written, ids) else ids
+
+
+def chat_ids_with_offsets(model: Model, written: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """`chat_ids` and the characters [start, end) of each. Raises InputError for a tokenizer without offsets."""
+    ids, offsets = model.encode_with_offsets(written, bos=False)
+    return (ids[1:], offsets[1:]) if _bos_twice(model, written, ids) else (ids, offsets)
+
+
+def _bos_twice(model: Model, written: str, ids: Sequence[int]) -> bool:
+    """Whether the tokenizer put BOS in front of a text that begins with one BOS of its own."""
     bos = model.tokenizer.bos_token
-    if bos and ids[:2] == [model.bos_id] * 2 and not written.removeprefix(bos).startswith(bos):
-        ids = ids[1:]  # a tokenizer that puts BOS in front although it is told not to, after the template did
-    return ids
+    return bool(bos) and list(ids[:2]) == [model.bos_id] * 2 and not written.removeprefix(bos).startswith(bos)
 
 
-def render(model: Model, turns: Sequence[Turn], *, answer: bool, instead: str = "template=raw") -> str:
-    """The conversation as the model's chat template writes it, with `answer` up to where the model's answer begins.
+def render(
+    model: Model,
+    turns: Sequence[Turn],
+    *,
+    answer: bool,
+    instead: str = "template=raw",
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
+    """The conversation as the model's chat template writes it, with `answer` up to where the model's answer begins;
+    `arguments` go to the template.
 
     Texts go in as they are or, where the template drops those, as content parts. Raises InputError for a template that
     raises, leaves a turn out, changes a text (white space at its ends aside) or draws at random; `instead` is what can
     be used in its place."""
+    arguments = arguments or {}
     turns = [(role, text) for role, text in turns]
-    parts = _form(model, turns, answer, instead)
-    written = _written(model, turns, parts, answer)
+    parts = _form(model, turns, answer, instead, arguments)
+    written = _written(model, turns, parts, answer, arguments)
     for role, text in turns:
         if text.strip() not in written:
             raise InputError(
-                f"The chat template of {model.name} changes the {_ROLES.get(role, role)} '{_beginning(text)}'; change "
+                f"The chat template of {model.name} changes the {ROLES.get(role, role)} '{_beginning(text)}'; change "
                 f"that text, or use {instead}."
             )
     if answer:
-        written += _header(model, turns, parts, written)
+        written += _header(model, turns, parts, written, arguments)
     if not written:
         raise InputError(f"The chat template of {model.name} writes nothing for an empty text; use {instead}.")
     return written
 
 
+def source_of(model: Model) -> str:
+    """The program of the model's chat template; empty where there is none. Of several by name, the one for chats
+    without tools."""
+    source = getattr(model.tokenizer, "chat_template", None) or ""
+    return str(source.get("default", "") if isinstance(source, Mapping) else source)
+
+
 def uses_date(model: Model) -> bool:
     """Whether the model's chat template asks for today's date."""
-    source = str(getattr(model.tokenizer, "chat_template", None) or "")
+    source = source_of(model)
     return "strftime_now" in source or "date_string" in source
 
 
-def _form(model: Model, turns: Sequence[Turn], answer: bool, instead: str) -> tuple[bool, ...]:
-    """Which turns go in as content parts: none where that keeps every turn. Tried on words that no template has, so
-    that a turn whose text the template writes anyhow is missed all the same."""
+def _form(
+    model: Model, turns: Sequence[Turn], answer: bool, instead: str, arguments: Mapping[str, Any]
+) -> tuple[bool, ...]:
+    """Which turns go in as content parts, by their roles: none where that keeps every turn. Tried on words that no
+    template has, so that a turn whose text the template writes anyhow is missed all the same."""
     marks = [(role, f"Qx{number}zVj{number}kW") for number, (role, _) in enumerate(turns)]
     missed, raised = [], []
-    for parts in itertools.product((False, True), repeat=len(turns)):
+    roles = list(dict.fromkeys(role for role, _ in turns))
+    for forms in itertools.product((False, True), repeat=len(roles)):
+        parts = tuple(forms[roles.index(role)] for role, _ in turns)
         try:
-            written = _written(model, marks, parts, answer)
+            written = _written(model, marks, parts, answer, arguments)
         except InputError as error:
             raised.append(error)
             continue
@@ -113,20 +164,24 @@ def _form(model: Model, turns: Sequence[Turn], answer: bool, instead: str) -> tu
         if not lost:
             return parts
         missed.append(lost)
-    if not missed or (raised and len(raised) == 2 ** len(turns)):
+    if not missed or (raised and len(raised) == 2 ** len(roles)):
         raise raised[0]
     role = min(missed, key=len)[0]
     way = "leave out system, or write it into the prompt" if role == "system" else f"use {instead}"
-    raise InputError(f"The chat template of {model.name} leaves out the {_ROLES.get(role, role)}; {way}.")
+    if role == "tool":
+        way = "take the tool's turns out, or write them into the user's"
+    raise InputError(f"The chat template of {model.name} leaves out the {ROLES.get(role, role)}; {way}.")
 
 
-def _header(model: Model, turns: Sequence[Turn], parts: tuple[bool, ...], written: str) -> str:
+def _header(
+    model: Model, turns: Sequence[Turn], parts: tuple[bool, ...], written: str, arguments: Mapping[str, Any]
+) -> str:
     """What the template puts in front of an answer, where it does so only when the answer is there."""
-    if written != _written(model, turns, parts, False):
+    if written != _written(model, turns, parts, False, arguments):
         return ""
     mark = "Qx9zVj9kW"
     try:
-        whole = _written(model, [*turns, ("assistant", mark)], (*parts, parts[-1]), False)
+        whole = _written(model, [*turns, ("assistant", mark)], (*parts, parts[-1]), False, arguments)
     except InputError:
         return ""
     before, found, _ = whole.partition(mark)
@@ -134,15 +189,18 @@ def _header(model: Model, turns: Sequence[Turn], parts: tuple[bool, ...], writte
     return opened if opened.strip() else ""
 
 
-def _written(model: Model, turns: Sequence[Turn], parts: Sequence[bool], answer: bool) -> str:
+def _written(
+    model: Model, turns: Sequence[Turn], parts: Sequence[bool], answer: bool, arguments: Mapping[str, Any]
+) -> str:
     messages = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
         for (role, text), in_parts in zip(turns, parts, strict=True)
     ]
-    source = str(model.tokenizer.chat_template)
+    source = source_of(model)
     day = getattr(model, "day", DAY)
     # Templates that know a day of their own (date_string) keep it unless another one is asked for.
     options: dict[str, Any] = {"date_string": day.strftime("%d %b %Y")} if day != DAY else {}
+    options |= arguments
     chance = "random" in source or "lipsum" in source
     try:
         with _today(day) if "strftime_now" in source else nullcontext():

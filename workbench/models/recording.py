@@ -17,6 +17,7 @@ from workbench.models.batching import Batch
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import Call, PassPositions, after, before, hooked
+from workbench.models.sinks import BESIDE_SINKS, sinks_of
 from workbench.models.sites import Site
 
 Positions = str | Sequence[int] | Sequence[Sequence[int]]
@@ -51,6 +52,9 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
     """How to take the wanted positions out of [B, T, …], as a copy: → [B, …] for "last" and "mean", [tokens, …] for
     "all", [B, k, …] for k positions (one list for all rows of the batch, or one each).
 
+    "beside_sinks:mean" is the mean over the tokens that are no sinks, "beside_sinks:3" the token at position 3, of
+    [B, T, …] as [B, size + 1]: last comes how many tokens were left out, or whether the one read is a sink (1).
+
     Raises InputError for another word, and for positions that a row does not have."""
     here = PassPositions(batch.position_ids, batch.mask, batch.position_ids)
     if isinstance(positions, str):
@@ -64,6 +68,8 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
             return lambda x: x[torch.arange(len(last), device=x.device), last.to(x.device)]
         if positions == "mean":
             return lambda x: _masked_mean(x, batch.mask.to(x.device))
+        if positions.startswith(BESIDE_SINKS):
+            return _beside_sinks(batch, positions.removeprefix(BESIDE_SINKS))
         raise InputError(f"'{positions}' is no choice of positions; use last, mean, all or a list of token positions.")
     rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
@@ -76,6 +82,22 @@ def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     x = x.float() if x.dtype != torch.float64 else x
     weight = mask.to(x.dtype).reshape(*mask.shape, *[1] * (x.ndim - 2))
     return (x * weight).sum(1) / weight.sum(1)
+
+
+def _beside_sinks(batch: Batch, token: str) -> Keep:
+    """As `select_positions` says of "beside_sinks:…"."""
+    at = None if token == "mean" else select_positions(batch, [int(token)])
+
+    def select(x: torch.Tensor) -> torch.Tensor:
+        mask = batch.mask.to(x.device)
+        sinks = sinks_of(x, mask)
+        if at is None:
+            found, said = _masked_mean(x, mask & ~sinks), sinks.sum(1)
+        else:
+            found, said = at(x)[:, 0], at(sinks)[:, 0]
+        return torch.cat([found.flatten(1), said[:, None].to(found.dtype)], 1)
+
+    return select
 
 
 def converted(dtype: torch.dtype | None, *, copy: bool = False) -> Keep:

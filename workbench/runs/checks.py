@@ -154,10 +154,7 @@ def check_estimate(case: Case) -> None:
     data = case.data if case.data is not None or probe.data is None else probe.data.default_path(str(model.name))
     if probe.estimate is None or (data is None and probe.data is not None and not probe.data.optional):
         return
-    about = cost.facts(str(model.name)) or cost.Facts(
-        None, model.n_layers, model.width, model.n_heads, getattr(model, "context_length", None) or 2048
-    )
-    found = probe.estimate(configs.build(probe.config, case.config), data, about)
+    found = probe.estimate(configs.build(probe.config, case.config), data, outline_of(model))
     expect(found is None or isinstance(found, cost.Plan), f"estimate gives {type(found).__name__}, not a Plan or None")
 
 
@@ -344,7 +341,14 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 
 def example_of(probe: Probe, model: Any) -> dict[str, Any]:
     """The config values of the probe's example on this model; empty where it has none."""
-    return dict(probe.example(str(model.name))) if probe.example is not None else {}
+    return dict(probe.example(outline_of(model))) if probe.example is not None else {}
+
+
+def outline_of(model: Any) -> cost.Facts:
+    """What is known of a model before it is loaded; of one without files, what its object says."""
+    name = str(model.name)
+    context = getattr(model, "context_length", None)
+    return cost.facts(name) or cost.Facts(None, model.n_layers, model.width, model.n_heads, context, name=name)
 
 
 def optional_columns(probe: Probe) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import polars as pl
 
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.wording import cut, significant
+from workbench.core.wording import cut, origin, significant
 from workbench.runs.folder import Run, open_run
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def compare(first: Run | str | Path, second: Run | str | Path) -> dict[str, Any]
             f"The runs {first.id} and {second.id} have no table in common ({first.status}, {second.status})."
         )
     return {
-        "first": {"id": first.id, "model": first.info["model"]["name"], "folder": str(first.folder)},
-        "second": {"id": second.id, "model": second.info["model"]["name"], "folder": str(second.folder)},
+        "first": {"id": first.id, "model": _model_name(first), "folder": str(first.folder)},
+        "second": {"id": second.id, "model": _model_name(second), "folder": str(second.folder)},
         "probe": first.probe,
         "settings": _settings(first.info, second.info),
         "tables": {name: _compare_tables(first, second, name) for name in shared},
@@ -68,7 +68,7 @@ def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = 
     usable = [name for name in shared if not one[name].dtype.is_nested()]
     said = _without_names(one, two, [name for name in usable if name in declared])
     if said and _unique(one, two, said):
-        return said
+        return _spoken_of(one, two, said)
     if one.height == two.height == 1:
         return []
     measured = next((k for k, name in enumerate(shared) if one[name].dtype.is_float()), len(shared))
@@ -76,6 +76,18 @@ def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = 
     if left and _unique(one, two, left):
         return left
     raise InputError(f"its rows cannot be told apart by {', '.join(left or said) or 'any known key column'}")
+
+
+def _spoken_of(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
+    """The keys but one of which one of the tables says nothing at all (a published list of features has no target): its
+    rows are held against all of the other's that agree in the rest."""
+    for blank, full in ((one, two), (two, one)):
+        silent = [key for key in keys if blank.height and blank[key].null_count() == blank.height]
+        rest = [key for key in keys if key not in silent]
+        if silent and rest and any(full[key].null_count() < full.height for key in silent):
+            if not blank.select(rest).is_duplicated().any():
+                return rest
+    return keys
 
 
 def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
@@ -134,24 +146,38 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def _settings(one: dict[str, Any], two: dict[str, Any]) -> dict[str, list[Any]]:
-    """What the runs were asked that differs."""
+    """What the runs were asked that differs; of what was imported, as far as both say it."""
     flat = [
         {
-            "model": f"{info['model']['name']} ({info['model']['fingerprint'][:8]})",
-            "dtype": info["model"]["dtype"],
+            "imported": origin(info) or None,
+            "model": _model_in_words(info.get("model") or {}),
+            "dtype": (info.get("model") or {}).get("dtype"),
             "data": (info.get("data") or {}).get("fingerprint"),
-            "seed": info["seed"],
+            "seed": info.get("seed"),
             "engine": info.get("engine"),
             "edits": info.get("edits"),
-            **{f"config {key}": value for key, value in info["config"].items()},
+            **{f"config {key}": value for key, value in (info.get("config") or {}).items()},
         }
         for info in (one, two)
     ]
-    return {
+    found = {
         key: [flat[0].get(key), flat[1].get(key)]
         for key in {**flat[0], **flat[1]}
         if flat[0].get(key) != flat[1].get(key)
     }
+    if not any(said["imported"] for said in flat):
+        return found
+    return {key: values for key, values in found.items() if key == "imported" or None not in values}
+
+
+def _model_name(run: Run) -> str:
+    return run.of("model", "name", default="an unnamed model")
+
+
+def _model_in_words(about: dict[str, Any]) -> str:
+    """The name of a model and the beginning of the hash of its weights, where they are known."""
+    weights = str(about.get("fingerprint") or "weights unknown")[:15]
+    return f"{about.get('name') or 'an unnamed model'} ({weights[:8] if about.get('fingerprint') else weights})"
 
 
 def _declared_keys(probe: str, table: str) -> tuple[str, ...]:
@@ -185,10 +211,17 @@ def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
     return {
         "keys": keys,
         "matched": both.height,
-        "only_first": one.height - both.height,
-        "only_second": two.height - both.height,
+        "only_first": one.height - _rows_in(both, one, keys),
+        "only_second": two.height - _rows_in(both, two, keys),
         "columns": columns,
     }
+
+
+def _rows_in(both: pl.DataFrame, table: pl.DataFrame, keys: list[str]) -> int:
+    """How many rows of a table are in the joined rows: a row that several of the other table's belong to counts
+    once."""
+    once = keys and not table.select(keys).is_duplicated().any()
+    return both.select(keys).n_unique() if once and both.height else both.height
 
 
 def _join(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str]) -> tuple[pl.DataFrame, list[str], list[str]]:

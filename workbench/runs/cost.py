@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from workbench import organisms
 from workbench.core import config as configs
 from workbench.core import registry
-from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.json_text import read_json_object
+from workbench.core.errors import WorkbenchError
+from workbench.models.model_outline import Facts, facts
 from workbench.runs.folder import Run
 
-SAMPLE = 200  # texts that are counted in full; the rest are taken to be like them
-CHARACTERS = 4  # to a token, where there is no tokenizer to ask
+__all__ = ["CONTEXT", "CostEstimate", "Facts", "Plan", "estimate", "facts", "last_like", "plan", "plan_of"]
+
+CONTEXT = 2048  # tokens, where a model does not say how long a text may be
 
 
 @dataclass(frozen=True)
@@ -41,82 +40,6 @@ class CostEstimate:
     tokens: int
     stored: int
     seconds: float | None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a plan needs of a model: read from its config.json."""
-
-    folder: Path | None
-    layers: int
-    width: int
-    heads: int
-    context: int
-
-    def tokens(self, texts: Sequence[str]) -> int:
-        """Tokens of these texts together, by the model's own tokenizer where it is here."""
-        some = list(texts[:: max(1, len(texts) // SAMPLE)])
-        if not some:
-            return 0
-        tokenizer = None if self.folder is None else _tokenizer(self.folder / "tokenizer.json")
-        lengths = (
-            [len(text) / CHARACTERS for text in some]
-            if tokenizer is None
-            else [len(e.ids) for e in tokenizer.encode_batch(some)]
-        )
-        return round(sum(lengths) / len(some) * len(texts))
-
-
-def facts(model: str) -> Facts | None:
-    """The shape of a model that is on this machine; None for one that would have to be fetched first."""
-    folder = _folder(model)
-    try:
-        config = None if folder is None else read_json_object(folder / "config.json", what="config.json")
-    except InputError:
-        return None
-    if config is None:
-        return None
-    inner = config.get("text_config")
-    config = config | (inner if isinstance(inner, dict) else {})
-
-    def number(*names: str) -> int:
-        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
-
-    return Facts(
-        folder,
-        number("num_hidden_layers", "n_layer"),
-        number("hidden_size", "n_embd"),
-        number("num_attention_heads", "n_head"),
-        number("max_position_embeddings", "n_positions") or 2048,
-    )
-
-
-def _folder(model: str) -> Path | None:
-    try:
-        if model in organisms.names():
-            return organisms.folder(model)
-    except WorkbenchError:
-        return None
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if model.count("/") != 1:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
 
 
 def plan(probe: str, config: Any, data: Path | None, model: str) -> Plan | None:

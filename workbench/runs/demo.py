@@ -7,11 +7,13 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from workbench.core import registry
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.figures.browser import can_draw
+from workbench.models.model_outline import outline
 from workbench.runs import execution, notes
 from workbench.runs.folder import Run
 
@@ -29,13 +31,36 @@ def main_probe() -> Probe:
     raise InputError("No probe here has an example; 'workbench doctor' says what is wrong with the installation.")
 
 
+def settings(probe: Probe, model: str) -> dict[str, Any]:
+    """Config values of a short run of the probe that completes on this model, as far as its files can tell.
+
+    Raises InputError, with the reason, where there are none, and for a probe without an example."""
+    if probe.example is None:
+        raise InputError(f"The probe '{probe.name}' has no example.")
+    values = dict(probe.example(outline(model)))
+    execution.prepare(probe, values, model=model)
+    return values
+
+
+def problem(probe: Probe, model: str) -> str | None:
+    """Why the probe has no short run on this model, in a sentence; None where it has one."""
+    from workbench.models.before_loading import check_presence
+
+    try:
+        check_presence(model)
+        settings(probe, model)
+    except WorkbenchError as error:
+        return str(error)
+    return None
+
+
 def run(*, model: str = MODEL, out: Path | None = None, progress: Report | None = None) -> tuple[Run, list[Path]]:
     """Run the main probe's example, or reopen that run; write the figures. Returns the run and the files written.
 
     On the organism the `examples` follow. Without a Chromium the figures are HTML and CSV. Everything else that goes
     wrong is an error."""
     probe = main_probe()
-    done = execution.execute(probe, model, config=probe.example(model), progress=progress)
+    done = execution.execute(probe, model, config=settings(probe, model), progress=progress)
     from workbench.figures.export import export_run
 
     formats = ["pdf", "png", "html"] if can_draw() else ["html", "csv"]
@@ -71,7 +96,7 @@ def examples(*, progress: Report | None = None) -> list[Run]:
     found = []
     for probe, model in wanted:
         report = None if progress is None else _named(progress, f"{probe.name} on {model}")
-        found.append(execution.execute(probe, models[model], config=probe.example(model), progress=report))
+        found.append(execution.execute(probe, models[model], config=settings(probe, model), progress=report))
         mark(found[-1])
     return found
 

@@ -26,7 +26,7 @@ def identify(
     they are one's own, by name; never by the folder they lie in."""
     values = configs.to_dict(ready.config)
     for field in dataclasses.fields(ready.config):
-        if field.metadata["later"] and getattr(ready.config, field.name) == field.default:
+        if _as_before(field, ready.config):
             del values[field.name]
         elif field.metadata["file"]:
             values[field.name] = by_content(values[field.name], ready.probe)
@@ -50,6 +50,12 @@ def identify(
         **({"model_name": name} if (name := model_name(model)) else {}),
         **({"date": day} if (day := _template_day(model)) not in (None, str(DAY)) else {}),
     }
+
+
+def _as_before(field: dataclasses.Field, config: Any) -> bool:
+    """Whether a key that was added later leaves a run what it was without the key."""
+    later = field.metadata["later"]
+    return later(config) if callable(later) else later and getattr(config, field.name) == field.default
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -78,6 +84,7 @@ def describe_data(ready: Prepared) -> dict[str, Any] | None:
     except InputError:
         rows = None
     where = {"path": str(ready.data)} if ready.data_name is None else {"name": ready.data_name}
+    where |= {"address": ready.address} if ready.address is not None else {}
     return {**where, "fingerprint": fingerprint_file(ready.data), "rows": rows}
 
 
@@ -111,7 +118,7 @@ def command_for(
     day = date or getattr(model, "day", DAY)
     words += ["--date", str(day)] if str(day) != str(DAY) else []
     if ready.data is not None and ready.data_name is None and named_in(ready.config, ready.probe) is None:
-        words += ["--data", str(ready.data)]
+        words += ["--data", ready.address or str(ready.data)]
     files = {field.name for field in dataclasses.fields(ready.config) if field.metadata["file"]}
     for key, value in configs.changed(ready.config).items():
         words += ["--set", f"{key}={configs.format_value(_absolute(value) if key in files else value)}"]

@@ -251,6 +251,8 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
             info["peak_device_memory_bytes"] = on_device
         if context.sae is not None:
             info["sae"] = dict(context.sae)
+        if context.readings and info["data"] is not None:
+            info["data"] |= {"read_as": list(context.readings)}
         if context.rows_used is not None and info["data"] is not None:
             there = info["data"].get("rows_in_file", info["data"]["rows"])
             info["data"] |= {"rows": context.rows_used} | (

@@ -347,8 +347,9 @@ def _run_of(path: Path) -> Run | None:
     return run if run.files is not None and path.name in run.files else None
 
 
-def check_result(probe: Probe, result: Result) -> None:
-    """Hold a result to what its probe declares; WorkbenchError says what does not fit."""
+def check_result(probe: Probe, result: Result, *, whole: bool = True) -> None:
+    """Hold a result to what its probe declares; WorkbenchError says what does not fit. ``whole``: False where some of
+    its tables may be absent."""
     import numpy as np
     import polars as pl
 
@@ -366,6 +367,8 @@ def check_result(probe: Probe, result: Result) -> None:
                 f"The table '{name}' of the probe '{probe.name}' is {type(frame).__name__}, not a polars DataFrame."
             )
     for name, columns in probe.tables.items():
+        if name not in result.tables and not whole:
+            continue
         if name not in result.tables:
             raise WorkbenchError(f"The probe '{probe.name}' did not return its table '{name}'.")
         missing = [column for column in columns if column not in result.tables[name].columns]

@@ -11,9 +11,11 @@ from typing import Any
 from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import InputError
+from workbench.core.hub_files import fetched, is_address, parse_address
 from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, read_table
+from workbench.models.model_outline import Facts, facts
 
 ENGINES = ("hf", "nnsight")
 OPTIONS = (
@@ -40,13 +42,14 @@ class Prepared:
     config: Any
     data: Path | None
     data_name: str | None  # "package:path" or "model:file" where the file ships with the project or with the model
+    address: str | None = None  # on the hub, where the file was fetched from there
 
 
 def prepare(
     probe: str | Probe, config: Any = None, data: str | Path | None = None, *, model: str | None = None
 ) -> Prepared:
     """Find the probe, build its config, look at its data file: where none is given, the one that goes with a model of
-    that name. Raises InputError; loads no model."""
+    that name. Raises InputError, also for a model whose files say that the probe cannot run on it; loads no model."""
     item = registry.get(probe) if isinstance(probe, str) else probe
     where = f"the config of {item.name}"
     if isinstance(config, item.config):  # made by hand, so nothing of it was checked
@@ -54,12 +57,16 @@ def prepare(
     else:
         _no_options(item, config or {})
         config = configs.build(item.config, config, where=where)
+    hub = parse_address(data) if data is not None and is_address(data) else None
     path, name = data_file(item, config, data, model)
+    about = facts(model) if model is not None else None
+    if about is not None:
+        check_suited(item, about)
     if item.validate is not None:
-        item.check(config, path, model)
+        item.check(config, path, model, about)
     elif path is not None and item.data is not None and item.data.required:
         read_table(path, required=item.data.required, what=item.data.what)
-    return Prepared(probe=item, config=config, data=path, data_name=name)
+    return Prepared(probe=item, config=config, data=path, data_name=name, address=hub and hub.address)
 
 
 def with_own_data(ready: Prepared, model: str) -> Prepared:
@@ -70,8 +77,15 @@ def with_own_data(ready: Prepared, model: str) -> Prepared:
     own, name = spec.default_file(model)
     if own is None or own == ready.data:
         return ready
-    ready.probe.check(ready.config, own, model)
+    ready.probe.check(ready.config, own, model, facts(model))
     return dataclasses.replace(ready, data=own, data_name=name)
+
+
+def check_suited(item: Probe, about: Facts) -> None:
+    """InputError, with the reason, for a model that lacks by its files what the probe needs."""
+    reason = about.why_not(item.needs)
+    if reason is not None:
+        raise InputError(f"{item.name} cannot run on this model: {reason[:1].lower()}{reason[1:]}")
 
 
 def check_engine(engine: str) -> None:
@@ -103,6 +117,9 @@ def named_in(config: Any, item: Probe) -> str | None:
 def data_file(
     item: Probe, config: Any, data: str | Path | None, model: str | None = None
 ) -> tuple[Path | None, str | None]:
+    """The data file of a run, fetched where its address on the hub was given, and its name where it ships."""
+    if data is not None and item.data is not None and is_address(data):
+        data = fetched(parse_address(data))
     named = named_in(config, item)
     if named is not None:
         path = existing(named, what=item.data.what).resolve()

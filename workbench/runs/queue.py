@@ -85,7 +85,7 @@ def submit(
         probe=probe,
         model=_path(model.strip()),
         config=configs.to_dict(ready.config),
-        data=None if ready.data is None or ready.data_name is not None else str(ready.data),
+        data=None if ready.data is None or ready.data_name is not None else ready.address or str(ready.data),
         seed=seed,
         dtype=dtype,
         device=device,

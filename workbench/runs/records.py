@@ -62,6 +62,8 @@ class _Data(_Entry):
     fingerprint: str | None = None
     rows: Count | None = None
     rows_in_file: Count | None = None
+    address: str | None = None
+    read_as: list[str] | None = None
 
 
 class _Times(_Entry):
@@ -74,6 +76,16 @@ class _Error(_Entry):
     type: str | None = None
     message: str
     traceback: str | None = None
+
+
+class _Imported(_Entry):
+    """Where the results of a run come from that was not computed here."""
+
+    file: str
+    fingerprint: str
+    importer: str
+    source: str | None = None
+    licence: str | None = None
 
 
 class _File(_Entry):
@@ -93,6 +105,7 @@ class _Run(_Entry):
     data: _Data | None = None
     material: dict[str, dict[str, Any]] | None = None
     sae: dict[str, Any] | None = None
+    imported: _Imported | None = None
     seed: Count | None = None
     engine: str | None = None
     edits: list[dict[str, Any]] | None = None

@@ -22,6 +22,7 @@ from typing import Any
 
 from workbench.core.config import check_seed, read_toml, to_dict
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
+from workbench.core.hub_files import is_address
 from workbench.core.nearest_name import nearest
 from workbench.core.paths import user_path
 from workbench.core.wording import one_line
@@ -42,7 +43,7 @@ class PlannedRun:
     model: str
     seed: int
     config: dict[str, Any]
-    data: Path | None
+    data: Path | str | None
     options: dict[str, Any]  # device, dtype, engine, revision, adapter, date: those that are given
 
 
@@ -63,7 +64,7 @@ def read(path: str | Path) -> list[PlannedRun]:
         _known(item, _PROBE, path, where)
         if "name" not in item:
             raise InputError(f"{path}: {where} has no name.")
-        data = path.parent / user_path(_text(item["data"], "data", path)) if "data" in item else None
+        data = _data(_text(item["data"], "data", path), path) if "data" in item else None
         mine = _list(item, None, "models", str, path, models)
         if not mine:
             raise InputError(f'{path} names no model: write models = ["organism"].')
@@ -82,6 +83,11 @@ def read(path: str | Path) -> list[PlannedRun]:
         ]
     order = list(dict.fromkeys(job.model for job in jobs))  # a model is loaded once
     return sorted(jobs, key=lambda job: order.index(job.model))
+
+
+def _data(text: str, path: Path) -> Path | str:
+    """A data file of a sweep: relative to the sweep's file, or an address on the hub."""
+    return text if is_address(text) else path.parent / user_path(text)
 
 
 def check(jobs: Sequence[PlannedRun]) -> list[str | None]:

@@ -91,7 +91,7 @@ def logit_effect(model: Model, sae: Sae, features: Sequence[int], *, top: int = 
     unit activation, without the norm's division (which scales all tokens alike); empty for sites that do not write to
     the stream."""
     rows = []
-    if sae.site.kind in STREAM_KINDS:
+    if sae.writes.kind in STREAM_KINDS:
         with torch.no_grad():
             direction = (
                 sae.directions()[torch.as_tensor(list(features), dtype=torch.int64, device=sae.inner.W_dec.device)]

@@ -27,11 +27,13 @@ from workbench.core.errors import InputError
 from workbench.core.files import atomic, write_json
 from workbench.core.json_text import read_json_object
 from workbench.core.private import make_folder
+from workbench.core.sinks import SINKS
 from workbench.core.wording import one_line
 from workbench.engine.capture import capture
 from workbench.engine.evaluation import token_losses
-from workbench.engine.passes import Pass, with_pass
+from workbench.engine.passes import ROWS, Pass, with_pass
 from workbench.models.model import DTYPES, Model
+from workbench.models.sinks import norms_of, ordinary_tokens
 from workbench.models.sites import _TRANSFORMER_LENS, _TRANSFORMER_LENS_TOP, Site
 from workbench.sae import load
 
@@ -58,6 +60,7 @@ class SaeRecipe:
     context: int = 512
     seed: int = 0
     held_out: float = 0.05  # share of the texts kept for the report
+    sinks: str = "leave_out"  # tokens of massive activation: leave_out of training and report, or keep
 
     def features(self, d_in: int) -> int:
         """The number of features. Raises InputError for what is neither a number nor a multiple."""
@@ -77,6 +80,8 @@ class SaeRecipe:
             raise InputError(f"An autoencoder can be trained on a site of the stream or of a sublayer, not on {site}.")
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"'{self.architecture}' is not an architecture; choose {', '.join(ARCHITECTURES)}.")
+        if self.sinks not in SINKS:
+            raise InputError(f"sinks is '{self.sinks}'; choose {' or '.join(SINKS)}.")
         size = self.features(model.site_size(site))
         if not 1 <= self.k <= size:
             raise InputError(f"k = {self.k} features cannot be active of {size}.")
@@ -119,6 +124,13 @@ class Feed:
         special = model.special_ids
         self.ids = [ids[i] for i in np.random.default_rng([recipe.seed, 0]).permutation(len(ids))]
         self.masks = [np.array([token not in special for token in row]) for row in self.ids]
+        if recipe.sinks == "leave_out":  # those that only their norms show are found as a block is read
+            self.given = self.masks
+            self.masks = [
+                mask
+                for start in range(0, len(self.masks), ROWS)
+                for mask in ordinary_tokens(None, self.masks[start : start + ROWS])
+            ]
         size = max(recipe.batch * 4, BLOCK_BYTES // (4 * model.site_size(self.site)))
         self.blocks: list[list[int]] = [[]]
         tokens = 0
@@ -129,8 +141,10 @@ class Feed:
             self.blocks[-1].append(i)
             tokens += int(mask.sum())
         if len(self.blocks) > 1 and tokens < size / 2:  # a small last block would be seen in a worse shuffle
-            self.blocks[-2] += self.blocks.pop()
+            last = self.blocks.pop()
+            self.blocks[-1] += last
         self.kept: dict[int, torch.Tensor] = {}
+        self.sinks: dict[int, int] = {}  # of each block that was read, how many were left out
         self.steps = [sum(int(self.masks[i].sum()) for i in block) // recipe.batch for block in self.blocks]
         if not any(self.steps):
             raise InputError(
@@ -139,14 +153,25 @@ class Feed:
             )
 
     def block(self, number: int) -> torch.Tensor:
-        """Activations [tokens, d] of the counted tokens of one block, float32 on the CPU."""
+        """Activations [tokens, d] of the counted tokens of one block, float32 on the CPU. Raises InputError where they
+        are not finite, and where all of them are sinks."""
         if number in self.kept:
             return self.kept[number]
         rows = [self.ids[i] for i in self.blocks[number]]
         found = capture(self.model, rows, [self.site], positions="all", store=self.store, check=self.check)[
             self.site
         ].flatten(1)
-        found = found[torch.from_numpy(np.concatenate([self.masks[i] for i in self.blocks[number]]))]
+        masks = [self.masks[i] for i in self.blocks[number]]
+        if self.recipe.sinks == "leave_out":
+            given = [self.given[i] for i in self.blocks[number]]
+            masks = ordinary_tokens(norms_of(found, 1), given)
+            self.sinks[number] = sum(int(mask.sum()) for mask in given) - sum(int(mask.sum()) for mask in masks)
+        found = found[torch.from_numpy(np.concatenate(masks))]
+        if not len(found):
+            raise InputError(
+                f"All counted tokens of {len(masks)} texts are sinks at {self.site} (tokens of massive activation); "
+                f"give longer texts, or train on sinks with sinks=keep."
+            )
         if not bool(found.isfinite().all()):
             raise InputError(
                 f"The activations of {self.model.name} at {self.site} are NaN or infinite on these texts; "
@@ -168,7 +193,9 @@ class Feed:
                 found = self.block(number)
                 order = np.random.default_rng([self.recipe.seed, 2, epoch, int(number)]).permutation(len(found))
                 for i in range(skip, steps):
-                    yield found[torch.from_numpy(order[i * self.recipe.batch : (i + 1) * self.recipe.batch])]
+                    # sinks that only their norms show may leave the last batch short: it is filled from the first
+                    taken = order.take(range(i * self.recipe.batch, (i + 1) * self.recipe.batch), mode="wrap")
+                    yield found[torch.from_numpy(taken)]
                 skip = 0
             epoch += 1
 
@@ -208,7 +235,7 @@ def train(
         "ids": digest,
     }
     begun = out / "recipe.json"
-    if begun.is_file() and read_json_object(begun, what=str(begun)) != identity:
+    if begun.is_file() and _with_sinks(read_json_object(begun, what=str(begun))) != identity:
         raise InputError(f"The folder {out} holds another training (recipe.json); give another folder or remove it.")
     report_file = out / "quality.json"
     if report_file.is_file() and (out / "sae_weights.safetensors").is_file():
@@ -221,7 +248,7 @@ def train(
     trainer, scale = _trainer(model, feed, recipe)
     state = out / "training.safetensors"
     if state.is_file():
-        _resume(trainer, state, identity)
+        feed.sinks |= _resume(trainer, state, identity)
     total = trainer.cfg.total_training_steps
     provider = feed.batches(trainer.n_training_steps)
     while trainer.n_training_steps < total:
@@ -235,14 +262,14 @@ def train(
                 f"(lr), in another folder."
             )
         if done % save_every == 0 and done < total:
-            _save(trainer, state, identity)
+            _save(trainer, state, identity, feed.sinks)
         try:
             if progress is not None and (done % 20 == 0 or done == total):
                 progress(done * recipe.batch, total * recipe.batch, f"loss {float(step.losses['mse_loss']):.4g}")
             if check is not None:
                 check()
         except BaseException:  # asked to stop, between two steps
-            _save(trainer, state, identity)
+            _save(trainer, state, identity, feed.sinks)
             raise
 
     inner = trainer.sae
@@ -259,7 +286,8 @@ def train(
         inner.cfg.rescale_acts_by_decoder_norm = False
     _write(inner, out, dtype)
     made = load.load(out, device=model.device)
-    report = quality(model, made, [ids[i] for i in order[:held]], check=check) | {
+    report = quality(model, made, [ids[i] for i in order[:held]], sinks=recipe.sinks, check=check) | {
+        "sinks_left_out_training": sum(feed.sinks.values()),
         "tokens_seen": total * recipe.batch,
         "epochs": total / sum(feed.steps),
     }
@@ -295,6 +323,7 @@ def _trainer(model: Model, feed: Feed, recipe: SaeRecipe):
         context_size=recipe.context,
         prepend_bos=model.prepends_bos,
         seed=recipe.seed,
+        sinks=recipe.sinks,
     )
     cls, config = get_sae_training_class(recipe.architecture)
     torch.manual_seed(recipe.seed)
@@ -328,7 +357,7 @@ def hook_name(site: Site) -> str:
     raise InputError(f"The site {site} has no TransformerLens name.")
 
 
-def _save(trainer, path: Path, identity: dict) -> None:
+def _save(trainer, path: Path, identity: dict, sinks: dict[int, int]) -> None:
     """Everything that the next step depends on, in one safetensors file."""
     tensors = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
     for name, parameter in trainer.sae.named_parameters():
@@ -339,6 +368,7 @@ def _save(trainer, path: Path, identity: dict) -> None:
         "steps": trainer.n_training_steps,
         "samples": trainer.n_training_samples,
         "sampled": int(trainer.n_frac_active_samples),
+        "sinks": sinks,
     }
     with atomic(path) as temporary:
         save_file(
@@ -348,8 +378,15 @@ def _save(trainer, path: Path, identity: dict) -> None:
         )
 
 
-def _resume(trainer, path: Path, identity: dict) -> None:
-    """Put a trainer where `_save` left it: its schedules are functions of the step and are replayed."""
+def _with_sinks(identity: Any) -> Any:
+    """What a training was of; one from before sinks were left out kept them."""
+    recipe = identity.get("recipe") if isinstance(identity, dict) else None
+    return identity | {"recipe": {"sinks": "keep"} | recipe} if isinstance(recipe, dict) else identity
+
+
+def _resume(trainer, path: Path, identity: dict) -> dict[int, int]:
+    """Put a trainer where `_save` left it: its schedules are functions of the step and are replayed. How many sinks
+    were left out of each block that was read."""
     try:
         with safe_open(path, "pt") as file:
             meta = file.metadata()
@@ -357,7 +394,7 @@ def _resume(trainer, path: Path, identity: dict) -> None:
         written, counts = json.loads(meta["identity"]), json.loads(meta["counts"])
     except (SafetensorError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}); remove it to begin again.") from error
-    if written != json.loads(json.dumps(identity)):
+    if _with_sinks(written) != json.loads(json.dumps(identity)):
         raise InputError(f"{path} is of another training; remove it to begin again.")
     device = trainer.cfg.device
     trainer.sae.load_state_dict(
@@ -385,6 +422,7 @@ def _resume(trainer, path: Path, identity: dict) -> None:
         counts["samples"],
         counts["sampled"],
     )
+    return {int(block): int(left_out) for block, left_out in counts.get("sinks", {}).items()}
 
 
 def _write(inner, out: Path, dtype: str) -> None:
@@ -407,15 +445,28 @@ def quality(
     made: load.Sae,
     ids: Sequence[Sequence[int]],
     *,
+    sinks: str = "leave_out",
     run: Pass,
 ) -> dict[str, Any]:
     """How faithful an autoencoder is on texts: mean active features per token (l0), explained variance, share of
     features that never fire, and the loss that remains when its reconstruction is spliced in at its site, on the scale
-    from zeros (0) to the model itself (1); None where zeros cost less than NEGLIGIBLE, and the scale has no length."""
+    from zeros (0) to the model itself (1); None where zeros cost less than NEGLIGIBLE, and the scale has no length.
+
+    With `sinks` "leave_out", sinks do not count, and stay as they are where the reconstruction is spliced in. Raises
+    InputError where nothing else counts, and for a transcoder, which has no site of its own to be spliced in at."""
+    if made.site_out is not None:
+        raise InputError(
+            f"'{made.path}' is a transcoder ({made.site} to {made.site_out}); what is spliced in must be an "
+            f"autoencoder of one site."
+        )
     special = model.special_ids
     found = capture(model, ids, [made.site], positions="all", run=run)[made.site]
-    counted = torch.tensor([token not in special for row in ids for token in row])
-    x = found[counted].to(model.device)
+    counted = [np.array([token not in special for token in row], bool) for row in ids]
+    kept = ordinary_tokens(norms_of(found, 1), counted) if sinks == "leave_out" else counted
+    left_out = [int(given.sum() - own.sum()) for given, own in zip(counted, kept)]
+    x = found[torch.from_numpy(np.concatenate(kept))].to(model.device)
+    if not len(x):
+        raise InputError(f"No token of {len(ids)} texts counts at {made.site}; give longer texts, or set sinks=keep.")
     entries, fired, lost = 0, torch.zeros(made.d_sae, dtype=torch.int64, device=x.device), 0.0
     for block in x.split(8192):
         rows = made.encode(block)
@@ -426,7 +477,7 @@ def quality(
     run = replace(run, max_tokens=run.max_tokens or LOSS_TOKENS)
     losses = {"clean": text_loss(model, ids, run=run)}
     for name, change in (("spliced", made.reconstruct), ("zeros", torch.zeros_like)):
-        with load.spliced(model, made.site, change):
+        with load.spliced(model, made.site, change, spare_sinks=sinks == "leave_out"):
             losses[name] = text_loss(model, ids, run=run)
     cost = losses["zeros"] - losses["clean"]
     return {
@@ -439,6 +490,9 @@ def quality(
         "dead_fraction": float((fired == 0).double().mean()),
         "tokens": len(x),
         "texts": len(ids),
+        "sinks": sinks,
+        "sinks_left_out": sum(left_out),
+        "texts_with_sinks": sum(n > 0 for n in left_out),
         "loss_clean": losses["clean"],
         "loss_spliced": losses["spliced"],
         "loss_zeros": losses["zeros"],

@@ -29,7 +29,7 @@ def main() -> None:
     from workbench.runs import execution as runs
 
     probe = demo.main_probe()
-    first = runs.execute(probe, demo.MODEL, config=probe.example(demo.MODEL))
+    first = runs.execute(probe, demo.MODEL, config=demo.settings(probe, demo.MODEL))
     second = next(run for run in demo.examples() if run.probe == probe.name)
     table = first.table("heads").sort("score", descending=True)
     named = [

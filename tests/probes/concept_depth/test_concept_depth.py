@@ -219,7 +219,7 @@ def test_mean_and_chosen_token_features_are_what_they_say(stories, tmp_path):
         features = read_features(
             stories,
             [stories.encode(t) for t in ("Tom saw dogs", "A cat")],
-            Config(site="resid_post", token=token),
+            Config(site="resid_post", token=token, sinks="keep"),
             Context(store=Store(tmp_path / "store")),
         )
         with torch.no_grad():

@@ -4,11 +4,10 @@ import json
 from collections import Counter
 
 import numpy as np
-import polars as pl
 import pytest
-from sklearn.model_selection import train_test_split
 
 from probes.concept_depth import concept_sets as concept_data
+from probes.concept_depth.set_splits import split
 from workbench.core.errors import InputError
 
 CD = "concepts/cd"
@@ -18,11 +17,6 @@ def write(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def toy(n=100, groups=None):
-    labels = np.arange(n) % 2
-    return concept_data.ConceptSet("toy", tuple(f"text {i}" for i in range(n)), labels, ("0", "1"), groups)
 
 
 @pytest.mark.shared_data
@@ -77,12 +71,10 @@ def test_statement_files_load_with_their_groups(shared):
     assert cities.groups[:2] == ("Krasnodar", "Krasnodar")
     larger = concept_data.load_file(shared("concepts/geometry_of_truth/larger_than.csv"))
     assert len(larger) == 1980 and larger.texts[0] == "Fifty-one is larger than fifty-two."
-    # both orders of two numbers, one true and one false, are one group; so are the two meanings of a Spanish word
-    assert larger.groups[0] == "51-52" and set(Counter(larger.groups).values()) == {2}
+    # both orders of two numbers, one true and one false, are one group
+    assert set(Counter(larger.groups).values()) == {2}
     both = {g: {int(k) for k, other in zip(larger.labels, larger.groups) if other == g} for g in larger.groups[:50]}
     assert all(labels == {0, 1} for labels in both.values())
-    spanish = concept_data.load_file(shared("concepts/geometry_of_truth/sp_en_trans.csv"))
-    assert spanish.groups[:2] == ("con", "uno") and len(set(spanish.groups)) < len(spanish)
     both = concept_data.load(shared("concepts/geometry_of_truth"))
     assert [s.name for s in both] == ["larger_than", "sp_en_trans"]
 
@@ -125,7 +117,12 @@ def test_a_pair_is_chosen_among_several_labels(tmp_path):
         ("hole.csv", "text,label\na,1\n,0\n", "row 2"),
         ("sst.train", "1 good film\nno label here\n", "line 2"),
         ("broken.json", '{"examples": [', "not valid JSON"),
-        ("coin.json", '{"examples": [{"question": "q", "answer": "maybe"}]}', "example 1"),
+        (
+            "coin.json",
+            '{"examples": [{"question": "A coin is heads up.", "answer": "maybe"}]}',
+            "row 1: the field 'answer'",
+        ),
+        ("qa.json", '{"examples": [{"question": "q", "answer": "yes"}]}', "no column 'text'.*columns=text:NAME"),
     ],
 )
 def test_bad_files_are_refused_in_one_sentence(tmp_path, name, text, message):
@@ -137,83 +134,6 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, text, message):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no concept set"):
         concept_data.load(tmp_path)
-
-
-def test_the_code_split_is_scikit_learns():
-    concept = toy(101)
-    order = np.concatenate([np.flatnonzero(concept.labels == 0), np.flatnonzero(concept.labels == 1)])
-    _, expected = train_test_split(order, test_size=0.4, random_state=42)
-    (test,), grouped = concept_data.split(concept, "code", rng=np.random.default_rng(0))
-    assert set(test) == set(expected) and len(test) == 41 and not grouped
-
-
-@pytest.mark.shared_data
-@pytest.mark.parametrize(
-    ("file", "listed_first"),
-    [("cities.csv", 1), ("coin_flip.json", 1), ("StrategyQA_task.json", 1), ("stsa.binary.train", 0)],
-)
-def test_the_code_split_of_the_official_sets_lists_their_classes_as_the_official_code_does(shared, file, listed_first):
-    """The official loaders return two lists, true/yes first but for SST, and split what is concatenated."""
-    path = shared(f"{CD}/{file}")
-    if file == "cities.csv":
-        rows = pl.read_csv(path).select("statement", "label").rows()
-    elif file == "coin_flip.json":
-        rows = [(r["question"], int(r["answer"] == "yes")) for r in json.loads(path.read_text())["examples"]]
-    elif file == "StrategyQA_task.json":
-        rows = [(r["input"], r["target_scores"]["Yes"]) for r in json.loads(path.read_text())["examples"]]
-    else:
-        rows = [(line[2:].strip(), int(line[0])) for line in path.read_text().split("\n") if line]
-    lists = [text for text, label in rows if label == listed_first] + [
-        text for text, label in rows if label != listed_first
-    ]
-    expected = train_test_split(lists, test_size=0.4, random_state=42)[1]
-    for pair in ((), ("1", "0")):  # which class is called 1 is the user's; the split stays
-        found = concept_data.load_file(path, template="plain", pair=pair)
-        (test,), _ = concept_data.split(found, "code", rng=np.random.default_rng(0))
-        texts = [found.texts[i] for i in test]
-        if file == "StrategyQA_task.json":  # the evidence follows the question
-            assert len(texts) == len(expected) and all(a.startswith(b) for a, b in zip(sorted(texts), sorted(expected)))
-        else:
-            assert sorted(texts) == sorted(expected)
-
-
-def test_the_paper_split_is_a_fifth_with_classes_in_proportion():
-    (test,), _ = concept_data.split(toy(1000), "paper", rng=np.random.default_rng(0))
-    assert len(test) == 200 and toy(1000).labels[test].sum() == 100
-
-
-def test_folds_test_every_row_once():
-    for groups in (None, tuple(str(i // 4) for i in range(100))):
-        tests, grouped = concept_data.split(toy(100, groups), "kfold", folds=5, rng=np.random.default_rng(0))
-        assert grouped == (groups is not None) and sorted(np.concatenate(tests)) == list(range(100))
-        assert all(15 <= len(t) <= 25 for t in tests)
-
-
-def test_groups_stay_together_and_few_groups_do_not_count():
-    groups = tuple(f"city {i // 2}" for i in range(100))
-    for how in ("paper", "kfold"):
-        tests, grouped = concept_data.split(toy(100, groups), how, rng=np.random.default_rng(0))
-        assert grouped
-        for test in tests:
-            rest = set(range(100)) - set(test)
-            assert not {groups[i] for i in test} & {groups[i] for i in rest}
-    few = tuple("ab"[i % 2] for i in range(100))
-    assert not concept_data.split(toy(100, few), "paper", rng=np.random.default_rng(0))[1]
-    with pytest.raises(InputError, match="both classes"):
-        concept_data.split(toy(100, few), "paper", groups="yes", rng=np.random.default_rng(0))
-
-
-def test_too_few_rows_for_the_folds_are_refused():
-    with pytest.raises(InputError, match="4 rows in its smaller class: too few for 5 folds"):
-        concept_data.split(toy(8), "kfold", folds=5, rng=np.random.default_rng(0))
-    with pytest.raises(InputError, match="50 rows in its smaller class and 4 groups: too few for 5 folds"):
-        concept_data.split(
-            toy(100, tuple(str(i % 4) for i in range(100))),
-            "kfold",
-            folds=5,
-            groups="yes",
-            rng=np.random.default_rng(0),
-        )
 
 
 def test_noise_is_independent_of_the_label():
@@ -245,16 +165,15 @@ def _as_pandas_writes(frame, path):
 @pytest.mark.parametrize("labels", [[True, False], [1.0, 0.0], [1, 0], [0.1 + 0.2, 0.2], ["True ", "false"]])
 def test_classes_and_splits_do_not_depend_on_the_format_of_the_file(tmp_path, labels):
     frame = {
-        "statement": [f"{n} is larger than {n + 1}" for n in range(60)],
+        "statement": [f"{n // 2 + 300 * (n % 2)} is larger than {n // 2 + 300 * (1 - n % 2)}" for n in range(60)],
         "label": [labels[n % 2] for n in range(60)],
-        "n1": [n // 2 * 2 for n in range(60)],
-        "n2": [n // 2 * 2 + 1 for n in range(60)],
+        "smaller": [n // 2 for n in range(60)],
     }
     found = [
         concept_data.load_file(_as_pandas_writes(frame, tmp_path / f"larger{suffix}"))
         for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
     ]
-    splits = [concept_data.split(one, "paper", rng=np.random.default_rng(0))[0][0].tolist() for one in found]
+    splits = [split(one, "paper", rng=np.random.default_rng(0))[0][0].tolist() for one in found]
     assert len({(one.classes, tuple(one.labels), one.groups) for one in found}) == 1
     assert len(set(map(tuple, splits))) == 1 and len(set(found[0].groups)) == 30
 
@@ -275,22 +194,13 @@ def test_the_pair_of_labels_is_read_as_the_labels_are(tmp_path):
 
 
 def test_examples_of_another_shape_are_named(tmp_path):
-    for examples in ("[5]", '[{"answer": "yes", "question": 5}]', '[{"answer": "yes", "question": NaN}]'):
-        path = write(tmp_path, "a.json", f'{{"examples": {examples}}}')
-        with pytest.raises(InputError, match="example 1: the field .* is missing or wrong"):
+    flip = '{"question": "A coin is heads up.", "answer": "no"}'
+    for row, message in [
+        ("5", "row 21: a JSON object is needed, not int"),
+        ('{"answer": "yes", "question": NaN}', "row 21: the field 'question' is empty"),
+        ('{"answer": "yes"}', "row 21: the field 'question' is empty"),
+        ('{"answer": ["yes", "no"], "question": "A coin is heads up."}', "row 21: the field 'answer' "),
+    ]:
+        path = write(tmp_path, "a.json", f'{{"examples": [{", ".join([flip] * 20 + [row])}]}}')
+        with pytest.raises(InputError, match=message):
             concept_data.load_file(path)
-
-
-def test_no_message_recommends_what_is_set_already():
-    from probes.concept_depth import _warn_of_few
-    from workbench.core.context import Context
-
-    for folds in (True, False):
-        context, set_ = Context(), toy(20)
-        _warn_of_few(set_, np.arange(20), None, folds=folds, context=context)
-        _warn_of_few(set_, np.arange(20), np.arange(20) % 3, folds=folds, context=context)
-        assert context.warnings and any("kfold" in w for w in context.warnings) is not folds
-    one_sided = concept_data.ConceptSet("one", ("a", "b", "c"), np.array([0, 0, 1]), ("0", "1"))
-    with pytest.raises(InputError, match="add rows") as caught:
-        concept_data.split(one_sided, "paper", rng=np.random.default_rng(0))
-    assert "groups=no" not in str(caught.value)  # there are no groups

@@ -16,6 +16,7 @@ from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.figures import build
 from workbench.figures.export import caption
+from workbench.models.model_outline import outline
 from workbench.models.text_positions import find
 from workbench.runs import execution as runs
 
@@ -136,7 +137,7 @@ def test_organisms_and_circuits_keep_their_own_world(name):
     ready = runs.prepare(PROBE, model=name)
     assert ready.data == organisms.data("conflicts")
     assert ready.data_name == "workbench:organisms/data/conflicts.jsonl"
-    assert facts.example(name) == {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2}
+    assert facts.example(outline(name)) == {"limit": 40, "prune_k": (1, 3), "flow_items": 8, "random_draws": 2}
 
 
 @pytest.mark.parametrize("name", ("someone/some-model", "./here", "~nobody-of-this-name/x", "x" * 5000, "a\0b", None))
@@ -161,7 +162,7 @@ def test_a_model_that_was_named_late_gets_its_own_data():
 
 def test_a_model_that_knows_no_fact_is_told_what_to_do_and_no_file_is_named(tiny_llama, tmp_path):
     with pytest.raises(InputError) as said:
-        runs.execute(PROBE, str(tiny_llama), config=facts.example(str(tiny_llama)), out=tmp_path / "run")
+        runs.execute(PROBE, str(tiny_llama), config={"limit": 24}, out=tmp_path / "run")
     text = str(said.value)
     assert "the model knows none of the" in text and "real facts that ships" in text
     assert "--data" in text and "keep=all" in text

@@ -60,7 +60,7 @@ def hidden_states(folder, ids):
 
 
 def test_the_mean_over_tokens_is_a_sample_too(stories, tiny_llama, texts):
-    result, _ = probe(stories, texts, token="mean", limit=40, layers="all", curve=False, loss_rows=0)
+    result, _ = probe(stories, texts, token="mean", sinks="keep", limit=40, layers="all", curve=False, loss_rows=0)
     hf = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager", dtype=torch.float64)
     rows = []
     with torch.no_grad():

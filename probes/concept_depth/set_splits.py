@@ -1,0 +1,101 @@
+"""How the rows of a set are divided into those that a probe is fitted on and those that it is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.row_groups import grouped_rows, repeated_share
+from workbench.core.errors import InputError
+
+REPEATED = 0.01  # share of rows that repeat another above which the groups that were found are kept together
+FEWEST = 10  # groups
+
+
+def split(
+    concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto", rng: np.random.Generator
+) -> tuple[list[np.ndarray], bool]:
+    """Test rows of each fold (one fold unless how="kfold"), and whether groups were kept together.
+
+    "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4,
+    random_state=42) draws them from the classes one after the other, in the order of the official code
+    (`listed_first`). "kfold": every row is tested once. `groups`: "yes" keeps groups together, "no" does not, "auto"
+    does where there are at least ten (but not for how="code"); those that no `group` column gave must bind more than
+    `REPEATED` of the rows. Raises InputError where a part would lack a class."""
+    n, labels = len(concept), concept.labels
+    by_group = concept.groups is not None and (
+        groups == "yes" or (groups == "auto" and how != "code" and _worth_it(concept))
+    )
+    if groups == "yes" and concept.groups is None:
+        raise InputError(f"The set '{concept.name}' has no 'group' column to split by, and no near-identical rows.")
+    parts = folds if how == "kfold" else 1
+    units = np.unique(concept.groups, return_inverse=True)[1] if by_group else np.arange(n)
+    least = int(min(np.bincount(labels, minlength=2)))
+    if how == "kfold" and (least < folds or units.max() + 1 < folds):
+        grouped = f" and {units.max() + 1} groups" if by_group else ""
+        raise InputError(
+            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds."
+        )
+    for _ in range(100):  # a draw by groups may miss a class; draw again
+        if how == "code" and not by_group:
+            order = np.concatenate(
+                [np.flatnonzero(labels == concept.listed_first), np.flatnonzero(labels != concept.listed_first)]
+            )
+            tests = [np.sort(order[np.random.RandomState(42).permutation(n)[: int(np.ceil(0.4 * n))]])]
+        elif by_group:
+            tests = _by_group(units, n, parts, 0.4 if how == "code" else 0.2, rng)
+        else:
+            tests = _stratified(labels, parts, rng)
+        train = [np.delete(labels, t) for t in tests]
+        if all(len(set(labels[t])) == 2 and len(set(rest)) == 2 for t, rest in zip(tests, train)):
+            return tests, by_group
+    raise InputError(
+        f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that "
+        f"both parts have both classes; add rows{', or set groups=no' if by_group else ''}."
+    )
+
+
+def _worth_it(concept: ConceptSet) -> bool:
+    groups = concept.groups or ()
+    return len(set(groups)) >= FEWEST and (concept.grouped_by == "group" or repeated_share(groups) > REPEATED)
+
+
+def near_identical_apart(concept: ConceptSet, by_group: bool) -> int:
+    """How many rows a split by rows may part from those that are about the same or say almost the same; 0 where they
+    are few."""
+    if by_group or concept.groups is None or concept.grouped_by == "group":
+        return 0
+    return grouped_rows(concept.groups) if repeated_share(concept.groups) > REPEATED else 0
+
+
+def tested_and_fitted_on(concept: ConceptSet, tests: Sequence[np.ndarray]) -> int:
+    """How many rows are tested on while an equal text is among those of the same fold that are fitted on."""
+    texts = np.array(concept.texts, dtype=object)
+    return sum(int(np.isin(texts[test], np.delete(texts, test)).sum()) for test in tests)
+
+
+def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Test rows per fold, classes in proportion; a single fold takes 20 %."""
+    share = np.empty(len(labels), dtype=int)
+    parts = folds if folds > 1 else 5
+    for k in (0, 1):
+        rows = rng.permutation(np.flatnonzero(labels == k))
+        share[rows] = (np.arange(len(rows)) + rng.integers(parts)) % parts
+    return [np.flatnonzero(share == k) for k in range(folds)]
+
+
+def _by_group(units: np.ndarray, n: int, folds: int, test_share: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Test rows per fold, whole groups each, sizes as even as the groups allow."""
+    order = rng.permutation(units.max() + 1)
+    sizes = np.bincount(units)[order]
+    if folds == 1:
+        before = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return [np.flatnonzero(np.isin(units, order[before < test_share * n - 0.5]))]
+    load = np.zeros(folds)
+    fold_of = np.empty(len(order), dtype=int)
+    for group, size in zip(order, sizes):
+        fold_of[group] = load.argmin()
+        load[load.argmin()] += size
+    return [np.flatnonzero(fold_of[units] == k) for k in range(folds)]

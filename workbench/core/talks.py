@@ -1,0 +1,177 @@
+"""Talks as they are published: `messages` of {role, content}, ShareGPT's `conversations` of {from, value}, and the
+`instances` of Self-Instruct; read into columns that probes ask for.
+
+A talk becomes a column `messages` of {role, content}, with the roles system, user, assistant and tool. `response` is
+what the assistant says last, `prompt` all that stands before it, turn by turn with an empty line between: the same
+words without the marks of a chat template, which only `messages` can be given to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.core.cells import text_column
+from workbench.core.errors import InputError
+from workbench.core.json_text import parse_json
+from workbench.core.wording import cut
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TALKS = ("messages", "conversations", "conversation")
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+
+Turns = list[tuple[str, str]]  # (role, what is said)
+
+
+def from_talk(frame: pl.DataFrame, column: str, path: Path, wanted: Collection[str]) -> tuple[pl.DataFrame, str]:
+    """The table with `messages` and, as far as they are wanted, `prompt` and `response` (or `text`, all that is said);
+    and what was done.
+
+    Where no response is wanted, the prompt is the one turn of the user: InputError for a talk of several, as for one
+    without any turn of the assistant where a response is wanted."""
+    import polars as pl
+
+    talks = turns_of(frame[column], path)
+    if "text" in wanted and "text" not in frame.columns:
+        made = ["\n\n".join(said.strip() for _, said in turns) for turns in talks]
+        return frame.with_columns(pl.Series("text", made, dtype=pl.String)), f"{column}: text from all turns"
+    frame = frame.with_columns(messages_column(talks))
+    systems = sum(turns[0][0] == "system" for turns in talks)
+    if "response" in wanted:
+        pairs = [_pair(turns, f"{path}, row {row}") for row, turns in enumerate(talks, 1)]
+        several = sum(sum(role == "assistant" for role, _ in turns) > 1 for turns in talks)
+        said = f"{column}: response from the assistant's last turn, prompt from what stands before it"
+        said += f" (in {several} rows several turns)" if several else ""
+        said += f" ({systems} with a system message)" if systems else ""
+        prompts, responses = zip(*pairs)
+        made = [pl.Series("prompt", prompts, dtype=pl.String), pl.Series("response", responses, dtype=pl.String)]
+        return frame.with_columns([column for column in made if column.name in wanted]), said
+    prompts = [_question(turns, f"{path}, row {row}") for row, turns in enumerate(talks, 1)]
+    said = f"{column}: prompt from the user's turn"
+    said += f" ({systems} system messages are left out)" if systems else ""
+    return frame.with_columns(pl.Series("prompt", prompts, dtype=pl.String)), said
+
+
+def from_instances(
+    frame: pl.DataFrame, instruction: str, column: str, path: Path, wanted: Collection[str]
+) -> tuple[pl.DataFrame, str]:
+    """Self-Instruct: a row for every instance of a task, its prompt the task with the input of the instance."""
+    import polars as pl
+
+    tasks, rows, prompts, responses = text_column(frame[instruction], str(path)), [], [], []
+    for row, (task, cell) in enumerate(zip(tasks, frame[column].to_list()), 1):
+        where = f"{path}, row {row}"
+        instances = _list_of_objects(cell, column, where)
+        for instance in instances:
+            parts = [task, instance.get("input")]
+            if not all(part is None or isinstance(part, str) for part in (*parts, instance.get("output"))):
+                raise InputError(f"{where}: input and output of the field '{column}' must be text.")
+            if instance.get("output") is None:
+                raise InputError(f"{where}: an instance of the field '{column}' has no output.")
+            rows.append(row - 1)
+            prompts.append("\n\n".join(part.strip() for part in parts if part is not None and part.strip()))
+            responses.append(instance.get("output"))
+    if "text" in wanted:
+        made = [pl.Series("text", [f"{prompt}\n\n{said}" for prompt, said in zip(prompts, responses)])]
+    else:
+        made = [pl.Series("prompt", prompts, dtype=pl.String)]
+    if "response" in wanted:
+        made.append(pl.Series("response", responses, dtype=pl.String))
+    said = f"Self-Instruct: prompt from {instruction} and the input of {column}, response from its output"
+    said += f" ({len(rows)} instances of {frame.height} tasks)" if len(rows) != frame.height else ""
+    return frame[rows].with_columns(made), said
+
+
+def turns_of(column: pl.Series, path: Path) -> list[Turns]:
+    """The turns of every row of a column of talks. InputError, with the row, for what is none: no list, an unknown
+    role, a turn whose content is no text."""
+    return [_turns(cell, f"{path}, row {row}", column.name) for row, cell in enumerate(column.to_list(), 1)]
+
+
+def messages_column(talks: Sequence[Turns]) -> pl.Series:
+    """A column `messages` of lists of {role, content}."""
+    import polars as pl
+
+    kind = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+    rows = [[{"role": role, "content": said} for role, said in turns] for turns in talks]
+    return pl.Series("messages", rows, dtype=kind)
+
+
+def _turns(cell: Any, where: str, field: str) -> Turns:
+    found = []
+    for number, turn in enumerate(_list_of_objects(cell, field, where), 1):
+        role = next((turn[key] for key in ("role", "from", "speaker") if turn.get(key) is not None), None)
+        said = _text(next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None))
+        if not isinstance(role, str) or role.strip().lower() not in ROLES:
+            raise InputError(
+                f"{where}: turn {number} of the field '{field}' is by '{cut(role, 40)}'; a turn is by one of "
+                f"{', '.join(dict.fromkeys(ROLES.values()))} (or human, gpt and other names of these)."
+            )
+        if said is None:
+            raise InputError(f"{where}: turn {number} of the field '{field}' has no text (a picture is none).")
+        found.append((ROLES[role.strip().lower()], said))
+    return found
+
+
+def _text(content: Any) -> str | None:
+    """What is said in a turn: a text, or a list of parts that are texts."""
+    if isinstance(content, list) and content:
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+            for part in content
+        ]
+        said = [part for part in parts if isinstance(part, str)]
+        return "".join(said) if len(said) == len(parts) else None
+    return content if isinstance(content, str) else None
+
+
+def _list_of_objects(cell: Any, field: str, where: str) -> list[Mapping[str, Any]]:
+    if isinstance(cell, str):
+        try:
+            cell = parse_json(cell, where)
+        except InputError:
+            cell = None
+    if not isinstance(cell, list) or not cell or not all(isinstance(item, dict) for item in cell):
+        raise InputError(f"{where}: the field '{field}' must be a list of objects with at least one of them.")
+    return cell
+
+
+def _pair(turns: Turns, where: str) -> tuple[str, str]:
+    """What stands before the assistant's last turn, and that turn."""
+    last = max((number for number, (role, _) in enumerate(turns) if role == "assistant"), default=None)
+    if last is None:
+        raise InputError(f"{where}: the talk has no turn of the assistant, which the response is; leave it out.")
+    if not any(role == "user" for role, _ in turns[:last]):
+        raise InputError(f"{where}: no turn of the user stands before the assistant's last; leave it out.")
+    return "\n\n".join(said.strip() for _, said in turns[:last]), turns[last][1]
+
+
+def _question(turns: Turns, where: str) -> str:
+    asked = [said for role, said in turns if role == "user"]
+    if len(asked) != 1:
+        raise InputError(
+            f"{where}: the talk has {len(asked)} turns of the user, where a prompt is one; keep the rows with one, or "
+            f"give the column that is meant with columns=prompt:NAME."
+        )
+    return asked[0]
