@@ -23,16 +23,17 @@ Ends = tuple[float, float] | tuple[np.ndarray, np.ndarray]  # low and high: numb
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval; ``n`` items went into it."""
+    """A number with its interval; ``n`` independent items went into it (clusters), where they hold more ``rows``."""
 
     value: float
     low: float
     high: float
     n: int
+    rows: int | None = None
 
     def as_dict(self) -> dict[str, float | int]:
         """The form that ``summary.json`` uses."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def bootstrap_mean(values: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator) -> Ends:

@@ -85,3 +85,35 @@ def test_too_few_checkpoints_have_no_phases_and_bad_ones_are_refused():
         phases.segment([1, 1, 2, 3], [1.0, 2, 1, 2], rng=rng)
     with pytest.raises(InputError, match="missing"):
         phases.segment([1, 2, 3, 4], [1.0, np.nan, 1, 2], rng=rng)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("checkpoints", [15, 40, 150])
+def test_the_jitter_of_a_course_makes_no_phases_and_hides_none(checkpoints, alike):
+    """Jitter of 1 % from checkpoint to checkpoint, of which the standard error of a value (here a twentieth) knows
+    nothing: white, or shared with the neighbours."""
+    rng, along = np.random.default_rng([checkpoints, round(10 * alike)]), np.linspace(0, 1, checkpoints)
+    times = 5 if checkpoints > 100 else 20
+    for course, size, expected in (
+        (60 + 20 * along, 0.7, 1),
+        (100 + 20 * np.log1p(20 * along), 1.2, 1),
+        (np.interp(along, [0, 0.3, 0.7, 1], [60.0, 20.0, 80.0, 50.0]), 1.5, 3),
+    ):
+        found = [
+            len(phases.segment(along, course + jitter, error=size / 20, draws=0, rng=rng))
+            for jitter in phases.correlated(size, alike, checkpoints, times, rng)
+        ]
+        assert sum(n == expected for n in found) >= times - 1, found
+
+
+def test_a_course_that_is_all_jitter_has_no_phase():
+    rng = np.random.default_rng(0)
+    level = 50 + phases.correlated(1.0, 0.0, 40, 20, rng)
+    assert sum(len(phases.segment(np.arange(40.0), v, rng=rng, draws=0)) for v in level) <= 1
+
+
+def test_turns_are_found_by_how_far_a_course_goes_back():
+    values = np.array([0, 3, 2.5, 6, 4, 4.5, 1, 2, 8.0])
+    assert phases.turns(values, 1.0) == ([3, 6], True)
+    assert phases.turns(values, 0.4) == ([1, 2, 3, 4, 5, 6], True)
+    assert phases.turns(values, 9.0) == ([], True) and phases.turns(-values, 1.0) == ([3, 6], False)
