@@ -14,6 +14,8 @@ from workbench.core.tables import read_table
 from workbench.core.wording import one_line
 from workbench.stats.intervals import pearson, spearman
 
+TELLING = 10  # checkpoints below which the course and its jitter are hard to tell apart
+
 
 def course(layers: pl.DataFrame) -> pl.DataFrame:
     """The last layer over the checkpoints, by step; empty unless every checkpoint has a step."""
@@ -48,6 +50,9 @@ def phase_table(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
         }
         for number, phase in enumerate(phases.segment(steps, rankme, error=error, rng=context.rng("phases")), 1)
     ]
+    if not rows:
+        few = "; give more of them" if along.height < TELLING else ""
+        context.warn(f"No phase stands out from the jitter of RankMe over the {along.height} checkpoints{few}.")
     return pl.DataFrame(rows, schema=schema)
 
 

@@ -264,13 +264,11 @@ def training(tmp_path_factory, tiny_llama):
 def test_a_trajectory_has_its_phases_losses_and_correlations(stories, texts, training, tmp_path):
     task = tmp_path / "task.csv"
     task.write_text("step,score\n0,0.1\n10,0.2\n100,0.3\n500,0.4\n1000,0.5\n2000,0.6\n")
-    result, _ = probe(stories, texts, checkpoints=(str(training),), task=str(task), ngram=str(texts))
+    result, context = probe(stories, texts, checkpoints=(str(training),), task=str(task), ngram=str(texts))
     course = result.tables["layers"]
     assert course["step"].to_list() == [0, 10, 100, 500, 1000, 2000] and course["checkpoint"][1] == "step-10"
-    assert result.tables["phases"].select("phase", "start_step", "end_step").rows() == [
-        ("warm-up", 0, 100),
-        ("entropy-seeking", 100, 2000),
-    ]
+    # of six checkpoints nobody can say what is course and what is jitter
+    assert result.tables["phases"].height == 0 and any("No phase stands out" in said for said in context.warnings)
     # every checkpoint is measured as it is alone
     alone, _ = probe(load(str(training / "step-100")), texts)
     assert abs(alone.tables["layers"]["rankme"][0] - course["rankme"][2]) < 1e-9
