@@ -102,7 +102,7 @@ def example(model: Facts) -> dict[str, object]:
     bibtex=BIBTEX,
     data=DataSpec(
         required=("prompt",),
-        columns=("answer",),
+        columns=("answer", "messages"),
         what="prompts",
         default="probes.branching_factor:material/english.jsonl",
         for_model=organisms.world("prompts.jsonl"),
