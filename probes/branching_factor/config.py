@@ -72,6 +72,12 @@ class Config:
     system: str = system_option(later=False)
     thinking: str = thinking_option()
     template_args: tuple[str, ...] = template_args_option()
+    segments: str = option(
+        "thinking",
+        "what the table segments tells apart: thinking and answer, or the sentences of a response",
+        choices=("thinking", "sentence"),
+        later=True,
+    )
     stop: tuple[str, ...] = option((), "texts that end a sample")
     columns: tuple[str, ...] = columns_option("prompt:instruction")
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
