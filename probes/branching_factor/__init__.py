@@ -26,7 +26,6 @@ from probes.branching_factor.conditions import Lab
 from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
 from probes.branching_factor.estimators import enough_samples
-from probes.branching_factor.segments import SEGMENTS
 from probes.branching_factor.studies import STUDY
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -41,6 +40,7 @@ from workbench.models.model_outline import Facts
 ENGLISH = Path(__file__).parent / "material" / "english.jsonl"
 KINDS = 5  # of the English prompts: story, fact, opinion, instruction, random letters
 CHAT = 64  # tokens that a chat template is taken to put around a prompt
+QUOTED = 8  # of the sentences, in the summary
 FEW = 4  # tokens that a short run must have room to write
 
 
@@ -102,7 +102,7 @@ def example(model: Facts) -> dict[str, object]:
     bibtex=BIBTEX,
     data=DataSpec(
         required=("prompt",),
-        columns=("answer",),
+        columns=("answer", "messages"),
         what="prompts",
         default="probes.branching_factor:material/english.jsonl",
         for_model=organisms.world("prompts.jsonl"),
@@ -122,6 +122,7 @@ def example(model: Facts) -> dict[str, object]:
         "conditions": ("condition",),
         "enough": ("condition", "samples"),
         "segments": ("condition", "row", "prompt", "segment"),
+        "segment_means": ("condition", "segment"),
         "complexity": ("condition",),
         "nudging": ("condition",),
         "signature": ("condition",),
@@ -173,9 +174,13 @@ def _summary(tables: dict[str, pl.DataFrame], config: Config) -> dict:
             out[f"bf of {row['condition']}"] = _quoted(row, "bf", "ci", row["prompts"])
     for row in tables["comparisons"].iter_rows(named=True) if "comparisons" in tables else ():
         out[f"{row['a']} / {row['b']}"] = _quoted(row, "ratio", "ratio", row["prompts"])
-    if tables["segments"].height:
-        spans = tables["segments"].filter(pl.col("condition") == first["condition"])
-        out |= {f"bf of {name}": spans.filter(pl.col("segment") == name)["bf"].mean() for name in SEGMENTS}
+    if "segment_means" in tables:
+        means = tables["segment_means"].filter(pl.col("condition") == first["condition"])
+        kind = "sentence " if config.segments == "sentence" else ""
+        for row in means.head(QUOTED).iter_rows(named=True):
+            if row["bf"] is not None:
+                out[f"bf of {kind}{row['segment']}"] = _quoted(row, "bf", "ci", row["prompts"])
+    if tables["segments"].height and config.segments == "thinking":
         samples = tables["samples"].filter(pl.col("condition") == first["condition"])
         out["samples_ended_in_thinking"] = int((samples["thinking"] == "unfinished").sum())
     return {key: value for key, value in (out | _study_summary(tables)).items() if value is not None}

@@ -22,7 +22,7 @@ from probes.branching_factor.estimators import (
     prefix_curve,
     window_curve,
 )
-from probes.branching_factor.segments import segment_table
+from probes.branching_factor.segments import segment_tables
 from workbench.core.context import Context
 from workbench.stats.intervals import multinomial_counts
 
@@ -32,9 +32,9 @@ MEANS = (*BF, "nats_per_byte", "mean_length", "ended", "distinct", "top50_short"
 
 
 def condition_tables(found: Sequence[MeasuredCondition], config: Config, context: Context) -> dict[str, pl.DataFrame]:
-    """`prompts`, `positions`, `samples`, `inputs`, `tree`, `conditions`, `enough` and `segments` of all conditions;
-    `row` numbers the prompts over all of them."""
-    names = ("prompts", "positions", "samples", "inputs", "tree", "conditions", "enough", "segments")
+    """`prompts`, `positions`, `samples`, `inputs`, `tree`, `conditions`, `enough`, `segments` and, where it has
+    rows, `segment_means` of all conditions; `row` numbers the prompts over all of them."""
+    names = ("prompts", "positions", "samples", "inputs", "tree", "conditions", "enough", "segments", "segment_means")
     tables = {name: [] for name in names}
     first_row = 0
     for measured in found:
@@ -44,14 +44,17 @@ def condition_tables(found: Sequence[MeasuredCondition], config: Config, context
         tables["positions"].append(position_table(measured, config, context.rng(f"positions/{name}")))
         tables["samples"].append(sample_table(measured, first_row))
         tables["tree"].append(tree_table(measured, first_row))
-        tables["segments"].append(segment_table(measured, config, context, first_row))
+        segments, means = segment_tables(measured, config, context, first_row)
+        tables["segments"].append(segments)
+        tables["segment_means"].append(means)
         ids = pl.Series("ids", measured.condition.ids, dtype=pl.List(pl.Int64))
         tables["inputs"].append(prompts.select("row", "condition", "prompt").with_columns(ids))
         row = condition_row(measured, prompts, config, context.rng(f"prompts/{name}"))
         tables["conditions"].append(pl.DataFrame([row], infer_schema_length=None))
         tables["enough"].append(enough_table(measured, config, context.rng(f"enough/{name}")))
         first_row += prompts.height
-    return {name: pl.concat(of_each, how="vertical_relaxed") for name, of_each in tables.items()}
+    joined = {name: pl.concat(of_each, how="vertical_relaxed") for name, of_each in tables.items()}
+    return {name: table for name, table in joined.items() if table.height or name != "segment_means"}
 
 
 def prompt_table(found: MeasuredCondition, config: Config, first_row: int) -> pl.DataFrame:

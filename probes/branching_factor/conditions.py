@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from probes.branching_factor.branching_samples import Condition, Continuations
-from probes.branching_factor.config import Config
+from probes.branching_factor.config import Config, talk_of
 from probes.branching_factor.estimators import Profile, log_bf, resampled
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -20,7 +20,15 @@ from workbench.engine.passes import Pass
 from workbench.engine.sampling import FIELDS, TOP, Rule
 from workbench.engine.vllm import close_engine, open_engine, sample_vllm
 from workbench.models.model import Model
-from workbench.models.prompt_style import PromptStyle, style_of, way_of, write_prompt
+from workbench.models.prompt_style import (
+    PromptStyle,
+    WrittenPrompt,
+    check_style,
+    style_of,
+    way_of,
+    write_messages,
+    write_prompt,
+)
 
 DRAWS = 1000  # resamples behind every interval
 PART_ROWS = 1024  # samples per resumable part
@@ -80,8 +88,7 @@ class Lab:
         """Keep of the table what every model of the study can read; `numbers`: which rows of the file these are."""
         self.numbers = list(range(self.table.height))
         for m in self.models if self.config.long == "skip" else ():
-            style = self.style(m)
-            lengths = [len(write_prompt(m, {"prompt": text}, style=style).ids) for text in self.table["prompt"]]
+            lengths = [len(written.ids) for written in self.written(m)]
             kept = fitting(lengths, m.context_length, long="skip", context=self.context, where=str, what="prompts")
             self.table, self.numbers = self.table[kept], [self.numbers[i] for i in kept]
 
@@ -89,6 +96,21 @@ class Lab:
         """How the prompts of a model are written: raw ones without what belongs to chats."""
         style = style_of(self.config)
         return style if way_of(model, style) == "chat" else PromptStyle(style.template)
+
+    def written(self, model: Model, texts: Sequence[str] | None = None) -> list[WrittenPrompt]:
+        """The rows of the data file (or `texts` in their place) as the model is given them."""
+        style, out = self.style(model), []
+        check_style(model, style)
+        rows = self.table.to_dicts() if texts is None else [{"prompt": text} for text in texts]
+        for number, row in zip(self.numbers, rows):
+            if not (turns := talk_of(row)):
+                out.append(write_prompt(model, {"prompt": row["prompt"]}, style=style))
+                continue
+            try:
+                out.append(write_messages(model, turns, style=style, answer=True))
+            except InputError as error:
+                raise InputError(f"{self.context.data}, row {number + 1}: {error}") from error
+        return out
 
     def close(self) -> None:
         """Give back what vLLM holds."""
@@ -100,10 +122,9 @@ class Lab:
     ) -> Condition:
         """The prompts of the data file (or `texts` in their place), written for the model."""
         model, config = model or self.model, self.config
+        written = self.written(model, texts)
         texts = list(self.table["prompt"] if texts is None else texts)
-        style = self.style(model)
-        written = [write_prompt(model, {"prompt": text}, style=style) for text in texts]
-        ids, how, thinks = [w.ids for w in written], way_of(model, style), any(w.thinks for w in written)
+        ids, how, thinks = [w.ids for w in written], way_of(model, self.style(model)), any(w.thinks for w in written)
         for row, tokens in enumerate(ids):
             if not tokens:
                 raise InputError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -31,9 +32,14 @@ BIBTEX = """@article{yang2026branching,
   year = {2026},
   note = {arXiv:2506.17871}
 }"""
-COLUMNS = ("prompt", "answer")
+COLUMNS = ("prompt", "answer", "messages")
 MOST_TOKENS = 10**10  # of all samples; each keeps about 24 bytes
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
+BARE = {  # studies that work on the bare text of a prompt, which a talk of several turns has not
+    "complexity": "shortens the text of a prompt",
+    "verbalised": "writes a request around the text of a prompt",
+    "hyperfitted": "reads the text of a prompt without a template",
+}
 COMPARING = ("pair", "nudging", "complexity", "hyperfitted")  # studies that take a second model
 
 
@@ -66,6 +72,12 @@ class Config:
     system: str = system_option(later=False)
     thinking: str = thinking_option()
     template_args: tuple[str, ...] = template_args_option()
+    segments: str = option(
+        "thinking",
+        "what the table segments tells apart: thinking and answer, or the sentences of a response",
+        choices=("thinking", "sentence"),
+        later=True,
+    )
     stop: tuple[str, ...] = option((), "texts that end a sample")
     columns: tuple[str, ...] = columns_option("prompt:instruction")
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
@@ -155,14 +167,44 @@ def read_prompts(
     required: Sequence[str] = ("prompt",),
     tell: Callable[[str], None] | None = None,
 ) -> pl.DataFrame:
-    """The rows of a prompt file, with the columns that the config names."""
+    """The rows of a prompt file, with the columns that the config names. `messages` is there where the file has talks,
+    and holds those of several turns; `prompt` are their words."""
     names = column_map(config.columns, COLUMNS)
-    return read_table(data, required=required, optional=("answer",), columns=names, what="prompts", tell=tell)
+    optional = ("answer",) if "answer" not in required else ()
+    return read_table(
+        data, required=required, optional=optional, also=("messages",), columns=names, what="prompts", tell=tell
+    )
+
+
+def talk_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The turns (role, text) of a row of `read_prompts`; none for a row that is a prompt."""
+    return [(turn["role"], turn["content"]) for turn in row.get("messages") or ()]
+
+
+def _check_talks(config: Config, table: pl.DataFrame, data: Path | None) -> None:
+    """Raise InputError, with the row, for talks that the study or the template has no use for."""
+    for number, row in enumerate(table.iter_rows(named=True), 1):
+        turns, where = talk_of(row), f"{data}, row {number}"
+        if not turns:
+            continue
+        if config.study in BARE:
+            raise InputError(
+                f"{where}: study={config.study} {BARE[config.study]}, and this is a talk of {len(turns)} messages; "
+                "give rows with a prompt."
+            )
+        if config.template not in ("auto", "chat"):
+            raise InputError(
+                f"{where}: a talk of {len(turns)} messages needs the model's chat template, and template="
+                f"{config.template} is none; use template=chat, or rows with a prompt."
+            )
+        if config.system and turns[0][0] == "system":
+            raise InputError(f"{where}: the talk begins with a system message of its own; leave out system.")
 
 
 def validate(config: Config, data: Path | None) -> None:
     """Everything that can be refused before a model is loaded."""
     table = read_prompts(config, data)
+    _check_talks(config, table.head(config.max_prompts) if config.max_prompts else table, data)
     prompts = min(table.height, config.max_prompts or table.height)
     tokens = prompts * config.samples * config.max_new_tokens
     if tokens > MOST_TOKENS:
@@ -176,7 +218,7 @@ def validate(config: Config, data: Path | None) -> None:
                 f"{data} has no column 'answer', and study=resampling checks answers; give --data with the "
                 f"columns prompt and answer."
             )
-        read_prompts(config, data, required=COLUMNS)
+        read_prompts(config, data, required=("prompt", "answer"))
     if config.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError(
             "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "

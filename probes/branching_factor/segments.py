@@ -1,18 +1,23 @@
-"""Thinking and answer of a sample apart: the branching factor of each, by prompt and over prompts."""
+"""Parts of a sample apart, thinking and answer or sentence by sentence: the branching factor of each, by prompt and
+over prompts."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 
 from probes.branching_factor.branching_samples import frame
-from probes.branching_factor.conditions import MeasuredCondition
+from probes.branching_factor.conditions import DRAWS, MeasuredCondition
 from probes.branching_factor.config import Config
-from probes.branching_factor.estimators import Profile, around, bounds, log_bf, resampled
+from probes.branching_factor.estimators import Profile, around, bounds, log_bf, over_prompts, resampled
+from probes.branching_factor.sentences import sentence_splitter
 from workbench.core.context import Context
+from workbench.models.thinking import ThinkingSpan
+from workbench.stats.intervals import multinomial_counts
 
 SEGMENTS = ("thinking", "answer")
-DRAWS = 1000
 SCHEMA = {
     "condition": pl.String,
     "row": pl.Int64,
@@ -24,11 +29,25 @@ SCHEMA = {
     "samples": pl.Int64,
     "mean_length": pl.Float64,
 }
+MEANS = {
+    "condition": pl.String,
+    "segment": pl.String,
+    "bf": pl.Float64,
+    "ci_low": pl.Float64,
+    "ci_high": pl.Float64,
+    "prompts": pl.Int64,
+    "mean_length": pl.Float64,
+}
 
 
-def segment_table(found: MeasuredCondition, config: Config, context: Context, first_row: int) -> pl.DataFrame:
-    """One row per prompt and segment, where any sample thinks; `samples` and `mean_length` are of those that have
-    tokens in it. Warns of samples that reached the limit inside their thinking."""
+def segment_tables(
+    found: MeasuredCondition, config: Config, context: Context, first_row: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`segments`, one row per prompt and segment, where `samples` and `mean_length` are of those that have tokens in
+    it; and `segment_means`, one row per segment with its interval over prompts and samples.
+
+    Of thinking and answer both are empty where no sample thinks. Warns of samples that reached the limit inside their
+    thinking."""
     spans = found.thinking()
     states = [span.state for of_prompt in spans for span in of_prompt]
     if (unfinished := states.count("unfinished")) > 0:
@@ -39,22 +58,47 @@ def segment_table(found: MeasuredCondition, config: Config, context: Context, fi
             f"{found.condition.name}: {unfinished} of {len(states)} samples ended inside their thinking and have no "
             f"answer; raise max_new_tokens (now {config.max_new_tokens}), or use thinking=off."
         )
-    if set(states) <= {"none"}:
-        return pl.DataFrame(schema=SCHEMA)
-    ends = np.array([[span.end for span in of_prompt] for of_prompt in spans])
-    return pl.concat([_rows(found, config, context, name, ends, first_row) for name in SEGMENTS]).sort("row")
+    if config.segments == "thinking" and set(states) <= {"none"}:
+        return pl.DataFrame(schema=SCHEMA), pl.DataFrame(schema=MEANS)
+    parts = [
+        _of_segment(found, config, context, name, inside, first_row) for name, inside in _insides(found, config, spans)
+    ]
+    tables, means = zip(*parts)
+    return pl.concat(tables).sort("row", maintain_order=True), pl.concat(means)
 
 
-def _rows(
-    found: MeasuredCondition, config: Config, context: Context, segment: str, ends: np.ndarray, first_row: int
-) -> pl.DataFrame:
-    """The rows of one segment; `ends` [P, M]: how many tokens of each sample are thinking."""
-    profile = _part(found.profile(), ends, thinking=segment == "thinking")
+def _insides(
+    found: MeasuredCondition, config: Config, spans: list[list[ThinkingSpan]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each segment's name, and which steps [P, M, N] lie in it."""
+    P, M, N = found.ids.shape
+    alive = np.arange(N) < found.lengths[..., None]
+    if config.segments == "thinking":
+        thinks = np.arange(N) < np.array([[span.end for span in of_prompt] for of_prompt in spans])[..., None]
+        yield SEGMENTS[0], thinks & alive
+        yield SEGMENTS[1], ~thinks & alive
+        return
+    split = sentence_splitter(found.condition.model)
+    sentence = np.full((P, M, N), -1)
+    for p in range(P):
+        for m in range(M):
+            sentence[p, m, : found.lengths[p, m]] = split(found.tokens(p, m), spans[p][m].end)
+    for k in range(int(sentence.max()) + 1):
+        yield str(k), sentence == k
+
+
+def _of_segment(
+    found: MeasuredCondition, config: Config, context: Context, segment: str, inside: np.ndarray, first_row: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of one segment, whose steps are `inside` [P, M, N], and its row over prompts. A sentence that no sample
+    of a prompt has is no row of that prompt's."""
+    profile = _part(found.profile(), inside)
     P, M = profile.lengths.shape
     has = profile.lengths > 0
+    stream = f"segments/{found.condition.name}/{segment}"
+    rng = context.rng(stream)
     with np.errstate(invalid="ignore", divide="ignore"):
         bf = np.exp(log_bf(profile, config.estimator, pool=config.pool, bias=config.bias)[:, 0])
-        rng = context.rng(f"segments/{found.condition.name}/{segment}")
         draws = resampled(profile, config.estimator, pool=config.pool, rng=rng, draws=DRAWS)
         mean = profile.lengths.sum(1) / has.sum(1)
     intervals = [bounds(around(v, d)) if M > 1 and np.isfinite(v) else (np.nan, np.nan) for v, d in zip(bf, draws)]
@@ -69,19 +113,31 @@ def _rows(
         "samples": has.sum(1),
         "mean_length": mean,
     }
-    return frame(columns).cast(SCHEMA)
+    rows = frame(columns).cast(SCHEMA)
+    rows = rows if config.segments == "thinking" else rows.filter(pl.col("samples") > 0)
+    known = np.isfinite(bf)
+    low = high = np.nan
+    if known.sum() * M > 1:
+        times = multinomial_counts(int(known.sum()), DRAWS, context.rng(f"{stream}/all"))
+        low, high = bounds(over_prompts(bf[known], draws[known], times))
+    overall = {
+        "condition": [found.condition.name],
+        "segment": [segment],
+        "bf": [bf[known].mean() if known.any() else np.nan],
+        "ci_low": [low],
+        "ci_high": [high],
+        "prompts": [int(known.sum())],
+        "mean_length": [profile.lengths.sum() / has.sum() if has.any() else np.nan],
+    }
+    return rows, frame(overall).cast(MEANS)
 
 
-def _part(profile: Profile, ends: np.ndarray, *, thinking: bool) -> Profile:
-    """The same for the thinking alone, or for the answers alone moved to the front."""
-    if thinking:
-        ends = np.minimum(ends, profile.lengths)
-        inside = np.arange(profile.entropy.shape[2]) < ends[..., None]
-        values = [np.where(inside, getattr(profile, n), np.nan) for n in list(profile.__dataclass_fields__)[1:]]
-        return Profile(ends, *values)
-    at = np.arange(profile.entropy.shape[2]) + ends[..., None]
-    inside = at < profile.lengths[..., None]
-    at = np.where(inside, at, 0)
+def _part(profile: Profile, inside: np.ndarray) -> Profile:
+    """The steps that are `inside` [P, M, N] alone, moved to the front in their order."""
+    lengths = inside.sum(-1)
+    width = max(1, int(lengths.max()))
+    order = np.argsort(~inside, axis=-1, kind="stable")[..., :width]
+    there = np.arange(width) < lengths[..., None]
     names = list(profile.__dataclass_fields__)[1:]
-    values = [np.where(inside, np.take_along_axis(getattr(profile, n), at, -1), np.nan) for n in names]
-    return Profile(np.maximum(profile.lengths - ends, 0), *values)
+    values = [np.where(there, np.take_along_axis(getattr(profile, name), order, -1), np.nan) for name in names]
+    return Profile(lengths, *values)

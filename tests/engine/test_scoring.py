@@ -8,7 +8,8 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from tests.support.architectures import build
 from workbench.core.errors import InputError, RunFailed
-from workbench.engine.sampling import FIELDS, Rule, row_keys, step, step_keys
+from workbench.engine.draws import row_keys, step_keys
+from workbench.engine.sampling import FIELDS, Rule, step
 from workbench.engine.scoring import score
 from workbench.models.loading import load, wrap
 
@@ -47,7 +48,8 @@ def slow(scores, token, rule):
             if rule.top_p < 1 and reached >= rule.top_p - 1e-6:
                 break
         nucleus = [i for i in nucleus if p[i] >= rule.min_p * p[order[0]]]
-        q = {i: p[i] / p[nucleus].sum() for i in nucleus}
+        total = p[nucleus].sum()
+        q = {i: p[i] / total for i in nucleus}
     entropy = lambda d: -sum(x * np.log(x) for x in d if x > 0)  # noqa: E731
     tempered = np.exp((logits - logits.max()) / (rule.temperature or 1))
     with np.errstate(divide="ignore"):

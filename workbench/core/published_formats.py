@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from workbench.core.cells import text_column
 from workbench.core.errors import InputError
-from workbench.core.talks import TALKS, from_instances, from_talk
+from workbench.core.talks import TALKS, from_instances, from_talk, open_talks
 
 if TYPE_CHECKING:
     import polars as pl
@@ -135,19 +135,21 @@ def fit(
 ) -> tuple[pl.DataFrame, str]:
     """The table with the required columns that it lacks, and the optional ones that come with them, as far as a
     published format has them; and what was taken from where ("" for nothing). ``chosen``: columns that the user has
-    named, which stay.
+    named, which stay. Who takes `messages` besides a prompt gets talks of any length (`talks.open_talks`).
 
     Raises InputError for a format whose rows cannot be what is asked for, and for a talk that is none."""
+    there, done = _folded(frame.columns), ""
+    talk = next((there[name] for name in TALKS if name in there), None)
+    if talk is not None and "prompt" in required and "response" not in required and "messages" in optional:
+        frame, done = open_talks(frame, there.get("prompt"), talk, path)
     if all(name in frame.columns for name in required):
-        return frame, ""
-    there = _folded(frame.columns)
+        return frame, done
     renamed = {name: there[name] for name in (*required, *optional) if name not in frame.columns and name in there}
     if all(name in frame.columns or name in renamed for name in required):
-        return _taken(frame, {name: (own,) for name, own in renamed.items()}, path, "")
+        return _taken(frame, {name: (own,) for name, own in renamed.items()}, path, done and f"{done}; ")
     wanted = [name for name in (*required, *optional) if name not in chosen]
     lacking = [name for name in required if name not in frame.columns and name not in renamed]
     texts_only = list(required) == ["text"]
-    talk = next((there[name] for name in TALKS if name in there), None)
     if talk is not None and (texts_only or set(lacking) <= {"prompt", "response"}):
         return from_talk(frame, talk, path, wanted)
     instances = "instances" in there and "instruction" in there

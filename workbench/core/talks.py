@@ -3,7 +3,8 @@
 
 A talk becomes a column `messages` of {role, content}, with the roles system, user, assistant and tool. `response` is
 what the assistant says last, `prompt` all that stands before it, turn by turn with an empty line between: the same
-words without the marks of a chat template, which only `messages` can be given to.
+words without the marks of a chat template, which only `messages` can be given to. Where an answer is to be written,
+`messages` ends before it (`open_talks`).
 """
 
 from __future__ import annotations
@@ -73,6 +74,29 @@ def from_talk(frame: pl.DataFrame, column: str, path: Path, wanted: Collection[s
     return frame.with_columns(pl.Series("prompt", prompts, dtype=pl.String)), said
 
 
+def open_talks(frame: pl.DataFrame, prompt: str | None, column: str, path: Path) -> tuple[pl.DataFrame, str]:
+    """The table with `prompt` and `messages` as an answer is to be written to them, and what was done.
+
+    A row whose column `prompt` is filled keeps that, and its `messages` is null. Any other is a talk: `messages` is
+    what stands before the answer that it may end with, and `prompt` the same words, turn by turn with an empty line
+    between. One turn of the user's is a prompt like any other, so its `messages` is null too. InputError, with the row,
+    for a talk without a turn of the user, and for one that ends with a message that no answer follows."""
+    import polars as pl
+
+    given = [None] * frame.height if prompt is None else text_column(frame[prompt], str(path)).to_list()
+    rows = [row for row, text in enumerate(given) if text is None or not text.strip()]
+    talks = dict(zip(rows, turns_of(frame[column], path, rows=rows)))
+    found = {row: _unanswered(turns, f"{path}, row {row + 1}") for row, turns in talks.items()}
+    prompts = ["\n\n".join(said for _, said in found[row]) if row in found else text for row, text in enumerate(given)]
+    turns = [found[row] if row in found and len(found[row]) > 1 else None for row in range(frame.height)]
+    answered = sum(len(found[row]) < len(talks[row]) for row in rows)
+    several = sum(one is not None for one in turns)
+    said = f"{column}: prompt from the talk" if rows else f"{column}: left out, every row has a prompt"
+    said += f" ({several} rows of several turns)" if several else ""
+    said += f" (in {answered} rows without the answer that ends it)" if answered else ""
+    return frame.with_columns(pl.Series("prompt", prompts, dtype=pl.String), messages_column(turns)), said
+
+
 def from_instances(
     frame: pl.DataFrame, instruction: str, column: str, path: Path, wanted: Collection[str]
 ) -> tuple[pl.DataFrame, str]:
@@ -103,18 +127,20 @@ def from_instances(
     return frame[rows].with_columns(made), said
 
 
-def turns_of(column: pl.Series, path: Path) -> list[Turns]:
-    """The turns of every row of a column of talks. InputError, with the row, for what is none: no list, an unknown
-    role, a turn whose content is no text."""
-    return [_turns(cell, f"{path}, row {row}", column.name) for row, cell in enumerate(column.to_list(), 1)]
+def turns_of(column: pl.Series, path: Path, *, rows: Sequence[int] | None = None) -> list[Turns]:
+    """The turns of every row (or of `rows`, from 0) of a column of talks. InputError, with the row, for what is none:
+    no list, an unknown role, a turn whose content is no text."""
+    cells = column.to_list()
+    chosen = range(len(cells)) if rows is None else rows
+    return [_turns(cells[row], f"{path}, row {row + 1}", column.name) for row in chosen]
 
 
-def messages_column(talks: Sequence[Turns]) -> pl.Series:
-    """A column `messages` of lists of {role, content}."""
+def messages_column(talks: Sequence[Turns | None]) -> pl.Series:
+    """A column `messages` of lists of {role, content}, null where there is no talk."""
     import polars as pl
 
     kind = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    rows = [[{"role": role, "content": said} for role, said in turns] for turns in talks]
+    rows = [turns and [{"role": role, "content": said} for role, said in turns] for turns in talks]
     return pl.Series("messages", rows, dtype=kind)
 
 
@@ -165,6 +191,19 @@ def _pair(turns: Turns, where: str) -> tuple[str, str]:
     if not any(role == "user" for role, _ in turns[:last]):
         raise InputError(f"{where}: no turn of the user stands before the assistant's last; leave it out.")
     return "\n\n".join(said.strip() for _, said in turns[:last]), turns[last][1]
+
+
+def _unanswered(turns: Turns, where: str) -> Turns:
+    """What stands before the answer that a talk may end with."""
+    before = turns[:-1] if turns[-1][0] == "assistant" else turns
+    if not any(role == "user" and said.strip() for role, said in before):
+        raise InputError(f"{where}: the talk has no turn of the user that an answer could follow; leave it out.")
+    if before[-1][0] not in ("user", "tool"):
+        raise InputError(
+            f"{where}: a message of the {before[-1][0]} stands where the user asks for an answer; end the talk with "
+            f"the user's turn, or with one answer to it."
+        )
+    return before
 
 
 def _question(turns: Turns, where: str) -> str:

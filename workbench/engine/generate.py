@@ -16,9 +16,10 @@ from transformers import DynamicCache
 
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
+from workbench.engine.draws import row_keys, step_keys
 from workbench.engine.edits import apply
 from workbench.engine.passes import DECODE, SAMPLE, Pass, check_prompts, with_pass
-from workbench.engine.sampling import FIELDS, Rule, check_steps, likeliest, row_keys, step, step_keys
+from workbench.engine.sampling import FIELDS, Rule, check_steps, likeliest, step
 from workbench.models.batching import Batch, pad
 from workbench.models.model import Model
 from workbench.models.sites import Site

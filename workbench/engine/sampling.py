@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.core.errors import InputError, RunFailed
+from workbench.engine.draws import draw
 
 TOP = 50  # what vLLM was asked to return in the official code of the branching factor
 FIELDS = (
@@ -41,6 +42,8 @@ FLOOR = -1e4
 # Numbers per block of rows: intermediate copies of the scores stay under 16 MiB each, whatever the batch.
 BLOCK = 2 * 1024 * 1024
 SORTED = 1024  # as many scores of a row are simply sorted
+WIDE = 4096  # a nucleus of more tokens, and of a third of the vocabulary, is found without sorting them
+STEPS, STEP = 8192, 512  # of the search for its edge: their number, and how many there are in a nat
 SLACK = 1e-4  # float32 sums of the mass are far closer than this
 
 
@@ -123,13 +126,16 @@ def _block(
     token = torch.empty(len(low), dtype=torch.long, device=low.device) if chosen is None else chosen.clone()
     if chosen is None and not rule.truncates and rule.temperature > 0:
         assert keys is not None
-        token = _draw(tempered.double(), keys, None)
+        token = draw(tempered.double(), keys, None)
     out = torch.empty(len(low), len(FIELDS), device=low.device)
 
-    few = size <= SORTED
-    for rows in (few.nonzero()[:, 0], (~few).nonzero()[:, 0]):  # a flat row must not widen the table of all others
+    for rows, flat in _by_width(size, low.shape[1], rule):
         if len(rows):
             take = slice(None) if len(rows) == len(low) else rows
+            if flat:
+                mine = None if chosen is None else token[rows], None if keys is None else keys[rows]
+                token[rows], out[rows] = _unsorted(tempered[take], log_total[rows], rule, *mine)
+                continue
             log_p, ids = _candidates(tempered[take], reach[take], size[take])
             log_p = log_p.double() - log_total[rows, None]
             kept = _nucleus(log_p, rule)
@@ -138,9 +144,8 @@ def _block(
                 token[rows] = ids[:, 0]
             elif chosen is None and rule.truncates:
                 assert keys is not None
-                token[rows] = _draw(log_q, keys[rows], ids)
-            own = tempered[rows].gather(1, token[rows, None])[:, 0].double()
-            own = torch.where(own * T <= FLOOR, -torch.inf, own - log_total[rows])
+                token[rows] = draw(log_q, keys[rows], ids)
+            own = _own(tempered[take], token[rows], log_total[rows], T)
             entropy_top, logprob_top = _as_the_official_code(log_p[:, :TOP], ids[:, :TOP], own, token[rows], rule)
             match = (ids == token[rows, None]) & kept
             values = {
@@ -155,8 +160,7 @@ def _block(
                 not rule.truncates and rule.temperature > 0
             ):  # the candidates are only the likeliest tokens, nothing is cut
                 values |= {"logprob": own, "support": torch.full_like(own, low.shape[1])}
-            for name, value in values.items():
-                out[rows, FIELDS.index(name)] = value.float()
+            out[rows] = _in_fields(values)
 
     lowest = low.gather(1, token[:, None])[:, 0]
     out[:, FIELDS.index("logprob_full")] = torch.where(lowest <= FLOOR, -torch.inf, lowest - total.log())
@@ -172,6 +176,84 @@ def _block(
     return token, out
 
 
+def _by_width(size: torch.Tensor, vocabulary: int, rule: Rule) -> list[tuple[torch.Tensor, bool]]:
+    """The rows whose candidates, `size` [R] of them, are few and those with many, since a flat row must not widen the
+    table of all others; and whether those at hand are too many to be sorted."""
+    few, limit = size <= SORTED, max(WIDE, vocabulary // 3)
+    if limit >= vocabulary or not (rule.top_p < 1 and rule.top_k == 0 and rule.temperature > 0):
+        return [(few.nonzero()[:, 0], False), ((~few).nonzero()[:, 0], False)]
+    wide = size > limit
+    return [(rows.nonzero()[:, 0], flat) for rows, flat in ((few, False), (~few & ~wide, False), (wide, True))]
+
+
+def _in_fields(values: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Statistics [r] by name as [r, len(FIELDS)] float32, 0 for those that are not there."""
+    some = next(iter(values.values()))
+    out = torch.zeros(len(some), len(FIELDS), device=some.device)
+    for name, value in values.items():
+        out[:, FIELDS.index(name)] = value.float()
+    return out
+
+
+def _own(tempered: torch.Tensor, token: torch.Tensor, log_total: torch.Tensor, T: float) -> torch.Tensor:
+    """Log-probabilities [r] of tokens [r] under the temperature."""
+    own = tempered.gather(1, token[:, None])[:, 0].double()
+    return torch.where(own * T <= FLOOR, -torch.inf, own - log_total)
+
+
+def _unsorted(
+    tempered: torch.Tensor, log_total: torch.Tensor, rule: Rule, chosen: torch.Tensor | None, keys: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [r] and statistics [r, len(FIELDS)], as from sorted candidates, of rows whose nucleus (by top_p, perhaps
+    min_p) holds much of the vocabulary: sums over it need no order, and only what lies about its edge is sorted."""
+    log_p = tempered.double() - log_total[:, None]
+    p = log_p.exp()
+    kept = _down_to_edge(tempered, p, log_total, rule)
+    mass = torch.where(kept, p, 0.0).sum(-1)
+    if chosen is None:
+        assert keys is not None
+        token = draw(log_p.masked_fill(~kept, -torch.inf), keys, None)
+    else:
+        token = chosen
+    top = tempered >= tempered.topk(TOP, dim=-1).values[:, -1:]
+    top_log_p, ids = _candidates(tempered, top, top.sum(-1))
+    top_log_p = top_log_p[:, :TOP].double() - log_total[:, None]
+    own = _own(tempered, token, log_total, rule.temperature)
+    entropy_top, logprob_top = _as_the_official_code(top_log_p, ids[:, :TOP], own, token, rule)
+    there = kept.gather(1, token[:, None])[:, 0]
+    return token, _in_fields(
+        {
+            "entropy": mass.log() - torch.where(kept, p.mul_(log_p), 0.0).sum(-1) / mass,
+            "logprob": torch.where(there, log_p.gather(1, token[:, None])[:, 0] - mass.log(), -torch.inf),
+            "support": kept.sum(-1),
+            "top_mass": top_log_p.exp().sum(-1),
+            "entropy_top": entropy_top,
+            "logprob_top": logprob_top,
+        }
+    )
+
+
+def _down_to_edge(tempered: torch.Tensor, p: torch.Tensor, log_total: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """The nucleus [r, V] of probabilities p [r, V] (float64): the steps of log-probability that lie in it as a whole,
+    and of the step in which it ends the likeliest."""
+    step_of = (tempered * -STEP).clamp_(max=STEPS - 1).long()
+    mass = p.new_zeros(len(p), STEPS).scatter_add_(1, step_of, p)
+    upto = mass.cumsum(-1)
+    goal = rule.top_p - MARGIN
+    edge = (upto < goal).sum(-1, keepdim=True).clamp_(max=STEPS - 1)
+    at_edge = step_of == edge
+    values, ids = _candidates(tempered, at_edge, at_edge.sum(-1))
+    real = values > -torch.inf
+    q = (values.double() - log_total[:, None]).exp()
+    before = (upto.gather(1, edge) - mass.gather(1, edge)) + (q.cumsum(-1) - q)
+    kept = step_of < edge
+    row, place = (real & (before < goal)).nonzero(as_tuple=True)
+    kept[row, ids[row, place]] = True
+    if rule.min_p:
+        kept &= p >= rule.min_p * p.amax(-1, keepdim=True)
+    return kept
+
+
 def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens [R, V] are worth sorting, and how many [R]: a set that surely holds the 50 likeliest and the
     nucleus, hardly more.
@@ -182,6 +264,9 @@ def _reach(tempered: torch.Tensor, weight: torch.Tensor, rule: Rule) -> tuple[to
     R, V = tempered.shape
     if V <= SORTED:
         return torch.ones_like(tempered, dtype=torch.bool), torch.full((R,), V, device=tempered.device)
+    if not rule.truncates:
+        top = tempered >= tempered.topk(TOP, dim=-1).values[:, -1:]
+        return top, top.sum(-1)
     bins = (tempered * -8).clamp_(max=255).to(torch.int64)
     count = (
         torch.zeros(R, 256, device=tempered.device)
@@ -243,52 +328,6 @@ def _as_the_official_code(log_p, ids, own, token, rule: Rule) -> tuple[torch.Ten
     log_q = torch.cat([torch.where(kept, log_p, -torch.inf), torch.where(there, -torch.inf, own)[:, None]], dim=1)
     norm = log_q.logsumexp(-1)
     return torch.special.entr((log_q - norm[:, None]).exp()).sum(-1), own - norm
-
-
-# Randomness: a counter, not a stream. The number that a token gets depends on (seed, prompt, sample, step, token id)
-# alone, and the drawn token is the argmax of log-probability plus Gumbel noise (an exact draw). So a text is the same
-# whatever batch it is in, and rounding differences between batch sizes change a draw only where the best two candidates
-# are within rounding of each other: about once in a million steps in float32, however many tokens the nucleus holds (a
-# cumulative sum would shift with each of them).
-
-_GOLDEN, _A, _B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def _signed(x: int) -> int:
-    x &= (1 << 64) - 1
-    return x - (1 << 64) if x >> 63 else x
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64 on int64 (wrapping multiplication, logical shifts)."""
-    for shift, factor in ((30, _A), (27, _B)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def row_keys(
-    seed: int, prompts: Sequence[int], samples: Sequence[int], *, device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    """One int64 key per row [R], from the run's seed, the prompt's number and the sample's number."""
-    key = _mix(torch.full((len(prompts),), _signed(seed * _GOLDEN + _A), dtype=torch.long))
-    for numbers in (prompts, samples):
-        key = _mix(key ^ _mix(torch.tensor(numbers, dtype=torch.long) * _signed(_GOLDEN) + _signed(_B)))
-    return key.to(device)
-
-
-def step_keys(keys: torch.Tensor, t: int) -> torch.Tensor:
-    """The keys [R] of step t."""
-    return _mix(keys + _signed((t + 1) * _GOLDEN))
-
-
-def _draw(log_q: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """One id per row [r], drawn from log-probabilities [r, K] (any constant added) of the tokens `ids` [r, K] (None: 0
-    … K−1)."""
-    tokens = torch.arange(log_q.shape[1], device=log_q.device)[None] if ids is None else ids
-    bits = _mix(keys[:, None] ^ (tokens * _signed(_A) + _signed(_GOLDEN)))
-    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
-    best = (log_q - uniform.log_().neg_().log_()).argmax(-1)
-    return best if ids is None else ids.gather(1, best[:, None])[:, 0]
 
 
 def check_steps(found: torch.Tensor, name: str) -> None:

@@ -32,7 +32,17 @@ def test_thinking_and_answer_have_the_branching_factor_of_their_own_steps(run, s
         assert r["bf"] == pytest.approx(math.exp(steps.mean()), rel=1e-5)
         assert r["samples"] == len(parts) and r["mean_length"] == pytest.approx(len(steps) / len(parts))
         assert r["ci_low"] <= r["bf"] * (1 + 1e-9) and r["ci_high"] >= r["bf"] * (1 - 1e-9)
-    assert "bf of thinking" in found.summary and "bf of answer" in found.summary
+    means = found.table("segment_means")
+    assert means["segment"].to_list() == ["thinking", "answer"]
+    for r in means.iter_rows(named=True):
+        assert r["bf"] == pytest.approx(segments.filter(segment=r["segment"])["bf"].drop_nulls().mean())
+        assert found.summary[f"bf of {r['segment']}"] == {
+            "value": r["bf"],
+            "low": r["ci_low"],
+            "high": r["ci_high"],
+            "n": r["prompts"],
+        }
+        assert r["ci_low"] < r["bf"] < r["ci_high"]
 
 
 def test_samples_that_end_inside_their_thinking_are_counted_and_warned_of(run, stories):
