@@ -16,8 +16,17 @@ def tiny(tmp_path_factory) -> str:
     return str(save(tmp_path_factory.mktemp("models") / "tiny", "llama", context=128))
 
 
+def opened(visit, path: str):
+    """The screen, at rest. It is the first of its server: torch is loaded, and the architecture tried out, before the
+    button is drawn, which takes a minute on a machine that is busy."""
+    page = visit(path, resting=False)
+    page.set_default_timeout(200_000)
+    rest(page)
+    return page
+
+
 def test_a_demo_that_the_context_cannot_hold_is_greyed_out_with_its_reason(visit, tiny):
-    page = visit(f"/retrieval_heads?retrieval-heads.model={tiny}")
+    page = opened(visit, f"/retrieval_heads?retrieval-heads.model={tiny}")
     page.get_by_text("No demo: The context of").wait_for()
     assert page.get_by_role("button", name="Demo", exact=True).is_disabled()
     assert "cannot hold the first needle" in page.get_by_text("No demo:").inner_text()
@@ -25,7 +34,7 @@ def test_a_demo_that_the_context_cannot_hold_is_greyed_out_with_its_reason(visit
 
 
 def test_a_demo_on_a_tiny_model_ends_on_its_figure(visit, tiny):
-    page = visit(f"/branching_factor?branching-factor.model={tiny}")
+    page = opened(visit, f"/branching_factor?branching-factor.model={tiny}")
     page.get_by_role("button", name="Demo", exact=True).click()
     rest(page)
     page.locator('[data-testid="stBaseButton-primary"]').first.click()

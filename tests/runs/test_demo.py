@@ -25,7 +25,8 @@ LESS = {
     "retrieval-heads": {"depths": (50,), "mask_k": (1,), "draws": 100},
     "concept-depth": {"limit": 30, "shuffles": 0, "draws": 100, "random_draws": 1},
     "knowledge-conflict": {"random_draws": 1, "flow_items": 1, "prune_k": (1,), "draws": 100},
-    "data-selection": {"target": ("code",), "features": 2, "resamples": 0, "explain": 1, "passages": 0},
+    "data-selection": {"target": ("code",), "features": 2, "resamples": 0, "explain": 1, "passages": 0}
+    | {"baselines": ("neurons", "hidden")},
     "branching-factor": {"samples": 2, "max_new_tokens": 4},
     "representation-geometry": {"limit": 60, "random_draws": 1, "draws": 20, "loss_rows": 4},
 }
@@ -49,8 +50,15 @@ def short(tmp_path_factory):
     return folder
 
 
-def completes(probe: str, model: str) -> execution.Run:
-    config = demo.settings(named(probe), model) | LESS[probe]
+@pytest.fixture
+def neutral(tmp_path) -> str:
+    """A text for the perplexity of pruned models that is read in no time."""
+    (tmp_path / "neutral.txt").write_text("The road goes down to the sea.\nNobody had seen the boat.\n")
+    return str(tmp_path / "neutral.txt")
+
+
+def completes(probe: str, model: str, **less) -> execution.Run:
+    config = demo.settings(named(probe), model) | LESS[probe] | less
     run = execution.execute(probe, model, config=config)
     assert run.status == "complete" and run.summary
     return run
@@ -58,9 +66,13 @@ def completes(probe: str, model: str) -> execution.Run:
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("probe", PROBES)
-def test_the_short_run_completes_on_a_tiny_trained_model(probe, stories260k):
+def test_the_short_run_completes_on_a_tiny_trained_model(probe, stories260k, neutral):
     assert demo.problem(named(probe), str(stories260k)) is None
-    run = completes(probe, str(stories260k))
+    run = completes(
+        probe,
+        str(stories260k),
+        **({"neutral": neutral, "max_new_tokens": 2} if probe == "knowledge-conflict" else {}),
+    )
     if probe in ("retrieval-heads", "knowledge-conflict"):  # it knows neither facts nor needles
         assert any(
             said.startswith(("The model answered none", "The model knows none")) for said in run.info["warnings"]
@@ -72,13 +84,14 @@ TOO_SHORT = {"retrieval-heads": 128}  # the longest context tried that holds no 
 
 @pytest.mark.parametrize("name,context", [("gpt2", 64), ("llama", 128)])
 @pytest.mark.parametrize("probe", PROBES)
-def test_the_short_run_completes_in_a_short_context_or_there_is_a_reason(probe, name, context, short):
+def test_the_short_run_completes_in_a_short_context_or_there_is_a_reason(probe, name, context, short, neutral):
     model, problem = short(name, context), demo.problem(named(probe), short(name, context))
     if context <= TOO_SHORT.get(probe, 0):
         assert f"The context of {model} ({context} tokens) cannot hold" in str(problem) and "--data" in str(problem)
     else:
         assert problem is None
-        completes(probe, model)
+        less = probe == "knowledge-conflict" and name == "llama"  # the shortest context reads the essays that ship
+        completes(probe, model, **({"neutral": neutral} if less else {}))
 
 
 @pytest.mark.parametrize("probe", PROBES)
