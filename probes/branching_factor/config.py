@@ -20,6 +20,7 @@ from workbench.core.prompt_options import (
     template_option,
     thinking_option,
 )
+from workbench.core.questions import alternatives
 from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.sampling import Rule
@@ -155,9 +156,15 @@ def read_prompts(
     required: Sequence[str] = ("prompt",),
     tell: Callable[[str], None] | None = None,
 ) -> pl.DataFrame:
-    """The rows of a prompt file, with the columns that the config names."""
+    """The rows of a prompt file, with the columns that the config names; of several answers (a list, SQuAD's and
+    TriviaQA's objects) the alternatives with | between, of GSM8K's worked ones what stands behind the last ####."""
     names = column_map(config.columns, COLUMNS)
-    return read_table(data, required=required, optional=("answer",), columns=names, what="prompts", tell=tell)
+    table = read_table(data, required=required, also=("answer",), columns=names, what="prompts", tell=tell)
+    if "answer" not in table.columns:
+        return table
+    found = ["|".join(own) for own in alternatives(table["answer"], str(data))]
+    worked = [text.rpartition("\n#### ")[2].strip() for text in found]
+    return table.with_columns(pl.Series("answer", [text or None for text in worked], dtype=pl.String))
 
 
 def validate(config: Config, data: Path | None) -> None:

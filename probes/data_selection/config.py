@@ -138,7 +138,7 @@ def read_target(config: Config, name: str, path: Path, tell: Callable[[str], Non
     """The rows of a target. The columns that the config names are the pool's: a target that has none of them is read
     as it is."""
     what, names = f"target {name}", column_map(config.columns, SAMPLE_COLUMNS)
-    if names and not set(names.values()) & set(open_table(existing(path, what=what), what=what).columns):
+    if names and not set(names.values()) & set(open_table(existing(path, what=what), what=what).frame.columns):
         names = {}
     return read_samples(path, what=what, tokens=config.tokens, columns=names, tell=tell)
 
