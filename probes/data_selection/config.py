@@ -168,7 +168,13 @@ def validate(config: Config, data: Path | None, model: str | None = None) -> Non
     if config.sae not in ("default", "none") and (":" not in config.sae or user_path(config.sae).is_dir()):
         from workbench.sae.load import find, recorded_site
 
-        there = recorded_site(find(config.sae))
+        files = find(config.sae)
+        there = recorded_site(files)
+        if files is not None and there is None and site is None:
+            raise InputError(
+                f"The sparse autoencoder '{config.sae}' does not say which site it was trained on; give the site, for "
+                f"example site=resid_post.3."
+            )
         if site is not None and there is not None and there != site:
             raise InputError(
                 f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features "

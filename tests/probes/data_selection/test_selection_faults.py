@@ -17,6 +17,7 @@ from workbench.core.sample_tables import texts
 from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.runs import execution as runs
+from workbench.runs.preparation import prepare
 from workbench.sae import load as saes
 from workbench.sae.sparse_rows import dense_cosine
 from workbench.sae.train import SaeRecipe, train, windows
@@ -177,7 +178,7 @@ def test_a_short_response_is_found_where_the_chat_template_puts_it(tiny_llama, t
     chat.tokenizer = copy.deepcopy(chat.tokenizer)
     chat.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>" + template + "{% endfor %}"
     for response in ("e", "end", "s", " the sea \n"):
-        text, start = samples._format(chat, "Is it e, end or s?", response, "chat")
+        text, start = samples._format(chat, {"prompt": "Is it e, end or s?", "response": response}, "chat")
         said = template.split("{{")[0] + (response if "trim" not in template else response.strip())
         assert text[:start].endswith(
             "<assistant>" + said[: len(said) - len(said.lstrip())] if said.strip() else ""
@@ -229,6 +230,9 @@ def test_a_damaged_config_of_an_autoencoder_is_said_in_one_sentence(material, tm
 
     shutil.copytree(material / "sae", tmp_path / "sae")
     (tmp_path / "sae" / "cfg.json").write_text(config)
-    assert saes.recorded_site(tmp_path / "sae") is None
     with pytest.raises(InputError, match="cannot be loaded"):
         saes.load(tmp_path / "sae")
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text('{"text": "a b"}\n' * 40)
+    with pytest.raises(InputError, match="cannot be loaded|does not say which site"):  # before the model is loaded
+        prepare("data-selection", {"sae": str(tmp_path / "sae"), "target": (str(pool),)}, pool)
