@@ -217,6 +217,9 @@ def _inside(value: dict[str, Any], suffix: str, path: Path, what: str) -> list[A
             )
     if suffix in _LINES:
         return [value]
+    mixed = [name for name in _TABLES if isinstance(value.get(name), list) and value[name]]
+    if len(mixed) == 1:
+        return value[mixed[0]]  # which of its rows is none is said of the row
     raise InputError(
         f"{path}: the {what} file must be a JSON list of objects, one per row, or an object with such a list; it is an "
         f"object with the keys {', '.join(list(value)[:12])}."
