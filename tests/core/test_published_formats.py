@@ -334,6 +334,8 @@ def test_squad_gives_a_row_for_every_question(tmp_path):
 def test_an_answer_to_look_for_is_what_an_output_can_hold(tmp_path, answer, read):
     path = written(tmp_path, [{"question": "q", "answer": answer}] * 2)
     assert read_prompts(BranchingConfig(), path)["answer"].to_list() == [read] * 2
+    mixed = written(tmp_path, [{"question": "q", "answer": said} for said in ("one", ["A", "B"], None, " ", "[x")])
+    assert read_prompts(BranchingConfig(), mixed)["answer"].to_list() == ["one", "A|B", None, None, "[x"]
 
 
 @pytest.mark.parametrize("column", ["system", "system_prompt"])

@@ -7,6 +7,7 @@ its question. Of several answers the response is the first.
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -78,9 +79,9 @@ def alternatives(column: pl.Series, where: str) -> list[list[str]]:
     """The answers of each row, of texts, of lists of texts (Natural Questions) or of objects with such (SQuAD,
     TriviaQA), each once. InputError for a column that holds anything else."""
     found = []
-    if not column.dtype.is_nested():
-        return [[] if text is None else [text] for text in text_column(column, where).to_list()]
-    for row, value in enumerate(column.to_list(), 1):
+    values = column.to_list() if column.dtype.is_nested() else text_column(column, where).to_list()
+    for row, value in enumerate(values, 1):
+        value = _unpacked(value) if isinstance(value, str) else value
         if isinstance(value, dict):
             value = [value.get("value"), *(value.get("text") or []), *(value.get("aliases") or [])]
         own = [value] if isinstance(value, str) else value or []
@@ -88,6 +89,17 @@ def alternatives(column: pl.Series, where: str) -> list[list[str]]:
             raise InputError(f"{where}, row {row}: the field '{column.name}' must hold texts.")
         found.append(list(dict.fromkeys(text for text in own if text and text.strip())))
     return found
+
+
+def _unpacked(text: str) -> Any:
+    """A list of texts that stands in a cell as JSON (a column of lists and single texts, csv); else the text."""
+    if not text.startswith("["):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else text
 
 
 def _paragraphs(frame: pl.DataFrame, there: Mapping[str, str]) -> bool:

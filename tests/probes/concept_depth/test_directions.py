@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 
 from probes.concept_depth import linear_probe
 from probes.concept_depth.chosen_sets import read_sets
-from probes.concept_depth.concept_sets import split
 from probes.concept_depth.config import Config
 from probes.concept_depth.directions import coefficients, unit_directions
 from probes.concept_depth.layer_features import read_features
+from probes.concept_depth.set_splits import split
 from workbench.core.context import Context
 from workbench.models.loading import load
 from workbench.runs import execution as runs
