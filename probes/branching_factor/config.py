@@ -21,6 +21,7 @@ from workbench.core.prompt_options import (
     template_option,
     thinking_option,
 )
+from workbench.core.questions import alternatives
 from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.sampling import Rule
@@ -167,13 +168,16 @@ def read_prompts(
     required: Sequence[str] = ("prompt",),
     tell: Callable[[str], None] | None = None,
 ) -> pl.DataFrame:
-    """The rows of a prompt file, with the columns that the config names. `messages` is there where the file has talks,
-    and holds those of several turns; `prompt` are their words."""
+    """The rows of a prompt file, with the columns that the config names; of several answers (a list, SQuAD's and
+    TriviaQA's objects) the alternatives with | between, of GSM8K's worked ones what stands behind the last ####.
+    `messages` is there where the file has talks, and holds those of several turns; `prompt` are their words."""
     names = column_map(config.columns, COLUMNS)
-    optional = ("answer",) if "answer" not in required else ()
-    return read_table(
-        data, required=required, optional=optional, also=("messages",), columns=names, what="prompts", tell=tell
-    )
+    table = read_table(data, required=required, also=("answer", "messages"), columns=names, what="prompts", tell=tell)
+    if "answer" not in table.columns:
+        return table
+    found = ["|".join(own) for own in alternatives(table["answer"], str(data))]
+    worked = [text.rpartition("\n#### ")[2].strip() for text in found]
+    return table.with_columns(pl.Series("answer", [text or None for text in worked], dtype=pl.String))
 
 
 def talk_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from probes.concept_depth.row_groups import groups_of
 from probes.concept_depth.set_files import read_set
 from workbench.core.cells import as_label
 from workbench.core.errors import InputError
+from workbench.core.packed_files import bare_name
 from workbench.core.paths import user_path
 from workbench.core.tables import FORMATS, existing
 
@@ -80,7 +81,7 @@ def load(
     files = sorted(
         f
         for f in path.iterdir()
-        if f.is_file() and not f.name.startswith(".") and (f.suffix.lower() in FORMATS or f.suffix == ".train")
+        if f.is_file() and not f.name.startswith(".") and Path(bare_name(f)).suffix.lower() in (*FORMATS, ".train")
     )
     if not files:
         raise InputError(f"The folder {path} holds no concept set ({', '.join(FORMATS)}).")

@@ -11,7 +11,7 @@ from probes.concept_depth.config import Config
 from probes.concept_depth.written_texts import WrittenTexts, text_spans
 from workbench.core.context import Context
 from workbench.core.errors import InputError
-from workbench.core.sinks import note_watched
+from workbench.core.sinks import note_watched, warn_of_lone_tokens
 from workbench.engine.capture import capture
 from workbench.models.model import Model
 from workbench.models.sinks import parted, positions_for
@@ -76,6 +76,8 @@ def read_features(
     )
     found = [parted(acts[Site(config.site, layer)], positions) for layer in range(model.n_layers)]
     sinks = [said.numpy() for _, said in found if said is not None]
+    if config.sinks == "leave_out" or config.token == "last":  # which reads the same with and without sinks
+        warn_of_lone_tokens(context, sum(len(own) == 1 for own in ids), len(ids), what=what)
     note_watched(context, sinks, token=config.token, what=what)
     return [x.float() for x, _ in found]
 

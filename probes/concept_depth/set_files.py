@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from workbench.core.cells import cell_text, label_column, text_column
 from workbench.core.errors import InputError
 from workbench.core.json_text import parse_json
 from workbench.core.nearest_name import nearest
-from workbench.core.tables import read_table, read_text
+from workbench.core.packed_files import bare_name
+from workbench.core.tables import existing, open_table, read_text
 
 _NESTED = (pl.Struct, pl.List, pl.Array, pl.Object)
 LABELLED_LINES = (".train", ".dev", ".test", ".txt")  # a label and a text in each line
@@ -27,10 +27,12 @@ def read_set(path: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, Publ
 
     `columns`: the name of any of the four in the file, with dots for a part of a nested one. Raises InputError naming
     file, row and field for a column that is not there, an empty field, and a nested one of which no part is named."""
-    if path.suffix.lower() in LABELLED_LINES:
+    nested: Mapping[str, int] = {}
+    if _is_labelled_lines(path):
         frame, published = _labelled_lines(path)
     else:
-        frame = _rows(path)
+        table = open_table(existing(path, what="concept"), what="concept")
+        frame, nested = table.frame, table.nested
         published = None if {"text", "label"} & columns.keys() else recognised(path, frame)
     names = {"text": "text" if "text" in frame.columns else "statement", "label": "label"}
     if published is not None:
@@ -39,6 +41,11 @@ def read_set(path: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, Publ
     names |= columns
     if "text" not in columns and names["text"] == "statement" and "statement" not in frame.columns:
         names["text"] = "text"  # the name to miss
+    if (there := next((there for there in names.values() if there in nested), None)) is not None:
+        raise InputError(
+            f"{path}, row {nested[there]}: the field '{there}' must hold text, as in other rows, not a list or an "
+            f"object."
+        )
     read = {name: _column(frame, there, name, path) for name, there in names.items()}
     if published is not None and published.evidence:
         read["text"] = _with_evidence(read["text"], text_column(frame[published.evidence], str(path)))
@@ -48,35 +55,10 @@ def read_set(path: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, Publ
     return frame.drop(*used, strict=False).with_columns(**read), published
 
 
-def _rows(path: Path) -> pl.DataFrame:
-    """The rows of a table; in a .json file also those of an object with `examples`, or one object a line."""
-    if path.suffix.lower() != ".json":
-        return read_table(path, what="concept")
-    text = read_text(path, what="concept")
-    lines = [line for line in text.split("\n") if line.strip()]
-    if len(lines) > 1 and lines[0].rstrip().endswith("}"):
-        rows = [parse_json(line, str(path), line=number) for number, line in enumerate(lines, 1)]
-    else:
-        whole = parse_json(text, str(path))
-        if not isinstance(whole, dict) or not isinstance(whole.get("examples"), list):
-            return read_table(path, what="concept")
-        rows = whole["examples"]
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, row {number}: a JSON object is needed, not {type(row).__name__}.")
-    if not rows:
-        raise InputError(f"{path} has no rows; the concept file needs at least one.")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pl.DataFrame({name: _series([row.get(name) for row in rows]) for name in names})
-
-
-def _series(values: list[Any]) -> pl.Series:
-    """JSON values of one kind as they are, of several as JSON text."""
-    if len({type(value) for value in values if value is not None}) < 2:
-        series = pl.Series(values, strict=False)
-        if series.to_list() == values:
-            return series
-    return pl.Series([value if isinstance(value, str | None) else json.dumps(value) for value in values])
+def _is_labelled_lines(path: Path) -> bool:
+    """Whether each line is a label and a text: by the name, unless it begins as JSON does."""
+    named = Path(bare_name(path)).suffix.lower() in LABELLED_LINES
+    return named and read_text(path, what="concept").lstrip()[:1] not in ("{", "[")
 
 
 def _labelled_lines(path: Path) -> tuple[pl.DataFrame, PublishedSet | None]:
@@ -86,7 +68,8 @@ def _labelled_lines(path: Path) -> tuple[pl.DataFrame, PublishedSet | None]:
     if bad is not None:
         raise InputError(f"{path}, line {bad}: a line must be a label and a text, as in '1 a stirring film'.")
     frame = pl.DataFrame({"text": [m[2] for _, m in rows], "label": [m[1] for _, m in rows]})  # pyright: ignore
-    reviews = path.suffix.lower() != ".txt" or path.stem.lower().startswith(("sst", "stsa"))
+    name = Path(bare_name(path))
+    reviews = name.suffix.lower() != ".txt" or name.stem.lower().startswith(("sst", "stsa"))
     return frame, STSA if reviews else None
 
 

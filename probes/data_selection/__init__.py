@@ -53,7 +53,7 @@ from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import texts
-from workbench.core.sinks import count_sinks, counted_sinks
+from workbench.core.sinks import count_sinks, counted_sinks, warn_of_lone_tokens
 from workbench.models.model_outline import Facts
 from workbench.models.prompt_style import check_style, style_of
 
@@ -158,14 +158,16 @@ def run(model, config: Config, context: Context) -> Result:
     examples, tables_of = _that_count(examples, tables_of)
     for name, samples in examples.items():
         examples[name] = without_sinks(reader, samples)
-        _note_sinks(samples, examples[name], f"target {name}", context)
+        if config.sinks == "leave_out":
+            _note_sinks(samples, examples[name], f"target {name}", context)
     examples, tables_of = _that_count(examples, tables_of)
     context.count(prompts=len(pool) + sum(map(len, examples.values())))
 
     targets = prototypes.of_targets(reader, examples, tables_of)
     wanted, features = prototypes.heaviest_features(targets, config.features)
     scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
-    _note_sinks(pool, left, "pool", context)
+    if config.sinks == "leave_out":
+        _note_sinks(pool, left, "pool", context)
     pool = left
     chance = _random_scores(frame.height, targets.names, context)
     if "bm25" in config.baselines:
@@ -251,6 +253,8 @@ def _note_sinks(before: TokenizedSamples, after: TokenizedSamples, what: str, co
             f"In {empty} of {len(before)} rows of the {what} nothing counts but sinks (tokens of massive activation), "
             f"which are left out; {where} (sinks=keep counts them)."
         )
+    lone = sum(bool(mask[:1].any()) and counted == 1 for mask, counted in zip(before.masks, before.counted))
+    warn_of_lone_tokens(context, lone, int((before.counted > 0).sum()), what=f"rows of the {what}")
 
 
 def _random_scores(n: int, names: list[str], context: Context) -> list[np.ndarray]:

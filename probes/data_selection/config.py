@@ -159,7 +159,7 @@ def read_target(config: Config, name: str, path: Path, tell: Callable[[str], Non
     """The rows of a target. The columns that the config names are the pool's: a target that has none of them is read
     as it is."""
     what, names = f"target {name}", column_map(config.columns, SAMPLE_COLUMNS)
-    if names and not set(names.values()) & set(open_table(existing(path, what=what), what=what).columns):
+    if names and not set(names.values()) & set(open_table(existing(path, what=what), what=what).frame.columns):
         names = {}
     return read_samples(path, what=what, tokens=config.tokens, columns=names, tell=tell)
 
@@ -207,7 +207,13 @@ def validate(config: Config, data: Path | None, model: str | None = None) -> Non
     if config.sae not in ("default", "none") and (":" not in config.sae or user_path(config.sae).is_dir()):
         from workbench.sae.load import find, recorded_site
 
-        there = recorded_site(find(config.sae))
+        files = find(config.sae)
+        there = recorded_site(files)
+        if files is not None and there is None and site is None:
+            raise InputError(
+                f"The sparse autoencoder '{config.sae}' does not say which site it was trained on; give the site, for "
+                f"example site=resid_post.3."
+            )
         if site is not None and there is not None and there != site:
             raise InputError(
                 f"The sparse autoencoder '{config.sae}' was trained on {there}, not on {site}; its features "

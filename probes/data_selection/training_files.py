@@ -64,12 +64,28 @@ def written(form: str, own: Mapping[str, Any], sample: Mapping[str, Any]) -> dic
         if isinstance(own.get("instruction"), str) and isinstance(own.get("output"), str):
             return {name: own.get(name) or "" for name in _ALPACA}
         return {"instruction": sample["prompt"], "input": "", "output": sample["response"]}
-    if isinstance(own.get("messages"), list):
-        return {"messages": own["messages"]}
+    return {"messages": _chat(own, sample)}
+
+
+def _chat(own: Mapping[str, Any], sample: Mapping[str, Any]) -> list[Any]:
+    """A row as messages: its own, with the system message of another column in front; of any other talk, or a pair with
+    such a column, the turns that were read."""
+    talk = sample.get("messages")
+    turns = talk if isinstance(talk, list) else []
+    messages = own.get("messages")
+    if isinstance(messages, list):
+        first = messages[0].get("role") if messages and isinstance(messages[0], dict) else None
+        added = [turn for turn in turns[:1] if turn["role"] == "system" and first not in ("system", "developer")]
+        return [*added, *messages]
+    if turns:
+        return turns
     system = own.get("system")
     turns = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    turns += [{"role": "user", "content": sample["prompt"]}, {"role": "assistant", "content": sample["response"]}]
-    return {"messages": turns}
+    return [
+        *turns,
+        {"role": "user", "content": sample["prompt"]},
+        {"role": "assistant", "content": sample["response"]},
+    ]
 
 
 def own_rows(data: Path, pool: pl.DataFrame) -> Sequence[Mapping[str, Any]]:

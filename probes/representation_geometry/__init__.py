@@ -39,7 +39,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
-from workbench.core.sinks import counted_sinks
+from workbench.core.sinks import counted_sinks, warn_of_lone_tokens
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
 from workbench.models.model_outline import Facts
@@ -181,6 +181,8 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
             f"two, and means something with many more."
         )
     context.rows_used = len(kept)
+    if config.sinks == "leave_out" or config.token == "last":  # which reads the same with and without sinks
+        warn_of_lone_tokens(context, sum(len(encoded[row]) == 1 for row in kept), len(kept), what="texts")
     if isinstance(config.token, int):
         short = next((row for row in kept if not -len(encoded[row]) <= config.token < len(encoded[row])), None)
         if short is not None:

@@ -131,8 +131,8 @@ def test_an_infinite_number_is_no_text(tmp_path, value, other):
     ("column", "words"),
     [
         (pl.Series("text", [b"x", b"y"]), "must hold text, not bytes"),
-        (pl.Series("text", [["x"], ["y"]]), "must hold text, not List"),
-        (pl.Series("text", [{"a": 1}, {"a": 2}]), "must hold text, not Struct"),
+        (pl.Series("text", [["x"], ["y"]]), "must hold text, not lists"),
+        (pl.Series("text", [{"a": 1}, {"a": 2}]), "must hold text, not objects"),
     ],
 )
 def test_what_is_no_word_is_refused_in_one_sentence(tmp_path, column, words):

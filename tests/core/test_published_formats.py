@@ -8,6 +8,8 @@ import json
 import polars as pl
 import pytest
 
+from probes.branching_factor.config import Config as BranchingConfig
+from probes.branching_factor.config import read_prompts
 from probes.knowledge_conflict.items import read_conflicts
 from workbench.core.column_names import column_map
 from workbench.core.errors import InputError
@@ -253,3 +255,165 @@ def test_real_texts_and_conflicts_load_as_they_are(shared):
     assert len(items) == 218 and items[0]["subject"] == "American Samoa" and items[0]["answers"] == ["Pago Pago"]
     with pytest.raises(InputError, match="looks like ConflictQA"):
         read_conflicts(shared("conflict/conflictQA_example.json"))
+
+
+FOUR = ["one", "two", "three", "four"]
+ASKED = "How many?\nA. one\nB. two\nC. three\nD. four"
+CHOICES = {
+    "MMLU": ({"question": "How many?", "choices": FOUR, "answer": 2}, ASKED, "C"),
+    "MMLU-Pro": ({"question": "How many?", "options": FOUR, "answer": "C", "answer_index": 2}, ASKED, "C"),
+    "ARC": (
+        {"question": "How many?", "choices": {"text": FOUR, "label": ["1", "2", "3", "4"]}, "answerKey": "3"},
+        "How many?\n1. one\n2. two\n3. three\n4. four",
+        "3",
+    ),
+    "C-Eval": ({"question": "How many?", **dict(zip("ABCD", FOUR)), "answer": "C"}, ASKED, "C"),
+    "RACE": ({"article": "Three.", "question": "How many?", "options": FOUR, "answer": "C"}, f"Three.\n\n{ASKED}", "C"),
+    "in words": ({"question": "How many?", "choices": FOUR, "answer": "three"}, ASKED, "C"),
+    "SQuAD": (
+        {"context": "Three.", "question": "How many?", "answers": {"text": ["3", "3"], "answer_start": [0, 0]}},
+        "Three.\n\nHow many?",
+        "3",
+    ),
+    "BoolQ": ({"passage": "Three.", "question": "is it", "answer": True}, "Three.\n\nis it", "true"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_question_is_read_with_its_choices_or_its_passage_and_the_answer_as_it_is_named(tmp_path, name):
+    row, prompt, response = CHOICES[name]
+    path, said = written(tmp_path, [row, row]), []
+    found = read_samples(path, what="pool", tell=said.append)
+    assert found.select("prompt", "response").rows() == [(prompt, response)] * 2 and "prompt from" in said[0]
+    assert read_table(path, required=("text",))["text"].to_list() == [f"{prompt}\n\n{response}"] * 2
+    asked = read_prompts(BranchingConfig(), path)
+    assert asked.select("prompt", "answer").rows() == [(prompt, response)] * 2
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "q", "choices": FOUR, "answer": 4}, ["row 2", "'4' is none of the choices A, B, C, D"]),
+        ({"question": "q", "choices": FOUR, "answer": -1}, ["row 2", "'-1' is none of the choices"]),
+        ({"question": "q", "choices": FOUR, "answer": None}, ["row 2", "none of the choices"]),
+        ({"question": "q", "choices": ["one"], "answer": 0}, ["row 2", "at least two texts"]),
+    ],
+)
+def test_an_answer_that_is_none_of_the_choices_is_named_by_its_row(tmp_path, row, words):
+    path = written(tmp_path, [{"question": "q", "choices": FOUR, "answer": 0}, row])
+    with pytest.raises(InputError) as caught:
+        read_samples(path, what="pool")
+    assert all(word in str(caught.value) for word in [str(path), *words]), caught.value
+
+
+def test_squad_gives_a_row_for_every_question(tmp_path):
+    def asked(text, answer):
+        return {"id": text, "question": text, "answers": [{"text": answer, "answer_start": 0}]}
+
+    articles = [
+        {"title": "T", "paragraphs": [{"context": "C", "qas": [asked("a?", "A"), asked("b?", "B")]}]},
+        {"title": "U", "paragraphs": [{"context": "D", "qas": [asked("c?", "C")]}]},
+    ]
+    found = read_samples(written(tmp_path, {"version": "1.1", "data": articles}), what="pool")
+    assert found.select("prompt", "response").rows() == [("C\n\na?", "A"), ("C\n\nb?", "B"), ("D\n\nc?", "C")]
+    unanswerable = [{"title": "T", "paragraphs": [{"context": "C", "qas": [{"question": "a?", "answers": []}]}]}]
+    with pytest.raises(InputError, match="row 1: the field 'answers' is empty"):
+        read_samples(written(tmp_path, {"data": unanswerable}), what="pool")
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        ("2+2=<<2+2=4>>4\n#### 4", "4"),  # GSM8K: the whole of a worked answer is in no output
+        (["A", "B", "A"], "A|B"),
+        ({"value": "A", "aliases": ["A", "a"]}, "A|a"),
+        ("plain", "plain"),
+        (7, "7"),
+    ],
+)
+def test_an_answer_to_look_for_is_what_an_output_can_hold(tmp_path, answer, read):
+    path = written(tmp_path, [{"question": "q", "answer": answer}] * 2)
+    assert read_prompts(BranchingConfig(), path)["answer"].to_list() == [read] * 2
+    mixed = written(tmp_path, [{"question": "q", "answer": said} for said in ("one", ["A", "B"], None, " ", "[x")])
+    assert read_prompts(BranchingConfig(), mixed)["answer"].to_list() == ["one", "A|B", None, None, "[x"]
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+def test_a_system_message_in_a_column_of_its_own_is_read_as_one_in_the_talk(tmp_path, column):
+    pair = {"question": "Two?", "response": "2"}
+    said = []
+    path = written(tmp_path, [pair | {column: "Be brief."}, pair | {column: ""}])
+    found = read_samples(path, what="pool", tell=said.append)
+    assert found["prompt"].to_list() == ["Be brief.\n\nTwo?", "Two?"] and "1 with a system message" in said[0]
+    assert [turns_before(row) for row in found.to_dicts()] == [
+        [("system", "Be brief."), ("user", "Two?")],
+        [("user", "Two?")],
+    ]
+    assert read_table(path, required=("prompt",), tell=said.append)["prompt"].to_list() == ["Two?", "Two?"]
+    assert "1 system messages are left out" in said[1]
+    talk = written(tmp_path, [{"messages": TALK[1:3], column: "Be brief."}, {"messages": TALK, column: "Other."}])
+    found = read_samples(talk, what="pool")
+    assert found["messages"].to_list() == [TALK[:3], TALK]
+
+
+def test_turns_are_texts_in_turn_pairs_or_calls_of_tools(tmp_path):
+    one = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    blank = [{"from": who, "value": said} for who, said in (("system", " "), ("human", "a"), ("gpt", "b"))]
+    for name, value in (
+        ("conversations", ["a", "b"]),  # LIMA
+        ("data", ["a", "b"]),  # UltraChat
+        ("conversation", [{"input": "a", "output": "b"}]),  # Capybara
+        ("conversations", blank),
+    ):
+        found = read_samples(written(tmp_path, [{name: value}] * 2), what="pool")
+        assert found["messages"].to_list() == [one] * 2 and found["prompt"].to_list() == ["a", "a"]
+    calls = [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": "w()"},
+        {"from": "function-response", "value": "sun"},
+        {"from": "gpt", "value": "Sunny."},
+    ]
+    found = read_samples(written(tmp_path, [{"conversations": calls}]), what="pool")
+    assert [turn["role"] for turn in found["messages"][0]] == ["user", "assistant", "tool", "assistant"]
+    assert found["prompt"][0] == "Weather?\n\nw()\n\nsun" and found["response"][0] == "Sunny."
+    for content in (None, ""):
+        called = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "w"}}]}
+        with pytest.raises(InputError, match="row 2: turn 2 of the field 'messages' calls a tool and says nothing"):
+            read_samples(written(tmp_path, [{"messages": TALK}, {"messages": [*TALK[1:2], called]}]), what="pool")
+
+
+def test_rows_that_are_no_prompt_with_a_response_say_what_to_name(tmp_path):
+    talks = {"chosen": TALK[1:3], "rejected": TALK[1:2]}
+    path = written(tmp_path, [talks] * 2)
+    with pytest.raises(InputError, match="pairs of preference.*columns=messages:chosen"):
+        read_samples(path, what="pool")
+    assert read_samples(path, what="pool", columns={"messages": "chosen"})["response"].to_list() == ["1", "1"]
+    beside = written(tmp_path, [{"system": "s", "question": "q", "chosen": "c", "rejected": "r"}])
+    assert read_table(beside, required=("prompt",))["prompt"].to_list() == ["q"]
+    found = read_samples(beside, what="pool", columns={"response": "chosen"})
+    assert found.select("prompt", "response").rows() == [("s\n\nq", "c")]
+    message = {"message_id": "1", "parent_id": None, "text": "Hello", "role": "assistant"}
+    with pytest.raises(InputError, match="one message a row"):
+        read_table(written(tmp_path, [message] * 2), required=("prompt",))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            [{"instruction": "i", "output": "o"}, {"instruction": "i", "output": ["o"]}],
+            "row 2: the field 'output' must",
+        ),
+        ([{"prompt": "i", "response": "o"}, {"prompt": {"a": 1}, "response": "o"}], "row 2: the field 'prompt' must"),
+        ([{"instruction": "i", "output": ["o"]}], "the column 'output' must hold text, not lists"),
+        ([{"instruction": "i", "output": " "}], "row 1: the field 'output' is empty"),
+        ([{"text": {"a": 1}}, {"text": {"b": 1}}], "row 1: the field 'text' must hold text"),
+    ],
+)
+def test_a_list_where_a_text_belongs_is_never_fed_as_json_and_is_named_as_the_file_names_it(tmp_path, rows, words):
+    with pytest.raises(InputError, match=words):
+        read_samples(written(tmp_path, rows), what="pool")
+    renamed = {"response": "output"} if "output" in rows[0] else {}
+    if renamed:
+        with pytest.raises(InputError, match="must hold text|is empty"):
+            read_samples(written(tmp_path, rows), what="pool", columns=renamed)

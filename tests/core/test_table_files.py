@@ -140,3 +140,52 @@ def test_what_a_file_looks_like_is_said_where_it_is_no_table(tmp_path, name, con
     with pytest.raises(InputError) as caught:
         read_table(path, what="pool")
     assert str(path) in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a"])
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"text": "one"}\n{"text": "two"}\n{"text": "thr', 3),  # cut off
+        ('{"text": "one"\n{"text": "two"}\n{"text": "three"}\n', 1),
+        ('{"text": "one"}\nno object\n{"text": "three"}\n', 2),
+    ],
+)
+def test_a_damaged_line_of_json_lines_is_an_error_and_no_text(tmp_path, name, content, line):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"line {line}: not valid JSON"):
+        read_table(path, required=("text",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text;label\n"a; b, c";1\nd;0\n'),
+        ("a.csv", "\ufeff\r\ntext\tlabel\r\na; b, c\t1\r\nd\t0\r\n"),
+        ("a.tsv", 'text,label\n"a; b, c",1\nd,0\n'),
+        ("a.tsv", "text\tlabel\na; b, c\t1\nd\t0\n"),
+    ],
+)
+def test_columns_are_parted_by_what_the_header_has(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    assert read_table(path).rows() == [("a; b, c", "1"), ("d", "0")]
+    path.write_bytes(content.encode() + b"one too many;,\t;,\t\n")
+    with pytest.raises(InputError, match="row 3"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("How many are there?,1,2,3,4,A\nWhich?,5,6,7,8,B\n", "no column 'prompt'.*its first line looks like a row"),
+        ("How many are there?,1,1,3,4,A\n", "the column '1' is there twice; its first line looks like a row"),
+        ("task,label\na,1\n", r"no column 'prompt'[^;]*; it has task, label\.$"),
+    ],
+)
+def test_a_file_without_names_of_columns_is_told_so(tmp_path, content, words):
+    path = tmp_path / "mmlu.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=words):
+        read_table(path, required=("prompt",))

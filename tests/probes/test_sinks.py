@@ -145,3 +145,26 @@ def test_only_runs_whose_numbers_the_key_changes_have_another_id():
 def test_another_word_is_refused(probe):
     with pytest.raises(InputError, match="sinks = 'drop' is wrong"):
         runs.prepare(probe, {"sinks": "drop"})
+
+
+@pytest.mark.parametrize("probe", ["representation-geometry", "concept-depth", "data-selection"])
+def test_single_tokens_among_longer_texts_are_warned_of_and_not_where_sinks_are_kept(model, tmp_path, probe):
+    some = [*sink_model.texts(12, low=8), "dog", "cat"]
+    rows = [{"text": text, "label": n % 2} for n, text in enumerate(some)]
+    data, config = write(tmp_path / "set.jsonl", rows), GEOMETRY | {"token": "mean"}
+    if probe == "concept-depth":
+        config = DEPTH | {"token": "mean", "split": "code"}
+    if probe == "data-selection":
+        target = write(tmp_path / "t.jsonl", [{"text": "dog cat ball"}])
+        config = {"sae": "none", "target": (str(target),), "resamples": 0, "k": 3, "baselines": ("hidden",)}
+    for sinks, warned in (("leave_out", True), ("keep", False)):
+        found = execute(probe, model, data, **config, sinks=sinks).info["warnings"]
+        assert any("2 of 14" in said and "a single token" in said for said in found) == warned, found
+    longer = write(tmp_path / "set.jsonl", rows[:-2])
+    assert not any("single token" in said for said in execute(probe, model, longer, **config).info["warnings"])
+    if probe == "representation-geometry":  # what is warned of: two words decide the rank of the means
+        alone = write(tmp_path / "both.jsonl", rows)
+        ranks = [execute(probe, model, path, **config).table("layers")["rankme"][0] for path in (longer, alone)]
+        assert ranks[0] > 5 and ranks[1] < 1.2
+        last = execute(probe, model, alone, **config | {"token": "last"})
+        assert any("2 of 14 texts are a single token" in said for said in last.info["warnings"])

@@ -297,3 +297,12 @@ def test_gate_neurons_are_the_activated_gate_projection(model):
     torch.testing.assert_close(function(x), expected, atol=1e-5, rtol=1e-4)
     rows = sae.neuron_rows(function(x), 6)
     assert float(rows.value.min()) > 0 and len(rows.value) <= 6 * rows.n
+
+
+@pytest.mark.parametrize("k", [0, -1, 257])
+def test_a_number_of_active_features_that_cannot_be_is_refused(tmp_path, k):
+    folder = make(tmp_path / "sae")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"k": k}))
+    with pytest.raises(InputError, match=f"says that {k} features are active per token .k., of 256"):
+        sae.load(folder)

@@ -87,7 +87,8 @@ def _values(series: pl.Series, where: str) -> list[Any]:
     words = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null, pl.Date, pl.Datetime, pl.Time)
     if kind in words or kind.is_numeric():
         return series.to_list()
-    raise InputError(f"{where}: the column '{series.name}' must hold text, not {kind}.")
+    said = "lists" if isinstance(kind, pl.List | pl.Array) else "objects" if isinstance(kind, pl.Struct) else str(kind)
+    raise InputError(f"{where}: the column '{series.name}' must hold text, not {said}.")
 
 
 def cell_text(value: Any) -> str | None:

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.core.cells import text_column
 from workbench.core.errors import InputError
-from workbench.core.talks import TALKS, from_instances, from_talk, open_talks
+from workbench.core.questions import from_questions, with_questions
+from workbench.core.talks import (
+    Turns,
+    from_instances,
+    from_talk,
+    messages_column,
+    open_talks,
+    system_column,
+    talk_column,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,6 +46,10 @@ _CONFLICT_QA = (
     "no subject that question and evidence share, and answers that are whole sentences or yes and no; an item needs a "
     "subject, an answer and a distractor of a few words, a clean_prompt and a conflict_prompt that the answer "
     "continues: write these columns from it"
+)
+_PREFERENCE = (
+    "two answers in place of a prompt and its response; name the column that is meant: columns=response:chosen beside "
+    "a prompt, columns=messages:chosen for talks in lists, columns=text:chosen for talks in one text"
 )
 _CONFLICT = ("subject", "answer", "distractor", "clean_prompt", "conflict_prompt")
 
@@ -59,6 +72,13 @@ PAIRS = (
 )
 FORMATS_OF_ROWS = (
     *PAIRS,
+    PublishedFormat(
+        "OASST",
+        ("message_id", "parent_id", "text", "role"),
+        {"prompt": (), "response": ()},
+        "one message a row, questions and answers alike; keep the threads that you want as talks (messages of role and "
+        "content)",
+    ),
     PublishedFormat("instructions", ("instruction",), {"prompt": ("instruction", "input", "context")}),
     *(
         PublishedFormat(f"a column {name}", (name,), {"prompt": (name,)})
@@ -111,6 +131,7 @@ FORMATS_OF_ROWS = (
     ),
     PublishedFormat("ConflictQA", ("counter_memory", "counter_answer"), dict.fromkeys(_CONFLICT, ()), _CONFLICT_QA),
     PublishedFormat("ConflictQA", ("claim", "contrary_claim"), dict.fromkeys(_CONFLICT, ()), _CONFLICT_QA),
+    PublishedFormat("pairs of preference", ("chosen", "rejected"), {"prompt": (), "response": ()}, _PREFERENCE),
 )
 # where texts are asked for and nothing else (a label might stand in an answer): all that a row says
 PAIRS_AS_TEXT = (
@@ -125,6 +146,16 @@ PAIRS_AS_TEXT = (
 )
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A table with what a published format gave; ``said``: what was taken from where ("" for nothing); ``sources``: the
+    columns that a column was made of, where that is known."""
+
+    frame: pl.DataFrame
+    said: str = ""
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 def fit(
     frame: pl.DataFrame,
     path: Path,
@@ -132,34 +163,36 @@ def fit(
     required: Sequence[str],
     optional: Sequence[str] = (),
     chosen: Collection[str] = (),
-) -> tuple[pl.DataFrame, str]:
+) -> Fitted:
     """The table with the required columns that it lacks, and the optional ones that come with them, as far as a
-    published format has them; and what was taken from where ("" for nothing). ``chosen``: columns that the user has
-    named, which stay. Who takes `messages` besides a prompt gets talks of any length (`talks.open_talks`).
+    published format has them. ``chosen``: columns that the user has named, which stay. Who takes `messages` besides a
+    prompt gets talks of any length (`talks.open_talks`).
 
     Raises InputError for a format whose rows cannot be what is asked for, and for a talk that is none."""
     there, done = _folded(frame.columns), ""
-    talk = next((there[name] for name in TALKS if name in there), None)
+    talk = talk_column(frame, there)
     if talk is not None and "prompt" in required and "response" not in required and "messages" in optional:
-        frame, done = open_talks(frame, there.get("prompt"), talk, path)
+        frame, done = open_talks(frame, there.get("prompt"), talk, path, system_column(frame, there))
     if all(name in frame.columns for name in required):
-        return frame, done
+        return Fitted(frame, done)
     renamed = {name: there[name] for name in (*required, *optional) if name not in frame.columns and name in there}
     if all(name in frame.columns or name in renamed for name in required):
         return _taken(frame, {name: (own,) for name, own in renamed.items()}, path, done and f"{done}; ")
     wanted = [name for name in (*required, *optional) if name not in chosen]
     lacking = [name for name in required if name not in frame.columns and name not in renamed]
     texts_only = list(required) == ["text"]
-    if talk is not None and (texts_only or set(lacking) <= {"prompt", "response"}):
-        return from_talk(frame, talk, path, wanted)
-    instances = "instances" in there and "instruction" in there
-    if instances and (texts_only or set(lacking) <= {"prompt", "response"}):
-        return from_instances(frame, there["instruction"], there["instances"], path, wanted)
+    if texts_only or set(lacking) <= {"prompt", "response"}:
+        if talk is not None:
+            return Fitted(*from_talk(frame, talk, path, wanted, system_column(frame, there)))
+        if "instances" in there and "instruction" in there:
+            return Fitted(*from_instances(frame, there["instruction"], there["instances"], path, wanted))
+        if with_questions(frame, there):
+            return Fitted(*from_questions(frame, there, path, wanted))
     found = matching(frame.columns, lacking) or (
         matching(frame.columns, lacking, PAIRS_AS_TEXT) if texts_only else None
     )
     if found is None:
-        return frame, ""
+        return Fitted(frame)
     if found.lacks:
         raise InputError(f"{path} looks like {found.name}, which has {found.lacks}.")
     parts = {
@@ -168,18 +201,44 @@ def fit(
         if name in found.gives and name not in frame.columns
     }
     parts |= {name: (own,) for name, own in renamed.items() if name not in parts}
-    return _taken(frame, parts, path, f"{found.name}: ")
+    made = _taken(frame, parts, path, f"{found.name}: ")
+    system = system_column(frame, there)
+    if system is None or "prompt" not in lacking:
+        return made
+    return _with_system(made, system, alone="response" not in required)
 
 
-def can_give(columns: Sequence[str], names: Collection[str]) -> bool:
-    """Whether :func:`fit` finds these names in a table with such columns."""
-    there = _folded(columns)
-    lacking = {name for name in names if name not in columns and name not in there}
+def _with_system(made: Fitted, system: str, *, alone: bool) -> Fitted:
+    """Pairs with a column of system messages, as the talks that they are; a prompt alone goes without, as of talks."""
+    import polars as pl
+
+    before = [text if text and text.strip() else None for text in made.frame[system].to_list()]
+    some = sum(text is not None for text in before)
+    if not some:
+        return made
+    if alone:
+        return replace(made, said=f"{made.said} ({some} system messages are left out)")
+    prompts, responses = made.frame["prompt"].to_list(), made.frame["response"].to_list()
+    talks: list[Turns] = [
+        [*([("system", own)] if own else []), ("user", prompt), ("assistant", response)]
+        for own, prompt, response in zip(before, prompts, responses)
+    ]
+    joined = [said if own is None or said is None else f"{own.strip()}\n\n{said}" for own, said in zip(before, prompts)]
+    frame = made.frame.with_columns(pl.Series("prompt", joined, dtype=pl.String), messages_column(talks))
+    return replace(made, frame=frame, said=f"{made.said} ({some} with a system message from {system})")
+
+
+def can_give(frame: pl.DataFrame, names: Collection[str]) -> bool:
+    """Whether :func:`fit` finds these names in a table."""
+    there = _folded(frame.columns)
+    lacking = {name for name in names if name not in frame.columns and name not in there}
     if lacking <= {"prompt", "response"} and (
-        any(name in there for name in TALKS) or {"instruction", "instances"} <= set(there)
+        talk_column(frame, there) is not None
+        or {"instruction", "instances"} <= set(there)
+        or with_questions(frame, there)
     ):
         return True
-    found = matching(columns, lacking)
+    found = matching(frame.columns, lacking)
     return not lacking or (found is not None and not found.lacks)
 
 
@@ -207,11 +266,11 @@ def _folded(columns: Iterable[str]) -> dict[str, str]:
     return {name: own[0] if len(own) == 1 else name for name, own in found.items() if len(own) == 1 or name in own}
 
 
-def _taken(frame: pl.DataFrame, parts: Mapping[str, Sequence[str]], path: Path, begin: str) -> tuple[pl.DataFrame, str]:
-    parts = {name: own for name, own in parts.items() if own}
+def _taken(frame: pl.DataFrame, parts: Mapping[str, Sequence[str]], path: Path, begin: str) -> Fitted:
+    parts = {name: tuple(own) for name, own in parts.items() if own}
     made = [_joined(frame, own, path).alias(name) for name, own in parts.items()]
     said = ", ".join(f"{name} from {' and '.join(own)}" for name, own in parts.items())
-    return frame.with_columns(made), f"{begin}{said}"
+    return Fitted(frame.with_columns(made), f"{begin}{said}", parts)
 
 
 def _joined(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> pl.Series:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
-from workbench.core.published_formats import can_give
+from workbench.core.published_formats import can_give, fit
+from workbench.core.table_files import headless
 from workbench.core.tables import asked, existing, open_table
 
 if TYPE_CHECKING:
@@ -35,23 +36,24 @@ def read_samples(
 
     Raises InputError naming file, row and field, also when `tokens` asks for a part that a text does not have."""
     path = existing(path, what=what)
-    table = open_table(path, columns=columns, what=what)
-    chosen = columns or {}
-    if set(_BOTH) <= set(table.columns) or ("text" not in table.columns and can_give(table.columns, _BOTH)):
-        table = asked(table, path, required=_BOTH, chosen=chosen, tell=tell)
+    opened, chosen = open_table(path, columns=columns, what=what), columns or {}
+    there = opened.frame.columns
+    if set(_BOTH) <= set(there) or ("text" not in there and can_give(opened.frame, _BOTH)):
+        table = asked(opened, path, required=_BOTH, chosen=chosen, tell=tell)
     elif tokens != "all":
-        if not can_give(table.columns, _BOTH):
+        if not can_give(opened.frame, _BOTH):
             raise InputError(
-                f"{path} needs the columns 'prompt' and 'response' for tokens={tokens}; it has "
-                f"{', '.join(table.columns)}."
+                f"{path} needs the columns 'prompt' and 'response' for tokens={tokens}; it has {', '.join(there)}."
             )
-        table = asked(table, path, required=_BOTH, chosen=chosen, tell=tell)
-    elif "text" in table.columns or can_give(table.columns, ("text",)):
-        table = asked(table, path, required=("text",), chosen=chosen, tell=tell)
+        table = asked(opened, path, required=_BOTH, chosen=chosen, tell=tell)
+    elif "text" in there or can_give(opened.frame, ("text",)):
+        table = asked(opened, path, required=("text",), chosen=chosen, tell=tell)
     else:
-        close = next(filter(None, (nearest(name, table.columns) for name in ("text", *_BOTH))), "")
+        fit(opened.frame, path, required=_BOTH)  # says why rows of a known format are none
+        close = next(filter(None, (nearest(name, there) for name in ("text", *_BOTH))), "")
         raise InputError(
-            f"{path} needs a column 'text', or 'prompt' and 'response'{close}; it has {', '.join(table.columns)}."
+            f"{path} needs a column 'text', or 'prompt' and 'response'{close}; it has {', '.join(there)}"
+            f"{headless(there)}."
         )
     return table
 

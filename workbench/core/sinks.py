@@ -62,3 +62,15 @@ def note_watched(context: Context, sinks: Sequence[np.ndarray], *, token: int | 
             f"token={token} is a sink in {texts} of {len(each[0])} {what} (at {layers} of {len(each)} layers): its "
             f"massive activation says little of the text; read token=last or token=mean, or another position."
         )
+
+
+def warn_of_lone_tokens(context: Context, lone: int, total: int, *, what: str) -> None:
+    """Warn where some of several samples (``what``: which, as in "texts of cities") are one token, the first of its
+    text: beside others it would be a sink, alone it is all there is, and its massive activation decides a spectrum, a
+    mean over samples or a similarity. Where all of them are, they are alike."""
+    if 0 < lone < total:
+        context.warn(
+            f"{lone} of {total} {what} are a single token, which is the first of its text and is measured as there is "
+            f"no other: where first tokens carry a massive activation it outweighs all other samples; leave such "
+            f"samples out."
+        )

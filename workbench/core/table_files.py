@@ -12,7 +12,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +48,29 @@ _FOREIGN = (
 )
 
 
-def read_rows(path: Path, *, what: str, text_column: str) -> pl.DataFrame:
+@dataclass(frozen=True)
+class OpenTable:
+    """The table in a file. ``nested``: columns of mixed kinds, which became text, with lists or objects among them ->
+    the first row (from 1) that holds one."""
+
+    frame: pl.DataFrame
+    nested: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_rows(path: Path, *, what: str, text_column: str) -> OpenTable:
     """The table in a file that is there, its columns as the file has them. Rows of nothing but a text (plain lines, a
     JSON list of texts) go into ``text_column``. InputError for what is no table, with what it looks like."""
+    import polars as pl
+
     data = read_unpacked(path)
     suffix = Path(bare_name(path)).suffix.lower()
     _refuse_foreign(data, path, what)
     if suffix == ".parquet" or data.startswith(b"PAR1"):
-        return parse_parquet(data, what=str(path))
+        return OpenTable(parse_parquet(data, what=str(path)))
     text = decoded(data, path, what=what)
     rows = _json_rows(text, suffix, path, what)
     if rows is None and suffix in (".csv", ".tsv"):
-        return _delimited(text, "," if suffix == ".csv" else "\t", path)
+        return OpenTable(_delimited(text, _delimiter(text, suffix), path))
     if rows is None and suffix != ".txt":
         raise InputError(
             f"{path}: the {what} file must be one of {', '.join(FORMATS)}, not '{suffix or path.name}', and it holds "
@@ -68,7 +80,18 @@ def read_rows(path: Path, *, what: str, text_column: str) -> pl.DataFrame:
         rows = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if rows and all(isinstance(row, str) for row in rows):
         rows = [{text_column: row} for row in rows]
-    return _of_objects(rows, path)
+    frame = _of_objects(rows, path)
+    return OpenTable(frame, _nested(rows, {name for name, kind in frame.schema.items() if kind == pl.String}))
+
+
+def _nested(rows: Sequence[Any], names: set[str]) -> dict[str, int]:
+    """Of these columns those with a list or an object -> the first row that holds one."""
+    found: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        for name in names.intersection(row):
+            if isinstance(row[name], list | dict):
+                found.setdefault(name, number)
+    return found
 
 
 def _of_objects(rows: Sequence[Any], path: Path) -> pl.DataFrame:
@@ -134,14 +157,20 @@ def _json_rows(text: str, suffix: str, path: Path, what: str) -> list[Any] | Non
     try:
         return _rows_in(text, suffix, path, what)
     except InputError:
-        if named or (suffix not in (".csv", ".tsv", ".txt") and begin != '"'):
+        if named or (suffix not in (".csv", ".tsv", ".txt") and begin != '"') or _is_json_lines(text):
             raise
         return None  # the name says what it is: a text that begins with a bracket
 
 
+def _is_json_lines(text: str) -> bool:
+    """Whether a text can only be meant as one JSON object a line: most of several lines are one."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return len(lines) > 1 and 2 * sum(line.startswith("{") and _is_whole(line) for line in lines) > len(lines)
+
+
 def _rows_in(text: str, suffix: str, path: Path, what: str) -> list[Any]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if len(lines) > 1 and _is_whole(lines[0][1]):
+    if len(lines) > 1 and (_is_whole(lines[0][1]) or _is_json_lines(text)):
         return [parse_json(line, str(path), line=number) for number, line in lines]
     value = parse_json(text, str(path))
     if isinstance(value, list):
@@ -188,10 +217,27 @@ def _inside(value: dict[str, Any], suffix: str, path: Path, what: str) -> list[A
             )
     if suffix in _LINES:
         return [value]
+    mixed = [name for name in _TABLES if isinstance(value.get(name), list) and value[name]]
+    if len(mixed) == 1:
+        return value[mixed[0]]  # which of its rows is none is said of the row
     raise InputError(
         f"{path}: the {what} file must be a JSON list of objects, one per row, or an object with such a list; it is an "
         f"object with the keys {', '.join(list(value)[:12])}."
     )
+
+
+def headless(header: Sequence[str]) -> str:
+    """What may be wrong with the names of columns that do not read like names; "" where they do."""
+    odd = any(len(name) > 60 or name.endswith((".", "?", "!")) or re.fullmatch(r"-?[0-9.]+", name) for name in header)
+    return "; its first line looks like a row, so put the names of the columns above it" if odd else ""
+
+
+def _delimiter(text: str, suffix: str) -> str:
+    """What stands between the columns: as the name says, and where the header has none of that, what it has instead
+    (spreadsheets write csv with semicolons or tabs)."""
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    own, *others = (",", ";", "\t") if suffix == ".csv" else ("\t", ",", ";")
+    return own if own in header else next((sign for sign in others if sign in header), own)
 
 
 def _delimited(text: str, delimiter: str, path: Path) -> pl.DataFrame:
@@ -206,14 +252,15 @@ def _delimited(text: str, delimiter: str, path: Path) -> pl.DataFrame:
     except csv.Error as error:
         rows = _bare_quotes(text, None) if delimiter == "\t" else None
         if rows is None:
-            kind = "csv" if delimiter == "," else "tsv"
+            kind = "tsv" if delimiter == "\t" else "csv"
             raise InputError(f"{path} cannot be read as {kind}: {error}.") from None
     finally:
         csv.field_size_limit(before)
-    header, body = [name.strip() for name in rows[0]], [row for row in rows[1:] if row]
+    header, *body = [row for row in rows if row]
+    header = [name.strip() for name in header]
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{path}: the column '{twice}' is there twice.")
+        raise InputError(f"{path}: the column '{twice}' is there twice{headless(header)}.")
     for number, row in enumerate(body, 1):
         if len(row) != len(header):
             raise InputError(f"{path}, row {number}: {len(row)} fields, where the header has {len(header)}.")

@@ -16,7 +16,7 @@ from workbench.core.nearest_name import nearest
 from workbench.core.packed_files import read_unpacked
 from workbench.core.paths import is_there, user_path
 from workbench.core.published_formats import fit
-from workbench.core.table_files import FORMATS, decoded, read_rows
+from workbench.core.table_files import FORMATS, OpenTable, decoded, headless, read_rows
 from workbench.core.wording import cut
 
 if TYPE_CHECKING:
@@ -50,24 +50,25 @@ def read_table(
     """
     path = existing(path, what=what)
     name = (columns or {}).get(required[0], required[0]) if required else "text"
-    frame = open_table(path, columns=columns, what=what, text_column=name)
+    table = open_table(path, columns=columns, what=what, text_column=name)
     return asked(
-        frame, path, required=required, optional=optional, labels=labels, also=also, chosen=columns or {}, tell=tell
+        table, path, required=required, optional=optional, labels=labels, also=also, chosen=columns or {}, tell=tell
     )
 
 
 def open_table(
     path: Path, *, columns: Mapping[str, str] | None = None, what: str = "data", text_column: str = "text"
-) -> pl.DataFrame:
+) -> OpenTable:
     """The rows of a file that is there, with nothing asked of them but the names in ``columns``."""
-    frame = read_rows(path, what=what, text_column=text_column)
-    if not frame.height:
+    table = read_rows(path, what=what, text_column=text_column)
+    if not table.frame.height:
         raise InputError(f"{path} has no rows; the {what} file needs at least one.")
-    return rename(frame, columns or {}, path)
+    again = {name: table.nested[there] for name, there in (columns or {}).items() if there in table.nested}
+    return OpenTable(rename(table.frame, columns or {}, path), {**table.nested, **again})
 
 
 def asked(
-    frame: pl.DataFrame,
+    table: OpenTable,
     path: Path,
     *,
     required: Sequence[str] = (),
@@ -80,23 +81,38 @@ def asked(
     """The rows of an open file with the columns that are asked for, as :func:`read_table` says. ``chosen``: columns
     that the user has named, which no published format replaces."""
     more = [name for name in dict.fromkeys([*optional, *labels, *also]) if name not in required]
-    frame, said = fit(frame, path, required=required, optional=more, chosen=chosen)
-    if said and tell is not None:
-        tell(f"{path.name}: {said}")
+    found = fit(table.frame, path, required=required, optional=more, chosen=chosen)
+    frame = found.frame
+    if found.said and tell is not None:
+        tell(f"{path.name}: {found.said}")
     for column in required:
         if column not in frame.columns:
             raise InputError(
-                f"{path} has no column '{column}'{nearest(column, frame.columns)}; it has {', '.join(frame.columns)}."
+                f"{path} has no column '{column}'{nearest(column, frame.columns)}; it has "
+                f"{', '.join(frame.columns)}{headless(frame.columns)}."
             )
     for column in dict.fromkeys([*required, *optional, *labels]):
         if column in frame.columns:
+            own = found.sources.get(column, (column,))
+            _refuse_nested(table, own, path)
             read = label_column if column in labels else text_column
-            frame = frame.with_columns(read(frame[column], str(path)))
+            series = frame[column].alias(" and ".join(own))  # errors name what the file has
+            frame = frame.with_columns(read(series, str(path)).alias(column))
     for column in required:
         empty = frame[column].is_null() | (frame[column].str.strip_chars() == "")
         if empty.any():
-            raise InputError(f"{path}, row {empty.arg_true()[0] + 1}: the field '{column}' is empty.")
+            own = " and ".join(f"'{name}'" for name in found.sources.get(column, (column,)))
+            raise InputError(f"{path}, row {empty.arg_true()[0] + 1}: the field {own} is empty.")
     return frame
+
+
+def _refuse_nested(table: OpenTable, names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if name in table.nested:
+            raise InputError(
+                f"{path}, row {table.nested[name]}: the field '{name}' must hold text, as in other rows, not a list or "
+                f"an object."
+            )
 
 
 def read_text(path: str | Path, *, what: str = "text") -> str:

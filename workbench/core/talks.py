@@ -1,5 +1,6 @@
-"""Talks as they are published: `messages` of {role, content}, ShareGPT's `conversations` of {from, value}, and the
-`instances` of Self-Instruct; read into columns that probes ask for.
+"""Talks as they are published: `messages` of {role, content}, ShareGPT's `conversations` of {from, value}, turns that
+are texts by user and assistant in turn (LIMA, UltraChat) or pairs of {input, output} (Capybara), and the `instances` of
+Self-Instruct; read into columns that probes ask for.
 
 A talk becomes a column `messages` of {role, content}, with the roles system, user, assistant and tool. `response` is
 what the assistant says last, `prompt` all that stands before it, turn by turn with an empty line between: the same
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 TALKS = ("messages", "conversations", "conversation")
+TEXTS = "data"  # what UltraChat calls its turns: a talk where it holds lists of texts
+SYSTEMS = ("system_prompt", "system", "system_message")  # columns that hold what stands before the first turn
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -36,8 +39,12 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "ai": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
     "observation": "tool",
     "ipython": "tool",
 }
@@ -45,17 +52,37 @@ ROLES = {
 Turns = list[tuple[str, str]]  # (role, what is said)
 
 
-def from_talk(frame: pl.DataFrame, column: str, path: Path, wanted: Collection[str]) -> tuple[pl.DataFrame, str]:
+def talk_column(frame: pl.DataFrame, there: Mapping[str, str]) -> str | None:
+    """The column that holds talks, if one does. ``there``: name as published files write it -> name in this one."""
+    import polars as pl
+
+    if TEXTS in there and frame[there[TEXTS]].dtype == pl.List(pl.String):
+        return next((there[name] for name in TALKS if name in there), there[TEXTS])
+    return next((there[name] for name in TALKS if name in there), None)
+
+
+def system_column(frame: pl.DataFrame, there: Mapping[str, str]) -> str | None:
+    """The column of texts that stand before the first turn, if there is one."""
+    import polars as pl
+
+    return next((there[name] for name in SYSTEMS if name in there and frame[there[name]].dtype == pl.String), None)
+
+
+def from_talk(
+    frame: pl.DataFrame, column: str, path: Path, wanted: Collection[str], system: str | None = None
+) -> tuple[pl.DataFrame, str]:
     """The table with `messages` and, as far as they are wanted, `prompt` and `response` (or `text`, all that is said);
-    and what was done.
+    and what was done. ``system``: a column with what stands before the first turn, where the talk has none of its own.
 
     Where no response is wanted, the prompt is the one turn of the user: InputError for a talk of several, as for one
     without any turn of the assistant where a response is wanted."""
     import polars as pl
 
     talks = turns_of(frame[column], path)
+    if system is not None:
+        talks = [_after(own, turns) for own, turns in zip(frame[system].to_list(), talks)]
     if "text" in wanted and "text" not in frame.columns:
-        made = ["\n\n".join(said.strip() for _, said in turns) for turns in talks]
+        made = [_together(turns) for turns in talks]
         return frame.with_columns(pl.Series("text", made, dtype=pl.String)), f"{column}: text from all turns"
     frame = frame.with_columns(messages_column(talks))
     systems = sum(turns[0][0] == "system" for turns in talks)
@@ -74,18 +101,22 @@ def from_talk(frame: pl.DataFrame, column: str, path: Path, wanted: Collection[s
     return frame.with_columns(pl.Series("prompt", prompts, dtype=pl.String)), said
 
 
-def open_talks(frame: pl.DataFrame, prompt: str | None, column: str, path: Path) -> tuple[pl.DataFrame, str]:
+def open_talks(
+    frame: pl.DataFrame, prompt: str | None, column: str, path: Path, system: str | None = None
+) -> tuple[pl.DataFrame, str]:
     """The table with `prompt` and `messages` as an answer is to be written to them, and what was done.
 
     A row whose column `prompt` is filled keeps that, and its `messages` is null. Any other is a talk: `messages` is
     what stands before the answer that it may end with, and `prompt` the same words, turn by turn with an empty line
     between. One turn of the user's is a prompt like any other, so its `messages` is null too. InputError, with the row,
-    for a talk without a turn of the user, and for one that ends with a message that no answer follows."""
+    for a talk without a turn of the user, and for one that ends with a message that no answer follows. ``system``: as
+    in `from_talk`."""
     import polars as pl
 
     given = [None] * frame.height if prompt is None else text_column(frame[prompt], str(path)).to_list()
     rows = [row for row, text in enumerate(given) if text is None or not text.strip()]
-    talks = dict(zip(rows, turns_of(frame[column], path, rows=rows)))
+    before = [None] * frame.height if system is None else frame[system].to_list()
+    talks = {row: _after(before[row], turns) for row, turns in zip(rows, turns_of(frame[column], path, rows=rows))}
     found = {row: _unanswered(turns, f"{path}, row {row + 1}") for row, turns in talks.items()}
     prompts = ["\n\n".join(said for _, said in found[row]) if row in found else text for row, text in enumerate(given)]
     turns = [found[row] if row in found and len(found[row]) > 1 else None for row in range(frame.height)]
@@ -144,19 +175,42 @@ def messages_column(talks: Sequence[Turns | None]) -> pl.Series:
     return pl.Series("messages", rows, dtype=kind)
 
 
+def _after(system: str | None, turns: Turns) -> Turns:
+    return [("system", system), *turns] if system and system.strip() and turns[0][0] != "system" else turns
+
+
+def _together(turns: Turns) -> str:
+    """What is said, turn by turn with an empty line between; turns without a word are left out."""
+    return "\n\n".join(said.strip() for _, said in turns if said.strip())
+
+
 def _turns(cell: Any, where: str, field: str) -> Turns:
+    if isinstance(cell, list) and cell and all(isinstance(turn, str) for turn in cell):
+        return [(("user", "assistant")[number % 2], said) for number, said in enumerate(cell)]
     found = []
     for number, turn in enumerate(_list_of_objects(cell, field, where), 1):
+        if isinstance(turn.get("input"), str) and isinstance(turn.get("output"), str):
+            found += [("user", turn["input"]), ("assistant", turn["output"])]
+            continue
         role = next((turn[key] for key in ("role", "from", "speaker") if turn.get(key) is not None), None)
         said = _text(next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None))
-        if not isinstance(role, str) or role.strip().lower() not in ROLES:
+        name = role.strip().lower().replace("-", "_") if isinstance(role, str) else ""
+        if name not in ROLES:
             raise InputError(
                 f"{where}: turn {number} of the field '{field}' is by '{cut(role, 40)}'; a turn is by one of "
                 f"{', '.join(dict.fromkeys(ROLES.values()))} (or human, gpt and other names of these)."
             )
+        if not (said or "").strip() and (turn.get("tool_calls") or turn.get("function_call")):
+            raise InputError(
+                f"{where}: turn {number} of the field '{field}' calls a tool and says nothing; write the call as its "
+                f"text, or leave such rows out."
+            )
         if said is None:
             raise InputError(f"{where}: turn {number} of the field '{field}' has no text (a picture is none).")
-        found.append((ROLES[role.strip().lower()], said))
+        if said.strip() or ROLES[name] != "system":  # an empty system message is none
+            found.append((ROLES[name], said))
+    if not found:
+        raise InputError(f"{where}: no turn of the field '{field}' says anything; leave it out.")
     return found
 
 
@@ -190,7 +244,7 @@ def _pair(turns: Turns, where: str) -> tuple[str, str]:
         raise InputError(f"{where}: the talk has no turn of the assistant, which the response is; leave it out.")
     if not any(role == "user" for role, _ in turns[:last]):
         raise InputError(f"{where}: no turn of the user stands before the assistant's last; leave it out.")
-    return "\n\n".join(said.strip() for _, said in turns[:last]), turns[last][1]
+    return _together(turns[:last]), turns[last][1]
 
 
 def _unanswered(turns: Turns, where: str) -> Turns:

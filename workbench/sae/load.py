@@ -68,7 +68,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
     folder = path if path is None or path.is_dir() else path.parent
     report = folder / "quality.json" if folder is not None else None
     about = read_json_object(report, what=str(report)) if report is not None and report.exists() else {}
-    return Sae(
+    sae = Sae(
         inner,
         here,
         str(source),
@@ -81,6 +81,12 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
         frame=None if conventions.need_model else PLAIN,
         neuronpedia_id=meta["neuronpedia_id"],
     )
+    if sae.k is not None and not 1 <= sae.k <= sae.d_sae:
+        raise InputError(
+            f"The sparse autoencoder '{source}' says that {sae.k} features are active per token (k), of {sae.d_sae}; "
+            f"its config is not that of its weights."
+        )
+    return sae
 
 
 def _named(source: str | Path, said: str) -> str:
@@ -208,14 +214,14 @@ def find(source: str | Path) -> Path | None:
 
 def recorded_site(path: Path | None) -> Site | None:
     """The site that the files of an autoencoder name, without reading its weights; None where they name none that we
-    know."""
+    know. InputError for files that cannot be read."""
     if path is None:
         return None
     form, weights = recognised(path, path)
     try:
         hook = form.about(weights).get("hook_name")
-    except InputError:
-        return None  # loading it says what is wrong
+    except InputError as error:
+        raise InputError(_named(path, str(error))) from error
     return site_of(hook) if hook and isinstance(hook, str) else None
 
 

@@ -1,5 +1,6 @@
 """Any file is a concept set once its columns are named: other names, words as labels, nested answers."""
 
+import gzip
 import json
 
 import polars as pl
@@ -100,3 +101,28 @@ def test_an_unknown_name_is_refused_and_the_sets_that_ship_keep_their_own():
         Config(columns=("texts:claim",))
     (found,) = read_sets(Config(sets=("english/plural",), columns=("text:claim",)), None)
     assert len(found) == 400
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.txt.gz", "a"])
+def test_a_set_in_json_lines_is_known_by_its_content_and_a_list_is_no_text(tmp_path, name):
+    lines = [{"text": f"Text number {n}.", "label": n % 2} for n in range(24)]
+
+    def written(rows):
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return tmp_path / name
+
+    assert load_file(written(lines)).texts == tuple(row["text"] for row in lines)
+    with pytest.raises(InputError, match="row 24: the field 'text' must hold text, as in other rows, not a list"):
+        load_file(written([*lines[:-1], {"text": ["a", "b"], "label": 1}]))
+
+
+def test_packed_lines_of_labels_are_those_of_the_plain_file_alone_and_in_a_folder(tmp_path):
+    data = "".join(f"{n % 2} a film of the number {n}\n" for n in range(24)).encode()
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "stsa.train").write_bytes(data)
+    (tmp_path / "packed" / "stsa.train.gz").write_bytes(gzip.compress(data))
+    plain, alone = load_file(tmp_path / "stsa.train"), load_file(tmp_path / "packed" / "stsa.train.gz")
+    [inside] = read_sets(Config(), tmp_path / "packed")
+    assert plain.texts == alone.texts == inside.texts and plain.name == alone.name == inside.name == "stsa"
+    assert "movie review" in plain.texts[0] and (plain.labels == alone.labels).all()

@@ -17,6 +17,7 @@ from workbench.core.sample_tables import texts
 from workbench.core.tables import read_table
 from workbench.models.loading import load
 from workbench.runs import execution as runs
+from workbench.runs.preparation import prepare
 from workbench.sae import load as saes
 from workbench.sae.sparse_rows import dense_cosine
 from workbench.sae.train import SaeRecipe, train, windows
@@ -215,6 +216,9 @@ def test_a_damaged_config_of_an_autoencoder_is_said_in_one_sentence(material, tm
 
     shutil.copytree(material / "sae", tmp_path / "sae")
     (tmp_path / "sae" / "cfg.json").write_text(config)
-    assert saes.recorded_site(tmp_path / "sae") is None
     with pytest.raises(InputError, match="cannot be loaded"):
         saes.load(tmp_path / "sae")
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text('{"text": "a b"}\n' * 40)
+    with pytest.raises(InputError, match="cannot be loaded|does not say which site"):  # before the model is loaded
+        prepare("data-selection", {"sae": str(tmp_path / "sae"), "target": (str(pool),)}, pool)

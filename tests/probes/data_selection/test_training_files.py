@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from probes.data_selection.training_files import written
 from tests.support.selection_pool import execute, read
 from workbench.core.errors import InputError
 from workbench.core.sample_tables import read_samples, texts
@@ -109,11 +110,43 @@ def test_texts_without_prompts_cannot_be_chats_and_it_is_said_before_a_model_is_
 
 
 def test_a_chat_stays_the_chat_that_it_was():
-    from probes.data_selection.training_files import written
-
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     sample = {"prompt": "q", "response": "a"}
     assert written("messages", {"messages": chat, "id": 3}, sample) == {"messages": chat}
     assert written("messages", {"system": "s"} | sample, sample) == {"messages": chat}
     alpaca = {"instruction": "i", "input": "n", "output": "o", "id": 3}
     assert written("alpaca", alpaca, sample) == {"instruction": "i", "input": "n", "output": "o"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system_prompt": "Be brief.", "question": "One?", "response": "1"},
+        {"system": "Be brief.", "question": "One?", "response": "1"},
+        {
+            "system": "Be brief.",
+            "messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"}],
+        },
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "1"}]},
+    ],
+)
+def test_a_system_message_of_another_column_stands_once_in_the_chat_and_loads_back(tmp_path, row):
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps(row) + "\n")
+    [read_row] = read_samples(pool, what="pool").to_dicts()
+    found = written("messages", row, read_row)
+    assert [turn["content"] for turn in found["messages"]] == ["Be brief.", "One?", "1"]
+    assert [turn["role"] for turn in found["messages"]] == ["system", "user", "assistant"]
+    pool.write_text(json.dumps(found) + "\n")
+    [back] = read_samples(pool, what="back").to_dicts()
+    assert (
+        (back["prompt"], back["response"]) == (read_row["prompt"], read_row["response"]) == ("Be brief.\n\nOne?", "1")
+    )
+
+
+def test_a_talk_of_several_turns_is_written_turn_by_turn(tmp_path):
+    row = {"conversations": ["One?", "1", "Two?", "2"]}
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps(row) + "\n")
+    [read_row] = read_samples(pool, what="pool").to_dicts()
+    assert [turn["content"] for turn in written("messages", row, read_row)["messages"]] == row["conversations"]
