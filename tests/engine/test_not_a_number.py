@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from probes.concept_depth import concept_sets as concept_data
+from probes.concept_depth import set_splits
 from probes.representation_geometry import phases
 from probes.retrieval_heads.speculative_decoding import greedy_steps
 from tests.support.architectures import build
@@ -100,14 +101,14 @@ def test_texts_that_repeat_are_kept_in_one_part_of_a_split(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     concept = concept_data.load_file(file)
     for how in ("paper", "kfold"):
-        tests, by_group = concept_data.split(concept, how, rng=np.random.default_rng(0))
+        tests, by_group = set_splits.split(concept, how, rng=np.random.default_rng(0))
         assert by_group
         for test in tests:
             held_out = {concept.texts[i] for i in test}
             assert len(held_out) * 5 == len(test)
-        assert concept_data.tested_and_fitted_on(concept, tests) == 0
-        apart, _ = concept_data.split(concept, how, groups="no", rng=np.random.default_rng(0))
-        assert concept_data.tested_and_fitted_on(concept, apart) == sum(
+        assert set_splits.tested_and_fitted_on(concept, tests) == 0
+        apart, _ = set_splits.split(concept, how, groups="no", rng=np.random.default_rng(0))
+        assert set_splits.tested_and_fitted_on(concept, apart) == sum(
             any(concept.texts[j] == concept.texts[i] for j in set(range(300)) - set(t.tolist()))
             for t in apart
             for i in t
@@ -118,4 +119,5 @@ def test_texts_that_repeat_are_kept_in_one_part_of_a_split(tmp_path):
             for row in [*rows[:60], *({"text": f"other {i}", "label": i % 2} for i in range(60)), rows[0]]
         )
     )
-    assert concept_data.load_file(file).groups is None, "one of a hundred and more is no leak"
+    _, by_group = set_splits.split(concept_data.load_file(file), "paper", rng=np.random.default_rng(0))
+    assert not by_group, "one of a hundred and more is no leak"
