@@ -14,7 +14,8 @@ from workbench.core.errors import InputError
 from workbench.models.loading import load
 from workbench.sae import load as saes
 from workbench.sae import train as train_sae
-from workbench.sae.train import Feed, SaeRecipe, quality, train, windows
+from workbench.sae.quality import quality
+from workbench.sae.train import Feed, SaeRecipe, train, windows
 
 LAYER = 1
 

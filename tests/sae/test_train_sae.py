@@ -13,7 +13,8 @@ from workbench.engine.capture import capture
 from workbench.models.loading import load
 from workbench.sae import load as saes
 from workbench.sae import train as train_sae
-from workbench.sae.train import Feed, SaeRecipe, quality, text_loss, train, windows
+from workbench.sae.quality import quality, text_loss
+from workbench.sae.train import Feed, SaeRecipe, train, windows
 from workbench.store.activation_store import Store
 
 WORDS = (
