@@ -34,7 +34,8 @@ def groups_of(texts: Sequence[str], others: pl.DataFrame) -> tuple[tuple[str, ..
     first = near_duplicates(texts)
     if len(set(first.tolist())) == len(texts):
         return None, ""
-    return tuple(f"row {row + 1}" for row in first.tolist()), NEAR
+    # named by a text, not by a number, so that a split does not change with a row that is left out
+    return tuple(texts[row] for row in first.tolist()), NEAR
 
 
 def _about(column: pl.Series, padded: Sequence[str]) -> list[str] | None:

@@ -20,6 +20,7 @@ from workbench.core.errors import InputError
 from workbench.stats.intervals import percentiles
 
 Costs = dict[bool, np.ndarray]
+FEW = 10  # checkpoints below which a course says nothing of its jitter
 NEAR_ZERO = 0.01  # share of the last step up to which a course begins with the training
 
 
@@ -66,9 +67,10 @@ def segment(
         return []
     # numerical noise is never zero; without a floor a perfect course would be cut at every rounding
     floor = 1e-6 * (np.ptp(values) + 1e-12)
-    given = np.maximum(np.broadcast_to(0.0 if error is None else np.asarray(error, np.float64), values.shape), floor)
+    known = np.broadcast_to(0.0 if error is None else np.asarray(error, np.float64), values.shape)
+    given = np.maximum(known, floor) if known.any() else known
     most = min(max_phases, len(values) - 1)
-    least = least_turn(values, given, max_phases=most, rng=rng)
+    least = max(least_turn(values, given, max_phases=most, rng=rng), floor)
     if np.ptp(values) <= least:
         return []
     found, rising = turns(values, least)
@@ -106,8 +108,11 @@ def least_turn(values: np.ndarray, error: np.ndarray, *, max_phases: int, rng: n
     a hundred cases, by simulation. The jitter is that of the course itself, in size and in how much neighbours go
     together (two estimates, the larger counts), and at least `error`, the standard errors [t] of its values.
 
-    What is left of a fit in as many pieces as may be has the least of the course in it; fewer turns make the fit
-    coarser and the jitter larger, until both agree."""
+    Fewer than FEW checkpoints say nothing of their jitter: there `error` is all there is (where it is 0, not known, the
+    second differences). What is left of a fit in as many pieces as may be has the least of the course in it; fewer
+    turns make the fit coarser and the jitter larger, until both agree."""
+    if len(values) < FEW and error.any():
+        return _fall(float(error.mean()), 0.0, len(values), rng)
     white, costs = max(_white(values), float(error.mean())), _costs(values)
     across = _fall(*_second_differences(values, white), len(values), rng)
     pieces = max_phases

@@ -14,8 +14,6 @@ from workbench.core.tables import read_table
 from workbench.core.wording import one_line
 from workbench.stats.intervals import pearson, spearman
 
-TELLING = 10  # checkpoints below which the course and its jitter are hard to tell apart
-
 
 def course(layers: pl.DataFrame) -> pl.DataFrame:
     """The last layer over the checkpoints, by step; empty unless every checkpoint has a step."""
@@ -51,8 +49,12 @@ def phase_table(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
         for number, phase in enumerate(phases.segment(steps, rankme, error=error, rng=context.rng("phases")), 1)
     ]
     if not rows:
-        few = "; give more of them" if along.height < TELLING else ""
-        context.warn(f"No phase stands out from the jitter of RankMe over the {along.height} checkpoints{few}.")
+        context.warn(f"No phase stands out from the jitter of RankMe over the {along.height} checkpoints.")
+    elif along.height < phases.FEW:
+        context.warn(
+            f"Phases of {along.height} checkpoints are told by the errors of their values alone: with fewer than "
+            f"{phases.FEW} nobody knows how much training jitters from one to the next."
+        )
     return pl.DataFrame(rows, schema=schema)
 
 

@@ -84,7 +84,10 @@ def test_a_browser_that_never_answers_is_stopped_in_time_with_all_that_it_starte
     assert time.monotonic() - start < 5.5
     said = str(caught.value)
     assert "a.pdf" in said and "html and csv work without it" in said and "\n" not in said
-    assert "exits" in kind or f"within the 3 seconds that it has for all of this, and was stopped; {LIMIT}" in said
+    told = "exits" in kind or (
+        kind == "answers garbage" and "could not draw a.pdf" in said
+    )  # garbage may be seen at once
+    assert told or f"within the 3 seconds that it has for all of this, and was stopped; {LIMIT}" in said
     assert alive(tmp_path) == []
     assert list(temporary.iterdir()) == [] and list(out.iterdir()) == []
     export.export(fig, out / "a.csv")  # goes on working

@@ -92,14 +92,17 @@ def test_a_talk_goes_into_a_chat_template_turn_by_turn_and_into_others_as_one_pr
     from probes.data_selection.samples import tokenize
     from workbench.core.sample_tables import read_samples
     from workbench.models.loading import load
+    from workbench.models.prompt_style import PromptStyle
 
     talk = [("system", "brief"), ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
     path = lines(tmp_path, [{"messages": [{"role": role, "content": said} for role, said in talk]}])
     model = load(str(tiny_llama))
     model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
-    found = tokenize(model, read_samples(path, what="pool"), what="pool", tokens="response", template=template)
+    found = tokenize(
+        model, read_samples(path, what="pool"), what="pool", tokens="response", style=PromptStyle(template)
+    )
     whole = "".join(f"<{role}> {said} " for role, said in talk)
     text = whole if template == "chat" else "brief\n\none\n\ntwo\n\nthree four"
-    assert found.ids[0].tolist() == model.encode(text)
+    assert found.ids[0].tolist() == model.encode(text, bos=template != "chat")  # a chat has what its template writes
     counted = model.tokenizer.decode(found.ids[0][found.masks[0]])
-    assert counted.strip() == "four"
+    assert counted.split() == ["two", "four"]  # every turn of the assistant's

@@ -89,16 +89,16 @@ IDS = {
     ("representation-geometry", "circuit-copy"): "21a94094b6f0",
     ("branching-factor", "organism"): "6cf39fd26593",
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
-    ("data-selection", "organism"): "90fe9d45645e",
-    ("data-selection", "circuit-copy"): "4e17dccfb455",
-    ("concept-depth", "organism"): "5ee2462845e2",
-    ("concept-depth", "circuit-copy"): "5ee2462845e2",
+    ("data-selection", "organism"): "9afe1fde84b3",
+    ("data-selection", "circuit-copy"): "53369a26945e",
+    ("concept-depth", "organism"): "ef6b29a2f398",
+    ("concept-depth", "circuit-copy"): "ef6b29a2f398",
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
     "branching-factor": "6f30723886be",
-    "data-selection": "a44c49212d85",
-    "concept-depth": "43bc16e927f6",
+    "data-selection": "badcc789d6d0",
+    "concept-depth": "c8efd21f1280",
 }
 
 

@@ -259,7 +259,8 @@ def test_the_retrieval_probe_counts_the_haystack_that_it_takes_by_default(tmp_pa
         return runs.identify(runs.prepare("retrieval-heads", config), MODEL, seed=0)
 
     before, given = identity(), identity(haystack=str(tmp_path / "haystack.txt"))
-    assert before["material"] == {"haystack": hashlib.sha256(b"A haystack. ").hexdigest()} and "material" not in given
+    haystack = hashlib.sha256(b"A haystack. ").hexdigest()
+    assert before["material"] == {"haystack": haystack, "template": "auto"} and "haystack" not in given["material"]
     (tmp_path / "haystack.txt").write_text("Another haystack. ")
     assert identity() != before
 

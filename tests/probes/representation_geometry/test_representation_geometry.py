@@ -267,8 +267,11 @@ def test_a_trajectory_has_its_phases_losses_and_correlations(stories, texts, tra
     result, context = probe(stories, texts, checkpoints=(str(training),), task=str(task), ngram=str(texts))
     course = result.tables["layers"]
     assert course["step"].to_list() == [0, 10, 100, 500, 1000, 2000] and course["checkpoint"][1] == "step-10"
-    # of six checkpoints nobody can say what is course and what is jitter
-    assert result.tables["phases"].height == 0 and any("No phase stands out" in said for said in context.warnings)
+    assert result.tables["phases"].select("phase", "start_step", "end_step").rows() == [
+        ("warm-up", 0, 100),
+        ("entropy-seeking", 100, 2000),
+    ]
+    assert any("Phases of 6 checkpoints are told by the errors" in said for said in context.warnings)
     # every checkpoint is measured as it is alone
     alone, _ = probe(load(str(training / "step-100")), texts)
     assert abs(alone.tables["layers"]["rankme"][0] - course["rankme"][2]) < 1e-9
@@ -418,9 +421,9 @@ def test_a_linear_model_with_skewed_classes_falls_rises_and_falls():
         return np.array(out)
 
     pick = np.unique(np.round(np.geomspace(1, 3999, 40)).astype(int))
-    skewed = phases.segment(pick, course((8, 4, 2, 1), 2)[pick], error=0.01, rng=np.random.default_rng(0))
+    skewed = phases.segment(pick, course((8, 4, 2, 1), 2)[pick], error=0.002, rng=np.random.default_rng(0))
     assert [p.name for p in skewed] == ["warm-up", "entropy-seeking", "compression-seeking"]
-    control = phases.segment(pick, course((1, 1, 1, 1), 4)[pick], error=0.01, rng=np.random.default_rng(0))
+    control = phases.segment(pick, course((1, 1, 1, 1), 4)[pick], error=0.002, rng=np.random.default_rng(0))
     assert control[-1].name == "entropy-seeking"
 
 
