@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probes.knowledge_conflict.config import NEEDS
-from probes.knowledge_conflict.items import answer_tokens, told_apart
+from probes.knowledge_conflict.items import answer_tokens
 from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.models.model_outline import Facts
@@ -234,7 +234,8 @@ def fit(
 
 
 def _begin_alike(model, row: dict, where: str, how: Asking | None) -> bool:
-    return not told_apart(model, *answer_tokens(model, row, where, how))
+    memory, other = answer_tokens(model, row, where, how)
+    return memory == other
 
 
 def save(path: Path = CONFLICTS) -> None:

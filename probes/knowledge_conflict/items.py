@@ -40,7 +40,7 @@ SAME, STATED, UNALIGNED, FOREIGN = (
 LONG = "skipped_too_long"
 REPEATED = "items_repeated"
 COUNTS = {
-    SAME: "were skipped: answer and distractor start with the same token, or one of them with a bare space",
+    SAME: "were skipped: answer and distractor start with the same token",
     STATED: "were skipped: the true answer stands in the conflict prompt, from where it could be copied",
     UNALIGNED: "were skipped: no corrupted prompt of equal length was found",
     FOREIGN: "have a corrupted prompt with names of other relations: none of their own relation fits",
@@ -155,12 +155,12 @@ def build_items(
 ) -> tuple[list[Item], dict[str, int]]:
     """Items of the `chosen` rows that can be measured on this model, and how many fell under each of COUNTS.
 
-    Skipped are items whose two answers are not told apart by their first tokens (`told_apart`), items whose true
-    answer stands in the conflict prompt, and items for which no corrupted prompt of equal length is found: the subject
-    and the distractor replaced, wherever they stand, by those of other rows of the same relation (of any row where that
-    leaves nothing), all other tokens in place (or the file's own `corrupt_prompt`). `room`: tokens that must fit after
-    a prompt; `how`: how prompts are written (None: as they are). Raises InputError for an answer that the tokenizer
-    cannot place, a prompt that is too long, and when nothing is left."""
+    Skipped are items whose two answers start with the same token, items whose true answer stands in the conflict
+    prompt, and items for which no corrupted prompt of equal length is found: the subject and the distractor replaced,
+    wherever they stand, by those of other rows of the same relation (of any row where that leaves nothing), all other
+    tokens in place (or the file's own `corrupt_prompt`). `room`: tokens that must fit after a prompt; `how`: how
+    prompts are written (None: as they are). Raises InputError for an answer that the tokenizer cannot place, a prompt
+    that is too long, and when nothing is left."""
     from workbench.models.text_positions import find
 
     how = how or asking(model)
@@ -175,7 +175,7 @@ def build_items(
         if not _has_room(model, {"clean_prompt": clean, "conflict_prompt": conflict}, room, long, where):
             counts[LONG] += 1
             continue
-        if not told_apart(model, memory_id, context_id):
+        if memory_id == context_id:
             counts[SAME] += 1
             continue
         if any(find(asked.text, answer) for answer in row["answers"]):
@@ -204,9 +204,9 @@ def build_items(
     if not items:
         raise InputError(
             f"{path}: none of the {len(chosen)} items can be measured on this model: the answer and the "
-            f"distractor of {counts[SAME]} start with the same token or a bare space, the conflict prompts of "
-            f"{counts[STATED]} hold the true answer, those of {counts[UNALIGNED]} cannot be aligned with a corrupted "
-            f"prompt of equal length, and {counts[LONG]} are too long."
+            f"distractor of {counts[SAME]} start with the same token, the conflict prompts of {counts[STATED]} hold "
+            f"the true answer, those of {counts[UNALIGNED]} cannot be aligned with a corrupted prompt of equal "
+            f"length, and {counts[LONG]} are too long."
         )
     counts[REPEATED] = len(items) - len({(tuple(item.clean), tuple(item.conflict)) for item in items})
     return items, counts
@@ -248,13 +248,6 @@ def answer_tokens(model, row: dict, where: str, how: Asking | None = None) -> tu
                 )
         found.append(tokens[1])
     return found[0], found[1]
-
-
-def told_apart(model, memory_id: int, context_id: int) -> bool:
-    """Whether the first tokens of the two answers say which answer comes: they differ, and neither is a bare space,
-    which any word may follow."""
-    blank = [not text.strip(" \u2581") for text in model.token_strings([memory_id, context_id])]
-    return memory_id != context_id and not any(blank)
 
 
 def _corrupt_prompt(

@@ -2,13 +2,12 @@
 splits."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from probes.knowledge_conflict.items import STATED, read_conflicts, told_apart
+from probes.knowledge_conflict.items import STATED, read_conflicts
 from tests.support.conflict_files import PROBE, QUICK, about, circuit_rows, conflict_circuit, conflict_file
 from workbench.core.errors import InputError
 from workbench.runs import execution as runs
@@ -264,15 +263,3 @@ def test_a_kind_of_conflict_is_the_same_whether_a_number_or_its_text(tmp_path):
     found = read_conflicts(conflict_file(tmp_path / "a.jsonl", rows))
     assert [(row["relation"], row["source"]) for row in found] == [("1", "web")] * 2
     runs.prepare(PROBE, {"test_relations": "1.0"}, tmp_path / "a.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("first", "apart"),
-    [(("▁", "▁T"), False), (("▁T", "▁"), False), ((" ", "a"), False), (("▁T", "▁P"), True), (("▁T", "▁T"), False)],
-)
-def test_a_bare_space_tells_no_answer_from_another(first, apart):
-    """What any word may begin with: its probability is that of a new word, not of this answer."""
-    ids = {piece: number for number, piece in enumerate(dict.fromkeys(first))}
-    pieces = {number: piece for piece, number in ids.items()}
-    model = SimpleNamespace(token_strings=lambda tokens: [pieces[t].replace("▁", " ") for t in tokens])
-    assert told_apart(model, ids[first[0]], ids[first[1]]) is apart
