@@ -228,11 +228,9 @@ def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]
     now = planned(probe.name, configs.to_dict(config), path, cached.stamp(path) if path else (), model, config)
     if now is None:
         return "No estimate: the model is not on this machine yet, or nothing is known of what this asks for."
-    done = [run for run in found if run.status == "complete" and not run.of("imported")]
-    here = [run for run in done if styling.model_of(run) == model and styling.model_info(run).get("device") == device]
-    last = (here or done or [None])[0]
+    last, same = cost.last_like(found, probe.name, model, device)
     then = before(probe, last) if last is not None else None
-    guess = cost.estimate(now, then=then, run=last, same_machine=bool(here))
+    guess = cost.estimate(now, then=then, run=last, same_machine=same)
     text = f"About {two_digits(now.prompts)} prompts, {two_digits(guess.tokens)} tokens, "
     text += f"{human_bytes(guess.stored)} of activations kept" if guess.stored else "no activations kept"
     if now.scored:

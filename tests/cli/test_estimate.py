@@ -1,6 +1,7 @@
 """`workbench run … --estimate`: what a run would take, without running it."""
 
 import json
+from types import SimpleNamespace as Simple
 
 import pytest
 
@@ -44,3 +45,21 @@ def test_people_read_sentences(capsys):
 def test_a_model_that_is_not_here_has_no_estimate(capsys):
     assert command_line(["run", "branching-factor", "--model", "nobody/has-this", *FEW, "--estimate"]) == 2
     assert "not on this machine" in capsys.readouterr().err
+
+
+def test_an_imported_run_says_nothing_of_pace():
+    def run(started, model="m", device="cpu", **more):
+        info = {"started": started, "model": {"name": model, "device": device}} | more
+        return Simple(probe="p", status="complete", info=info, of=lambda *keys: _inside(info, keys))
+
+    computed, other = run("2026-01-02"), run("2026-01-03", model="n")
+    imported = run("2026-01-04", imported={"file": "scores.json"})
+    assert cost.last_like([imported, other, computed], "p", "m", "cpu") == (computed, True)
+    assert cost.last_like([imported, other], "p", "m", "cpu") == (other, False)
+    assert cost.last_like([imported], "p", "m", "cpu") == (None, False)
+
+
+def _inside(info, keys):
+    for key in keys:
+        info = (info or {}).get(key)
+    return info

@@ -81,8 +81,9 @@ def plan_of(run: Run) -> Plan | None:
 
 
 def last_like(runs: Sequence[Run], probe: str, model: str, device: str) -> tuple[Run | None, bool]:
-    """The newest complete run of a probe, best one on this model and device, and whether it is."""
-    done = [run for run in runs if run.probe == probe and run.status == "complete"]
+    """The newest complete run of a probe that was computed (not imported), best one on this model and device, and
+    whether it is."""
+    done = [run for run in runs if run.probe == probe and run.status == "complete" and not run.of("imported")]
     done.sort(key=lambda run: str(run.info.get("started")), reverse=True)
     here = [run for run in done if run.of("model", "name") == model and run.of("model", "device") == device]
     return (here or done or [None])[0], bool(here)
