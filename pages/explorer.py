@@ -214,7 +214,7 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = head_sets.run_columns(tables)
     live = [HERE, *readings.SCORES, "direct effect on the top token", "output norm"]
-    left, right = st.columns([7, 3], vertical_alignment="bottom")
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Colour of the heads",
         [*live, *from_runs],

@@ -184,8 +184,11 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
             ends = there[f"{column}_low"], there[f"{column}_high"]
             interval = "" if None in ends else "[{}, {}]".format(*map(number, ends))
         parts = (there.get(f"{column}_{part}") for part in ("control", "difference"))
-        rows.append((column.replace("_", " "), mine[column], there.get(column), *parts, interval, named))
-    titles = ("on the prompt", "on repeated tokens", "control there", "difference")
+        control, difference = (number(part) for part in parts)
+        rows.append(
+            (column.replace("_", " "), mine[column], there.get(column), control, f"{difference} {interval}", named)
+        )
+    titles = ("prompt", "repeated", "its control")
     st.html(
         f"<b>Layer {layer}, head {head}</b>"
         + styling.table(
@@ -193,14 +196,18 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
             [
                 ("score", "text"),
                 *((title, "num") for title in titles),
-                ("95 % interval", "text"),
-                ("heads above the control", "text"),
+                ("difference", "text"),
+                ("above it", "text"),
             ],
         )
     )
     control = {name: f"; control: {what}" for name, what in readings.CONTROLS.items()}
     what = [f"{k.replace('_', ' ')}: {v}{control.get(k, '')}" for k, v in readings.SCORES.items()]
-    lines = [*filter(None, [missing, *said]), *what]
+    columns = (
+        "prompt: on the prompt; repeated: on repeated tokens, likely words said twice; its control: of these; difference: "
+        "repeated less its control, with its 95 % interval over sequences; above it: the heads that are above their control"
+    )
+    lines = [columns, *filter(None, [missing, *said]), *what]
     st.html("<div class='wb-facts wb-dim'>" + "<br>".join(styling.esc(line) for line in lines) + "</div>")
     both = on_prompt if on_words is None else on_words.join(on_prompt, on=["layer", "head"], suffix="_prompt")
     st.download_button(
