@@ -237,9 +237,8 @@ def options(run: Run) -> dict:
 def show_maps(maps: list, *, width: int) -> None:
     for i, (place, fig) in enumerate(zip(st.columns(len(maps)), maps)):
         with place:
-            run_view.chart(
-                figures.dressed(run_view.untitled(fig), mode=styling.mode(), width=width), key=f"figure map {i}"
-            )
+            plain = run_view.untitled(fig)
+            run_view.chart(figures.dressed(plain, mode=styling.mode(), width=width), key=f"figure map {i}")
 
 
 def agreement(

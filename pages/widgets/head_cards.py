@@ -204,8 +204,9 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
     control = {name: f"; control: {what}" for name, what in readings.CONTROLS.items()}
     what = [f"{k.replace('_', ' ')}: {v}{control.get(k, '')}" for k, v in readings.SCORES.items()]
     columns = (
-        "prompt: on the prompt; repeated: on repeated tokens, likely words said twice; its control: of these; difference: "
-        "repeated less its control, with its 95 % interval over sequences; above it: the heads that are above their control"
+        "prompt: on the prompt; repeated: on repeated tokens, likely words said twice; its control: of these; "
+        "difference: repeated less its control, with its 95 % interval over sequences; above it: the heads that are "
+        "above their control"
     )
     lines = [columns, *filter(None, [missing, *said]), *what]
     st.html("<div class='wb-facts wb-dim'>" + "<br>".join(styling.esc(line) for line in lines) + "</div>")
