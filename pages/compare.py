@@ -19,7 +19,9 @@ from workbench.runs.folder import Run
 
 
 def label(run: Run) -> str:
-    return f"{run.probe} · {styling.short(styling.model_of(run))} · {styling.when(run)} · {styling.short_id(run.id)}"
+    """What tells runs apart comes first: a narrow screen cuts the end."""
+    mark = run.id.rpartition("-")[2][:6]
+    return f"{styling.short(styling.model_of(run), 20)} {mark} · {styling.when(run)} · {run.probe}"
 
 
 def comparable() -> dict[str, Run]:
@@ -105,7 +107,7 @@ def views(first: Run, second: Run) -> None:
     elif view == "Tables":
         compare_tables(first, second, seen)
     elif view == "In one figure":
-        st.plotly_chart(run_view.on_screen(fig), theme=None, key="figure of both", config={"displaylogo": False})
+        run_view.chart(run_view.on_screen(run_view.untitled(fig)), key="figure of both")
     else:
         if reason:
             st.caption(styling.md(reason))
@@ -234,12 +236,9 @@ def options(run: Run) -> dict:
 
 def show_maps(maps: list, *, width: int) -> None:
     for i, (place, fig) in enumerate(zip(st.columns(len(maps)), maps)):
-        place.plotly_chart(
-            figures.dressed(fig, mode=styling.mode(), width=width),
-            theme=None,
-            key=f"figure map {i}",
-            config={"displaylogo": False},
-        )
+        with place:
+            plain = run_view.untitled(fig)
+            run_view.chart(figures.dressed(plain, mode=styling.mode(), width=width), key=f"figure map {i}")
 
 
 def agreement(
@@ -254,12 +253,7 @@ def agreement(
     a, b = st.columns([3, 2], gap="large")
     with a:
         fig = head_figures.against(*tables, value=column, names=(names[0], names[1]), label=column.replace("_", " "))
-        st.plotly_chart(
-            figures.dressed(fig, mode=styling.mode(), width=560),
-            theme=None,
-            key="figure against",
-            config={"displaylogo": False},
-        )
+        run_view.chart(figures.dressed(run_view.untitled(fig), mode=styling.mode(), width=560), key="figure against")
     with b:
         st.html(
             styling.heading("agreement over heads") + f"<div "
@@ -381,12 +375,8 @@ def side_by_side(first: Run, second: Run) -> None:
     for i, (place, figs, run) in enumerate(zip(st.columns(2), made, (first, second))):
         with place:
             st.html(run_view.headline(run))
-            st.plotly_chart(
-                figures.dressed(figs[name], mode=styling.mode(), width=640),
-                theme=None,
-                key=f"figure side {i}",
-                config={"displaylogo": False},
-            )
+            plain = run_view.untitled(figs[name])
+            run_view.chart(figures.dressed(plain, mode=styling.mode(), width=640), key=f"figure side {i}")
 
 
 navigation.through_app()

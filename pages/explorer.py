@@ -9,7 +9,7 @@ import streamlit as st
 from pages.widgets import cached, components, head_cards, navigation, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut, number, two_decimals
-from workbench.explorer import head_sets, readings
+from workbench.explorer import beside_control, head_sets, readings
 from workbench.explorer.readings import Switches
 from workbench.figures import style as theme
 
@@ -99,7 +99,7 @@ def view(name: str, opened, text: str) -> None:
     switches = chosen_switches(opened, ids)
     at = position(url_state.get(SCREEN, "at"), len(ids))
     tables = cached.head_tables(opened.model.fingerprint, str(opened.model.name))
-    layer, head = chosen_head(name, opened, tables)
+    (layer, head), why = chosen_head(name, opened, tables)
 
     reading = cached.reading(name, ids, switches, opened)
     rows = cached.rows(name, ids, at, switches, opened)
@@ -122,6 +122,8 @@ def view(name: str, opened, text: str) -> None:
             label_visibility="collapsed",
             help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
         )
+        if why:
+            st.caption(styling.md(f"No head to open on, so the first of the last layer. {why}"))
         if card == "Head":
             head_cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
@@ -141,22 +143,17 @@ def position(text: str, count: int) -> int:
     return min(found, count - 1)
 
 
-def chosen_head(name: str, opened, tables) -> tuple[int, int]:
+def chosen_head(name: str, opened, tables) -> tuple[tuple[int, int], str]:
     """The head of the URL; at first the best one of the newest run of this model, else the one that most does
-    induction."""
+    induction, else the first of the last layer, and why."""
     model = opened.model
-    found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", url_state.get(SCREEN, "head"))
+    found, why = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", url_state.get(SCREEN, "head")), ""
     if found:
-        layer, head = int(found[1]), int(found[2])
-    else:
-        best = head_sets.best_head(tables)
-        if best is None:
-            try:
-                best = cached.induction_head(name, opened)
-            except (WorkbenchError, IndexError):
-                best = (model.n_layers - 1, 0)
-        layer, head = best
-    return min(layer, model.n_layers - 1), min(head, model.n_heads - 1)
+        best = int(found[1]), int(found[2])
+    elif (best := head_sets.best_head(tables)) is None:
+        best, why = cached.induction_head(name, opened)
+    layer, head = best or (model.n_layers - 1, 0)
+    return (min(layer, model.n_layers - 1), min(head, model.n_heads - 1)), why
 
 
 def heads_of(text: str, model) -> tuple[tuple[int, int], ...]:
@@ -217,7 +214,7 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = head_sets.run_columns(tables)
     live = [HERE, *readings.SCORES, "direct effect on the top token", "output norm"]
-    left, right = st.columns([7, 3], vertical_alignment="bottom")
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Colour of the heads",
         [*live, *from_runs],
@@ -231,7 +228,8 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
         key="scored",
         bind="query-params",
         disabled=chosen not in readings.SCORES,
-        help="The prompt above, or random tokens said twice, on which induction shows.",
+        help="The prompt above, or likely words in a random order said twice, on which induction shows and is held "
+        "against a control.",
     )
     missing = cached.left_out(opened.model.fingerprint, str(opened.model.name))
     if missing:
@@ -245,15 +243,23 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
     if chosen == "direct effect on the top token":
         return "direct_logit", cached.direct_effects(name, ids, switches, opened), False
     if chosen in readings.SCORES:
-        return chosen, cached.scores(name, ids if source == PROMPTS[0] else (), opened), chosen in SHARES
+        found = cached.scores(name, ids if source == PROMPTS[0] else (), opened)
+        if beside_control.has_control(found, chosen):
+            more = f" Score them on {PROMPTS[1]}." if source == PROMPTS[0] else ""
+            st.caption(styling.md(beside_control.in_words(found, chosen) + more))
+        return chosen, found, chosen in SHARES
     return "attention", readings.largest(opened, rows), True
 
 
 def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int], *, share: bool) -> None:
     model = opened.model
     values: dict[tuple[int, int], float | None] = {}
-    for layer, head, value in frame.select("layer", "head", column).iter_rows():
+    beside: dict[tuple[int, int], str] = {}
+    parts = [part for part in ("control", "difference") if f"{column}_{part}" in frame.columns]
+    shown = frame.select("layer", "head", column, *(f"{column}_{part}" for part in parts))
+    for layer, head, value, *rest in shown.iter_rows():
         values[int(layer), int(head)] = None if value is None else float(value)
+        beside[int(layer), int(head)] = "".join(f"\n{part}: {number(v)}" for part, v in zip(parts, rest))
     order = [values.get(pair) for pair in model.heads()]
     known = [v for v in order if v is not None and v == v]
     diverging = bool(known) and min(known) < 0
@@ -269,7 +275,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int], *,
         title = (
             f"layer {layer}, head {head}"
             + (f", key/value group {model.kv_group(head)}" if group > 1 else "")
-            + f"\n{label}: {number(value)}"
+            + f"\n{label}: {number(value)}{beside.get((layer, head), '')}"
         )
         cells.append(
             {
@@ -342,6 +348,15 @@ def put_off(heads) -> None:
     url_state.put(SCREEN, "off", ",".join(f"{a}.{b}" for a, b in heads))
 
 
+def switch_top(frame, column: str) -> None:
+    """Switch off the top heads of a column; none, with the reason, where no head stands out in it."""
+    found = head_sets.top_heads(frame, column, st.session_state["top k"])
+    if found:
+        put_off(sorted(found))
+    else:
+        st.session_state["no top heads"] = head_sets.none_because(frame, column)
+
+
 def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, int]) -> None:
     model = opened.model
     off = heads_of(
@@ -381,9 +396,11 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         )
         st.button(
             "Switch these off",
-            on_click=lambda: put_off(sorted(head_sets.top_heads(frame, column, st.session_state["top k"]))),
-            help="In place of the heads that are off now.",
+            on_click=lambda: switch_top(frame, column),
+            help="In place of the heads that are off now. Of a score with a control, only heads that are above it.",
         )
+        if "no top heads" in st.session_state:
+            st.caption(styling.md(st.session_state.pop("no top heads")))
         saved = saved_masks(model)
         if saved:
             mask = st.selectbox(

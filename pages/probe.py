@@ -94,23 +94,21 @@ def setup(probe: Probe) -> None:
         help="An organism, a local folder in Hugging Face format, or a hub id. Type to enter another.",
     )
     go = st.container()  # above the settings, so that it is in sight; filled once they are known
-    a, b, c = st.columns(3)
+    row = st.container(horizontal=True, gap="small")  # as wide as their words, below each other where room is short
     no_demo = cached.demo_problem(probe, model)
-    a.button("Defaults", on_click=form.fill, args=(probe, {}), width="stretch", help="The settings of the paper.")
-    b.button(
+    row.button("Defaults", on_click=form.fill, args=(probe, {}), help="The settings of the paper.")
+    row.button(
         "Demo",
         on_click=lambda: form.fill(probe, form.example(probe, model)),
         disabled=no_demo is not None,
-        width="stretch",
         help="The settings of a short run." if no_demo is None else "There is no short run on this model.",
     )
     shown = next((run for run in newest if run.id == st.session_state.get(f"{probe.name} run")), None)
-    c.button(
+    row.button(
         "As shown",
         on_click=form.fill,
         args=(probe, ((shown.info.get("config") or {}) if shown else {})),
         disabled=shown is None,
-        width="stretch",
         help="The settings of the run on the left.",
     )
     if no_demo is not None:

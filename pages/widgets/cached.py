@@ -10,7 +10,7 @@ import streamlit as st
 
 from workbench import organisms
 from workbench.core import file_hashes
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.readings import Opened, Switches
@@ -145,7 +145,7 @@ def pattern(who: str, ids: tuple[int, ...], layer: int, head: int, switches: Swi
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
 def scores(who: str, ids: tuple[int, ...], opened: Opened):
-    """Live scores on the prompt; on repeated random tokens where ``ids`` is empty."""
+    """Live scores on the prompt; on likely words said twice where ``ids`` is empty."""
     return readings.head_scores(opened, [ids] if ids else readings.repeated_tokens(opened))
 
 
@@ -164,9 +164,15 @@ def writes(
 
 
 @st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=BY_MODEL)
-def induction_head(who: str, opened: Opened) -> tuple[int, int]:
-    """The head with the highest induction score on repeated random tokens."""
-    return head_sets.top_heads(scores(who, (), opened), "induction", 1)[0]
+def induction_head(who: str, opened: Opened) -> tuple[tuple[int, int] | None, str]:
+    """The head with the highest induction score on words said twice, among those above their control; None, and why,
+    where no head is."""
+    try:
+        found = scores(who, (), opened)
+    except WorkbenchError as error:  # few words, no attention rows: the cards that need them say so, too
+        return None, str(error)
+    best = head_sets.top_heads(found, "induction", 1)
+    return (best[0], "") if best else (None, head_sets.none_because(found, "induction") or "")
 
 
 @st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=BY_MODEL)

@@ -6,8 +6,9 @@ import polars as pl
 import streamlit as st
 
 from pages.widgets import cached, styling
+from workbench.core.errors import WorkbenchError
 from workbench.core.wording import number
-from workbench.explorer import head_sets, layer_curves, readings
+from workbench.explorer import beside_control, head_sets, layer_curves, readings
 from workbench.explorer.readings import Opened, Reading, Switches
 
 LONGEST = 24  # tokens of generated text
@@ -164,39 +165,59 @@ def head_in_runs(tables, layer: int, head: int) -> None:
 
 
 def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
-    """Every live score of the chosen head, and the heads that lead each."""
-    on_prompt, on_random = cached.scores(name, ids, opened), cached.scores(name, (), opened)
-    rows = []
+    """Every live score of the chosen head beside its control, and the heads that are above theirs."""
+    on_prompt, on_words, missing = cached.scores(name, ids, opened), None, ""
+    try:
+        on_words = cached.scores(name, (), opened)
+    except WorkbenchError as error:
+        missing = str(error)
+    pick = (pl.col("layer") == layer) & (pl.col("head") == head)
+    mine = on_prompt.filter(pick).row(0, named=True)
+    there = on_words.filter(pick).row(0, named=True) if on_words is not None else {}
+    rows, said = [], []
     for column in readings.SCORES:
-        pick = (pl.col("layer") == layer) & (pl.col("head") == head)
-        best = head_sets.top_heads(on_random, column, 3)
+        named, interval = "", ""
+        if on_words is not None and beside_control.has_control(on_words, column):
+            best = head_sets.top_heads(on_words, column, 3)
+            named = ", ".join(f"{a}.{b}" for a, b in best) or "none"
+            said.append(beside_control.in_words(on_words, column))
+            ends = there[f"{column}_low"], there[f"{column}_high"]
+            interval = "" if None in ends else "[{}, {}]".format(*map(number, ends))
+        parts = (there.get(f"{column}_{part}") for part in ("control", "difference"))
+        control, difference = (number(part) for part in parts)
         rows.append(
-            (
-                column.replace("_", " "),
-                on_prompt.filter(pick)[column].item(),
-                on_random.filter(pick)[column].item(),
-                ", ".join(f"{a}.{b}" for a, b in best),
-            )
+            (column.replace("_", " "), mine[column], there.get(column), control, f"{difference} {interval}", named)
         )
+    titles = ("prompt", "repeated", "its control")
     st.html(
         f"<b>Layer {layer}, head {head}</b>"
         + styling.table(
             rows,
-            [("score", "text"), ("on the prompt", "num"), ("on repeated tokens", "num"), ("highest there", "text")],
+            [
+                ("score", "text"),
+                *((title, "num") for title in titles),
+                ("difference", "text"),
+                ("above it", "text"),
+            ],
         )
     )
-    st.html(
-        "<div class='wb-facts wb-dim'>"
-        + "<br>".join(f"{styling.esc(k.replace('_', ' '))}: {styling.esc(v)}" for k, v in readings.SCORES.items())
-        + "</div>"
+    control = {name: f"; control: {what}" for name, what in readings.CONTROLS.items()}
+    what = [f"{k.replace('_', ' ')}: {v}{control.get(k, '')}" for k, v in readings.SCORES.items()]
+    columns = (
+        "prompt: on the prompt; repeated: on repeated tokens, likely words said twice; its control: of these; "
+        "difference: repeated less its control, with its 95 % interval over sequences; above it: the heads that are "
+        "above their control"
     )
+    lines = [columns, *filter(None, [missing, *said]), *what]
+    st.html("<div class='wb-facts wb-dim'>" + "<br>".join(styling.esc(line) for line in lines) + "</div>")
+    both = on_prompt if on_words is None else on_words.join(on_prompt, on=["layer", "head"], suffix="_prompt")
     st.download_button(
         "Scores as CSV",
-        on_random.join(on_prompt, on=["layer", "head"], suffix="_prompt").write_csv(),
+        both.write_csv(),
         "head-scores.csv",
         "text/csv",
         on_click="ignore",
-        help="Both tables, all heads.",
+        help="Both tables, all heads, with controls and intervals.",
     )
 
 

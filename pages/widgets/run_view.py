@@ -17,6 +17,7 @@ from workbench.core.wording import duration, origin, quantity
 from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
+from workbench.figures.layout import about
 from workbench.runs.claim import in_words
 from workbench.runs.folder import Run
 
@@ -52,8 +53,7 @@ def show(run: Run, *, prefix: str = "") -> None:
         unfinished(run, status)
         if not run.tables:
             return
-    for warning in run.info.get("warnings") or []:
-        st.warning(styling.md(warning))
+    show_warnings(run.info.get("warnings") or [])
     views = ["Figures", "Summary", "Tables", "Settings"]
     view = st.segmented_control(
         "Part",
@@ -69,6 +69,14 @@ def show(run: Run, *, prefix: str = "") -> None:
         {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[view](
             run, prefix
         )
+
+
+def show_warnings(warnings: list) -> None:
+    """What a run has to say of itself: many in a box that opens, so that the figures stay in sight."""
+    place = st.container() if len(warnings) <= WARNINGS else st.expander(f"{len(warnings)} warnings", icon="⚠️")
+    with place:
+        for warning in warnings:
+            st.warning(styling.md(warning))
 
 
 def unfinished(run: Run, status: str) -> None:
@@ -106,7 +114,22 @@ def figures_of(run: Run) -> tuple[dict, dict[str, str]]:
     return built(str(run.folder), cached.stamp(run.folder / "run.json"), run)
 
 
+WARNINGS = 3  # that are shown without a box
 TALLEST = 420  # pixels of a figure of one panel, so that it and what is said of it are in sight together
+
+
+def untitled(fig):
+    """A figure whose title has been written above it, where it is wrapped to whatever room there is; inside it, a
+    narrow column would cut it."""
+    meta = fig.layout.meta or {}
+    if not meta.get("title"):
+        return fig
+    st.html(f"<b>{styling.esc(meta['title'])}</b>")
+    return about(type(fig)(fig), title="")
+
+
+def chart(fig, *, key: str) -> None:
+    st.plotly_chart(fig, theme=None, key=key, config={"displaylogo": False})
 
 
 def on_screen(fig, **how):
@@ -141,12 +164,7 @@ def show_figures(run: Run, prefix: str) -> None:
     chosen = chosen if chosen in made else names[0]
     fig = made[chosen]
     fig = chosen_of(run, chosen, fig, prefix)
-    st.plotly_chart(
-        on_screen(fig),
-        theme=None,
-        key=f"figure {prefix}{run.id} {chosen}",
-        config={"displaylogo": False},
-    )
+    chart(on_screen(untitled(fig)), key=f"figure {prefix}{run.id} {chosen}")
     st.caption(styling.md(caption(run, fig)))
     take_home(run, chosen, fig, prefix)
     if reasons:

@@ -408,7 +408,7 @@ def test_columns_of_runs_colour_only_the_model_they_were_made_on_and_a_damaged_t
             "head": [0, 1],
             "score": [0.5, 0.7],
             "ci_low": [0.4, 0.4],
-            "is_retrieval": [True, False],
+            "is_retrieval": [False, True],
             "role": ["x", "x"],
             "kv_group": [0, 0],
         }
@@ -424,6 +424,11 @@ def test_columns_of_runs_colour_only_the_model_they_were_made_on_and_a_damaged_t
         "is_retrieval · r-1": ("r-1", "is_retrieval"),
     }
     assert head_sets.best_head(tables) == (0, 1) and head_sets.best_head([]) is None
+    ((run, found),) = tables
+    for column, mark, best in (("is_retrieval", [True, False], (0, 0)), ("is_retrieval", [False, False], None)):
+        assert head_sets.best_head([(run, found.with_columns(pl.Series(column, mark)))]) == best
+    by_role = found.drop("is_retrieval").with_columns(role=pl.Series(["context", "none"]))
+    assert head_sets.best_head([(run, by_role)]) == (0, 0)  # 0.1 scores higher, and the run says that it is nothing
 
 
 def test_the_examples_of_every_organism_are_in_its_own_words():

@@ -84,10 +84,13 @@ def test_a_browser_that_never_answers_is_stopped_in_time_with_all_that_it_starte
     assert time.monotonic() - start < 5.5
     said = str(caught.value)
     assert "a.pdf" in said and "html and csv work without it" in said and "\n" not in said
-    told = "exits" in kind or (
-        kind == "answers garbage" and "could not draw a.pdf" in said
-    )  # garbage may be seen at once
-    assert told or f"within the 3 seconds that it has for all of this, and was stopped; {LIMIT}" in said
+    over = f"within the 3 seconds that it has for all of this, and was stopped; {LIMIT}"
+    if "exits" in kind:
+        assert "could not draw a.pdf (" in said
+    elif kind == "answers garbage":  # which may be seen before the time is over
+        assert over in said or "could not draw a.pdf (it gives answers that are not Chromium's: install" in said
+    else:
+        assert over in said
     assert alive(tmp_path) == []
     assert list(temporary.iterdir()) == [] and list(out.iterdir()) == []
     export.export(fig, out / "a.csv")  # goes on working
@@ -168,3 +171,17 @@ def test_no_room_to_draw_in_is_said_in_a_sentence(place, fig, temporary, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "not"))
     with pytest.raises(WorkbenchError, match="no temporary folder to draw in .*TMPDIR"):
         export.export(fig, out / "a.pdf")
+
+
+@pytest.mark.parametrize("answer", ["{}", "[1]", "null", '{"result": 3}', '{"result": {}}'])
+def test_an_answer_that_is_not_chromiums_is_said_in_words_and_not_as_an_exception(answer):
+    import json
+
+    from workbench.figures.drawing_process import in_words
+
+    with pytest.raises(Exception) as caught:  # as Kaleido reads what a browser answers
+        json.loads(answer)["result"]["frameTree"]["frame"]
+    said = in_words(caught.value)
+    assert said.startswith("it gives answers that are not Chromium's") and "BROWSER_PATH" in said
+    assert "Error" not in said
+    assert in_words(RuntimeError("no page\nat line 3")) == "RuntimeError: no page"

@@ -569,3 +569,49 @@ def test_markdown_and_html_escapes_leave_only_text():
         and styling.limits([-2.0, 1.0], diverging=True) == (-2.0, 2.0)
         and styling.limits([]) == (0.0, 1.0)
     )
+
+
+def test_the_explorer_names_no_head_where_none_is_above_its_control():
+    at = open_page("explorer", model="organism@step-0", card="Scores")  # before any training
+    said = "no head's induction is above its control by 0.1 or more (n = 20 sequences"
+    assert "No head to open on" in words(at) and "Layer 5, head 0" in words(at)
+    assert said in words(at).replace("\\", "").replace("&#x27;", "'") and "its control" in words(at)
+    at.selectbox(key="colour").set_value("induction").run()
+    assert any("takes 5 sequences" in c.value.replace("\\", "") for c in at.caption)  # the prompt is one
+    at.selectbox(key="scored").set_value("repeated tokens").run()
+    assert any(said in c.value.replace("\\", "") for c in at.caption)
+    at.button[[b.label for b in at.button].index("Switch these off")].click().run()
+    assert not at.exception and at.button(key="switch").label == "Switch off 5.0"
+    assert sum(said in c.value.replace("\\", "") for c in at.caption) == 3  # why nothing was switched, too
+
+
+def test_the_explorer_says_so_where_words_are_too_few_to_score_heads_on(tmp_path):
+    from tests.support.architectures import build
+    from tests.support.real_tokenizers import byte_level
+
+    names = ["A", "B", "C"]
+    made = byte_level()
+    made.save_pretrained(tmp_path)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"], tokenizer["model"]["merges"] = {name: i for i, name in enumerate(names)}, []
+    tokenizer["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    build("gpt2", vocab_size=3, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)
+    at = open_page("explorer", model=str(tmp_path), prompt="ABCA", card="Scores")
+    assert not at.error and "cannot be scored on repeated words" in words(at)
+
+
+def test_many_warnings_of_a_run_are_in_a_box_with_their_number_and_few_are_in_sight():
+    for count in (3, 14):
+        identifier = f"retrieval-heads-{count:012x}"
+        keep(retrieval(), identifier, warnings=[f"Warning {i}." for i in range(count)])
+        at = open_page("retrieval_heads", run=identifier)
+        assert len(at.warning) == count
+        boxes = [box.label for box in at.expander]
+        assert ("14 warnings" in boxes) == (count == 14) and "3 warnings" not in boxes
+
+
+def test_what_tells_runs_apart_stands_first_in_the_boxes_of_compare(two_runs):
+    at = open_page("compare", a=two_runs[0], b=two_runs[1])
+    assert not at.exception
+    assert [box.options[0][:15] for box in at.selectbox[:2]] == ["organism 000000", "organism 000000"]

@@ -224,7 +224,7 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
     ]
     frames = {
         "heads": frame,
-        "flow": pl.DataFrame(flow),
+        "flow": pl.DataFrame(flow, infer_schema_length=None),
         "pruning": pl.DataFrame(pruning),
         "answers": pl.DataFrame(answers),
         "groups": pl.DataFrame(groups),

@@ -18,6 +18,7 @@ from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.json_text import parse_json_object
 from workbench.core.private import make_folder
 from workbench.core.registry import Probe
+from workbench.explorer import beside_control
 from workbench.explorer.readings import Head, Switches
 from workbench.runs.folder import Run, read_file
 
@@ -153,20 +154,41 @@ def run_columns(tables: Sequence[tuple[Run, pl.DataFrame]]) -> dict[str, tuple[s
 
 
 def best_head(tables: Sequence[tuple[Run, pl.DataFrame]]) -> Head | None:
-    """The head with the highest main score in the first of these tables that has scores; None where none has."""
+    """The head with the highest main score in the first of these tables that has scores, among those that the table
+    marks (true, or a word other than "none") where it marks any column so; None where none has, or none is marked."""
     for run, frame in tables:
         column = main_score(run)
         if column in frame.columns and frame[column].dtype.is_numeric():
-            for head in top_heads(frame, column, 1):
+            for head in top_heads(_marked(frame), column, 1):
                 return head
     return None
 
 
+def _marked(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the heads that a table gives a name: all where it has no column that could."""
+    flags = [pl.col(c) for c in frame.columns if frame[c].dtype == pl.Boolean]
+    words = [pl.col(c) != "none" for c in frame.columns if frame[c].dtype == pl.String]
+    return frame.filter(pl.any_horizontal(flags or words)) if flags or words else frame
+
+
 def top_heads(frame: pl.DataFrame, column: str, k: int) -> list[Head]:
-    """The k heads with the largest finite value of a column, largest first."""
+    """The k heads with the largest finite value of a column, largest first. Of a score that has a control in the table
+    (`readings.head_scores`) only heads that are above it: none where no head is, or where there are too few sequences
+    to tell (`none_because`)."""
     kept = frame.with_columns(pl.col(column).cast(pl.Float64)).filter(pl.col(column).is_finite())
+    if beside_control.has_control(frame, column):
+        kept = kept.filter(pl.col(f"{column}_above"))
     kept = kept.sort(column, "layer", "head", descending=[True, False, False]).head(k)
     return [(int(a), int(b)) for a, b in kept.select("layer", "head").iter_rows()]
+
+
+def none_because(frame: pl.DataFrame, column: str) -> str | None:
+    """Why `top_heads` names no head for a score, in a sentence; None where it names one."""
+    if top_heads(frame, column, 1):
+        return None
+    if beside_control.has_control(frame, column):
+        return beside_control.in_words(frame, column)
+    return f"None: the column '{column}' has no value for any head."
 
 
 # ---- saved masks

@@ -8,9 +8,8 @@ another pass; attention rows are reduced on the device, one query or one layer a
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,9 +24,12 @@ from workbench.engine.hf import stream
 from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.engine.passes import check_ids
 from workbench.engine.patching import ADDITIVE, READ_OFF, writes
+from workbench.explorer import beside_control
+from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
+from workbench.explorer.marked_pairs import marked, marked_in_twin
+from workbench.explorer.repeated_words import SEQUENCES, said_twice, shuffled, unsaid, words
 from workbench.models import attention
 from workbench.models.batching import pad
-from workbench.models.float32 import in_float32, mean_row
 from workbench.models.loading import load
 from workbench.models.model import Model
 from workbench.models.sites import Site
@@ -36,16 +38,7 @@ Head = tuple[int, int]
 
 MOST_TOKENS = 512  # of a prompt: what is kept of one grows with layers × tokens × width
 HOW = ("zero", "mean", "uniform", "patch")
-SCORES = {
-    "induction": "mean attention to the token that followed an earlier occurrence of the present token",
-    "previous_token": "mean attention to the token before",
-    "duplicate_token": "mean attention to earlier occurrences of the present token",
-    "first_token": "mean attention to the first token (the usual resting place)",
-    "entropy": "mean entropy of the attention rows, in nats",
-    "copying": "logits by which the head favours the tokens it attends to over the mean of the vocabulary (first "
-    "order, "
-    "direct path)",
-}
+LIKELY, TEXTS = 512, 16  # words to draw from; reference texts by which they are chosen
 
 
 @dataclass(eq=False)
@@ -55,6 +48,7 @@ class Opened:
     model: Model
     lock: threading.RLock = field(default_factory=threading.RLock)
     mean: torch.Tensor | None = None  # head outputs over the reference texts, once they were needed
+    words: list[int] | None = None  # likely ones, once they were needed
 
 
 @dataclass(frozen=True)
@@ -345,106 +339,68 @@ def direct_effects(opened: Opened, reading: Reading, token: int, position: int =
     return _per_head(model, {"direct_logit": values})
 
 
-@torch.no_grad()
 def head_scores(
     opened: Opened, rows: Sequence[Sequence[int]], *, check: Callable[[], None] | None = None
 ) -> pl.DataFrame:
-    """Live scores of every head, averaged over all tokens of `rows` (token ids) to which a score applies; see SCORES.
+    """Live scores of every head: of each of `rows` (token ids) the mean over its tokens to which a score applies (see
+    SCORES), then the mean over the rows, beside its control (see CONTROLS and `beside_control.columns`).
 
     A score that applies to no token (no repeated token: induction and duplicate_token) is null, and so is copying in a
     model whose heads do not each write to the stream."""
     model = opened.model
-    writing = model.lacks(*ADDITIVE, *READ_OFF) is None
-    totals = {name: torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64) for name in SCORES}
-    counts = dict.fromkeys(SCORES, 0)
-    for ids in rows:
+    found = []
+    for i, ids in enumerate(rows):
         if check is not None:
             check()
         with opened.lock:
-            reading = read(opened, ids)
-            marks = _marks(ids, skip_first=model.bos_id is not None and ids[0] == model.bos_id)
-            used = {name: int(m.any(-1).sum()) for name, m in marks.items()}
-            used |= {"entropy": len(ids) - 1, "copying": len(ids) - 1 if writing else 0}
-
-            def reduce(layer: int, weights: torch.Tensor, marks=marks, reading=reading) -> torch.Tensor:
-                w = weights[0]  # [H, T, T]
-                sums = {name: (w * m.to(w.device)).sum((-1, -2)) for name, m in marks.items()}
-                sums["entropy"] = attention.entropy(w)[:, 1:].sum(-1)
-                sums["copying"] = _copying(model, reading, layer, w) if writing else torch.zeros(model.n_heads)
-                return torch.stack([sums[name].cpu() for name in SCORES])
-
-            with attention.observe(model, reduce, rows="all") as seen:
-                model.forward(_batch(model, ids))
-        for layer in range(model.n_layers):
-            for name, value in zip(SCORES, seen[layer].double()):
-                totals[name][layer] += value
-        for name in SCORES:
-            counts[name] += used[name]
-    columns = {
-        name: (totals[name] / counts[name]).flatten().tolist() if counts[name] else [None] * totals[name].numel()
-        for name in SCORES
-    }
-    return _per_head(model, columns)
+            found.append(_row_scores(opened, list(ids), seed=i))
+    names = list(dict.fromkeys(name for one in found for name in one))
+    whole = {name: np.stack([one[name] for one in found]) for name in names}
+    controls = {name: whole[f"{name} control"] for name in CONTROLS}
+    return _per_head(model, beside_control.columns({name: whole[name] for name in SCORES}, controls))
 
 
-def _marks(ids: Sequence[int], *, skip_first: bool) -> dict[str, torch.Tensor]:
-    """For each attention score the (query, key) pairs that count, [T, T] bool. A BOS in front is nobody's earlier
-    occurrence."""
-    T = len(ids)
-    token = torch.tensor(ids)
-    query, key = torch.arange(T)[:, None], torch.arange(T)[None]
-    same = (token[:, None] == token[None]) & (key < query)
-    if skip_first:
-        same &= key > 0
-    followed = torch.zeros(T, T, dtype=torch.bool)
-    followed[:, 1:] = same[:, :-1]  # the key after an earlier occurrence of the query's token
-    return {
-        "induction": followed & (key < query),
-        "previous_token": key == query - 1,
-        "duplicate_token": same,
-        "first_token": (key == 0) & (query > 0),
-    }
-
-
-def _copying(model: Model, reading: Reading, layer: int, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over queries of Σ_j A_ij (c_ij − mean over the vocabulary), [H]: c_ij is the first-order change of token j's
-    logit at query i by what the head writes there, through the final norm. BOS as a source is left out, and so is the
-    first query."""
-    ids = torch.tensor(reading.ids)
-    T, final = len(ids), reading.stream[-1]
-    z = reading.z[layer].to(model.dtype)
-    wrote = -writes(model, layer, z, -z).to(final.device, final.dtype)  # [T, H, width]
-    norm, unembed = model.final_norm, model.unembed.weight
-    # columns of the unembedding for the tokens of the prompt, relative to their mean over the vocabulary
-    favour = unembed[ids.to(unembed.device)].float() - mean_row(unembed)  # [T, width]
-    sources = weights.clone()
-    if model.bos_id is not None and reading.ids[0] == model.bos_id:
-        sources[..., 0] = 0
-    out = []
-    for head in range(wrote.shape[1]):
-        dtype = torch.promote_types(unembed.dtype, torch.float32)
-        through = functools.partial(in_float32, norm)
-        _, moved = torch.func.jvp(through, (final.to(dtype),), (wrote[:, head].to(dtype),))  # [T, width]
-        gain = moved.float() @ favour.T  # [T queries, T tokens]
-        out.append((sources[head, 1:T] * gain[1:].to(sources.device)).sum())
-    return torch.stack(out) * (1.0 if model.logit_scale is None else model.logit_scale)
-
-
-def repeated_tokens(opened: Opened, *, length: int = 24, rows: int = 4, seed: int = 0) -> list[list[int]]:
-    """Random tokens said twice (BOS in front where the model has one): on them only induction and its kin can predict
-    anything."""
+@torch.no_grad()
+def _row_scores(opened: Opened, ids: list[int], *, seed: int) -> dict[str, np.ndarray]:
+    """Scores and controls (``induction control``) of one row, [layers, H] each, NaN where one applies to no token."""
     model = opened.model
-    generator = np.random.default_rng(seed)
-    special = set(model.tokenizer.all_special_ids)
-    pool = np.array([i for i in range(min(model.vocab_size, len(model.tokenizer))) if i not in special])
-    front = [model.bos_id] if model.prepends_bos else []
-    if model.context_length is not None:
-        length = min(length, (model.context_length - len(front)) // 2)
-    found = []
-    for _ in range(rows):
-        half = generator.choice(pool, size=length, replace=len(pool) < length).tolist()
-        found.append([*front, *half, *half])
-    return found
+    first = int(model.bos_id is not None and ids[0] == model.bos_id)
+    twin = shuffled(ids, first=first, seed=seed)
+    again = {f"{name} control": pairs for name, pairs in marked_in_twin(ids, twin, first=first).items()}
+    reading = read(opened, ids) if model.lacks(*ADDITIVE, *READ_OFF) is None else None
+    others = unsaid(ids, likely_words(opened), seed=seed) if reading is not None else None
+
+    def more(layer: int, weights: torch.Tensor) -> torch.Tensor:
+        """Entropy, copying and its control, [3, H]."""
+        copied = weights.new_full((2, len(weights)), torch.nan)
+        copied = copied if reading is None else copying(model, reading, layer, weights, others)
+        return torch.stack([attention.entropy(weights)[:, 1:].sum(-1).to(copied.device), *copied]) / (len(ids) - 1)
+
+    found = attention_to(model, ids, marked(ids, first=first), more if len(ids) > 1 else None)
+    found |= attention_to(model, twin, again)
+    nothing = np.full((model.n_layers, model.n_heads), np.nan)
+    names = [*SCORES, *(f"{name} control" for name in CONTROLS)]
+    return {name: found.get(name, nothing) for name in names}
+
+
+def repeated_tokens(opened: Opened, *, sequences: int = SEQUENCES, seed: int = 0) -> list[list[int]]:
+    """Likely words in a random order, said twice, in sequences of several lengths (BOS in front where the model has
+    one): on them only induction and its kin can predict anything."""
+    return said_twice(opened.model, likely_words(opened), sequences=sequences, seed=seed)
+
+
+def likely_words(opened: Opened) -> list[int]:
+    """The `words` that the model itself finds likeliest, on average over every place of the reference texts: not those
+    that training hardly showed it. Computed once per model."""
+    with opened.lock:
+        if opened.words is None:
+            known = words(opened.model)
+            if len(known) > LIKELY and opened.model.tokenizer is not None:
+                passes = stream(opened.model, reference(opened)[:TEXTS], [Site("logits")], positions="all")
+                chance = torch.stack([found[Site("logits")].float().softmax(-1).sum(0) for _, found, _ in passes])
+                known = [known[i] for i in sorted(chance.sum(0).cpu()[known].topk(LIKELY).indices.tolist())]
+            opened.words = known
+        return opened.words
 
 
 # ---- layers
@@ -519,11 +475,10 @@ def _batch(model: Model, ids: Sequence[int]):
     return pad([list(ids)], pad_id=model.pad_id, device=model.device)
 
 
-def _per_head(model: Model, columns: dict[str, list[float]]) -> pl.DataFrame:
+def _per_head(model: Model, columns: Mapping[str, list[float] | pl.Series]) -> pl.DataFrame:
     layer, head = np.indices((model.n_layers, model.n_heads))
-    return pl.DataFrame(
-        {"layer": layer.ravel(), "head": head.ravel(), **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64)
-    )
+    plain = {name: pl.Float64 for name, values in columns.items() if not isinstance(values, pl.Series)}
+    return pl.DataFrame({"layer": layer.ravel(), "head": head.ravel(), **columns}, schema_overrides=plain)
 
 
 def perplexity(opened: Opened, ids: Sequence[int]) -> float | None:

@@ -50,14 +50,25 @@ def end_with(parent: int, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def in_words(error: BaseException) -> str:
+    """Why nothing was drawn. What fails on an answer of the browser fails on one that Chromium does not give: a key
+    that is not in it, a value of another kind, a message that is no JSON."""
+    if isinstance(error, (LookupError, TypeError, AttributeError, ValueError)):
+        return (
+            "it gives answers that are not Chromium's: install Chromium, or set BROWSER_PATH to it if it names another "
+            "program"
+        )
+    said = str(error.args[0] if error.args else "").strip().splitlines()
+    return type(error).__name__ + (f": {said[0][:300]}" if said else "")
+
+
 def main() -> None:
     folder, chromium, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     threading.Thread(target=end_with, args=(os.getppid(), folder), daemon=True).start()
     try:
         asyncio.run(draw(folder, chromium, first))
     except BaseException as error:
-        said = str(error.args[0] if error.args else "").strip().splitlines()
-        (folder / "failure").write_text(type(error).__name__ + (f": {said[0][:300]}" if said else ""))
+        (folder / "failure").write_text(in_words(error))
         os._exit(1)  # at once: a thread may wait for a browser that never answers
 
 

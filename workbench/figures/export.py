@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, write_bytes
 from workbench.core.private import make_folder
-from workbench.core.wording import one_line, origin
+from workbench.core.wording import one_line
 from workbench.figures import style as theme
 from workbench.figures.browser import browser
+from workbench.figures.captions import caption
 from workbench.figures.drawing import Picture, draw
 from workbench.figures.layout import dressed
 from workbench.figures.plotly_text import read
-from workbench.figures.run_tables import info, model_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -77,7 +77,7 @@ def export_run(
     if only is not None:
         wanted = [only] if isinstance(only, str) else list(only)
         figures = {name: figures[name] if name in figures else build(run, name)[name] for name in wanted}
-    words = {name: caption(run, fig) for name, fig in figures.items()}
+    words = {name: caption(run, dressed(fig, mode=mode, preset=preset)) for name, fig in figures.items()}
     folder = place_for(figures, formats, run, out)
     return write_figures(
         figures, words, folder, formats=formats, entry=bibtex(run), preset=preset, mode=mode, progress=progress
@@ -135,44 +135,6 @@ def write_figures(
             _write(jobs, preset=preset, mode=mode, captions=words, progress=progress)
             written += [path for _, _, path in jobs]
     return written
-
-
-def caption(run: Any, fig: go.Figure) -> str:
-    """What a reader must know of a figure: what it shows, where it was imported from if it was, model and revision,
-    data, seed, n, interval."""
-    meta = fig.layout.meta if isinstance(fig.layout.meta, Mapping) else {}
-    sentences = [str(meta.get("title") or "").rstrip(".")]
-    if meta.get("note"):
-        sentences.append(str(meta["note"]).rstrip("."))
-    imported = origin(run.info or {})
-    if imported:
-        sentences.append(f"Imported from {imported}, not computed here")
-    model = f"Model: {model_name(run)}" if info(run, "model", "name") or not imported else "Model: not stated"
-    revision = info(run, "model", "revision")
-    model += f", revision {revision}" if revision else ""
-    adapter = info(run, "model", "adapter", "path")
-    model += f", with the adapter {Path(str(adapter)).name} merged" if adapter else ""
-    fingerprint = info(run, "model", "fingerprint")
-    model += f", weights {str(fingerprint)[:12]}" if fingerprint else ""
-    dtype = info(run, "model", "dtype")
-    sentences.append(model + (f", {str(dtype).removeprefix('torch.')}" if dtype else ""))
-    source = info(run, "data", "path") or info(run, "data", "name")
-    if source:
-        rows = info(run, "data", "rows")
-        data = f"Data: {Path(str(source)).name}" + (f", {rows} rows" if rows else "")
-        mark = info(run, "data", "fingerprint")
-        sentences.append(data + (f" ({str(mark)[:12]})" if mark else ""))
-    seed = info(run, "seed")
-    if seed is not None:
-        sentences.append(f"Seed {seed}")
-    if meta.get("n") not in (None, ""):
-        sentences.append(f"n = {meta['n']}")
-    if meta.get("interval"):
-        sentences.append(f"Intervals: {str(meta['interval']).rstrip('.')}")
-    name = info(run, "id")
-    if name:
-        sentences.append(f"Run {name}")
-    return ". ".join(p for p in sentences if p) + "."
 
 
 def bibtex(run: Any) -> str:

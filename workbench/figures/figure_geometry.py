@@ -7,13 +7,17 @@ their cells, how long a title may be) is decided here from the sizes of a preset
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
 from workbench.core.wording import cut
 from workbench.figures import style as theme
+from workbench.figures.page import Packing, packed, show_all, show_panels
 from workbench.figures.plotly_text import WHITE, read, safe
 
 CHARACTER = 0.55  # mean width of a character in units of the type size
@@ -50,6 +54,17 @@ def shorten(text: str, most: int) -> str:
     return text[: math.ceil(keep * 0.6)] + "…" + text[len(text) - keep // 2 + keep // 10 :]
 
 
+def shorten_apart(names: Sequence[str], most: int) -> dict[str, str]:
+    """Each of several names in at most ``most`` characters: where cut ones would read the same, without what all
+    begin with."""
+    kinds = list(dict.fromkeys(names))
+    cut_short = {name: shorten(name, most) for name in kinds}
+    if len(set(cut_short.values())) == len(kinds):
+        return cut_short
+    same = len(os.path.commonprefix(kinds))
+    return {name: shorten("…" + name[same:], most) if same > 1 else cut_short[name] for name in kinds}
+
+
 def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
     """Lines of at most ``most`` (but never fewer than ``least``) characters, broken at spaces; its own line breaks are
     shown."""
@@ -79,27 +94,38 @@ class FigureMeasures:
     bar_lines: int  # of the title of the colour bar
 
 
-def arrange(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> None:
-    """Lay out the figure of a sheet (in place)."""
+def arrange(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> dict:
+    """Lay out the figure of a sheet (in place). Returns what was left out or cut (`page.FACTS`)."""
     f, k = size.font, size.tick
-    measures = _measure(fig, meta, size, width, height, y_lines=1, bar_lines=1)
+    show_all(fig)
+    for i, name in (meta.get("trace_names") or {}).items():  # cut for another size
+        fig.data[int(i)].name = safe(name)
+    measure = functools.partial(_measure, fig, meta, size, width, height)
+    packing = packed(meta, size, height, functools.partial(measure, y_lines=1, bar_lines=1))
+    panels, left_out = meta["panels"][: packing.shown], meta["panels"][packing.shown :]
+    measures = measure(packing, y_lines=1, bar_lines=1)
     for _ in range(2):  # titles are wrapped to the panels, and take room from them
-        y_lines = max(len(wrap(p["y"], int(1.04 * measures.panel_height / (CHARACTER * f)))) for p in meta["panels"])
+        y_lines = max(len(wrap(p["y"], int(1.04 * measures.panel_height / (CHARACTER * f)))) for p in panels)
         bar_lines = len(wrap(_bar_title(fig), int(_bar_length(measures, f) / (CHARACTER * f))))
-        measures = _measure(fig, meta, size, width, height, y_lines=y_lines, bar_lines=bar_lines)
-    _place(fig, meta, size, width, measures)
-    _write_titles(fig, meta["panels"], k, int(measures.panel_width / (CHARACTER * k)))
+        measures = measure(packing, y_lines=y_lines, bar_lines=bar_lines)
+    full: list[str] = []
+    thinned = _place(fig, meta | {"panels": panels}, size, width, measures, full)
+    _write_titles(fig, panels, k, int(measures.panel_width / (CHARACTER * k)), full)
     _fit_cells(fig, meta, measures.panel_width, measures.panel_height, k)
     if any(trace.meta == TREE_TEXT for trace in fig.data):
         fit_tree(fig, measures.panel_width, float(fig.layout.xaxis.range[1]), k)
     longest = max(
         12, int((width - measures.left - measures.right - 4.6 * k) / (CHARACTER * k))
     )  # characters of a legend entry
-    for trace in fig.data:
+    names = {}
+    apart = shorten_apart([read(trace.name) for trace in fig.data if trace.name], longest)
+    for i, trace in enumerate(fig.data):
         if trace.meta == LARGE:
             trace.marker.size = 1.75 * size.marker
-        if trace.name and len(read(trace.name)) > longest:
-            trace.name = safe(shorten(read(trace.name), longest))
+        if trace.name and len(name := read(trace.name)) > longest:
+            names[str(i)] = name
+            full += [name] if trace.showlegend is not False else []
+            trace.name = safe(apart[name])
     plot_width, plot_height = width - measures.left - measures.right, measures.height - measures.top - measures.bottom
     bar = colour_bar(fig)
     if bar is not None:
@@ -122,10 +148,17 @@ def arrange(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: 
         },
         title=_title(lines, size, width, measures.height),
     )
+    show_panels(fig, len(meta["panels"]), packing.shown)
+    return {
+        "left_out": [panel["title"] for panel in left_out],
+        "in_full": list(dict.fromkeys(full)),
+        "trace_names": names,
+        "thinned": thinned if thinned > 1 else 0,
+    }
 
 
-def _measure(fig, meta, size, width, height, *, y_lines, bar_lines) -> FigureMeasures:
-    panels = meta["panels"]
+def _measure(fig, meta, size, width, height, packing: Packing, *, y_lines, bar_lines) -> FigureMeasures:
+    panels = meta["panels"][: packing.shown]
     count = len(panels)
     f, k = size.font, size.tick
     ticklen, pad = 0.35 * k, 0.6 * f
@@ -145,6 +178,7 @@ def _measure(fig, meta, size, width, height, *, y_lines, bar_lines) -> FigureMea
 
     columns = max(1, min(count, meta["columns"], int((width - left - right + gap_x) // (size.panel + gap_x))))
     columns = math.ceil(count / math.ceil(count / columns))  # 4 panels in 3 columns: two rows of 2
+    columns = packing.columns or columns
     rows = math.ceil(count / columns)
     panel_width = (width - left - right - (columns - 1) * gap_x) / columns
 
@@ -168,6 +202,7 @@ def _measure(fig, meta, size, width, height, *, y_lines, bar_lines) -> FigureMea
         most = max(30 * f, min(0.8 * k * grid_rows, 56 * f))  # a printed page, or a screen, is not endless
         least = max(1.45 * k * names * meta.get("row", 1.0), 5.5 * f)
         panel_height = max(min(panel_width * meta["aspect"], most), least)
+        panel_height = min(panel_height, packing.tallest or panel_height)
         height = top + bottom + rows * panel_height + (rows - 1) * gap_y
     if meta["cells"]:  # cells may stretch, but not beyond recognition
         most = 2.6 * panel_height * meta["cells"][1] / meta["cells"][0]
@@ -191,8 +226,12 @@ def _measure(fig, meta, size, width, height, *, y_lines, bar_lines) -> FigureMea
     )
 
 
-def _place(fig: go.Figure, meta: dict, size: theme.Preset, width: int, measures: FigureMeasures) -> None:
-    """Give every panel its place, its titles and its ticks."""
+def _place(
+    fig: go.Figure, meta: dict, size: theme.Preset, width: int, measures: FigureMeasures, full: list[str]
+) -> int:
+    """Give every panel its place, its titles and its ticks; names that are cut are added to ``full``. Returns every
+    how-manieth name is written."""
+    thinned = 1
     panels, k = meta["panels"], size.tick
     plot_width, plot_height = width - measures.left - measures.right, measures.height - measures.top - measures.bottom
     room = int(1.04 * measures.panel_height / (CHARACTER * size.font))
@@ -218,12 +257,15 @@ def _place(fig: go.Figure, meta: dict, size: theme.Preset, width: int, measures:
         if meta["cells"]:
             xa.ticklabelstandoff = ya.ticklabelstandoff = round(0.3 * k)
         if panel["x_ticks"]:
-            _write_ticks(xa, panel["x_ticks"], measures.panel_width, k if measures.angle else None, k)
+            least = k if measures.angle else None
+            thinned = max(thinned, _write_ticks(xa, panel["x_ticks"], measures.panel_width, least, k, 24, full))
             if measures.angle:
                 xa.tickangle = -90 if measures.angle > 50 else -40
         if panel["y_ticks"]:
-            _write_ticks(ya, panel["y_ticks"], measures.panel_height, 1.25 * k, k)
-            ya.ticktext = [_escaped([shorten(t, _most_characters(width, k))]) for t in ya.ticktext]
+            most = min(24, _most_characters(width, k))
+            step = _write_ticks(ya, panel["y_ticks"], measures.panel_height, 1.25 * k, k, most, full)
+            thinned = max(thinned, step)
+    return thinned
 
 
 def fit_tree(fig: go.Figure, width: float, columns: float, k: float) -> None:
@@ -275,8 +317,9 @@ def _title_lines(meta: dict, size: theme.Preset, width: int) -> list[str]:
     return wrap(meta["title"], int((width - 1.2 * size.font) / (CHARACTER * size.title)))
 
 
-def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> None:
-    """Write a table of words: every line is wrapped here, so that the rows have exactly the height they need."""
+def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, height: int | None) -> dict:
+    """Write a table of words: every line is wrapped here, so that the rows have exactly the height they need. Rows
+    beyond a page are left out. Returns what was left out (`page.FACTS`)."""
     k, pad = size.tick, 0.6 * size.font
     title_lines = _title_lines(meta, size, width)
     top = pad + 1.3 * size.title * len(title_lines) + (0.7 * size.title if title_lines else 0)
@@ -289,10 +332,13 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
     widths = _share(want, need, room)
     fig.layout.annotations, fig.layout.shapes = [], []
     y = 0.0
-    annotations, lines = [], []
+    annotations, lines, left_out = [], [], 0
     for number, row in enumerate(rows):
         cells = [wrap(str(cell), int((w - gap) / (CHARACTER * k)), least=3)[:6] for cell, w in zip(row, widths)]
         tall = 1.35 * k * max(len(cell) for cell in cells) + 0.8 * k
+        if number > 1 and top + y + tall + pad > (height or size.page):
+            left_out = len(rows) - number
+            break
         x = 0.0
         for cell, w in zip(cells, widths):
             text = _escaped(cell)
@@ -335,6 +381,7 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
         margin={"l": pad, "r": pad, "t": top, "b": pad},
         title=_title(title_lines, size, width, height or top + y + pad),
     )
+    return {"rows_left_out": left_out}
 
 
 def _share(want: list[float], need: list[float], room: float) -> list[float]:
@@ -384,8 +431,9 @@ def _x_labels(panels: list[dict], panel_width: float, k: float) -> tuple[float, 
     return angle, tall
 
 
-def _write_ticks(target, spec: dict, room: float, least: float | None, k: float) -> None:
-    """Write as many of the labels as fit: all names if there is room, whole numbers at a round step."""
+def _write_ticks(target, spec: dict, room: float, least: float | None, k: float, most: int, full: list[str]) -> int:
+    """Write as many of the labels as fit, of at most so many characters: all names if there is room, whole numbers at a
+    round step. Names that are cut are added to ``full``; returns every how-manieth name is written."""
     values, text = spec["values"], spec["text"]
     if least is None:
         least = (max((len(t) for t in text), default=1) + 1.2) * CHARACTER * k
@@ -401,20 +449,24 @@ def _write_ticks(target, spec: dict, room: float, least: float | None, k: float)
         chosen = [i for i, v in enumerate(values) if v % step == 0]
     target.tickmode = "array"
     target.tickvals = [values[i] for i in chosen]
-    target.ticktext = [
-        shorten(text[i], 24) if target.plotly_name.startswith("y") else _escaped([shorten(text[i], 24)]) for i in chosen
-    ]
+    target.ticktext = [_escaped([shorten(text[i], most)]) for i in chosen]
+    full += [text[i] for i in chosen if len(text[i]) > most]
+    return step if spec["keep"] else 1
 
 
-def _write_titles(fig: go.Figure, panels: list[dict], k: float, most: int) -> None:
+def _write_titles(fig: go.Figure, panels: list[dict], k: float, most: int, full: list[str]) -> None:
     kept = [a for a in fig.layout.annotations if a.name != PANEL_TITLE]
+    written = shorten_apart([panel["title"] for panel in panels], max(12, most))
     for i, panel in enumerate(panels):
         if panel["title"]:
             suffix = "" if i == 0 else str(i + 1)
+            cut_short = len(panel["title"]) > max(12, most)
+            full += [panel["title"]] if cut_short else []
             kept.append(
                 go.layout.Annotation(
                     name=PANEL_TITLE,
-                    text=_escaped([shorten(panel["title"], max(12, most))]),
+                    text=_escaped([written[panel["title"]]]),
+                    hovertext=_escaped([panel["title"]]) if cut_short else None,
                     xref=f"x{suffix} domain",
                     yref=f"y{suffix} domain",
                     x=0,

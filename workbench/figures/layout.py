@@ -73,14 +73,15 @@ def sheet(
     note: str = "",
     interval: str = "",
     n: int | str | None = None,
+    rows: int | str | None = None,
 ) -> go.Figure:
     """An empty figure of ``len(titles)`` panels; panel i has the axes ``axis(i)``.
 
     ``x``, ``y``, ``x_ticks``, ``y_ticks``: for all panels, or one per panel. ``share_*``: panels have the same range
     and only the outer ones are labelled. ``aspect``: height over width of a panel. ``columns``: at most so many side by
     side. ``cells``: (rows, columns) where the panel is a grid of cells. ``bare``: axes without ticks, for maps whose
-    directions mean nothing. ``row``: room for each name of a y axis, in lines. ``note``, ``interval``, ``n``: for the
-    caption.
+    directions mean nothing. ``row``: room for each name of a y axis, in lines. ``note``, ``interval``: for the
+    caption, as are ``n``, the number of independent clusters ("12 needles"), and ``rows``, how many rows they have.
     """
     count = len(titles)
 
@@ -107,6 +108,7 @@ def sheet(
         "note": note,
         "interval": interval,
         "n": n,
+        "rows": rows,
         "mode": "light",
     }
     for i in range(count):
@@ -146,11 +148,12 @@ def dressed(
     made = _copy(fig)
     width = width or size.width
     if "panels" in meta:
-        arrange(made, dict(meta), size, width, height or size.height)
+        meta = {**meta, **arrange(made, dict(meta), size, width, height or size.height)}
     elif "words" in meta:
-        arrange_table(made, dict(meta), size, width, height)
+        meta = {**meta, **arrange_table(made, dict(meta), size, width, height)}
     else:
         made.update_layout(height=height or size.height or round(width * 0.6))
+    made.layout.meta = meta or None
     made.layout.width = None if size.fluid else width
     made.layout.autosize = size.fluid
     if mode == "dark":

@@ -88,13 +88,14 @@ class Preset:
     marker: float
     titled: bool  # papers put the title in the caption
     panel: int  # narrowest panel
+    page: int = 900  # the most height that a figure takes by itself
     fluid: bool = False  # the page decides the width
 
 
 PRESETS = {
     "single": Preset("single", inches(3.25), None, points(8), points(7.5), points(9), 1.4, 4.5, False, 215),
     "double": Preset("double", inches(6.75), None, points(8), points(7.5), points(9), 1.5, 5, False, 165),
-    "slide": Preset("slide", 1280, 720, points(16), points(14), points(20), 3, 10, True, 290),
+    "slide": Preset("slide", 1280, 720, points(16), points(14), points(20), 3, 10, True, 290, page=720),
     "screen": Preset("screen", 900, None, 14, 12.5, 17, 2, 7, True, 215, fluid=True),
 }
 
