@@ -7,13 +7,14 @@ copied; its score is the mean over trials.
 
 Where paper and code differ, both are offered. `score=set` counts every token of the answer once (Eq. 1), `score=count`
 every step, as the official code does, and can exceed 1. `keep=recalled` drops trials that the model fails (the code),
-`keep=all` scores them too (Eq. 1). Masking acts on decoding only, from the last prompt token on, as in the code
-(`mask_phase=all` masks the prompt as well); `ablation=uniform` is the code's masking, zero and mean are offered beside
-it. `mask_on=held_out` chooses the heads to mask on half of the answered needles and masks them on the other half (the
-paper masks on a needle of its own); `same` masks where it has chosen.
+`keep=all` scores them too (Eq. 1); by default trials whose question is answered without the needle are dropped as well.
+Masking acts on decoding only, from the last prompt token on, as in the code (`mask_phase=all` masks the prompt as
+well); `ablation=uniform` is the code's masking, zero and mean are offered beside it. `mask_on=held_out` chooses the
+heads to mask on half of the answered needles and masks them on the other half, both ways (the paper masks on a needle
+of its own); `same` masks where it has chosen.
 
-Deviations: the answer's span is found by character offsets, not by token-set overlap; random heads never include the
-masked top heads, are drawn from the same layers and stay the same over the grid (the code draws them anew for every
+Deviations: the answer's span is found by character offsets, not by token-set overlap; random heads never have a score
+above the threshold, are drawn from the same layers and stay the same over the grid (the code draws them anew for every
 cell); BOS stands only at the start; a needle is put after a full stop, as in the code, but also after ! or ? and their
 closing quotes; ROUGE-1 counts the words of every script, not of a-z only (the same on English); a prompt of length n
 has at most n tokens, needle and question included, instead of n minus 200 plus these; of the needles that ship the
@@ -28,15 +29,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from probes.retrieval_heads.answers import warn_of_answers
+from probes.retrieval_heads.answers import Judged, judge, warn_of_answers
 from probes.retrieval_heads.config import BIBTEX, COLUMNS, Config
 from probes.retrieval_heads.estimate import estimate
-from probes.retrieval_heads.head_scores import clusters, head_table, how_many_are_enough, score
+from probes.retrieval_heads.head_scores import (
+    cluster_names,
+    head_table,
+    how_many_are_enough,
+    score,
+    score_by_chance,
+    warn_of_few,
+)
 from probes.retrieval_heads.needle_grid import NeedleGrid, read_grid, validate
 from probes.retrieval_heads.needles import recall
 from probes.retrieval_heads.shipped import material, own_needles
 from probes.retrieval_heads.short_run import example
-from probes.retrieval_heads.summary import recalled, summary_of_heads, summary_of_masking
+from probes.retrieval_heads.summary import summary_of_heads, summary_of_masking
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
@@ -51,8 +59,10 @@ if TYPE_CHECKING:
     summary="Which attention heads copy from a long context, and what happens to the answers when they are masked.",
     tables={
         "heads": ("layer", "head", "score", "ci_low", "ci_high", "activation_frequency", "n_trials", "is_retrieval"),
-        "trials": ("trial", "needle", "length", "depth", "recall", "kept", "response"),
+        "trials": ("trial", "needle", "length", "depth", "recall", "recall_closed", "kept", "response"),
         "masking": ("k", "heads", "draw", "ablation", "recall"),
+        "masked_recall": ("k", "heads", "recall", "ci_low", "ci_high", "n", "rows"),
+        "closed_book": ("needle", "length", "recall_closed", "response", "ids", "generated_ids"),
         "inputs": ("row", "ids", "span_start", "span_end", "generated_ids"),
     },
     bibtex=BIBTEX,
@@ -78,10 +88,12 @@ if TYPE_CHECKING:
         "heads": ("layer", "head"),
         "trials": ("trial",),
         "masking": ("k", "heads", "draw"),
+        "masked_recall": ("k", "heads"),
+        "closed_book": ("needle", "length"),
         "masked_trials": ("k", "heads", "draw", "trial", "length", "depth"),
         "inputs": ("row",),
     },
-    version=4,
+    version=5,
     imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -89,6 +101,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     Scores are per query head. Raises InputError for needles without their answer and for lengths that do not fit the
     model."""
+    from probes.retrieval_heads.closed_book import ask_without_needles, closed_table, recalled
     from probes.retrieval_heads.detection import measure
     from probes.retrieval_heads.haystack import Haystack
 
@@ -100,39 +113,38 @@ def run(model, config: Config, context: Context) -> Result:
     haystack = Haystack(model, grid.haystack)
 
     measured = measure(model, config, context, grid, haystack)
-    recalls = np.array([recall(grid.needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)])
+    closed = ask_without_needles(model, config, context, grid, haystack)
     warn_of_answers(measured.responses, measured.thinking, config, context)
-    answered = recalls > config.recall_threshold
-    kept = answered if config.keep == "recalled" else np.ones(len(trials), bool)
+    recalls = np.array([recall(grid.needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)])
+    judged = judge(recalls, closed.of(trials, grid.closed), config)
 
-    scores = np.stack(
-        [score(t, steps, config.score) for t, steps in zip(trials, measured.steps)]
-    )  # [trials, layers, H]
-    groups = clusters(trials, kept, config, context)
-    heads = head_table(model, scores[kept], measured.mass[kept], groups, config, context)
-    if not kept.any():
-        context.warn(
-            f"The model answered none of the {len(trials)} trials, so no head has a score; try shorter "
-            f"lengths, another template or keep=all."
-        )
-    elif not answered.any():
-        context.warn(
-            f"The model answered none of the {len(trials)} trials: the scores are those of trials that it fails, and "
-            f"say little of retrieval; there is nothing to mask. Try shorter lengths or another template."
-        )
+    scored = zip(trials, measured.steps)
+    pairs = [(score(t, steps, config.score), score_by_chance(t, steps, config.score)) for t, steps in scored]
+    scores, chance = (np.stack(each) for each in zip(*pairs))  # [trials, layers, H]
+    names = cluster_names(trials, judged.kept, config)
+    kept = judged.kept
+    heads = head_table(model, scores[kept], chance[kept], measured.mass[kept], names, config)
+    warn_of_few(names, config, context)
+    _warn_of_unanswered(judged, context)
     tables = {
         "heads": heads,
-        "trials": _trial_table(grid, measured, recalls, kept),
+        "trials": _trial_table(grid, measured, judged),
         "inputs": _input_table(trials, measured.generated),
+        "closed_book": closed_table(grid, closed, config),
         "enough": how_many_are_enough(scores[kept], context),
     }
-    masking, summary = _masking_test(model, config, context, grid, haystack, scores, kept=kept, answered=answered)
+    masking, summary = _masking_test(model, config, context, grid, haystack, scores, judged)
 
-    found = {"recalled": recalled(answered), "trials_scored": int(kept.sum())}
+    whole = cluster_names(trials, np.ones(len(trials), bool), config)
+    without = (
+        closed.recalls > config.recall_threshold,
+        cluster_names(grid.closed, np.ones(len(grid.closed), bool), config),
+    )
+    found = recalled(judged.answered, judged.known, kept, whole, without, context) | {"trials_scored": int(kept.sum())}
     if kept.any():
-        found |= summary_of_heads(heads, scores[kept], groups, config, context)
+        found |= summary_of_heads(heads, scores[kept], names, config, context)
     else:
-        found |= {"note": "No trial was answered, so heads have no score."}
+        found |= {"note": "No trial counts, so heads have no score."}
     found |= summary | {"tied_maxima": measured.ties}
     return Result(tables | masking, {"trial_scores": scores.astype(np.float32)}, found)
 
@@ -153,36 +165,57 @@ def _check_possible(model, config: Config, context: Context) -> None:
         )
 
 
+def _warn_of_unanswered(judged: Judged, context: Context) -> None:
+    n = len(judged.recalls)
+    if not judged.answered.any() and judged.kept.any():
+        context.warn(
+            f"The model answered none of the {n} trials: the scores are those of trials that it fails, and "
+            f"say little of retrieval; there is nothing to mask. Try shorter lengths or another template."
+        )
+    elif not judged.answered.any():
+        context.warn(
+            f"The model answered none of the {n} trials, so no head has a score; try shorter "
+            f"lengths, another template or keep=all."
+        )
+    elif not judged.kept.any():
+        context.warn(
+            f"The model answered {int(judged.answered.sum())} of the {n} trials, and each of them also without its "
+            f"needle, so no head has a score; use needles that it cannot guess, or keep=recalled."
+        )
+
+
 def _masking_test(
-    model,
-    config: Config,
-    context: Context,
-    grid: NeedleGrid,
-    haystack,
-    scores: np.ndarray,
-    *,
-    kept: np.ndarray,
-    answered: np.ndarray,
+    model, config: Config, context: Context, grid: NeedleGrid, haystack, scores: np.ndarray, judged: Judged
 ) -> tuple[dict[str, pl.DataFrame], dict]:
-    """Mask the heads that some of the trials choose, by `scores` [trials, layers, H], on others: the tables `masking`
-    and `masked_trials`, and the summary. The heads are left as files."""
+    """Mask the heads that some of the trials choose, by `scores` [trials, layers, H], on others: the tables `masking`,
+    `masked_recall` and `masked_trials`, and the summary. The heads are left as files."""
     from probes.retrieval_heads.head_masks import save_masks
-    from probes.retrieval_heads.masking import choosing_and_testing, mask, mask_plan, mask_table, spread
+    from probes.retrieval_heads.masked_recall import mask_table, recall_table
+    from probes.retrieval_heads.masking import TRIALS, Plans, folds, mask, mask_plans, spread
 
-    choosing, testing = choosing_and_testing(grid.trials, kept, answered, config, context)
-    plan = mask_plan(model, scores[choosing].mean(0), config, context) if choosing.any() else []
-    chosen = spread(np.flatnonzero(testing), config.mask_trials)
-    masked = mask(model, config, context, grid, haystack, chosen, plan)
-    groups = np.array([], int)
-    if masked.height:
-        groups = clusters(grid.trials, np.isin(np.arange(len(testing)), chosen), config, context)
-    tables = {"masking": mask_table(masked, plan, groups, config, context), "masked_trials": masked}
-    summary = summary_of_masking(masked, groups, config, context)
-    save_masks(model, config, context, plan, masked, summary)
-    return tables, summary
+    parts = folds(grid.trials, judged.kept, judged.tested, config, context)
+    plans, masked, chosen = Plans([], {}, frozenset()), [pl.DataFrame(schema=TRIALS)], []
+    if judged.tested.any() and all(fold.choosing.any() for fold in parts):
+        each = [scores[fold.choosing].mean(0) for fold in parts]
+        plans = mask_plans(model, each, scores[judged.kept].mean(0), config, context)
+        rows = np.flatnonzero(judged.tested)
+        chosen = spread(rows, np.array([grid.trials[i].needle for i in rows]), config.mask_trials)
+    for number, (fold, plan) in enumerate(zip(parts, plans.folds)):
+        own = [i for i in chosen if fold.testing[i]]
+        masked.append(mask(model, config, context, grid, haystack, own, plan, part=f"masking-{number}"))
+    masked = pl.concat(masked).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
+    names = cluster_names(grid.trials, np.isin(np.arange(len(grid.trials)), chosen), config)
+    recalls = recall_table(masked, names, plans.sampled)
+    tables = {
+        "masking": mask_table(masked, plans.folds, names, config),
+        "masked_recall": recalls,
+        "masked_trials": masked,
+    }
+    save_masks(model, config, context, plans, recalls, crossed=len(parts) > 1)
+    return tables, summary_of_masking(recalls)
 
 
-def _trial_table(grid: NeedleGrid, measured: MeasuredTrials, recalls: np.ndarray, kept: np.ndarray) -> pl.DataFrame:
+def _trial_table(grid: NeedleGrid, measured: MeasuredTrials, judged: Judged) -> pl.DataFrame:
     trials = grid.trials
     return pl.DataFrame(
         {
@@ -190,8 +223,10 @@ def _trial_table(grid: NeedleGrid, measured: MeasuredTrials, recalls: np.ndarray
             "needle": [t.needle for t in trials],
             "length": [t.length for t in trials],
             "depth": [float(t.depth) for t in trials],
-            "recall": recalls.tolist(),
-            "kept": kept.tolist(),
+            "recall": judged.recalls.tolist(),
+            "recall_closed": judged.closed.tolist(),
+            "known": judged.known.tolist(),
+            "kept": judged.kept.tolist(),
             "response": measured.responses,
             "answer": [grid.needles[t.needle].answer for t in trials],
             "prompt_tokens": [len(t.ids) for t in trials],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from probes.retrieval_heads.config import Config
 from workbench.core.context import Context
@@ -43,6 +46,28 @@ def stop_rule(model: Model, words: Sequence[str], split: Split) -> Callable[[Seq
 def answer_text(model: Model, generated: Sequence[int], split: Split) -> str:
     """The answer in what was generated, without its thinking; empty where the thinking was not finished."""
     return model.decode(generated[split(generated).end :]).strip()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Of every trial: recall, recall without its needle (`closed`), whether it was answered, whether it is `known` (its
+    question was answered without the needle, too), whether it is `kept` (its scores count), and whether the masking
+    test may use it (`tested`)."""
+
+    recalls: np.ndarray
+    closed: np.ndarray
+    answered: np.ndarray
+    known: np.ndarray
+    kept: np.ndarray
+    tested: np.ndarray
+
+
+def judge(recalls: np.ndarray, closed: np.ndarray, config: Config) -> Judged:
+    """Which trials count, by their recall with and without the needle [trials]."""
+    answered, known = recalls > config.recall_threshold, closed > config.recall_threshold
+    tested = answered & ~known if config.keep == "recalled_by_reading" else answered
+    kept = np.ones(len(recalls), bool) if config.keep == "all" else tested
+    return Judged(recalls, closed, answered, known, kept, tested)
 
 
 def warn_of_answers(answers: Sequence[str], spans: Sequence[ThinkingSpan], config: Config, context: Context) -> None:

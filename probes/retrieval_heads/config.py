@@ -61,9 +61,10 @@ class Config:
         choices=("set", "count"),
     )
     keep: str = option(
-        "recalled",
-        "recalled: score only trials that the model answers (official code); all: score every trial (Eq. 1)",
-        choices=("recalled", "all"),
+        "recalled_by_reading",
+        "recalled_by_reading: score only trials that the model answers, and not without the needle too; recalled: all "
+        "that it answers (official code); all: every trial (Eq. 1)",
+        choices=("recalled_by_reading", "recalled", "all"),
     )
     recall_threshold: float = option(0.5, "ROUGE-1 recall above which a trial counts as answered", low=0, high=1)
     template: str = template_option(
@@ -97,20 +98,27 @@ class Config:
         "decode: mask from the last prompt token on (official code); all: mask the prompt too",
         choices=("decode", "all"),
     )
-    random_draws: int = option(5, "random sets of heads of the same layers to mask for comparison", low=1, high=10_000)
+    random_draws: int = option(
+        20, "random sets of heads of the same layers to mask for comparison, as many as there are", low=1, high=10_000
+    )
     mask_on: str = option(
         "held_out",
-        "held_out: choose the heads on half of the answered needles, mask them on the other half; same: mask "
-        "where they were chosen",
+        "held_out: choose the heads on half of the answered needles, mask them on the other half, and the other way "
+        "round; same: mask where they were chosen",
         choices=("held_out", "same"),
     )
     mask_trials: int = option(60, "how many answered trials the masking test uses, evenly over the grid", low=1)
     resample: str = option(
         "needles",
-        "what the intervals resample: needles (trials of one needle belong together) or trials",
+        "what is independent, for intervals: needles (trials of one needle belong together) or trials",
         choices=("needles", "trials"),
     )
-    draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
+    draws: int = option(
+        1000,
+        "bootstrap resamples, for the intervals that have no formula (counts, correlations)",
+        low=100,
+        high=100_000,
+    )
     max_tokens: int = option(65536, "tokens in one batch of prompts", low=1)
 
     def __post_init__(self) -> None:

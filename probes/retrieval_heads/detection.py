@@ -57,14 +57,14 @@ def measure(model: Model, config: Config, context: Context, grid: NeedleGrid, ha
     context.progress(len(trials), len(trials), "needles")
     generated = [found[i][0].tolist() for i in range(len(trials))]
     thinking = [grid.split(ids) for ids in generated]
-    answers = [tuple(values[span.end :] for values in found[i]) for i, span in enumerate(thinking)]
-    nothing = np.full(answers[0][2].shape[1:], np.nan, np.float32)
+    answered = [tuple(values[span.end :] for values in found[i]) for i, span in enumerate(thinking)]
+    nothing = np.full(answered[0][2].shape[1:], np.nan, np.float32)
     return MeasuredTrials(
         generated,
         thinking,
         [answer_text(model, ids, grid.split) for ids in generated],
-        [(tokens, positions) for tokens, positions, _ in answers],
-        np.stack([mass.mean(0) if len(mass) else nothing for *_, mass in answers]),
+        [(tokens, positions) for tokens, positions, _ in answered],
+        np.stack([mass.mean(0) if len(mass) else nothing for *_, mass in answered]),
         tied / max(1, steps_seen),
     )
 
@@ -73,9 +73,8 @@ def _measure_part(
     model: Model, config: Config, context: Context, trials: Sequence[Trial], haystack: Haystack, stops: Callable
 ) -> dict[str, np.ndarray]:
     """Steps of some trials, flattened: trial [n], token [n], position, mass and tied [n, layers, H]."""
-    measured = halving(trials, lambda some: _answers(model, config, context, some, haystack, stops))
-    answers = [steps for _, found in measured for steps in found]
-    flat = [(k, step) for k, steps in enumerate(answers) for step in steps]
+    measured = halving(trials, lambda some: answers(model, config, context, some, haystack, stops))
+    flat = [(k, step) for k, steps in enumerate(chain(*(found for _, found in measured))) for step in steps]
     readings = torch.stack([step.reading for _, step in flat]).numpy()
     return {
         "trial": np.array([k for k, _ in flat], np.int32),
@@ -86,10 +85,18 @@ def _measure_part(
     }
 
 
-def _answers(
-    model: Model, config: Config, context: Context, trials: Sequence[Trial], haystack: Haystack, stops: Callable
+def answers(
+    model: Model,
+    config: Config,
+    context: Context,
+    trials: Sequence[Trial],
+    haystack: Haystack,
+    stops: Callable,
+    *,
+    observed: bool = True,
 ) -> list[list[Step]]:
-    """The steps of every trial. What prompts share is read once, and all that are not answered yet go on together."""
+    """The steps of every trial, with their attention readings where they are `observed`. What prompts share is read
+    once, and all that are not answered yet go on together."""
     how = {"max_new_tokens": config.max_new_tokens, "stops": stops}
     steps: dict[int, list[Step]] = {}
     waiting: list[tuple[list[int], Begun]] = []
@@ -100,7 +107,7 @@ def _answers(
         waiting.clear()
 
     with apply(model, context.edits):
-        for rows, begun in _begun(model, config, context, trials, haystack, how):
+        for rows, begun in _begun(model, config, context, trials, haystack, how, observed):
             waiting.append((rows, begun))
             if model.sliding or sum(begun.columns for _, begun in waiting) > config.max_tokens:
                 finish()
@@ -111,7 +118,13 @@ def _answers(
 
 
 def _begun(
-    model: Model, config: Config, context: Context, trials: Sequence[Trial], haystack: Haystack, how: dict
+    model: Model,
+    config: Config,
+    context: Context,
+    trials: Sequence[Trial],
+    haystack: Haystack,
+    how: dict,
+    observed: bool,
 ) -> Iterator[tuple[list[int], Begun]]:
     """Numbers of trials that begin alike, and what they have begun: every prompt read, and its guess as far as the
     model chooses it."""
@@ -122,7 +135,7 @@ def _begun(
             rows = [place[k] for k in group]
             same = [trials[i] for i in rows]
             questions = [t.ids[end:] for t, end in zip(same, ends)]
-            spans = _span_rows(same, model)
+            spans = _span_rows(same, model) if observed else None
             yield (
                 rows,
                 begin(model, past, questions, guesses(model, same), spans=spans, use_up=not model.sliding, **how),

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
-    """The grid of needles, lengths and depths with its answers, and the passes of the masking test."""
+    """The grid of needles, lengths and depths with its answers, the questions without their needle, and the passes of
+    the masking test."""
     rows = read_table(data, what="needles").height if data is not None else 0
     if isinstance(config.needles, int):
         rows = min(rows, config.needles) or config.needles
@@ -27,4 +28,6 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     sets = [k for k in set(config.mask_k) if 0 < k <= model.layers * model.heads // 2]
     passes = (1 + len(sets) * (1 + config.random_draws)) if sets else 0
     masked = min(config.mask_trials, trials) * passes
-    return Plan(trials, rows * len(config.depths) * sum(lengths) + (trials + masked) * config.max_new_tokens)
+    closed = rows * len(lengths)  # every question at every length without its needle
+    fed = rows * (len(config.depths) + 1) * sum(lengths)
+    return Plan(trials + closed, fed + (trials + closed + masked) * config.max_new_tokens)

@@ -12,9 +12,12 @@ import polars as pl
 from workbench.core.errors import InputError
 from workbench.figures import heads, traces
 from workbench.figures import style as theme
-from workbench.figures.layout import dressed, sheet, ticks, x_axis
+from workbench.figures.layout import about, dressed, sheet, ticks, x_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 from workbench.stats import intervals as statistics
+from workbench.stats.clusters import FEWEST
+
+KINDS = {"random heads": "random", "retrieval heads": "top"}  # curve -> kind of masking
 
 
 def head_map(run: Any) -> go.Figure:
@@ -29,8 +32,10 @@ def head_map(run: Any) -> go.Figure:
         marked="is_retrieval",
         more=[c for c in ("ci_low", "ci_high", "activation_frequency") if c in frame.columns],
         title=f"Retrieval score of each head of {model_name(run)}",
-        note="Outlined: retrieval heads." if "is_retrieval" in frame.columns else "",
-        n=_trials(frame),
+        note=" ".join(
+            filter(None, ["Outlined: retrieval heads." if "is_retrieval" in frame.columns else "", _told(frame)])
+        ),
+        n=_counted(frame, run),
     )
 
 
@@ -38,14 +43,15 @@ def score_curve(run: Any) -> go.Figure:
     """Scores from the highest, with the threshold and the share of heads above it."""
     frame = finite(need(run, "heads", ("layer", "head", "score")), "score", what="head score")
     threshold = info(run, "config", "threshold")
-    return heads.ranked(
+    fig = heads.ranked(
         frame,
         label="retrieval score",
         threshold=float(threshold) if threshold is not None else 0.1,
         title=f"Retrieval scores of {model_name(run)}, sorted",
-        interval=_interval(run),
-        n=_trials(frame),
+        interval=_interval(frame, run),
+        n=_counted(frame, run),
     )
+    return about(fig, note=" ".join(filter(None, [_missing(frame), _told(frame)])))
 
 
 def activation(run: Any) -> go.Figure:
@@ -57,7 +63,7 @@ def activation(run: Any) -> go.Figure:
         x="activation frequency (share of trials)",
         y="retrieval score",
         aspect=0.7,
-        n=_trials(frame),
+        n=_counted(frame, run),
     )
     marked = frame["is_retrieval"].to_list() if "is_retrieval" in frame.columns else [False] * frame.height
     for name, wanted, style in (
@@ -102,8 +108,8 @@ def needle_map(run: Any) -> go.Figure:
         y_ticks=ticks(range(len(depths)), [f"{v if percent else 100 * v:.0f}" for v in depths], keep=len(depths) <= 12),
         aspect=min(0.9, max(0.3, len(depths) / len(lengths))),
         cells=(len(depths), len(lengths)),
-        n=trials.height,
-        note="Depth 0 is the beginning of the context.",
+        n=f"{trials['needle'].n_unique()} needles ({trials.height:,} trials)" if "needle" in trials.columns else None,
+        note="Depth 0 is the beginning of the context." + _closed(trials),
     )
     traces.colour_scale(fig, (0.0, 1.0), "recall")
     for i, (_, frame) in enumerate(panels):
@@ -123,44 +129,44 @@ def needle_map(run: Any) -> go.Figure:
 
 
 def masking(run: Any) -> go.Figure:
-    """Recall against the number of masked heads: the top heads, and random heads of the same layers with their
-    range."""
+    """Recall against the number of masked heads: the top heads and random heads, each with its interval where the run
+    says both."""
     frame = finite(need(run, "masking", ("k", "heads", "draw", "recall")), "recall", what="recall")
-    ablations = frame["ablation"].unique(maintain_order=True).to_list() if "ablation" in frame.columns else [None]
-    baseline = _baseline(run, frame)
+    recalls = maybe(run, "masked_recall", ("k", "heads", "recall", "ci_low", "ci_high", "n", "rows"))
+    curves = _curves(frame, recalls)
+    known = any(np.isfinite(numbers(data, "low")).any() for by_name in curves.values() for data in by_name.values())
     fig = sheet(
-        [f"{a} ablation" if a and len(ablations) > 1 else "" for a in ablations],
+        [f"{a} ablation" if a and len(curves) > 1 else "" for a in curves],
         title=f"Masking retrieval heads of {model_name(run)}",
         x="masked heads (K)",
         y="recall",
-        interval=f"retrieval heads {_interval(run, masked=True)}, random heads the range over draws"
-        if "ci_low" in frame.columns
-        else "random heads: the range over draws",
-        n=int(frame["n"].max()) if "n" in frame.columns else _height(run, "trials"),
-        note="Random heads are drawn from the same layers."
-        + (" Heads were chosen on other needles." if _held_out(run) else ""),
+        interval=f"both bands are 95 % intervals over {_independent(run)}, that of random heads over their draws too"
+        if known
+        else "",
+        n=_masked_n(run, frame, recalls),
+        note="Random heads are drawn from the same layers, none with a score above the threshold."
+        + (" Heads were chosen on other needles." if _held_out(run) else "")
+        + ("" if known else " No intervals: " + _why_none(recalls)),
     )
-    for i, ablation in enumerate(ablations):
-        own = frame.filter(pl.col("ablation") == ablation) if ablation is not None else frame
-        for name, data in (("random heads", _random(own)), ("retrieval heads", _top(own))):
+    baseline = _baseline(run, frame)
+    for i, by_name in enumerate(curves.values()):
+        for name, data in by_name.items():
             if data.is_empty():
                 continue
-            k, recall, low, high = (numbers(data, c) for c in ("k", "recall", "low", "high"))
-            if baseline is not None and not (k == 0).any():  # every curve starts where nothing is masked
-                k, recall = np.append(0, k), np.append(baseline, recall)
-                low, high = np.append(baseline, low), np.append(baseline, high)
+            if baseline is not None and not (data["k"] == 0).any():  # every curve starts where nothing is masked
+                data = pl.concat([pl.DataFrame({"k": [0], "recall": [baseline]}), data], how="diagonal_relaxed")
             top = name == "retrieval heads"
             style = theme.Style(theme.BLUE) if top else theme.Style(theme.NEUTRAL, "dash", "square")
             traces.add_curve(
                 fig,
                 i,
-                k,
-                recall,
+                numbers(data, "k"),
+                numbers(data, "recall"),
                 name=name,
                 style=style,
                 legend=i == 0,
-                low=low,
-                high=high,
+                low=numbers(data, "low"),
+                high=numbers(data, "high"),
                 hover="K = %{x}: recall %{y:.3f}",
             )
         traces.level_axis(fig, i)
@@ -259,17 +265,33 @@ def _masked_cells(run: Any) -> list[tuple[str, pl.DataFrame]] | None:
     return result or None
 
 
-def _top(frame: pl.DataFrame) -> pl.DataFrame:
-    """Per K: recall with the top heads masked, with its interval where the table has one."""
-    ends = [pl.col(c).mean().alias(a) for c, a in (("ci_low", "low"), ("ci_high", "high")) if c in frame.columns]
-    return frame.filter(pl.col("heads") == "top").group_by("k").agg(pl.col("recall").mean(), *ends).sort("k")
+def _curves(frame: pl.DataFrame, recalls: pl.DataFrame | None) -> dict[str | None, dict[str, pl.DataFrame]]:
+    """Ablation → name of the curve → k, recall, low, high: of the table `masked_recall`, or of the means over draws,
+    without intervals, where a run has none."""
+    if recalls is not None and not recalls.is_empty():
+        ends = recalls.rename({"ci_low": "low", "ci_high": "high"})
+        none = ends.filter(pl.col("heads") == "none")
+        own = {name: pl.concat([none, ends.filter(pl.col("heads") == kind)]) for name, kind in KINDS.items()}
+        return {None: {name: data.sort("k") for name, data in own.items() if data.height > none.height}}
+    ablations = frame["ablation"].unique(maintain_order=True).to_list() if "ablation" in frame.columns else [None]
+    found: dict[str | None, dict[str, pl.DataFrame]] = {}
+    for ablation in ablations:
+        own = frame if ablation is None else frame.filter(pl.col("ablation") == ablation)
+        means = own.group_by("k", "heads").agg(pl.col("recall").mean()).sort("k")
+        found[ablation] = {name: means.filter(pl.col("heads") == kind) for name, kind in KINDS.items()}
+    return found
 
 
-def _random(frame: pl.DataFrame) -> pl.DataFrame:
-    """Per K: mean recall over the random draws, with their range."""
-    draws = frame.filter(pl.col("heads") == "random").group_by("k", "draw").agg(pl.col("recall").mean())
-    recall = pl.col("recall")
-    return draws.group_by("k").agg(recall.mean(), low=recall.min(), high=recall.max()).sort("k")
+def _why_none(recalls: pl.DataFrame | None) -> str:
+    if recalls is None:
+        return "the run has none of both kinds."
+    return f"they need {FEWEST} needles that were tested."
+
+
+def _masked_n(run: Any, frame: pl.DataFrame, recalls: pl.DataFrame | None) -> str | int | None:
+    if recalls is not None and not recalls.is_empty():
+        return _of(int(recalls["n"].max()), int(recalls["rows"].max()), _independent(run))
+    return f"{int(frame['n'].max())} trials" if "n" in frame.columns else None
 
 
 def _baseline(run: Any, masking: pl.DataFrame) -> float | None:
@@ -282,16 +304,47 @@ def _baseline(run: Any, masking: pl.DataFrame) -> float | None:
     return None
 
 
-def _interval(run: Any, *, masked: bool = False) -> str:
-    """What the intervals of the run resample: needles, unless it was told otherwise or the trials that count are all of
-    one."""
-    trials = maybe(run, "trials", ("trial", "needle", "kept"))
-    if trials is not None:
-        chosen = maybe(run, "masked_trials", ("trial",)) if masked else None
-        counts = pl.col("kept") if chosen is None else pl.col("trial").is_in(chosen["trial"].unique().to_list())
-        trials = trials.filter(counts)
-    one = trials is not None and trials["needle"].n_unique() < 2
-    return f"95 % bootstrap over {'trials' if one else info(run, 'config', 'resample', default='trials')}"
+def _closed(trials: pl.DataFrame) -> str:
+    if "recall_closed" not in trials.columns:
+        return ""
+    return f" With the needle cut out, mean recall is {trials['recall_closed'].mean():.2f}."
+
+
+def _independent(run: Any) -> str:
+    """What the intervals of the run take for independent."""
+    return str(info(run, "config", "resample", default="trials"))
+
+
+def _interval(frame: pl.DataFrame, run: Any) -> str:
+    """What the intervals of head scores are; nothing where the table has none."""
+    known = "ci_low" in frame.columns and np.isfinite(numbers(frame, "ci_low")).any()
+    return f"95 % over {_independent(run)} (score or t interval of clusters)" if known else ""
+
+
+def _missing(frame: pl.DataFrame) -> str:
+    """That no interval is drawn, and why."""
+    known = "ci_low" in frame.columns and np.isfinite(numbers(frame, "ci_low")).any()
+    if known:
+        return ""
+    return f"No intervals: they need {FEWEST} needles that count." if "n_needles" in frame.columns else "No intervals."
+
+
+def _told(frame: pl.DataFrame) -> str:
+    """How many heads are above the threshold, beside how many would be by chance and how many are told apart."""
+    if not {"is_retrieval", "told_apart", "score_chance", "ci_low"} <= set(frame.columns):
+        return ""
+    over = int(frame["is_retrieval"].sum())
+    text = f"{over} of {frame.height} heads are above the threshold"
+    if np.isfinite(numbers(frame, "p_adjusted")).any():
+        text += f", {int(frame['told_apart'].sum())} told from it and from chance (false discovery rate 5 %)"
+    highest = float(frame["score_chance"].max())
+    return (
+        f"{text}. Looking at random places of the answer at the same steps, the highest score would be {highest:.2f}."
+    )
+
+
+def _of(n: int, rows: int, kind: str) -> str:
+    return f"{n} {kind}" if kind == "trials" else f"{n} {kind[:-1] if n == 1 else kind} ({rows:,} trials)"
 
 
 def _held_out(run: Any) -> bool:
@@ -301,13 +354,14 @@ def _held_out(run: Any) -> bool:
     return wanted and trials is not None and trials.filter(pl.col("recall") > threshold)["needle"].n_unique() > 1
 
 
-def _height(run: Any, table: str) -> int | None:
-    frame = maybe(run, table)
-    return None if frame is None else frame.height
-
-
-def _trials(frame: pl.DataFrame) -> int | None:
-    return int(frame["n_trials"].max()) if "n_trials" in frame.columns and frame["n_trials"].max() is not None else None
+def _counted(frame: pl.DataFrame, run: Any) -> str | None:
+    """The clusters and the trials that the scores of the table `heads` rest on."""
+    if "n_trials" not in frame.columns or frame["n_trials"].max() is None:
+        return None
+    rows = int(frame["n_trials"].max())
+    if "n_needles" not in frame.columns:
+        return f"{rows} trials"
+    return _of(int(frame["n_needles"].max()), rows, _independent(run))
 
 
 def _length(value: float) -> str:

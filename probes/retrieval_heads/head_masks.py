@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import polars as pl
 
 from probes.retrieval_heads.config import Config
-from probes.retrieval_heads.masking import Masking
+from probes.retrieval_heads.masking import Plans
 from workbench.core.context import Context
 from workbench.core.files import atomic
 from workbench.engine.head_masks import save_heads
@@ -18,51 +18,56 @@ PATTERN = "heads_top*.json"
 
 
 def save_masks(
-    model: Model,
-    config: Config,
-    context: Context,
-    plan: Sequence[Masking],
-    masked: pl.DataFrame,
-    summary: Mapping[str, Any],
+    model: Model, config: Config, context: Context, plans: Plans, recalls: pl.DataFrame, *, crossed: bool
 ) -> None:
-    """Write the top heads of every k that was tested into the run folder, `heads_top{k}.json`: the very heads whose
-    masking `masked` (the table `masked_trials`) holds. Nothing is written without a test."""
+    """Write the top heads of every k that was tested into the run folder, `heads_top{k}.json`: those that all trials
+    choose, with what masking did (the table `masked_recall`). `crossed`: it was measured with heads that one half of
+    the needles chose and the other tested, both ways. Nothing is written without a test."""
     if context.out is None:
         return
     for path in context.out.glob(PATTERN):  # of an earlier run in this folder
         path.unlink()
-    if masked.is_empty():
+    if recalls.is_empty():
         return
     how = "uniform" if config.ablation == "uniform" else "zero"
-    top = [item for item in plan if item.kind == "top" and item.k > 0]
-    if config.ablation == "mean" and top:
+    if config.ablation == "mean" and plans.top:
         context.warn("A head mask cannot hold means: heads_top*.json switch their heads to zero, not to their mean.")
-    for item in top:
-        with atomic(context.out / f"heads_top{item.k}.json") as temporary:
-            save_heads(temporary, item.heads, how=how, note=_note(item.k, masked, summary, config), model=model)
+    for k, heads in plans.top.items():
+        note = _note(k, recalls, config, crossed=crossed)
+        with atomic(context.out / f"heads_top{k}.json") as temporary:
+            save_heads(temporary, heads, how=how, note=note, model=model)
 
 
-def supported(k: int, masked: pl.DataFrame, summary: Mapping[str, Any]) -> bool:
+def supported(k: int, recalls: pl.DataFrame) -> bool:
     """Whether masking the top k heads lowers recall below that of no masking, and below that of random heads of the
     same layers by an interval that lies under 0."""
-    difference = summary[f"recall_top_minus_random_{k}"]
-    return difference["high"] < 0 and _recall(masked, k) < _recall(masked, 0)
+    rows = _rows(k, recalls)
+    difference = rows.get("top_minus_random")
+    told = difference is not None and difference["ci_high"] < 0
+    return told and rows["top"]["recall"] < rows["none"]["recall"]
 
 
-def _recall(masked: pl.DataFrame, k: int, kind: str = "top") -> float:
-    found = masked.filter((pl.col("k") == k) & (pl.col("heads") == kind))["recall"].to_list()
-    return sum(found) / len(found)
+def _rows(k: int, recalls: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """Kind of masking → its row, at k and without masking."""
+    return {row["heads"]: row for row in recalls.filter(pl.col("k").is_in([0, k])).iter_rows(named=True)}
 
 
-def _note(k: int, masked: pl.DataFrame, summary: Mapping[str, Any], config: Config) -> str:
+def _note(k: int, recalls: pl.DataFrame, config: Config, *, crossed: bool) -> str:
     """What masking these heads was seen to do, in words."""
-    difference = summary[f"recall_top_minus_random_{k}"]
+    rows = _rows(k, recalls)
     phase = "while the model answers" if config.mask_phase == "decode" else "in prompt and answer"
-    without, top, random = _recall(masked, 0), _recall(masked, k), _recall(masked, k, "random")
     effect = (
-        f"top {k} heads of retrieval-heads, masked ({config.ablation}) {phase}: recall {without:.3f} without masking, "
-        f"{top:.3f} with, {random:.3f} with random heads of the same layers; top minus random "
-        f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}], "
-        f"n = {difference['n']} trials"
+        f"top {k} heads of retrieval-heads, masked ({config.ablation}) {phase}: recall {rows['none']['recall']:.3f} "
+        f"without masking, {rows['top']['recall']:.3f} with"
     )
-    return effect if supported(k, masked, summary) else f"{effect}: not shown to lower recall more than random heads do"
+    difference = rows.get("top_minus_random")
+    if difference is not None:
+        ends = (difference["ci_low"], difference["ci_high"])
+        interval = "no interval" if isnan(ends[0]) else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
+        effect += (
+            f", {rows['random']['recall']:.3f} with random heads of the same layers; top minus random "
+            f"{difference['recall']:+.3f} {interval}, n = {difference['n']} {config.resample} "
+            f"({difference['rows']} trials)"
+        )
+    effect += ", with the heads that one half of the needles chose, on the other half" if crossed else ""
+    return effect if supported(k, recalls) else f"{effect}: not shown to lower recall more than random heads do"

@@ -1,9 +1,10 @@
-"""What a head scores: Eq. 1 in every trial, the mean over trials with its interval, and how many trials find the same
-heads."""
+"""What a head scores: Eq. 1 in every trial and by chance, the mean over trials with its interval, and how many trials
+find the same heads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -11,10 +12,21 @@ import polars as pl
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.needles import Trial
 from workbench.core.context import Context
-from workbench.stats.intervals import clustered_draws
+from workbench.stats.clusters import (
+    FEWEST,
+    Clusters,
+    clusters_of,
+    false_discovery,
+    mean_interval,
+    p_of_zero,
+)
+from workbench.stats.crossed_shares import p_above, steady_share_interval
+from workbench.stats.intervals import Ends, wilson
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # numbers of trials that are drawn from all of them
-MEASURES = ("score", "ci_low", "ci_high", "activation_frequency", "span_mass")
+RATE = 0.05  # of the heads that are told apart, at most this share is wrong, in expectation
+NUMBERS = ("score", "ci_low", "ci_high", "score_chance", "activation_frequency", "span_mass", "p_adjusted")
+MARKS = ("is_retrieval", "told_apart")
 
 
 def score(trial: Trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.ndarray:
@@ -31,44 +43,94 @@ def score(trial: Trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.nd
     return np.stack([copies[emitted == token].any(0) for token in answer]).sum(0) / len(answer)
 
 
-def clusters(trials: Sequence[Trial], rows: np.ndarray, config: Config, context: Context) -> np.ndarray:
-    """What an interval over the trials `rows` [trials] (bool) resamples together, [rows]: those of one needle, unless
-    they are all of one."""
+def score_by_chance(trial: Trial, steps: tuple[np.ndarray, np.ndarray], how: str) -> np.ndarray:
+    """What `score` would be, in expectation, of a head that looks into the answer at the same steps but at a random
+    place of it: looking at the answer is not yet copying."""
+    emitted, attended = steps
+    (start, end), size = trial.span, trial.span[1] - trial.span[0]
+    inside = (attended >= start) & (attended < end)
+    answer, times = np.unique(np.array(trial.ids[start:end]), return_counts=True)
+    share = dict(zip(answer.tolist(), (times / size).tolist()))
+    hit = inside * np.array([share.get(int(token), 0.0) for token in emitted])[:, None, None]
+    if how == "count":
+        return hit.sum(0) / size
+    return np.stack([1 - np.prod(1 - hit[emitted == token], axis=0) for token in answer]).sum(0) / len(answer)
+
+
+def cluster_names(trials: Sequence[Trial], rows: np.ndarray, config: Config) -> np.ndarray:
+    """What belongs together among the trials `rows` [trials] (bool), [rows]: the trials of one needle, unless the
+    config takes every trial for independent."""
     needles = np.array([t.needle for t, wanted in zip(trials, rows) if wanted], int)
-    if config.resample == "needles" and len(set(needles.tolist())) > 1:
-        return needles
-    if len(needles) == 1:
-        context.warn("Only one trial counts, so the intervals have no width; they say nothing about other trials.")
-    elif len(needles) and config.resample == "needles":
+    return needles if config.resample == "needles" else np.arange(len(needles))
+
+
+def warn_of_few(names: np.ndarray, config: Config, context: Context) -> None:
+    """Say that there are no intervals where there are, and too few for one, clusters."""
+    n = len(set(names.tolist()))
+    if 0 < n < FEWEST:
+        kind = config.resample[:-1] if n == 1 else config.resample
         context.warn(
-            "Only one needle counts, so the intervals resample its trials; they say nothing about other needles."
+            f"Only {n} {kind} count{'s' if n == 1 else ''} ({len(names)} trials), and an interval needs {FEWEST}: "
+            f"there is none, and nothing is said of other {config.resample}; use more needles."
         )
-    return np.arange(len(needles))
+
+
+def score_interval(values: np.ndarray, clusters: Clusters, *, how: str, level: float = 0.95) -> Ends:
+    """Low and high, [heads], of the mean scores of `values` [trials, heads]: of a share for what lies between 0 and 1,
+    of a mean for scores that went beyond it (counts of steps) or below."""
+    low, high = mean_interval(values, clusters, level=level)
+    share = (values.max(0) <= 1) & (values.min(0) >= 0) & (how != "attention")
+    if share.any():
+        ends = steady_share_interval(values[:, share], clusters, level=level)
+        low[share], high[share] = ends
+    same = share & (np.ptp(clusters.sums(values) / clusters.sizes[:, None], axis=0) == 0)
+    same &= (values.mean(0) > 0) & (values.mean(0) < 1)
+    if same.any() and clusters.n >= FEWEST:  # nothing but the number of clusters says how well it is known
+        low[same], high[same] = wilson(values[:, same].mean(0) * clusters.n, clusters.n, level)
+    return (low if how == "attention" else np.maximum(low, 0)), high
+
+
+def told_apart(values: np.ndarray, chance: np.ndarray, clusters: Clusters, config: Config) -> np.ndarray:
+    """p [heads] of a true score at or below the threshold, or no higher than by chance (the larger of the two),
+    adjusted over all heads; `values` and `chance` [trials, heads]. NaN where there is no interval."""
+    if clusters.n < FEWEST:
+        return np.full(values.shape[1], np.nan)
+    p, above = np.ones(values.shape[1]), values.mean(0) > config.threshold
+    if above.any():
+        p[above] = p_above(
+            values[:, above], config.threshold, clusters, interval=partial(score_interval, how=config.score)
+        )
+    more, either = values - chance, p_of_zero(values - chance, clusters)
+    return false_discovery(np.maximum(p, np.where(more.mean(0) > 0, either / 2, 1.0)))
 
 
 def head_table(
-    model, scores: np.ndarray, mass: np.ndarray, groups: np.ndarray, config: Config, context: Context
+    model, scores: np.ndarray, chance: np.ndarray, mass: np.ndarray, names: np.ndarray, config: Config
 ) -> pl.DataFrame:
-    """One row per head, from scores and span mass [trials, layers, H] and the clusters of the trials; without a trial
-    the scores are null, not 0."""
+    """One row per head, from scores, scores by chance and span mass [trials, layers, H] and the clusters of the trials;
+    without a trial the scores are null, not 0."""
     n, L, H = len(scores), model.n_layers, model.n_heads
     rows = {"layer": np.repeat(np.arange(L), H), "head": np.tile(np.arange(H), L)}
     rows["kv_group"] = np.array([model.kv_group(h) for h in rows["head"]])
     if n == 0:
-        rows |= {name: pl.Series([None] * (L * H), dtype=pl.Float64) for name in MEASURES}
-        rows |= {"n_trials": [0] * (L * H), "is_retrieval": pl.Series([None] * (L * H), dtype=pl.Boolean)}
-        return pl.DataFrame(rows)
-    means = clustered_draws(scores.reshape(n, L * H), groups, draws=config.draws, rng=context.rng("heads"))
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    mean = scores.mean(0)
+        rows |= {name: pl.Series([None] * (L * H), dtype=pl.Float64) for name in NUMBERS}
+        rows |= {"n_trials": [0] * (L * H), "n_needles": [0] * (L * H)}
+        return pl.DataFrame(rows | {name: pl.Series([None] * (L * H), dtype=pl.Boolean) for name in MARKS})
+    values, clusters = scores.reshape(n, L * H).astype(np.float64), clusters_of(names)
+    mean, (low, high) = values.mean(0), score_interval(values, clusters, how=config.score)
+    p = told_apart(values, chance.reshape(n, L * H), clusters, config)
     rows |= {
-        "score": mean.ravel(),
+        "score": mean,
         "ci_low": low,
         "ci_high": high,
-        "activation_frequency": (scores > 0).mean(0).ravel(),
+        "score_chance": chance.mean(0).ravel(),
+        "activation_frequency": (values > 0).mean(0),
         "span_mass": _mean_mass(mass).ravel().astype(np.float64),
         "n_trials": [n] * (L * H),
-        "is_retrieval": (mean > config.threshold).ravel(),
+        "n_needles": [clusters.n] * (L * H),
+        "is_retrieval": mean > config.threshold,
+        "p_adjusted": p,
+        "told_apart": p < RATE,
     }
     return pl.DataFrame(rows)
 

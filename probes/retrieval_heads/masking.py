@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from probes.retrieval_heads.detection import each_step, guesses
 from probes.retrieval_heads.haystack import Haystack, places
 from probes.retrieval_heads.needle_grid import NeedleGrid
 from probes.retrieval_heads.needles import Trial, recall
+from probes.retrieval_heads.random_heads import random_sets
 from probes.retrieval_heads.speculative_decoding import greedy_steps
 from workbench.core.context import Context
 from workbench.engine.edits import HeadAblation, apply
@@ -22,7 +24,6 @@ from workbench.engine.kv_cache import Cached, merge, prefill
 from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.models.batching import batches, halving
 from workbench.models.model import Model
-from workbench.stats.intervals import cluster_bootstrap_mean
 
 MEAN_OVER = 4096  # tokens of the haystack that mean ablation takes the means over
 TRIALS = {
@@ -35,17 +36,6 @@ TRIALS = {
     "recall": pl.Float64,
     "response": pl.String,
 }
-MASKING = {
-    "k": pl.Int64,
-    "heads": pl.String,
-    "draw": pl.Int64,
-    "ablation": pl.String,
-    "recall": pl.Float64,
-    "ci_low": pl.Float64,
-    "ci_high": pl.Float64,
-    "n": pl.Int64,
-    "masked": pl.String,
-}
 
 
 class Masking(NamedTuple):
@@ -57,36 +47,67 @@ class Masking(NamedTuple):
     heads: tuple[tuple[int, int], ...]
 
 
-def choosing_and_testing(
+@dataclass(frozen=True)
+class Plans:
+    """`folds`: of each its maskings, in one order; `top`: k → the heads that all trials choose; `sampled`: the k whose
+    random sets are some of many."""
+
+    folds: list[list[Masking]]
+    top: dict[int, tuple[tuple[int, int], ...]]
+    sampled: frozenset[int]
+
+
+class Fold(NamedTuple):
+    """Which trials choose heads and which test them, both bool [trials]."""
+
+    choosing: np.ndarray
+    testing: np.ndarray
+
+
+def folds(
     trials: Sequence[Trial], kept: np.ndarray, answered: np.ndarray, config: Config, context: Context
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which trials choose the heads to mask and which test the masking, both bool [trials]; held out: every second
-    answered needle."""
+) -> list[Fold]:
+    """Which trials choose the heads to mask and which test the masking. Held out: every second answered needle is
+    tested by heads that the others chose, and the others by heads that it and its like chose."""
     needles = np.array([t.needle for t in trials])
     met = np.unique(needles[answered])
     if config.mask_on == "same":
-        return kept, answered
+        return [Fold(kept, answered)]
     if len(met) < 2:
         if len(met) and any(config.mask_k):
             context.warn("Only one needle was answered, so heads were masked on the trials that had chosen them.")
-        return kept, answered
-    held = np.isin(needles, met[1::2])
-    return kept & ~held, answered & held
+        return [Fold(kept, answered)]
+    halves = [np.isin(needles, met[start::2]) for start in (1, 0)]
+    return [Fold(kept & ~held, answered & held) for held in halves]
 
 
-def spread(rows: np.ndarray, wanted: int) -> list[int]:
-    """At most `wanted` of `rows`, evenly over their order (which runs over lengths, depths and needles)."""
-    if not len(rows):
-        return []
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(wanted, len(rows))).round().astype(int))].tolist()
+def spread(rows: np.ndarray, needles: np.ndarray, wanted: int) -> list[int]:
+    """At most `wanted` of `rows` (numbers of trials, in the order of lengths and depths), as many of each needle as can
+    be, each needle's evenly over the grid and not all at the same cells; `needles` [rows]."""
+    found: list[int] = []
+    names = np.unique(needles)
+    for i, needle in enumerate(names):
+        own = rows[needles == needle]
+        share = min(len(own), wanted // len(names) + (i < wanted % len(names)))
+        places = (np.arange(share) + (i + 0.5) / len(names)) * len(own) / max(share, 1)
+        found += own[places.astype(int)].tolist()
+    return sorted(found)
 
 
-def mask_plan(model: Model, scores: np.ndarray, config: Config, context: Context) -> list[Masking]:
-    """Every masking, by `scores` [layers, H]: none, then the top k and its random controls for every k. Heads without a
-    score have no order, so none of them is a top head. Empty where there is nothing to mask."""
-    order = [divmod(int(i), model.n_heads) for i in np.argsort(-scores.ravel(), kind="stable")]
-    plan, scored = [Masking(0, "top", 0, ())], int((scores > 0).sum())
-    wanted_k = {k for k in config.mask_k if 0 < k <= len(order) // 2}
+def mask_plans(
+    model: Model, chosen_by: Sequence[np.ndarray], scores: np.ndarray, config: Config, context: Context
+) -> Plans:
+    """Every masking of every fold: none, then its own top k and random heads for every k, the same random sets in all
+    folds. `chosen_by`: the scores [layers, H] that choose in each fold; `scores` [layers, H]: those of all trials that
+    count, whose layers the random heads are of. Heads without a score have no order, so none of them is a top head; no
+    random head has a score above the threshold, anywhere. Without folds where there is nothing to mask."""
+    orders = [[divmod(int(i), model.n_heads) for i in np.argsort(-s.ravel(), kind="stable")] for s in chosen_by]
+    whole = [divmod(int(i), model.n_heads) for i in np.argsort(-scores.ravel(), kind="stable")]
+    scored = min(int((s > 0).sum()) for s in (*chosen_by, scores))
+    retrieve = {
+        divmod(int(i), model.n_heads) for s in (*chosen_by, scores) for i in np.flatnonzero(s > config.threshold)
+    }
+    wanted_k = {k for k in config.mask_k if 0 < k <= len(whole) // 2}
     if scored and wanted_k and max(wanted_k) > scored:
         some = (
             "1 head has a score, so masking ends with it"
@@ -94,30 +115,22 @@ def mask_plan(model: Model, scores: np.ndarray, config: Config, context: Context
             else f"{scored} heads have a score, so masking ends with these"
         )
         context.warn(f"{some}; mask_k asks for up to {max(wanted_k)}.")
-    for k in sorted({min(k, scored) for k in wanted_k} - {0}):
-        top = tuple(order[:k])
-        plan.append(Masking(k, "top", 0, top))
-        for draw in range(config.random_draws):
-            others = _others_of_the_same_layers(model, top, context.rng(f"random-{k}-{draw}"), context)
-            plan.append(Masking(k, "random", draw, others))
-    return plan if len(plan) > 1 else []
-
-
-def _others_of_the_same_layers(
-    model: Model, top: Sequence[tuple[int, int]], rng: np.random.Generator, context: Context
-) -> tuple[tuple[int, int], ...]:
-    """As many random heads in every layer as `top` has there, none of them in it."""
-    chosen = []
-    for layer in sorted({layer for layer, _ in top}):
-        wanted = sum(1 for l, _ in top if l == layer)
-        free = [h for h in range(model.n_heads) if (layer, h) not in top]
-        if len(free) < wanted:
-            context.warn(
-                f"Layer {layer} has too few other heads for a random control of k={len(top)}; it masks "
-                f"{len(free)} instead of {wanted} there."
-            )
-        chosen += [(layer, int(h)) for h in rng.permutation(free)[:wanted]]
-    return tuple(chosen)
+    ks = sorted({min(k, scored) for k in wanted_k} - {0})
+    shape = (model.n_layers, model.n_heads)
+    controls = {}
+    for k in ks:
+        never = retrieve | {head for order in orders for head in order[:k]}
+        rng = context.rng(f"random-{k}")
+        controls[k] = random_sets(shape, whole[:k], never, draws=config.random_draws, rng=rng, context=context)
+    plans = []
+    for order in orders if ks else ():
+        plan = [Masking(0, "top", 0, ())]
+        for k in ks:
+            plan.append(Masking(k, "top", 0, tuple(order[:k])))
+            plan += [Masking(k, "random", d, heads) for d, heads in enumerate(controls[k].sets)]
+        plans.append(plan)
+    sampled = frozenset(k for k, control in controls.items() if not control.all_of_them)
+    return Plans(plans, {k: tuple(whole[:k]) for k in ks}, sampled)
 
 
 def mask(
@@ -128,8 +141,11 @@ def mask(
     haystack: Haystack,
     chosen: Sequence[int],
     plan: Sequence[Masking],
+    *,
+    part: str = "masking",
 ) -> pl.DataFrame:
-    """Answers and recall of the trials `chosen` (their numbers) under every masking: the columns of TRIALS."""
+    """Answers and recall of the trials `chosen` (their numbers) under every masking: the columns of TRIALS. `part`:
+    what the pieces of work are called."""
     if not plan or not len(chosen):
         return pl.DataFrame(schema=TRIALS)
     mean = _haystack_mean(model, grid.shared, context) if config.ablation == "mean" else None
@@ -145,8 +161,8 @@ def mask(
     tables, done = [], 0
     for number, group in enumerate(groups):
         context.progress(done, len(chosen), "masking")
-        part = context.part(f"masking-{number}", lambda group=group: compute([chosen[k] for k in group]))
-        tables.append(part["trials"])
+        made = context.part(f"{part}-{number}", lambda group=group: compute([chosen[k] for k in group]))
+        tables.append(made["trials"])
         done += len(group)
     context.progress(done, len(chosen), "masking")
     return pl.concat(tables).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
@@ -209,18 +225,3 @@ def _prompts_read(model: Model, alike: Sequence[Sequence[Trial]], haystack: Hays
 def _haystack_mean(model: Model, tokens: list[int], context: Context) -> torch.Tensor:
     context.count(tokens=min(len(tokens), MEAN_OVER), forwards=1)
     return mean_head_outputs(model, [tokens[:MEAN_OVER]], edits=context.edits)
-
-
-def mask_table(
-    masked: pl.DataFrame, plan: Sequence[Masking], clusters: np.ndarray, config: Config, context: Context
-) -> pl.DataFrame:
-    """Mean recall per masking with its interval: the columns of MASKING; `clusters` belong to the trials in the order
-    of their numbers."""
-    rows = []
-    for k, kind, draw, heads in plan if masked.height else ():
-        here = masked.filter((pl.col("k") == k) & (pl.col("heads") == kind) & (pl.col("draw") == draw))
-        recalls = here.sort("trial")["recall"].to_numpy()
-        low, high = cluster_bootstrap_mean(recalls, clusters, draws=config.draws, rng=context.rng("masking"))
-        names = " ".join(f"{l}.{h}" for l, h in heads)
-        rows.append((k, kind, draw, config.ablation, float(recalls.mean()), low, high, len(recalls), names))
-    return pl.DataFrame(rows, schema=MASKING, orient="row")

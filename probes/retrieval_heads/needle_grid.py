@@ -26,19 +26,22 @@ from workbench.models.thinking import thinking_splitter
 
 @dataclass(frozen=True)
 class NeedleGrid:
-    """`shared`: the tokens that all prompts share a beginning of; `stops`: whether a response ends with the last of the
-    tokens emitted so far; `split`: which of its tokens are thinking."""
+    """`shared`: the tokens that all prompts share a beginning of; `closed`: every question at every length without its
+    needle; `stops`: whether a response ends with the last of the tokens emitted so far; `split`: which of its tokens
+    are thinking."""
 
     needles: Sequence[Needle]
     shared: list[int]
     trials: Sequence[Trial]
+    closed: Sequence[Trial]
     stops: Callable[[Sequence[int]], bool]
     split: Split
 
     @property
     def haystack(self) -> list[int]:
-        """As much of the shared tokens as stands before the needle in any trial."""
-        return self.shared[: max(t.shared for t in self.trials)]
+        """As much of the shared tokens as stands before the needle in any trial, or before the question where the
+        needle is cut out."""
+        return self.shared[: max(t.shared for t in (*self.trials, *self.closed))]
 
 
 def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
@@ -83,14 +86,14 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     context.rows_used = len(needles)
     lengths, depths = _lengths(model, config, needles), list(dict.fromkeys(config.depths))
     tokens, _ = encode_after(model, haystack.strip())
-    shared, trials = grid(
+    shared, trials, closed = grid(
         model, needles, tokens, before, lengths=lengths, depths=depths, new_tokens=config.max_new_tokens
     )
     if len(tokens) < len(shared):
         context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
     stop = left.get("stop", ("\n",) if config.stop == ("default",) else config.stop)
     split = thinking_splitter(model, inside=thinks)
-    return NeedleGrid(needles, shared, trials, stop_rule(model, stop, split), split)
+    return NeedleGrid(needles, shared, trials, closed, stop_rule(model, stop, split), split)
 
 
 def _needles(model, config: Config, context: Context, after: str) -> list[Needle]:

@@ -6,6 +6,7 @@ of one length share the same haystack tokens, so that keys and values up to the 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -158,12 +159,14 @@ def grid(
     lengths: Sequence[int],
     depths: Sequence[float],
     new_tokens: int,
-) -> tuple[list[int], list[Trial]]:
-    """Every needle at every length and depth: (the tokens that all prompts share a beginning of, trials).
+) -> tuple[list[int], list[Trial], list[Trial]]:
+    """Every needle at every length and depth: (the tokens that all prompts share a beginning of, trials, closed book).
 
     A prompt of `length` has at most `length` tokens, BOS and question included (the longest needle fills it exactly).
     `depth` is the percentage of the haystack before the needle, moved back to the nearest sentence end (100: right
-    before the question). Raises InputError when a length cannot hold the needle or goes beyond the model's context."""
+    before the question). Closed book: every question at every length once more, with haystack where the needle was;
+    they have no depth (NaN) and no span. Raises InputError when a length cannot hold the needle or goes beyond the
+    model's context."""
     head = model.encode(before, bos=True) if before else model._bos(True)
     extra = len(head) + max(len(n.ids) + len(n.tail) for n in needles)
     if min(lengths) <= extra:
@@ -176,12 +179,17 @@ def grid(
             f"A prompt of {max(lengths)} tokens and an answer of {new_tokens} go beyond the context of "
             f"{model.context_length}; ask for shorter lengths."
         )
+    instead = extra - len(head) - max(len(n.tail) for n in needles)  # tokens that fill the place of any needle
     longest = max(lengths) - extra
-    text = (list(haystack) * (longest // len(haystack) + 1))[:longest]
-    ends = sentence_ends(model, text)
-    trials = []
+    text = (list(haystack) * ((longest + instead) // len(haystack) + 1))[: longest + instead]
+    ends = sentence_ends(model, text[:longest])
+    trials, closed = [], []
     for length in lengths:
         room = length - extra
+        for k, needle in enumerate(needles):
+            ids = (*head, *text[: room + instead], *needle.tail)
+            body = len(ids) - max(1, len(needle.tail))
+            closed.append(Trial(k, length, math.nan, ids, max(body - 1, 0), body, (0, 0), guess=()))
         for depth in depths:
             limit = room if depth >= 100 else int(room * depth / 100)
             at = room if depth >= 100 else max(e for e in ends if e <= limit)
@@ -191,4 +199,4 @@ def grid(
                 span = (start + needle.span[0], start + needle.span[1])
                 body = len(ids) - max(1, len(needle.tail))
                 trials.append(Trial(k, length, depth, ids, start, body, span, guess=needle.ids[needle.span[0] :]))
-    return [*head, *text], trials
+    return [*head, *text], trials, closed

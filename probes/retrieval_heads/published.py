@@ -12,10 +12,8 @@ import polars as pl
 from workbench.core.errors import InputError
 from workbench.core.wording import cut
 from workbench.runs.imported import ImportedResult, PublishedFile
-from workbench.stats.intervals import clustered_draws
 
 THRESHOLD = 0.1  # of the paper; a head that reaches it counts
-DRAWS = 1000
 LARGEST = 100_000  # layers, or heads of a layer, beyond which a key is no head
 _HEAD = re.compile(r"(\d{1,9})[-.](\d{1,9})")
 SCORES = ("score", "ci_low", "ci_high", "activation_frequency")
@@ -24,8 +22,9 @@ SCORES = ("score", "ci_low", "ci_high", "activation_frequency")
 def read(file: PublishedFile) -> ImportedResult | None:
     """``heads`` and ``trial_scores`` [trials, layers, H] of such a file; None for a file that holds no such scores.
 
-    The score of a head is the mean over its trials, its interval resamples them; heads of which the file says nothing
-    have no score, and trials that a head does not have are NaN. Scores above 1 stay: the official code counts steps.
+    The score of a head is the mean over its trials. It has no interval: trials of one needle are no evidence of their
+    own, and the file does not say which needle a trial is of. Heads of which the file says nothing have no score, and
+    trials that a head does not have are NaN. Scores above 1 stay: the official code counts steps.
     Raises InputError that names the head."""
     found = file.json
     keys = list(found) if isinstance(found, dict) else []
@@ -50,9 +49,9 @@ def read(file: PublishedFile) -> ImportedResult | None:
     return ImportedResult(
         tables={"heads": heads},
         arrays={"trial_scores": scores.astype(np.float32)},
-        summary=_summary(heads, scores),
+        summary=_summary(heads),
         model={"layers": n_layers, "heads": n_heads},
-        config={"threshold": THRESHOLD, "resample": "trials", "draws": DRAWS},
+        config={"threshold": THRESHOLD},
         warnings=warnings,
     )
 
@@ -117,9 +116,7 @@ def _head_table(scores: np.ndarray) -> pl.DataFrame:
     for size in np.unique(n[n > 0]):  # the trials of a head come first, so that heads with as many are one block
         own = n == size
         values = flat[:size, own]
-        means = clustered_draws(values, np.arange(size), draws=DRAWS, rng=np.random.default_rng(0))
         columns["score"][own] = values.mean(0)
-        columns["ci_low"][own], columns["ci_high"][own] = np.quantile(means, [0.025, 0.975], axis=0)
         columns["activation_frequency"][own] = (values > 0).mean(0)
     places = {"layer": np.repeat(np.arange(n_layers), n_heads), "head": np.tile(np.arange(n_heads), n_layers)}
     return pl.DataFrame(places | columns | {"n_trials": n.astype(np.int64)}).with_columns(
@@ -127,21 +124,16 @@ def _head_table(scores: np.ndarray) -> pl.DataFrame:
     )
 
 
-def _summary(heads: pl.DataFrame, scores: np.ndarray) -> dict:
-    """How many heads reach the threshold, and which are the best; an interval where all heads have the same trials."""
+def _summary(heads: pl.DataFrame) -> dict:
+    """How many heads reach the threshold, and which are the best."""
     scored = heads.drop_nulls("score")
     over, size = int(scored["is_retrieval"].sum()), scored.height
-    count: dict[str, float | int] = {"value": over, "n": size}
-    if np.isfinite(scores).all():
-        flat = scores.reshape(len(scores), -1)
-        means = clustered_draws(flat, np.arange(len(flat)), draws=DRAWS, rng=np.random.default_rng(0))
-        low, high = np.quantile((means >= THRESHOLD).sum(1), [0.025, 0.975]).tolist()
-        count |= {"low": low, "high": high}
+    count: dict[str, float | int] = {"value": over, "heads": size}
     best = scored.sort("score", "layer", "head", descending=[True, False, False]).head(10)
     return {
         "trials_scored": int(scored["n_trials"].max() or 0),
         "retrieval_heads": count,
-        "share_of_heads": {key: value if key == "n" else value / size for key, value in count.items()},
+        "share_of_heads": {key: value if key == "heads" else value / size for key, value in count.items()},
         "top_heads": ", ".join(
             f"{row['layer']}.{row['head']} {row['score']:.3f}" for row in best.iter_rows(named=True) if row["score"] > 0
         ),

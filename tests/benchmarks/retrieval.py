@@ -102,7 +102,7 @@ def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
     from probes.retrieval_heads.detection import measure
     from probes.retrieval_heads.haystack import Haystack
     from probes.retrieval_heads.head_scores import score
-    from probes.retrieval_heads.masking import mask, mask_plan, spread
+    from probes.retrieval_heads.masking import mask, mask_plans, spread
 
     n, tested, ks, draws = MASKED[scale]
     grid, config, context = case(model, scale, n, mask_k=ks, random_draws=draws)
@@ -116,8 +116,9 @@ def masking(model, hf, device: str, scale: str, rounds: int) -> dict:
     # as many maskings as on a model in which that many heads have a score; which heads they are does not matter to the
     # time
     scores = np.stack([score(t, s, "set") for t, s in zip(trials, measured.steps)]).mean(0)
-    plan = mask_plan(model, scores + 1e-9 * np.random.default_rng(0).random(scores.shape), config, context)
-    chosen = spread(np.arange(len(trials)), tested)
+    scores = scores + 1e-9 * np.random.default_rng(0).random(scores.shape)
+    (plan,) = mask_plans(model, [scores], scores, config, context).folds
+    chosen = spread(np.arange(len(trials)), np.array([t.needle for t in trials]), tested)
 
     def ours():
         haystack, _ = detect()

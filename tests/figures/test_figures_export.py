@@ -194,15 +194,15 @@ def test_the_caption_says_model_revision_data_seed_n_and_interval(run):
         "needles.jsonl",
         "8 rows",
         "Seed 7",
-        "n = 240",
-        "95 % bootstrap over trials",
+        "n = 4 needles (240 trials)",
+        "95 % over needles",
         run.info["id"],
     ):
         assert part in said, part
     assert said.endswith(".") and ".." not in said
     assert "Vertical lines separate" in export.caption(run, retrieval_heads.head_map(run))
-    run.info["config"]["resample"] = "needles"
-    assert "95 % bootstrap over needles" in export.caption(run, retrieval_heads.score_curve(run))
+    run.info["config"]["resample"] = "trials"
+    assert "95 % over trials" in export.caption(run, retrieval_heads.score_curve(run))
     run.info = {"probe": "drawn"}
     assert export.caption(run, retrieval_heads.score_curve(run)).startswith("Retrieval scores")
 

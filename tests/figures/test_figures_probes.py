@@ -211,18 +211,39 @@ def test_the_needle_map_is_the_mean_recall_of_each_cell_with_and_without_masking
     assert list(fig.layout.yaxis.range) == [9.5, -0.5]  # the beginning of the context is at the top
 
 
-def test_the_masking_curves_start_unmasked_and_the_band_is_the_range_of_the_random_draws():
+def test_the_masking_curves_start_unmasked_and_both_bands_are_intervals_of_the_table():
     run, figures, _ = drawn("retrieval")
+    frame, fig = run.table("masked_recall"), figures["masking"]
+    none = frame.filter(heads="none")
+    for name, kind in (("retrieval heads", "top"), ("random heads", "random")):
+        own = pl.concat([none, frame.filter(heads=kind)]).sort("k")
+        x, y = curve(fig, name)
+        np.testing.assert_allclose((x, y), (own["k"], own["recall"]))
+        band = next(t for t in fig.data if t.name == name and t.fill == "toself")
+        at_five = own.filter(k=5).select("ci_low", "ci_high").row(0)
+        assert sorted(v for k, v in zip(band.x, band.y) if k == 5) == pytest.approx(at_five)
+    assert fig.layout.meta["n"] == "4 needles (60 trials)"
+    assert "both bands are 95 % intervals over needles" in fig.layout.meta["interval"]
+
+
+@pytest.mark.parametrize("ends", ["older run", "four needles"])
+def test_masking_without_intervals_of_both_kinds_has_no_band(ends):
+    run = figure_runs.retrieval()
+    if ends == "older run":
+        run.frames.pop("masked_recall")
+    else:
+        nothing = [pl.lit(float("nan")).alias(name) for name in ("ci_low", "ci_high")]
+        run.frames["masked_recall"] = run.table("masked_recall").with_columns(nothing)
+    made = retrieval_heads.masking(run)
+    bars = [t.error_y.array for t in made.data if t.error_y.array is not None]
+    assert not [t for t in made.data if t.fill == "toself"] and not np.isfinite(bars).any()
+    assert "No intervals" in made.layout.meta["note"] and not made.layout.meta["interval"]
     frame = run.table("masking").filter(pl.col("ablation") == "uniform")
-    x, y = curve(figures["masking"], "retrieval heads")
-    top = frame.filter(pl.col("heads") == "top").sort("k")
-    np.testing.assert_allclose((x, y), (top["k"], top["recall"]))
-    x, y = curve(figures["masking"], "random heads")
-    assert x[0] == 0 and y[0] == frame.filter(pl.col("k") == 0)["recall"][0]
-    band = next(t for t in figures["masking"].data if t.name == "random heads" and t.fill == "toself")
-    at_five = frame.filter((pl.col("k") == 5) & (pl.col("heads") == "random"))["recall"]
-    drawn_at_five = [v for k, v in zip(band.x, band.y) if k == 5]
-    assert sorted(drawn_at_five) == pytest.approx([at_five.min(), at_five.max()])
+    x, y = curve(made, "random heads")
+    assert x[0] == 0 and y[0] == pytest.approx(0.95)
+    if ends == "older run":
+        mean = frame.filter(k=5, heads="random")["recall"].mean()
+        assert dict(zip(x, y))[5] == pytest.approx(mean)
 
 
 def test_comparing_two_runs_gives_their_correlation():

@@ -55,7 +55,8 @@ def test_the_plan_of_retrieval_is_the_grid_its_answers_and_its_masking():
         "mask_trials": 5,
     }
     found, _ = plan("retrieval-heads", "circuit-copy", values)
-    assert found == cost.Plan(prompts=12, tokens=2 * 3 * 300 + (12 + 5 * (1 + 1 * 4)) * 6, stored=0)
+    # two needles at two lengths: at three depths, and once without the needle
+    assert found == cost.Plan(prompts=12 + 4, tokens=2 * (3 + 1) * 300 + (12 + 4 + 5 * (1 + 1 * 4)) * 6, stored=0)
 
 
 def test_the_plan_of_branching_is_its_samples_at_their_longest_for_every_condition(tmp_path):

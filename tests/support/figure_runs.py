@@ -69,6 +69,7 @@ def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablatio
             "ci_high": score + width,
             "activation_frequency": np.clip(score * 1.4 + rng.normal(0, 0.05, len(score)), 0, 1),
             "n_trials": 240,
+            "n_needles": 4,
             "is_retrieval": score > 0.1,
         }
     )
@@ -81,7 +82,12 @@ def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablatio
                 trials.append((len(trials), needle, length, depth, recall, recall > 0.5, "the answer"))
                 masked.append((10, "top", 0, "uniform", length, depth, recall * rng.uniform(0, 0.4)))
                 masked.append((10, "random", 0, "uniform", length, depth, recall * rng.uniform(0.8, 1)))
-    masking = []
+    masking, means = [], [(0, "none", 0.95, 0.7, 0.99, 4, 60, 1)]
+    for k in (1, 2, 5, 10, 20):
+        top, random = float(0.95 * np.exp(-k / 5)), 0.95 - 0.01 * k
+        means.append((k, "top", top, 0.8 * top, min(1.0, top + 0.1), 4, 60, 1))
+        means.append((k, "random", random, random - 0.1, min(1.0, random + 0.04), 4, 60, 5))
+        means.append((k, "top_minus_random", top - random, top - random - 0.1, top - random + 0.1, 4, 60, 5))
     for ablation in ablations:
         for k in (0, 1, 2, 5, 10, 20):
             recall = float(0.95 * np.exp(-k / 5))
@@ -96,6 +102,9 @@ def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablatio
         ),
         "masking": pl.DataFrame(
             masking, schema=["k", "heads", "draw", "ablation", "recall", "ci_low", "ci_high", "n"], orient="row"
+        ),
+        "masked_recall": pl.DataFrame(
+            means, schema=["k", "heads", "recall", "ci_low", "ci_high", "n", "rows", "draws"], orient="row"
         ),
         "masked_trials": pl.DataFrame(
             masked, schema=["k", "heads", "draw", "ablation", "length", "depth", "recall"], orient="row"
@@ -117,7 +126,15 @@ def retrieval(*, layers=8, heads=8, kv_heads=4, name="organism", seed=0, ablatio
     return FakeRun(
         "retrieval-heads",
         frames,
-        about("retrieval-heads", layers=layers, heads=heads, kv_heads=kv_heads, name=name, threshold=0.1),
+        about(
+            "retrieval-heads",
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            name=name,
+            threshold=0.1,
+            resample="needles",
+        ),
     )
 
 

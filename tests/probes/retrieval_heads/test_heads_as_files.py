@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import polars as pl
 import pytest
@@ -54,14 +55,19 @@ def test_a_run_with_the_mask_applied_loses_what_the_note_says(model):
 def test_a_mask_that_does_no_more_than_random_heads_says_so():
     from probes.retrieval_heads.config import Config
     from probes.retrieval_heads.head_masks import _note, supported
+    from probes.retrieval_heads.masked_recall import RECALL
 
-    rows = [(0, "top", 1.0), (2, "top", 0.5), (2, "random", 0.5)]
-    masked = pl.DataFrame(rows, schema=["k", "heads", "recall"], orient="row")
-    said = {"recall_top_minus_random_2": {"value": 0.0, "low": -0.2, "high": 0.1, "n": 6}}
-    assert not supported(2, masked, said)
-    assert _note(2, masked, said, Config()).endswith("not shown to lower recall more than random heads do")
-    said = {"recall_top_minus_random_2": {"value": -0.4, "low": -0.5, "high": -0.1, "n": 6}}
-    assert supported(2, masked, said) and "-0.400 [-0.500, -0.100], n = 6 trials" in _note(2, masked, said, Config())
+    def table(low, high, n=6):
+        rows = [(0, "none", 1.0), (2, "top", 0.5), (2, "random", 0.9), (2, "top_minus_random", -0.4)]
+        return pl.DataFrame([(*row, low, high, n, 30, 5) for row in rows], schema=RECALL, orient="row")
+
+    not_shown = "not shown to lower recall more than random heads do"
+    for less, interval in ((table(-0.9, 0.1), "[-0.900, +0.100]"), (table(math.nan, math.nan, n=4), "no interval")):
+        said = _note(2, less, Config(), crossed=False)
+        assert not supported(2, less) and said.endswith(not_shown) and f"-0.400 {interval}, n = " in said
+    said = _note(2, table(-0.5, -0.1), Config(), crossed=True)
+    assert supported(2, table(-0.5, -0.1)) and "-0.400 [-0.500, -0.100], n = 6 needles (30 trials)" in said
+    assert said.endswith("with the heads that one half of the needles chose, on the other half")
 
 
 def test_a_run_that_answers_nothing_leaves_no_mask(tiny_llama, tmp_path):

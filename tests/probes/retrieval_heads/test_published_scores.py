@@ -41,22 +41,14 @@ def test_a_file_of_the_published_shape_gives_the_heads_that_reach_the_threshold(
         values = published[f"{row['layer']}-{row['head']}"]
         assert row["score"] == pytest.approx(slow[f"{row['layer']}-{row['head']}"], abs=1e-12)
         assert row["activation_frequency"] == sum(value > 0 for value in values) / 60 and row["n_trials"] == 60
-        assert row["ci_low"] - 1e-12 <= row["score"] <= row["ci_high"] + 1e-12
+        assert row["ci_low"] is None and row["ci_high"] is None, "the file does not say which trials are of one needle"
     assert heads["is_retrieval"].sum() == sum(score >= 0.1 for score in slow.values()) == 33
     assert (heads["score"] > 0.5).sum() == 6
     found = run.summary["retrieval_heads"]
-    assert (found["value"], found["n"]) == (33, 1024) and found["low"] <= 33 <= found["high"]
+    assert found == {"value": 33, "heads": 1024}
     scores = run.array("trial_scores")
     assert scores.shape == (60, 32, 32)
     assert scores[:, 31, 31] == pytest.approx(np.float32(published["31-31"]))
-
-
-def test_an_interval_is_that_of_resampled_trials(tmp_path):
-    values = np.random.default_rng(3).random(40)
-    run = import_file(write(tmp_path / "s.json", {"0-0": values.tolist(), "0-1": [0.0] * 40}))
-    row = run.table("heads").row(0, named=True)
-    means = np.random.default_rng(9).choice(values, (20_000, 40)).mean(1)
-    assert [row["ci_low"], row["ci_high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
 
 
 def test_heads_with_other_numbers_of_trials_and_heads_that_are_missing(tmp_path):
@@ -66,8 +58,7 @@ def test_heads_with_other_numbers_of_trials_and_heads_that_are_missing(tmp_path)
     assert [row["n_trials"] for row in heads] == [2, 1, 0, 0, 0, 4]
     assert [row["score"] for row in heads] == [pytest.approx(0.1), 0.0, None, None, None, 1.0]
     assert [row["is_retrieval"] for row in heads] == [True, False, None, None, None, True]
-    assert [row["ci_low"] is None for row in heads] == [False, False, True, True, True, False]
-    assert run.summary["retrieval_heads"] == {"value": 2, "n": 3}
+    assert run.summary["retrieval_heads"] == {"value": 2, "heads": 3}
     assert run.info["warnings"] == [
         "3 of the 6 heads up to layer 1 and head 2 have no trial in the file; they have no score."
     ]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from probes.retrieval_heads import Config, detection, masking
-from probes.retrieval_heads.head_scores import clusters, head_table
+from probes.retrieval_heads.head_scores import cluster_names, head_table, warn_of_few
 from probes.retrieval_heads.needle_grid import read_grid
 from probes.retrieval_heads.needles import Words, read_needle, recall
 from probes.retrieval_heads.shipped import own_needles
@@ -154,23 +154,72 @@ class Trial:
         self.needle = needle
 
 
-def test_intervals_resample_the_trials_when_those_that_count_are_all_of_one_needle():
-    """Twenty kept trials of one needle are no twenty times the same number."""
-    trials, kept = [Trial(k) for k in (0, 1) for _ in range(20)], np.arange(40) < 20
-    context = Context(seed=0)
-    groups = clusters(trials, kept, Config(), context)
-    assert groups.tolist() == list(range(20)) and "Only one needle counts" in context.warnings[0]
-    scores = np.random.default_rng(0).random((20, 2, 2))
-    model = type("", (), {"n_layers": 2, "n_heads": 2, "kv_group": lambda self, h: h})()
-    table = head_table(model, scores, scores, groups, Config(), context)
-    # the bootstrap interval of a mean of 20 uniform numbers is about 4 × 0.29 / √20 wide
-    width = (table["ci_high"] - table["ci_low"]).to_numpy()
-    assert (np.abs(width - 3.92 * scores.std(0).ravel() / np.sqrt(20)) < 0.05).all()
-    both = clusters(trials, np.ones(40, bool), Config(), Context())
-    assert both.tolist() == [0] * 20 + [1] * 20
-    alone = Context()
-    clusters(trials[:1], np.ones(1, bool), Config(), alone)
-    assert "Only one trial" in alone.warnings[0]
+class Heads:
+    n_layers = n_heads = 2
+
+    def kv_group(self, head):
+        return head
+
+
+def table_of(scores, names, **config):
+    return head_table(Heads(), scores, np.zeros_like(scores), scores, names, Config(**config))
+
+
+def test_trials_of_fewer_than_five_needles_have_no_interval_and_a_warning_says_so():
+    """Twenty trials of one needle are no twenty independent things."""
+    for needles, said in ((1, "Only 1 needle counts (20 trials)"), (4, "Only 4 needles count (20 trials)")):
+        trials, context = [Trial(k % needles) for k in range(20)], Context(seed=0)
+        names = cluster_names(trials, np.ones(20, bool), Config())
+        warn_of_few(names, Config(), context)
+        assert len(set(names)) == needles and said in context.warnings[0]
+        table = table_of(np.random.default_rng(0).random((20, 2, 2)), names)
+        assert table["ci_low"].is_nan().all() and table["ci_high"].is_nan().all() and table["p_adjusted"].is_nan().all()
+        assert not table["told_apart"].any() and table["n_needles"].unique().to_list() == [needles]
+
+
+def test_the_interval_of_a_score_is_that_of_its_needles():
+    """Wilson's at the effective number of trials; of what is all 0 or 1, at the number of needles."""
+    names, rng = np.repeat(np.arange(12), 5), np.random.default_rng(0)
+    scores = np.clip(rng.random((12, 1, 1, 4)) + 0.1 * rng.normal(size=(12, 5, 1, 4)), 0.01, 0.99).reshape(60, 2, 2)
+    scores[:, 1, 1] = 1.0
+    context = Context()
+    warn_of_few(names, Config(), context)
+    table = table_of(scores, names)
+    assert not context.warnings
+    by_needle = scores.reshape(12, 5, 4).mean(1)
+    for head in range(3):  # about t times the standard error of twelve needles
+        width = table["ci_high"][head] - table["ci_low"][head]
+        assert width == pytest.approx(2 * 2.2 * by_needle[:, head].std(ddof=1) / np.sqrt(12), rel=0.15)
+    assert table["ci_high"][3] == 1 and table["ci_low"][3] == pytest.approx(1 / (1 + 2.201**2 / 12), abs=1e-3)
+    trials = table_of(scores, np.arange(60))
+    assert trials["ci_high"][0] - trials["ci_low"][0] < 0.6 * (table["ci_high"][0] - table["ci_low"][0])
+
+
+def test_counts_of_steps_beyond_one_have_an_interval_too():
+    scores = np.random.default_rng(1).uniform(0.8, 1.6, (40, 2, 2))
+    table = table_of(scores, np.repeat(np.arange(8), 5), score="count")
+    assert ((table["ci_low"] < table["score"]) & (table["score"] < table["ci_high"])).all()
+
+
+def test_a_head_that_looks_at_random_places_of_the_answer_is_above_the_threshold_and_not_told_from_chance():
+    """An answer of five different tokens: whoever looks into it anywhere copies one step in five."""
+    from probes.retrieval_heads.head_scores import score, score_by_chance
+
+    rng = np.random.default_rng(0)
+    trial = type("T", (), {"ids": tuple(range(10, 20)), "span": (2, 7)})()
+    scores, chance = np.zeros((200, 2, 2)), np.zeros((200, 2, 2))
+    for i in range(200):
+        attended = np.zeros((5, 2, 2), int)  # 0.0 looks at position 0
+        attended[:, 0, 1] = rng.integers(2, 7, 5)  # at random places of the answer
+        attended[:, 1, 0] = np.arange(2, 7)  # copies
+        attended[:, 1, 1] = [2, 3, 4, 0, 0]  # copies the first three
+        steps = np.arange(12, 17), attended
+        scores[i], chance[i] = (how(trial, steps, "set") for how in (score, score_by_chance))
+    np.testing.assert_allclose(chance.mean(0), [[0, 0.2], [0.2, 0.12]], atol=1e-12)
+    table = head_table(Heads(), scores, chance, scores, np.repeat(np.arange(20), 10), Config())
+    assert table["is_retrieval"].to_list() == [False, True, True, True]
+    assert table["told_apart"].to_list() == [False, False, True, True]
+    assert table["score"][1] == pytest.approx(0.2, abs=0.03)
 
 
 def test_a_run_whose_only_recalled_needle_is_one_of_two_says_so(organism, tmp_path):
@@ -189,7 +238,8 @@ def test_a_run_whose_only_recalled_needle_is_one_of_two_says_so(organism, tmp_pa
     )
     kept = run.table("trials").filter("kept")
     assert kept["needle"].unique().to_list() == [0], "the case needs one needle that is recalled and one that is not"
-    assert any("Only one needle counts" in w for w in run.info["warnings"])
+    assert any("Only 1 needle counts" in w for w in run.info["warnings"])
+    assert run.summary["retrieval_heads"]["low"] is None and run.table("masked_recall")["ci_low"].is_nan().all()
     assert any("masked on the trials that had chosen them" in w for w in run.info["warnings"])
 
 
@@ -199,11 +249,91 @@ def test_a_run_whose_only_recalled_needle_is_one_of_two_says_so(organism, tmp_pa
 def test_heads_are_masked_on_needles_that_did_not_choose_them():
     trials = [Trial(k) for k in (0, 1, 2, 3) for _ in range(3)]
     answered = np.array([True] * 3 + [False] * 3 + [True] * 6)  # needle 1 is never answered
-    for config, held in ((Config(mask_on="held_out"), [2]), (Config(mask_on="same"), [0, 2, 3])):
-        choosing, testing = masking.choosing_and_testing(trials, answered, answered, config, Context())
-        assert sorted({t.needle for t, here in zip(trials, testing) if here}) == held
-        chose = {t.needle for t, here in zip(trials, choosing) if here}
-        assert chose == ({0, 3} if config.mask_on == "held_out" else {0, 2, 3})
+    for config, wanted in (
+        (Config(mask_on="held_out"), [({0, 3}, {2}), ({2}, {0, 3})]),
+        (Config(mask_on="same"), [({0, 2, 3}, {0, 2, 3})]),
+    ):
+        found = [
+            tuple({t.needle for t, here in zip(trials, rows) if here} for rows in fold)
+            for fold in masking.folds(trials, answered, answered, config, Context())
+        ]
+        assert found == wanted
+
+
+def test_the_tested_trials_are_of_all_needles_whatever_the_step():
+    """Needles alternate in the order of the trials: twelve of them, and every twelfth trial would be of one."""
+    needles = np.tile(np.arange(12), 20)
+    chosen = masking.spread(np.arange(240), needles, 20)
+    assert len(set(chosen)) == 20 and np.bincount(needles[chosen], minlength=12).min() == 1
+    assert len(masking.spread(np.arange(240), needles, 999)) == 240
+    assert len({chosen[k] // 12 for k in range(20)}) > 10, "of all cells"
+
+
+def plans_of(scores, *, others=(), shape=(4, 6), **config):
+    context, model = Context(seed=0), type("", (), {"n_layers": shape[0], "n_heads": shape[1]})()
+    return masking.mask_plans(model, [scores, *others], scores, Config(**config), context), context
+
+
+def test_random_heads_have_no_score_above_the_threshold_and_no_set_comes_twice():
+    scores = np.zeros((4, 6))
+    scores[1, :3], scores[2, :2] = [0.9, 0.8, 0.3], [0.7, 0.2]
+    other = scores.copy()
+    other[1, 5] = 0.5  # above it in the other half only
+    plans, context = plans_of(scores, others=[other], mask_k=(2, 3), random_draws=20)
+    for fold in plans.folds:
+        for item in fold:
+            if item.kind == "random":
+                layers = [layer for layer, _ in item.heads]
+                assert layers == [1, 1] if item.k == 2 else layers == [1, 1, 2]
+                assert not any(max(scores[h], other[h]) > 0.1 for h in item.heads)
+    assert [item for item in plans.folds[0] if item.kind == "random"] == [
+        item for item in plans.folds[1] if item.kind == "random"
+    ]
+    # layer 1 has two heads left and layer 2 four: one set of two, four of three, and none is a sample
+    assert [sum(item.kind == "random" and item.k == k for item in plans.folds[0]) for k in (2, 3)] == [1, 4]
+    assert plans.sampled == frozenset() and not context.warnings
+    plans, _ = plans_of(scores, mask_k=(2,), random_draws=4, shape=(4, 6), threshold=0.85)
+    drawn = [item.heads for item in plans.folds[0] if item.kind == "random"]
+    assert len(set(drawn)) == len(drawn) == 4 and plans.sampled == {2}
+
+
+def test_a_layer_of_retrieval_heads_borrows_its_control_from_its_neighbours():
+    scores = np.zeros((4, 6))
+    scores[1] = [0.9, 0.8, 0.7, 0.6, 0.5, 0.0]
+    plans, context = plans_of(scores, mask_k=(3,), random_draws=3)
+    for item in plans.folds[0]:
+        if item.kind == "random":
+            assert sorted(layer for layer, _ in item.heads) == [0, 0, 1]
+    assert "Layer 1 has too few heads that do not retrieve" in context.warnings[0]
+
+
+def test_recall_under_masking_counts_needles_and_draws():
+    """Of five random sets one breaks two thirds of the answers: the draws are a sample, and their interval says so."""
+    from probes.retrieval_heads.masked_recall import recall_table
+
+    trials = [(k, kind, d, t, 64, 0.0, r, "") for k, kind, d, t, r in rows_of_recall()]
+    masked = pl.DataFrame(trials, schema=masking.TRIALS, orient="row")
+    names = np.repeat(np.arange(6), 10)
+    sampled, whole = (
+        {row["heads"]: row for row in recall_table(masked, names, some).iter_rows(named=True)} for some in ({2}, set())
+    )
+    assert sampled["random"]["recall"] == pytest.approx(0.87) and sampled["random"]["draws"] == 5
+    assert sampled["random"]["ci_low"] < 0.65 and whole["random"]["ci_low"] > 0.7
+    for row in sampled.values():
+        assert row["n"] == 6 and row["rows"] == 60 and row["ci_low"] < row["ci_high"]
+    assert sampled["none"]["ci_high"] == 1 and sampled["none"]["ci_low"] < 0.6
+    difference = sampled["top_minus_random"]
+    assert (
+        difference["recall"] == pytest.approx(-0.87) and difference["ci_low"] >= -1 and -0.6 < difference["ci_high"] < 0
+    )
+
+
+def rows_of_recall():
+    for trial in range(60):
+        yield 0, "top", 0, trial, 1.0
+        yield 2, "top", 0, trial, 0.0
+        for draw in range(5):
+            yield 2, "random", draw, trial, float(draw > 0 or trial % 20 < 7)
 
 
 def test_the_summary_pairs_top_with_random_masking_and_gives_the_share_an_interval():
@@ -214,7 +344,7 @@ def test_the_summary_pairs_top_with_random_masking_and_gives_the_share_an_interv
     )
     masked, trials = run.table("masked_trials"), run.table("trials")
     answered = trials.filter(pl.col("recall") > 0.5)["needle"].unique().sort().to_list()
-    assert set(masked.join(trials, on="trial")["needle"].to_list()) == set(answered[1::2])
+    assert masked.join(trials, on="trial")["needle"].unique().sort().to_list() == answered and len(answered) == 6
     for k in (1, 2):
         by_trial = {
             kind: masked.filter((pl.col("k") == k) & (pl.col("heads") == kind))
@@ -225,18 +355,31 @@ def test_the_summary_pairs_top_with_random_masking_and_gives_the_share_an_interv
         }
         difference = (by_trial["top"]["recall"] - by_trial["random"]["recall"]).to_numpy()
         found = run.summary[f"recall_top_minus_random_{k}"]
-        assert (
-            found["value"] == pytest.approx(difference.mean())
-            and found["n"] == len(difference)
-            and found["low"] <= found["value"] <= found["high"]
-        )
-        assert found["value"] < -0.5
+        assert (found["value"], found["n"], found["rows"]) == (pytest.approx(difference.mean()), 6, len(difference))
+        assert found["low"] <= found["value"] < found["high"] < 0
     share, heads = run.summary["share_of_heads"], run.table("heads")
-    assert (
-        share["value"] == heads["is_retrieval"].mean()
-        and share["n"] == heads.height
-        and share["low"] <= share["value"] <= share["high"]
+    assert share["value"] == heads["is_retrieval"].mean() and (share["n"], share["rows"]) == (6, 24)
+    assert share["low"] <= share["value"] <= share["high"]
+    assert run.summary["retrieval_heads_told_apart"]["value"] == heads["told_apart"].sum() == 2
+
+
+def test_halves_are_of_needles():
+    """Half of the heads copy one needle each: two halves of the trials agree, two halves of the needles do not."""
+    from probes.retrieval_heads.summary import summary_of_heads
+
+    names = np.repeat(np.arange(12), 10)
+    scores = np.zeros((120, 3, 4))
+    for needle in range(6):
+        scores[names == needle, needle // 4, needle % 4] = 1.0
+    table = head_table(type("", (Heads,), {"n_layers": 3, "n_heads": 4})(), scores, 0 * scores, scores, names, Config())
+    by_needle, by_trial = (
+        summary_of_heads(table, scores, these, Config(), Context(seed=0))["split_half_correlation"]
+        for these in (names, np.arange(120))
     )
+    assert by_needle["value"] < -0.2 and by_trial["value"] > 0.7
+    assert (by_needle["n"], by_needle["rows"]) == (12, 120) and by_needle["low"] <= by_needle["high"]
+    few = summary_of_heads(table, scores, names // 2, Config(), Context(seed=0))["split_half_correlation"]
+    assert few["n"] == 6 and np.isnan(few["low"]), "three needles in a half have no interval"
 
 
 # recall in any script
