@@ -21,12 +21,13 @@ from pathlib import Path
 
 import polars as pl
 
+from probes.branching_factor.branching_samples import frame
 from probes.branching_factor.condition_tables import comparison_row, condition_tables
 from probes.branching_factor.conditions import Lab
 from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
-from probes.branching_factor.estimators import enough_samples
 from probes.branching_factor.studies import STUDY
+from probes.branching_factor.summary import summary_of
 from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
@@ -40,7 +41,6 @@ from workbench.models.model_outline import Facts
 ENGLISH = Path(__file__).parent / "material" / "english.jsonl"
 KINDS = 5  # of the English prompts: story, fact, opinion, instruction, random letters
 CHAT = 64  # tokens that a chat template is taken to put around a prompt
-QUOTED = 8  # of the sentences, in the summary
 FEW = 4  # tokens that a short run must have room to write
 
 
@@ -66,6 +66,7 @@ def example(model: Facts) -> dict[str, object]:
 @probe(
     "branching-factor",
     title="Branching factor",
+    version=2,
     summary="How many next steps the model really considers while it generates, along the output and against a second "
     "model.",
     tables={
@@ -81,7 +82,16 @@ def example(model: Facts) -> dict[str, object]:
             "samples",
             "mean_length",
         ),
-        "positions": ("condition", "position", "bf_prefix", "bf_window", "entropy", "alive"),
+        "positions": (
+            "condition",
+            "position",
+            "bf_prefix",
+            "bf_window",
+            "bf_cohort",
+            "prompts",
+            "entropy",
+            "alive",
+        ),
         "samples": ("condition", "row", "prompt", "sample", "text", "length", "nll", "entropy", "generated_ids"),
         "inputs": ("row", "condition", "prompt", "ids"),
         "conditions": ("condition", "bf", "ci_low", "ci_high"),
@@ -154,54 +164,16 @@ def run(model: Model, config: Config, context: Context) -> Result:
     tables = {name: t.with_columns(pl.selectors.by_dtype(pl.Null).cast(pl.Float64)) for name, t in tables.items()}
     if pairs:
         by_name = {measured.condition.name: measured for measured in found}
-        rows = [comparison_row(by_name[a], by_name[b], config, context.rng(f"{a}/{b}")) for a, b in pairs]
-        tables["comparisons"] = pl.DataFrame(rows)
-    return Result(tables=tables, summary=_summary(tables, config) | counted_rows(context))
+        rows = [comparison_row(by_name[a], by_name[b], config) for a, b in pairs]
+        tables["comparisons"] = frame({key: [row[key] for row in rows] for key in rows[0]})
+    _warn_of_tokenizers(tables["conditions"], context)
+    return Result(tables=tables, summary=summary_of(tables, config) | counted_rows(context))
 
 
-def _summary(tables: dict[str, pl.DataFrame], config: Config) -> dict:
-    first = tables["conditions"].row(0, named=True)
-    out = {"bf": _quoted(first, "bf", "ci", first["prompts"])}
-    quoted = ("bf_entropy", "bf_nll", "bf_compat", "bf_full", "bf_late", "nats_per_byte", "mean_length")
-    out |= {name: first[name] for name in quoted}
-    how = {"estimator": config.estimator, "bias": config.bias, "samples": config.samples}
-    out |= how | {"template": first["template"]}
-    more = tables["enough"].filter(pl.col("condition") == first["condition"])
-    if more["relative_error"].is_not_null().any():
-        out["samples_for_5_percent"] = enough_samples(more.rows(named=True)) or f"more than {config.samples}"
-    for row in tables["conditions"].iter_rows(named=True):
-        if row["condition"] != first["condition"]:
-            out[f"bf of {row['condition']}"] = _quoted(row, "bf", "ci", row["prompts"])
-    for row in tables["comparisons"].iter_rows(named=True) if "comparisons" in tables else ():
-        out[f"{row['a']} / {row['b']}"] = _quoted(row, "ratio", "ratio", row["prompts"])
-    if "segment_means" in tables:
-        means = tables["segment_means"].filter(pl.col("condition") == first["condition"])
-        kind = "sentence " if config.segments == "sentence" else ""
-        for row in means.head(QUOTED).iter_rows(named=True):
-            if row["bf"] is not None:
-                out[f"bf of {kind}{row['segment']}"] = _quoted(row, "bf", "ci", row["prompts"])
-    if tables["segments"].height and config.segments == "thinking":
-        samples = tables["samples"].filter(pl.col("condition") == first["condition"])
-        out["samples_ended_in_thinking"] = int((samples["thinking"] == "unfinished").sum())
-    return {key: value for key, value in (out | _study_summary(tables)).items() if value is not None}
-
-
-def _study_summary(tables: dict[str, pl.DataFrame]) -> dict:
-    """What the tables of the studies say in a few numbers."""
-    out = {}
-    for row in tables["resampling"].iter_rows(named=True) if "resampling" in tables else ():
-        out[f"accuracy, cut at {row['position']}"] = _quoted(row, "accuracy", "ci", row["outputs"])
-    for row in tables["impact"].iter_rows(named=True) if "impact" in tables else ():
-        out[f"impact of {row['factor']}"] = _quoted(row, "impact", "impact")
-    for row in tables["signature"].iter_rows(named=True) if "signature" in tables else ():
-        for key in ("entropy_own", "nll_given", "surprise"):
-            out[f"{key} of {row['condition']}"] = _quoted(row, key, key)
-    if "verbalised" in tables:
-        for key in ("parse_rate", "distinct_direct", "distinct_verbalised", "effective_stated"):
-            out[key] = tables["verbalised"][key].mean()
-    return out
-
-
-def _quoted(row: dict, value: str, ends: str, n: int | None = None) -> dict:
-    found = {"value": row[value], "low": row[f"{ends}_low"], "high": row[f"{ends}_high"]}
-    return found if n is None else found | {"n": n}
+def _warn_of_tokenizers(conditions: pl.DataFrame, context: Context) -> None:
+    if conditions["tokenizer"].n_unique() > 1:
+        names = " and ".join(Path(name).name for name in conditions["model"].unique(maintain_order=True))
+        context.warn(
+            f"{names} cut text into different tokens, so their branching factors, which are per token, cannot be "
+            f"compared; compare nats per byte."
+        )

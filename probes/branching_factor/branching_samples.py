@@ -26,6 +26,7 @@ class Condition:
     ids: list[list[int]]
     rule: Rule
     prompt: list[int]  # number of each prompt in the data file
+    cluster: list[int]  # the same, but prompts with the same words have one number: what is independent
     answers: list[str] | None = None
     given: list[list[int]] = field(default_factory=list)  # part of the output that was not sampled but given
     stream: str = "samples"  # conditions of one stream share their random numbers, prompt by prompt

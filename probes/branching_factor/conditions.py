@@ -11,7 +11,7 @@ import polars as pl
 
 from probes.branching_factor.branching_samples import Condition, Continuations
 from probes.branching_factor.config import Config, talk_of
-from probes.branching_factor.estimators import Profile, log_bf, resampled
+from probes.branching_factor.estimators import Profile, log_bf
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.long_rows import fitting
@@ -30,20 +30,20 @@ from workbench.models.prompt_style import (
     write_prompt,
 )
 
-DRAWS = 1000  # resamples behind every interval
 PART_ROWS = 1024  # samples per resumable part
 NEARLY_ALL = 0.99  # without a nucleus, compat is warned about where its 50 tokens hold less
 
 
 @dataclass(eq=False)
 class MeasuredCondition(Continuations):
-    """The samples of one condition, and plain BF [P, D] of every prompt in resamples of its samples."""
-
-    draws: np.ndarray = None
+    """The samples of one condition, and what the estimators start from."""
 
     def profile(self) -> Profile:
-        """What the estimators start from."""
         return Profile(self.lengths, *(self.statistic(n) for n in ("entropy", "logprob", "entropy_top", "logprob_top")))
+
+
+# measured conditions, the pairs of them to compare (a over b), and the study's own tables
+Studied = tuple[list[MeasuredCondition], list[tuple[str, str]], dict[str, pl.DataFrame]]
 
 
 @dataclass(eq=False)
@@ -56,6 +56,7 @@ class Lab:
     table: pl.DataFrame
     other: Model | None = None
     numbers: list[int] = field(default_factory=list)
+    clusters: list[int] = field(default_factory=list)  # as `numbers`, one number for prompts with the same words
     engines: dict[int, object] = field(default_factory=dict)  # vLLM's, by id() of their models
 
     def __post_init__(self) -> None:
@@ -83,6 +84,9 @@ class Lab:
             )
 
         self._leave_out_long_prompts()
+        first: dict[str, int] = {}
+        asked = zip(self.table["prompt"], self.numbers, self.table.to_dicts())
+        self.clusters = [first.setdefault(repr((words, talk_of(row))), number) for words, number, row in asked]
 
     def _leave_out_long_prompts(self) -> None:
         """Keep of the table what every model of the study can read; `numbers`: which rows of the file these are."""
@@ -132,7 +136,8 @@ class Lab:
                 )
         answers = self.table["answer"].to_list() if "answer" in self.table.columns else None
         rule = rule or Rule(config.temperature, config.top_p, config.top_k, config.min_p)
-        return Condition(name, model, texts, ids, rule, self.numbers, answers, template=how, thinks=thinks, **more)
+        about = {"prompt": self.numbers, "cluster": self.clusters, "answers": answers, "template": how}
+        return Condition(name, model, texts, ids, rule, thinks=thinks, **(about | more))
 
     def label(self, model: Model) -> str:
         """What conditions of a model are called."""
@@ -159,8 +164,6 @@ class Lab:
         P, M = found.lengths.shape
         _put_back(found, self.context)
         found.texts = [[condition.model.decode(found.tokens(p, m)) for m in range(M)] for p in range(P)]
-        rng = self.context.rng(f"bootstrap/{condition.name}")
-        found.draws = resampled(found.profile(), self.config.estimator, pool=self.config.pool, rng=rng, draws=DRAWS)
         _warn(found, self.config, self.context)
         return found
 
@@ -230,8 +233,8 @@ def _warn(found: MeasuredCondition, config: Config, context: Context) -> None:
         )
     if (found.statistic("support")[alive] == 1).all():
         context.warn(
-            f"{name}: the decoding rule leaves one token at every step, so BF is 1 by construction; bf_full "
-            f"is the model's own."
+            f"{name}: the decoding rule leaves one token at every step, so BF is 1 by construction; "
+            f"exp_entropy_untruncated is of what the model itself would do."
         )
     short = float(beyond_top(found)[alive].mean())
     if short > 0.05 and config.estimator == "compat":
@@ -240,7 +243,7 @@ def _warn(found: MeasuredCondition, config: Config, context: Context) -> None:
             f"cannot see beyond them."
         )
     if config.samples == 1:
-        context.warn("With one sample per prompt the intervals over samples have no width; take at least 10.")
+        context.warn("With one sample per prompt there are no intervals over samples; take at least 10.")
 
 
 def bf_of(found: MeasuredCondition, config: Config, estimator: str | None = None) -> np.ndarray:

@@ -84,6 +84,13 @@ class Config:
     max_prompts: int = option(0, "use only the first prompts; 0 uses all", low=0)
     long: str = long_option(cut=False)
     window: int = option(5, "width of the windows of bf_window, in tokens", low=1, high=1_000_000)
+    cohort: int = option(
+        0,
+        "tokens that a sample must last to be in the cohort of bf_cohort; 0: where the cohort holds most",
+        low=0,
+        high=1_000_000,
+        later=True,
+    )
     late: int = option(5, "tokens left out at the start of each sample for bf_late", low=1, high=1_000_000)
     max_rows: int = option(256, "samples decoded together; fewer need less memory", low=1, high=1_000_000)
     sampler: str = option(

@@ -10,8 +10,9 @@ import polars as pl
 from workbench.figures import style as theme
 from workbench.figures.run_tables import maybe, model_name
 
-INTERVAL = "95 % bootstrap over prompts and samples"
+INTERVAL = "95 % t over prompts, none below five"
 LABEL = "branching factor"
+PER_BYTE = "nats per byte"
 
 
 def looks(names: Sequence[str]) -> dict[str, theme.Style]:
@@ -32,7 +33,45 @@ def size(run: Any) -> str | None:
     frame = maybe(run, "prompts", ("prompt", "samples"))
     if frame is None or frame.is_empty():
         return None
-    return f"{frame['prompt'].n_unique()} prompts × {frame['samples'].max()} samples"
+    prompts = frame["prompt"].n_unique()
+    counted = maybe(run, "conditions", ("prompts",))  # where several prompts of the file have the same words
+    if counted is not None and counted["prompts"].max() is not None:
+        prompts = counted["prompts"].max()
+    return f"{prompts} prompts × {frame['samples'].max()} samples"
+
+
+def joined(*sentences: str) -> str:
+    """The sentences that there are, one after another."""
+    return " ".join(filter(None, sentences))
+
+
+def tokenizers_of(runs: Sequence[Any]) -> str:
+    """What must be said where models of the runs cut text into different tokens, or may do so; "" where not. Runs of
+    earlier versions do not say which tokenizer it was."""
+    known, models, silent = set(), set(), False
+    for run in runs:
+        frame = maybe(run, "conditions", ("condition", "tokenizer"))
+        models.add(model_name(run))
+        known |= set() if frame is None else set(frame["tokenizer"].drop_nulls().to_list())
+        silent |= frame is None
+    if len(known) > 1:
+        return (
+            "The models cut text into different tokens: what is per token, branching factors and positions, cannot be "
+            "compared between them; nats per byte can."
+        )
+    if silent and len(runs) > 1 and len(models) > 1:
+        return (
+            "The runs do not say whether their models share a tokenizer; if not, what is per token cannot be compared."
+        )
+    return ""
+
+
+def measure_of(run: Any) -> tuple[str, str, str, str]:
+    """(column, its low, its high, label) of the table `conditions` by which the conditions of a run are compared:
+    nats per byte where their models cut text into different tokens."""
+    if tokenizers_of([run]) and maybe(run, "conditions", ("nats_per_byte_low",)) is not None:
+        return "nats_per_byte", "nats_per_byte_low", "nats_per_byte_high", PER_BYTE
+    return "bf", "ci_low", "ci_high", LABEL
 
 
 def prompt_names(frame: pl.DataFrame) -> dict[Any, str]:

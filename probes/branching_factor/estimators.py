@@ -18,17 +18,18 @@ the same.
 exp of a mean, or of a ratio, over few samples lies above its true value, and averaging over prompts does not remove
 that. `bias` takes it out (entropy and nll; compat stays what the official code computes): the jackknife over samples
 corrects the rate, half its jackknife variance the convexity of exp. The paper's own estimator is the plain one.
-Intervals are bootstrap percentiles moved onto the value that is reported, so that the bias of a resample, which comes
-on top, does not move them.
+Intervals are in probes.branching_factor.bf_intervals; what has no formula (compat) has bootstrap percentiles over
+samples, moved onto the value that is reported, so that the bias of a resample, which comes on top, does not move them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.stats.clusters import FEWEST
 from workbench.stats.intervals import multinomial_counts, percentiles
 
 ESTIMATORS = ("entropy", "nll", "compat")
@@ -37,7 +38,7 @@ SWITCH = 50  # positions after which compat takes the likelihood (DEFAULT_ASYMPT
 QUANTILE, SURVIVORS = 0.95, 3  # compat: length limit, and the number of survivors that is too few
 SCHEDULE = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200)
 BIAS = ("jackknife", "plain")
-FEWEST = 5  # samples below which nothing is said about how many are enough
+LEAST = 10  # samples that must last through a window, as in the official code (all, where there are fewer)
 
 
 @dataclass(eq=False)
@@ -142,50 +143,40 @@ def _quantile(lengths: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return a + (b - a) * (at - low) + 1e-9  # the interpolation must not fall just below a whole length
 
 
+def sample_parts(profile: Profile, estimator: str, pool: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numerator and denominator [P, M] that each sample brings to the rate of its prompt (entropy, nll)."""
+    values = profile.entropy if estimator == "entropy" else -profile.logprob
+    return _pooled(np.nansum(values, -1), profile.lengths, pool)
+
+
 def prefix_curve(profile: Profile, estimator: str, *, pool: str = "tokens", bias: str = "plain") -> np.ndarray:
     """log BF of everything up to each position [P, N]; the last one is the prompt's log BF."""
-    one = np.ones((1, profile.lengths.shape[1]))
-    return np.stack(
-        [curve[0] for curve in _prefix_curves(profile, estimator, pool, bias, (one for _ in profile.lengths))]
-    )
-
-
-def _prefix_curves(
-    profile: Profile, estimator: str, pool: str, bias: str, weights: Iterable[np.ndarray]
-) -> Iterator[np.ndarray]:
-    """The prefix curves [D, N] of one prompt after another, in the resamples `weights` [D, M] of its samples."""
-    N = profile.entropy.shape[2]
+    N, one = profile.entropy.shape[2], np.ones((1, profile.lengths.shape[1]))
     values = profile.entropy if estimator == "entropy" else -profile.logprob
-    for p, w in enumerate(weights):
+    rate = _rate if bias == "plain" else _jackknifed
+    curves = np.full((len(profile.lengths), N), np.nan)
+    for p, lengths in enumerate(profile.lengths):
         if estimator == "compat":
-            yield _compat(profile.entropy_top[p], profile.logprob_top[p], profile.lengths[p], w)[1]
+            curves[p] = _compat(profile.entropy_top[p], profile.logprob_top[p], lengths, one)[1][0]
             continue
-        tokens = np.minimum(profile.lengths[p][:, None], np.arange(1, N + 1))
+        tokens = np.minimum(lengths[:, None], np.arange(1, N + 1))
         sums, sizes = _pooled(np.cumsum(np.nan_to_num(values[p]), -1), tokens, pool)
-        rate = _rate if bias == "plain" else _jackknifed
-        yield rate(sums.T, sizes.T, w).T
+        curves[p] = rate(sums.T, sizes.T, one)[..., 0]
+    return curves
 
 
-def window_curve(profile: Profile, window: int, *, least: int = 10) -> np.ndarray:
+def window_curve(profile: Profile, window: int, *, least: int = LEAST) -> np.ndarray:
     """BF in consecutive windows of `window` tokens [P, ⌈N / window⌉]: exp of each sample's mean entropy, averaged over
     the samples that last through the window; NaN where fewer than min(least, M) do. The last window may be shorter: it
     ends where the longest sample does."""
-    one = np.ones((1, profile.lengths.shape[1]))
-    return np.stack([curve[0] for curve in _window_curves(profile, window, (one for _ in profile.lengths), least)])
-
-
-def _window_curves(
-    profile: Profile, window: int, weights: Iterable[np.ndarray], least: int = 10
-) -> Iterator[np.ndarray]:
-    """The window curves [D, ⌈N / window⌉] of one prompt after another, in resamples of its samples."""
-    P, M, N = profile.entropy.shape
+    M, N = profile.entropy.shape[1:]
     starts = np.arange(0, N, window)
     stops = np.minimum(starts + window, N)
-    for p, w in enumerate(weights):
-        whole = profile.lengths[p][:, None] >= stops  # [M, windows]
-        rate = np.exp(np.add.reduceat(np.nan_to_num(profile.entropy[p]), starts, axis=1) / (stops - starts))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            yield np.where(whole.sum(0) >= min(least, M), (w @ np.where(whole, rate, 0.0)) / (w @ whole), np.nan)
+    whole = profile.lengths[..., None] >= stops  # [P, M, windows]
+    rate = np.exp(np.add.reduceat(np.nan_to_num(profile.entropy), starts, axis=-1) / (stops - starts))
+    count = whole.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(count >= min(least, M), np.where(whole, rate, 0.0).sum(1) / count, np.nan)
 
 
 def resampled(
@@ -220,45 +211,11 @@ def bounds(values: np.ndarray) -> tuple[float, float]:
     return max(low, 1.0), max(high, 1.0)
 
 
-def around(value: np.ndarray, draws: np.ndarray, share: float = 1.0) -> np.ndarray:
-    """`draws` [D, ...] moved so that their mean is `value` [...], their relative spread taken `share` times."""
+def around(value: float, draws: np.ndarray) -> np.ndarray:
+    """`draws` [D] scaled so that the mean of those that are defined is `value`."""
     with np.errstate(invalid="ignore", divide="ignore"):
         known = np.isfinite(draws)
-        centre = np.where(known, draws, 0.0).sum(0) / known.sum(0)
-        return value * (1 + share * (draws / centre - 1))
-
-
-def over_prompts(values: np.ndarray, draws: Iterable[np.ndarray], times: np.ndarray) -> np.ndarray:
-    """Mean BF over prompts [D, ...] when prompts are resampled too: `values` [P, ...], `draws` of each prompt [D, ...],
-    and how often each prompt is taken, `times` [D, P].
-
-    Values of resampled prompts already scatter by the noise of their samples, but for the share 1/P that resampling P
-    of them misses; samples bring that share. So one prompt gets the interval of its samples, and many are not counted
-    twice."""
-    share = 1 / np.sqrt(len(values))
-    total, known = 0.0, 0.0
-    for p, drawn in enumerate(draws):
-        one = around(values[p], drawn, share)
-        taken = times[:, p].reshape(-1, *[1] * (one.ndim - 1)) * np.isfinite(one)
-        total, known = total + np.where(taken > 0, one, 0.0) * taken, known + taken
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total / known
-
-
-def curve_intervals(
-    profile: Profile, estimator: str, *, pool: str, bias: str, window: int, rng: np.random.Generator, draws: int = 200
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Intervals of the mean prefix curve ("prefix", [N] each) and of the mean window curve ("window", one per window)
-    over prompts and samples."""
-    times = multinomial_counts(len(profile.lengths), draws, rng)
-    prefix = (np.exp(c) for c in _prefix_curves(profile, estimator, pool, "plain", _resamples(profile, rng, draws)))
-    found = {
-        "prefix": over_prompts(np.exp(prefix_curve(profile, estimator, pool=pool, bias=bias)), prefix, times),
-        "window": over_prompts(
-            window_curve(profile, window), _window_curves(profile, window, _resamples(profile, rng, draws)), times
-        ),
-    }
-    return {name: tuple(np.array([bounds(column) for column in values.T]).T) for name, values in found.items()}
+        return value * draws / (np.where(known, draws, 0.0).sum() / known.sum())
 
 
 def enough(
@@ -286,7 +243,7 @@ def enough(
         else:
             centre, scale = float(mean.mean()), 1 / np.sqrt(1 - m / M)
         sd = float(mean.std()) * scale if M > 1 else float("nan")
-        low, high = bounds(centre + (mean - mean.mean()) * scale) if M > 1 else (float("nan"),) * 2
+        low, high = bounds(centre + (mean - mean.mean()) * scale) if M >= FEWEST and sd > 0 else (float("nan"),) * 2
         error = float(np.hypot(centre - best, sd)) / best if M >= FEWEST else float("nan")
         rows.append({"samples": m, "bf": centre, "sd": sd, "ci_low": low, "ci_high": high, "relative_error": error})
     return rows

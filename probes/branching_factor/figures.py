@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.branching_factor.drawn_conditions import INTERVAL, LABEL, looks, prompt_names, size, with_condition
+from probes.branching_factor.drawn_conditions import (
+    INTERVAL,
+    LABEL,
+    PER_BYTE,
+    joined,
+    looks,
+    measure_of,
+    prompt_names,
+    size,
+    tokenizers_of,
+    with_condition,
+)
+from probes.branching_factor.position_figures import compare, positions
 from probes.branching_factor.study_figures import (
     complexity,
     impact,
@@ -26,14 +37,7 @@ from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, model_name, need, numbers
 
-ENDS = {"bf_prefix": ("ci_low", "ci_high"), "bf_window": ("window_low", "window_high")}  # intervals of the curves
-
-
-def positions(run: Any) -> go.Figure:
-    """Branching factor along the output: of everything up to a position, in windows, and how many samples are still
-    going."""
-    frame = with_condition(need(run, "positions", ("position", "bf_prefix")), run)
-    return _positions(frame, f"Branching factor of {model_name(run)} along the output", n=size(run))
+__all__ = ["CHOICES", "FIGURES", "compare", "figures"]
 
 
 def prompts(run: Any) -> go.Figure:
@@ -54,9 +58,12 @@ def prompts(run: Any) -> go.Figure:
         y_ticks=ticks(range(len(order)), [names[p] for p in order], keep=True),
         row=max(1.0, 0.55 * len(conditions)),
         aspect=0.05 * len(order),
-        interval="95 % bootstrap over samples",
+        interval="95 % t over the samples of each prompt",
         n=size(run),
-        note=f"The {len(order)} prompts with the largest values." if len(order) < frame["prompt"].n_unique() else "",
+        note=joined(
+            f"The {len(order)} prompts with the largest values." if len(order) < frame["prompt"].n_unique() else "",
+            tokenizers_of([run]),
+        ),
     )
     apart = min(0.25, 0.8 / len(conditions))
     for j, (name, style) in enumerate(looks(conditions).items()):
@@ -81,53 +88,52 @@ def prompts(run: Any) -> go.Figure:
 
 def conditions(run: Any) -> go.Figure:
     """Branching factor of every condition (model, nudge, setting), with its interval."""
-    frame = finite(need(run, "conditions", ("condition", "bf", "ci_low", "ci_high")), "bf", what=LABEL)
+    column, *ends, label = measure_of(run)
+    frame = finite(need(run, "conditions", ("condition", column, *ends)), column, what=label)
     if frame.height < 2:
         raise InputError("The run has one condition only: there is nothing to compare (choose a study).")
     names = frame["condition"].to_list()
     fig = sheet(
-        title=f"Branching factor by condition, {model_name(run)}",
-        x=LABEL,
+        title=f"{label.capitalize()} by condition, {model_name(run)}",
+        x=label,
         y_ticks=ticks(range(len(names)), names, keep=True),
         row=1.4,
         aspect=0.08 * len(names),
         interval=INTERVAL,
         n=size(run),
+        note=tokenizers_of([run]),
     )
+    low, high = (numbers(frame, end) for end in ends)
     for j, (name, style) in enumerate(looks(names).items()):
-        own = frame.filter(pl.col("condition") == name)
-        traces.add_spots(
-            fig,
-            0,
-            numbers(own, "bf"),
-            [j],
-            low=numbers(own, "ci_low"),
-            high=numbers(own, "ci_high"),
-            name=name,
-            style=style,
-            labels=[name],
-            legend=False,
-        )
-    traces.add_rule(fig, 0, x=1, dash="dot")
+        value = numbers(frame, column)[[j]]
+        look = {"name": name, "style": style, "labels": [name], "legend": False}
+        traces.add_spots(fig, 0, value, [j], low=low[[j]], high=high[[j]], **look)
+    if column == "bf":
+        traces.add_rule(fig, 0, x=1, dash="dot")
     y_axis(fig, 0).range = [len(names) - 0.5, -0.5]
-    _maybe_log(fig, np.concatenate([numbers(frame, "bf"), numbers(frame, "ci_high")]), which="x")
+    _maybe_log(fig, np.concatenate([numbers(frame, column), high]), which="x")
     return dressed(fig)
 
 
 def ratio(run: Any) -> go.Figure:
     """How many times larger one condition's branching factor is than another's."""
-    frame = finite(need(run, "comparisons", ("a", "b", "ratio", "ratio_low", "ratio_high")), "ratio", what="ratio")
+    frame = need(run, "comparisons", ("a", "b", "ratio", "ratio_low", "ratio_high"))
+    said, column, label = tokenizers_of([run]), "ratio", "branching factors"
+    if said and "per_byte_ratio" in frame.columns:
+        column, label = "per_byte_ratio", PER_BYTE
+    frame = finite(frame, column, what="ratio")
     names = [f"{a} / {b}" for a, b in zip(frame["a"], frame["b"])]
     fig = sheet(
-        title=f"Ratios of branching factors, {model_name(run)}",
-        x="ratio of branching factors",
+        title=f"Ratios of {label}, {model_name(run)}",
+        x=f"ratio of {label}",
         y_ticks=ticks(range(len(names)), names, keep=True),
         row=1.5,
         aspect=0.08 * len(names),
-        interval="95 % bootstrap over prompts (paired) and samples",
+        interval="95 % t over prompts (paired)",
         n=f"{frame['prompts'].max()} prompts" if "prompts" in frame.columns else None,
+        note=said,
     )
-    values = numbers(frame, "ratio")
+    values = numbers(frame, column)
     traces.add_bars(
         fig,
         0,
@@ -137,14 +143,14 @@ def ratio(run: Any) -> go.Figure:
         style=[theme.colour(a) for a in frame["a"]],
         horizontal=True,
         legend=False,
-        low=numbers(frame, "ratio_low"),
-        high=numbers(frame, "ratio_high"),
+        low=numbers(frame, f"{column}_low"),
+        high=numbers(frame, f"{column}_high"),
         width=0.55,
         labels=names,
     )
     traces.add_rule(fig, 0, x=1, dash="dash")
     y_axis(fig, 0).range = [len(names) - 0.4, -0.6]
-    top = np.nanmax(np.concatenate([values, numbers(frame, "ratio_high"), [1.0]]))
+    top = np.nanmax(np.concatenate([values, numbers(frame, f"{column}_high"), [1.0]]))
     fig.layout.xaxis.range = [0, 1.06 * top]
     return dressed(fig)
 
@@ -166,6 +172,7 @@ def entropy(run: Any) -> go.Figure:
         x="entropy (nats)",
         y="share of steps" if column == "step_entropy" else "share of samples",
         n=f"{frame.height} {'steps' if column == 'step_entropy' else 'samples'}",
+        note=tokenizers_of([run]),
     )
     for name, style in looks(names[:7]).items():
         own = numbers(frame.filter(pl.col("condition") == name), column)
@@ -183,7 +190,10 @@ def enough(run: Any) -> go.Figure:
         title=f"How many samples are enough, {model_name(run)}",
         x="samples per prompt",
         y=LABEL,
-        interval="95 % of runs with so many samples (subsets of the samples taken, scaled for their overlap)",
+        interval="95 % of runs with so many samples of the same prompts (subsets of the samples taken, scaled for "
+        "their overlap)",
+        n=size(run),
+        note=tokenizers_of([run]),
     )
     for name, style in looks(names[:7]).items():
         own = frame.filter(pl.col("condition") == name).sort("samples")
@@ -199,18 +209,6 @@ def enough(run: Any) -> go.Figure:
             hover="%{x} samples: %{y:.4g}",
         )
     return dressed(fig)
-
-
-def compare(runs: Sequence[Any]) -> go.Figure:
-    """Several runs in one figure: branching factor along the output, the first condition of each."""
-    frames = []
-    for run in runs:
-        frame = with_condition(need(run, "positions", ("position", "bf_prefix")), run)
-        name = model_name(run)
-        if any(name == f["condition"][0] for f in frames):
-            name = f"{name} ({getattr(run, 'id', len(frames))})"
-        frames.append(frame.filter(pl.col("condition") == frame["condition"][0]).with_columns(condition=pl.lit(name)))
-    return _positions(pl.concat(frames, how="diagonal_relaxed"), "Branching factor along the output")
 
 
 FIGURES = {
@@ -235,52 +233,6 @@ CHOICES = {"tree": tree_choices}
 def figures(run: Any) -> dict[str, go.Figure]:
     """Every figure that the tables of the run allow."""
     return drawn(run, FIGURES)
-
-
-def _positions(frame: pl.DataFrame, title: str, n: str | None = None) -> go.Figure:
-    frame = finite(frame, "bf_prefix", what=LABEL)
-    panels = [("up to here", "bf_prefix", LABEL)]
-    if "bf_window" in frame.columns and np.isfinite(numbers(frame, "bf_window")).any():
-        panels.append(("in windows", "bf_window", LABEL))
-    if "alive" in frame.columns and frame.group_by("condition").agg(pl.col("alive").n_unique())["alive"].max() > 1:
-        panels.append(("samples still going", "alive", "share of samples"))
-    names = frame["condition"].unique(maintain_order=True).to_list()
-    fig = sheet(
-        [p[0] for p in panels],
-        title=title,
-        x="position in the output (tokens)",
-        y=[p[2] for p in panels],
-        share_y=False,
-        aspect=0.75,
-        interval=INTERVAL if any(np.isfinite(numbers(frame, low)).any() for low, _ in ENDS.values()) else "",
-        n=n,
-    )
-    for i, (_, column, _) in enumerate(panels):
-        values = []
-        for name, style in looks(names).items():
-            own = frame.filter(pl.col("condition") == name).sort("position")
-            y = numbers(own, column)
-            y = y / y.max() if column == "alive" else y
-            values.append(y)
-            low, high = ENDS.get(column, (None, None))
-            traces.add_curve(
-                fig,
-                i,
-                numbers(own, "position"),
-                y,
-                name=name,
-                style=style,
-                legend=i == 0,
-                markers=False,
-                low=numbers(own, low) if low else None,
-                high=numbers(own, high) if high else None,
-                hover="position %{x}: %{y:.3g}",
-            )
-        if column == "alive":
-            traces.level_axis(fig, i)
-        elif np.nanmax(np.concatenate(values)) > 12:
-            traces.log_axis(y_axis(fig, i), np.concatenate(values))
-    return dressed(fig)
 
 
 def _maybe_log(fig: go.Figure, values: np.ndarray, *, which: str) -> None:

@@ -3,6 +3,7 @@ the official `stitched_bf.csv` (model, series, x, bf), or the table `positions` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
@@ -20,7 +21,19 @@ NAMES = {
     "model": ("model", "model_name"),
 }
 # columns of `positions` that are read under their own names where the file has them
-OWN = ("bf_window", "entropy", "ci_low", "ci_high", "window_low", "window_high")
+OWN = (
+    "bf_window",
+    "bf_cohort",
+    "entropy",
+    "alive",
+    "ci_low",
+    "ci_high",
+    "window_low",
+    "window_high",
+    "cohort_low",
+    "cohort_high",
+)
+COUNTS = ("prompts", "prefix_prompts", "cohort_prompts", "alive_samples")
 SERIES = "published"  # of a file that has one curve and no name for it
 
 
@@ -30,7 +43,7 @@ def read(file: PublishedFile) -> ImportedResult | None:
     What the file does not say is null. Raises InputError for a cell that is no number, a factor below 1, a position
     that a curve has twice, and a file of several models of which none was named."""
     frame = file.table
-    if frame is None or not file.names_only((*NAMES, *OWN, "alive")):
+    if frame is None or not file.names_only((*NAMES, *OWN, *COUNTS)):
         if file.expected and frame is None:
             raise InputError(f"{file.path} is no table; curves of the branching factor are csv, tsv or parquet.")
         return None
@@ -121,18 +134,16 @@ def _positions(
         seen.add(key)
     columns: dict[str, object] = {"condition": conditions, "position": at, "bf_prefix": factor}
     taken = {position, bf, series, place["model"]}
-    for name in OWN:
+    for name in (*OWN, *COUNTS):
         column = column_for(name, (name,), frame.columns, named, file.path)
         there = column is not None and column not in taken
-        columns[name] = number_column(frame, column, file.path, empty=True) if there and column else [None] * len(at)
-    column = column_for("alive", ("alive",), frame.columns, named, file.path)
-    columns["alive"] = (
-        [None] * len(at) if column is None else number_column(frame, column, file.path, low=0, empty=True)
-    )
-    schema = {"condition": pl.String, "position": pl.Int64} | dict.fromkeys(("bf_prefix", *OWN, "alive"), pl.Float64)
+        low = 0.0 if name == "alive" or name in COUNTS else -math.inf
+        empty = [None] * len(at)
+        columns[name] = number_column(frame, column, file.path, low=low, empty=True) if there and column else empty
+    schema = {"condition": pl.String, "position": pl.Int64} | dict.fromkeys(("bf_prefix", *OWN, *COUNTS), pl.Float64)
     table = pl.DataFrame(columns, schema_overrides=schema)
     return (
-        table.with_columns(pl.col("alive").round().cast(pl.Int64))
+        table.with_columns(pl.col(*COUNTS).round().cast(pl.Int64))
         .sort("position", maintain_order=True)
         .sort(
             pl.col("condition").replace_strict({name: k for k, name in enumerate(dict.fromkeys(conditions))}),

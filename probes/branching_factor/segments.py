@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from probes.branching_factor.bf_intervals import mean_ends, prompt_ends
 from probes.branching_factor.branching_samples import frame
-from probes.branching_factor.conditions import DRAWS, MeasuredCondition
+from probes.branching_factor.conditions import MeasuredCondition
 from probes.branching_factor.config import Config
-from probes.branching_factor.estimators import Profile, around, bounds, log_bf, over_prompts, resampled
+from probes.branching_factor.estimators import Profile, log_bf
 from probes.branching_factor.sentences import sentence_splitter
 from workbench.core.context import Context
 from workbench.models.thinking import ThinkingSpan
-from workbench.stats.intervals import multinomial_counts
 
 SEGMENTS = ("thinking", "answer")
 SCHEMA = {
@@ -44,7 +44,7 @@ def segment_tables(
     found: MeasuredCondition, config: Config, context: Context, first_row: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """`segments`, one row per prompt and segment, where `samples` and `mean_length` are of those that have tokens in
-    it; and `segment_means`, one row per segment with its interval over prompts and samples.
+    it; and `segment_means`, one row per segment with its interval over prompts.
 
     Of thinking and answer both are empty where no sample thinks. Warns of samples that reached the limit inside their
     thinking."""
@@ -93,40 +93,35 @@ def _of_segment(
     """The rows of one segment, whose steps are `inside` [P, M, N], and its row over prompts. A sentence that no sample
     of a prompt has is no row of that prompt's."""
     profile = _part(found.profile(), inside)
-    P, M = profile.lengths.shape
+    P = len(profile.lengths)
     has = profile.lengths > 0
-    stream = f"segments/{found.condition.name}/{segment}"
-    rng = context.rng(stream)
     with np.errstate(invalid="ignore", divide="ignore"):
         bf = np.exp(log_bf(profile, config.estimator, pool=config.pool, bias=config.bias)[:, 0])
-        draws = resampled(profile, config.estimator, pool=config.pool, rng=rng, draws=DRAWS)
         mean = profile.lengths.sum(1) / has.sum(1)
-    intervals = [bounds(around(v, d)) if M > 1 and np.isfinite(v) else (np.nan, np.nan) for v, d in zip(bf, draws)]
+    rng = context.rng(f"segments/{found.condition.name}/{segment}")
+    starts, stops = prompt_ends(profile, config, bf, rng)
     columns = {
         "condition": [found.condition.name] * P,
         "row": list(range(first_row, first_row + P)),
         "prompt": found.condition.prompt,
         "segment": [segment] * P,
         "bf": bf,
-        "ci_low": [low for low, _ in intervals],
-        "ci_high": [high for _, high in intervals],
+        "ci_low": starts,
+        "ci_high": stops,
         "samples": has.sum(1),
         "mean_length": mean,
     }
     rows = frame(columns).cast(SCHEMA)
     rows = rows if config.segments == "thinking" else rows.filter(pl.col("samples") > 0)
     known = np.isfinite(bf)
-    low = high = np.nan
-    if known.sum() * M > 1:
-        times = multinomial_counts(int(known.sum()), DRAWS, context.rng(f"{stream}/all"))
-        low, high = bounds(over_prompts(bf[known], draws[known], times))
+    low, high = mean_ends(bf, found.condition.cluster)
     overall = {
         "condition": [found.condition.name],
         "segment": [segment],
         "bf": [bf[known].mean() if known.any() else np.nan],
         "ci_low": [low],
         "ci_high": [high],
-        "prompts": [int(known.sum())],
+        "prompts": [len({name for name, there in zip(found.condition.cluster, known) if there})],
         "mean_length": [profile.lengths.sum() / has.sum() if has.any() else np.nan],
     }
     return rows, frame(overall).cast(MEANS)

@@ -8,21 +8,18 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from probes.branching_factor.branching_samples import Condition, correct, shorten
-from probes.branching_factor.conditions import DRAWS, Lab, MeasuredCondition, bf_of
-from probes.branching_factor.estimators import interval, over_prompts
+from probes.branching_factor.bf_intervals import paired_mean
+from probes.branching_factor.branching_samples import correct, frame, shorten
+from probes.branching_factor.conditions import Lab, MeasuredCondition, Studied, bf_of
+from probes.branching_factor.impact import impact_table
+from probes.branching_factor.overtraining import hyperfitted
+from probes.branching_factor.per_byte import nats_per_byte, pieces_of
 from probes.branching_factor.prefix_tree import common_openings
 from probes.branching_factor.verbalised import PROMPT as VERBALISED
 from probes.branching_factor.verbalised import diversity
 from workbench.core.errors import InputError
-from workbench.engine.generate import greedy
-from workbench.engine.passes import Pass
-from workbench.engine.sampling import FIELDS, Rule
-from workbench.engine.scoring import score
-from workbench.models.model import Model
-from workbench.stats.intervals import cluster_bootstrap_mean, multinomial_counts
-
-Studied = tuple[list[MeasuredCondition], list[tuple[str, str]], dict[str, pl.DataFrame]]
+from workbench.engine.sampling import Rule
+from workbench.stats.clusters import cluster_share
 
 
 def one_model(lab: Lab) -> Studied:
@@ -54,41 +51,24 @@ def complexity(lab: Lab) -> Studied:
             found.append(lab.measure(lab.condition(f"{lab.label(m)}, C={level}", m, texts=texts[level])))
             level_of.append((lab.label(m), level))
     names = [f.condition.name for f in found]
-    values = [bf_of(f, config) for f in found]
+    values = np.array([bf_of(f, config) for f in found])
+    means = [float(np.nanmean(value)) if np.isfinite(value).any() else None for value in values]
     table = pl.DataFrame(
         [
-            {"condition": name, "model": model, "level": level, "bf": float(np.nanmean(value))}
-            for name, (model, level), value in zip(names, level_of, values)
+            {"condition": name, "model": model, "level": level, "bf": mean}
+            for name, (model, level), mean in zip(names, level_of, means)
         ]
     )
     width = len(config.levels)
     pairs = [(names[i], names[i // width * width + width - 1]) for i in range(len(names)) if i % width < width - 1]
-    return found, pairs, {"complexity": table, "impact": _impact(lab, found, level_of, values)}
-
-
-def _impact(
-    lab: Lab, found: list[MeasuredCondition], level_of: list[tuple[str, int]], values: list[np.ndarray]
-) -> pl.DataFrame:
-    """max − min of the mean BF over the levels and, with two models, over the models, and each one's share of their
-    sum; `level_of`: (model, level) of each condition, `values`: BF of its prompts."""
-    times = multinomial_counts(lab.table.height, DRAWS, lab.context.rng("impact"))
-    means = np.array([np.nanmean(value) for value in values])
-    drawn = np.array([over_prompts(value, f.draws, times) for value, f in zip(values, found)])  # [conditions, D]
-    factors = {"complexity": 1} | ({"model": 0} if len(lab.models) > 1 else {})
-
-    def spread(axis: int, of: np.ndarray) -> np.ndarray:
-        kinds = {k[axis] for k in level_of}
-        return np.ptp([np.mean([x for x, k in zip(of, level_of) if k[axis] == kind], axis=0) for kind in kinds], axis=0)
-
-    impact, impacts = ({name: spread(axis, of) for name, axis in factors.items()} for of in (means, drawn))
-    total, rows = sum(impact.values()) or 1.0, []
-    for name in factors:
-        low, high = interval(impacts[name])
-        share = interval(impacts[name] / sum(impacts.values())) if len(factors) > 1 else (1.0, 1.0)
-        numbers = {"impact": float(impact[name]), "impact_low": low, "impact_high": high}
-        shares = {"share": float(impact[name] / total), "share_low": share[0], "share_high": share[1]}
-        rows.append({"factor": name} | numbers | shares)
-    return pl.DataFrame(rows)
+    factors = {"complexity": [level for _, level in level_of]}
+    measure = "bf"
+    if len(lab.models) > 1:
+        factors["model"] = [model for model, _ in level_of]
+        if len({pieces_of(m) for m in lab.models}) > 1:
+            measure, values = "nats_per_byte", np.array([nats_per_byte(f) for f in found])
+    impact = impact_table(values, factors, lab.clusters, lab.context.rng("impact"))
+    return found, pairs, {"complexity": table, "impact": impact.with_columns(measure=pl.lit(measure))}
 
 
 def nudging(lab: Lab) -> Studied:
@@ -163,7 +143,7 @@ def resampling(lab: Lab) -> Studied:
     Outputs that end before t cannot be cut there, so each cut has a baseline of its own: the same outputs cut at 0."""
     first = lab.measure(lab.condition(lab.label(lab.model)))
     own = correct(first)
-    found, rows, baseline, rng = [first], [], {}, lab.context.rng("resampling")
+    found, rows, baseline = [first], [], {}
     for t in sorted({0, *lab.config.cuts}):
         chosen = [
             (p, m)
@@ -180,7 +160,8 @@ def resampling(lab: Lab) -> Studied:
             condition,
             texts=[condition.texts[p] for p in prompts],
             ids=[condition.ids[p] + more for p, more in zip(prompts, given)],
-            prompt=prompts,
+            prompt=[condition.prompt[p] for p in prompts],
+            cluster=[condition.cluster[p] for p in prompts],
             answers=[condition.answers[p] for p in prompts],
             given=given,
         )
@@ -188,24 +169,26 @@ def resampling(lab: Lab) -> Studied:
         right = correct(found[-1]).mean(1)
         baseline = baseline or dict(zip(chosen, right))
         before = np.array([baseline[pair] for pair in chosen])
-        ends, drops = (cluster_bootstrap_mean(values, np.array(prompts), rng=rng) for values in (right, before - right))
+        names = [first.condition.cluster[p] for p in prompts]
+        accuracy, drop = cluster_share(right, np.array(names)), paired_mean(before - right, names)
         rows.append(
             {
                 "position": t,
-                "accuracy": float(right.mean()),
-                "ci_low": ends[0],
-                "ci_high": ends[1],
+                "accuracy": accuracy.value,
+                "ci_low": accuracy.low,
+                "ci_high": accuracy.high,
                 "baseline": float(before.mean()),
-                "drop": float((before - right).mean()),
-                "drop_low": drops[0],
-                "drop_high": drops[1],
+                "drop": drop.value,
+                "drop_low": drop.low,
+                "drop_high": drop.high,
                 "original_accuracy": float(np.mean([own[pair] for pair in chosen])),
                 "bf": float(np.nanmean(bf_of(found[-1], lab.config))),
+                "prompts": accuracy.n,
                 "outputs": len(chosen),
                 "samples": lab.config.samples,
             }
         )
-    return found, [], {"resampling": pl.DataFrame(rows)}
+    return found, [], {"resampling": frame({key: [row[key] for row in rows] for key in rows[0]})}
 
 
 def decoding(lab: Lab) -> Studied:
@@ -219,72 +202,13 @@ def verbalised(lab: Lab) -> Studied:
     texts = [VERBALISED.format(k=lab.config.responses, prompt=text) for text in lab.table["prompt"]]
     found = [lab.measure(lab.condition("direct")), lab.measure(lab.condition("verbalised", texts=texts))]
     table = diversity(found[0].texts, found[1].texts, lab.config.responses)
+    table = table.with_columns(prompt=pl.Series(lab.numbers, dtype=pl.Int64))
     if table["parse_rate"].max() == 0:
         lab.context.warn(
             f"No output of {lab.model.name} holds a response in the format that was asked for, so its "
             f"diversity is not known."
         )
     return found, [("verbalised", "direct")], {"verbalised": table}
-
-
-def hyperfitted(lab: Lab) -> Studied:
-    """The signature of over-training: almost no entropy on its own text, yet given text surprises it far more than it
-    expects."""
-    found, rows = [], []
-    for model in lab.models:
-        name = lab.label(model)
-        found.append(lab.measure(lab.condition(name, model)))
-        condition = found[-1].condition
-        part = lab.context.part(f"signature/{name}", lambda m=model, c=condition: _read_given(lab, m, c))
-        rows.append(_signature(found[-1], part, lab.context.rng(f"signature/{name}")))
-    names = [f.condition.name for f in found]
-    return found, [tuple(names)] if len(names) > 1 else [], {"signature": pl.DataFrame(rows)}
-
-
-def _read_given(lab: Lab, model: Model, condition: Condition) -> dict[str, np.ndarray]:
-    """The statistics of the prompts read as text (`given` [tokens, F], `text` which prompt), and the share of different
-    tokens in greedy outputs (`types`)."""
-    run = Pass(check=lab.context.check)
-    texts = [model.encode(text) for text in lab.table["prompt"]]
-    texts = [ids for ids in texts if len(ids) > 1]
-    if not texts:
-        raise InputError("study=hyperfitted scores the prompts as text; none of them has two tokens.")
-    steps = score(model, [ids[:1] for ids in texts], [ids[1:] for ids in texts], run=run)
-    best = greedy(model, condition.ids, max_new_tokens=lab.config.max_new_tokens, run=run, max_rows=lab.config.max_rows)
-    return {
-        "given": np.concatenate([s.numpy() for s in steps]),
-        "text": np.repeat(np.arange(len(texts)), [len(ids) - 1 for ids in texts]),
-        "types": np.array([len(set(ids)) / len(ids) for ids in best]),
-    }
-
-
-def _signature(found: MeasuredCondition, part: dict[str, np.ndarray], rng: np.random.Generator) -> dict:
-    """A row of `signature`; intervals are over prompts and texts."""
-    entropy, logprob, top1 = (
-        part["given"][:, FIELDS.index(key)].astype(np.float64) for key in ("entropy_full", "logprob_full", "top1")
-    )
-    alive = found.ids >= 0
-    prompt, own_entropy = np.nonzero(alive)[0], found.statistic("entropy_full")[alive]
-    own_top1 = found.statistic("top1")[alive]
-    surprise = -logprob - entropy
-    ends = {
-        "entropy_own": cluster_bootstrap_mean(own_entropy, prompt, rng=rng),
-        "entropy_given": cluster_bootstrap_mean(entropy, part["text"], rng=rng),
-        "nll_given": cluster_bootstrap_mean(-logprob, part["text"], rng=rng),
-        "surprise": cluster_bootstrap_mean(surprise, part["text"], rng=rng),
-    }
-    return {
-        "condition": found.condition.name,
-        "entropy_own": float(own_entropy.mean()),
-        "top1_own": float(own_top1.mean()),
-        "sure_own": float((own_top1 > 0.9).mean()),
-        "entropy_given": float(entropy.mean()),
-        "nll_given": float(-logprob.mean()),
-        "surprise": float(surprise.mean()),
-        "sure_given": float((top1 > 0.9).mean()),
-        "type_token_ratio": float(part["types"].mean()),
-        "tokens_given": len(part["given"]),
-    } | {f"{key}_{side}": value[i] for key, value in ends.items() for i, side in enumerate(("low", "high"))}
 
 
 STUDY: dict[str, Callable[[Lab], Studied]] = {

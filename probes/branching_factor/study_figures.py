@@ -8,7 +8,16 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.branching_factor.drawn_conditions import INTERVAL, LABEL, looks, prompt_names, size
+from probes.branching_factor.drawn_conditions import (
+    INTERVAL,
+    PER_BYTE,
+    joined,
+    looks,
+    measure_of,
+    prompt_names,
+    size,
+    tokenizers_of,
+)
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
@@ -19,17 +28,21 @@ from workbench.figures.text_table import word_table
 
 def complexity(run: Any) -> go.Figure:
     """Branching factor against how much of the prompt is given."""
-    frame = finite(need(run, "complexity", ("model", "level", "bf")), "bf", what=LABEL)
-    ends = maybe(run, "conditions", ("condition", "ci_low", "ci_high"))
+    column, low, high, label = measure_of(run)
+    frame = need(run, "complexity", ("model", "level", "bf"))
+    ends = maybe(run, "conditions", ("condition", column, low, high))
     if ends is not None and "condition" in frame.columns:
-        frame = frame.join(ends.select("condition", "ci_low", "ci_high"), on="condition", how="left")
+        more = dict.fromkeys((column, low, high)).keys() - {"bf"}
+        frame = frame.join(ends.select("condition", *more), on="condition", how="left")
+    frame = finite(frame, column, what=label)
     unit = info(run, "config", "unit", default="units")
     fig = sheet(
-        title="Branching factor and the length of the prompt",
+        title=f"{label.capitalize()} and the length of the prompt",
         x=f"prompt given ({unit})",
-        y=LABEL,
+        y=label,
         interval=INTERVAL,
         n=size(run),
+        note=tokenizers_of([run]),
     )
     whole, counted = frame["level"].min() < 0, frame["level"].max()
     for name, style in looks(frame["model"].unique(maintain_order=True).to_list()).items():
@@ -42,11 +55,11 @@ def complexity(run: Any) -> go.Figure:
             fig,
             0,
             numbers(own, "at"),
-            numbers(own, "bf"),
+            numbers(own, column),
             name=name,
             style=style,
-            low=numbers(own, "ci_low"),
-            high=numbers(own, "ci_high"),
+            low=numbers(own, low),
+            high=numbers(own, high),
             hover="level %{x}: %{y:.4g}",
         )
     if whole:  # the whole prompt comes last, whatever its length
@@ -71,8 +84,9 @@ def impact(run: Any) -> go.Figure:
         y_ticks=ticks(range(frame.height), [names.get(f, f) for f in frame["factor"]], keep=True),
         row=1.5,
         aspect=0.08 * frame.height,
-        interval="95 % bootstrap over prompts and samples",
+        interval="95 % bootstrap over prompts, none below five",
         n=size(run),
+        note=_shuffled_note(frame, names),
     )
     traces.add_bars(
         fig,
@@ -93,16 +107,28 @@ def impact(run: Any) -> go.Figure:
     return dressed(fig)
 
 
+def _shuffled_note(frame: pl.DataFrame, names: dict[str, str]) -> str:
+    """What the impacts are beside those of levels shuffled within every prompt, which are above zero, too."""
+    if "impact_null" not in frame.columns:
+        return ""
+    unit = " nats per byte" if "measure" in frame.columns and frame["measure"][0] == "nats_per_byte" else ""
+    parts = [
+        f"{names.get(factor, factor)} {impact:.3g}{unit} ({null:.2g} with its levels shuffled)"
+        for factor, impact, null in frame.select("factor", "impact", "impact_null").iter_rows()
+    ]
+    return f"Impact: {', '.join(parts)}."
+
+
 def nudging(run: Any) -> go.Figure:
     """Branching factor before and after an opening is given: the nudge, and openings of the model's own as control."""
     steps = need(run, "nudging", ("model", "given", "condition"))
-    ends = need(run, "conditions", ("condition", "bf", "ci_low", "ci_high")).select(
-        "condition", "bf", "ci_low", "ci_high"
-    )
-    frame = finite(steps.join(ends, on="condition", how="left"), "bf", what=LABEL)
+    column, low, high, label = measure_of(run)
+    ends = need(run, "conditions", ("condition", column, low, high)).select("condition", column, low, high)
+    frame = finite(steps.join(ends, on="condition", how="left"), column, what=label)
     fig = sheet(
-        title="Branching factor before and after an opening",
-        y=LABEL,
+        title=f"{label.capitalize()} before and after an opening",
+        y=label,
+        note=tokenizers_of([run]),
         x_ticks=ticks([0, 1], ["nothing given", "after an opening"], keep=True),
         interval=INTERVAL,
         n=size(run),
@@ -122,15 +148,16 @@ def nudging(run: Any) -> go.Figure:
                 fig,
                 0,
                 x,
-                numbers(both, "bf"),
+                numbers(both, column),
                 name=f"{name}, {whose}",
                 style=look,
-                low=numbers(both, "ci_low"),
-                high=numbers(both, "ci_high"),
+                low=numbers(both, low),
+                high=numbers(both, high),
                 hover="%{y:.4g}",
             )
     x_axis(fig, 0).range = [-0.35, 1.35]
-    traces.add_rule(fig, 0, y=1, dash="dot")
+    if column == "bf":
+        traces.add_rule(fig, 0, y=1, dash="dot")
     return dressed(fig)
 
 
@@ -143,17 +170,21 @@ def signature(run: Any) -> go.Figure:
         "nll_given": "surprisal, given text",
         "surprise": "surprisal less entropy",
     }
-    frame = finite(need(run, "signature", ("condition", *kinds)), "nll_given", what="signature")
+    said = tokenizers_of([run])
+    frame = need(run, "signature", ("condition", *kinds))
+    by_byte = bool(said) and "nll_given_per_byte" in frame.columns
+    kinds = {key + "_per_byte" * by_byte: name for key, name in kinds.items()}
+    frame = finite(frame, "nll_given" + "_per_byte" * by_byte, what="signature")
     names = frame["condition"].to_list()
     fig = sheet(
         title="Does the model expect what it reads?",
-        x="nats per token",
+        x=PER_BYTE if by_byte else "nats per token",
         y_ticks=ticks(range(len(kinds)), list(kinds.values()), keep=True),
         row=1.8,
         aspect=0.09 * len(kinds),
-        interval="95 % bootstrap over prompts and texts",
+        interval="95 % t over prompts and texts, none below five",
         n=size(run),
-        note="Given text: the prompts of the data, read as text.",
+        note=joined("Given text: the prompts of the data, read as text.", said),
     )
     for j, (name, style) in enumerate(looks(names).items()):
         row = frame.filter(pl.col("condition") == name)
@@ -222,8 +253,8 @@ def resampling(run: Any) -> go.Figure:
         title=f"Sampling again from a position, {model_name(run)}",
         x="tokens kept",
         y="task accuracy",
-        interval="95 % bootstrap over prompts",
-        n=f"{frame['outputs'].max()} outputs" if "outputs" in frame.columns else None,
+        interval="95 % Wilson over prompts, none below five",
+        n=_outputs(frame),
     )
     more = "baseline" in frame.columns
     if more:  # outputs that end early cannot be cut late: each position has the outputs that reach it
@@ -251,6 +282,14 @@ def resampling(run: Any) -> go.Figure:
     traces.level_axis(fig, 0)
     y_axis(fig, 0).tickformat = ".0%"
     return dressed(fig)
+
+
+def _outputs(frame: pl.DataFrame) -> str | None:
+    """How many outputs were cut, and of how many prompts."""
+    if "outputs" not in frame.columns:
+        return None
+    of = f" of {frame['prompts'].max()} prompts" if "prompts" in frame.columns else ""
+    return f"{frame['outputs'].max()} outputs{of}"
 
 
 def openings(run: Any) -> go.Figure:

@@ -87,8 +87,8 @@ def test_what_was_prepared_without_a_model_gets_the_data_of_the_model_that_it_ru
 IDS = {
     ("representation-geometry", "organism"): "21a94094b6f0",
     ("representation-geometry", "circuit-copy"): "21a94094b6f0",
-    ("branching-factor", "organism"): "6cf39fd26593",
-    ("branching-factor", "circuit-copy"): "6cf39fd26593",
+    ("branching-factor", "organism"): "5aa9f02fefba",
+    ("branching-factor", "circuit-copy"): "5aa9f02fefba",
     ("data-selection", "organism"): "9afe1fde84b3",
     ("data-selection", "circuit-copy"): "53369a26945e",
     ("concept-depth", "organism"): "ef6b29a2f398",
@@ -96,7 +96,7 @@ IDS = {
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
-    "branching-factor": "6f30723886be",
+    "branching-factor": "864dcf53d301",
     "data-selection": "badcc789d6d0",
     "concept-depth": "c8efd21f1280",
 }

@@ -37,7 +37,7 @@ def test_independent_draws_give_the_branching_factor_of_their_distribution(run, 
         table = found.table("prompts")
         np.testing.assert_allclose(table["bf_entropy"], value, rtol=1e-4)
         np.testing.assert_allclose(table["bf"], value, rtol=1e-4)
-        np.testing.assert_allclose(table["bf_full"], full, rtol=1e-4)
+        np.testing.assert_allclose(table["exp_entropy_untruncated"], full, rtol=1e-4)
         samples = found.table("samples")
         assert set(samples["length"]) == {60}
         # the likelihood estimator is unbiased with the variance of the log-probability
@@ -48,6 +48,9 @@ def test_independent_draws_give_the_branching_factor_of_their_distribution(run, 
             assert len({i for ids in samples["generated_ids"] for i in ids}) == kept
         np.testing.assert_allclose(found.table("positions")["bf_prefix"], value, rtol=1e-4)
         np.testing.assert_allclose(found.table("positions")["bf_window"], value, rtol=1e-4)
+        # three prompts: no cohort, and no interval
+        assert found.table("positions")["bf_cohort"].is_null().all() and "low" not in str(found.summary["course"])
+        assert found.summary["bf"]["low"] is None and found.summary["bf"]["n"] == 3
         if name != "zipf" or top_p < 1:  # the official estimator sees 50 tokens and, past 50 positions, the likelihood
             assert abs(np.log(table["bf_compat"].to_numpy()) - math.log(value)).max() < 0.1
 
@@ -62,7 +65,8 @@ def test_a_markov_chain_gives_its_entropy_rate(run):
     conditions = found.table("conditions")
     for column in ("bf_entropy", "bf_nll"):
         assert math.log(conditions[column][0]) == pytest.approx(mean, abs=0.02)
-    assert conditions["ci_low"][0] < math.exp(mean) < conditions["ci_high"][0]
+    table = found.table("prompts")
+    assert ((table["ci_low"] < math.exp(mean)) & (math.exp(mean) < table["ci_high"])).sum() >= table.height - 1
     assert found.summary["bf"]["value"] == pytest.approx(1.4717, abs=0.03)
     # each step's entropy is exactly that of the row of the state before it
     rows = {0.3250829733914482, 0.6931471805599453}
@@ -70,7 +74,16 @@ def test_a_markov_chain_gives_its_entropy_rate(run):
     assert seen == {round(x, 5) for x in rows}
 
 
-def test_the_official_estimator_reports_the_survivors_and_the_pooled_one_does_not(run):
+def many_prompts(model, n, folder):
+    """A file of n different prompts, each made of those that come with a circuit."""
+    lines = (organisms.folder(model) / "prompts.jsonl").read_text().splitlines()
+    rows = [json.loads(line)["prompt"] for line in lines]
+    path = folder / "many.jsonl"
+    path.write_text("".join(json.dumps({"prompt": " ".join([rows[i % len(rows)]] * (1 + i))}) + "\n" for i in range(n)))
+    return path
+
+
+def test_the_official_estimator_reports_the_survivors_and_the_pooled_one_does_not(run, tmp_path):
     expected = truth("circuit-survivor")
     found = run("circuit-survivor", samples=50, max_new_tokens=200, estimator="compat")
     table = found.table("prompts")
@@ -79,7 +92,8 @@ def test_the_official_estimator_reports_the_survivors_and_the_pooled_one_does_no
     np.testing.assert_allclose(table["bf_compat"], expected["compat_nll"]["bf"], rtol=1e-4)
     np.testing.assert_allclose(table["bf"], table["bf_compat"])
     # compat is left as the official code computes it; the pooled entropy is corrected and its interval holds the truth
-    pooled = run("circuit-survivor", samples=50, max_new_tokens=200).table("conditions").row(0, named=True)
+    many = many_prompts("circuit-survivor", 8, tmp_path)
+    pooled = run("circuit-survivor", data=many, samples=50, max_new_tokens=200).table("conditions").row(0, named=True)
     truth_bf = expected["pooled"]["with_eos"]["bf"]
     assert pooled["ci_low"] < truth_bf < pooled["ci_high"] and pooled["ci_low"] < pooled["bf"] < pooled["ci_high"]
     assert pooled["bf"] == pytest.approx(truth_bf, rel=0.04) and pooled["bf"] < pooled["bf_entropy"]
@@ -251,11 +265,11 @@ def test_one_sample_one_token_and_one_choice_are_allowed_and_explained(run, stor
     one = run(stories, samples=1)
     assert one.table("prompts")["ci_low"].is_null().all() and one.table("prompts")["bf"].is_not_null().all()
     assert "samples_for_5_percent" not in one.summary and one.table("enough")["relative_error"].is_null().all()
-    assert any("no width" in w for w in one.info["warnings"])
+    assert any("no intervals over samples" in w for w in one.info["warnings"])
     for config in ({"temperature": 0.0}, {"top_p": 1e-9}):
         found = run(stories, max_new_tokens=8, samples=4, **config)
         assert found.table("prompts")["bf"].to_list() == pytest.approx([1, 1, 1])
-        assert found.table("prompts")["bf_full"].min() > 1.05
+        assert found.table("prompts")["exp_entropy_untruncated"].min() > 1.05
         assert any("1 by construction" in w for w in found.info["warnings"])
     assert run(stories, max_new_tokens=1).table("positions").height == 1
 
@@ -304,6 +318,7 @@ def test_the_registered_tables_are_those_of_the_design():
         "samples",
         "mean_length",
     }
-    assert set(tables["positions"]) >= {"position", "bf_prefix", "bf_window", "entropy", "alive"}
+    positions = {"position", "bf_prefix", "bf_window", "bf_cohort", "prompts", "entropy", "alive"}
+    assert set(tables["positions"]) >= positions
     assert set(tables["samples"]) >= {"prompt", "sample", "text", "length", "nll", "entropy", "generated_ids"}
     assert set(tables["inputs"]) >= {"row", "ids"}

@@ -10,8 +10,9 @@ from workbench.engine.sampling import Rule
 
 def continuations(texts, answers, given=()):
     model = SimpleNamespace(decode=lambda ids: " ".join("abcdefgh"[i] for i in ids))
+    at = list(range(len(texts)))
     condition = Condition(
-        "c", model, ["p"] * len(texts), [[1]] * len(texts), Rule(), list(range(len(texts))), answers, list(given)
+        "c", model, ["p"] * len(texts), [[1]] * len(texts), Rule(), at, at, answers=answers, given=list(given)
     )
     lengths = np.full((len(texts), len(texts[0])), 2)
     return Continuations(

@@ -12,35 +12,63 @@ import probes
 from probes.branching_factor import figures as drawn
 from probes.branching_factor.branching_samples import shorten
 from probes.branching_factor.config import STUDIES
+from tests.probes.branching_factor.test_branching_factor import many_prompts
 from workbench import organisms
 from workbench.core.config import build, read_toml
 from workbench.core.errors import InputError
 from workbench.core.registry import get
 
 
-def test_pair_gives_the_ratio_of_two_models(run):
-    found = run(
-        "circuit-zipf",
-        compare="circuit-geometric",
-        study="pair",
-        samples=10,
-        max_new_tokens=10,
-        estimator="nll",
-        pool="tokens",
-    )
+def test_pair_gives_the_ratio_of_two_models(run, tmp_path):
+    data = many_prompts("circuit-zipf", 6, tmp_path)
+    models = {"compare": "circuit-geometric", "study": "pair", "data": data}
+    found = run("circuit-zipf", **models, samples=10, max_new_tokens=10, estimator="nll", pool="tokens")
     row = found.table("comparisons").row(0, named=True)
-    assert (row["a"], row["b"]) == ("circuit-zipf", "circuit-geometric")
+    assert (row["a"], row["b"]) == ("circuit-zipf", "circuit-geometric") and row["prompts"] == 6
     assert row["ratio_low"] < 17.7421 / 3.1171 < row["ratio_high"]
     assert (
         row["ratio"] == pytest.approx(row["bf_a"] / row["bf_b"])
         and row["difference_low"] < row["difference"] < row["difference_high"]
     )
-    quoted = found.summary["circuit-zipf / circuit-geometric"]
-    assert quoted["value"] == row["ratio"] and quoted["low"] == row["ratio_low"]
-    exact = run("circuit-zipf", compare="circuit-geometric", study="pair", samples=4, max_new_tokens=5).table(
-        "comparisons"
-    )
+    exact = run("circuit-zipf", **models, samples=4, max_new_tokens=5).table("comparisons")
     assert exact["ratio"][0] == pytest.approx(17.7421 / 3.1171, rel=1e-4)
+
+
+def test_across_tokenizers_nats_per_byte_come_first_and_what_is_per_token_says_so(run, stories, tiny_llama):
+    """The same model twice is one tokenizer; circuits whose vocabularies differ are two."""
+    found = run("circuit-zipf", compare="circuit-geometric", study="pair", samples=6, max_new_tokens=8)
+    row = found.table("comparisons").row(0, named=True)
+    keys = list(found.summary)
+    assert not row["same_tokenizer"] and keys[0] == "circuit-zipf / circuit-geometric, nats per byte"
+    assert found.summary[keys[0]]["value"] == row["per_byte_ratio"]
+    assert "circuit-zipf / circuit-geometric" not in keys
+    assert {
+        "circuit-zipf / circuit-geometric (per token, other tokenizer)",
+        "nats_per_byte of circuit-geometric",
+    } <= set(keys)
+    assert any("cut text into different tokens" in w and "nats per byte" in w for w in found.info["warnings"])
+    # nats over bytes, by hand, prompt by prompt
+    samples = found.table("samples").with_columns(
+        nats=pl.col("step_entropy").list.sum(), bytes=pl.col("text").str.len_bytes()
+    )
+    by_hand = samples.group_by("condition", "prompt", maintain_order=True).agg(
+        pl.col("nats").sum() / pl.col("bytes").sum()
+    )
+    table = found.table("prompts")
+    assert found.table("samples")["text"].str.starts_with(" ").sum() == 0
+    np.testing.assert_allclose(table["nats_per_byte"], by_hand["nats"], rtol=1e-4)
+    a, b = (table.filter(condition=name)["nats_per_byte"].mean() for name in ("circuit-zipf", "circuit-geometric"))
+    assert row["per_byte_ratio"] == pytest.approx(a / b) and row["per_byte_difference"] == pytest.approx(a - b)
+    made = drawn.figures(found)
+    assert "nats per byte" in made["ratio"].layout.xaxis.title.text
+    assert "nats per byte" in made["conditions"].layout.xaxis.title.text
+    for name in ("positions", "prompts", "ratio", "conditions", "enough", "entropy"):
+        assert "cut text into different tokens" in made[name].layout.meta["note"], name
+    same = run(stories, compare=str(tiny_llama), study="pair", samples=2, max_new_tokens=4)
+    name = tiny_llama.name
+    assert same.table("comparisons")["same_tokenizer"][0] and f"{name} / {name} (2)" in same.summary
+    assert not any("different tokens" in w for w in same.info["warnings"])
+    assert same.table("conditions")["tokenizer"].n_unique() == 1
 
 
 def test_complexity_keeps_so_much_of_the_prompt(run, stories):
@@ -64,10 +92,9 @@ def test_complexity_keeps_so_much_of_the_prompt(run, stories):
     assert (impact["factor"], impact["share"]) == ("complexity", 1.0) and impact["impact"] == pytest.approx(
         abs(level[0] - level[1])
     )
-    assert (
-        impact["impact_low"] <= impact["impact"] <= impact["impact_high"]
-        and found.summary["impact of complexity"]["value"] == impact["impact"]
-    )
+    assert found.summary["impact of complexity, as the paper has it"] == impact["impact"]
+    assert found.summary["impact of complexity"]["value"] == impact["impact_held_out"] <= impact["impact"] + 1e-12
+    assert impact["impact_low"] is None and impact["prompts"] == 3
     assert shorten("a b c d", 1, "words", words=3) == "a b c"
     short = run(stories, study="complexity", levels="1,2,-1", samples=2, max_new_tokens=4)
     assert any("Levels 1 and 2 give the same prompts" in w for w in short.info["warnings"])
@@ -128,13 +155,11 @@ def test_resampling_continues_the_cut_output_and_checks_the_whole_of_it(run, sto
             rates[pair, t] = np.mean([right(original[pair][:t] + list(ids)) for ids in outs])
         assert (
             row["accuracy"] == pytest.approx(np.mean([rates[pair, t] for pair in pairs]))
-            and row["ci_low"] <= row["accuracy"] <= row["ci_high"]
+            and row["ci_low"] is None  # of three prompts
+            and row["prompts"] == len({p for p, _ in pairs})
         )
         assert row["baseline"] == pytest.approx(np.mean([rates[pair, 0] for pair in pairs]))  # of the same outputs
-        assert (
-            row["drop"] == pytest.approx(row["baseline"] - row["accuracy"])
-            and row["drop_low"] <= row["drop"] <= row["drop_high"]
-        )
+        assert row["drop"] == pytest.approx(row["baseline"] - row["accuracy"]) and row["drop_low"] is None
         assert row["original_accuracy"] == pytest.approx(np.mean([right(original[pair]) for pair in pairs]))
         assert found.summary[f"accuracy, cut at {t}"]["value"] == row["accuracy"]
     assert table["drop"][0] == 0 and 0 < table["accuracy"].max() and longest[0] == 6 > longest[10] > 0, longest
@@ -174,7 +199,8 @@ def test_hyperfitted_models_are_sure_of_their_own_text_and_surprised_by_others(r
     assert over["entropy_own"] < 0.3 * plain["entropy_own"] and over["sure_own"] > plain["sure_own"] + 0.2
     assert over["surprise"] > plain["surprise"] + 1 and over["nll_given"] > plain["nll_given"]
     for key in ("entropy_own", "entropy_given", "nll_given", "surprise"):
-        assert over[f"{key}_low"] <= over[key] <= over[f"{key}_high"]
+        assert over[f"{key}_low"] is None and over["prompts"] == 3
+        assert 0 < over[f"{key}_per_byte"] < over[key]
 
 
 def test_alignment_narrows_the_organism_and_its_opening_does_part_of_it(run, tmp_path):

@@ -5,19 +5,15 @@ import pytest
 
 from probes.branching_factor.estimators import (
     Profile,
-    around,
     bounds,
-    curve_intervals,
     enough,
     enough_samples,
     interval,
     log_bf,
-    over_prompts,
     prefix_curve,
     resampled,
     window_curve,
 )
-from workbench.stats.intervals import multinomial_counts
 
 
 def profile(lengths, seed=0, switch=0.0):
@@ -172,71 +168,6 @@ def zipf_draws(P, M, rng):
     return Profile(np.full((P, M), 5), -logprob, logprob, -logprob, logprob), np.exp(-(p * np.log(p)).sum())
 
 
-@pytest.mark.parametrize(
-    "world, P, M, plain_is_off",
-    [(survivors, 24, 50, 0.015), (survivors, 1, 50, None), (zipf_draws, 64, 4, 0.02), (zipf_draws, 8, 4, None)],
-)
-def test_the_interval_over_prompts_and_samples_covers_the_truth_and_the_value_is_not_biased(world, P, M, plain_is_off):
-    rng, runs, covered, values, plain = np.random.default_rng(P), 40, 0, [], []
-    for _ in range(runs):
-        p, truth = world(P, M, rng)
-        value = np.exp(log_bf(p, "nll", bias="jackknife")[:, 0])
-        low, high = bounds(
-            over_prompts(value, resampled(p, "nll", pool="tokens", rng=rng, draws=200), multinomial_counts(P, 200, rng))
-        )
-        assert low <= value.mean() <= high
-        covered += low <= truth <= high
-        values.append(value.mean())
-        plain.append(np.exp(log_bf(p, "nll")[:, 0]).mean())
-    assert covered >= 0.85 * runs  # 95 % asked for; 34 of 40 is three standard deviations below it
-    error = np.std(values) / np.sqrt(runs)
-    assert abs(np.mean(values) - truth) < 3.5 * error + 0.003 * truth
-    if plain_is_off is not None:
-        assert np.mean(plain) > truth * (1 + plain_is_off) and np.mean(plain) - truth > 3 * error
-
-
-def test_resampled_prompts_bring_the_noise_of_their_samples_once():
-    """Over one prompt the interval is that of its samples; over many, that of the prompts' values."""
-    rng = np.random.default_rng(0)
-    p, _ = zipf_draws(200, 6, rng)
-    value, drawn = np.exp(log_bf(p, "nll")[:, 0]), resampled(p, "nll", pool="tokens", rng=rng, draws=2000)
-    many = over_prompts(value, drawn, multinomial_counts(200, 2000, rng))
-    assert many.std() == pytest.approx(value.std() / np.sqrt(200), rel=0.08)
-    one = over_prompts(value[:1], drawn[:1], np.ones((2000, 1)))
-    np.testing.assert_allclose(one, value[0] * drawn[0] / drawn[0].mean())
-    np.testing.assert_allclose(around(value[0], drawn[0]), one)
-
-
-def test_curves_have_the_intervals_of_what_they_average():
-    rng = np.random.default_rng(1)
-    p = profile(rng.integers(4, 20, (12, 8)), seed=1)
-    found = curve_intervals(p, "entropy", pool="tokens", bias="jackknife", window=4, rng=rng, draws=600)
-    low, high = found["prefix"]
-    value = np.exp(prefix_curve(p, "entropy", bias="jackknife")).mean(0)
-    assert len(low) == p.entropy.shape[2] and ((low < value) & (value < high)).all()
-    last = bounds(
-        over_prompts(
-            np.exp(log_bf(p, "entropy", bias="jackknife")[:, 0]),
-            resampled(p, "entropy", pool="tokens", rng=rng, draws=600),
-            multinomial_counts(12, 600, rng),
-        )
-    )
-    np.testing.assert_allclose((low[-1], high[-1]), last, rtol=0.02)
-    # of one prompt: resample its samples, one after another, and take the curve of each resample
-    one = p.prompts([0])
-    low, high = curve_intervals(one, "entropy", pool="tokens", bias="plain", window=4, rng=rng, draws=1500)["window"]
-    slow = []
-    for _ in range(1500):
-        chosen = rng.integers(0, 8, 8)
-        slow.append(
-            window_curve(Profile(*(getattr(one, n)[:, chosen] for n in Profile.__dataclass_fields__)), 4, least=1)[0]
-        )
-    known = np.isfinite(low)
-    assert known[0]
-    np.testing.assert_allclose(low[0], np.quantile(np.array(slow)[:, 0], 0.025), rtol=0.03)
-    np.testing.assert_allclose(high[0], np.quantile(np.array(slow)[:, 0], 0.975), rtol=0.03)
-
-
 def test_how_many_samples_are_enough_knows_the_bias_of_few():
     rng = np.random.default_rng(5)
     p, truth = survivors(40, 50, rng)
@@ -284,12 +215,6 @@ def test_no_branching_factor_is_below_one():
     assert log_bf(p, "entropy")[0, 0] == pytest.approx(20 / 6) and log_bf(p, "entropy", bias="jackknife")[0, 0] == 0
     assert bounds(np.linspace(0.5, 3, 1001)) == pytest.approx((1.0, 2.9375))
     assert bounds(np.linspace(0.2, 0.8, 11)) == (1.0, 1.0)
-
-
-def test_prompts_whose_resample_has_no_value_are_left_out_of_its_mean():
-    draws = [np.array([np.nan, 2.0, 2.0, np.nan]), np.array([4.0, 4.0, 4.0, np.nan])]
-    found = over_prompts(np.array([2.0, 4.0]), draws, np.array([[1, 1], [1, 1], [2, 0], [1, 1.0]]))
-    np.testing.assert_allclose(found, [4.0, 3.0, 2.0, np.nan])
 
 
 def test_too_few_survivors_give_no_value():

@@ -31,7 +31,8 @@ def test_thinking_and_answer_have_the_branching_factor_of_their_own_steps(run, s
         steps = np.concatenate(parts)
         assert r["bf"] == pytest.approx(math.exp(steps.mean()), rel=1e-5)
         assert r["samples"] == len(parts) and r["mean_length"] == pytest.approx(len(steps) / len(parts))
-        assert r["ci_low"] <= r["bf"] * (1 + 1e-9) and r["ci_high"] >= r["bf"] * (1 - 1e-9)
+        assert (r["ci_low"] is None) == (r["samples"] < 5)  # over samples, none below five
+        assert r["ci_low"] is None or r["ci_low"] < r["bf"] < r["ci_high"]
     means = found.table("segment_means")
     assert means["segment"].to_list() == ["thinking", "answer"]
     for r in means.iter_rows(named=True):
@@ -42,7 +43,7 @@ def test_thinking_and_answer_have_the_branching_factor_of_their_own_steps(run, s
             "high": r["ci_high"],
             "n": r["prompts"],
         }
-        assert r["ci_low"] < r["bf"] < r["ci_high"]
+        assert r["ci_low"] is None and r["prompts"] == 3  # over prompts, none below five
 
 
 def test_samples_that_end_inside_their_thinking_are_counted_and_warned_of(run, stories):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from probes.branching_factor.sentences import sentence_ends, sentence_splitter
+from tests.probes.branching_factor.test_branching_factor import many_prompts
 from tests.support.chat_templates import R1, with_template
 from workbench.core.registry import get
 from workbench.models import thinking
@@ -88,12 +89,13 @@ def test_sentences_have_the_branching_factor_of_their_own_steps(run, stories, mo
         assert r["bf"] == pytest.approx(math.exp(steps.mean()), rel=1e-5)
         assert r["samples"] == len(sums[r["prompt"], r["segment"]])
         assert r["mean_length"] == pytest.approx(len(steps) / r["samples"])
-        assert r["ci_low"] <= r["bf"] * (1 + 1e-9) and r["ci_high"] >= r["bf"] * (1 - 1e-9)
+        assert (r["ci_low"] is None) == (r["samples"] < 5)
+        assert r["ci_low"] is None or r["ci_low"] < r["bf"] < r["ci_high"]
     assert means["segment"].to_list() == [str(k) for k in range(means.height)]
     for r in means.iter_rows(named=True):
         own = segments.filter(segment=r["segment"])["bf"]
         assert r["bf"] == pytest.approx(own.mean()) and r["prompts"] == len(own)
-        assert r["ci_low"] <= r["bf"] * (1 + 1e-9) and r["ci_high"] >= r["bf"] * (1 - 1e-9)
+        assert r["ci_low"] is None and r["ci_high"] is None  # of three prompts
     first = means.row(0, named=True)
     assert found.summary["bf of sentence 0"] == {
         "value": first["bf"],
@@ -106,13 +108,14 @@ def test_sentences_have_the_branching_factor_of_their_own_steps(run, stories, mo
     assert plain.table("prompts").equals(found.table("prompts")) and plain.table("segments").height == 6 * thinks
 
 
-def test_a_response_of_one_sentence_has_the_interval_of_its_condition(run):
-    found = run("circuit-survivor", segments="sentence", samples=50, max_new_tokens=200)
+def test_a_response_of_one_sentence_has_the_interval_of_its_condition(run, tmp_path):
+    data = many_prompts("circuit-survivor", 6, tmp_path)
+    found = run("circuit-survivor", data=data, segments="sentence", samples=50, max_new_tokens=200)
     means, condition = found.table("segment_means"), found.table("conditions").row(0, named=True)
     assert means.height == 1 and condition["ci_high"] - condition["ci_low"] > 0.05
     assert means["bf"][0] == pytest.approx(condition["bf"])
     for end in ("ci_low", "ci_high"):
-        assert means[end][0] == pytest.approx(condition[end], abs=0.2 * (condition["ci_high"] - condition["ci_low"]))
+        assert means[end][0] == pytest.approx(condition[end], rel=1e-6)
 
 
 def test_the_key_is_no_part_of_a_run_that_does_not_use_it():
