@@ -11,9 +11,9 @@ singular values of the uncentred features with 1e-7 added (Garrido et al., arXiv
 official code computes the first, that is from the 2048 largest eigenvalues with 1e-7 added. alpha is the official
 weighted fit over ranks 12 to 100. The last layer is read after the final norm (`final=norm`, what `hidden_states[-1]`
 is in Hugging Face), the others are block outputs. Deviations: the full spectrum in float64, never a truncated one; the
-last token is found whatever the padding; intervals, the finite-sample curve and its extrapolation, and the null
-(`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper does not
-say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the
+last token is found whatever the padding; intervals, the finite-sample curve, the values at infinitely many texts, and
+the null (`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper
+does not say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the
 unembedding. Features are streamed; memory grows with width² per layer, not with the number of samples.
 """
 

@@ -85,8 +85,8 @@ def test_what_was_prepared_without_a_model_gets_the_data_of_the_model_that_it_ru
 
 # the ids of runs on a model with the weights "f", as they were before any other model had data of its own
 IDS = {
-    ("representation-geometry", "organism"): "21a94094b6f0",
-    ("representation-geometry", "circuit-copy"): "21a94094b6f0",
+    ("representation-geometry", "organism"): "dc76e2c5c780",
+    ("representation-geometry", "circuit-copy"): "dc76e2c5c780",
     ("branching-factor", "organism"): "6cf39fd26593",
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
     ("data-selection", "organism"): "9afe1fde84b3",
@@ -95,7 +95,7 @@ IDS = {
     ("concept-depth", "circuit-copy"): "ef6b29a2f398",
 }
 EXAMPLES = {
-    "representation-geometry": "6f56964b0a75",
+    "representation-geometry": "0ffea1d45942",
     "branching-factor": "6f30723886be",
     "data-selection": "badcc789d6d0",
     "concept-depth": "c8efd21f1280",
