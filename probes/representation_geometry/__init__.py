@@ -11,9 +11,9 @@ singular values of the uncentred features with 1e-7 added (Garrido et al., arXiv
 official code computes the first, that is from the 2048 largest eigenvalues with 1e-7 added. alpha is the official
 weighted fit over ranks 12 to 100. The last layer is read after the final norm (`final=norm`, what `hidden_states[-1]`
 is in Hugging Face), the others are block outputs. Deviations: the full spectrum in float64, never a truncated one; the
-last token is found whatever the padding; intervals, the finite-sample curve and its extrapolation, and the null
-(`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper does not
-say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the
+last token is found whatever the padding; intervals, the finite-sample curve, the values at infinitely many texts, and
+the null (`rankme_null`, `alpha_null`: white Gaussian features of the same number and width) are additions. The paper
+does not say where eigen-directions are removed: here from the final norm's states h, as h - VᵀVh or VᵀVh, before the
 unembedding. Features are streamed; memory grows with width² per layer, not with the number of samples.
 """
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import polars as pl
 
 from probes.representation_geometry import checkpoints, n_grams
@@ -31,6 +30,7 @@ from probes.representation_geometry.estimate import estimate
 from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
 from probes.representation_geometry.maps import map_table
+from probes.representation_geometry.summary import summary_of
 from probes.representation_geometry.trajectory import check_task_steps, correlation_table, phase_table
 from probes.representation_geometry.written import cut_to, size_of, written
 from workbench import organisms
@@ -62,6 +62,7 @@ def example(model: Facts) -> dict[str, object]:
 @probe(
     "representation-geometry",
     title="Representation geometry",
+    version=2,
     summary="How many dimensions representations use (RankMe, alpha-ReQ), over layers and over training.",
     tables={
         "layers": (
@@ -76,6 +77,8 @@ def example(model: Facts) -> dict[str, object]:
             "d",
             "ci_low",
             "ci_high",
+            "rankme_inf",
+            "alpha_inf",
             "rankme_null",
             "alpha_null",
         ),
@@ -123,8 +126,8 @@ def run(model, config: Config, context: Context) -> Result:
     ids = texts.ids
     counted = None
     if config.ngram and config.loss_rows:
-        counted = n_grams.in_text(model, config.ngram, ids[: config.loss_rows], order=config.ngram_order)
-        counted = [texts.of_own(row, p) for row, p in enumerate(counted)]
+        asked, words = ids[: config.loss_rows], texts.words[: config.loss_rows]
+        counted = n_grams.in_text(model, config.ngram, asked, words, order=config.ngram_order)
     questions = encode_choices(model, config.choices) if config.choices else []
     found_at = checkpoints.find(model, config.checkpoints)
     if config.task:
@@ -152,7 +155,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)
     tables["inputs"] = pl.DataFrame({"row": texts.rows, "ids": ids}, schema={"row": pl.Int64, "ids": pl.List(pl.Int64)})
-    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
+    return Result(tables, {}, summary_of(tables, counted) | counted_rows(context) | counted_sinks(context))
 
 
 def _texts(model: Model, config: Config, context: Context) -> Texts:
@@ -199,20 +202,21 @@ def _texts(model: Model, config: Config, context: Context) -> Texts:
     elif len(kept) <= model.width:
         context.warn(
             f"{len(kept)} texts span at most {len(kept) - 1} dimensions and the width is {model.width}: every rank is "
-            f"that of a small sample; read rankme_extrapolated and rankme_null beside it, or give more texts."
+            f"that of a small sample; read rankme_inf and rankme_null beside it, or give more texts."
         )
     colours = None
     if config.colour:
         named = label_column(frame[config.colour], str(context.data)).fill_null("–")
         colours = [named[row] for row in kept]
     places = None if own is None else [own[row] for row in kept]
-    return Texts([encoded[row] for row in kept], kept, colours, places)
+    words = [frame["text"][row] for row in kept]
+    return Texts([encoded[row] for row in kept], kept, colours, places, words)
 
 
 def _study(
     checkpoint: Checkpoint,
     null: dict[str, float],
-    counted: list[np.ndarray] | None,
+    counted: n_grams.Counted | None,
     questions: Sequence[Question],
     maps: Sequence[str],
 ) -> dict[str, pl.DataFrame]:
@@ -223,32 +227,3 @@ def _study(
     tables |= loss_tables(checkpoint, found[FINAL].whole, counted, questions)
     tables["map"] = map_table(checkpoint, found[last_layer].whole, maps)
     return tables
-
-
-def _summary(tables) -> dict:
-    layers = tables["layers"]
-    last = layers.filter(pl.col("layer") == layers["layer"].max()).row(-1, named=True)
-    out: dict = {
-        "RankMe": {"value": last["rankme"], "low": last["ci_low"], "high": last["ci_high"], "n": last["n"]},
-        "RankMe (singular values)": last["rankme_singular"],
-    }
-    out["alpha"] = {"value": last["alpha"], "low": last["alpha_low"], "high": last["alpha_high"], "n": last["n"]}
-    out["alpha fit R²"] = last["alpha_r2"]
-    loss = tables["checkpoints"].row(-1, named=True)
-    if loss["loss"] is not None:
-        out["next-token loss"] = {
-            "value": loss["loss"],
-            "low": loss["loss_low"],
-            "high": loss["loss_high"],
-            "n": tables["ablation"]["n"][0],
-        }
-    if layers["checkpoint"].n_unique() > 1:
-        out["checkpoints"] = layers["checkpoint"].n_unique()
-        out["phases"] = (
-            " → ".join(
-                f"{p['phase']} ({p['start_step']:.0f}–{p['end_step']:.0f})"
-                for p in tables["phases"].iter_rows(named=True)
-            )
-            or "none found"
-        )
-    return out

@@ -10,19 +10,21 @@ import polars as pl
 import torch
 
 from probes.representation_geometry.features import Checkpoint
-from probes.representation_geometry.n_grams import memorisation
+from probes.representation_geometry.n_grams import Counted, memorisation
 from probes.representation_geometry.spectra import Spectrum
 from workbench.core.errors import InputError
 from workbench.engine.evaluation import Question, final_state_losses, right_choices
 from workbench.engine.passes import Pass
-from workbench.stats.intervals import bootstrap_mean
+from workbench.stats.clusters import clusters_of, crossed_interval, mean_interval, share_interval
 
 NOT_KNOWN = (float("nan"),) * 3
-FLOATS = ("loss", "ci_low", "ci_high", "accuracy", "accuracy_low", "accuracy_high")
+LOSS = ("loss", "ci_low", "ci_high", "draws_low", "draws_high")
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_draws_low", "accuracy_draws_high")
+FLOATS = (*LOSS, *ACCURACY)
 
 
 def loss_tables(
-    checkpoint: Checkpoint, last: Spectrum, counted: list[np.ndarray] | None, questions: Sequence[Question]
+    checkpoint: Checkpoint, last: Spectrum, counted: Counted | None, questions: Sequence[Question]
 ) -> dict[str, pl.DataFrame]:
     """`ablation` and `checkpoints`: next-token loss and multiple-choice accuracy, also with eigen-directions of the
     final norm's states (whose spectrum is `last`) removed or kept; and how the loss goes with n-gram probabilities
@@ -38,28 +40,42 @@ def loss_tables(
     changes = [(how, directions) for _, how, _, directions in variants]
     losses = final_state_losses(model, ids, changes, run=run) if ids else []
     losses = [checkpoint.texts.of_own(row, loss) for row, loss in enumerate(losses)]
-    right = right_choices(model, questions, changes, run=run) if questions else None
+    of_texts = np.array([loss.mean(1) for loss in losses if loss.shape[1]]).T if ids else None  # [variants, texts]
+    right = np.asarray(right_choices(model, questions, changes, run=run), np.float64) if questions else None
     context.count(prompts=len(ids), tokens=sum(map(len, ids)))
     rows = []
-    for k, (size, how, draw, _) in enumerate(variants):
-        row = checkpoint.where | {"k": size, "directions": how, "draw": draw} | dict.fromkeys(FLOATS) | {"n": len(ids)}
-        if ids:
-            of_text = np.array([loss[k].mean() for loss in losses if loss.shape[1]])
-            low, high = bootstrap_mean(of_text, rng=context.rng("loss"))
-            row |= {"loss": float(of_text.mean()), "ci_low": low, "ci_high": high}
-        if right is not None:
-            low, high = bootstrap_mean(right[k], rng=context.rng("choices"))
-            row |= {"accuracy": float(right[k].mean()), "accuracy_low": low, "accuracy_high": high}
+    for number, (k, how, draw, _) in enumerate(variants):
+        row = checkpoint.where | {"k": k, "directions": how, "draw": draw} | dict.fromkeys(FLOATS)
+        row["n"] = 0 if of_texts is None else of_texts.shape[1]
+        alike = [other for other, one in enumerate(variants) if one[:2] == (k, how)]
+        for measure, names, found in (("loss", LOSS, of_texts), ("accuracy", ACCURACY, right)):
+            if found is not None:
+                row |= dict(zip(names, _estimates(found[number], found[alike], measure)))
         rows.append(row)
-    as_it_is = tuple(rows[0][name] for name in ("loss", "ci_low", "ci_high")) if ids else NOT_KNOWN
-    memorised = memorisation(losses, counted, context) if counted is not None and ids else NOT_KNOWN
-    one = dict(zip(("loss", "loss_low", "loss_high"), as_it_is))
-    one |= dict(zip(("memorisation", "memorisation_low", "memorisation_high"), memorised))
+    one = dict(zip(("loss", "loss_low", "loss_high"), [rows[0][name] for name in LOSS[:3]]))
+    for name, theirs in zip(("memorisation", "memorisation_of_frequency"), _both(counted)):
+        theirs = [checkpoint.texts.of_own(row, p) for row, p in enumerate(theirs)]
+        found = memorisation(losses, theirs, context) if theirs else NOT_KNOWN
+        one |= dict(zip((name, f"{name}_low", f"{name}_high"), found))
     numbers = {"step": pl.Int64} | dict.fromkeys(FLOATS, pl.Float64)
     return {
         "ablation": pl.DataFrame(rows, schema_overrides=numbers),
-        "checkpoints": pl.DataFrame([checkpoint.where | one], schema_overrides={"step": pl.Int64}),
+        "checkpoints": pl.DataFrame(
+            [checkpoint.where | one], schema_overrides={"step": pl.Int64} | dict.fromkeys(one, pl.Float64)
+        ),
     }
+
+
+def _estimates(own: np.ndarray, alike: np.ndarray, measure: str) -> tuple[float, ...]:
+    """Mean of `own` [texts or questions] with its interval, and that of the mean over the draws `alike` [draws, texts]
+    of the same random choice, which are a sample, too."""
+    each = clusters_of(np.arange(len(own)))
+    low, high = (share_interval if measure == "accuracy" else mean_interval)(own, each)
+    return float(own.mean()), float(low), float(high), *map(float, crossed_interval(alike, each))
+
+
+def _both(counted: Counted | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return ([], []) if counted is None else (counted.probabilities, counted.frequencies)
 
 
 def _variants(checkpoint: Checkpoint, last: Spectrum) -> list[tuple[int, str, int, torch.Tensor | None]]:

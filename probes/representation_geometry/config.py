@@ -78,17 +78,16 @@ class Config:
     thinking: str = thinking_option()
     template_args: tuple[str, ...] = template_args_option()
     limit: int = option(15000, "sequences to use", low=2)
-    draws: int = option(200, "bootstrap draws for the intervals; 0: none", low=0, high=100_000)
+    draws: int = option(200, "bootstrap draws (over texts) for the intervals; 0: none", low=0, high=100_000)
     curve: bool = option(
         True,
-        "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and the value extrapolated to "
-        "infinitely many",
+        "finite-sample curve: the same numbers at n/8, n/4 and n/2 sequences, and RankMe and alpha at infinitely many",
     )
     ablate: tuple[int, ...] = option(
         (10, 50), "how many top eigen-directions to remove or keep; none: no ablation", low=1, high=1_000_000
     )
     random_draws: int = option(
-        5, "sets of random directions that the eigen-directions are compared with", low=1, high=10_000
+        20, "sets of random directions that the eigen-directions are compared with", low=1, high=10_000
     )
     loss_rows: int = option(
         64, "sequences for the next-token loss, the ablations and the memorisation curve; 0: none", low=0

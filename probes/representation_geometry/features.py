@@ -29,6 +29,7 @@ class Texts:
     rows: list[int]  # of the data file
     colours: list[str] | None  # of their points on maps
     own: list[tuple[int, int]] | None = None  # [start, end) of each text's own tokens; None: all of them are
+    words: list[str] | None = None  # as the data file has them
 
     def positions(self, token: int | str, *, watched: bool) -> Positions:
         """Where the sample of each text is read; `watched`: its mean without sinks, a position with the word whether it

@@ -16,7 +16,7 @@ from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.point_map import map_figure
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 
-INTERVAL = "95 % bootstrap over texts"
+INTERVAL = "95 % spread at this number of texts (bootstrap over texts); no bias of a finite sample is in it"
 MEASURES = {
     "rankme": ("RankMe (covariance eigenvalues)", "ci_low", "ci_high"),
     "alpha": ("α of the spectrum", "alpha_low", "alpha_high"),
@@ -205,7 +205,7 @@ def eigen_ablation(run: Any) -> go.Figure:
         x="directions (k)",
         y=[m[1] for m in measures],
         share_y=False,
-        interval="95 % bootstrap over texts; of the random directions, the range over draws",
+        interval="95 %, Student's t over texts, Wilson's for accuracy; of random directions, texts and draws both vary",
         n=f"{frame['n'].max()} texts" if "n" in frame.columns else None,
     )
     names = {
@@ -223,10 +223,13 @@ def eigen_ablation(run: Any) -> go.Figure:
                 if "random" in str(how)
                 else theme.Style(hue, "solid", symbol)
             )
-            own = edited.filter(pl.col("directions") == how).sort("k")
+            own, ends = edited.filter(pl.col("directions") == how).sort("k"), (low, high)
             if own["k"].is_duplicated().any():  # several draws of random directions
-                value = pl.col(measure).cast(pl.Float64)
-                own = own.group_by("k").agg(value.mean(), value.min().alias(low), value.max().alias(high)).sort("k")
+                ends = (
+                    ("draws_low", "draws_high") if measure == "loss" else ("accuracy_draws_low", "accuracy_draws_high")
+                )
+                there = [pl.col(end).first() for end in ends if end in own.columns]  # earlier runs have none
+                own = own.group_by("k").agg(pl.col(measure).cast(pl.Float64).mean(), *there).sort("k")
             traces.add_curve(
                 fig,
                 i,
@@ -235,8 +238,8 @@ def eigen_ablation(run: Any) -> go.Figure:
                 name=names.get(how, str(how)),
                 style=style,
                 legend=i == 0,
-                low=numbers(own, low),
-                high=numbers(own, high),
+                low=numbers(own, ends[0]) if ends[0] in own.columns else None,
+                high=numbers(own, ends[1]) if ends[1] in own.columns else None,
                 hover="k = %{x}: %{y:.4g}",
             )
         whole = numbers(frame.filter(pl.col("directions") == "none"), measure)
@@ -256,7 +259,7 @@ def memorisation(run: Any) -> go.Figure:
         title=f"Agreement of {model_name(run)} with an n-gram model",
         x="training step",
         y="Spearman ρ with the n-gram model",
-        interval="95 % bootstrap over tokens",
+        interval="95 % bootstrap over texts",
     )
     place = step_axis(fig, 0, steps)
     traces.add_curve(
@@ -287,9 +290,9 @@ def samples(run: Any) -> go.Figure:
         title=f"RankMe of {model_name(run)} against the number of texts",
         x="texts",
         y="RankMe (covariance eigenvalues)",
-        note="Dotted: extrapolated to infinitely many texts.",
+        note="Dotted: estimated at infinitely many texts.",
     )
-    whole = maybe(run, "layers", ("checkpoint", "layer", "rankme_extrapolated"))
+    whole = maybe(run, "layers", ("checkpoint", "layer", "rankme_inf"))
     for key, colour in zip(shown, _ordered(len(shown))):
         own = frame.filter(pl.col("layer") == key).sort("n")
         style = theme.Style(colour)
@@ -307,7 +310,7 @@ def samples(run: Any) -> go.Figure:
             if whole is None
             else whole.filter((pl.col("layer") == key) & (pl.col("checkpoint") == frame["checkpoint"][0]))
         )
-        limit = numbers(row, "rankme_extrapolated") if row is not None else np.array([])
+        limit = numbers(row, "rankme_inf") if row is not None else np.array([])
         if len(limit) and np.isfinite(limit[0]):
             ends = [float(own["n"].min()), float(own["n"].max())]
             traces.add_curve(
@@ -315,7 +318,7 @@ def samples(run: Any) -> go.Figure:
                 0,
                 ends,
                 [limit[0]] * 2,
-                name=f"layer {key}, extrapolated",
+                name=f"layer {key}, infinitely many texts",
                 style=theme.Style(colour, "dot"),
                 legend=False,
                 markers=False,

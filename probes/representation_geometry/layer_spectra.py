@@ -12,6 +12,7 @@ import torch
 from probes.representation_geometry import spectra
 from probes.representation_geometry.config import Config
 from probes.representation_geometry.features import FINAL, Checkpoint
+from probes.representation_geometry.infinite_texts import AtInfinity, LeftOut, at_infinity
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.models.model import Model
@@ -34,6 +35,7 @@ class SiteSpectra:
 
     nested: list[spectra.Spectrum]  # of n/8, n/4, n/2 and all n texts
     bootstraps: list[spectra.Bootstrap]  # of the covariance and of the second moment; none without draws
+    left_out: LeftOut | None  # None: not asked for
 
     @property
     def whole(self) -> spectra.Spectrum:
@@ -53,14 +55,16 @@ def measure(checkpoint: Checkpoint) -> dict[Site, SiteSpectra]:
     for site, nested in (_held if n <= checkpoint.model.width else _summed)(checkpoint, sites, sizes, order):
         draws = [True, False] if config.draws else []
         bootstraps = [spectra.Bootstrap(nested[-1], draws=config.draws, centred=centred) for centred in draws]
-        found[site] = SiteSpectra(nested, bootstraps)
-    if config.draws:
+        found[site] = SiteSpectra(nested, bootstraps, LeftOut(nested[-1]) if config.curve else None)
+    if config.draws or config.curve:
         seed = context.torch_seed("bootstrap") % 2**32
         for rows, features in checkpoint.features():
-            weight = spectra.weights(rows, config.draws, seed=seed)
+            weight = spectra.weights(rows, config.draws, seed=seed) if config.draws else torch.zeros(0, len(rows))
             for site, measured in found.items():
                 for bootstrap in measured.bootstraps:
                     bootstrap.add(weight, features[site])
+                if measured.left_out is not None:
+                    measured.left_out.add(features[site])
             context.check()
     return found
 
@@ -169,7 +173,7 @@ def _power_law(eigenvalues: np.ndarray, config: Config) -> spectra.PowerLaw:
 
 def _numbers(measured: SiteSpectra, config: Config) -> dict:
     """The numbers of a row of `layers`."""
-    spectrum, nested = measured.whole, measured.nested
+    spectrum = measured.whole
     values, fit = spectrum.eigenvalues, _power_law(spectrum.eigenvalues, config)
 
     def interval(name: str, statistic: Callable[[np.ndarray], np.ndarray], which: int = 0) -> dict[str, float]:
@@ -189,7 +193,7 @@ def _numbers(measured: SiteSpectra, config: Config) -> dict:
         "rankme_singular": spectrum.rankme_singular,
         **interval("rankme_singular_", lambda drawn: spectra.rankme_singular(np.sqrt(drawn)), 1),
         "rankme_code": float(spectra.rankme(values[:2048], epsilon=spectra.EPSILON)),
-        "rankme_extrapolated": spectra.extrapolate([some.n for some in nested], [some.rankme for some in nested]),
+        **_at_infinity(measured, config),
         "alpha": fit.alpha,
         **interval("alpha_", alphas),
         "alpha_r2": fit.r2,
@@ -204,4 +208,21 @@ def _numbers(measured: SiteSpectra, config: Config) -> dict:
         "top10_share": float(values[:10].sum() / values.sum()) if values.sum() > 0 else float("nan"),
         "n": spectrum.n,
         "d": spectrum.d,
+    }
+
+
+def _at_infinity(measured: SiteSpectra, config: Config) -> dict[str, float | str]:
+    told = AtInfinity()
+    if measured.left_out is not None:
+        covariance = measured.bootstraps[0] if measured.bootstraps else None
+        weighted = config.fit_weights == "rank"
+        told = at_infinity(measured.left_out, covariance, fit_range=config.fit_range, weighted=weighted)
+    return {
+        "rankme_inf": told.rankme,
+        "rankme_inf_low": told.rankme_low,
+        "rankme_inf_high": told.rankme_high,
+        "alpha_inf": told.alpha,
+        "alpha_inf_low": told.alpha_low,
+        "alpha_inf_high": told.alpha_high,
+        "inf_missing": told.reason,
     }

@@ -7,6 +7,9 @@ there are is a matter of how far the course turns back: further than the jitter 
 knows nothing). Where the turns are: the course is cut into alternately falling and rising pieces, each fitted by
 isotonic regression, at the least total squared error. Nothing is assumed about the form of the course, the steps need
 not be evenly spaced, and a course without a phase simply lacks it.
+
+The paper's phases are of RankMe and alpha together: alpha falls while RankMe rises. `named_with_alpha` puts into the
+name of a phase where alpha does not do so.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from workbench.stats.intervals import percentiles
 
 Costs = dict[bool, np.ndarray]
 FEW = 10  # checkpoints below which a course says nothing of its jitter
+SHORT = 30  # checkpoints below which it says nothing of how much the jitter of neighbours goes together
 NEAR_ZERO = 0.01  # share of the last step up to which a course begins with the training
 
 
@@ -38,6 +42,10 @@ class Phase:
     start_high: float
     end_low: float
     end_high: float
+
+    @property
+    def rises(self) -> bool:
+        return self.name == "entropy-seeking"
 
 
 def segment(
@@ -93,6 +101,34 @@ def segment(
             Phase(name, start, end, *map(float, (steps[start], steps[end], low_start, high_start, low_end, high_end)))
         )
     return phases
+
+
+def named_with_alpha(
+    found: list[Phase], alpha: np.ndarray, *, error: np.ndarray | float | None = None, rng: np.random.Generator
+) -> list[str]:
+    """Names of the phases in which alpha [t] has its say: bare where it goes against RankMe by more than its own jitter
+    does (`least_turn`), as in the paper; else with what it does instead."""
+    alpha = np.asarray(alpha, np.float64)
+    if not np.isfinite(alpha).all():
+        return [f"{phase.name} (by RankMe alone: no alpha)" for phase in found]
+    known = np.broadcast_to(0.0 if error is None else np.asarray(error, np.float64), alpha.shape)
+    least = max(_least_change(alpha, known, rng), 1e-9 * np.abs(alpha).max()) if found else 0.0
+    names = []
+    for phase in found:
+        against = (alpha[phase.start] - alpha[phase.end]) * (1 if phase.rises else -1)
+        other = " (alpha goes the other way)" if against < -least else " (alpha does not follow)"
+        names.append(phase.name + ("" if against > least else other))
+    return names
+
+
+def _least_change(alpha: np.ndarray, error: np.ndarray, rng: np.random.Generator) -> float:
+    """`least_turn`; of a course too short to tell how much neighbours go together, at least that of much (0.8)."""
+    turn = least_turn(alpha, error, max_phases=6, rng=rng)
+    if FEW <= len(alpha) < SHORT:
+        together = 0.8
+        size = _white(alpha) * np.sqrt(6 / (6 - 8 * together + 2 * together**2))
+        turn = max(turn, _fall(size, together, len(alpha), rng))
+    return turn
 
 
 def _interval(steps, redrawn, k, level):

@@ -305,14 +305,3 @@ def weights(rows: Iterable[int], draws: int, *, seed: int = 0) -> torch.Tensor:
 def subset_sizes(n: int) -> list[int]:
     """Nested sample sizes of the finite-sample curve: n/8, n/4, n/2 and n."""
     return sorted({max(2, n // 8), max(2, n // 4), max(2, n // 2), n})
-
-
-def extrapolate(sizes: Iterable[int], values: Iterable[float]) -> float:
-    """The value at infinitely many samples of value(n) = limit - b/n fitted to the two largest sizes (the bias of
-    RankMe is of order d/n and negative). NaN with fewer than two sizes; means little while the curve is still steep, so
-    the curve is reported too."""
-    pairs = sorted(zip(sizes, values))[-2:]
-    if len(pairs) < 2 or pairs[0][0] == pairs[1][0]:
-        return float("nan")
-    (n1, v1), (n2, v2) = pairs
-    return float((n2 * v2 - n1 * v1) / (n2 - n1))

@@ -55,7 +55,7 @@ def shade(fig: go.Figure, i: int, run: Any, place: Callable[[np.ndarray], np.nda
     for phase, start, end in phases.select("phase", "start_step", "end_step").iter_rows():
         if start is None or end is None:
             continue
-        colour = PHASES.get(str(phase), theme.NEUTRAL)
+        colour = PHASES.get(str(phase).split(" (")[0], theme.NEUTRAL)
         a, b = float(place(np.float64(start))), float(place(np.float64(end)))
         traces.add_area(fig, i, a, b, style=theme.Style(colour))
         if i == 0 and phase not in seen:  # names over the areas would collide where a phase is short

@@ -22,20 +22,22 @@ def course(layers: pl.DataFrame) -> pl.DataFrame:
 
 
 def phase_table(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
-    """`phases` of RankMe in the last layer, with a warning where checkpoints are too few for any."""
+    """`phases` of RankMe and alpha in the last layer, with a warning where checkpoints are too few for any."""
     along = course(layers)
-    ends = {f"{end}_{of}": pl.Float64 for end in ("start", "end") for of in ("step", "low", "high", "rankme")}
+    ends = {f"{end}_{of}": pl.Float64 for end in ("start", "end") for of in ("step", "low", "high", "rankme", "alpha")}
     schema = {"number": pl.Int64, "phase": pl.String, "layer": pl.Int64} | ends
     if along.height < 4 or along["rankme"].null_count():
         if layers["checkpoint"].n_unique() > 1:
             context.warn(f"Phases need at least four checkpoints with a step in their names; there are {along.height}.")
         return pl.DataFrame(schema=schema)
-    error = None if along["ci_low"].null_count() else (along["ci_high"] - along["ci_low"]).to_numpy() / (2 * 1.96)
     steps, rankme = along["step"].to_numpy(), along["rankme"].to_numpy()
+    found = phases.segment(steps, rankme, error=_error(along, "ci"), rng=context.rng("phases"))
+    alpha = along["alpha"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    names = phases.named_with_alpha(found, alpha, error=_error(along, "alpha"), rng=context.rng("phases of alpha"))
     rows = [
         {
             "number": number,
-            "phase": phase.name,
+            "phase": name,
             "layer": along["layer"][0],
             "start_step": phase.start_step,
             "end_step": phase.end_step,
@@ -45,8 +47,10 @@ def phase_table(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
             "end_high": phase.end_high,
             "start_rankme": along["rankme"][phase.start],
             "end_rankme": along["rankme"][phase.end],
+            "start_alpha": along["alpha"][phase.start],
+            "end_alpha": along["alpha"][phase.end],
         }
-        for number, phase in enumerate(phases.segment(steps, rankme, error=error, rng=context.rng("phases")), 1)
+        for number, (phase, name) in enumerate(zip(found, names), 1)
     ]
     if not rows:
         context.warn(f"No phase stands out from the jitter of RankMe over the {along.height} checkpoints.")
@@ -56,6 +60,12 @@ def phase_table(layers: pl.DataFrame, context: Context) -> pl.DataFrame:
             f"{phases.FEW} nobody knows how much training jitters from one to the next."
         )
     return pl.DataFrame(rows, schema=schema)
+
+
+def _error(along: pl.DataFrame, of: str) -> np.ndarray | None:
+    """Standard errors from the spread of a measure at its number of texts; None where it has none."""
+    low, high = along[f"{of}_low"], along[f"{of}_high"]
+    return None if low.null_count() or high.null_count() else (high - low).to_numpy() / (2 * 1.96)
 
 
 def read_task(path: str) -> pl.DataFrame:

@@ -424,6 +424,8 @@ def geometry(
                     "loss": loss + 0.1 * draw,
                     "ci_low": loss - 0.1,
                     "ci_high": loss + 0.1,
+                    "draws_low": loss + 0.05 if "random" in how else None,
+                    "draws_high": loss + 0.35 if "random" in how else None,
                     "accuracy": None,
                     "n": 64,
                 }

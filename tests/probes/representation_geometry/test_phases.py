@@ -117,3 +117,35 @@ def test_turns_are_found_by_how_far_a_course_goes_back():
     assert phases.turns(values, 1.0) == ([3, 6], True)
     assert phases.turns(values, 0.4) == ([1, 2, 3, 4, 5, 6], True)
     assert phases.turns(values, 9.0) == ([], True) and phases.turns(-values, 1.0) == ([3, 6], False)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("checkpoints", [15, 40, 150])
+def test_alpha_has_its_say_in_the_name_and_its_jitter_has_none(checkpoints, alike):
+    """alpha against RankMe, with it, and jitter alone (1 % of its level, white or shared with the neighbours)."""
+    along = np.linspace(0, 1, checkpoints)
+    rankme = np.interp(along, [0, 0.3, 0.7, 1], [60.0, 20.0, 80.0, 50.0])
+    found = phases.segment(along, rankme, draws=0, rng=np.random.default_rng(0))
+    assert [p.name for p in found] == ["warm-up", "entropy-seeking", "compression-seeking"]
+    times = 5 if checkpoints > 100 else 20
+    rng = np.random.default_rng([checkpoints, round(10 * alike)])
+    jitter = phases.correlated(0.01, alike, checkpoints, times, rng)
+    for course, word in (
+        (1.5 - rankme / 100, ""),
+        (rankme / 100, "the other way"),
+        (np.ones(checkpoints), "not follow"),
+    ):
+        said = [
+            phases.named_with_alpha(found, course + own, error=0.0005, rng=np.random.default_rng(0)) for own in jitter
+        ]
+        right = sum(
+            all(name.startswith(p.name) and (word in name if word else name == p.name) for name, p in zip(names, found))
+            for names in said
+        )
+        assert right >= times - 1, said
+
+
+def test_a_course_of_alpha_with_a_gap_is_said_to_be_missing():
+    found = phases.segment(*planted(), rng=np.random.default_rng(0))
+    names = phases.named_with_alpha(found, np.full(41, np.nan), rng=np.random.default_rng(0))
+    assert names == [f"{p.name} (by RankMe alone: no alpha)" for p in found]

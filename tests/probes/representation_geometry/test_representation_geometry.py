@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from probes import concept_depth, representation_geometry
 from probes.representation_geometry import Config, checkpoints, phases, spectra
-from probes.representation_geometry.n_grams import probabilities
+from probes.representation_geometry.n_grams import count
 from tests.benchmarks.geometry import memory_growth
 from tests.support.architectures import build
 from workbench.core.context import Context
@@ -118,7 +118,10 @@ def test_the_curve_is_the_same_numbers_on_fewer_samples(stories, texts):
     curve = result.tables["curve"].sort("n")
     assert curve["n"].to_list() == [18, 37, 75, 150]
     assert abs(curve["rankme"][-1] - result.tables["layers"]["rankme"][0]) < 1e-9 and curve["rankme"].is_sorted()
-    assert result.tables["layers"]["rankme_extrapolated"][0] > curve["rankme"][-1]
+    row = result.tables["layers"].row(0, named=True)
+    assert curve["rankme"][-1] < row["rankme_inf"] < row["rankme_inf_high"] and row["rankme_inf_low"] > 0
+    none, _ = probe(stories, texts, curve=False)
+    assert none.tables["layers"]["rankme_inf"][0] is None
 
 
 def test_texts_are_cut_and_short_ones_left_out(stories, texts):
@@ -283,7 +286,11 @@ def test_a_trajectory_has_its_phases_losses_and_correlations(stories, texts, tra
     # memorisation: the model's token probabilities against the n-gram model's, over the same tokens
     ids = [row.to_list() for row in result.tables["inputs"]["ids"][:8]]
     text = [stories.encode(t, bos=False) for t in pl.read_ndjson(texts)["text"]]
-    theirs = np.concatenate(probabilities(text, ids)[0])
+    words = pl.read_ndjson(texts)["text"].to_list()
+    own = [words[row] for row in result.tables["inputs"]["row"][:8]]  # no text counts in its own n-grams
+    theirs = np.concatenate(
+        [count([t for t, w in zip(text, words) if w != mine], [row]).probabilities[0] for row, mine in zip(ids, own)]
+    )
     mine = -np.concatenate(
         [x[0] for x in evaluation.final_state_losses(load(str(training / "step-2000")), ids, [("none", None)])]
     )
