@@ -87,7 +87,17 @@ def example(model: Facts) -> dict[str, object]:
     "was chosen.",
     tables={
         "scores": ("row", "target", "score", "rank", "selected"),
-        "features": ("target", "feature", "weight", "density"),
+        "features": (
+            "target",
+            "feature",
+            "weight",
+            "density",
+            "lift",
+            "lift_low",
+            "lift_high",
+            "contribution",
+            "distinctive",
+        ),
         "quality": ("site", "l0", "explained_variance", "dead_fraction"),
         "inputs": ("row", "ids", "role", "mask"),
         "selected": ("target", "rank", "row", "score"),
@@ -97,7 +107,7 @@ def example(model: Facts) -> dict[str, object]:
         "lengths": ("target", "method", "ratio", "mean", "median", "target_mean", "pool_mean"),
         "passages": ("feature", "place", "row", "start", "peak", "tokens", "activations", "activation"),
         "effects": ("feature", "promotes", "promoted_by", "suppresses", "suppressed_by"),
-        "shared": ("target", "row", "feature", "in_sample", "in_target", "both"),
+        "shared": ("target", "row", "feature", "in_sample", "in_target", "both", "contribution", "lift"),
         "map": ("row", "x", "y"),
     },
     bibtex=BIBTEX,
@@ -139,7 +149,7 @@ def run(model, config: Config, context: Context) -> Result:
             "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it "
             "with --engine hf."
         )
-    from probes.data_selection import feature_statistics, pool_map, pool_scores, prototypes
+    from probes.data_selection import contributions, feature_statistics, pool_map, pool_scores, prototypes
     from probes.data_selection.explanations import explain
     from probes.data_selection.sample_vectors import open_reader, without_sinks
 
@@ -164,8 +174,14 @@ def run(model, config: Config, context: Context) -> Result:
     context.count(prompts=len(pool) + sum(map(len, examples.values())))
 
     targets = prototypes.of_targets(reader, examples, tables_of)
-    wanted, features = prototypes.heaviest_features(targets, config.features)
+    about = [
+        contributions.target_features(reader, samples, targets.center(t))
+        for t, samples in enumerate(examples.values() if reader.sae is not None else ())
+    ]
+    wanted = sorted({int(f) for found in about for f in contributions.candidates(found, config.features)})
     scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
+    lifted = [contributions.lifts(found, statistics, t) for t, found in enumerate(about)]
+    features = feature_statistics.chosen_features(about, lifted, wanted, config.features)
     if config.sinks == "leave_out":
         _note_sinks(pool, left, "pool", context)
     pool = left
@@ -188,17 +204,20 @@ def run(model, config: Config, context: Context) -> Result:
     tables |= compare(names, scores, orders, _sizes(config, among.size, len(pool)), labels=labels, **lengths)
     tables |= {
         "inputs": inputs_table(pool, examples),
-        "features": feature_statistics.feature_table(features, wanted, statistics, reader.sae),
+        "features": feature_statistics.feature_table(targets, features, about, lifted, wanted, statistics, reader.sae),
         "quality": feature_statistics.quality_table(reader, statistics),
     }
     best = [order[: config.explain] for order in selected]
-    tables |= explain(reader, pool, targets, best, wanted, statistics)
+    shown = sorted({f for own in features for f in own})
+    strongest = feature_statistics.only(statistics, wanted, shown)
+    tables |= explain(reader, pool, targets, best, shown, strongest, lifted)
     tables["map"] = pool_map.map_table(reader, pool)
     if context.out is not None:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)
         write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
-    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context) | counted_sinks(context))
+    summary = _summary(tables, pool, among, reader) | contributions.marks(lifted)
+    return Result(tables, {}, summary | counted_rows(context) | counted_sinks(context))
 
 
 def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSamples:

@@ -28,9 +28,9 @@ DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are 
 def score_pool(
     reader: Reader, pool: TokenizedSamples, prototypes: Prototypes, wanted: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any], TokenizedSamples]:
-    """({method: scores [N, targets]}, {low, high, draws} of the main method where there are any, statistics of the features, the pool with
-    its sinks not counted): equal samples are computed once, in resumable parts whose statistics are added up as they
-    come. Rows in which nothing counts score NaN."""
+    """({method: scores [N, targets]}, {low, high, draws} of the main method where there are any, statistics of the
+    features, the pool with its sinks not counted): equal samples are computed once, in resumable parts whose statistics
+    are added up as they come. Rows in which nothing counts score NaN."""
     config, context = reader.config, reader.context
     place, rows, times = _distinct(pool)
     keep = len(rows) * len(prototypes.names) * config.resamples <= DRAWS_KEPT
@@ -85,8 +85,8 @@ def _score_part(
     keep: bool,
 ) -> dict[str, np.ndarray]:
     """Scores ("row METHOD") of some pool samples with their intervals ("row low", "row high") and, to `keep`, those of
-    resampled examples ("row draws"), the sinks among their tokens ("sinks": [n, 2], row and position), and the statistics of the
-    features on them. Rows in which nothing is left score NaN."""
+    resampled examples ("row draws"), the sinks among their tokens ("sinks": [n, 2], row and position), and the
+    statistics of the features on them. Rows in which nothing is left score NaN."""
     main, shape = reader.main, (len(rows), len(prototypes.names))
     reads = main in prototypes.by_method
     out = {f"row {method}": np.full(shape, np.nan) for method in prototypes.by_method}
@@ -94,7 +94,10 @@ def _score_part(
         out |= {f"row {end}": np.full(shape, np.nan) for end in ("low", "high")}
     if reads and keep and prototypes.can_resample:
         out["row draws"] = np.full((*shape, reader.config.resamples), np.nan, np.float32)
-    statistics = FeatureStatistics(reader, times, wanted)
+    centers = None
+    if reader.sae is not None:
+        centers = torch.stack([prototypes.center(t) for t in range(shape[1])])
+    statistics = FeatureStatistics(reader, times, wanted, centers)
     masks = [pool.masks[i] for i in rows]
     kept = [np.zeros(len(mask), bool) for mask in masks]  # of a row that comes in no batch nothing is left
     for batch in reader.read(pool.lists(rows), masks, leave_out_sinks=True):

@@ -32,6 +32,7 @@ class Prototypes:
     names: list[str]  # of the targets
     by_method: dict[str, torch.Tensor]  # float64 [P, width]
     target: np.ndarray  # [P]: number of the target that each is of
+    examples: np.ndarray  # [P]: how many examples each is the mean of
     resampled: list[Any]
     without: list[torch.Tensor | None]
     left_out: list[Deletions]
@@ -41,8 +42,10 @@ class Prototypes:
         return any(found is not None for found in self.resampled)
 
     def center(self, target: int) -> torch.Tensor:
-        """The mean [width] of a target's prototypes in features of the autoencoder."""
-        return self.by_method["sae"][np.flatnonzero(self.target == target)].mean(0)
+        """The mean [width] of a target's examples in features of the autoencoder."""
+        own = np.flatnonzero(self.target == target)
+        weight = torch.as_tensor(self.examples[own] / self.examples[own].sum(), device=self.by_method["sae"].device)
+        return weight @ self.by_method["sae"][own]
 
 
 def of_targets(
@@ -53,6 +56,7 @@ def of_targets(
     config, device = reader.config, reader.model.device
     found: dict[str, list[torch.Tensor]] = {}
     target: list[int] = []
+    members: list[int] = []
     resampled: list[Any] = []
     without: list[torch.Tensor | None] = []
     left_out: list[Deletions] = []
@@ -80,8 +84,9 @@ def of_targets(
         resampled.append(drawn if not several else again[:drawn_rows] if again is not None and drawn_rows else None)
         without.append(again[drawn_rows:] if again is not None and left_out[t].n else None)
         target += [t] * len(count)
+        members += np.bincount(member).tolist()
     by_method = {method: torch.cat(of_each) for method, of_each in found.items()}
-    return Prototypes(list(examples), by_method, np.array(target), resampled, without, left_out)
+    return Prototypes(list(examples), by_method, np.array(target), np.array(members), resampled, without, left_out)
 
 
 def _members(prototype: str, samples: TokenizedSamples, table: pl.DataFrame | None) -> np.ndarray:
@@ -130,18 +135,3 @@ def _add(total: torch.Tensor, rows: Any, where: torch.Tensor, weight: torch.Tens
         return
     value = rows.value if weight is None else rows.value.float() * weight[rows.row]
     total.view(-1).index_add_(0, where[rows.row] * rows.width + rows.feature, value)
-
-
-def heaviest_features(prototypes: Prototypes, most: int) -> tuple[list[int], list[dict]]:
-    """The features to explain, at most so many a target, without repeats; and the rows of the table `features` without
-    what the pool adds to them."""
-    rows = []
-    for t, name in enumerate(prototypes.names if "sae" in prototypes.by_method else []):
-        weight = prototypes.center(t)
-        best = weight.topk(min(most, len(weight)))
-        rows += [
-            {"target": name, "feature": int(f), "weight": float(w), "share": float(w / weight.sum())}
-            for f, w in zip(best.indices, best.values)
-            if w > 0
-        ]
-    return sorted({row["feature"] for row in rows}), rows

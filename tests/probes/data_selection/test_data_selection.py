@@ -56,7 +56,7 @@ def test_what_all_samples_begin_with_is_read_once_and_changes_nothing(model, mat
     monkeypatch.setattr(sample_vectors, "beginning", lambda *_, **__: None)
     whole = execute(model, material, tmp_path / "whole", **config)
     handle.remove()
-    assert shared < 0.75 * sum(ran)
+    assert shared < 0.8 * sum(ran)  # the few examples are read three times, the pool once
     for name in (
         "scores",
         "selections",
