@@ -9,8 +9,8 @@ by default).
 The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded
 once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features
 never pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes
-on with the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are
-over selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not
+on with the next part of the pool. Scores have intervals over the examples of the target; those of precision are over
+clusters of selected rows, or targets. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not
 say; their norm dominates the sums), nor are sinks, the first words that carry such norms where no BOS is added;
 identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the
 paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are averaged over the
@@ -20,7 +20,8 @@ Does it select better? Not where we could measure it. On the organism's pool (ni
 rows of GSM8K, Dolly and three BBH tasks, which the organism cannot read, features select far better than chance, but
 not better than raw neurons, the hidden state or BM25 (tests/studies/selection.json: every method and similarity, 5 %
 selected, with intervals). Labels that follow from words favour BM25; a model that reads the text may differ. A run
-names the baselines that its features do not beat (`not_better_than` in the summary). With aggregate=sum the selected
+names the baselines that its features are worse than, and those that they are not told from (`worse_than`,
+`not_better_than` in the summary). With aggregate=sum the selected
 rows have about the target's length, with mean they are longer, as in Table 7.
 """
 
@@ -34,7 +35,8 @@ import polars as pl
 
 from probes.data_selection.config import BIBTEX, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
-from probes.data_selection.rankings import bm25, compare, verdict
+from probes.data_selection.precisions import row_groups, selected_by_any, verdict
+from probes.data_selection.rankings import bm25, compare
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
 from probes.data_selection.selection import (
     Eligible,
@@ -60,7 +62,7 @@ from workbench.models.prompt_style import check_style, style_of
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
 
-RANDOM_DRAWS = 5  # of the baseline `random`, whose numbers are their means
+RANDOM_DRAWS = 20  # of the baseline `random`, whose numbers are their means
 
 
 def _material(config: Config, model: str) -> dict[str, Path]:
@@ -128,7 +130,7 @@ def example(model: Facts) -> dict[str, object]:
         "train-*.jsonl": "the same to train on, in the form of `export`",
     },
     needs=("tokenizer",),
-    version=4,
+    version=5,
     keys={
         "scores": ("row", "target"),
         "features": ("target", "feature"),
@@ -201,7 +203,9 @@ def run(model, config: Config, context: Context) -> Result:
         "selected": selected_table(frame, scores[main], selected, names, among.size),
     }
     lengths = {"lengths": pool.counted, "target_lengths": [samples.counted.mean() for samples in examples.values()]}
-    tables |= compare(names, scores, orders, _sizes(config, among.size, len(pool)), labels=labels, **lengths)
+    sizes = _sizes(config, among.size, len(pool))
+    groups = row_groups(frame, texts(frame, config.tokens), selected_by_any(orders, max(sizes.values())), context)
+    tables |= compare(names, scores, orders, sizes, labels=labels, groups=groups, **lengths)
     tables |= {
         "inputs": inputs_table(pool, examples),
         "features": feature_statistics.feature_table(targets, features, about, lifted, wanted, statistics, reader.sae),
@@ -216,7 +220,11 @@ def run(model, config: Config, context: Context) -> Result:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)
         write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
-    summary = _summary(tables, pool, among, reader) | contributions.marks(lifted)
+    summary = _summary(tables, pool, among, reader)
+    if labels is not None:
+        relevant = labels[0][:, None] == np.array(labels[1])
+        summary |= verdict(orders, main, relevant, groups, among.size)
+    summary |= contributions.marks(lifted)
     return Result(tables, {}, summary | counted_rows(context) | counted_sinks(context))
 
 
@@ -311,15 +319,4 @@ def _summary(
             "mean_length_target": lengths["target_mean"].mean(),
             "mean_length_pool": lengths["pool_mean"].mean(),
         }
-    at = tables["precision"].filter(pl.col("k") == size).unique(("target", "method"), keep="first", maintain_order=True)
-    if not at.height:
-        return out
-    out |= verdict(at, main, reader.context.rng)
-    ahead = [
-        m
-        for m in at["method"].unique(maintain_order=True)
-        if m not in (main, "random") and not out[f"{main}_minus_{m}"]["low"] > 0
-    ]
-    if main == "sae" and ahead:
-        out["not_better_than"] = ", ".join(ahead)
     return out

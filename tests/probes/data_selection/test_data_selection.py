@@ -139,10 +139,7 @@ def test_tables_agree_with_each_other(model, material, tmp_path):
         best = own.sort("rank").head(6)
         precision = run.table("precision").filter(target=target, method="sae", k=6).row(0, named=True)
         hits = sum(pool[r]["topic"] == target for r in best["row"])
-        assert (
-            precision["precision"] == hits / 6
-            and precision["ci_low"] < precision["precision"] + 1e-9 <= precision["ci_high"] + 2e-9
-        )
+        assert precision["precision"] == hits / 6
         assert precision["base_rate"] == sum(row["topic"] == target for row in pool) / 60
         length = run.table("lengths").filter(target=target, method="sae", k=6).row(0, named=True)
         assert length["mean"] == pytest.approx(best["length"].mean())
@@ -289,33 +286,39 @@ def test_one_example_has_no_interval(model, material, tmp_path):
 
 
 def test_no_interval_of_the_summary_has_width_zero(model, material, tmp_path):
-    from workbench.stats.intervals import wilson
+    """Intervals are over rows that say different things, and there is none of fewer than five."""
+    from workbench.stats.near_duplicates import near_duplicates
 
-    one = execute(model, material, tmp_path / "one", target=(str(material / "sea.jsonl"),), features=0, explain=0)
-    both = execute(model, material, tmp_path / "both", features=0, explain=0)
+    sea, whole = (str(material / "sea.jsonl"),), {"features": 0, "explain": 0, "ratio": 0.3}
+    one = execute(model, material, tmp_path / "one", target=sea, **whole)
+    both = execute(model, material, tmp_path / "both", **whole)
     for run in (one, both):
         found = {name: value for name, value in run.summary.items() if isinstance(value, dict)}
-        assert {"precision_sae", "precision_random", "sae_minus_hidden"} <= set(found)
+        assert {"precision_sae", "precision_random", "sae_minus_hidden", "sae_minus_random"} <= set(found)
         for name, value in found.items():
             assert value["low"] < value["high"] and value["low"] <= value["value"] <= value["high"], name
-    precision = one.table("precision").filter(method="sae", k=3).row(0, named=True)
-    said = one.summary["precision_sae"]
-    assert (said["low"], said["high"]) == pytest.approx(wilson(round(3 * precision["precision"]), 3)) and said["n"] == 3
+    few = execute(model, material, tmp_path / "few", target=sea, features=0, explain=0)
+    chosen = few.table("selected")
+    said = few.summary["precision_sae"]
+    texts = [f"{row['prompt']} {row['response']}" for row in chosen.iter_rows(named=True)]
+    assert said["rows"] == 3 and said["n"] <= len(set(near_duplicates(texts))) and said["low"] is None
+    assert few.table("precision").filter(method="sae", k=3)["ci_low"].null_count() == 1
 
 
-def test_random_is_the_mean_of_several_draws(model, material, tmp_path):
+def test_random_is_the_mean_of_twenty_draws(model, material, tmp_path):
     run = execute(
         model, material, tmp_path / "run", target=(str(material / "sea.jsonl"),), features=0, explain=0, ratio=1.0
     )
     at = run.table("precision").filter(method="random")
     whole = at.filter(k=60).row(0, named=True)
     assert (
-        whole["draws"] == 5
+        whole["draws"] == whole["n"] == 20
         and whole["precision"] == pytest.approx(whole["base_rate"])
         and whole["recall"] == pytest.approx(1)
     )
     six = at.filter(k=6).row(0, named=True)
-    assert six["precision"] * 30 == pytest.approx(round(six["precision"] * 30)), "hits of five draws of six"
+    assert six["precision"] * 120 == pytest.approx(round(six["precision"] * 120)), "hits of twenty draws of six"
+    assert six["ci_low"] < six["base_rate"] < six["ci_high"] and six["against_chance"] is None
 
 
 def test_memory_grows_by_token_ids_and_scores_only(model, material, tmp_path):
@@ -401,8 +404,15 @@ def test_on_the_organisms_pool_features_find_topics_that_no_word_gives_away(tmp_
     assert at.filter(pl.col("method") != "random", pl.col("target") != "facts")["precision"].max() < 1, (
         "no method gets everything: they can differ"
     )
-    weaker = {m for m in ("neurons", "hidden", "bm25") if run.summary[f"sae_minus_{m}"]["low"] <= 0}
-    assert set(filter(None, run.summary.get("not_better_than", "").split(", "))) == weaker
+    for key, told in (
+        ("better_than", lambda low, high: low > 0),
+        ("worse_than", lambda low, high: high < 0),
+        ("not_better_than", lambda low, high: low <= 0 <= high),
+    ):
+        apart = {m: run.summary[f"sae_minus_{m}"] for m in ("neurons", "hidden", "bm25", "random")}
+        expected = {m for m, value in apart.items() if told(value["low"], value["high"])}
+        assert set(filter(None, run.summary.get(key, "").split(", "))) == expected
+    assert run.summary["sae_minus_random"]["n"] == 9 and "random" in run.summary["better_than"]
     quality = run.table("quality").row(0, named=True)
     assert quality["explained_variance"] > 0.8 and quality["loss_recovered_training"] > 0.98
     assert {"sae", "target sea", "target facts"} < set(run.info["material"]) and len(run.info["material"]) == 10
