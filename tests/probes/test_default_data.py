@@ -89,15 +89,15 @@ IDS = {
     ("representation-geometry", "circuit-copy"): "21a94094b6f0",
     ("branching-factor", "organism"): "6cf39fd26593",
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
-    ("data-selection", "organism"): "9afe1fde84b3",
-    ("data-selection", "circuit-copy"): "53369a26945e",
+    ("data-selection", "organism"): "a95d2eb52cbe",
+    ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "ef6b29a2f398",
     ("concept-depth", "circuit-copy"): "ef6b29a2f398",
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
     "branching-factor": "6f30723886be",
-    "data-selection": "badcc789d6d0",
+    "data-selection": "66932c8d2443",
     "concept-depth": "c8efd21f1280",
 }
 
