@@ -100,7 +100,7 @@ def precision(run: Any) -> go.Figure:
     ratios = sorted(set(frame["ratio"].to_list()))
     several = len(ratios) > 1
     shares = {"tickvals": ratios, "ticktext": [f"{100 * ratio:.3g}%" for ratio in ratios]}
-    told = {"title": title, "interval": "95 %, over those clusters", "n": n, "note": note}
+    told = {"title": title, "interval": "95 %, over those clusters (of random, over its draws)", "n": n, "note": note}
     if several:
         fig = sheet(names, x="selected share of the pool", y="precision", **told)
     else:
@@ -139,7 +139,7 @@ def _told(run: Any, targets: int) -> str:
     over = f" over {one['n']} clusters" if one.get("n") else ""
     mean = f"On average over {targets} targets" if targets > 1 else "Here"
     listed = "; ".join(said)
-    return f"{mean}, {_method(main)} selects {listed} (95 % interval of the difference{over})."
+    return f"{mean}, the selection by {_method(main)} is {listed} (95 % interval of the difference{over})."
 
 
 def _no_bars(frame: pl.DataFrame) -> str:

@@ -64,11 +64,14 @@ def test_overlap_over_the_ratio_is_of_the_main_method():
 
 def test_the_precision_figure_separates_better_worse_and_not_told_apart():
     run = figure_runs.selection()
-    assert "selects" not in (data_selection.precision(run).layout.meta["note"] or "")
+    assert "the selection by" not in (data_selection.precision(run).layout.meta["note"] or "")
     found = {"method": "sae", "sae_minus_bm25": {"value": -0.2, "low": -0.3, "high": -0.1, "n": 9, "rows": 450}}
     found |= {"better_than": "random", "worse_than": "hidden, bm25", "not_better_than": "neurons"}
     note = data_selection.precision(dataclasses.replace(run, summary=found)).layout.meta["note"]
-    assert "SAE features selects better than random; worse than hidden state, BM25; neither shown better nor" in note
+    assert (
+        "the selection by SAE features is better than random; worse than hidden state, BM25; neither shown better nor"
+        in note
+    )
     assert "worse than raw neurons (95 % interval of the difference over 9 clusters)" in note
 
 
