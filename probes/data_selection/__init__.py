@@ -12,7 +12,8 @@ never pile up, and what grows with the pool is its text, 5 bytes a token, and a 
 on with the next part of the pool. Scores have intervals over the examples of the target; those of precision are over
 clusters of selected rows, or targets. Deviations: BOS and other special tokens are not counted unless `specials` (the
 paper does not say; their norm dominates the sums), nor are sinks, the first words that carry such norms where no BOS is
-added; identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the
+added; identical token sequences are computed once and score the same; equal scores keep the order of the file. Not
+in the
 paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are averaged over the
 examples of a target, as the features are.
 
