@@ -9,10 +9,11 @@ by default).
 The forward pass stops at the site, what all samples begin with (a chat template's system prompt) is read and encoded
 once, tokens are encoded in batches, and only the entries that are not zero are compared: activations and features
 never pile up, and what grows with the pool is its text, 5 bytes a token, and a few numbers a row. A stopped run goes
-on with the next part of the pool. Scores have intervals over resampled examples of the target; those of precision are
-over selected rows. Deviations: BOS and other special tokens are not counted unless `specials` (the paper does not
-say; their norm dominates the sums), nor are sinks, the first words that carry such norms where no BOS is added;
-identical token sequences are computed once and score the same; equal scores keep the order of the file. Not in the
+on with the next part of the pool. Scores have intervals over the examples of the target; those of precision are over
+clusters of selected rows, or targets. Deviations: BOS and other special tokens are not counted unless `specials` (the
+paper does not say; their norm dominates the sums), nor are sinks, the first words that carry such norms where no BOS is
+added; identical token sequences are computed once and score the same; equal scores keep the order of the file. Not
+in the
 paper: `prototype` max or subtask, `tokens` prompt or response, containment. BM25 scores are averaged over the
 examples of a target, as the features are.
 
@@ -20,7 +21,8 @@ Does it select better? Not where we could measure it. On the organism's pool (ni
 rows of GSM8K, Dolly and three BBH tasks, which the organism cannot read, features select far better than chance, but
 not better than raw neurons, the hidden state or BM25 (tests/studies/selection.json: every method and similarity, 5 %
 selected, with intervals). Labels that follow from words favour BM25; a model that reads the text may differ. A run
-names the baselines that its features do not beat (`not_better_than` in the summary). With aggregate=sum the selected
+names the baselines that its features are worse than, and those that they are not told from (`worse_than`,
+`not_better_than` in the summary). With aggregate=sum the selected
 rows have about the target's length, with mean they are longer, as in Table 7.
 """
 
@@ -34,7 +36,8 @@ import polars as pl
 
 from probes.data_selection.config import BIBTEX, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
-from probes.data_selection.rankings import bm25, compare, verdict
+from probes.data_selection.precisions import row_groups, selected_by_any, verdict
+from probes.data_selection.rankings import bm25, compare
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
 from probes.data_selection.selection import (
     Eligible,
@@ -60,7 +63,7 @@ from workbench.models.prompt_style import check_style, style_of
 if TYPE_CHECKING:
     from probes.data_selection.sample_vectors import Reader
 
-RANDOM_DRAWS = 5  # of the baseline `random`, whose numbers are their means
+RANDOM_DRAWS = 20  # of the baseline `random`, whose numbers are their means
 
 
 def _material(config: Config, model: str) -> dict[str, Path]:
@@ -87,7 +90,17 @@ def example(model: Facts) -> dict[str, object]:
     "was chosen.",
     tables={
         "scores": ("row", "target", "score", "rank", "selected"),
-        "features": ("target", "feature", "weight", "density"),
+        "features": (
+            "target",
+            "feature",
+            "weight",
+            "density",
+            "lift",
+            "lift_low",
+            "lift_high",
+            "contribution",
+            "distinctive",
+        ),
         "quality": ("site", "l0", "explained_variance", "dead_fraction"),
         "inputs": ("row", "ids", "role", "mask"),
         "selected": ("target", "rank", "row", "score"),
@@ -97,7 +110,7 @@ def example(model: Facts) -> dict[str, object]:
         "lengths": ("target", "method", "ratio", "mean", "median", "target_mean", "pool_mean"),
         "passages": ("feature", "place", "row", "start", "peak", "tokens", "activations", "activation"),
         "effects": ("feature", "promotes", "promoted_by", "suppresses", "suppressed_by"),
-        "shared": ("target", "row", "feature", "in_sample", "in_target", "both"),
+        "shared": ("target", "row", "feature", "in_sample", "in_target", "both", "contribution", "lift"),
         "map": ("row", "x", "y"),
     },
     bibtex=BIBTEX,
@@ -118,7 +131,7 @@ def example(model: Facts) -> dict[str, object]:
         "train-*.jsonl": "the same to train on, in the form of `export`",
     },
     needs=("tokenizer",),
-    version=4,
+    version=5,
     keys={
         "scores": ("row", "target"),
         "features": ("target", "feature"),
@@ -139,7 +152,7 @@ def run(model, config: Config, context: Context) -> Result:
             "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it "
             "with --engine hf."
         )
-    from probes.data_selection import feature_statistics, pool_map, pool_scores, prototypes
+    from probes.data_selection import contributions, feature_statistics, pool_map, pool_scores, prototypes
     from probes.data_selection.explanations import explain
     from probes.data_selection.sample_vectors import open_reader, without_sinks
 
@@ -164,8 +177,14 @@ def run(model, config: Config, context: Context) -> Result:
     context.count(prompts=len(pool) + sum(map(len, examples.values())))
 
     targets = prototypes.of_targets(reader, examples, tables_of)
-    wanted, features = prototypes.heaviest_features(targets, config.features)
+    about = [
+        contributions.target_features(reader, samples, targets.center(t))
+        for t, samples in enumerate(examples.values() if reader.sae is not None else ())
+    ]
+    wanted = sorted({int(f) for found in about for f in contributions.candidates(found, config.features)})
     scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
+    lifted = [contributions.lifts(found, statistics, t) for t, found in enumerate(about)]
+    features = feature_statistics.chosen_features(about, lifted, wanted, config.features)
     if config.sinks == "leave_out":
         _note_sinks(pool, left, "pool", context)
     pool = left
@@ -185,20 +204,29 @@ def run(model, config: Config, context: Context) -> Result:
         "selected": selected_table(frame, scores[main], selected, names, among.size),
     }
     lengths = {"lengths": pool.counted, "target_lengths": [samples.counted.mean() for samples in examples.values()]}
-    tables |= compare(names, scores, orders, _sizes(config, among.size, len(pool)), labels=labels, **lengths)
+    sizes = _sizes(config, among.size, len(pool))
+    groups = row_groups(frame, texts(frame, config.tokens), selected_by_any(orders, max(sizes.values())), context)
+    tables |= compare(names, scores, orders, sizes, labels=labels, groups=groups, **lengths)
     tables |= {
         "inputs": inputs_table(pool, examples),
-        "features": feature_statistics.feature_table(features, wanted, statistics, reader.sae),
+        "features": feature_statistics.feature_table(targets, features, about, lifted, wanted, statistics, reader.sae),
         "quality": feature_statistics.quality_table(reader, statistics),
     }
     best = [order[: config.explain] for order in selected]
-    tables |= explain(reader, pool, targets, best, wanted, statistics)
+    shown = sorted({f for own in features for f in own})
+    strongest = feature_statistics.only(statistics, wanted, shown)
+    tables |= explain(reader, pool, targets, best, shown, strongest, lifted)
     tables["map"] = pool_map.map_table(reader, pool)
     if context.out is not None:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)
         write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
-    return Result(tables, {}, _summary(tables, pool, among, reader) | counted_rows(context) | counted_sinks(context))
+    summary = _summary(tables, pool, among, reader)
+    if labels is not None:
+        relevant = labels[0][:, None] == np.array(labels[1])
+        summary |= verdict(orders, main, relevant, groups, among.size)
+    summary |= contributions.marks(lifted)
+    return Result(tables, {}, summary | counted_rows(context) | counted_sinks(context))
 
 
 def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSamples:
@@ -292,15 +320,4 @@ def _summary(
             "mean_length_target": lengths["target_mean"].mean(),
             "mean_length_pool": lengths["pool_mean"].mean(),
         }
-    at = tables["precision"].filter(pl.col("k") == size).unique(("target", "method"), keep="first", maintain_order=True)
-    if not at.height:
-        return out
-    out |= verdict(at, main, reader.context.rng)
-    ahead = [
-        m
-        for m in at["method"].unique(maintain_order=True)
-        if m not in (main, "random") and not out[f"{main}_minus_{m}"]["low"] > 0
-    ]
-    if main == "sae" and ahead:
-        out["not_better_than"] = ", ".join(ahead)
     return out

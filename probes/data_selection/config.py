@@ -95,7 +95,7 @@ class Config:
     )
     resamples: int = option(
         50,
-        "resamples of a target's examples, for score_low, score_high and selected_share; 0: none",
+        "resamples of a target's examples, for selected_share; 0: none",
         low=0,
         high=10_000,
     )

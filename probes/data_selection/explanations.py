@@ -1,5 +1,5 @@
-"""Why samples were selected: where the features of a target fire, what they do to the logits, and which of them the
-best samples share with the target."""
+"""Why samples were selected: where the features of a target fire, what they do to the logits, and which of them set the
+best samples apart from the pool."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
+import torch
 
+from probes.data_selection.contributions import Lifts, shared_with
 from probes.data_selection.prototypes import Prototypes
 from probes.data_selection.sample_vectors import Reader
 from probes.data_selection.samples import TokenizedSamples
@@ -38,7 +40,11 @@ SHARED = {
     "in_sample": pl.Float64,
     "in_target": pl.Float64,
     "both": pl.Float64,
+    "contribution": pl.Float64,
+    "lift": pl.Float64,
+    "distinctive": pl.Boolean,
 }
+MOST_SHARED = 5  # features of a sample
 
 
 def explain(
@@ -48,8 +54,10 @@ def explain(
     best: Sequence[np.ndarray],
     wanted: Sequence[int],
     statistics: Mapping[str, np.ndarray],
+    lifted: Sequence[Lifts],
 ) -> dict[str, pl.DataFrame]:
-    """Top passages and logit effects of the wanted features; what the `best` samples of each target share with it."""
+    """Top passages and logit effects of the wanted features; what the `best` samples of each target share with it more
+    than the pool does. The strongest samples in `statistics` are of these features, in their order."""
     if reader.sae is None:
         schemas = {"passages": PASSAGES, "effects": EFFECTS, "shared": SHARED}
         return {name: pl.DataFrame(schema=schema) for name, schema in schemas.items()}
@@ -57,7 +65,7 @@ def explain(
     def compute() -> dict[str, pl.DataFrame]:
         strongest = bool(wanted and reader.config.passages)
         passages = _passages(reader, pool, wanted, statistics) if strongest else []
-        shared = _shared(reader, pool, prototypes, best)
+        shared = _shared(reader, pool, prototypes, best, statistics, lifted)
         return {
             "passages": pl.DataFrame(passages, schema=PASSAGES),
             "shared": pl.DataFrame(shared, schema=SHARED, orient="row"),
@@ -89,16 +97,42 @@ def _passages(
 
 
 def _shared(
-    reader: Reader, pool: TokenizedSamples, prototypes: Prototypes, best: Sequence[np.ndarray]
-) -> list[tuple[str, int, int, float, float, float]]:
-    """Rows of `shared`, target by target, best sample first."""
+    reader: Reader,
+    pool: TokenizedSamples,
+    prototypes: Prototypes,
+    best: Sequence[np.ndarray],
+    statistics: Mapping[str, np.ndarray],
+    lifted: Sequence[Lifts],
+) -> list[tuple]:
+    """Rows of `shared`, target by target, best sample first: of each, the features whose part of its similarity exceeds
+    their mean part in the pool: those that are the target's own first, then the largest difference. The differences of
+    all features add up to its similarity minus the pool's mean."""
     rows = sorted({int(row) for some in best for row in some})
     common: dict[tuple[int, int], list] = {}
     for batch in reader.read(pool.lists(rows), [pool.masks[row] for row in rows]) if rows else ():
-        for i, index in enumerate(batch.indices):
-            for t, some in enumerate(best):
-                if rows[index] in some:
-                    common[t, rows[index]] = features.shared(*batch.vectors["sae"].take(i), prototypes.center(t))
+        for t, some in enumerate(best) if batch.indices else ():
+            found, center = batch.vectors["sae"], prototypes.center(t)
+            both, most = shared_with(found, center)
+            usual = torch.as_tensor(statistics["parts"][t] / statistics["tokens"][2], device=both.device)
+            more = both / most[found.row] - usual[found.feature]
+            for i, index in enumerate(batch.indices):
+                if rows[index] not in some:
+                    continue
+                own = torch.nonzero(found.row == i)[:, 0]
+                some_features = found.feature[own].cpu().numpy()
+                first = lifted[t].first(some_features, more[own].cpu().numpy())[:MOST_SHARED]
+                common[t, rows[index]] = [
+                    (
+                        int(found.feature[e]),
+                        float(found.value[e]),
+                        float(center[found.feature[e]]),
+                        float(both[e]),
+                        float(more[e]),
+                        float(lifted[t].lift[int(found.feature[e])]),
+                        bool(lifted[t].distinctive[int(found.feature[e])]),
+                    )
+                    for e in own[torch.as_tensor(first, device=own.device)]
+                ]
     return [
         (name, int(row), *entry)
         for t, name in enumerate(prototypes.names)

@@ -26,7 +26,8 @@ def feature_map(run: Any) -> go.Figure:
     if len(targets) < 2:
         raise InputError("The run has one target only: there is no map of features and targets to draw.")
     each = max(3, 24 // len(targets))
-    top = frame.sort("weight", descending=True).group_by("target", maintain_order=True).head(each)
+    by = [name for name in ("distinctive", "contribution") if name in frame.columns] or ["weight"]
+    top = frame.sort(by, descending=True).group_by("target", maintain_order=True).head(each)
     chosen = [f for t in targets for f in top.filter(pl.col("target") == t)["feature"].to_list()]
     chosen = list(dict.fromkeys(chosen))
     values = np.full((len(targets), len(chosen)), np.nan)
@@ -41,7 +42,9 @@ def feature_map(run: Any) -> go.Figure:
         y_ticks=ticks(range(len(targets)), [str(t) for t in targets], keep=True),
         aspect=min(0.8, max(0.15, len(targets) / len(chosen))),
         cells=(len(targets), len(chosen)),
-        note=f"The {each} features with the largest weight for each target; grey: not among a target's features.",
+        note=f"The {each} features that "
+        + ("set each target apart most" if by != ["weight"] else "weigh most for each target")
+        + "; grey: not among a target's features.",
     )
     ends = traces.limits(values)
     traces.colour_scale(fig, ends, "weight")
@@ -62,39 +65,71 @@ def feature_map(run: Any) -> go.Figure:
 
 
 def features(run: Any) -> go.Figure:
-    """The features that weigh most for each target, with what they stand for where the run has explained them."""
-    frame = finite(need(run, "features", ("target", "feature", "weight")), "weight", what="feature weight")
+    """The features that set each target apart from the pool, with what they stand for where the run has explained them;
+    of a run that does not say, those that weigh most."""
+    told = need(run, "features", ("target", "feature", "weight"))
+    by = "contribution" if {"contribution", "lift", "distinctive"} <= set(told.columns) else "weight"
+    frame = finite(told, by, what="feature weight")
     targets = frame["target"].unique(maintain_order=True).to_list()
     named = _explained(run)
     most = TOP if len(targets) < 5 else TOP // 2
-    tops = [frame.filter(pl.col("target") == t).sort("weight", descending=True).head(most) for t in targets]
-    labels = [[f"{f}  {named[f]}" if f in named else str(f) for f in top["feature"].to_list()] for top in tops]
+    order = {"by": ["distinctive", by], "descending": True} if by != "weight" else {"by": by, "descending": True}
+    tops = [frame.filter(pl.col("target") == t).sort(**order).head(most) for t in targets]
+    if len(targets) > 4:  # narrow panels
+        named = {feature: words.partition(" / ")[0] for feature, words in named.items()}
+    labels = [[_labelled(row, named) for row in top.iter_rows(named=True)] for top in tops]
+    note = "Feature number" + (" and the tokens on which it is strongest" if named else "") + "."
+    if by == "contribution":
+        note = (
+            f"{note} ×: how much more often it fires on the examples than in the pool. Blue: the target's own (at "
+            f"least twice as often; false discovery rate 5 %)."
+        )
     fig = sheet(
         [str(t) if len(targets) > 1 else "" for t in targets],
-        title=f"What the targets are made of, {model_name(run)}",
-        x="weight in the target",
+        title=f"What sets the targets apart, {model_name(run)}"
+        if by != "weight"
+        else f"The targets, {model_name(run)}",
+        x="part of the similarity, above the pool's" if by != "weight" else "weight in the target",
         y_ticks=[ticks(range(len(names)), names, keep=True) for names in labels],
-        share_x=False,
+        share_x=by != "weight",
         share_y=False,
-        aspect=0.8,
-        columns=2,
-        note="Feature number" + (" and the tokens on which it is strongest" if named else "") + ".",
+        aspect=0.8 if len(targets) < 5 else 0.45,
+        columns=2 if len(targets) < 5 else 3,
+        n=_examples(frame),
+        note=note,
     )
     for i, (top, names) in enumerate(zip(tops, labels)):
-        traces.add_bars(
-            fig,
-            i,
-            np.arange(top.height),
-            numbers(top, "weight"),
-            name="weight",
-            style=theme.Style(theme.BLUE),
-            horizontal=True,
-            legend=False,
-            width=0.7,
-            labels=names,
-        )
+        own = top["distinctive"].to_list() if by != "weight" else [True] * top.height
+        for mine, colour in ((True, theme.BLUE), (False, theme.NEUTRAL)):
+            rows = [k for k, is_own in enumerate(own) if is_own == mine]
+            if rows:
+                traces.add_bars(
+                    fig,
+                    i,
+                    np.array(rows),
+                    numbers(top, by)[rows],
+                    name="the target's own" if mine else "other",
+                    style=theme.Style(colour),
+                    horizontal=True,
+                    legend=False,
+                    width=0.7,
+                    labels=[names[k] for k in rows],
+                )
         y_axis(fig, i).range = [top.height - 0.4, -0.6]
     return dressed(fig)
+
+
+def _labelled(row: dict[str, Any], named: dict[Any, str]) -> str:
+    lift = row.get("lift")
+    words = [str(row["feature"]), *([named[row["feature"]]] if row["feature"] in named else [])]
+    return "  ".join([*words, *([f"×{lift:.2g}"] if lift is not None else [])])
+
+
+def _examples(frame: pl.DataFrame) -> str | None:
+    if "n" not in frame.columns:
+        return None
+    least, most = frame["n"].min(), frame["n"].max()
+    return f"{least} examples a target" if least == most else f"{least} to {most} examples a target"
 
 
 def cards(run: Any) -> go.Figure:
@@ -102,11 +137,13 @@ def cards(run: Any) -> go.Figure:
     likely."""
     frame = need(run, "passages", ("feature", "place", "tokens", "activation"))
     weights = need(run, "features", ("feature", "weight"))
+    first = ["distinctive"] if "distinctive" in weights.columns else []
     density = dict(weights.select("feature", "density").iter_rows()) if "density" in weights.columns else {}
     order = (
         weights.group_by("feature")
-        .agg(pl.col("weight").cast(pl.Float64).max())
-        .sort("weight", "feature", descending=[True, False])
+        .agg(pl.col("weight").cast(pl.Float64).max(), *(pl.col(name).any() for name in first))
+        .sort(*first, "weight", "feature", descending=[*(True for _ in first), True, False])
+        .select("feature", "weight")
     )
     effects = maybe(run, "effects", ("feature", "promotes"))
     promoted = dict(effects.select("feature", "promotes").iter_rows()) if effects is not None else {}

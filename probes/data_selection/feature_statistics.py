@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import torch
 
+from probes.data_selection.contributions import Lifts, TargetFeatures, described, parts
+from probes.data_selection.prototypes import Prototypes
 from probes.data_selection.sample_vectors import Reader, SampleBatch
 from workbench.sae.features import column_of
 from workbench.sae.load import Sae
@@ -18,11 +20,14 @@ LOW_VARIANCE = 0.5  # explained variance below which the features are not to be 
 
 
 class FeatureStatistics:
-    """Sums over the tokens of some pool samples, each sample as many `times` as it is in the pool, and how strongly the
-    features `wanted` fire in each sample."""
+    """Sums over the tokens of some pool samples, each sample as many `times` as it is in the pool, how strongly the
+    features `wanted` fire in each sample, and every feature's part of the similarities to `centers` [targets, width]
+    (None: of none)."""
 
-    def __init__(self, reader: Reader, times: np.ndarray, wanted: Sequence[int]) -> None:
-        self.reader, self.times, self.wanted = reader, times, wanted
+    def __init__(
+        self, reader: Reader, times: np.ndarray, wanted: Sequence[int], centers: torch.Tensor | None = None
+    ) -> None:
+        self.reader, self.times, self.wanted, self.centers = reader, times, wanted, centers
         self.sums: dict[str, torch.Tensor] = {}
         self.peak = np.zeros((len(wanted), len(times)), np.float32)
         if reader.sae is not None:
@@ -42,6 +47,8 @@ class FeatureStatistics:
         self._sum("tokens", torch.tensor(counts, dtype=torch.float64))
         if self.wanted:
             self.peak[:, batch.rows] = np.maximum(self.peak[:, batch.rows], self._peaks(batch))
+        if indices and self.centers is not None:
+            self._sum("parts", parts(batch.vectors["sae"], self.centers, own))
         if self.wanted and indices:
             rows = batch.vectors["sae"]
             mine = self.column[rows.feature] >= 0
@@ -97,25 +104,56 @@ def _highest(values: np.ndarray, n: int) -> np.ndarray:
     return np.argsort(-np.ldexp(np.round(mantissa, 3), exponent), axis=1, kind="stable")[:, :n]
 
 
+def only(statistics: dict[str, np.ndarray], wanted: Sequence[int], shown: Sequence[int]) -> dict[str, np.ndarray]:
+    """The statistics with the strongest samples of the features `shown` alone, of those of `wanted`."""
+    place = {feature: i for i, feature in enumerate(wanted)}
+    rows = [place[feature] for feature in shown]
+    return {key: value[rows] if key.startswith("top ") else value for key, value in statistics.items()}
+
+
+def chosen_features(
+    found: Sequence[TargetFeatures], lifted: Sequence[Lifts], wanted: Sequence[int], most: int
+) -> list[list[int]]:
+    """Of every target, `most` features among `wanted` that contribute to its likeness: those that are its own first,
+    then those that contribute most."""
+    chosen = []
+    for target, lift in zip(found, lifted):
+        own = np.array([f for f in wanted if target.part[f] > 0], np.int64)
+        chosen.append(own[lift.first(own, lift.contribution[own])][:most].tolist())
+    return chosen
+
+
 def feature_table(
-    rows: list[dict], wanted: Sequence[int], statistics: dict[str, np.ndarray], sae: Sae | None = None
+    prototypes: Prototypes,
+    chosen: Sequence[Sequence[int]],
+    found: Sequence[TargetFeatures],
+    lifted: Sequence[Lifts],
+    wanted: Sequence[int],
+    statistics: dict[str, np.ndarray],
+    sae: Sae | None = None,
 ) -> pl.DataFrame:
-    """`features` with the share of pool tokens on which each fires, its mean weight in the pool and, where the release
-    has pages on Neuronpedia, the link to its own."""
-    numbers = ("weight", "share", "density", "pool_weight")
+    """`features`: those chosen for each target, how often each fires there and in the pool, how much it contributes
+    and, where the release has pages on Neuronpedia, the link to its own."""
+    numbers = ("weight", "share", "density", "pool_weight", "density_target", "lift", "lift_low", "lift_high")
+    numbers += ("contribution", "p", "p_adjusted")
     schema = {"target": pl.String, "feature": pl.Int64} | dict.fromkeys(numbers, pl.Float64)
+    schema |= {"distinctive": pl.Boolean, "n": pl.Int64}
     if sae is not None and sae.neuronpedia_id:
         schema["link"] = pl.String
-    place = {feature: i for i, feature in enumerate(wanted)}
-    extra = [
-        {
-            "density": statistics["fired"][row["feature"]] / statistics["tokens"][0],
-            "pool_weight": statistics["pool weight"][place[row["feature"]]] / statistics["tokens"][2],
-        }
-        | ({"link": sae.neuronpedia(row["feature"])} if "link" in schema and sae is not None else {})
-        for row in rows
-    ]
-    return pl.DataFrame([a | b for a, b in zip(rows, extra)], schema=schema)
+    place, rows = {feature: i for i, feature in enumerate(wanted)}, []
+    for t, own in enumerate(chosen):
+        weight = prototypes.center(t).cpu().numpy()
+        for feature in own:
+            about = {
+                "target": prototypes.names[t],
+                "feature": feature,
+                "weight": weight[feature],
+                "share": weight[feature] / weight.sum(),
+                "density": statistics["fired"][feature] / statistics["tokens"][0],
+                "pool_weight": statistics["pool weight"][place[feature]] / statistics["tokens"][2],
+            } | described(feature, found[t], lifted[t], len(own))
+            rows.append(about | ({"link": sae.neuronpedia(feature)} if "link" in schema and sae is not None else {}))
+    return pl.DataFrame(rows, schema=schema).with_columns(pl.col(numbers).fill_nan(None))
 
 
 def quality_table(reader: Reader, statistics: dict[str, np.ndarray]) -> pl.DataFrame:

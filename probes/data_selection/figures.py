@@ -93,17 +93,14 @@ def precision(run: Any) -> go.Figure:
     title = f"Precision of the selections, {model_name(run)}"
     names = [str(t) if len(targets) > 1 else "" for t in targets]
     n = f"{frame['k'].min()} to {frame['k'].max()} selected rows" if "k" in frame.columns else None
+    if n and "n" in frame.columns and (own := frame.filter(pl.col("method") != "random")).height:
+        n += f", {own['n'].min()} to {own['n'].max()} clusters of rows that say almost the same"
     note = "Dotted: share of such rows in the pool." if "base_rate" in frame.columns else ""
-    if rivals := (run.summary or {}).get("not_better_than"):
-        names_of = ", ".join(_method(m) for m in str(rivals).split(", "))
-        note = (
-            f"{note} SAE features do not select better than {names_of} here: the interval of the difference "
-            f"reaches zero."
-        ).strip()
+    note = " ".join(filter(None, [note, _told(run, len(targets)), _no_bars(frame)]))
     ratios = sorted(set(frame["ratio"].to_list()))
     several = len(ratios) > 1
     shares = {"tickvals": ratios, "ticktext": [f"{100 * ratio:.3g}%" for ratio in ratios]}
-    told = {"title": title, "interval": "95 % Wilson", "n": n, "note": note}
+    told = {"title": title, "interval": "95 %, over those clusters (of random, over its draws)", "n": n, "note": note}
     if several:
         fig = sheet(names, x="selected share of the pool", y="precision", **told)
     else:
@@ -120,6 +117,35 @@ def precision(run: Any) -> go.Figure:
             base = float(here["base_rate"][0])
             traces.add_rule(fig, i, dash="dot", **({"y": base} if several else {"x": base}))
     return dressed(fig)
+
+
+def _told(run: Any, targets: int) -> str:
+    """Which methods the main one selects better than, worse than, or cannot be told from."""
+    summary = run.summary or {}
+    words = {
+        "better_than": "better than {}",
+        "worse_than": "worse than {}",
+        "not_better_than": "neither shown better nor worse than {}",
+    }
+    said = [
+        text.format(", ".join(_method(m) for m in str(summary[key]).split(", ")))
+        for key, text in words.items()
+        if summary.get(key)
+    ]
+    if not said:
+        return ""
+    main = str(summary.get("method", "sae"))
+    one = next((value for key, value in summary.items() if key.startswith(f"{main}_minus_")), {})
+    over = f" over {one['n']} clusters" if one.get("n") else ""
+    mean = f"On average over {targets} targets" if targets > 1 else "Here"
+    listed = "; ".join(said)
+    return f"{mean}, the selection by {_method(main)} is {listed} (95 % interval of the difference{over})."
+
+
+def _no_bars(frame: pl.DataFrame) -> str:
+    """Which points have no interval, and why."""
+    none = frame.filter(pl.col("ci_low").is_null() | pl.col("ci_low").is_nan()).height
+    return f"{none} points of fewer than five clusters have no interval." if none else ""
 
 
 def _precision_curves(fig: go.Figure, i: int, here: pl.DataFrame, looks: dict[str, theme.Style]) -> None:

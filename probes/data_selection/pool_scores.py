@@ -13,16 +13,24 @@ from probes.data_selection.prototypes import Prototypes
 from probes.data_selection.sample_vectors import Reader
 from probes.data_selection.samples import TokenizedSamples
 from workbench.sae.sparse_rows import dense_cosine, similarity
+from workbench.stats.jackknife import jackknife_interval
 
+BOUNDS = {
+    "jaccard": (0.0, 1.0),
+    "containment": (0.0, 1.0),
+    "cosine": (0.0, 1.0),
+    "euclidean": (-np.inf, 0.0),
+    "hidden": (-1.0, 1.0),
+}  # of a score
 DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are kept, for `selected_share`
 
 
 def score_pool(
     reader: Reader, pool: TokenizedSamples, prototypes: Prototypes, wanted: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any], TokenizedSamples]:
-    """({method: scores [N, targets]}, {low, high, draws} of the main method, statistics of the features, the pool with
-    its sinks not counted): equal samples are computed once, in resumable parts whose statistics are added up as they
-    come. Rows in which nothing counts score NaN."""
+    """({method: scores [N, targets]}, {low, high, draws} of the main method where there are any, statistics of the
+    features, the pool with its sinks not counted): equal samples are computed once, in resumable parts whose statistics
+    are added up as they come. Rows in which nothing counts score NaN."""
     config, context = reader.config, reader.context
     place, rows, times = _distinct(pool)
     keep = len(rows) * len(prototypes.names) * config.resamples <= DRAWS_KEPT
@@ -76,17 +84,20 @@ def _score_part(
     wanted: Sequence[int],
     keep: bool,
 ) -> dict[str, np.ndarray]:
-    """Scores ("row METHOD") of some pool samples with those of resampled examples ("row low", "row high" and, to
-    `keep`, "row draws"), the sinks among their tokens ("sinks": [n, 2], row and position), and the statistics of the
-    features on them. Rows in which nothing is left score NaN."""
+    """Scores ("row METHOD") of some pool samples with their intervals ("row low", "row high") and, to `keep`, those of
+    resampled examples ("row draws"), the sinks among their tokens ("sinks": [n, 2], row and position), and the
+    statistics of the features on them. Rows in which nothing is left score NaN."""
     main, shape = reader.main, (len(rows), len(prototypes.names))
-    resampling = main in prototypes.by_method and prototypes.can_resample
+    reads = main in prototypes.by_method
     out = {f"row {method}": np.full(shape, np.nan) for method in prototypes.by_method}
-    if resampling:
+    if reads:
         out |= {f"row {end}": np.full(shape, np.nan) for end in ("low", "high")}
-        if keep:
-            out["row draws"] = np.full((*shape, reader.config.resamples), np.nan, np.float32)
-    statistics = FeatureStatistics(reader, times, wanted)
+    if reads and keep and prototypes.can_resample:
+        out["row draws"] = np.full((*shape, reader.config.resamples), np.nan, np.float32)
+    centers = None
+    if reader.sae is not None:
+        centers = torch.stack([prototypes.center(t) for t in range(shape[1])])
+    statistics = FeatureStatistics(reader, times, wanted, centers)
     masks = [pool.masks[i] for i in rows]
     kept = [np.zeros(len(mask), bool) for mask in masks]  # of a row that comes in no batch nothing is left
     for batch in reader.read(pool.lists(rows), masks, leave_out_sinks=True):
@@ -96,13 +107,12 @@ def _score_part(
             found = _similarity(reader, vector, prototypes.by_method[method], torch.float64).cpu().numpy()
             best = [found[:, prototypes.target == t].max(1) for t in range(shape[1])]
             out[f"row {method}"][batch.indices] = np.stack(best, axis=1)
-            for t, again in enumerate(prototypes.resampled if method == main and resampling else ()):
-                if again is None:
-                    continue
-                drawn = _resampled(reader, vector, found[:, prototypes.target == t], again)
-                ends = np.quantile(drawn, [0.025, 0.975], axis=1)
-                out["row low"][batch.indices, t], out["row high"][batch.indices, t] = ends
-                if keep:
+            for t in range(shape[1]) if method == main else ():
+                near = found[:, prototypes.target == t]
+                low, high = _interval(reader, vector, near, prototypes, t)
+                out["row low"][batch.indices, t], out["row high"][batch.indices, t] = low, high
+                if "row draws" in out and prototypes.resampled[t] is not None:
+                    drawn = _resampled(reader, vector, near, prototypes.resampled[t])
                     out["row draws"][batch.indices, t] = drawn
         statistics.add(batch)
     sinks = [(k, at) for k, mask in enumerate(masks) for at in np.flatnonzero(mask & ~kept[k])]
@@ -115,6 +125,21 @@ def _similarity(reader: Reader, vector: Any, prototypes: torch.Tensor, dtype: to
     if isinstance(vector, torch.Tensor):
         return dense_cosine(vector, prototypes)
     return similarity(vector, prototypes, reader.config.similarity, dtype=dtype)
+
+
+def _interval(
+    reader: Reader, vector: Any, near: np.ndarray, prototypes: Prototypes, target: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of the scores of some samples for one target, [samples] each, from the scores where some of its
+    examples are left out; `near` [samples, P of the target]: the similarities to the prototypes as they are."""
+    without = prototypes.without[target]
+    if without is None:
+        return np.full(len(near), np.nan), np.full(len(near), np.nan)
+    again = _similarity(reader, vector, without.flatten(0, 1), without.dtype)
+    again = again.view(len(near), *without.shape[:2]).amax(2).cpu().numpy()
+    low, high = jackknife_interval(near.max(1), again, prototypes.left_out[target], used=near.argmax(1))
+    least, most = BOUNDS["hidden" if isinstance(vector, torch.Tensor) else reader.config.similarity]
+    return np.maximum(low, least), np.minimum(high, most)
 
 
 def _resampled(reader: Reader, vector: Any, found: np.ndarray, again: Any) -> np.ndarray:

@@ -3,28 +3,16 @@ the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from workbench.stats.intervals import bootstrap_mean, multinomial_counts, rate_difference, wilson
+from probes.data_selection.precisions import PRECISION, precision_row
+from workbench.stats.intervals import multinomial_counts
 
-PRECISION = {
-    "target": pl.String,
-    "method": pl.String,
-    "ratio": pl.Float64,
-    "k": pl.Int64,
-    "precision": pl.Float64,
-    "ci_low": pl.Float64,
-    "ci_high": pl.Float64,
-    "recall": pl.Float64,
-    "base_rate": pl.Float64,
-    "best_possible": pl.Float64,
-    "draws": pl.Int64,
-}
 OVERLAP = {
     "target": pl.String,
     "ratio": pl.Float64,
@@ -104,13 +92,15 @@ def compare(
     lengths: np.ndarray,
     target_lengths: Sequence[float],
     labels: tuple[np.ndarray, Sequence[str]] | None,
+    groups: np.ndarray,
 ) -> dict[str, pl.DataFrame]:
     """Tables `selections`, `precision`, `overlap` and `lengths` of every method at every size.
 
     scores[method] [N, targets]; orders[method][draw][target] the rows, best first (one draw of every method but
     `random`, whose numbers are means over its draws; `selections` holds the first); sizes ratio → number of rows;
-    `lengths` [N] tokens that count; `labels` (label of each row, label of each target). Precision has a Wilson interval
-    over all its draws; overlap is the share of common rows, `expected` what two random choices share."""
+    `lengths` [N] tokens that count; `labels` (label of each row, label of each target); `groups` [N]: the cluster of
+    each row, for the intervals of precision. Overlap is the share of common rows, `expected` what two random choices
+    share."""
     deepest = max(sizes.values())
     selections, precision, overlap, length = [], [], [], []
     for t, name in enumerate(names):
@@ -125,12 +115,12 @@ def compare(
                 where = {"target": name, "method": method, "ratio": ratio, "k": k}
                 length.append(where | _lengths(lengths, best[method], k, float(target_lengths[t])))
                 if relevant and relevant[0].any():
-                    precision.append(where | _precision(relevant, k))
+                    precision.append(where | precision_row(relevant, best[method], groups, k))
         for ratio, k in sizes.items():
             overlap += [{"target": name, "ratio": ratio} | pair for pair in _overlaps(best, k)]
     return {
         "selections": pl.concat(selections),
-        "precision": pl.DataFrame(precision, schema=PRECISION),
+        "precision": pl.DataFrame(precision, schema=PRECISION).with_columns(pl.col("ci_low", "ci_high").fill_nan(None)),
         "overlap": pl.DataFrame(overlap, schema=OVERLAP),
         "lengths": pl.DataFrame(length),
     }
@@ -146,22 +136,6 @@ def _lengths(lengths: np.ndarray, draws: Sequence[np.ndarray], k: int, target_me
     }
 
 
-def _precision(relevant: Sequence[np.ndarray], k: int) -> dict[str, float]:
-    """Of the first k rows of every draw; `relevant`: whether each row, best first, is of the target."""
-    draws, n, total = len(relevant), len(relevant[0]), int(relevant[0].sum())
-    hits = sum(int(found[:k].sum()) for found in relevant)
-    low, high = wilson(hits, k * draws)
-    return {
-        "precision": hits / (k * draws),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "recall": hits / draws / total,
-        "base_rate": total / n,
-        "best_possible": min(1.0, total / k),
-        "draws": draws,
-    }
-
-
 def _overlaps(best: Mapping[str, Sequence[np.ndarray]], k: int) -> Iterator[dict[str, Any]]:
     """Of every two methods, the share of the first k rows that they have in common, mean over their draws."""
     for a, b in combinations(best, 2):
@@ -169,43 +143,3 @@ def _overlaps(best: Mapping[str, Sequence[np.ndarray]], k: int) -> Iterator[dict
         size = min(k, n)
         common = np.mean([len(np.intersect1d(x[:k], y[:k])) / size for x in best[a] for y in best[b]])
         yield {"k": size, "method_a": a, "method_b": b, "overlap": float(common), "expected": size / n}
-
-
-def verdict(precision: pl.DataFrame, main: str, rng: Callable[[str], np.random.Generator]) -> dict[str, Any]:
-    """Mean precision over targets of every method, and what `main` has more than each other one, from the rows of
-    `precision` at one size.
-
-    {"precision_METHOD": {value, low, high, n}, "MAIN_minus_METHOD": …}; n is the number of selected rows. Two intervals
-    are made, and the wider ends count: over selected rows (Wilson; Newcombe for a difference, as if the two selections
-    were independent), which one target or equal precisions cannot shrink to nothing, and, with several targets, a
-    bootstrap over targets."""
-    out: dict[str, Any] = {}
-    by_method = {
-        m: precision.filter(pl.col("method") == m).sort("target")
-        for m in precision["method"].unique(maintain_order=True)
-    }
-
-    def estimate(value: float, ends: tuple[float, float], values: np.ndarray, name: str, n: int) -> dict[str, Any]:
-        low, high = ends
-        if len(values) > 1:
-            over = bootstrap_mean(values, rng=rng(name))
-            low, high = min(low, over[0]), max(high, over[1])
-        return {"value": value, "low": float(low), "high": float(high), "n": n}
-
-    rates = {m: frame["precision"].to_numpy() for m, frame in by_method.items()}
-    for method, values in rates.items():
-        frame = by_method[method]
-        n = int(frame["k"].sum())
-        hits = float((frame["precision"] * frame["k"]).sum())
-        out[f"precision_{method}"] = estimate(float(values.mean()), wilson(hits, n), values, f"precision {method}", n)
-        if method != main:
-            own = by_method[main]
-            apart = rate_difference(float((own["precision"] * own["k"]).sum()), n, hits, n)
-            out[f"{main}_minus_{method}"] = estimate(
-                float((rates[main] - values).mean()),
-                (apart.low, apart.high),
-                rates[main] - values,
-                f"difference {method}",
-                n,
-            )
-    return out

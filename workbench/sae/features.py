@@ -1,5 +1,4 @@
-"""What a feature of a sparse autoencoder means: where it fires, how often, which tokens it promotes, what two texts
-share.
+"""What a feature of a sparse autoencoder means: where it fires, how often, which tokens it promotes.
 
 Every function takes features as indices and returns plain tables or arrays; the data-selection probe and the explorer
 use them.
@@ -138,14 +137,3 @@ def norm_gain(model: Model) -> torch.Tensor:
             .float()
             .to(model.unembed.weight.device)
         )
-
-
-def shared(
-    features: torch.Tensor, values: torch.Tensor, prototype: torch.Tensor, *, top: int = 5
-) -> list[tuple[int, float, float, float]]:
-    """(feature, in the sample, in the prototype, their minimum) of the features that a sparse row shares most with a
-    prototype [width]."""
-    there = prototype.to(values.device)[features].double()
-    both = torch.minimum(values.double(), there)
-    order = torch.argsort(both, descending=True, stable=True)[:top]
-    return [(int(features[i]), float(values[i]), float(there[i]), float(both[i])) for i in order if float(both[i]) > 0]

@@ -62,8 +62,23 @@ def test_overlap_over_the_ratio_is_of_the_main_method():
     assert drawn["y"].to_list() == pytest.approx(wanted["overlap"].to_list())
 
 
-def test_the_precision_figure_says_when_features_are_not_better():
+def test_the_precision_figure_separates_better_worse_and_not_told_apart():
     run = figure_runs.selection()
-    assert "do not select better" not in (data_selection.precision(run).layout.meta["note"] or "")
-    tied = dataclasses.replace(run, summary={"not_better_than": "neurons, bm25"})
-    assert "do not select better than raw neurons, BM25 here" in data_selection.precision(tied).layout.meta["note"]
+    assert "the selection by" not in (data_selection.precision(run).layout.meta["note"] or "")
+    found = {"method": "sae", "sae_minus_bm25": {"value": -0.2, "low": -0.3, "high": -0.1, "n": 9, "rows": 450}}
+    found |= {"better_than": "random", "worse_than": "hidden, bm25", "not_better_than": "neurons"}
+    note = data_selection.precision(dataclasses.replace(run, summary=found)).layout.meta["note"]
+    assert (
+        "the selection by SAE features is better than random; worse than hidden state, BM25; neither shown better nor"
+        in note
+    )
+    assert "worse than raw neurons (95 % interval of the difference over 9 clusters)" in note
+
+
+def test_points_of_too_few_clusters_have_no_bar_and_the_caption_says_so():
+    run = figure_runs.selection()
+    precision = run.table("precision").with_columns(
+        pl.when(pl.col("ratio") > 0.01).then(pl.col(end)).alias(end) for end in ("ci_low", "ci_high")
+    )
+    fig = data_selection.precision(dataclasses.replace(run, frames={**run.frames, "precision": precision}))
+    assert "10 points of fewer than five clusters have no interval" in fig.layout.meta["note"]

@@ -142,6 +142,7 @@ def test_the_report_of_an_autoencoder_counts_only_for_the_weights_it_was_trained
 
 def test_features_that_are_silent_in_the_pool_have_no_passages(model, material):
     from probes.data_selection.config import Config
+    from probes.data_selection.contributions import lifts, target_features
     from probes.data_selection.explanations import explain
     from probes.data_selection.prototypes import of_targets
     from probes.data_selection.sample_vectors import open_reader
@@ -152,5 +153,7 @@ def test_features_that_are_silent_in_the_pool_have_no_passages(model, material):
     reader = open_reader(model, Config(sae=str(material / "sae"), baselines=()), Context())
     targets = of_targets(reader, {"sea": pool}, {"sea": table})
     silent = {"top value": np.zeros((1, 2), np.float32), "top row": np.array([[0, 1]])}
-    found = explain(reader, pool, targets, [np.array([0])], [3], silent)
+    silent |= {"parts": np.zeros((1, 512)), "fired": np.ones(512), "tokens": np.array([10.0, 10.0, 2.0])}
+    lifted = [lifts(target_features(reader, pool, targets.center(0)), silent, 0)]
+    found = explain(reader, pool, targets, [np.array([0])], [3], silent, lifted)
     assert found["passages"].height == 0 and found["effects"].height == 1 and found["shared"].height > 0
