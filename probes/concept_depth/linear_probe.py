@@ -232,8 +232,9 @@ def _direction(a32, weight, penalty, c, gradient, factor, fresh):
 
 
 def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 of class 1 and of class 0, ROC-AUC of scores [L, n] against labels [n]; each [L]. AUC is NaN for one
-    class."""
+    """Accuracy, balanced accuracy (the mean of the two classes' recalls: ½ for a guess of one class, however many it
+    has), F1 of class 1 and of class 0, ROC-AUC of scores [L, n] against labels [n]; each [L]. Balanced accuracy and AUC
+    are NaN for one class."""
     labels = np.asarray(labels).astype(bool)
     guess = scores > 0
     hit = (guess & labels).sum(1)
@@ -244,12 +245,14 @@ def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         f1_class0 = np.nan_to_num(2 * miss / ((~guess).sum(1) + n - ones))
         ranks = rankdata(scores, axis=1)
         auc = (ranks[:, labels].sum(1) - ones * (ones + 1) / 2) / (ones * (n - ones))
-    return {"accuracy": (guess == labels).mean(1), "f1": f1, "f1_class0": f1_class0, "auc": auc}
+        balanced = (hit / ones + miss / (n - ones)) / 2 if 0 < ones < n else np.full(len(scores), np.nan)
+    accuracy = (guess == labels).mean(1)
+    return {"accuracy": accuracy, "balanced_accuracy": balanced, "f1": f1, "f1_class0": f1_class0, "auc": auc}
 
 
 def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L]. NaN where a resample
-    lacks a class."""
+    """Accuracy, balanced accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L].
+    NaN where a resample lacks a class."""
     labels = np.asarray(labels).astype(bool)
     guess = scores > 0
     total, ones = counts.sum(1, keepdims=True), counts @ labels[:, None]
@@ -257,6 +260,8 @@ def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy = counts @ (guess == labels).T / total
         f1 = np.nan_to_num(2 * hit / (guessed + ones))
+        miss = (total - ones) - (guessed - hit)
+        balanced = (hit / ones + miss / (total - ones)) / 2
         auc = np.empty_like(accuracy)
         for layer, row in enumerate(scores):
             order = np.argsort(row, kind="stable")
@@ -265,7 +270,7 @@ def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
             positive = np.add.reduceat(counts[:, order] * labels[order], starts, axis=1)
             below = np.cumsum(negative, axis=1) - negative / 2
             auc[:, layer] = (positive * below).sum(1) / (ones * (total - ones))[:, 0]
-    return {"accuracy": accuracy, "f1": f1, "auc": auc}
+    return {"accuracy": accuracy, "balanced_accuracy": balanced, "f1": f1, "auc": auc}
 
 
 def auc_of_folds(

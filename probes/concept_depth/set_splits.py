@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,8 @@ def split(
     random_state=42) draws them from the classes one after the other, in the order of the official code
     (`listed_first`). "kfold": every row is tested once. `groups`: "yes" keeps groups together, "no" does not, "auto"
     does where there are at least ten (but not for how="code"); those that no `group` column gave must bind more than
-    `REPEATED` of the rows. Raises InputError where a part would lack a class."""
+    `REPEATED` of the rows. Groups are dealt out so that the classes of every part are in proportion. Raises InputError
+    where a part would lack a class."""
     n, labels = len(concept), concept.labels
     by_group = concept.groups is not None and (
         groups == "yes" or (groups == "auto" and how != "code" and _worth_it(concept))
@@ -45,7 +47,7 @@ def split(
             )
             tests = [np.sort(order[np.random.RandomState(42).permutation(n)[: int(np.ceil(0.4 * n))]])]
         elif by_group:
-            tests = _by_group(units, n, parts, 0.4 if how == "code" else 0.2, rng)
+            tests = _by_group(labels, units, parts, 0.4 if how == "code" else 0.2, rng)
         else:
             tests = _stratified(labels, parts, rng)
         train = [np.delete(labels, t) for t in tests]
@@ -86,16 +88,25 @@ def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> lis
     return [np.flatnonzero(share == k) for k in range(folds)]
 
 
-def _by_group(units: np.ndarray, n: int, folds: int, test_share: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Test rows per fold, whole groups each, sizes as even as the groups allow."""
-    order = rng.permutation(units.max() + 1)
-    sizes = np.bincount(units)[order]
-    if folds == 1:
-        before = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        return [np.flatnonzero(np.isin(units, order[before < test_share * n - 0.5]))]
-    load = np.zeros(folds)
-    fold_of = np.empty(len(order), dtype=int)
-    for group, size in zip(order, sizes):
-        fold_of[group] = load.argmin()
-        load[load.argmin()] += size
-    return [np.flatnonzero(fold_of[units] == k) for k in range(folds)]
+def _by_group(
+    labels: np.ndarray, units: np.ndarray, folds: int, test_share: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Test rows per fold, whole groups each, the classes of every fold in proportion as far as the groups allow: a fold
+    with more of one class than the rest makes a probe of nothing do worse than chance. A single part is as many of
+    five folds (of as many as there are groups, where these are fewer) as `test_share` asks for."""
+    from sklearn.model_selection import StratifiedGroupKFold  # here: it takes long to import
+
+    parts = folds if folds > 1 else min(5, int(units.max()) + 1)
+    if parts < 2:
+        return [np.arange(len(labels))]  # one group: refused, for nothing is left to fit on
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than folds: looked at by the caller
+        try:
+            made = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
+            tests = [test for _, test in made.split(np.empty(len(labels)), labels, units)]
+        except ValueError:  # fewer rows of either class than folds
+            return [np.arange(len(labels))]
+    if folds > 1:
+        return tests
+    order = rng.permutation(parts)[: max(1, round(test_share * parts))]
+    return [np.sort(np.concatenate([tests[k] for k in order]))]

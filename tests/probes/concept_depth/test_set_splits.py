@@ -83,6 +83,20 @@ def test_groups_stay_together_and_few_groups_do_not_count():
         split(toy(100, few), "paper", groups="yes", rng=np.random.default_rng(0))
 
 
+@pytest.mark.parametrize(("how", "size"), [("kfold", 0.2), ("paper", 0.2), ("code", 0.4)])
+def test_parts_by_group_have_both_classes_in_proportion(how, size):
+    """Groups of one class each, of 2 to 9 rows: no part far from the whole set's share of class 1."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        units = np.repeat(np.arange(40), rng.integers(2, 10, 40))
+        labels = (rng.random(40) < 0.3)[units].astype(int)
+        concept = ConceptSet("g", tuple(map(str, range(len(units)))), labels, ("0", "1"), tuple(map(str, units)))
+        tests, grouped = split(concept, how, groups="yes", rng=rng)
+        assert grouped and all(abs(len(t) / len(units) - size) < 0.06 for t in tests)
+        assert all(abs(labels[t].mean() - labels.mean()) < 0.12 for t in tests), [labels[t].mean() for t in tests]
+        assert all(not set(units[t]) & set(np.delete(units, t)) for t in tests)
+
+
 def test_too_few_rows_for_the_folds_are_refused():
     with pytest.raises(InputError, match="4 rows in its smaller class: too few for 5 folds"):
         split(toy(8), "kfold", folds=5, rng=np.random.default_rng(0))
