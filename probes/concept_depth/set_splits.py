@@ -14,10 +14,10 @@ from workbench.core.errors import InputError
 REPEATED = 0.01  # share of rows that repeat another above which the groups that were found are kept together
 FEWEST = 10  # groups
 
+Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
 
-def split(
-    concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto", rng: np.random.Generator
-) -> tuple[list[np.ndarray], bool]:
+
+def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto", rng: np.random.Generator) -> Split:
     """Test rows of each fold (one fold unless how="kfold"), and whether groups were kept together.
 
     "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4,
@@ -76,6 +76,17 @@ def tested_and_fitted_on(concept: ConceptSet, tests: Sequence[np.ndarray]) -> in
     """How many rows are tested on while an equal text is among those of the same fold that are fitted on."""
     texts = np.array(concept.texts, dtype=object)
     return sum(int(np.isin(texts[test], np.delete(texts, test)).sum()) for test in tests)
+
+
+def parts_in_proportion(
+    labels: np.ndarray, units: np.ndarray | None, parts: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Rows [n] dealt out to `parts` with the classes in proportion, whole `units` [n] together; one part where there
+    are too few."""
+    if units is None:
+        return [part for part in _stratified(labels, parts, rng) if len(part)]
+    names = np.unique(units, return_inverse=True)[1]
+    return _by_group(labels, names, min(parts, int(names.max()) + 1), 0.5, rng)
 
 
 def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -91,14 +91,14 @@ IDS = {
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
     ("data-selection", "organism"): "9afe1fde84b3",
     ("data-selection", "circuit-copy"): "53369a26945e",
-    ("concept-depth", "organism"): "ef6b29a2f398",
-    ("concept-depth", "circuit-copy"): "ef6b29a2f398",
+    ("concept-depth", "organism"): "77d019a0aca3",
+    ("concept-depth", "circuit-copy"): "77d019a0aca3",
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
     "branching-factor": "6f30723886be",
     "data-selection": "badcc789d6d0",
-    "concept-depth": "c8efd21f1280",
+    "concept-depth": "8d71218ba000",
 }
 
 

@@ -66,8 +66,9 @@ def test_arrangements_are_those_that_can_be_counted():
 @pytest.mark.parametrize("kind", ["whole", "pairs", "mixed", "none"])
 def test_the_control_is_at_chance_where_features_know_the_groups(kind):
     """Rows of a group look alike; over many sets the mean balanced accuracy on shuffled labels is a half, that of real
-    labels which the features know nothing of too, and the first spread no less than the second. With groups of one class dealt out by size
-    alone the second was 0.46, and labels shuffled over all rows spread half as far as real ones."""
+    labels which the features know nothing of too, and the first spread no less than the second. With groups of one
+    class dealt out by size alone the second was 0.46, and labels shuffled over all rows spread half as far as real
+    ones."""
     control, real = [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
