@@ -93,6 +93,7 @@ from workbench.models.prompt_style import check_style
         ),
         "controls": ("dataset", "condition", "draw", "jump", "peak_accuracy"),
         "path": ("dataset", "condition", "c", "layer", "accuracy"),
+        "transfer": ("train", "test", "layer", "picked", "accuracy", "auc", "control_auc", "above_chance"),
         "sets": ("dataset", "difficulty", "n", "class0", "class1", "n_class1", "groups", "split_by_group"),
     },
     bibtex=BIBTEX,
@@ -123,6 +124,7 @@ from workbench.models.prompt_style import check_style
         "causal": ("dataset", "condition", "layer", "direction", "draw"),
         "controls": ("dataset", "condition", "draw"),
         "path": ("dataset", "condition", "c", "layer"),
+        "transfer": ("train", "test", "layer"),
     },
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -136,11 +138,15 @@ def run(model, config: Config, context: Context) -> Result:
     if (style := style_in(config)).template != "raw":
         check_style(model, style)
     sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
+    if config.transfer and len(sets) < 2:
+        raise InputError(f"There is one set only, '{sets[0].name}', and transfer=true needs two; set transfer=false.")
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
     found: dict[str, list[pl.DataFrame]] = {}
     inputs: list[pl.DataFrame] = []
     learned: dict[tuple[str, str], np.ndarray] = {}
+    whole: dict[str, np.ndarray] = {}
+    texts_of: dict[str, WrittenTexts] = {}
     for number, (condition, noise, precision) in enumerate(conditions):
         subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
         for k, concept in enumerate(sets):
@@ -153,17 +159,51 @@ def run(model, config: Config, context: Context) -> Result:
             for name, part in context.part(f"{condition} {concept.name}", work).items():
                 if name == "coefficients":
                     learned[concept.name, condition] = part
+                elif name == "fitted_on_all":
+                    if part.size:
+                        whole[concept.name], texts_of[concept.name] = part, written
                 else:
                     found.setdefault(name, []).append(part)
             context.progress(number * len(sets) + k + 1, len(conditions) * len(sets), "concept sets")
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(same).with_columns(pl.selectors.float().fill_nan(None)) for name, same in found.items()}
     tables["inputs"] = pl.concat(inputs)
+    tables["transfer"] = _transfer(model, sets, whole, texts_of, tables["depth"], config, context)
     described = [_describe(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
     if context.out is not None:
         save_directions(context.out, learned, sets, config, model)
     return Result(tables, {}, summary_of(tables) | counted_rows(context) | counted_sinks(context))
+
+
+def _transfer(
+    model,
+    sets: Sequence[ConceptSet],
+    whole: dict[str, np.ndarray],
+    texts_of: dict[str, WrittenTexts],
+    depth: pl.DataFrame,
+    config: Config,
+    context: Context,
+) -> pl.DataFrame:
+    """Probes of every set on every other one, in the clean condition; empty where that is not asked for."""
+    from probes.concept_depth.layer_features import layer_features
+    from probes.concept_depth.transfer import TRANSFER, transfer_table
+
+    if not config.transfer:
+        return pl.DataFrame(schema=TRANSFER)
+
+    def work() -> pl.DataFrame:
+        def features_of(concept: ConceptSet):
+            context.check()
+            return layer_features(model, concept, texts_of[concept.name], config, context, again=True)
+
+        best = dict(depth.filter(condition="clean").select("dataset", "peak_layer").iter_rows())
+        return transfer_table(
+            sets, whole, best, features_of, draws=config.draws, rng=lambda pair: context.rng(f"transfer to {pair}")
+        )
+
+    found = context.part("transfer", lambda: {"transfer": work()})["transfer"]
+    return found.with_columns(pl.selectors.float().fill_nan(None))
 
 
 # what is read

@@ -87,6 +87,12 @@ class Config:
         "rows), yes, no",
         choices=("auto", "yes", "no"),
     )
+    classifier: str = option(
+        "logistic",
+        "logistic: regression with an L2 penalty, as in the paper; mean_difference: the direction from the mean of one "
+        "class to the other's",
+        choices=("logistic", "mean_difference"),
+    )
     c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8, high=1e8)
     c_path: tuple[float, ...] = option((), "further values of c to report (table `path`)", low=1e-8, high=1e8)
     standardize: bool = option(False, "divide features by their standard deviation on the training rows")
@@ -126,6 +132,9 @@ class Config:
     )
     limit: int = option(0, "rows per class to use, 0 for all", low=0)
     long: str = long_option(cut=True)
+    transfer: bool = option(
+        False, "also fit on all of every set and test on every other one (table `transfer`); needs two sets"
+    )
     shuffles: int = option(
         20,
         "probes on shuffled labels per set: which layers are above chance, and which points are found (19 at least)",
@@ -153,5 +162,7 @@ class Config:
             raise ValueError(NO_TEMPLATE)
         check_prompt_options(self, known=(self.template,), raw=way_asked(self.template) == "raw")
         column_map(self.columns, COLUMNS)
+        if self.classifier != "logistic" and (self.c_path or self.c != 1.0):
+            raise ValueError("c and c_path are of the logistic regression; a difference of means has no penalty.")
         if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
             raise ValueError(f"pair needs two different labels, not {', '.join(self.pair)}.")

@@ -24,6 +24,7 @@ PATH = {"dataset": pl.String, "condition": pl.String, "c": pl.Float64, "layer": 
 PATH |= dict.fromkeys(("accuracy", "f1", "auc"), pl.Float64)
 
 Measures = dict[str, np.ndarray]
+Fit = Callable[[Sequence[torch.Tensor], np.ndarray], linear_probe.LinearProbes]
 
 
 @dataclass(eq=False)
@@ -42,18 +43,13 @@ def score_held_out(
     labels: np.ndarray,
     tests: Sequence[np.ndarray],
     *,
-    c: float,
-    standardize: bool,
-    device: torch.device,
-    check: Callable[[], None],
+    fit: Fit = linear_probe.fit,
 ) -> HeldOut:
-    """Fit a probe a layer on the rows outside of each of `tests`, and score those inside."""
+    """Fit a probe a layer on the rows outside of each of `tests`, and score those inside. `fit(features, labels)`."""
     fitted, scores = [], []
     for test in tests:
         train = np.delete(np.arange(len(labels)), test)
-        probes = linear_probe.fit(
-            [x[train] for x in features], labels[train], c=c, standardize=standardize, device=device, check=check
-        )
+        probes = fit([x[train] for x in features], labels[train])
         scores.append(probes.scores([x[test] for x in features]))
         fitted.append(probes)
     return HeldOut(

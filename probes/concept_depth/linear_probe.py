@@ -65,9 +65,27 @@ def fit(
     rows first (after centring, which changes nothing). `device`: where to solve (default: where the features are).
     `check` is called between chunks of layers and may raise. Raises InputError for one class only, or NaN or infinite
     features (naming the layer)."""
-    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
     if c <= 0:
         raise InputError(f"The inverse penalty c must be above 0, not {c}.")
+    check_fit(features, labels)
+    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
+    n, d = features[0].shape
+    device = torch.device(device) if device is not None else features[0].device
+    per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
+    chunks = []
+    for start in range(0, len(features), per_chunk):
+        if check is not None:
+            check()
+        x = torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
+        chunks.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
+    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
+    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
+
+
+def check_fit(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarray | torch.Tensor) -> None:
+    """Raise InputError for rows and labels that do not go together, labels that are not of two classes, and features
+    that are not finite (naming the layer)."""
+    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
     if len(features) == 0 or features[0].shape[0] != len(labels):
         raise InputError(
             f"The features have {0 if len(features) == 0 else features[0].shape[0]} rows and there are "
@@ -83,17 +101,6 @@ def fit(
             raise InputError(
                 f"The features of layer {layer} hold NaN or infinite values; load the model in float32 or bfloat16."
             )
-    n, d = features[0].shape
-    device = torch.device(device) if device is not None else features[0].device
-    per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
-    chunks = []
-    for start in range(0, len(features), per_chunk):
-        if check is not None:
-            check()
-        x = torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
-        chunks.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
-    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
-    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
 
 
 def _fit_chunk(x, y, c, standardize, tolerance, max_iter):

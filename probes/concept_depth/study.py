@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.concept_depth import control_tasks, layer_curves, linear_probe
+from probes.concept_depth import control_tasks, layer_curves, linear_probe, mean_difference
 from probes.concept_depth.above_chance import above_chance
 from probes.concept_depth.causal import CAUSAL, causal_check
 from probes.concept_depth.concept_sets import ConceptSet
@@ -20,6 +21,7 @@ from probes.concept_depth.directions import coefficients
 from probes.concept_depth.layer_features import layer_features
 from probes.concept_depth.peak_layer import peak, picked_elsewhere, picking_parts
 from probes.concept_depth.set_splits import Split
+from probes.concept_depth.transfer import fitted_on_all
 from probes.concept_depth.written_texts import WrittenTexts
 from workbench.core.context import Context
 from workbench.stats.clusters import FEWEST
@@ -34,7 +36,8 @@ def study(
     config: Config,
     context: Context,
 ) -> dict[str, Any]:
-    """Tables of one set, and the coefficients of the probes of the first fold [L, d + 1]."""
+    """Tables of one set, the coefficients of the probes of the first fold [L, d + 1], and, for transfer, of those
+    fitted on all rows [1 + shuffles, L, d + 1]."""
     model, (tests, by_group), labels = subject(), folds, concept.labels
     where = {"dataset": concept.name, "condition": condition}
     features = layer_features(model, concept, written, config, context)
@@ -46,15 +49,15 @@ def study(
     n = len(set(clusters))
     _warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
 
-    options: dict[str, Any] = {"standardize": config.standardize, "device": model.device, "check": context.check}
-    fit = partial(layer_curves.score_held_out, features, tests=tests, **options)
-    held_out = fit(labels, c=config.c)
+    fit = fitter(config, model.device, context)
+    score = partial(layer_curves.score_held_out, features, tests=tests)
+    held_out = score(labels, fit=fit)
     layer_curves.warn_of_what_did_not_converge(held_out, concept.name, condition, context)
     rng = context.rng(f"bootstrap {concept.name}")
     curve = layer_curves.measured(held_out.scores, truth, clusters, tests, draws=config.draws, rng=rng)
     parts = picking_parts(truth, clusters if by_group else None, tests, context.rng(f"halves {concept.name}"))
     control = layer_curves.shuffled_courses(
-        partial(fit, c=config.c),
+        partial(score, fit=fit),
         labels,
         tests,
         parts,
@@ -65,7 +68,7 @@ def study(
     )
     context.check()
     judged = above_chance(curve.value["balanced_accuracy"], control.balanced, control.ways)
-    tasks = _control_tasks(concept, features, config.control_tasks, options | {"c": config.c}, context)
+    tasks = _control_tasks(concept, features, fit, config, context)
     selective = control_tasks.selectivity(curve.value["accuracy"], curve.low["accuracy"], curve.high["accuracy"], tasks)
     points = row_of_points(curve.value["accuracy"], curve.resampled, control.accuracy, judged)
     points |= peak(curve.hits, parts, clusters, curve.resampled, control.peak) | {"n": n, "n_test": len(rows)}
@@ -91,25 +94,47 @@ def study(
         "depth": pl.DataFrame([where | points], schema=DEPTH),
         "controls": control_table(where, control.accuracy, control.peak),
         "path": layer_curves.penalty_path(
-            where, config.c_path, lambda c: linear_probe.metrics(fit(labels, c=c).scores, truth)
+            where,
+            config.c_path,
+            lambda c: linear_probe.metrics(
+                score(labels, fit=fitter(replace(config, c=c), model.device, context)).scores, truth
+            ),
         ),
         "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
         "coefficients": coefficients(held_out.probes),
+        "fitted_on_all": fitted_on_all(
+            features,
+            labels,
+            None if concept.groups is None else groups,
+            fit,
+            shuffles=config.shuffles,
+            rng=context.rng(f"transfer {concept.name}"),
+        )
+        if config.transfer and condition == "clean"
+        else np.empty(0),
     }
 
 
+def fitter(config: Config, device: torch.device, context: Context) -> layer_curves.Fit:
+    """The classifier that the config asks for: a probe a layer of features and labels."""
+    options: dict[str, Any] = {"standardize": config.standardize, "device": device, "check": context.check}
+    if config.classifier == "mean_difference":
+        return partial(mean_difference.fit, **options)
+    return partial(linear_probe.fit, c=config.c, **options)
+
+
 def _control_tasks(
-    concept: ConceptSet, features: list[torch.Tensor], tasks: int, options: dict[str, Any], context: Context
+    concept: ConceptSet, features: list[torch.Tensor], fit: layer_curves.Fit, config: Config, context: Context
 ) -> np.ndarray:
     """Accuracy of the same probe on control tasks, [tasks, L]."""
 
     def accuracy(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        probes = linear_probe.fit([x[train] for x in features], labels[train], **options)
+        probes = fit([x[train] for x in features], labels[train])
         return ((probes.scores([x[test] for x in features]) > 0) == labels[test].astype(bool)).mean(1)
 
     types = control_tasks.types_of(concept)
     rng = context.rng(f"control tasks {concept.name}")
-    return control_tasks.task_accuracies(accuracy, types, len(features), tasks=tasks, rng=rng)
+    return control_tasks.task_accuracies(accuracy, types, len(features), tasks=config.control_tasks, rng=rng)
 
 
 def _warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:

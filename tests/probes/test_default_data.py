@@ -91,14 +91,14 @@ IDS = {
     ("branching-factor", "circuit-copy"): "6cf39fd26593",
     ("data-selection", "organism"): "9afe1fde84b3",
     ("data-selection", "circuit-copy"): "53369a26945e",
-    ("concept-depth", "organism"): "77d019a0aca3",
-    ("concept-depth", "circuit-copy"): "77d019a0aca3",
+    ("concept-depth", "organism"): "df76b2a4b723",
+    ("concept-depth", "circuit-copy"): "df76b2a4b723",
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
     "branching-factor": "6f30723886be",
     "data-selection": "badcc789d6d0",
-    "concept-depth": "8d71218ba000",
+    "concept-depth": "e13e565ef028",
 }
 
 
