@@ -38,7 +38,8 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
     if how == "kfold" and (least < folds or units.max() + 1 < folds):
         grouped = f" and {units.max() + 1} groups" if by_group else ""
         raise InputError(
-            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds."
+            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds; set "
+            f"fewer folds, or split=paper, or add rows."
         )
     for _ in range(100):  # a draw by groups may miss a class; draw again
         if how == "code" and not by_group:
