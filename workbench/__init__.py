@@ -13,8 +13,8 @@ the options of the run (device, dtype, revision, edits, out; data and seed too).
 
 Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`. Passes
 over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says, sampled by a
-`Rule`, with the edits `HeadAblation`, `Patch`, `ProjectOut` and `KnockOut`; `Store` keeps captures on disk. A probe of
-one's own is declared with what `workbench.core` offers.
+`Rule`, with the edits `HeadAblation`, `Patch`, `ProjectOut`, `Steer` and `KnockOut`; `Store` keeps captures on disk. A
+probe of one's own is declared with what `workbench.core` offers.
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
 """
@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Patch": "workbench.engine.edits",
         "ProjectOut": "workbench.engine.edits",
         "KnockOut": "workbench.engine.edits",
+        "Steer": "workbench.engine.steering",
         "Store": "workbench.store.activation_store",
         "probe": "workbench.runs.execution:bind",
         "probes": "workbench.core.registry:names",

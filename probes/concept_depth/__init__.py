@@ -24,21 +24,20 @@ the residual stream carries the same information.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from probes.concept_depth.chosen_sets import material, read_sets, validate
 from probes.concept_depth.concept_sets import ConceptSet, noisy
-from probes.concept_depth.config import BIBTEX, FEW, FEW_GROUPS, OFTEN, Config
-from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
+from probes.concept_depth.config import BIBTEX, Config
 from probes.concept_depth.estimate import estimate
 from probes.concept_depth.row_groups import NEAR, grouped_rows
-from probes.concept_depth.set_splits import near_identical_apart, split, tested_and_fitted_on
+from probes.concept_depth.set_splits import Split, near_identical_apart, split, tested_and_fitted_on
 from probes.concept_depth.short_run import example
+from probes.concept_depth.summary import summary_of
 from probes.concept_depth.written_texts import WrittenTexts, style_in, write_texts
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -47,9 +46,6 @@ from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
 from workbench.core.sinks import counted_sinks
 from workbench.models.prompt_style import check_style
-from workbench.stats.intervals import resample_counts, wilson
-
-Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
 
 
 @probe(
@@ -66,7 +62,12 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
             "auc",
             "ci_low",
             "ci_high",
+            "balanced_accuracy",
+            "majority_rate",
             "control_accuracy",
+            "above_shuffled",
+            "p_adjusted",
+            "above_chance",
             "selectivity",
         ),
         "depth": (
@@ -92,6 +93,7 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
         ),
         "controls": ("dataset", "condition", "draw", "jump", "peak_accuracy"),
         "path": ("dataset", "condition", "c", "layer", "accuracy"),
+        "transfer": ("train", "test", "layer", "picked", "accuracy", "auc", "control_auc", "above_chance"),
         "sets": ("dataset", "difficulty", "n", "class0", "class1", "n_class1", "groups", "split_by_group"),
     },
     bibtex=BIBTEX,
@@ -113,7 +115,7 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
     needs=("tokenizer",),
     layer_curves={"layers": ("accuracy", "selectivity")},
     leaves={"directions.safetensors": "the directions that the probes read, a set and a layer each"},
-    version=3,
+    version=4,
     keys={
         "layers": ("dataset", "condition", "layer"),
         "depth": ("dataset", "condition"),
@@ -122,6 +124,7 @@ Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups
         "causal": ("dataset", "condition", "layer", "direction", "draw"),
         "controls": ("dataset", "condition", "draw"),
         "path": ("dataset", "condition", "c", "layer"),
+        "transfer": ("train", "test", "layer"),
     },
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -130,15 +133,20 @@ def run(model, config: Config, context: Context) -> Result:
     Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
     activations."""
     from probes.concept_depth.directions import save_directions
+    from probes.concept_depth.study import study
 
     if (style := style_in(config)).template != "raw":
         check_style(model, style)
     sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
+    if config.transfer and len(sets) < 2:
+        raise InputError(f"There is one set only, '{sets[0].name}', and transfer=true needs two; set transfer=false.")
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
     found: dict[str, list[pl.DataFrame]] = {}
     inputs: list[pl.DataFrame] = []
     learned: dict[tuple[str, str], np.ndarray] = {}
+    whole: dict[str, np.ndarray] = {}
+    texts_of: dict[str, WrittenTexts] = {}
     for number, (condition, noise, precision) in enumerate(conditions):
         subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
         for k, concept in enumerate(sets):
@@ -147,21 +155,55 @@ def run(model, config: Config, context: Context) -> Result:
             inputs.append(
                 _inputs(concept, condition, written.ids, splits[concept.name][0], start=sum(map(len, inputs)))
             )
-            study = partial(_study, subject, concept, condition, written, splits[concept.name], config, context)
-            for name, part in context.part(f"{condition} {concept.name}", study).items():
+            work = partial(study, subject, concept, condition, written, splits[concept.name], config, context)
+            for name, part in context.part(f"{condition} {concept.name}", work).items():
                 if name == "coefficients":
                     learned[concept.name, condition] = part
+                elif name == "fitted_on_all":
+                    if part.size:
+                        whole[concept.name], texts_of[concept.name] = part, written
                 else:
                     found.setdefault(name, []).append(part)
             context.progress(number * len(sets) + k + 1, len(conditions) * len(sets), "concept sets")
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(same).with_columns(pl.selectors.float().fill_nan(None)) for name, same in found.items()}
     tables["inputs"] = pl.concat(inputs)
+    tables["transfer"] = _transfer(model, sets, whole, texts_of, tables["depth"], config, context)
     described = [_describe(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
     if context.out is not None:
         save_directions(context.out, learned, sets, config, model)
-    return Result(tables, {}, _summary(tables) | counted_rows(context) | counted_sinks(context))
+    return Result(tables, {}, summary_of(tables) | counted_rows(context) | counted_sinks(context))
+
+
+def _transfer(
+    model,
+    sets: Sequence[ConceptSet],
+    whole: dict[str, np.ndarray],
+    texts_of: dict[str, WrittenTexts],
+    depth: pl.DataFrame,
+    config: Config,
+    context: Context,
+) -> pl.DataFrame:
+    """Probes of every set on every other one, in the clean condition; empty where that is not asked for."""
+    from probes.concept_depth.layer_features import layer_features
+    from probes.concept_depth.transfer import TRANSFER, transfer_table
+
+    if not config.transfer:
+        return pl.DataFrame(schema=TRANSFER)
+
+    def work() -> pl.DataFrame:
+        def features_of(concept: ConceptSet):
+            context.check()
+            return layer_features(model, concept, texts_of[concept.name], config, context, again=True)
+
+        best = dict(depth.filter(condition="clean").select("dataset", "peak_layer").iter_rows())
+        return transfer_table(
+            sets, whole, best, features_of, draws=config.draws, rng=lambda pair: context.rng(f"transfer to {pair}")
+        )
+
+    found = context.part("transfer", lambda: {"transfer": work()})["transfer"]
+    return found.with_columns(pl.selectors.float().fill_nan(None))
 
 
 # what is read
@@ -246,96 +288,6 @@ def _write(model, concept: ConceptSet, texts: Sequence[str], config: Config) -> 
     return found
 
 
-# one set under one condition
-
-
-def _study(
-    subject: Callable,
-    concept: ConceptSet,
-    condition: str,
-    written: WrittenTexts,
-    folds: Split,
-    config: Config,
-    context: Context,
-) -> dict[str, Any]:
-    """Tables of one set: features of all layers, probes, control, points, causal check; and the coefficients of the
-    probes of the first fold [L, d + 1]."""
-    from probes.concept_depth import layer_curves, linear_probe
-    from probes.concept_depth.causal import CAUSAL, causal_check
-    from probes.concept_depth.directions import coefficients
-    from probes.concept_depth.layer_features import layer_features
-
-    model, (tests, by_group), labels = subject(), folds, concept.labels
-    where = {"dataset": concept.name, "condition": condition}
-    features = layer_features(model, concept, written, config, context)
-
-    rows = np.concatenate(tests)
-    truth, units = labels[rows], np.array(concept.groups)[rows] if by_group else None
-    _warn_of_few(concept, rows, units, folds=config.split == "kfold", context=context)
-    counts = resample_counts(len(rows), config.draws, context.rng(f"bootstrap {concept.name}"), clusters=units)
-
-    options = {"standardize": config.standardize, "device": model.device, "check": context.check}
-    fit = partial(layer_curves.score_held_out, features, tests=tests, **options)
-    held_out = fit(labels, c=config.c)
-    layer_curves.warn_of_what_did_not_converge(held_out, concept.name, condition, context)
-    curve, resampled = layer_curves.measured(held_out.scores, truth, counts, tests)
-    control = layer_curves.shuffled_accuracy(
-        partial(fit, c=config.c),
-        labels,
-        tests,
-        model.n_layers,
-        shuffles=config.shuffles,
-        rng=context.rng(f"shuffle {concept.name}"),
-    )
-    context.check()
-    points = row_of_points(curve["accuracy"], resampled["accuracy"], control, len(rows))
-    causal = []
-    if condition == "clean":
-        _warn_of_chance_jumps(concept, points, context)
-        peak = int(curve["accuracy"].argmax())
-        layers = {"peak": [peak], "all": list(range(model.n_layers)), "off": []}[config.causal]
-        causal = causal_check(model, concept, written, tests[0], features, held_out.probes, layers, config, context)
-
-    n_train = len(labels) - len(tests[0])
-    return {
-        "layers": layer_curves.layer_table(where, curve, resampled, control, held_out, n_train=n_train),
-        "depth": pl.DataFrame([where | points], schema=DEPTH),
-        "controls": control_table(where, control),
-        "path": layer_curves.penalty_path(
-            where, config.c_path, lambda c: linear_probe.metrics(fit(labels, c=c).scores, truth)
-        ),
-        "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
-        "coefficients": coefficients(held_out.probes),
-    }
-
-
-def _warn_of_few(
-    concept: ConceptSet, rows: np.ndarray, units: np.ndarray | None, *, folds: bool, context: Context
-) -> None:
-    """Say where the test rows, or the groups `units` that they belong to, are too few; `folds`: every row is tested
-    already."""
-    if units is not None and len(set(units)) < FEW_GROUPS:
-        context.warn(
-            f"The set '{concept.name}' is tested on {len(set(units))} groups only: its intervals are wide and "
-            f"rough; {'add groups' if folds else 'split=kfold tests every group'}."
-        )
-    if len(rows) < FEW:
-        context.warn(
-            f"The set '{concept.name}' is tested on {len(rows)} rows: one of them is {100 / len(rows):.0f} "
-            f"points of accuracy; add rows{'' if folds else ', or test all of them with split=kfold'}."
-        )
-
-
-def _warn_of_chance_jumps(concept: ConceptSet, points: dict, context: Context) -> None:
-    if points["false_positive_low"] > OFTEN:
-        shuffles = points["n_shuffles"]
-        fired = round(points["false_positive_rate"] * shuffles)
-        context.warn(
-            f"On shuffled labels of '{concept.name}' the jump rule fires in {fired} of {shuffles} courses "
-            f"({points['n_test']} test rows): do not read its jump; more test rows make chance jumps rare."
-        )
-
-
 # what is kept
 
 
@@ -377,24 +329,3 @@ def _describe(concept: ConceptSet, by_group: bool) -> dict:
         "answer0": answers[0],
         "answer1": answers[1],
     }
-
-
-def _summary(tables: dict[str, pl.DataFrame]) -> dict:
-    out: dict = {}
-    for row in tables["depth"].iter_rows(named=True):
-        name = row["dataset"] if row["condition"] == "clean" else f"{row['dataset']} ({row['condition']})"
-
-        def quoted(value: str, ends: str, row=row) -> dict:
-            return {"value": row[value], "low": row[f"{ends}_low"], "high": row[f"{ends}_high"], "n": row["n_test"]}
-
-        out[f"{name}: peak accuracy"] = quoted("peak_accuracy", "peak")
-        out[f"{name}: peak layer"] = row["peak_layer"]
-        out[f"{name}: jump"] = quoted("jump", "jump")
-        out[f"{name}: converge stable"] = quoted("converge_stable", "converge_stable")
-    # the other conditions shuffle the labels in the same way: no further trials
-    rates = tables["depth"].filter(condition="clean")
-    if shuffles := int(rates["n_shuffles"].sum()):
-        fired = int(round((rates["false_positive_rate"].fill_null(0) * rates["n_shuffles"]).sum()))
-        low, high = wilson(fired, shuffles)
-        out["jump rule on shuffled labels"] = {"value": fired / shuffles, "low": low, "high": high, "n": shuffles}
-    return out

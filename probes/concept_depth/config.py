@@ -75,8 +75,9 @@ class Config:
         as_before=lambda config: config.sinks == "keep" or config.token in ("last", "text"),
     )
     split: str = option(
-        "paper",
-        "paper: 80/20, classes in proportion; code: 60/40 with random_state 42; kfold: every row is tested once",
+        "kfold",
+        "kfold: 80/20 as often as there are folds, every row tested once; paper: 80/20 once, classes in proportion; "
+        "code: 60/40 with random_state 42",
         choices=("paper", "code", "kfold"),
     )
     folds: int = option(5, "parts of split=kfold", low=2, high=1000)
@@ -85,6 +86,12 @@ class Config:
         "keep rows of one group on one side of the split: auto (at least ten groups, of a column or of near-identical "
         "rows), yes, no",
         choices=("auto", "yes", "no"),
+    )
+    classifier: str = option(
+        "logistic",
+        "logistic: regression with an L2 penalty, as in the paper; mean_difference: the direction from the mean of one "
+        "class to the other's",
+        choices=("logistic", "mean_difference"),
     )
     c: float = option(1.0, "inverse strength of the L2 penalty, as scikit-learn's C", low=1e-8, high=1e8)
     c_path: tuple[float, ...] = option((), "further values of c to report (table `path`)", low=1e-8, high=1e8)
@@ -125,11 +132,17 @@ class Config:
     )
     limit: int = option(0, "rows per class to use, 0 for all", low=0)
     long: str = long_option(cut=True)
+    transfer: bool = option(
+        False, "also fit on all of every set and test on every other one (table `transfer`); needs two sets"
+    )
     shuffles: int = option(
-        10,
-        "probes on shuffled labels per set: control accuracy and false positives of the jump rule",
+        20,
+        "probes on shuffled labels per set: which layers are above chance, and which points are found (19 at least)",
         low=0,
         high=10_000,
+    )
+    control_tasks: int = option(
+        20, "control tasks per set, which give every word type a random label: selectivity", low=0, high=10_000
     )
     causal: str = option(
         "peak",
@@ -137,7 +150,7 @@ class Config:
         "the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream",
         choices=("peak", "all", "off"),
     )
-    random_draws: int = option(5, "random directions to project out for comparison", low=1, high=10_000)
+    random_draws: int = option(20, "random directions to project out for comparison", low=1, high=10_000)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
     max_tokens: int = option(
@@ -149,5 +162,7 @@ class Config:
             raise ValueError(NO_TEMPLATE)
         check_prompt_options(self, known=(self.template,), raw=way_asked(self.template) == "raw")
         column_map(self.columns, COLUMNS)
+        if self.classifier != "logistic" and (self.c_path or self.c != 1.0):
+            raise ValueError("c and c_path are of the logistic regression; a difference of means has no penalty.")
         if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):
             raise ValueError(f"pair needs two different labels, not {', '.join(self.pair)}.")

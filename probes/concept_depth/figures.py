@@ -9,13 +9,19 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.concept_depth.above_chance import HAS_NONE
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 
-INTERVAL = "95 % bootstrap over test rows, or over groups where the rows have one"
+INTERVAL = (
+    "95 %, over independent groups of test rows (rows where they have none): of a share for accuracy, bootstrap for "
+    "what has no formula; none below five groups"
+)
+PANELS = 21  # of a set each: what a page, or a screen, holds
+COLUMNS = 3
 # what the points of the depth table are called in a figure, and their marker
 POINTS = {
     "jump": ("jump", "triangle-up"),
@@ -28,50 +34,83 @@ MARKED = ("jump", "converge_stable")
 
 
 def curves(run: Any) -> go.Figure:
-    """Accuracy over layers for every concept, with intervals, jump and convergence, and the shuffled-label control."""
+    """Accuracy over layers, a small panel for every concept: with its interval, the shuffled labels beside it, and the
+    points that these do not show."""
     frame = _layers(run)
-    conditions = frame["condition"].unique(maintain_order=True).to_list()
-    looks = theme.sequence(frame["dataset"].unique(maintain_order=True).to_list())
+    condition = frame["condition"][0]
+    frame = frame.filter(pl.col("condition") == condition)
+    names = frame["dataset"].unique(maintain_order=True).to_list()
     points = maybe(run, "depth", ("dataset", "condition", *MARKED))
     n_layers = int(frame["layer"].max()) + 1
+    shown, left_out = _on_a_page(names)
     fig = sheet(
-        [str(c) if len(conditions) > 1 else "" for c in conditions],
+        shown,
         title=f"Where concepts become readable in {model_name(run)}",
         x="layer",
         y="probe accuracy",
         x_ticks=ticks(range(n_layers)),
-        aspect=0.75,
-        columns=2,
+        aspect=_aspect(len(shown)),
+        columns=COLUMNS,
         interval=INTERVAL,
-        note="Triangle: jump. Square: converged. Grey: shuffled labels, mean over concepts.",
+        note=" ".join(
+            (
+                "Grey: the same probes on shuffled labels, mean and the range of 95 % of the courses.",
+                "Triangle: jump. Square: converged. Points that shuffled labels show too are not drawn; the words say",
+                "why there is no jump.",
+                f"Condition: {traces.safe(condition)}." if condition != "clean" else "",
+                left_out,
+            )
+        ).strip(),
         n=_test_rows(frame),
     )
-    for i, condition in enumerate(conditions):
-        here = frame.filter(pl.col("condition") == condition)
-        for name, style in looks.items():
-            own = here.filter(pl.col("dataset") == name).sort("layer")
-            if own.is_empty():
-                continue
-            x, y = numbers(own, "layer"), numbers(own, "accuracy")
-            traces.add_curve(
-                fig,
-                i,
-                x,
-                y,
-                name=name,
-                style=style,
-                low=numbers(own, "ci_low"),
-                high=numbers(own, "ci_high"),
-                legend=i == 0,
-                markers=n_layers < 4,
-                hover="layer %{x}: %{y:.3f}",
-            )
-            if points is not None:
-                found = points.filter((pl.col("dataset") == name) & (pl.col("condition") == condition))
-                _mark_points(fig, i, found, dict(zip(x.tolist(), y)), n_layers, name, style)
-        _control(fig, i, here)
+    for i, name in enumerate(shown):
+        own = frame.filter(pl.col("dataset") == name).sort("layer")
+        x, y = numbers(own, "layer"), numbers(own, "accuracy")
+        _control(fig, i, own)
+        traces.add_curve(
+            fig,
+            i,
+            x,
+            y,
+            name="probe",
+            style=theme.Style(theme.BLUE),
+            low=numbers(own, "ci_low"),
+            high=numbers(own, "ci_high"),
+            legend=i == 0,
+            markers=n_layers < 4,
+            hover="layer %{x}: %{y:.3f}",
+        )
+        if points is not None:
+            found = points.filter((pl.col("dataset") == name) & (pl.col("condition") == condition))
+            _mark_points(fig, i, found, dict(zip(x.tolist(), y)), n_layers, name, theme.Style(theme.BLUE))
+            _say_why_not(fig, i, found, y)
         _accuracy_axis(fig, i, frame)
     return dressed(fig)
+
+
+def _on_a_page(names: Sequence[str], most: int = PANELS) -> tuple[list[str], str]:
+    """The concepts that have a panel, and what the caption says of the others."""
+    rest = list(names[most:])
+    others = (
+        "" if not rest else f"Not drawn: {len(rest)} further concepts ({traces.safe(rest[0])}, …), see `concept_map`."
+    )
+    return list(names[:most]), others
+
+
+def _aspect(panels: int) -> float:
+    """Height over width of a panel, so that all of them fit a screen."""
+    rows = -(-panels // COLUMNS)
+    return min(0.75, max(0.25, 640 / rows - 34) / 265)
+
+
+def _say_why_not(fig: go.Figure, i: int, points: pl.DataFrame, accuracy: np.ndarray) -> None:
+    """Words in place of a jump that there is none of: where the curve leaves room for them."""
+    if "jump_says" not in points.columns or points.is_empty():
+        return
+    said = str(points["jump_says"][0])
+    if said.startswith("—, ") and said != HAS_NONE:
+        room_above = np.nanmax(accuracy[len(accuracy) // 2 :]) < 0.75
+        traces.add_note(fig, i, said.removeprefix("—, "), y=1.0 if room_above else 0.0)
 
 
 def _mark_points(
@@ -156,7 +195,9 @@ def points(run: Any) -> go.Figure:
     frame = need(run, "depth", ("dataset", "condition", "jump", "converge_stable"))
     shown = [k for k in POINTS if k in frame.columns]
     if not any(np.isfinite(numbers(frame, k)).any() for k in shown):
-        raise InputError("No concept has a jump or a converging point: there is no depth to draw.")
+        raise InputError(
+            "No concept has a jump or a converging point that shuffled labels do not show: no depth to draw."
+        )
     conditions = frame["condition"].unique(maintain_order=True).to_list()
     rows = frame["dataset"].unique(maintain_order=True).to_list()
     fig = sheet(
@@ -164,11 +205,12 @@ def points(run: Any) -> go.Figure:
         title=f"Depth of concepts in {model_name(run)}",
         x="relative depth",
         y_ticks=ticks(range(len(rows)), rows, keep=True),
-        row=2.6,
-        aspect=0.1 * len(rows),
+        row=min(2.6, 40 / len(rows)),
+        aspect=min(0.85, 0.1 * len(rows)),
         columns=2,
-        interval=f"{INTERVAL}, among resamples that have the point",
-        n=int(frame["n_test"].max()) if "n_test" in frame.columns else None,
+        interval="95 % bootstrap over independent groups, among resamples that have the point; none below five groups",
+        note="Points that shuffled labels show too, or that a curve does not have, are not drawn.",
+        n=_test_rows(frame),
     )
     for i, condition in enumerate(conditions):
         here = frame.filter(pl.col("condition") == condition)
@@ -193,31 +235,40 @@ def points(run: Any) -> go.Figure:
 
 
 def selectivity(run: Any) -> go.Figure:
-    """Accuracy minus that on shuffled labels, over layers."""
+    """Accuracy minus that on control tasks, which give every word type a random label, over layers."""
     frame = finite(
         need(run, "layers", ("dataset", "condition", "layer", "selectivity")), "selectivity", what="selectivity"
     )
     condition = frame["condition"][0]
     frame = frame.filter(pl.col("condition") == condition)
+    concepts, left_out = _on_a_page(frame["dataset"].unique(maintain_order=True).to_list())
     fig = sheet(
+        concepts,
         title=f"Selectivity of the probes on {model_name(run)}",
         x="layer",
-        y="accuracy − shuffled labels",
+        y="accuracy − control tasks",
         x_ticks=ticks(range(int(frame["layer"].max()) + 1)),
+        aspect=_aspect(len(concepts)),
+        columns=COLUMNS,
+        note=f"Control tasks: a random label for every word type. Dotted: no more than by heart. {left_out}".strip(),
+        interval="95 % of a difference: over independent groups of test rows and over control tasks; none below five",
         n=_test_rows(frame),
     )
-    for name, style in theme.sequence(frame["dataset"].unique(maintain_order=True).to_list()).items():
+    for i, name in enumerate(concepts):
         own = frame.filter(pl.col("dataset") == name).sort("layer")
         traces.add_curve(
             fig,
-            0,
+            i,
             numbers(own, "layer"),
             numbers(own, "selectivity"),
-            name=name,
-            style=style,
+            name="selectivity",
+            style=theme.Style(theme.BLUE),
+            low=numbers(own, "selectivity_low"),
+            high=numbers(own, "selectivity_high"),
+            legend=False,
             hover="layer %{x}: %{y:.3f}",
         )
-    traces.add_rule(fig, 0, y=0, dash="dot")
+        traces.add_rule(fig, i, y=0, dash="dot")
     return dressed(fig)
 
 
@@ -227,7 +278,7 @@ def conditions(run: Any) -> go.Figure:
     names = frame["condition"].unique(maintain_order=True).to_list()
     if len(names) < 2:
         raise InputError("The run has one condition only: there is nothing to compare (set noise or precision).")
-    concepts = frame["dataset"].unique(maintain_order=True).to_list()
+    concepts, left_out = _on_a_page(frame["dataset"].unique(maintain_order=True).to_list())
     looks = theme.sequence(names)
     fig = sheet(
         concepts,
@@ -235,7 +286,9 @@ def conditions(run: Any) -> go.Figure:
         x="layer",
         y="probe accuracy",
         x_ticks=ticks(range(int(frame["layer"].max()) + 1)),
-        aspect=0.7,
+        aspect=_aspect(len(concepts)),
+        columns=COLUMNS,
+        note=left_out,
         interval=INTERVAL,
         n=_test_rows(frame),
     )
@@ -264,7 +317,8 @@ def conditions(run: Any) -> go.Figure:
 def causal(run: Any) -> go.Figure:
     """The model's own answer when the probe's direction is projected out, against random directions."""
     frame = finite(need(run, "causal", ("dataset", "layer", "direction", "separation")), "separation", what="answer")
-    concepts = frame["dataset"].unique(maintain_order=True).to_list()
+    # each panel has its own layers below it
+    concepts, left_out = _on_a_page(frame["dataset"].unique(maintain_order=True).to_list(), PANELS - COLUMNS)
     site = info(run, "config", "site")
     where = (
         ""
@@ -278,13 +332,14 @@ def causal(run: Any) -> go.Figure:
         title=f"Answers of {model_name(run)} without the direction that the probe reads",
         x="layer of the projection",
         y="separation of the answers (logits)",
-        aspect=0.7,
+        aspect=0.8 * _aspect(len(concepts)),
+        columns=COLUMNS,
         share_y=False,
         share_x=False,
         note=f"Dotted: the unedited model. Random directions: mean and range over draws. One token's state in one "
-        f"layer is edited{where}.",
+        f"layer is edited{where}. {left_out}".strip(),
         interval=INTERVAL,
-        n=int(frame["n"].max()) if "n" in frame.columns else None,
+        n=_clusters(frame, "n"),
     )
     random, probe = theme.Style(theme.NEUTRAL, "dash", "square"), theme.Style(theme.BLUE)
     for i, concept in enumerate(concepts):
@@ -323,6 +378,50 @@ def causal(run: Any) -> go.Figure:
     return dressed(fig)
 
 
+def transfer(run: Any) -> go.Figure:
+    """AUC of the probes of every concept on every other, in the layer where the first one's own curve is highest."""
+    frame = need(run, "transfer", ("train", "test", "layer", "picked", "auc", "above_chance")).filter(pl.col("picked"))
+    frame = finite(frame, "auc", what="transfer")
+    names = list(dict.fromkeys([*frame["train"].to_list(), *frame["test"].to_list()]))
+    layer = dict(frame.select("train", "layer").iter_rows())
+    values, marked = np.full((len(names), len(names)), np.nan), np.zeros((len(names), len(names)), dtype=bool)
+    for train, test, auc, above in frame.select("train", "test", "auc", "above_chance").iter_rows():
+        values[names.index(train), names.index(test)] = auc
+        marked[names.index(train), names.index(test)] = above
+    rows = [f"{name} (layer {layer[name]})" if name in layer else name for name in names]
+    fig = sheet(
+        title=f"Probes of one concept on another in {model_name(run)}",
+        x="tested on",
+        y="fitted on",
+        x_ticks=ticks(range(len(names)), names, keep=True),
+        y_ticks=ticks(range(len(names)), rows, keep=True),
+        cells=values.shape,
+        aspect=min(0.7, max(0.2, 0.07 * len(names))),
+        n=_clusters(frame, "n"),
+        note="AUC; 0.5 is chance. Each row in the layer where the first concept's own curve is highest. Outlined: "
+        "above probes of its shuffled labels (p below 0.05, adjusted over layers; at least 0.05 above). No interval "
+        "is drawn; the table has them.",
+    )
+    ends = (0.0, 1.0)
+    traces.colour_scale(fig, ends, "AUC")
+    row, column = np.indices(values.shape)
+    safe = np.array([traces.safe(n) for n in names], dtype=object)
+    custom = np.empty((*values.shape, 3), dtype=object)
+    custom[..., 0], custom[..., 1], custom[..., 2] = safe[row], safe[column], values
+    traces.add_cells(
+        fig,
+        0,
+        values,
+        custom=custom,
+        hover="%{customdata[0]} → %{customdata[1]}: %{customdata[2]:.3f}",
+        ends=ends,
+        labels=np.vectorize(lambda v: f"{v:.2f}".lstrip("0") if np.isfinite(v) else "")(values),
+        marked=marked,
+        reverse=True,
+    )
+    return dressed(fig)
+
+
 def path(run: Any) -> go.Figure:
     """Peak accuracy against the strength of the penalty."""
     frame = finite(need(run, "path", ("dataset", "c", "layer", "accuracy")), "accuracy", what="accuracy")
@@ -351,12 +450,15 @@ def compare(runs: Sequence[Any]) -> go.Figure:
     concepts = list(dict.fromkeys(d for f in frames.values() for d in f["dataset"].to_list()))
     shared = [c for c in concepts if sum(c in f["dataset"].to_list() for f in frames.values()) > 1] or concepts
     looks = theme.styles(frames)
+    shared, left_out = _on_a_page(shared)
     fig = sheet(
         shared,
         title="Where concepts become readable",
         x="relative depth",
         y="probe accuracy",
-        aspect=0.75,
+        aspect=_aspect(len(shared)),
+        columns=COLUMNS,
+        note=left_out,
         interval=INTERVAL,
     )
     seen: set[str] = set()
@@ -391,6 +493,7 @@ FIGURES = {
     "selectivity": selectivity,
     "conditions": conditions,
     "causal": causal,
+    "transfer": transfer,
     "path": path,
 }
 
@@ -406,38 +509,47 @@ def _layers(run: Any) -> pl.DataFrame:
 
 
 def _test_rows(frame: pl.DataFrame) -> str | None:
+    """What n is: independent groups, and the rows that are in them."""
     if "n_test" not in frame.columns:
         return None
-    low, high = frame["n_test"].min(), frame["n_test"].max()
-    return f"{low} test rows" if low == high else f"{low} to {high} test rows per concept"
+    rows = _span(frame["n_test"])
+    if "n" not in frame.columns:
+        return f"{rows} test rows"
+    several = frame["dataset"].n_unique() > 1
+    return f"{_span(frame['n'])} independent groups ({rows} test rows)" + (" per concept" if several else "")
 
 
-def _control(fig: go.Figure, i: int, frame: pl.DataFrame) -> None:
-    if "control_accuracy" not in frame.columns:
+def _clusters(frame: pl.DataFrame, column: str) -> str | None:
+    return None if column not in frame.columns else f"{_span(frame[column])} independent groups of test rows"
+
+
+def _span(values: pl.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _control(fig: go.Figure, i: int, own: pl.DataFrame) -> None:
+    """The course on shuffled labels of one concept, with the range of the courses."""
+    if "control_accuracy" not in own.columns or not np.isfinite(numbers(own, "control_accuracy")).any():
         return
-    control = (
-        frame.group_by("layer")
-        .agg(pl.col("control_accuracy").cast(pl.Float64).fill_nan(None).mean())
-        .drop_nulls()
-        .sort("layer")
+    traces.add_curve(
+        fig,
+        i,
+        numbers(own, "layer"),
+        numbers(own, "control_accuracy"),
+        name="shuffled labels",
+        style=theme.Style(theme.NEUTRAL, "dot"),
+        low=numbers(own, "control_low"),
+        high=numbers(own, "control_high"),
+        legend=i == 0,
+        markers=False,
+        hover="layer %{x}: %{y:.3f}",
     )
-    if not control.is_empty():
-        traces.add_curve(
-            fig,
-            i,
-            numbers(control, "layer"),
-            numbers(control, "control_accuracy"),
-            name="shuffled labels",
-            style=theme.Style(theme.NEUTRAL, "dot"),
-            legend=i == 0,
-            markers=False,
-            hover="layer %{x}: %{y:.3f}",
-        )
 
 
 def _accuracy_axis(fig: go.Figure, i: int, frame: pl.DataFrame) -> None:
     """From below chance to 1: the whole range would hide what happens above chance."""
-    lows = np.concatenate([numbers(frame, c) for c in ("accuracy", "ci_low")])
+    lows = np.concatenate([numbers(frame, c) for c in ("accuracy", "ci_low", "control_low")])
     least = min(0.45, float(np.nanmin(lows)) - 0.02)
     y_axis(fig, i).range = [max(-0.03, least), 1.03]
 

@@ -11,13 +11,20 @@ import polars as pl
 import torch
 
 from probes.concept_depth import linear_probe
+from probes.concept_depth.above_chance import AboveChance
+from probes.concept_depth.control_tasks import Selectivity
+from probes.concept_depth.label_shuffles import arrangements, shuffle
+from probes.concept_depth.peak_layer import picked_elsewhere
 from workbench.core.context import Context
+from workbench.stats.clusters import FEWEST, Clusters, clusters_of, share_interval
+from workbench.stats.intervals import resample_counts
 
 SURE = 1e-4  # bound on the relative error of a probe above which it has not converged
 PATH = {"dataset": pl.String, "condition": pl.String, "c": pl.Float64, "layer": pl.Int64}
 PATH |= dict.fromkeys(("accuracy", "f1", "auc"), pl.Float64)
 
 Measures = dict[str, np.ndarray]
+Fit = Callable[[Sequence[torch.Tensor], np.ndarray], linear_probe.LinearProbes]
 
 
 @dataclass(eq=False)
@@ -36,18 +43,13 @@ def score_held_out(
     labels: np.ndarray,
     tests: Sequence[np.ndarray],
     *,
-    c: float,
-    standardize: bool,
-    device: torch.device,
-    check: Callable[[], None],
+    fit: Fit = linear_probe.fit,
 ) -> HeldOut:
-    """Fit a probe a layer on the rows outside of each of `tests`, and score those inside."""
+    """Fit a probe a layer on the rows outside of each of `tests`, and score those inside. `fit(features, labels)`."""
     fitted, scores = [], []
     for test in tests:
         train = np.delete(np.arange(len(labels)), test)
-        probes = linear_probe.fit(
-            [x[train] for x in features], labels[train], c=c, standardize=standardize, device=device, check=check
-        )
+        probes = fit([x[train] for x in features], labels[train])
         scores.append(probes.scores([x[test] for x in features]))
         fitted.append(probes)
     return HeldOut(
@@ -68,69 +70,152 @@ def warn_of_what_did_not_converge(held_out: HeldOut, name: str, condition: str, 
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Measures of the layers [L] each, with the ends of their intervals (NaN where there are none), which rows each
+    layer has right [L, rows], and accuracies in every resample [draws, L] (None below five clusters)."""
+
+    value: Measures
+    low: Measures
+    high: Measures
+    hits: np.ndarray
+    resampled: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """Courses on shuffled labels: accuracy and balanced accuracy [shuffles, L], and the accuracy of the best layer on
+    rows that did not pick it [shuffles]; in how many ways the labels can be shuffled."""
+
+    accuracy: np.ndarray
+    balanced: np.ndarray
+    peak: np.ndarray
+    ways: float
+
+
 def measured(
-    scores: np.ndarray, labels: np.ndarray, counts: np.ndarray, tests: Sequence[np.ndarray]
-) -> tuple[Measures, Measures]:
-    """Accuracy, F1 and AUC of scores [L, rows], each [L], and in every resample, counts [draws, rows], each [draws,
-    L]."""
-    curve = linear_probe.metrics(scores, labels)
+    scores: np.ndarray,
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    tests: Sequence[np.ndarray],
+    *,
+    draws: int,
+    rng: np.random.Generator,
+) -> Curve:
+    """Accuracy, balanced accuracy, F1 and AUC of scores [L, rows]. Accuracy is a share and has its interval by formula;
+    the others have none, and are resampled over the `clusters` [rows]. Nothing has an interval below five clusters."""
+    value = linear_probe.metrics(scores, labels)
+    starts = np.concatenate([[0], np.cumsum([len(t) for t in tests])])
+    hits = (scores > 0) == labels.astype(bool)
+    found, resampled = clusters_of(clusters), None
+    low: Measures = {}
+    high: Measures = {}
+    low["accuracy"], high["accuracy"] = share_interval(hits.T, found)
+    if found.n < FEWEST:
+        if len(tests) > 1:
+            value["auc"], _ = linear_probe.auc_of_folds(scores, labels, np.ones((1, len(labels))), starts)
+        none = np.full(len(scores), np.nan)
+        ends = dict.fromkeys(("balanced_accuracy", "f1", "auc"), none)
+        return Curve(value, low | ends, high | ends, hits, None)
+    counts = resample_counts(len(labels), draws, rng, clusters=clusters)
     resampled = linear_probe.resampled_metrics(scores, labels, counts)
     if len(tests) > 1:
-        starts = np.concatenate([[0], np.cumsum([len(t) for t in tests])])
-        curve["auc"], resampled["auc"] = linear_probe.auc_of_folds(scores, labels, counts, starts)
-    return curve, resampled
+        value["auc"], resampled["auc"] = linear_probe.auc_of_folds(scores, labels, counts, starts)
+    for name in ("balanced_accuracy", "f1", "auc"):
+        ends = np.nanquantile(resampled[name], [0.025, 0.975], axis=0)
+        low[name], high[name] = _never_of_no_width(value[name], *ends, found)
+    return Curve(value, low, high, hits, resampled["accuracy"])
 
 
-def shuffled_accuracy(
+def _never_of_no_width(
+    value: np.ndarray, low: np.ndarray, high: np.ndarray, clusters: Clusters
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of bootstrap intervals [L]; where every resample is 0 or 1, those of a share of 0 or 1 in as many
+    clusters, whose rows tell nothing of how alike they are."""
+    for edge in (0.0, 1.0):
+        sure = share_interval(np.full(clusters.rows, edge), clusters)
+        at = (low == high) & (value == edge)
+        low, high = np.where(at, sure[0], low), np.where(at, sure[1], high)
+    return low, high
+
+
+def shuffled_courses(
     fit: Callable[[np.ndarray], HeldOut],
     labels: np.ndarray,
     tests: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
+    units: np.ndarray | None,
     n_layers: int,
     *,
     shuffles: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Accuracies of probes fitted and tested on shuffled labels, [shuffles, L]; fewer where a shuffle leaves the rows
-    to fit on with one class."""
-    found, rows = [], np.concatenate(tests)
+) -> Control:
+    """Probes fitted and tested on labels shuffled within the parts of the split and within its groups `units` [n]
+    (None: it keeps none together); fewer courses where a shuffle leaves the rows to fit on with one class. `parts`: of
+    the test rows, as they take turns in picking the best layer."""
+    accuracy, balanced, peaks, rows = [], [], [], np.concatenate(list(tests))
     for _ in range(shuffles):
-        other = rng.permutation(labels)
-        if all(len(set(np.delete(other, t))) == 2 for t in tests):
-            found.append(linear_probe.metrics(fit(other).scores, other[rows])["accuracy"])
-    return np.array(found).reshape(-1, n_layers)
+        other = shuffle(labels, tests, units, rng)
+        if all(len(set(np.delete(other, t))) == 2 for t in tests) and len(set(other[rows])) == 2:
+            scores = fit(other).scores
+            found = linear_probe.metrics(scores, other[rows])
+            accuracy.append(found["accuracy"])
+            balanced.append(found["balanced_accuracy"])
+            peaks.append(float(np.nanmean(picked_elsewhere((scores > 0) == other[rows].astype(bool), parts)[1])))
+    shape = (-1, n_layers)
+    return Control(
+        np.array(accuracy).reshape(shape),
+        np.array(balanced).reshape(shape),
+        np.array(peaks),
+        arrangements(labels, tests, units),
+    )
 
 
 def layer_table(
-    where: dict, curve: Measures, resampled: Measures, control: np.ndarray, held_out: HeldOut, *, n_train: int
+    where: dict,
+    curve: Curve,
+    control: Control,
+    judged: AboveChance,
+    selective: Selectivity,
+    held_out: HeldOut,
+    *,
+    majority: float,
+    n: int,
+    n_train: int,
 ) -> pl.DataFrame:
-    """One row per layer: the measures with their intervals, and what they are on shuffled labels, control [shuffles,
-    L]."""
+    """One row per layer: the measures with their intervals, and beside them what they are on shuffled labels and on
+    control tasks. `majority`: share of the commonest class of the test rows; `n`: clusters."""
     n_layers, n_test = held_out.scores.shape
-    low, high = ({k: np.nanquantile(v, q, axis=0) for k, v in resampled.items()} for q in (0.025, 0.975))
-    control_mean = control.mean(0) if len(control) else np.full(n_layers, np.nan)
-    control_range = np.quantile(control, [0.025, 0.975], axis=0) if len(control) else np.full((2, n_layers), np.nan)
+    value, low, high = curve.value, curve.low, curve.high
+    ends = {"accuracy": "ci", "balanced_accuracy": "balanced", "f1": "f1", "auc": "auc"}
+    none = np.full(n_layers, np.nan)
+    shuffled = (
+        dict(zip(("control_low", "control_high"), np.quantile(control.accuracy, [0.025, 0.975], axis=0)))
+        | {"control_accuracy": control.accuracy.mean(0), "control_balanced": control.balanced.mean(0)}
+        if len(control.accuracy)
+        else dict.fromkeys(("control_low", "control_high", "control_accuracy", "control_balanced"), none)
+    )
     return pl.DataFrame(
         where
+        | {"layer": np.arange(n_layers), "depth": np.arange(n_layers) / n_layers}
+        | {column: value[column] for column in (*ends, "f1_class0")}
+        | {f"{name}_low": low[column] for column, name in ends.items()}
+        | {f"{name}_high": high[column] for column, name in ends.items()}
+        | {"majority_rate": majority}
+        | shuffled
         | {
-            "layer": np.arange(n_layers),
-            "depth": np.arange(n_layers) / n_layers,
-            "accuracy": curve["accuracy"],
-            "ci_low": low["accuracy"],
-            "ci_high": high["accuracy"],
-            "f1": curve["f1"],
-            "f1_low": low["f1"],
-            "f1_high": high["f1"],
-            "f1_class0": curve["f1_class0"],
-            "auc": curve["auc"],
-            "auc_low": low["auc"],
-            "auc_high": high["auc"],
-            "control_accuracy": control_mean,
-            "control_low": control_range[0],
-            "control_high": control_range[1],
-            "selectivity": curve["accuracy"] - control_mean,
+            "above_shuffled": value["accuracy"] - shuffled["control_accuracy"],
+            "p": judged.p,
+            "p_adjusted": judged.p_adjusted,
+            "above_chance": judged.above,
+            "control_task_accuracy": selective.task_accuracy,
+            "selectivity": selective.value,
+            "selectivity_low": selective.low,
+            "selectivity_high": selective.high,
             "iterations": held_out.iterations,
             "error": held_out.error,
             "n_train": n_train,
+            "n": n,
             "n_test": n_test,
         }
     )

@@ -19,12 +19,20 @@ from workbench.models.sites import Site
 
 
 def layer_features(
-    model: Model, concept: ConceptSet, written: WrittenTexts, config: Config, context: Context
+    model: Model,
+    concept: ConceptSet,
+    written: WrittenTexts,
+    config: Config,
+    context: Context,
+    *,
+    again: bool = False,
 ) -> list[torch.Tensor]:
     """Features of every layer, [L][n, d] float32. Raises InputError for activations that are not finite; warns of
-    layers that are the same for every text."""
+    layers that are the same for every text. `again`: they were read before, and warned of."""
     what = f"texts of {concept.name}"
-    features = read_features(model, written.ids, config, context, what=what, written=written)
+    features = read_features(model, written.ids, config, context, what=what, written=written, again=again)
+    if again:
+        return features
     halved = config.store_dtype == "float16" and model.dtype != torch.float16
     for layer, x in enumerate(features):
         if halved and bool(x.isinf().any()) and not bool(x.isnan().any()):
@@ -53,10 +61,11 @@ def read_features(
     *,
     what: str = "texts",
     written: WrittenTexts | None = None,
+    again: bool = False,
 ) -> list[torch.Tensor]:
     """Features of every layer, [L][n, d] float32, through the store: one pass, shared with any other run of the same
-    texts. Sinks of these texts (`what`) are counted and warned of. `written`: how they were written, where that is not
-    as they are."""
+    texts. Sinks of these texts (`what`) are counted and warned of, unless they are read `again`. `written`: how they
+    were written, where that is not as they are."""
     spans = text_spans(model, written) if written is not None and config.token in ("text", "mean") else None
     if config.token == "text":
         positions = "last" if spans is None else [[end - 1] for _, end in spans]
@@ -75,6 +84,8 @@ def read_features(
         max_tokens=model.tokens_at_once(config.max_tokens),
     )
     found = [parted(acts[Site(config.site, layer)], positions) for layer in range(model.n_layers)]
+    if again:
+        return [x.float() for x, _ in found]
     sinks = [said.numpy() for _, said in found if said is not None]
     if config.sinks == "leave_out" or config.token == "last":  # which reads the same with and without sinks
         warn_of_lone_tokens(context, sum(len(own) == 1 for own in ids), len(ids), what=what)

@@ -65,9 +65,27 @@ def fit(
     rows first (after centring, which changes nothing). `device`: where to solve (default: where the features are).
     `check` is called between chunks of layers and may raise. Raises InputError for one class only, or NaN or infinite
     features (naming the layer)."""
-    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
     if c <= 0:
         raise InputError(f"The inverse penalty c must be above 0, not {c}.")
+    check_fit(features, labels)
+    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
+    n, d = features[0].shape
+    device = torch.device(device) if device is not None else features[0].device
+    per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
+    chunks = []
+    for start in range(0, len(features), per_chunk):
+        if check is not None:
+            check()
+        x = torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
+        chunks.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
+    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
+    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
+
+
+def check_fit(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarray | torch.Tensor) -> None:
+    """Raise InputError for rows and labels that do not go together, labels that are not of two classes, and features
+    that are not finite (naming the layer)."""
+    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
     if len(features) == 0 or features[0].shape[0] != len(labels):
         raise InputError(
             f"The features have {0 if len(features) == 0 else features[0].shape[0]} rows and there are "
@@ -83,17 +101,6 @@ def fit(
             raise InputError(
                 f"The features of layer {layer} hold NaN or infinite values; load the model in float32 or bfloat16."
             )
-    n, d = features[0].shape
-    device = torch.device(device) if device is not None else features[0].device
-    per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
-    chunks = []
-    for start in range(0, len(features), per_chunk):
-        if check is not None:
-            check()
-        x = torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
-        chunks.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
-    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
-    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
 
 
 def _fit_chunk(x, y, c, standardize, tolerance, max_iter):
@@ -232,8 +239,9 @@ def _direction(a32, weight, penalty, c, gradient, factor, fresh):
 
 
 def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 of class 1 and of class 0, ROC-AUC of scores [L, n] against labels [n]; each [L]. AUC is NaN for one
-    class."""
+    """Accuracy, balanced accuracy (the mean of the two classes' recalls: ½ for a guess of one class, however many it
+    has), F1 of class 1 and of class 0, ROC-AUC of scores [L, n] against labels [n]; each [L]. Balanced accuracy and AUC
+    are NaN for one class."""
     labels = np.asarray(labels).astype(bool)
     guess = scores > 0
     hit = (guess & labels).sum(1)
@@ -244,12 +252,14 @@ def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         f1_class0 = np.nan_to_num(2 * miss / ((~guess).sum(1) + n - ones))
         ranks = rankdata(scores, axis=1)
         auc = (ranks[:, labels].sum(1) - ones * (ones + 1) / 2) / (ones * (n - ones))
-    return {"accuracy": (guess == labels).mean(1), "f1": f1, "f1_class0": f1_class0, "auc": auc}
+        balanced = (hit / ones + miss / (n - ones)) / 2 if 0 < ones < n else np.full(len(scores), np.nan)
+    accuracy = (guess == labels).mean(1)
+    return {"accuracy": accuracy, "balanced_accuracy": balanced, "f1": f1, "f1_class0": f1_class0, "auc": auc}
 
 
 def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L]. NaN where a resample
-    lacks a class."""
+    """Accuracy, balanced accuracy, F1 and AUC of scores [L, n] in each resample, counts [draws, n]; each [draws, L].
+    NaN where a resample lacks a class."""
     labels = np.asarray(labels).astype(bool)
     guess = scores > 0
     total, ones = counts.sum(1, keepdims=True), counts @ labels[:, None]
@@ -257,6 +267,8 @@ def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy = counts @ (guess == labels).T / total
         f1 = np.nan_to_num(2 * hit / (guessed + ones))
+        miss = (total - ones) - (guessed - hit)
+        balanced = (hit / ones + miss / (total - ones)) / 2
         auc = np.empty_like(accuracy)
         for layer, row in enumerate(scores):
             order = np.argsort(row, kind="stable")
@@ -265,7 +277,7 @@ def resampled_metrics(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
             positive = np.add.reduceat(counts[:, order] * labels[order], starts, axis=1)
             below = np.cumsum(negative, axis=1) - negative / 2
             auc[:, layer] = (positive * below).sum(1) / (ones * (total - ones))[:, 0]
-    return {"accuracy": accuracy, "f1": f1, "auc": auc}
+    return {"accuracy": accuracy, "balanced_accuracy": balanced, "f1": f1, "auc": auc}
 
 
 def auc_of_folds(

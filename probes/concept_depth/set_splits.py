@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,17 +14,18 @@ from workbench.core.errors import InputError
 REPEATED = 0.01  # share of rows that repeat another above which the groups that were found are kept together
 FEWEST = 10  # groups
 
+Split = tuple[list[np.ndarray], bool]  # test rows of every fold; whether groups were kept together
 
-def split(
-    concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto", rng: np.random.Generator
-) -> tuple[list[np.ndarray], bool]:
+
+def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto", rng: np.random.Generator) -> Split:
     """Test rows of each fold (one fold unless how="kfold"), and whether groups were kept together.
 
     "paper": 20 % test, classes in proportion. "code": 40 % test as scikit-learn's train_test_split(test_size=0.4,
     random_state=42) draws them from the classes one after the other, in the order of the official code
     (`listed_first`). "kfold": every row is tested once. `groups`: "yes" keeps groups together, "no" does not, "auto"
     does where there are at least ten (but not for how="code"); those that no `group` column gave must bind more than
-    `REPEATED` of the rows. Raises InputError where a part would lack a class."""
+    `REPEATED` of the rows. Groups are dealt out so that the classes of every part are in proportion. Raises InputError
+    where a part would lack a class."""
     n, labels = len(concept), concept.labels
     by_group = concept.groups is not None and (
         groups == "yes" or (groups == "auto" and how != "code" and _worth_it(concept))
@@ -36,7 +38,8 @@ def split(
     if how == "kfold" and (least < folds or units.max() + 1 < folds):
         grouped = f" and {units.max() + 1} groups" if by_group else ""
         raise InputError(
-            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds."
+            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds; set "
+            f"fewer folds, or split=paper, or add rows."
         )
     for _ in range(100):  # a draw by groups may miss a class; draw again
         if how == "code" and not by_group:
@@ -45,7 +48,7 @@ def split(
             )
             tests = [np.sort(order[np.random.RandomState(42).permutation(n)[: int(np.ceil(0.4 * n))]])]
         elif by_group:
-            tests = _by_group(units, n, parts, 0.4 if how == "code" else 0.2, rng)
+            tests = _by_group(labels, units, parts, 0.4 if how == "code" else 0.2, rng)
         else:
             tests = _stratified(labels, parts, rng)
         train = [np.delete(labels, t) for t in tests]
@@ -76,6 +79,17 @@ def tested_and_fitted_on(concept: ConceptSet, tests: Sequence[np.ndarray]) -> in
     return sum(int(np.isin(texts[test], np.delete(texts, test)).sum()) for test in tests)
 
 
+def parts_in_proportion(
+    labels: np.ndarray, units: np.ndarray | None, parts: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Rows [n] dealt out to `parts` with the classes in proportion, whole `units` [n] together; one part where there
+    are too few."""
+    if units is None:
+        return [part for part in _stratified(labels, parts, rng) if len(part)]
+    names = np.unique(units, return_inverse=True)[1]
+    return _by_group(labels, names, min(parts, int(names.max()) + 1), 0.5, rng)
+
+
 def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Test rows per fold, classes in proportion; a single fold takes 20 %."""
     share = np.empty(len(labels), dtype=int)
@@ -86,16 +100,25 @@ def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> lis
     return [np.flatnonzero(share == k) for k in range(folds)]
 
 
-def _by_group(units: np.ndarray, n: int, folds: int, test_share: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Test rows per fold, whole groups each, sizes as even as the groups allow."""
-    order = rng.permutation(units.max() + 1)
-    sizes = np.bincount(units)[order]
-    if folds == 1:
-        before = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        return [np.flatnonzero(np.isin(units, order[before < test_share * n - 0.5]))]
-    load = np.zeros(folds)
-    fold_of = np.empty(len(order), dtype=int)
-    for group, size in zip(order, sizes):
-        fold_of[group] = load.argmin()
-        load[load.argmin()] += size
-    return [np.flatnonzero(fold_of[units] == k) for k in range(folds)]
+def _by_group(
+    labels: np.ndarray, units: np.ndarray, folds: int, test_share: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Test rows per fold, whole groups each, the classes of every fold in proportion as far as the groups allow: a fold
+    with more of one class than the rest makes a probe of nothing do worse than chance. A single part is as many of
+    five folds (of as many as there are groups, where these are fewer) as `test_share` asks for."""
+    from sklearn.model_selection import StratifiedGroupKFold  # here: it takes long to import
+
+    parts = folds if folds > 1 else min(5, int(units.max()) + 1)
+    if parts < 2:
+        return [np.arange(len(labels))]  # one group: refused, for nothing is left to fit on
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than folds: looked at by the caller
+        try:
+            made = StratifiedGroupKFold(parts, shuffle=True, random_state=int(rng.integers(2**31)))
+            tests = [test for _, test in made.split(np.empty(len(labels)), labels, units)]
+        except ValueError:  # fewer rows of either class than folds
+            return [np.arange(len(labels))]
+    if folds > 1:
+        return tests
+    order = rng.permutation(parts)[: max(1, round(test_share * parts))]
+    return [np.sort(np.concatenate([tests[k] for k in order]))]

@@ -17,7 +17,7 @@ PREFIX = "aaa "  # as long as the noise is
 def example(model: Facts) -> dict[str, object]:
     """A part of every set. Where the context is short: of those sets only that keep enough of their texts. Raises
     InputError where none does."""
-    values: dict[str, object] = {"split": "kfold", "noise": True, "causal": "peak", "limit": 60, "shuffles": 3}
+    values: dict[str, object] = {"split": "kfold", "noise": True, "causal": "peak", "limit": 60, "shuffles": 20}
     if model.is_organism or model.context is None:
         return values
     sets = read_sets(Config(limit=60), ENGLISH)

@@ -303,11 +303,35 @@ def test_the_answers_that_change_come_first():
 def test_depth_curves_carry_their_points_at_the_right_layer():
     run, figures, _ = drawn("depth")
     points = run.table("depth").filter(pl.col("condition") == "clean")
-    marks = [t for t in figures["curves"].data if t.marker.symbol == "triangle-up" and (t.xaxis or "x") == "x"]
+    marks = [t for t in figures["curves"].data if t.marker.symbol == "triangle-up"]
     assert {t.name: t.x[0] for t in marks} == {
         r["dataset"]: round(r["jump"] * 12) for r in points.iter_rows(named=True) if r["jump"]
     }
     assert len(marks) >= 2
+
+
+@pytest.mark.parametrize("sets", [1, 3, 10, 20, 40])
+def test_curves_of_any_number_of_concepts_fit_a_page(sets):
+    """One small panel a concept; what has none is named in the caption."""
+    run = figure_runs.depth(concepts=tuple(f"concept {i}" for i in range(sets)), layers=6)
+    for name in ("curves", "conditions", "points", "causal"):
+        fig = concept_depth.FIGURES[name](run)
+        assert fig.layout.height <= 920, (name, fig.layout.height)
+        if name != "points":
+            drawn = len(fig.layout.meta["panels"])
+            assert drawn == min(sets, 18 if name == "causal" else 21)
+            assert (f"{sets - drawn} further concepts" in fig.layout.meta["note"]) == (sets > drawn)
+
+
+def test_words_stand_where_there_is_no_jump():
+    run = figure_runs.depth(layers=6)
+    depth = run.table("depth").with_columns(jump=pl.lit(None, pl.Float64), jump_says=pl.lit("—, never above chance"))
+    fig = concept_depth.curves(
+        figure_runs.FakeRun(run.probe, {"layers": run.table("layers"), "depth": depth}, run.info)
+    )
+    words = [a.text for a in fig.layout.annotations if a.text == "never above chance"]
+    assert len(words) == depth["dataset"].n_unique()
+    assert not [t for t in fig.data if t.marker.symbol == "triangle-up"]
 
 
 def test_the_concept_map_orders_concepts_by_the_layer_at_which_they_become_readable():

@@ -91,14 +91,14 @@ IDS = {
     ("branching-factor", "circuit-copy"): "5aa9f02fefba",
     ("data-selection", "organism"): "9afe1fde84b3",
     ("data-selection", "circuit-copy"): "53369a26945e",
-    ("concept-depth", "organism"): "ef6b29a2f398",
-    ("concept-depth", "circuit-copy"): "ef6b29a2f398",
+    ("concept-depth", "organism"): "df76b2a4b723",
+    ("concept-depth", "circuit-copy"): "df76b2a4b723",
 }
 EXAMPLES = {
     "representation-geometry": "6f56964b0a75",
     "branching-factor": "864dcf53d301",
     "data-selection": "badcc789d6d0",
-    "concept-depth": "c8efd21f1280",
+    "concept-depth": "e13e565ef028",
 }
 
 

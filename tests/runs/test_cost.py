@@ -75,7 +75,7 @@ def test_the_plans_of_depth_and_geometry_keep_every_layer_of_every_text(tmp_path
     texts = ["The secret", "The lantern"] * 4
     file.write_text("text,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(texts)))
     about = cost.facts("organism")
-    found, _ = plan("concept-depth", "organism", {"noise": True}, file)
+    found, _ = plan("concept-depth", "organism", {"noise": True, "split": "paper"}, file)
     assert found == cost.Plan(16, 2 * counted("organism", texts), 16 * about.layers * about.width * 4)
     values = {"layers": "all", "checkpoints": ("organism@*",), "loss_rows": 0}
     found, _ = plan("representation-geometry", "organism", values, file)

@@ -358,6 +358,21 @@ def depth(
             "depth": pl.DataFrame(points, infer_schema_length=None),
             "causal": pl.DataFrame(causal),
             "path": pl.DataFrame(path),
+            "transfer": pl.DataFrame(
+                {
+                    "train": train,
+                    "test": test,
+                    "layer": layer,
+                    "picked": layer == layers // 2,
+                    "auc": 0.5 + 0.4 * (i + j == 1),
+                    "above_chance": i + j == 1,
+                    "n": 100,
+                }
+                for i, train in enumerate(concepts)
+                for j, test in enumerate(concepts)
+                for layer in range(layers)
+                if i != j
+            ),
         },
         about("concept-depth", layers=layers, site="mlp_in"),
     )

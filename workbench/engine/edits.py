@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -83,7 +84,7 @@ class HeadAblation:
         new = x.new_zeros(x.shape[2:])
         if self.mean is not None and self.how == "mean":
             new[heads] = self.mean[layer, heads].to(x.device, x.dtype)
-        where = _where(self.positions, x)
+        where = columns_at(self.positions, x)
         return torch.where((where[:, :, None] & chosen)[..., None], new, x)
 
 
@@ -172,18 +173,11 @@ class ProjectOut:
                 f"{model.site_size(self.site)}."
             )
         _ = self._basis  # refuses one that is zero or not finite
-        own = _by_prompt(self.positions)
-        if own is None:
-            _check_positions(self.positions, prompts)
-        elif prompts is not None:
-            if len(own) != len(prompts):
-                raise InputError(f"Positions to edit are given for {len(own)} prompts, but there are {len(prompts)}.")
-            for row, (wanted, valid) in enumerate(zip(own, prompts)):
-                _check_positions(wanted, [valid], first=row)
+        check_positions(self.positions, prompts)
 
     def for_prompts(self, indices: Sequence[int]) -> ProjectOut:
         """The same for the prompts `indices` alone."""
-        own = _by_prompt(self.positions)
+        own = positions_by_prompt(self.positions)
         return self if own is None else replace(self, positions=tuple(own[i] for i in indices))
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
@@ -203,7 +197,7 @@ class ProjectOut:
         b = self._basis.to(x.device, torch.float32)
         along = ((x.float() @ b.T) @ b).to(x.dtype)
         changed = along if self.keep else x - along
-        return torch.where(_where(self.positions, x)[..., None], changed, x)
+        return torch.where(columns_at(self.positions, x)[..., None], changed, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +245,15 @@ class KnockOut:
             stack.enter_context(knock_out(model, layer, queries=self.queries, sources=self.sources, heads=self.heads))
 
 
-Edit = HeadAblation | Patch | ProjectOut | KnockOut
+@runtime_checkable
+class Edit(Protocol):
+    """What an edit knows of itself; those of this module, and any frozen dataclass with the same methods."""
+
+    def check(self, model: Model, prompts: Prompts | None = None) -> None: ...
+
+    def for_prompts(self, indices: Sequence[int]) -> Edit: ...
+
+    def hang(self, model: Model, stack: contextlib.ExitStack) -> None: ...
 
 
 @contextlib.contextmanager
@@ -287,8 +289,8 @@ def describe(edits: Sequence[Edit]) -> list[dict]:
     """Edits as plain data, tensors by their SHA-256: what a cache key and a run folder record."""
     out = []
     for edit in edits:
-        row = {"edit": type(edit).__name__}
-        for entry in fields(edit):
+        row: dict[str, Any] = {"edit": type(edit).__name__}
+        for entry in fields(edit):  # pyright: ignore[reportArgumentType] - an edit is a dataclass
             value = getattr(edit, entry.name)
             if isinstance(value, torch.Tensor):
                 data = value.detach().cpu().contiguous()
@@ -299,7 +301,19 @@ def describe(edits: Sequence[Edit]) -> list[dict]:
     return out
 
 
-def _by_prompt(wanted: Sequence | None) -> tuple[tuple[int, ...], ...] | None:
+def check_positions(wanted: Sequence | None, prompts: Prompts | None) -> None:
+    """Raise InputError for positions, the same of every prompt or a tuple for each, that a prompt does not have."""
+    own = positions_by_prompt(wanted)
+    if own is None:
+        _check_positions(wanted, prompts)
+    elif prompts is not None:
+        if len(own) != len(prompts):
+            raise InputError(f"Positions to edit are given for {len(own)} prompts, but there are {len(prompts)}.")
+        for row, (several, valid) in enumerate(zip(own, prompts)):
+            _check_positions(several, [valid], first=row)
+
+
+def positions_by_prompt(wanted: Sequence | None) -> tuple[tuple[int, ...], ...] | None:
     """The positions of each prompt, where these differ by prompt; else None."""
     return tuple(wanted) if wanted and isinstance(wanted[0], Sequence) else None
 
@@ -314,12 +328,12 @@ def _check_positions(wanted: Sequence | None, prompts: Prompts | None, first: in
                 )
 
 
-def _where(wanted: Sequence | None, x: torch.Tensor) -> torch.Tensor:
+def columns_at(wanted: Sequence | None, x: torch.Tensor) -> torch.Tensor:
     """Mask [B, T] of the columns at the positions (one tuple for all rows of the batch, or one each); everywhere for
     None. Positions before or after this pass are not in it."""
     if wanted is None:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if (own := _by_prompt(wanted)) is not None:
+    if (own := positions_by_prompt(wanted)) is not None:
         longest = max(map(len, own))
         wanted = tuple(row + row[-1:] * (longest - len(row)) for row in own)  # a position twice is there once
     return positions().at(positions().absolute(torch.tensor(wanted))).to(x.device)

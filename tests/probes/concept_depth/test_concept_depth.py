@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from probes import concept_depth
 from probes.concept_depth import Config, linear_probe
 from probes.concept_depth import depth_points as depth
+from probes.concept_depth.above_chance import above_chance
 from probes.concept_depth.chosen_sets import material, read_sets
 from probes.concept_depth.layer_features import read_features
 from probes.concept_depth.precision import in_precision
@@ -57,9 +58,8 @@ def translations(tmp_path):
 
 
 def probe(model, data, **config):
-    return concept_depth.run(
-        model, Config(**{"draws": 100, "shuffles": 0, "causal": "off"} | config), Context(data=data)
-    )
+    short = {"split": "paper", "draws": 100, "shuffles": 0, "control_tasks": 0, "causal": "off"}
+    return concept_depth.run(model, Config(**short | config), Context(data=data))
 
 
 def curve(result, dataset, condition="clean", column="accuracy"):
@@ -101,12 +101,18 @@ def test_concepts_of_the_circuit_become_readable_exactly_where_they_are_written(
             assert jump == (onset / model.n_layers if onset else None)
 
 
-def test_shuffled_labels_stay_at_chance_and_selectivity_is_the_rest(xor):
-    model, folder, _ = xor
-    result = probe(model, folder / "animal.jsonl", site="resid_post", shuffles=20, split="kfold")
+def test_shuffled_labels_stay_at_chance_and_what_is_above_them_is_the_rest(xor):
+    model, folder, truth = xor
+    result = probe(model, folder / "animal.jsonl", site="resid_post", shuffles=20, split="kfold", control_tasks=5)
     layers = result.tables["layers"]
     assert (layers["control_accuracy"] - 0.5).abs().max() < 2 / np.sqrt(600)
-    assert np.allclose(layers["selectivity"], layers["accuracy"] - layers["control_accuracy"])
+    assert np.allclose(layers["above_shuffled"], layers["accuracy"] - layers["control_accuracy"])
+    assert layers["above_chance"].to_list() == [
+        layer >= truth["onset"]["animal"]["resid_post"] for layer in range(model.n_layers)
+    ]
+    assert (layers["majority_rate"] >= 0.5).all() and (layers["majority_rate"] < 0.55).all()
+    there = layers.filter(pl.col("selectivity").is_not_null())
+    assert np.allclose(there["selectivity"], there["accuracy"] - there["control_task_accuracy"])
     row = result.tables["depth"].row(0, named=True)
     assert row["n_shuffles"] == 20 == result.tables["controls"].height
     assert row["false_positive_rate"] == result.tables["controls"]["jump"].is_not_null().mean()
@@ -131,7 +137,7 @@ def test_shuffled_labels_jump_as_often_as_coin_flips_do(n_test, shuffles):
         fitted = linear_probe.fit(x[:, :n_test], y[:n_test])
         accuracy.append(linear_probe.metrics(fitted.scores(x[:, n_test:]), y[n_test:])["accuracy"])
     accuracy = np.array(accuracy)
-    row = depth.row_of_points(accuracy[0], accuracy[:1], accuracy, n_test)
+    row = depth.row_of_points(accuracy[0], None, accuracy, above_chance(accuracy[0], accuracy, 1e9))
     expected = chance_jumps(n_test)
     assert abs(expected - {40: 0.96, 200: 0.67, 1200: 0.05}[n_test]) < 0.02
     assert abs(row["false_positive_rate"] - expected) < 3.5 * np.sqrt(expected * (1 - expected) / shuffles) + 0.01
@@ -141,7 +147,15 @@ def test_the_false_positive_rate_pools_the_clean_condition_only_and_warns_where_
     model, folder, _ = xor
     context = Context(data=folder)
     config = Config(
-        draws=100, shuffles=4, causal="off", sets=("animal", "colour"), noise=True, precision=("float32",), limit=60
+        split="paper",
+        control_tasks=0,
+        draws=100,
+        shuffles=4,
+        causal="off",
+        sets=("animal", "colour"),
+        noise=True,
+        precision=("float32",),
+        limit=60,
     )
     result = concept_depth.run(model, config, context)
     controls, pooled = (
@@ -150,7 +164,7 @@ def test_the_false_positive_rate_pools_the_clean_condition_only_and_warns_where_
     )
     assert result.tables["controls"].height == 3 * controls.height and pooled["n"] == controls.height == 8
     assert pooled["value"] == controls["jump"].is_not_null().mean()
-    assert any("the jump rule fires in" in w for w in context.warnings) and any(
+    assert any("the paper's jump rule fires in" in w for w in context.warnings) and any(
         "tested on 24 rows" in w for w in context.warnings
     )
 
@@ -438,7 +452,8 @@ def test_activations_that_are_not_finite_are_named(tiny_llama, tmp_path):
 def test_constant_features_give_a_guess_and_a_warning(stories, tmp_path):
     path = write(tmp_path, "same.jsonl", [{"text": "Tom saw the dog", "label": i % 2} for i in range(40)])
     context = Context(data=path)
-    result = concept_depth.run(stories, Config(draws=100, shuffles=0, causal="off"), context)
+    short = Config(split="paper", draws=100, shuffles=0, control_tasks=0, causal="off")
+    result = concept_depth.run(stories, short, context)
     assert (result.tables["layers"]["accuracy"] == 0.5).all() and any(
         "the same for every text" in w for w in context.warnings
     )
@@ -447,5 +462,13 @@ def test_constant_features_give_a_guess_and_a_warning(stories, tmp_path):
 @pytest.mark.slow
 def test_the_probe_passes_the_conformance_battery(xor):
     model, folder, _ = xor
-    config = {"draws": 100, "shuffles": 2, "noise": True, "c_path": (0.1,), "limit": 40}
+    config = {
+        "split": "paper",
+        "draws": 100,
+        "shuffles": 2,
+        "control_tasks": 2,
+        "noise": True,
+        "c_path": (0.1,),
+        "limit": 40,
+    }
     check_probe("concept-depth", model, config=config, data=folder / "animal.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from probes import concept_depth, representation_geometry
+from probes.concept_depth.above_chance import CEILING, FOUND
 from probes.representation_geometry.checkpoints import find
 from workbench import organisms
 from workbench.core.context import Context
@@ -24,17 +25,22 @@ def organism():
 @pytest.mark.slow
 def test_concepts_converge_at_layers_in_the_order_of_their_difficulty(organism):
     config = concept_depth.Config(
-        site="resid_post", split="kfold", folds=3, sets=CONCEPTS, shuffles=0, causal="off", draws=200
+        site="resid_post", split="kfold", folds=3, sets=CONCEPTS, control_tasks=0, causal="off", draws=200
     )
     result = concept_depth.run(organism, config, Context(data=Path(organisms.data("concepts/topic")).parent))
     difficulty = dict(result.tables["sets"].select("dataset", "difficulty").iter_rows())
     assert [difficulty[name] for name in CONCEPTS] == sorted(difficulty.values())
-    row = {r["dataset"]: r for r in result.tables["depth"].iter_rows(named=True)}
-    for easy, hard in zip(CONCEPTS, CONCEPTS[1:]):
-        assert row[easy]["converge_stable_high"] < row[hard]["converge_stable_low"], (easy, hard, row[easy], row[hard])
-    # of the resamples, the share whose curve settles at all: the last concept still rises by a few points in the last
-    # layer
-    assert all(r["peak_accuracy"] > 0.9 and r["converge_stable_share"] > 0.7 for r in row.values())
+    sentiment, topic, conflict = (result.tables["depth"].filter(dataset=name).row(0, named=True) for name in CONCEPTS)
+    assert sentiment["converge_stable_says"] == CEILING and sentiment["converge_stable"] is None
+    assert topic["converge_stable_says"] == FOUND and topic["converge_stable_high"] < 1
+    # conflict rises by a few points up to the last layer: where topic has settled, it has not
+    settled, last = (
+        result.tables["layers"].filter(dataset="conflict", layer=layer).row(0, named=True)
+        for layer in (round(topic["converge_stable"] * 6), 5)
+    )
+    assert settled["above_chance"] and settled["ci_high"] < last["ci_low"]
+    assert conflict["jump_says"] == FOUND and conflict["jump"] == 1 / 6
+    assert all(row["peak_accuracy"] > 0.9 for row in (sentiment, topic, conflict))
 
 
 @pytest.mark.slow

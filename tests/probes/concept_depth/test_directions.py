@@ -20,7 +20,7 @@ from workbench.models.loading import load
 from workbench.runs import execution as runs
 from workbench.runs.verify import verify
 
-SHORT = {"site": "resid_post", "shuffles": 0, "causal": "off", "draws": 100}
+SHORT = {"site": "resid_post", "split": "paper", "shuffles": 0, "control_tasks": 0, "causal": "off", "draws": 100}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_direction_applied_by_hand_gives_the_probes_scores(model, concepts, mo
     run = runs.execute("concept-depth", model, data=concepts / "joy.csv", config=SHORT | more)
     found = load_file(run.folder / "directions.safetensors")
     assert sorted(found) == [f"joy/clean/{part}" for part in ("bias", "direction", "scale")]
-    config = Config(**SHORT, **more)
+    config = Config(**SHORT | more)
     (concept,) = read_sets(config, concepts / "joy.csv")
     features = read_features(model, model.encode_all(concept.texts), config, Context())
     inputs = run.table("inputs")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from probes.concept_depth import linear_probe
@@ -109,9 +109,22 @@ def test_metrics_are_scikit_learns_with_ties():
     for layer in range(4):
         guess = scores[layer] > 0
         assert found["accuracy"][layer] == accuracy_score(labels, guess)
+        assert abs(found["balanced_accuracy"][layer] - balanced_accuracy_score(labels, guess)) < 1e-12
         assert abs(found["f1"][layer] - f1_score(labels, guess)) < 1e-12
         assert abs(found["f1_class0"][layer] - f1_score(labels, guess, pos_label=0)) < 1e-12
         assert abs(found["auc"][layer] - roc_auc_score(labels, scores[layer])) < 1e-12
+
+
+def test_resampled_metrics_are_those_of_the_rows_repeated():
+    rng = np.random.default_rng(1)
+    scores, labels = rng.standard_normal((2, 60)), rng.integers(0, 2, 60)
+    counts = rng.multinomial(60, np.full(60, 1 / 60), 5).astype(float)
+    drawn = linear_probe.resampled_metrics(scores, labels, counts)
+    for k in range(5):
+        rows = np.repeat(np.arange(60), counts[k].astype(int))
+        alone = linear_probe.metrics(scores[:, rows], labels[rows])
+        for name in drawn:
+            assert np.allclose(drawn[name][k], alone[name], atol=1e-12), name
 
 
 def test_bad_input_is_refused_with_the_layer_named():

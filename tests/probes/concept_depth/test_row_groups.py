@@ -64,7 +64,7 @@ def test_a_bag_of_words_is_at_chance_on_paired_statements_and_below_it_where_pai
                 train = np.setdiff1d(np.arange(800), test)
                 probe = LogisticRegression(max_iter=1000).fit(features[train], labels[train])
                 accuracies[how].append(probe.score(features[test], labels[test]))
-    assert abs(np.mean(accuracies["auto"]) - 0.5) < 0.03  # s.e. of 2,400 rows: 0.01
+    assert abs(np.mean(accuracies["auto"]) - 0.5) < 0.045  # s.e. of 1,200 pairs, both right or both wrong: 0.0144
     assert np.mean(accuracies["no"]) < 0.35
 
 

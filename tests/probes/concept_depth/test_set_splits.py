@@ -83,6 +83,20 @@ def test_groups_stay_together_and_few_groups_do_not_count():
         split(toy(100, few), "paper", groups="yes", rng=np.random.default_rng(0))
 
 
+@pytest.mark.parametrize(("how", "size"), [("kfold", 0.2), ("paper", 0.2), ("code", 0.4)])
+def test_parts_by_group_have_both_classes_in_proportion(how, size):
+    """Groups of one class each, of 2 to 9 rows: no part far from the whole set's share of class 1."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        units = np.repeat(np.arange(40), rng.integers(2, 10, 40))
+        labels = (rng.random(40) < 0.3)[units].astype(int)
+        concept = ConceptSet("g", tuple(map(str, range(len(units)))), labels, ("0", "1"), tuple(map(str, units)))
+        tests, grouped = split(concept, how, groups="yes", rng=rng)
+        assert grouped and all(abs(len(t) / len(units) - size) < 0.06 for t in tests)
+        assert all(abs(labels[t].mean() - labels.mean()) < 0.12 for t in tests), [labels[t].mean() for t in tests]
+        assert all(not set(units[t]) & set(np.delete(units, t)) for t in tests)
+
+
 def test_too_few_rows_for_the_folds_are_refused():
     with pytest.raises(InputError, match="4 rows in its smaller class: too few for 5 folds"):
         split(toy(8), "kfold", folds=5, rng=np.random.default_rng(0))
@@ -97,13 +111,12 @@ def test_too_few_rows_for_the_folds_are_refused():
 
 
 def test_no_message_recommends_what_is_set_already():
-    from probes.concept_depth import _warn_of_few
+    from probes.concept_depth.study import _warn_of_few
     from workbench.core.context import Context
 
     for folds in (True, False):
-        context, set_ = Context(), toy(20)
-        _warn_of_few(set_, np.arange(20), None, folds=folds, context=context)
-        _warn_of_few(set_, np.arange(20), np.arange(20) % 3, folds=folds, context=context)
+        context, set_ = Context(), toy(20, tuple("abc"[i % 3] for i in range(20)))
+        _warn_of_few(set_, 20, 3, folds=folds, context=context)
         assert context.warnings and any("kfold" in w for w in context.warnings) is not folds
     one_sided = ConceptSet("one", ("a", "b", "c"), np.array([0, 0, 1]), ("0", "1"))
     with pytest.raises(InputError, match="add rows") as caught:

@@ -1,0 +1,165 @@
+"""One set under one condition: features of all layers, probes, nulls, points and what the model does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from probes.concept_depth import control_tasks, layer_curves, linear_probe, mean_difference
+from probes.concept_depth.above_chance import above_chance
+from probes.concept_depth.causal import CAUSAL, causal_check
+from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.config import FEW, FEW_GROUPS, OFTEN, Config
+from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
+from probes.concept_depth.directions import coefficients
+from probes.concept_depth.layer_features import layer_features
+from probes.concept_depth.peak_layer import peak, picked_elsewhere, picking_parts
+from probes.concept_depth.set_splits import Split
+from probes.concept_depth.transfer import fitted_on_all
+from probes.concept_depth.written_texts import WrittenTexts
+from workbench.core.context import Context
+from workbench.stats.clusters import FEWEST
+
+
+def study(
+    subject: Callable,
+    concept: ConceptSet,
+    condition: str,
+    written: WrittenTexts,
+    folds: Split,
+    config: Config,
+    context: Context,
+) -> dict[str, Any]:
+    """Tables of one set, the coefficients of the probes of the first fold [L, d + 1], and, for transfer, of those
+    fitted on all rows [1 + shuffles, L, d + 1]."""
+    model, (tests, by_group), labels = subject(), folds, concept.labels
+    where = {"dataset": concept.name, "condition": condition}
+    features = layer_features(model, concept, written, config, context)
+
+    rows = np.concatenate(tests)
+    truth, groups = labels[rows], np.array(concept.groups if concept.groups is not None else np.arange(len(labels)))
+    units = groups if by_group else None
+    clusters = groups[rows]
+    n = len(set(clusters))
+    _warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
+
+    fit = fitter(config, model.device, context)
+    score = partial(layer_curves.score_held_out, features, tests=tests)
+    held_out = score(labels, fit=fit)
+    layer_curves.warn_of_what_did_not_converge(held_out, concept.name, condition, context)
+    rng = context.rng(f"bootstrap {concept.name}")
+    curve = layer_curves.measured(held_out.scores, truth, clusters, tests, draws=config.draws, rng=rng)
+    parts = picking_parts(truth, clusters if by_group else None, tests, context.rng(f"halves {concept.name}"))
+    control = layer_curves.shuffled_courses(
+        partial(score, fit=fit),
+        labels,
+        tests,
+        parts,
+        units,
+        model.n_layers,
+        shuffles=config.shuffles,
+        rng=context.rng(f"shuffle {concept.name}"),
+    )
+    context.check()
+    judged = above_chance(curve.value["balanced_accuracy"], control.balanced, control.ways)
+    tasks = _control_tasks(concept, features, fit, config, context)
+    selective = control_tasks.selectivity(curve.value["accuracy"], curve.low["accuracy"], curve.high["accuracy"], tasks)
+    points = row_of_points(curve.value["accuracy"], curve.resampled, control.accuracy, judged)
+    points |= peak(curve.hits, parts, clusters, curve.resampled, control.peak) | {"n": n, "n_test": len(rows)}
+    causal = []
+    if condition == "clean":
+        _warn_of_chance_jumps(concept, points, context)
+        picked = picked_elsewhere(curve.hits, parts)[0] if len(tests) > 1 else [points["peak_layer"]]
+        layers = {"peak": [int(picked[0])], "all": list(range(model.n_layers)), "off": []}[config.causal]
+        causal = causal_check(model, concept, written, tests[0], features, held_out.probes, layers, config, context)
+    table = layer_curves.layer_table(
+        where,
+        curve,
+        control,
+        judged,
+        selective,
+        held_out,
+        majority=float(np.bincount(truth).max() / len(truth)),
+        n=n,
+        n_train=len(labels) - len(tests[0]),
+    )
+    return {
+        "layers": table,
+        "depth": pl.DataFrame([where | points], schema=DEPTH),
+        "controls": control_table(where, control.accuracy, control.peak),
+        "path": layer_curves.penalty_path(
+            where,
+            config.c_path,
+            lambda c: linear_probe.metrics(
+                score(labels, fit=fitter(replace(config, c=c), model.device, context)).scores, truth
+            ),
+        ),
+        "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
+        "coefficients": coefficients(held_out.probes),
+        "fitted_on_all": fitted_on_all(
+            features,
+            labels,
+            None if concept.groups is None else groups,
+            fit,
+            shuffles=config.shuffles,
+            rng=context.rng(f"transfer {concept.name}"),
+        )
+        if config.transfer and condition == "clean"
+        else np.empty(0),
+    }
+
+
+def fitter(config: Config, device: torch.device, context: Context) -> layer_curves.Fit:
+    """The classifier that the config asks for: a probe a layer of features and labels."""
+    options: dict[str, Any] = {"standardize": config.standardize, "device": device, "check": context.check}
+    if config.classifier == "mean_difference":
+        return partial(mean_difference.fit, **options)
+    return partial(linear_probe.fit, c=config.c, **options)
+
+
+def _control_tasks(
+    concept: ConceptSet, features: list[torch.Tensor], fit: layer_curves.Fit, config: Config, context: Context
+) -> np.ndarray:
+    """Accuracy of the same probe on control tasks, [tasks, L]."""
+
+    def accuracy(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        probes = fit([x[train] for x in features], labels[train])
+        return ((probes.scores([x[test] for x in features]) > 0) == labels[test].astype(bool)).mean(1)
+
+    types = control_tasks.types_of(concept)
+    rng = context.rng(f"control tasks {concept.name}")
+    return control_tasks.task_accuracies(accuracy, types, len(features), tasks=config.control_tasks, rng=rng)
+
+
+def _warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:
+    """Say where the test rows, or the groups that they belong to (`n`), are too few; `folds`: every row is tested
+    already."""
+    if n < FEW_GROUPS and concept.groups is not None:
+        context.warn(
+            f"The set '{concept.name}' is tested on {n} groups only: "
+            + (f"below {FEWEST} nothing has an interval; " if n < FEWEST else "its intervals are wide and rough; ")
+            + ("add groups" if folds else "split=kfold tests every group")
+            + "."
+        )
+    if rows < FEW:
+        context.warn(
+            f"The set '{concept.name}' is tested on {rows} rows: one of them is {100 / rows:.0f} "
+            f"points of accuracy; add rows{'' if folds else ', or test all of them with split=kfold'}."
+        )
+
+
+def _warn_of_chance_jumps(concept: ConceptSet, points: dict, context: Context) -> None:
+    if points["false_positive_low"] > OFTEN:
+        shuffles = points["n_shuffles"]
+        fired = round(points["false_positive_rate"] * shuffles)
+        context.warn(
+            f"On shuffled labels of '{concept.name}' the paper's jump rule fires in {fired} of {shuffles} courses "
+            f"({points['n_test']} test rows, {points['n']} independent): `jump_by_rule` says little; read `jump`, "
+            f"which is given only where no shuffled course has as large a step."
+        )

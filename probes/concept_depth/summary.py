@@ -1,0 +1,51 @@
+"""The few numbers of a run that a person would quote, each beside its null."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import polars as pl
+
+from probes.concept_depth.above_chance import FOUND, LEVEL, NOT_JUDGED
+from workbench.stats.intervals import wilson
+
+QUOTED = {"jump": "jump", "converge_stable": "converge stable", "comprehension": "accuracy 0.7"}
+
+
+def summary_of(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """Peak accuracy on rows that did not pick the layer, with its value on shuffled labels; layers above chance, and
+    the depths that shuffled labels do not show (words in place of the others)."""
+    out: dict[str, Any] = {}
+    for row in tables["depth"].iter_rows(named=True):
+        name = row["dataset"] if row["condition"] == "clean" else f"{row['dataset']} ({row['condition']})"
+        size = {"n": row["n"], "rows": row["n_test"]}
+        out[f"{name}: peak accuracy"] = _quoted(row, "peak_accuracy", "peak") | size
+        out[f"{name}: the same on shuffled labels"] = row["peak_control"]
+        out[f"{name}: peak layer"] = row["peak_layer"]
+        if row["layers_above_chance"] is not None:
+            out[f"{name}: layers above chance"] = f"{row['layers_above_chance']} of {row['n_layers']}"
+        for point, words in QUOTED.items():
+            said = row[f"{point}_says"]
+            stands = said == FOUND or (said == NOT_JUDGED and row[point] is not None)
+            out[f"{name}: {words}"] = _quoted(row, point, point) | size if stands else said
+    return out | _false_marks(tables)
+
+
+def _quoted(row: dict, value: str, ends: str) -> dict:
+    return {"value": row[value], "low": row[f"{ends}_low"], "high": row[f"{ends}_high"]}
+
+
+def _false_marks(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """How often the paper's jump rule fires on shuffled labels, over the clean sets (the other conditions shuffle the
+    labels in the same way: no further trials), and how many of the layers that were marked are wrong in expectation."""
+    out: dict[str, Any] = {}
+    rates = tables["depth"].filter(condition="clean")
+    if shuffles := int(rates["n_shuffles"].sum()):
+        fired = int(round((rates["false_positive_rate"].fill_null(0) * rates["n_shuffles"]).sum()))
+        low, high = wilson(fired, shuffles)
+        out["jump rule on shuffled labels"] = {"value": fired / shuffles, "low": low, "high": high, "n": shuffles}
+    if tables["layers"]["p"].is_not_null().any():
+        marked = int(tables["layers"]["above_chance"].sum())
+        out["expected false marks among layers above chance"] = f"at most {math.ceil(LEVEL * marked)} of {marked}"
+    return out
