@@ -31,7 +31,7 @@ OWN = {
     "representation-geometry": "texts.jsonl",
     "branching-factor": "prompts.jsonl",
     "data-selection": "pool.jsonl",
-    "concept-depth": "concepts",
+    "concept-depth": "e13e565ef028",
 }  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
@@ -85,19 +85,19 @@ def test_what_was_prepared_without_a_model_gets_the_data_of_the_model_that_it_ru
 
 # the ids of runs on a model with the weights "f", as they were before any other model had data of its own
 IDS = {
-    ("representation-geometry", "organism"): "21a94094b6f0",
-    ("representation-geometry", "circuit-copy"): "21a94094b6f0",
+    ("representation-geometry", "organism"): "dc76e2c5c780",
+    ("representation-geometry", "circuit-copy"): "dc76e2c5c780",
     ("branching-factor", "organism"): "5aa9f02fefba",
     ("branching-factor", "circuit-copy"): "5aa9f02fefba",
-    ("data-selection", "organism"): "9afe1fde84b3",
-    ("data-selection", "circuit-copy"): "53369a26945e",
+    ("data-selection", "organism"): "a95d2eb52cbe",
+    ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
 }
 EXAMPLES = {
-    "representation-geometry": "6f56964b0a75",
+    "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
-    "data-selection": "badcc789d6d0",
+    "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
 }
 
