@@ -123,8 +123,8 @@ class HeadScale:
             at_site(model, Site("head_out", layer), lambda x, s=scales[layer]: self._scaled(x, s), stack)
 
     def _pairs(self) -> list[tuple[tuple[int, int], float]]:
-        one = isinstance(self.scale, int | float)
-        return [(head, float(self.scale if one else self.scale[n])) for n, head in enumerate(self.heads)]
+        scales = (self.scale,) * len(self.heads) if isinstance(self.scale, int | float) else self.scale
+        return [(head, float(scale)) for head, scale in zip(self.heads, scales)]
 
     def _scaled(self, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """x [B, T, H, d_head] with each head times its scale [H] at the chosen positions."""
