@@ -11,10 +11,10 @@ The short way from Python::
 `probe` takes the keys of the probe's config, and the data file and the seed if there are any; `run` takes the model and
 the options of the run (device, dtype, revision, edits, out; data and seed too).
 
-Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`. Passes
-over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says, sampled by a
-`Rule`, with the edits `HeadAblation`, `Patch`, `ProjectOut`, `Steer` and `KnockOut`; `Store` keeps captures on disk. A
-probe of one's own is declared with what `workbench.core` offers.
+Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`.
+Passes over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says,
+sampled by a `Rule`, with the edits `HeadAblation`, `HeadScale`, `Patch`, `ProjectOut`, `Steer` and `KnockOut`; `Store`
+keeps captures on disk. A probe of one's own is declared with what `workbench.core` offers.
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
 """
@@ -38,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Rule": "workbench.engine.sampling",
         "Pass": "workbench.engine.passes",
         "HeadAblation": "workbench.engine.edits",
+        "HeadScale": "workbench.engine.edits",
         "Patch": "workbench.engine.edits",
         "ProjectOut": "workbench.engine.edits",
         "KnockOut": "workbench.engine.edits",

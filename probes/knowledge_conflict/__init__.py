@@ -10,14 +10,16 @@ validation split.
 An item has a clean prompt, a prompt that contradicts the fact, a_m (first token of the true answer) and a_c (of the
 contradiction). Step A sets attention or MLP outputs at the last position to zero over windows of layers, and cuts
 attention from there to the names. Step B puts each head's last output on a corrupted prompt (other names, equal length)
-in place of its own. `variant=direct` freezes all else, `direct_mlp` lets MLPs react, `total` everything. Importance is
-the loss of log p: I = log p_before(a) − log p_patched(a); the normaliser cancels in I_memory − I_context, so heads are
-ranked by the change of logit(a_m) − logit(a_c). Step C estimates the total effect from gradients, and is compared with
-the direct and the total one. Step D prunes the best heads of each side, against random heads of the same layers. Roles
-depend on the kind of conflict: `groups` and `head_groups` report by the file's source, relation, form.
+in place of its own. `variant=direct` freezes all else, `direct_mlp` lets MLPs react, `total` everything; `auto` keeps
+the better of total and direct on validation. Importance is the loss of log p: I = log p_before(a) − log p_patched(a);
+the normaliser cancels in I_memory − I_context: the score of a head is the change of logit(a_m) − logit(a_c). Step C
+estimates the total effect from gradients, and is compared with the direct and the total one. Step D prunes the best
+heads of each side, against random heads of the same layers. Roles depend on the kind of conflict: `groups` and
+`head_groups` report by the file's source, relation, form.
 
-Choices of ours: a head counts for a side if its interval excludes zero on that side (never with fewer than five items);
-lists for pruning hold every head on the right side of zero, so that they can be shorter than k; k = 0 is a choice too,
+Choices of ours: a head has a role if its score is told from zero over subjects, at a false discovery rate of 5 % over
+heads, and has a least size; it is `mixed` if its sign hangs on the kind of conflict; heads to prune are selected
+greedily, each together with those before it, so that lists can be shorter than k; k = 0 is a choice too,
 and k may cost at most `max_clean_drop` of clean accuracy on validation (1 = JuICE's rule); an answer that names both
 sides counts for the one it names first; a subject is in one split only; the names of a corrupted prompt are those of
 other items of the same relation. Left out: corruption by Gaussian noise on the names' embeddings, exact match for
@@ -33,7 +35,7 @@ import numpy as np
 import polars as pl
 
 from probes.knowledge_conflict.asking import Asking, asking
-from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FEW, NEEDS, ROLES, Config
+from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FALSE_DISCOVERIES, NEEDS, ROLES, TRIED, Config
 from probes.knowledge_conflict.estimate import estimate
 from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
 from probes.knowledge_conflict.items import (
@@ -56,7 +58,7 @@ from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
 from workbench.core.tables import read_table
 from workbench.models.model_outline import Facts
-from workbench.stats.intervals import wilson
+from workbench.stats.clusters import FEWEST, cluster_share
 
 
 def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
@@ -72,11 +74,15 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
             )
     if config.neutral != "auto":
         read_table(config.neutral, required=("text",), what="neutral text")
-    reason = facts.why_not(NEEDS[config.variant]) if facts is not None else None
-    if reason is not None:
-        others = [variant for variant in NEEDS if facts is not None and facts.why_not(NEEDS[variant]) is None]
+    tried = TRIED if config.variant == "auto" else (config.variant,)
+    reasons = [facts.why_not(NEEDS[variant]) for variant in tried] if facts is not None else [None]
+    if None not in reasons:
+        reason, others = reasons[-1], [v for v in NEEDS if facts is not None and facts.why_not(NEEDS[v]) is None]
         instead = f" Use variant={others[-1]}." if others else ""
         raise InputError(f"variant={config.variant} cannot be measured: {reason[:1].lower()}{reason[1:]}{instead}")
+    if config.kind and not _of_kind(rows, config.kind):
+        there = ", ".join(sorted({f"{c}:{row[c]}" for row in rows for c in GROUPS if row.get(c) is not None}))
+        raise InputError(f"{_named(data)} has no kind of conflict '{config.kind}'; it has {there or 'none'}.")
 
 
 @probe(
@@ -93,6 +99,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
             "gradient_memory",
             "gradient_context",
             "role",
+            "p_adjusted",
             "ci_low",
             "ci_high",
         ),
@@ -185,11 +192,11 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
         "pruning": ("role", "k", "heads", "draw"),
         "groups": ("role", "k", "heads", "column", "group"),
         "head_groups": ("column", "group", "layer", "head"),
-        "validation": ("role", "k"),
+        "validation": ("variant", "role", "k"),
         "answers": ("row", "source", "role", "k"),
         "inputs": ("row",),
     },
-    version=2,
+    version=3,
 )
 def run(model, config: Config, context: Context) -> Result:
     """Measure every head on the find split, choose k on validation, prune on test.
@@ -197,8 +204,9 @@ def run(model, config: Config, context: Context) -> Result:
     Raises InputError when no item can be measured or the model knows none of them."""
     from probes.knowledge_conflict.head_importance import gradient_ranks, head_effects, head_groups, head_table
     from probes.knowledge_conflict.head_masks import save_masks, supported
+    from probes.knowledge_conflict.head_selection import head_lists
     from probes.knowledge_conflict.information_flow import flow
-    from probes.knowledge_conflict.pruning import prune
+    from probes.knowledge_conflict.pruning import ablation, prune
 
     if context.engine != "hf":
         raise InputError(
@@ -209,28 +217,35 @@ def run(model, config: Config, context: Context) -> Result:
     items, skipped = _items(model, config, context, how)
     items, known = _known(model, config, context, items)
     split = _split(items, config, context)
-    effects, gradient = head_effects(model, config, context, split["find"])  # steps B and C
-    heads = head_table(model, config, context, effects, gradient)
+    find = split["find"]
+    effects, gradient = head_effects(model, config, context, find)  # steps B and C
+    ablated = ablation(model, config, context, split["validation"])
+    lists, _gates = head_lists(model, config, context, find, effects, ablated)
+    pruned, summary, chosen, variant = prune(model, config, context, split, lists, ablated)  # step D
+    heads = head_table(model, config, effects, gradient, find, variant)
     tables = {
         "heads": heads,
-        "head_groups": head_groups(model, config, context, effects[config.variant], split["find"]),
-        "flow": flow(model, config, context, split["find"][: config.flow_items]),  # step A
+        "head_groups": head_groups(model, config, effects[variant], find),
+        "flow": flow(model, config, context, find[: config.flow_items]),  # step A
     }
-    pruned, summary, chosen = prune(model, config, context, split, heads)  # step D
     save_masks(model, config, context, chosen, summary)
+    roles = {f"{role}_heads": heads.filter(pl.col("role") == role).height for role in (*ROLES, "mixed")}
     summary = {
-        "variant": config.variant,
+        "variant": variant,
+        "select": config.select,
         **{f"items_{name}": len(split[name]) for name in SPLITS},
+        **{f"subjects_{name}": len({item.subject for item in split[name]}) for name in SPLITS},
         "known": known,
         **({"template": "chat"} if how.way == "chat" else {}),
         **skipped,
-        **{f"{role}_heads": heads.filter(pl.col("role") == role).height for role in ROLES},
+        **roles,
+        "false_roles_expected": FALSE_DISCOVERIES * sum(roles.values()),
         **summary,
         **{f"{role}_pruned_supported": supported(role, summary) for role in ROLES},
-        **gradient_ranks(config, context, heads),
+        **gradient_ranks(config, context, effects, gradient, find, variant),
         "status": "specification of this project; the paper's body was not available",
     }
-    arrays = {"effects": effects[config.variant], "gradient": gradient}
+    arrays = {"effects": effects[variant], "gradient": gradient}
     return Result(tables | pruned | {"inputs": _input_table(items, split)}, arrays, summary)
 
 
@@ -246,12 +261,20 @@ def _rows(config: Config, data: Path | None, tell: Callable[[str], None] | None 
     return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)), tell=tell)
 
 
+def _of_kind(rows: list[dict], kind: str) -> list[int]:
+    """The numbers of the rows of one kind of conflict, given as column:value; of all rows for ""."""
+    column, _, value = kind.partition(":")
+    return [n for n, row in enumerate(rows) if not kind or (column in GROUPS and row.get(column) == as_label(value))]
+
+
 def _items(model, config: Config, context: Context, how: Asking) -> tuple[list[Item], dict[str, int]]:
     """Items that can be measured on this model, and how many fell under each of COUNTS."""
     rows = _rows(config, context.data, context.read_as)
-    chosen = range(len(rows))
-    if 0 < config.limit < len(rows):
-        chosen = sorted(context.rng("limit").permutation(len(rows))[: config.limit].tolist())
+    chosen = _of_kind(rows, config.kind)
+    if 0 < config.limit < len(chosen):
+        drawn = context.rng("limit").permutation(len(chosen))[: config.limit]
+        chosen = sorted(chosen[i] for i in drawn.tolist())
+    if len(chosen) < len(rows):
         context.rows_used = len(chosen)
     if is_shipped(context.data):
         rows, placed, replaced = fit(model, rows, chosen, context.data, check=context.check, how=how)
@@ -282,13 +305,13 @@ def _items(model, config: Config, context: Context, how: Asking) -> tuple[list[I
 def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[list[Item], dict]:
     """The items whose greedy clean continuation names the answer (all of them for keep=all), and the share that is
     known."""
+    from probes.knowledge_conflict.answer_rates import as_said
     from probes.knowledge_conflict.answers import clean_right, edited
 
     right = context.part(
         "known", lambda: {"right": np.array(clean_right(model, config, context, items, edited(context)))}
     )["right"]
-    low, high = wilson(int(right.sum()), len(right))
-    known = {"value": float(right.mean()), "low": low, "high": high, "n": len(right)}
+    known = as_said(cluster_share(right, np.array([item.subject for item in items])))
     context.progress(1, 1, "known items")
     if config.keep == "all":
         if not right.any():
@@ -328,11 +351,12 @@ def _split(items: list[Item], config: Config, context: Context) -> dict[str, lis
                 f"{_named(context.data)}: no item is left for the split '{name}' (of {len(items)} that can be used); "
                 f"give {instead}."
             )
-        if len(some) < FEW:
+        subjects = len({item.subject for item in some})
+        if subjects < FEWEST:
             by = ", with a file of items that the model knows (--data)" if is_shipped(context.data) else ""
             context.warn(
-                f"The split '{name}' has only {len(some)} item{'s' if len(some) > 1 else ''}: {weak[name]}; give it "
-                f"at least {FEW}{by}."
+                f"The split '{name}' has only {subjects} subject{'s' if subjects > 1 else ''}: {weak[name]}; give it "
+                f"at least {FEWEST}{by}."
             )
     return split
 

@@ -1,5 +1,4 @@
-"""How often the answers follow memory, context or neither: rates with Wilson intervals, and what the chosen heads
-gain."""
+"""How often the answers follow memory, context or neither, and what the chosen heads gain; subjects are the unit."""
 
 from __future__ import annotations
 
@@ -8,11 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from probes.knowledge_conflict.config import ROLES, Config
-from probes.knowledge_conflict.item_intervals import difference
+from probes.knowledge_conflict.config import ROLES
 from probes.knowledge_conflict.items import Item, kinds
 from workbench.core.context import Context
-from workbench.stats.intervals import wilson
+from workbench.stats.clusters import (
+    Clusters,
+    cluster_share,
+    clusters_of,
+    crossed_interval,
+    mean_interval,
+    share_interval,
+)
+from workbench.stats.intervals import Estimate
 
 SIDES = ("memory", "context", "other")
 MAX_CLEAN_LOSS = 0.02  # of clean accuracy on test; more is warned of
@@ -23,6 +29,7 @@ GROUP_RATES = {
     "column": pl.String,
     "group": pl.String,
     "n": pl.Int64,
+    "rows": pl.Int64,
     **{f"{side}_{end}": pl.Float64 for side in SIDES for end in ("rate", "low", "high")},
     "clean_accuracy": pl.Float64,
     "clean_low": pl.Float64,
@@ -31,21 +38,75 @@ GROUP_RATES = {
 GAINS = ("gain", "gain_over_random", "clean_change", "perplexity_ratio", "random_perplexity_ratio")
 
 
+def hits(found: pl.DataFrame) -> dict[str, np.ndarray]:
+    """0 or 1 for every item: whether its answer follows memory, context or neither, and whether the clean prompt is
+    answered right ("clean")."""
+    follows = {side: (found["kind"] == side).to_numpy().astype(float) for side in SIDES}
+    return follows | {"clean": found["clean_right"].to_numpy().astype(float)}
+
+
+def as_said(found: Estimate) -> dict:
+    """An estimate as a summary holds it: null ends where there is no interval."""
+    out = found.as_dict()
+    return out | {end: None if np.isnan(out[end]) else float(out[end]) for end in ("low", "high")}
+
+
 def rates(found: pl.DataFrame) -> dict[str, float]:
-    """Shares of answers that follow memory, context or neither, and of clean prompts answered right, with Wilson
-    intervals."""
-    n, out = found.height, {"n": found.height}
-    hits = {side: int((found["kind"] == side).sum()) for side in SIDES} | {"clean": int(found["clean_right"].sum())}
-    for name, right in hits.items():
-        out["clean_accuracy" if name == "clean" else f"{name}_rate"] = right / n
-        out[f"{name}_low"], out[f"{name}_high"] = wilson(right, n)
+    """Shares of answers that follow memory, context or neither, and of clean prompts answered right, with intervals
+    over subjects (nulls below five); n subjects have so many rows."""
+    out = {}
+    for name, hit in hits(found).items():
+        own = as_said(cluster_share(hit, found["subject"].to_numpy()))
+        out |= {"n": own["n"], "rows": own["rows"]}
+        out["clean_accuracy" if name == "clean" else f"{name}_rate"] = own["value"]
+        out[f"{name}_low"], out[f"{name}_high"] = own["low"], own["high"]
     return out
 
 
 def rate(found: pl.DataFrame, side: str) -> dict:
     """One of the rates, as a summary says it."""
-    own = rates(found)
-    return {"value": own[f"{side}_rate"], "low": own[f"{side}_low"], "high": own[f"{side}_high"], "n": found.height}
+    return as_said(cluster_share(hits(found)[side], found["subject"].to_numpy()))
+
+
+def mean_rates(draws: Sequence[pl.DataFrame]) -> dict[str, float]:
+    """The mean of each rate over draws of random heads; subjects and draws both vary in its interval."""
+    clusters, out = clusters_of(draws[0]["subject"].to_numpy()), {}
+    found = [hits(draw) for draw in draws]
+    for name in found[0]:
+        values = np.stack([one[name] for one in found])
+        ends = _wider(crossed_interval(values, clusters), share_interval(values.mean(0), clusters))
+        out["clean_accuracy" if name == "clean" else f"{name}_rate"] = float(values.mean())
+        out[f"{name}_low"], out[f"{name}_high"] = (_or_none(end) for end in np.clip(ends, 0, 1))
+    return {"n": clusters.n, "rows": clusters.rows} | out
+
+
+def change(values: np.ndarray, subjects: np.ndarray) -> dict:
+    """The mean of differences between two rates, [items] or [draws, items] (each between −1 and 1): over subjects, and
+    over draws. Where Student's interval is narrower than that of the items that rise and that fall (none vary, say),
+    this one holds: Wilson's for both shares, put together as Newcombe does."""
+    clusters, values = clusters_of(subjects), np.asarray(values, np.float64)
+    each = values.mean(0) if values.ndim == 2 else values
+    by_t = crossed_interval(values, clusters) if values.ndim == 2 else mean_interval(values, clusters)
+    ends = _wider(tuple(map(float, by_t)), _of_shares(each, clusters))
+    low, high = np.clip(ends, -1, 1)  # NaN stays
+    return as_said(Estimate(float(each.mean()), low, high, clusters.n, clusters.rows))
+
+
+def _of_shares(each: np.ndarray, clusters: Clusters) -> tuple[float, float]:
+    up, down = each.clip(min=0), (-each).clip(min=0)
+    (up_low, up_high), (down_low, down_high) = (share_interval(part, clusters) for part in (up, down))
+    below = np.hypot(up.mean() - up_low, down_high - down.mean())
+    above = np.hypot(up_high - up.mean(), down.mean() - down_low)
+    return float(each.mean() - below), float(each.mean() + above)
+
+
+def _wider(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """The hull of two intervals; NaN where one is."""
+    return float(np.minimum(a[0], b[0])), float(np.maximum(a[1], b[1]))
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def baseline(before: pl.DataFrame, context: Context) -> dict:
@@ -70,56 +131,51 @@ def by_group(
         rows.append(place | {"k": 0, "heads": "top"} | rates(before[chosen]))
         if k:
             rows.append(place | {"k": k, "heads": "top"} | rates(top[chosen]))
-            draws = [rates(found[chosen]) for found in randoms]
-            means = {
-                name: float(np.mean([draw[name] for draw in draws]))
-                for name in draws[0]
-                if not name.endswith(("low", "high", "n"))
-            }
-            rows.append(place | {"k": k, "heads": "random", "n": len(chosen)} | means)
+            rows.append(place | {"k": k, "heads": "random"} | mean_rates([found[chosen] for found in randoms]))
     return rows
 
 
 def gain(
     context: Context,
-    config: Config,
     role: str,
     k: int | None,
     before: pl.DataFrame,
     top: pl.DataFrame,
     randoms: Sequence[pl.DataFrame],
 ) -> dict:
-    """What the chosen k does on test, against the unpruned model and against random heads of the same layers; nulls
-    where none is pruned."""
+    """What the chosen k does on test, against the unpruned model, and against the better of it and random heads of the
+    same layers; nulls where none is pruned."""
     wanted, name = ROLES[role], f"{role}_pruned"
     if not k:
-        return {f"{name}_k": k} | dict.fromkeys(f"{name}_{what}" for what in (f"{wanted}_rate", *GAINS))
-
-    def follows(found: pl.DataFrame) -> np.ndarray:
-        return (found["kind"] == wanted).to_numpy().astype(float)
-
-    def right(found: pl.DataFrame) -> np.ndarray:
-        return found["clean_right"].to_numpy().astype(float)
-
-    def change(a: np.ndarray, b: np.ndarray) -> dict:
-        return difference(a, b, config, context.rng(f"gain {role}"))
-
-    gained = change(follows(top), follows(before))
-    over = change(follows(top), np.mean([follows(found) for found in randoms], axis=0))
-    clean = change(right(top), right(before))
+        missing = (f"{wanted}_rate", f"random_{wanted}_rate", "compared_with", *GAINS)
+        return {f"{name}_k": k} | dict.fromkeys(f"{name}_{what}" for what in missing)
+    subjects, old, new = before["subject"].to_numpy(), hits(before), hits(top)
+    by_chance = np.stack([hits(found)[wanted] for found in randoms])
+    gained = change(new[wanted] - old[wanted], subjects)
+    chance_helps = by_chance.mean() >= old[wanted].mean()
+    over = change(new[wanted] - by_chance, subjects) if chance_helps else gained
+    clean = change(new["clean"] - old["clean"], subjects)
     _warn_of_gain(gained, "pruning none", role, k, context)
-    _warn_of_gain(over, "pruning random heads of the same layers", role, k, context)
+    if chance_helps:
+        _warn_of_gain(over, "pruning random heads of the same layers", role, k, context)
     if clean["value"] < -MAX_CLEAN_LOSS:
         context.warn(
             f"Pruning {k} {role} heads costs {-clean['value']:.1%} of clean accuracy on test, more than "
             f"{MAX_CLEAN_LOSS:.0%}."
         )
     unpruned = before["perplexity"][0]
+    chance = mean_rates(randoms)
     return {
         f"{name}_k": k,
         f"{name}_{wanted}_rate": rate(top, wanted),
+        f"{name}_random_{wanted}_rate": {
+            "value": chance[f"{wanted}_rate"],
+            **{end: chance[f"{wanted}_{end}"] for end in ("low", "high")},
+            **{size: chance[size] for size in ("n", "rows")},
+        },
         f"{name}_gain": gained,
         f"{name}_gain_over_random": over,
+        f"{name}_compared_with": "random heads" if chance_helps else "no pruning",
         f"{name}_clean_change": clean,
         f"{name}_perplexity_ratio": float(top["perplexity"][0] / unpruned),
         f"{name}_random_perplexity_ratio": float(np.mean([found["perplexity"][0] for found in randoms]) / unpruned),
@@ -131,7 +187,7 @@ def _warn_of_gain(found: dict, against: str, role: str, k: int, context: Context
     if found["low"] is not None and found["low"] > 0:
         return
     seen = (
-        "too few items for an interval"
+        "too few subjects or random draws for an interval"
         if found["low"] is None
         else f"interval {found['low']:+.2f} to {found['high']:+.2f}"
     )

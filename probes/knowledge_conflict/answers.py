@@ -47,16 +47,21 @@ def _right(items: Sequence[Item], texts: Sequence[str]) -> list[bool]:
     return [any(find(text, answer) for answer in item.answers) for item, text in zip(items, texts)]
 
 
-def probabilities(model: Model, context: Context, items: Sequence[Item], run: Pass) -> np.ndarray:
-    """p(a_m), p(a_c) after the conflict prompts, [n, 2]."""
+def log_probabilities(model: Model, context: Context, items: Sequence[Item], run: Pass) -> np.ndarray:
+    """log p(a_m), log p(a_c) after the conflict prompts, [n, 2]."""
     out = np.empty((len(items), 2))
     for rows in batches([len(item.conflict) for item in items]):
         batch = [items[i] for i in rows]
         scores = logits(model, [item.conflict for item in batch], run=run.for_prompts(rows))
         context.count(prompts=len(batch), tokens=sum(len(item.conflict) for item in batch), forwards=1)
-        for i, item, p in zip(rows, batch, scores.softmax(-1)):
-            out[i] = p[item.memory_id], p[item.context_id]
+        for i, item, logp in zip(rows, batch, scores.log_softmax(-1)):
+            out[i] = logp[item.memory_id], logp[item.context_id]
     return out
+
+
+def probabilities(model: Model, context: Context, items: Sequence[Item], run: Pass) -> np.ndarray:
+    """p(a_m), p(a_c) after the conflict prompts, [n, 2]."""
+    return np.exp(log_probabilities(model, context, items, run))
 
 
 def answer_table(model: Model, config: Config, context: Context, items: Sequence[Item], run: Pass) -> pl.DataFrame:

@@ -34,15 +34,42 @@ NEEDS = {
     "direct_mlp": _REPLAYED,
     "total": _REPLAYED,
 }  # variant -> what must hold of a model (workbench.models.facts) for it to be measured
-FEW = 5  # with fewer items a bootstrap interval says nothing, and none is given
+METRICS = ("logprob", "logit", "logit_difference", "rate")
+BOTH = ("logit_difference", "rate")  # metrics of one number for both answers: a gain of one is the other's loss
+TRIED = ("total", "direct")  # what variant=auto tries, the first where they gain the same
+FALSE_DISCOVERIES = 0.05  # share of the roles that is wrong, at most, in expectation
 
 
 @dataclass(frozen=True)
 class Config:
     variant: str = option(
-        "direct",
-        "direct: head to logits, all else frozen; direct_mlp: MLPs react; total: everything after the head reacts",
-        choices=("direct", "direct_mlp", "total"),
+        "auto",
+        "direct: head to logits, all else frozen; direct_mlp: MLPs react; total: everything after the head reacts; "
+        "auto: total and direct where the model allows them, the one whose heads gain more on validation is kept",
+        choices=("auto", "direct", "direct_mlp", "total"),
+    )
+    select: str = option(
+        "greedy",
+        "which heads are pruned: greedy (one after another, each measured together with those before it), rank (by "
+        "the score of the head alone), gates (causal head gating: gates of all heads fitted at once)",
+        choices=("greedy", "rank", "gates"),
+    )
+    pool: int = option(16, "heads that select=greedy tries, the strongest by score", low=1, high=100_000)
+    select_items: int = option(
+        64, "most items of the find split on which select=greedy and gates measure heads together", low=1
+    )
+    gate_steps: int = option(100, "steps of each of the three fits of select=gates", low=1, high=100_000)
+    gate_weight: float = option(
+        1.0, "how strongly a penalty (nats) holds gates open and closes them, select=gates", low=0, high=1000
+    )
+    kind: str = option(
+        "", "one kind of conflict to find, choose and test on, as column:value (source:rumour); empty: all kinds"
+    )
+    least_effect: float = option(
+        0.05,
+        "least size of a mean score (nats, or a share for metric=rate) of a head that has a role",
+        low=0,
+        high=1000,
     )
     prune_k: tuple[int, ...] = option((1, 3, 5, 7, 9, 15), "how many heads of a side to prune", low=1, high=1_000_000)
     ablation: str = option(
@@ -58,8 +85,9 @@ class Config:
     columns: tuple[str, ...] = columns_option("subject:Subject,answer:Answer", later=False)
     metric: str = option(
         "logprob",
-        "what an importance is a change of: the log-probability of the answer, or its raw logit",
-        choices=("logprob", "logit"),
+        "what an importance is a change of: the answer's log-probability, its raw logit, how far its logit is ahead "
+        "of the other answer's (logit_difference), or how often it is ahead (rate)",
+        choices=METRICS,
     )
     find_share: float = option(
         0.3, "share of the subjects used to find heads (where the file has no column split)", low=0.01, high=0.98
@@ -71,7 +99,10 @@ class Config:
     limit: int = option(0, "use at most this many items, drawn at random; 0: all", low=0)
     flow_items: int = option(64, "most items used for step A; 0: no step A", low=0)
     max_new_tokens: int = option(10, "tokens in which the answer must come", low=1, high=100_000)
-    random_draws: int = option(5, "random sets of heads of the same layers to prune for comparison", low=1, high=10_000)
+    random_draws: int = option(
+        20, "random sets of heads of the same layers to prune for comparison with the chosen k", low=1, high=10_000
+    )
+    curve_draws: int = option(3, "the same for every other k, where they are drawn only", low=0, high=10_000)
     max_clean_drop: float = option(
         0.02, "largest loss of clean accuracy on validation that the chosen k may cost; 1: any", low=0, high=1
     )
@@ -96,11 +127,13 @@ class Config:
         later=True,
     )
     long: str = long_option(cut=False)
-    draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
+    draws: int = option(1000, "bootstrap resamples for the intervals of correlations", low=100, high=100_000)
 
     def __post_init__(self) -> None:
         column_map(self.columns, (*COLUMNS, *OPTIONAL))
         check_prompt_options(self)
+        if self.kind and not all(self.kind.partition(":")):
+            raise ValueError("kind names one kind of conflict as column:value, such as source:rumour")
         if self.thinking == "on":
             raise ValueError("the answer must follow the prompt at once, so thinking cannot be on; use thinking=off")
         if self.answer_prefix and (self.template == "raw" or template_text(self.template) == self.template):

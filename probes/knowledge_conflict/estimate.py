@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
-    """Generation and patching of the items, and every pruning of the test items."""
+    """Generation and patching of the items, the lists of heads, and every pruning of the validation and test items."""
     names = column_map(config.columns, (*COLUMNS, *OPTIONAL))
     frame = read_table(data, required=("clean_prompt", "conflict_prompt"), columns=names, what="conflicts")
     items = min(config.limit or frame.height, frame.height)
@@ -26,7 +26,27 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         model.tokens([filled(around, {"prompt": text})[0] for text in frame[name]]) / frame.height
         for name in ("clean_prompt", "conflict_prompt")
     )
-    tested = items * (1 - config.find_share)
-    sets = 1 + 2 * len(config.prune_k) * (1 + config.random_draws)
-    prompts = items + 3 * items * config.find_share + 2 * tested * sets + min(config.flow_items, items) * model.layers
-    return Plan(round(prompts), round(prompts * (clean + conflict) / 2 + items * config.max_new_tokens))
+    find = items * config.find_share
+    measured = 3 * items + 6 * find + min(config.flow_items, items) * model.layers
+    measured += selecting(config, model, min(find, config.select_items))
+    tried = 1 if config.variant != "auto" or config.select == "gates" else 2
+    ks = len(set(config.prune_k))
+    chosen = 2 * tried * (1 + ks) * items * config.validation_share
+    sets = 1 + 2 * (ks + config.random_draws + (ks - 1) * config.curve_draws)
+    answered = chosen + sets * items * (1 - config.find_share - config.validation_share)
+    prompts = measured + 3 * answered  # two are answered, one is scored
+    generated = (items + 2 * answered) * config.max_new_tokens
+    return Plan(round(prompts), round(prompts * (clean + conflict) / 2 + generated))
+
+
+def selecting(config: Config, model: Facts, items: float) -> float:
+    """Prompts that are read to make the lists of both sides."""
+    if config.select == "rank":
+        return 0
+    if config.select == "gates":
+        return 2 * 3 * config.gate_steps * items * 3  # a step is a pass there and, twice as dear, one back
+    pool = min(config.pool, model.layers * model.heads // 2)
+    steps = min(pool, max(config.prune_k, default=0))
+    tried = 2 if config.variant == "auto" else 1
+    screened = 16 * model.layers * model.heads
+    return screened + 2 * tried * items * (steps * pool - steps * (steps - 1) // 2)

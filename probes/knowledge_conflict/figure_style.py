@@ -7,18 +7,22 @@ from typing import Any
 import polars as pl
 
 from workbench.figures import style as theme
-from workbench.figures.run_tables import maybe
+from workbench.figures.run_tables import maybe, summary_value
 
 MEMORY = theme.Style(theme.BLUE)
 CONTEXT = theme.Style(theme.RED, "solid", "square")
+MIXED = theme.Style(theme.PURPLE, "solid", "diamond")
 OTHER = theme.Style(theme.OCHRE, "solid", "diamond")
 KINDS = (("memory", MEMORY), ("context", CONTEXT))
 
 
-def items_of(run: Any, *, test: bool = False) -> int | None:
-    """Items of the find split, on which heads are measured, or of the test split."""
+def items_of(run: Any, *, test: bool = False) -> str | int | None:
+    """Subjects and items of the find split, on which heads are measured, or of the test split; the items alone where a
+    run does not say their subjects."""
+    split = "test" if test else "find"
     frame = maybe(run, "inputs", ("split",))
-    if frame is None:
+    rows = 0 if frame is None else frame.filter(pl.col("split") == split).height
+    subjects = summary_value(run, f"subjects_{split}")
+    if not rows:
         return None
-    rows = frame.filter((pl.col("split") == "test") if test else (pl.col("split") == "find"))
-    return rows.height or None
+    return rows if subjects is None else f"{subjects} subjects, {rows} items"

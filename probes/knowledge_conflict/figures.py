@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
+from scipy.stats import spearmanr
 
-from probes.knowledge_conflict.figure_style import CONTEXT, KINDS, MEMORY, items_of
+from probes.knowledge_conflict.figure_style import CONTEXT, KINDS, MEMORY, MIXED, items_of
 from probes.knowledge_conflict.pruning_figures import cost, groups, pruning
 from workbench.figures import heads, traces
 from workbench.figures import style as theme
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, model_name, need, numbers, summary_value
 from workbench.figures.text_table import word_table
-from workbench.stats import intervals as statistics
 
 
 def head_map(run: Any) -> go.Figure:
@@ -24,7 +24,7 @@ def head_map(run: Any) -> go.Figure:
     marked = None
     if "role" in frame.columns:
         frame, marked = frame.with_columns(chosen=pl.col("role").is_in(["memory", "context"])), "chosen"
-    return heads.head_map(
+    fig = heads.head_map(
         frame,
         value="balance",
         label="memory − context importance",
@@ -35,9 +35,21 @@ def head_map(run: Any) -> go.Figure:
         marked=marked,
         more=[c for c in ("memory_importance", "context_importance", "ci_low", "ci_high") if c in frame.columns],
         title=f"Heads of {model_name(run)} that pull towards memory or context",
-        note=("Outlined: memory and context heads. " if marked else "") + _variant(run),
+        note=("Outlined: memory and context heads. " if marked else "") + _roles_of(run, frame) + _variant(run),
         n=items_of(run),
     )
+    mixed = frame.filter(pl.col("role") == "mixed") if marked else frame.clear()
+    if not mixed.is_empty():
+        traces.add_points(
+            fig,
+            0,
+            numbers(mixed, "head"),
+            numbers(mixed, "layer"),
+            name="mixed heads",
+            style=MIXED,
+            hover=_mixed_by(mixed),
+        )
+    return fig
 
 
 def roles(run: Any) -> go.Figure:
@@ -48,7 +60,7 @@ def roles(run: Any) -> go.Figure:
         x="memory importance",
         y="context importance",
         aspect=0.8,
-        note=_variant(run),
+        note=_roles_of(run, frame) + _variant(run),
         n=items_of(run),
     )
     role = frame["role"].fill_null("") if "role" in frame.columns else pl.Series([""] * frame.height)
@@ -56,9 +68,10 @@ def roles(run: Any) -> go.Figure:
         ("other heads", theme.Style(theme.NEUTRAL)),
         ("memory heads", MEMORY),
         ("context heads", CONTEXT),
+        ("mixed heads", MIXED),
     ):
         kind = name.split()[0]
-        own = frame.filter(role == kind if kind != "other" else ~role.is_in(["memory", "context"]))
+        own = frame.filter(role == kind if kind != "other" else ~role.is_in(["memory", "context", "mixed"]))
         if own.is_empty():
             continue
         rows = own.select("layer", "head", "memory_importance", "context_importance").iter_rows()
@@ -123,8 +136,8 @@ def flow(run: Any) -> go.Figure:
         aspect=0.7,
         note="What the last position receives is knocked out in a window of layers"
         + (f" ({width} wide)." if isinstance(width, int) and width > 0 else "."),
-        interval="95 % bootstrap over items" if "memory_low" in frame.columns else "",
-        n=int(frame["n"].max()) if "n" in frame.columns else items_of(run),
+        interval="95 % t over subjects" if "memory_low" in frame.columns else "",
+        n=items_of(run),
     )
     for i, key in enumerate(keys):
         own = frame.filter(pl.col("panel") == key).sort("window_start")
@@ -165,10 +178,9 @@ def gradient(run: Any) -> go.Figure:
         share_x=False,
         share_y=False,
         aspect=0.85,
-        interval="95 % bootstrap over heads",
-        n=f"{frame.height} heads",
+        interval="95 % bootstrap over subjects",
+        n=items_of(run) or f"{frame.height} heads",
     )
-    rng = np.random.default_rng(0)
     for i, (kind, style) in enumerate(KINDS):
         x, y = numbers(frame, f"{kind}_importance"), numbers(frame, f"gradient_{kind}")
         hover = [
@@ -189,8 +201,8 @@ def gradient(run: Any) -> go.Figure:
         )
         good = np.isfinite(x) & np.isfinite(y)
         if good.sum() > 2:
-            rho = statistics.spearman(x[good], y[good], rng=rng)
-            text = f"ρ = {traces.number(rho.value)} [{traces.number(rho.low)}, {traces.number(rho.high)}]"
+            rho = spearmanr(x[good], y[good]).statistic
+            text = f"ρ = {traces.number(rho)}{_ends(run, f'gradient_spearman_{kind}')}"
             traces.add_note(fig, i, text + _total_rank(run, kind), x=0.0)
             y_axis(fig, i).range = _headroom(y[good])
         x_axis(fig, i).zeroline = y_axis(fig, i).zeroline = False
@@ -256,13 +268,38 @@ def _heads(run: Any) -> pl.DataFrame:
     )
 
 
+def _mixed_by(mixed: pl.DataFrame) -> list[str]:
+    by = mixed["mixed_by"].to_list() if "mixed_by" in mixed.columns else [""] * mixed.height
+    return [
+        f"layer {a}, head {b}: mixed<br>{traces.safe(c or '')}" for a, b, c in zip(mixed["layer"], mixed["head"], by)
+    ]
+
+
+def _roles_of(run: Any, frame: pl.DataFrame) -> str:
+    """How heads came by their roles, where the run says it."""
+    false = summary_value(run, "false_roles_expected")
+    if false is None or "role" not in frame.columns:
+        return ""
+    found = frame.filter(pl.col("role") != "none").height
+    mixed = " Mixed: opposite signs in kinds of conflict, or both answers." if "mixed" in frame["role"] else ""
+    return f"{found} roles at a false discovery rate of 5 %, {traces.number(false)} false in expectation.{mixed} "
+
+
+def _ends(run: Any, key: str) -> str:
+    """The interval of a number of the summary, in brackets; nothing where it has none."""
+    value = (run.summary or {}).get(key)
+    if not isinstance(value, dict) or value.get("low") is None:
+        return ""
+    return f" [{traces.number(value['low'])}, {traces.number(value['high'])}]"
+
+
 def _variant(run: Any) -> str:
     names = {
         "direct": "direct path to the logits",
         "direct_mlp": "direct path with MLPs recomputed",
         "total": "total effect",
     }
-    variant = info(run, "config", "variant")
+    variant = (run.summary or {}).get("variant") or info(run, "config", "variant")
     return f"Effect: {names.get(variant, variant)}." if variant else ""
 
 
@@ -272,7 +309,7 @@ def _total_rank(run: Any, kind: str) -> str:
     rho = summary_value(run, f"gradient_spearman_{kind}_total")
     return (
         ""
-        if rho is None or info(run, "config", "variant") == "total"
+        if rho is None or "total" in ((run.summary or {}).get("variant"), info(run, "config", "variant"))
         else f"<br>with the total effect: {traces.number(rho)}"
     )
 

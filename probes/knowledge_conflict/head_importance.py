@@ -8,20 +8,23 @@ from functools import partial
 
 import numpy as np
 import polars as pl
+import torch
+from scipy.stats import rankdata
 
-from probes.knowledge_conflict.config import ROLES, Config
-from probes.knowledge_conflict.item_intervals import mean_interval
+from probes.knowledge_conflict.config import BOTH, ROLES, TRIED, Config
+from probes.knowledge_conflict.head_roles import head_roles
 from probes.knowledge_conflict.items import Item, kinds
 from workbench.core.context import Context
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.passes import Pass
-from workbench.engine.patching import VARIANTS, attribution
+from workbench.engine.patching import VARIANTS, Effects, attribution
 from workbench.models.model import Model
-from workbench.stats.intervals import spearman
+from workbench.stats.clusters import FEWEST, clusters_of, mean_interval
+from workbench.stats.intervals import clustered_draws, percentiles
 
 AT_ONCE = 32  # items of one resumable part
-NOISE = 1e-3  # effects below this share of the largest are rounding, not a role
-HEAD_GROUPS = {"column": pl.String, "group": pl.String, "n": pl.Int64, "layer": pl.Int64, "head": pl.Int64}
+HEAD_GROUPS = {"column": pl.String, "group": pl.String, "n": pl.Int64, "rows": pl.Int64}
+HEAD_GROUPS |= {"layer": pl.Int64, "head": pl.Int64}
 HEAD_GROUPS |= dict.fromkeys(("memory_importance", "context_importance", "score", "ci_low", "ci_high"), pl.Float64)
 
 
@@ -29,8 +32,9 @@ def head_effects(
     model: Model, config: Config, context: Context, items: Sequence[Item]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Importances of every head for a_m and a_c per item, each [n, layers, H, 2] float32: by patching, for
-    config.variant and for "direct" and "total" where the architecture allows them; and by gradient."""
-    variants = tuple(dict.fromkeys((config.variant, "direct", "total")))
+    config.variant and for "direct" and "total" where the architecture allows them; and by gradient. Raises InputError
+    where it allows none."""
+    variants = tuple(dict.fromkeys((*(TRIED if config.variant == "auto" else (config.variant,)), "direct", "total")))
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*variants, "gradient")}
     for start in range(0, len(items), AT_ONCE):
         compute = partial(_lost, model, config, context, items[start : start + AT_ONCE], variants)
@@ -49,18 +53,27 @@ def _lost(
     ids, donors, tokens = ([getattr(item, name) for item in items] for name in ("conflict", "corrupt", "tokens"))
     shape = (len(ids), model.n_layers, model.n_heads, 2)
     run = Pass(context.edits, check=context.check)
-    out = {}
+    out, last = {}, None
     for name in variants:
         try:
-            lost = -VARIANTS[name](model, ids, donors, tokens, run=run).change(config.metric)
+            found = VARIANTS[name](model, ids, donors, tokens, run=run)
         except InputError as error:
             if name == config.variant:
                 raise
-            context.warn(f"There are no {name} effects to compare with: {error}")
+            context.warn(
+                f"There are no {name} effects{'' if config.variant == 'auto' else ' to compare with'}: {error}"
+            )
+            last = error
             continue
-        out[name] = lost.reshape(shape).numpy()
-    slope = attribution(model, ids, donors, tokens, metric=config.metric, run=run)
-    out["gradient"] = -slope.reshape(shape).numpy()
+        out[name] = importance(found, config.metric).reshape(shape).numpy()
+    if not out and last is not None:
+        raise last
+    slope = -attribution(
+        model, ids, donors, tokens, metric="logprob" if config.metric == "logprob" else "logit", run=run
+    )
+    if config.metric in BOTH:  # a rate has no slope: that of what it counts the sign of
+        slope = torch.stack([slope[..., 0] - slope[..., 1], slope[..., 1] - slope[..., 0]], -1)
+    out["gradient"] = slope.reshape(shape).numpy()
     for name, lost in out.items():
         if bad := [items[i].row for i in range(len(lost)) if not np.isfinite(lost[i]).all()]:
             raise RunFailed(
@@ -71,36 +84,55 @@ def _lost(
     return out
 
 
+def importance(found: Effects, metric: str) -> torch.Tensor:
+    """What (a_m, a_c) lose by each patch, [n, patches, 2]: of the log-probability or raw logit of each; of how far its
+    logit is ahead of the other's; or of whether it is ahead (0 or 1)."""
+    if metric not in BOTH:
+        return -found.change(metric)
+    ahead, patched = (x[..., 0] - x[..., 1] for x in (found.logits[:, None], found.patched_logits))
+    if metric == "logit_difference":
+        return torch.stack([ahead - patched, patched - ahead], -1)
+    before, after = (torch.stack([x > 0, x < 0], -1).float() for x in (ahead, patched))
+    return before - after
+
+
+def scores(effects: np.ndarray, metric: str) -> np.ndarray:
+    """I_memory − I_context [n, layers, H] of effects [n, layers, H, 2], where each is a number of its own; half of it
+    where one is the other's negative."""
+    return (effects[..., 0].astype(np.float64) - effects[..., 1]) / (2 if metric in BOTH else 1)
+
+
 def head_table(
-    model: Model, config: Config, context: Context, found: dict[str, np.ndarray], gradient: np.ndarray
+    model: Model, config: Config, found: dict[str, np.ndarray], gradient: np.ndarray, items: Sequence[Item], kept: str
 ) -> pl.DataFrame:
-    """One row per head: mean importances, the score I_memory − I_context with its interval, and the role that it
-    supports."""
-    effects = found[config.variant]
-    score = effects[..., 0] - effects[..., 1]
+    """One row per head: mean importances by the variant `kept`, the score with its interval and p, and the role that
+    it supports."""
+    effects, clusters = found[kept].astype(np.float64), clusters_of(np.array([item.subject for item in items]))
+    score = scores(effects, config.metric)
     mean, slope, middle = (values.mean(0, dtype=np.float64) for values in (effects, gradient, score))
-    low, high = mean_interval(score, config, context.rng("head scores"))
-    (memory_low, memory_high), (context_low, context_high) = (
-        mean_interval(effects[..., k], config, context.rng(f"heads {k}")) for k in (0, 1)
-    )
-    side = _side(middle, mean)
-    sure = np.where(side == "memory", low > 0, high < 0) & (side != "none")
+    (low, high), (low_each, high_each) = (mean_interval(values, clusters) for values in (score, effects))
+    roles = head_roles(score, effects, items, config)
     layer, head = np.divmod(np.arange(score[0].size), model.n_heads)
     columns = {
         "memory_importance": mean[..., 0],
         "context_importance": mean[..., 1],
         "gradient_memory": slope[..., 0],
         "gradient_context": slope[..., 1],
-        "role": np.where(sure, side, "none"),
+        "role": roles.role,
         "score": middle,
         "ci_low": low,
         "ci_high": high,
-        "memory_low": memory_low,
-        "memory_high": memory_high,
-        "context_low": context_low,
-        "context_high": context_high,
-        "side": side,
-        "n": np.full(score[0].shape, len(score)),
+        "p": roles.p,
+        "p_adjusted": roles.p_adjusted,
+        "memory_low": low_each[..., 0],
+        "memory_high": high_each[..., 0],
+        "context_low": low_each[..., 1],
+        "context_high": high_each[..., 1],
+        "side": roles.side,
+        "mixed_by": roles.mixed_by,
+        "variant": np.full(score[0].shape, kept),
+        "n": np.full(score[0].shape, clusters.n),
+        "rows": np.full(score[0].shape, clusters.rows),
     }
     for name in ("direct", "total"):
         if name in found:
@@ -108,61 +140,65 @@ def head_table(
             columns |= {f"{name}_{answer}": both[..., k] for k, answer in enumerate(ROLES)}
     table = pl.DataFrame({"layer": layer, "head": head} | {name: values.ravel() for name, values in columns.items()})
     ends = [f"{name}_{end}" for name in ("ci", "memory", "context") for end in ("low", "high")]
-    return table.with_columns(pl.col(ends).fill_nan(None))
+    return table.with_columns(pl.col(*ends, "p", "p_adjusted").fill_nan(None))
 
 
-def _side(score: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """The side that each head pulls towards, "memory", "context" or "none" [layers, H], from its mean score [layers, H]
-    and importances [layers, H, 2]."""
-    floor = NOISE * max(float(np.abs(mean).max()), 1e-12)
-    memory = (score > floor) & (mean[..., 0] > floor)
-    other = (score < -floor) & (mean[..., 1] > floor)
-    return np.where(memory, "memory", np.where(other, "context", "none"))
-
-
-def head_groups(
-    model: Model, config: Config, context: Context, effects: np.ndarray, items: Sequence[Item]
-) -> pl.DataFrame:
+def head_groups(model: Model, config: Config, effects: np.ndarray, items: Sequence[Item]) -> pl.DataFrame:
     """Mean importances of every head on each kind of conflict, and the score with its interval, from the effects on the
     items [n, layers, H, 2]: the columns of HEAD_GROUPS."""
     layer, head = np.divmod(np.arange(model.n_layers * model.n_heads), model.n_heads)
+    subjects = np.array([item.subject for item in items])
     tables = [pl.DataFrame(schema=HEAD_GROUPS)]
     for column, value, chosen in kinds(items):
-        here = effects[chosen]
-        score, mean = here[..., 0] - here[..., 1], here.mean(0, dtype=np.float64)
-        low, high = mean_interval(score, config, context.rng(f"heads of {column} {value}"))
+        here, clusters = effects[chosen], clusters_of(subjects[chosen])
+        score, mean = scores(here, config.metric), here.mean(0, dtype=np.float64)
+        low, high = mean_interval(score, clusters)
         rows = {
             "column": [column] * len(layer),
             "group": [value] * len(layer),
-            "n": [len(chosen)] * len(layer),
+            "n": [clusters.n] * len(layer),
+            "rows": [clusters.rows] * len(layer),
             "layer": layer,
             "head": head,
             "memory_importance": mean[..., 0].ravel(),
             "context_importance": mean[..., 1].ravel(),
-            "score": score.mean(0, dtype=np.float64).ravel(),
-            "ci_low": low.ravel(),
-            "ci_high": high.ravel(),
+            "score": score.mean(0).ravel(),
+            "ci_low": np.ravel(low),
+            "ci_high": np.ravel(high),
         }
         tables.append(pl.DataFrame(rows, schema=HEAD_GROUPS).with_columns(pl.col("ci_low", "ci_high").fill_nan(None)))
     return pl.concat(tables)
 
 
-def gradient_ranks(config: Config, context: Context, heads: pl.DataFrame) -> dict:
-    """Spearman's correlation over heads of step C with step B: with config.variant, with the direct and with the total
-    effect."""
-    out = {}
-    for side in ROLES:
-        named = {"": f"{side}_importance", "_direct": f"direct_{side}", "_total": f"total_{side}"}
-        by_gradient = heads[f"gradient_{side}"].to_numpy()
-        for suffix, column in named.items():
-            if column in heads.columns:
-                rng = context.rng(f"spearman {side}")
-                rank = spearman(heads[column].to_numpy(), by_gradient, draws=config.draws, rng=rng)
-                out[f"gradient_spearman_{side}{suffix}"] = rank.as_dict()
+def gradient_ranks(
+    config: Config,
+    context: Context,
+    found: dict[str, np.ndarray],
+    gradient: np.ndarray,
+    items: Sequence[Item],
+    kept: str,
+) -> dict:
+    """Spearman's correlation over heads of step C with step B: with the variant that is kept, with the direct and with
+    the total effect; subjects are resampled, none below five of them."""
+    subjects, out = np.array([item.subject for item in items]), {}
+    for k, side in enumerate(ROLES):
+        for suffix, variant in {"": kept, "_direct": "direct", "_total": "total"}.items():
+            if variant not in found:
+                continue
+            both = np.concatenate([x[..., k].reshape(len(items), -1) for x in (found[variant], gradient)], 1)
+            draws = clustered_draws(both, subjects, draws=config.draws, rng=context.rng(f"spearman {side}"))
+            value, *resampled = _spearman(np.concatenate([both.mean(0, dtype=np.float64)[None], draws]))
+            n = len(np.unique(subjects))
+            low, high = (None, None) if n < FEWEST else map(float, percentiles(np.array(resampled)))
+            out[f"gradient_spearman_{side}{suffix}"] = {
+                "value": float(value), "low": low, "high": high, "n": n, "rows": len(items)
+            }  # fmt: skip
     return out
 
 
-def ranked(heads: pl.DataFrame, role: str) -> tuple[tuple[int, int], ...]:
-    """Heads on one side of zero, the strongest first."""
-    found = heads.filter(pl.col("side") == role).sort(pl.col("score").abs(), descending=True)
-    return tuple(zip(found["layer"].to_list(), found["head"].to_list()))
+def _spearman(both: np.ndarray) -> np.ndarray:
+    """Spearman's rho of the first half of every row [draws, 2 × heads] with the second."""
+    first, second = (rankdata(half, axis=1) for half in np.split(both, 2, axis=1))
+    first, second = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))

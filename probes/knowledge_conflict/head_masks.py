@@ -49,5 +49,6 @@ def _note(role: str, summary: dict) -> str:
     gain, over, clean = (
         summary[f"{role}_pruned_{what}"]["value"] for what in ("gain", "gain_over_random", "clean_change")
     )
-    effect = f"{ROLES[role]} rate on test {gain:+.3f} ({over:+.3f} over random heads), clean accuracy {clean:+.3f}"
+    than = summary[f"{role}_pruned_compared_with"]
+    effect = f"{ROLES[role]} rate on test {gain:+.3f} ({over:+.3f} over {than}), clean accuracy {clean:+.3f}"
     return f"{role} heads found by knowledge-conflict; without them the model should follow {ROLES[role]}: {effect}"

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import polars as pl
 import torch
 
 from probes.knowledge_conflict.answers import edited, probabilities
 from probes.knowledge_conflict.config import Config
-from probes.knowledge_conflict.item_intervals import mean_interval
 from probes.knowledge_conflict.items import SOURCES, Item
 from workbench.core.context import Context
 from workbench.engine.edits import Edit, KnockOut, Patch
 from workbench.models.model import Model
 from workbench.models.sites import sites
+from workbench.stats.clusters import clusters_of, mean_interval
 
 OUTPUTS = {"attention": "attn_out", "mlp": "mlp_out"}  # component -> the site that is set to zero
 FLOW = {
@@ -29,6 +30,7 @@ FLOW = {
     "context_low": pl.Float64,
     "context_high": pl.Float64,
     "n": pl.Int64,
+    "rows": pl.Int64,
 }
 
 
@@ -54,8 +56,10 @@ def flow(model: Model, config: Config, context: Context, items: Sequence[Item]) 
             edits = _window_off(model, component, source, range(start, start + width), some)
             name = f"flow {component} {source} {start}"
             delta = context.part(name, partial(measured, some, edits))["p"] - before[chosen]
-            low, high = mean_interval(delta, config, context.rng(name))
-            rows.append((component, start, source, *delta.mean(0), low[0], high[0], low[1], high[1], len(delta)))
+            clusters = clusters_of(np.array([item.subject for item in some]))
+            low, high = mean_interval(delta, clusters)
+            ends = (low[0], high[0], low[1], high[1])
+            rows.append((component, start, source, *delta.mean(0), *ends, clusters.n, clusters.rows))
             context.progress(start + 1, len(starts), f"flow: {component} {source}")
     table = pl.DataFrame(rows, schema=FLOW, orient="row")
     return table.with_columns(pl.selectors.float().fill_nan(None), window=pl.lit(width))

@@ -26,7 +26,7 @@ def pruning(run: Any) -> go.Figure:
         title=f"Answers of {model_name(run)} as heads are pruned",
         x="pruned heads (k)",
         y="share of answers",
-        interval="95 % Wilson over items; random heads the range over draws",
+        interval="95 % Wilson over subjects; random heads the range over draws",
         note="Solid: the named heads. Dashed: random heads of the same layers.",
         n=items_of(run, test=True),
     )
@@ -87,8 +87,8 @@ def groups(run: Any) -> go.Figure:
         share_x=False,
         row=1.6,
         aspect=0.1 * len(names),
-        interval="95 % Wilson over items",
-        note="Test items by the file's own columns, their number in brackets.",
+        interval="95 % Wilson over subjects, random heads over subjects and draws; none below five subjects",
+        note="Test items by the file's own columns, the number of subjects in brackets.",
         n=items_of(run, test=True),
     )
     colours = dict(KINDS)
@@ -143,7 +143,7 @@ def cost(run: Any) -> go.Figure:
         x="pruned heads (k)",
         y=[label for _, label in measures],
         share_y=False,
-        interval="95 % Wilson over items; random heads the range over draws",
+        interval="95 % Wilson over subjects; random heads the range over draws",
         n=items_of(run, test=True),
     )
     for i, (column, _) in enumerate(measures):

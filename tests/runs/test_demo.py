@@ -135,7 +135,7 @@ def test_a_model_that_lacks_what_every_probe_needs_is_refused_before_it_is_loade
     [
         ("retrieval-heads", "gpt_oss", "the attention rows of layer 0 do not sum to 1"),
         ("knowledge-conflict", "bitnet", "heads are mixed before the output projection"),
-        ("knowledge-conflict", "modernbert-decoder", "variant=direct cannot be measured"),
+        ("knowledge-conflict", "modernbert-decoder", "variant=auto cannot be measured"),
     ],
 )
 def test_an_architecture_is_refused_by_the_probe_that_it_does_not_fit_and_by_no_other(

@@ -8,7 +8,7 @@ from workbench import load
 from workbench.organisms import circuits
 
 PROBE = "knowledge-conflict"
-QUICK = {"prune_k": (1, 3), "random_draws": 5, "draws": 200, "flow_items": 4}
+QUICK = {"prune_k": (1, 3), "random_draws": 5, "curve_draws": 5, "draws": 200, "flow_items": 4}
 
 
 def conflict_circuit(root: Path):

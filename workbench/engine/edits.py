@@ -1,4 +1,4 @@
-"""Edits of a forward pass: switch heads off, patch a site, project a direction out, cut attention.
+"""Edits of a forward pass: switch heads off or scale them, patch a site, project a direction out, cut attention.
 
 An edit is a frozen description (it is hashed into cache keys and written into run folders) that knows three things of
 itself: whether it fits a model and its prompts (`check`), what of it belongs to some of the prompts (`for_prompts`),
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -21,14 +22,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from workbench.core.errors import InputError
+from workbench.engine.edit_sites import Prompts, at_site, check_positions, columns_at, positions_by_prompt
 from workbench.models.attention import knock_out, uniform
-from workbench.models.call_tape import hidden_argument
 from workbench.models.model import Model
-from workbench.models.running_pass import after, before, positions
+from workbench.models.running_pass import positions
 from workbench.models.sites import Site
 
 ABLATIONS = ("zero", "mean", "uniform")
-Prompts = Sequence[range]  # of each prompt the positions it has, from minus its length on; generated ones included
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class HeadAblation:
             model.require("attention_edits", "attention_rows", for_what="uniform attention", layers=layers)
         else:
             model.require("heads_apart", for_what=f"{self.how} ablation of heads", layers=layers)
-        _check_positions(self.positions, prompts)
+        check_positions(self.positions, prompts)
 
     def for_prompts(self, indices: Sequence[int]) -> HeadAblation:
         """Itself: it is the same for every prompt."""
@@ -84,8 +84,56 @@ class HeadAblation:
         new = x.new_zeros(x.shape[2:])
         if self.mean is not None and self.how == "mean":
             new[heads] = self.mean[layer, heads].to(x.device, x.dtype)
-        where = columns_at(self.positions, x)
-        return torch.where((where[:, :, None] & chosen)[..., None], new, x)
+        here = columns_at(self.positions, x)
+        return torch.where((here[:, :, None] & chosen)[..., None], new, x)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScale:
+    """Multiply the outputs of heads by `scale`: one number for all of them, or one each. 0 is zero ablation, 1 changes
+    nothing, −1 turns a head around."""
+
+    heads: tuple[tuple[int, int], ...]
+    scale: float | tuple[float, ...] = 0.0
+    positions: tuple[int, ...] | None = None
+
+    def check(self, model: Model, prompts: Prompts | None = None) -> None:
+        """Raise InputError for heads, scales or positions that do not fit the model or prompts."""
+        model.check_heads(self.heads)
+        if len(set(self.heads)) < len(self.heads):
+            raise InputError("A head to scale is named twice; name each once, with one scale.")
+        if not isinstance(self.scale, int | float) and len(self.scale) != len(self.heads):
+            raise InputError(f"There are {len(self.scale)} scales for {len(self.heads)} heads; give one each, or one.")
+        wrong = next((scale for _, scale in self._pairs() if not math.isfinite(scale)), None)
+        if wrong is not None:
+            raise InputError(f"A head cannot be scaled by {wrong}; give a finite number.")
+        layers = sorted({layer for layer, _ in self.heads})
+        model.require("heads_apart", for_what="scaling of heads", layers=layers)
+        check_positions(self.positions, prompts)
+
+    def for_prompts(self, indices: Sequence[int]) -> HeadScale:
+        """Itself: it is the same for every prompt."""
+        return self
+
+    def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
+        """Hang it on the passes of this thread until `stack` is closed."""
+        scales = torch.ones(model.n_layers, model.n_heads)
+        for (layer, head), scale in self._pairs():
+            scales[layer, head] = scale
+        for layer in sorted({layer for layer, _ in self.heads}):
+            at_site(model, Site("head_out", layer), lambda x, s=scales[layer]: self._scaled(x, s), stack)
+
+    def _pairs(self) -> list[tuple[tuple[int, int], float]]:
+        scales = (self.scale,) * len(self.heads) if isinstance(self.scale, int | float) else self.scale
+        return [(head, float(scale)) for head, scale in zip(self.heads, scales)]
+
+    def _scaled(self, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """x [B, T, H, d_head] with each head times its scale [H] at the chosen positions."""
+        scales = scales.to(x.device, x.dtype)
+        chosen = columns_at(self.positions, x)[:, :, None] & (scales != 1)
+        # what is scaled by 0 is 0, whatever it was, as in zero ablation
+        new = torch.where((scales == 0)[:, None], torch.zeros_like(x), x * scales[:, None])
+        return torch.where(chosen[..., None], new, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +175,7 @@ class Patch:
             tokens = next((r.stop for r in prompts or () if self.positions is None and r.stop != k), None)
             if tokens is not None:
                 raise InputError(f"{given}, one row for each of {k} tokens, but a prompt has {tokens}; name positions.")
-        _check_positions(self.positions, prompts)
+        check_positions(self.positions, prompts)
 
     def for_prompts(self, indices: Sequence[int]) -> Patch:
         """The same patch for the prompts `indices` alone."""
@@ -231,7 +279,7 @@ class KnockOut:
             if self.queries not in ("last", "all"):
                 raise InputError(f"'{self.queries}' is no choice of queries; use last, all or token positions.")
         else:
-            _check_positions(self.queries, prompts)
+            check_positions(self.queries, prompts)
 
     def for_prompts(self, indices: Sequence[int]) -> KnockOut:
         """The same knock-out for the prompts `indices` alone."""
@@ -299,102 +347,3 @@ def describe(edits: Sequence[Edit]) -> list[dict]:
             row[entry.name] = str(value) if isinstance(value, Site) else value
         out.append(row)
     return out
-
-
-def check_positions(wanted: Sequence | None, prompts: Prompts | None) -> None:
-    """Raise InputError for positions, the same of every prompt or a tuple for each, that a prompt does not have."""
-    own = positions_by_prompt(wanted)
-    if own is None:
-        _check_positions(wanted, prompts)
-    elif prompts is not None:
-        if len(own) != len(prompts):
-            raise InputError(f"Positions to edit are given for {len(own)} prompts, but there are {len(prompts)}.")
-        for row, (several, valid) in enumerate(zip(own, prompts)):
-            _check_positions(several, [valid], first=row)
-
-
-def positions_by_prompt(wanted: Sequence | None) -> tuple[tuple[int, ...], ...] | None:
-    """The positions of each prompt, where these differ by prompt; else None."""
-    return tuple(wanted) if wanted and isinstance(wanted[0], Sequence) else None
-
-
-def _check_positions(wanted: Sequence | None, prompts: Prompts | None, first: int = 0) -> None:
-    """Raise InputError for a position that one of the prompts (numbered after `first`) does not have."""
-    for position in wanted or ():
-        for row, valid in enumerate(prompts or ()):
-            if position not in valid:
-                raise InputError(
-                    f"Position {position} to edit is not among the {-valid.start} tokens of prompt {first + row + 1}."
-                )
-
-
-def columns_at(wanted: Sequence | None, x: torch.Tensor) -> torch.Tensor:
-    """Mask [B, T] of the columns at the positions (one tuple for all rows of the batch, or one each); everywhere for
-    None. Positions before or after this pass are not in it."""
-    if wanted is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if (own := positions_by_prompt(wanted)) is not None:
-        longest = max(map(len, own))
-        wanted = tuple(row + row[-1:] * (longest - len(row)) for row in own)  # a position twice is there once
-    return positions().at(positions().absolute(torch.tensor(wanted))).to(x.device)
-
-
-def at_site(
-    model: Model, site: Site, change: Callable[[torch.Tensor], torch.Tensor], stack: contextlib.ExitStack
-) -> None:
-    """Hang `change([B, T, …]) → same shape` on a site until `stack` is closed; heads of head_out come apart as
-    [B, T, H, d_head]. Raises InputError for logits, and for a site that the model does not have."""
-    if site.kind == "logits":
-        raise InputError("Logits are a result; edit final_norm or an earlier site instead.")
-    if site.kind == "resid_mid":
-        _between(model, site, change, stack)
-        return
-    module, side = model.module(site)
-
-    def through(x: torch.Tensor) -> torch.Tensor:
-        shape = x.shape
-        if x.ndim == 2:
-            x = x.unflatten(0, tuple(positions().position_ids.shape))
-        if site.kind == "head_out":
-            x = x.unflatten(-1, (model.n_heads, model.d_head))
-            if site.head is not None:
-                new = x.clone()
-                new[..., site.head, :] = change(x[..., site.head, :])
-                return new.reshape(shape)
-        return change(x).reshape(shape)
-
-    def entering(_module, args, kwargs):
-        old = hidden_argument(args, kwargs)
-        x = through(old)
-        if args and args[0] is old:
-            return (x, *args[1:]), kwargs
-        return args, kwargs | {next(k for k, v in kwargs.items() if v is old): x}
-
-    def leaving(_module, _args, output):
-        return through(output) if isinstance(output, torch.Tensor) else (through(output[0]), *output[1:])
-
-    call = model.anatomy.call(site)
-    handle = before(module, entering, call=call) if side == "input" else after(module, leaving, call=call)
-    stack.callback(handle.remove)
-
-
-def _between(model: Model, site: Site, change: Callable, stack: contextlib.ExitStack) -> None:
-    """Edit resid_mid. The module that is handed it reads a copy: the stream itself goes on around it. So what attention
-    adds is changed until the sum is the one wanted, and both the MLP and the stream get it."""
-    model.module(site)  # refuses blocks that have none
-    assert site.layer is not None  # every resid_mid has one
-    block, _ = model.module(Site("resid_pre", site.layer))
-    writer, _ = model.module(Site("attn_out", site.layer))
-    entered: list[torch.Tensor] = []
-
-    def enter(_module, args, kwargs):
-        entered[:] = [hidden_argument(args, kwargs)]
-
-    def leave(_module, _args, output):
-        added = output if isinstance(output, torch.Tensor) else output[0]
-        old = entered[0].to(added.device)
-        new = (change(old + added.reshape(old.shape)) - old).reshape(added.shape)
-        return new if isinstance(output, torch.Tensor) else (new, *output[1:])
-
-    stack.callback(before(block, enter).remove)
-    stack.callback(after(writer, leave).remove)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.edits import Prompts, at_site, check_positions, columns_at, positions_by_prompt
+from workbench.engine.edit_sites import Prompts, at_site, check_positions, columns_at, positions_by_prompt
 from workbench.models.model import Model
 from workbench.models.sites import Site
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from workbench.engine.edits import at_site
+from workbench.engine.edit_sites import at_site
 from workbench.models.model import Model
 from workbench.models.running_pass import positions
 from workbench.models.sinks import sinks_of

@@ -65,7 +65,8 @@ def test_memory_head_and_context_head_come_first_and_the_head_that_serves_both_i
         roles = dict(zip(name, heads["role"]))
         assert (name[0], name[-1]) == (truth["first"]["memory"], truth["first"]["context"])
         assert roles[name[0]] == "memory" and roles[name[-1]] == "context"
-        assert [roles[h] for h in truth["neither"]] == ["none"]
+        assert [roles[h] for h in truth["neither"]] == ["mixed"]
+        assert set(heads.filter(pl.col("role") == "mixed")["mixed_by"]) == {"serves both answers"}
 
 
 def test_the_mediated_path_is_missed_by_the_direct_effect_and_found_by_the_total_one(circuit, measured):
@@ -167,7 +168,7 @@ def test_corrupted_prompts_are_made_when_the_file_has_none(circuit, tmp_path):
     run = runs.execute(
         PROBE,
         model,
-        config={**QUICK, "metric": "logit", "prune_k": (1,), "flow_items": 0},
+        config={**QUICK, "variant": "direct", "metric": "logit", "prune_k": (1,), "flow_items": 0},
         data=data,
         out=tmp_path / "run",
     )

@@ -36,4 +36,6 @@ def test_pruning_context_heads_brings_the_memory_answer_and_no_gain_is_claimed_w
     else:
         assert summary["memory_pruned_clean_change"]["value"] >= -3 * TWO_POINTS
     drawn = run.table("pruning").filter(run.table("pruning")["heads"] == "random")
-    assert drawn.group_by("role", "k").len()["len"].min() >= 5
+    sets = {(role, k): n for role, k, n in drawn.group_by("role", "k").len().iter_rows()}
+    chosen = {("context", summary["context_pruned_k"]), ("memory", summary["memory_pruned_k"])}
+    assert all(n == (20 if pair in chosen else 3) for pair, n in sets.items()) and ("context", 0) not in chosen

@@ -30,6 +30,9 @@ def reported(circuit, tmp_path_factory):
     config = {
         "prune_k": (1, 3, 5, 7),
         "random_draws": 9,
+        "curve_draws": 9,
+        "variant": "direct",
+        "select": "rank",
         "draws": 200,
         "flow_items": 24,
         "metric": "logit",
@@ -54,15 +57,17 @@ def test_rates_and_importances_are_reported_for_every_kind_of_conflict(reported)
     for entry in groups.filter(pl.col("heads") == "top").iter_rows(named=True):
         part = answers.filter((pl.col("role") == entry["role"]) & (pl.col(entry["column"]) == entry["group"]))
         told = part["before_kind" if entry["k"] == 0 else "after_kind"].to_list()
-        assert entry["n"] == len(told) > 0
+        assert entry["rows"] == len(told) >= entry["n"] > 0
         for side in ("memory", "context", "other"):
             assert entry[f"{side}_rate"] == pytest.approx(told.count(side) / len(told))
-            assert entry[f"{side}_low"] <= entry[f"{side}_rate"] <= entry[f"{side}_high"]
+            low, high = entry[f"{side}_low"], entry[f"{side}_high"]
+            assert (low is None) == (high is None) == (entry["n"] < 5)
+            assert low is None or low <= entry[f"{side}_rate"] <= high
     assert {(r, h) for r, h in groups.select("role", "heads").iter_rows()} == {
         (r, h) for r in ("memory", "context") for h in ("top", "random")
     }
     find, effects = inputs.filter(pl.col("split") == "find"), torch.from_numpy(run.array("effects")).double()
-    for column, group, n in run.table("head_groups").select("column", "group", "n").unique().iter_rows():
+    for column, group, n in run.table("head_groups").select("column", "group", "rows").unique().iter_rows():
         chosen = [i for i, value in enumerate(find[column]) if value == group]
         part = (
             run.table("head_groups")
@@ -160,8 +165,8 @@ def test_few_items_give_no_role_and_no_interval_and_are_warned_of(circuit, tmp_p
     heads = run.table("heads")
     assert set(heads["role"]) == {"none"} and heads["ci_low"].null_count() == heads.height and set(heads["n"]) == {1}
     assert run.summary["memory_heads"] == 0 and run.summary["context_pruned_gain"]["value"] == 1.0
-    assert any("split 'find' has only 1 item: no head gets a role" in w for w in run.info["warnings"])
-    assert any("split 'validation' has only 3 items: k hangs on single answers" in w for w in run.info["warnings"])
+    assert any("split 'find' has only 1 subject: no head gets a role" in w for w in run.info["warnings"])
+    assert any("split 'validation' has only 3 subjects: k hangs on single answers" in w for w in run.info["warnings"])
     rate = run.summary["context_pruned_memory_rate"]
     assert (rate["value"], rate["high"], rate["n"]) == (1.0, 1.0, 20) and 0.8 < rate["low"] < 0.9  # Wilson
 
@@ -245,7 +250,7 @@ def test_heads_that_are_not_shown_to_help_leave_no_mask(circuit, tmp_path):
     model, place, _ = circuit
     config = {**QUICK, "flow_items": 0, "mask": "memory"}
     run = runs.execute(PROBE, model, config=config, data=place / "conflicts.jsonl", out=tmp_path / "run")
-    assert run.summary["memory_pruned_k"] == 1 and run.summary["memory_pruned_gain"]["value"] == 0
+    assert run.summary["memory_pruned_k"] >= 1 and run.summary["memory_pruned_gain"]["value"] == 0
     assert run.summary["memory_pruned_supported"] is False and run.summary["context_pruned_supported"] is True
     assert [path.name for path in run.folder.glob("pruned*.json")] == ["pruned_heads_context.json"]
     assert any(w.startswith("No set of memory heads is supported") for w in run.info["warnings"])
@@ -264,11 +269,13 @@ def test_support_needs_a_gain_over_none_and_over_random_heads(gain, over, found)
 
 
 def kinds_of(kinds, right, perplexity=2.0):
-    return pl.DataFrame({"kind": kinds, "clean_right": right, "perplexity": [perplexity] * len(kinds)})
+    subjects = [str(n) for n in range(len(kinds))]
+    return pl.DataFrame(
+        {"subject": subjects, "kind": kinds, "clean_right": right, "perplexity": [perplexity] * len(kinds)}
+    )
 
 
 def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
-    from probes.knowledge_conflict import Config
     from probes.knowledge_conflict.answer_rates import gain
 
     before = kinds_of(["context"] * 40, [True] * 40)
@@ -280,7 +287,7 @@ def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
         (helped.with_columns(clean_right=pl.lit(True)), [before], []),
     ):
         context = context_of()
-        found = gain(context, Config(), "context", 3, before, top, randoms)
+        found = gain(context, "context", 3, before, top, randoms * 2)
         assert len(context.warnings) == len(warnings) and all(
             any(part in w for w in context.warnings) for part in warnings
         )
@@ -289,5 +296,5 @@ def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
             (top["kind"] == "memory").mean() - (randoms[0]["kind"] == "memory").mean()
         )
         assert found["context_pruned_clean_change"]["value"] == pytest.approx(top["clean_right"].mean() - 1)
-    few = gain(context_of(), Config(), "context", 1, before[:3], helped[:3], [before[:3]])
-    assert few["context_pruned_gain"] == {"value": 1.0, "low": None, "high": None, "n": 3}
+    few = gain(context_of(), "context", 1, before[:3], helped[:3], [before[:3]] * 2)
+    assert few["context_pruned_gain"] == {"value": 1.0, "low": None, "high": None, "n": 3, "rows": 3}
