@@ -85,7 +85,11 @@ def test_training_finds_structure_and_writes_what_sae_lens_reads(tmp_path, archi
     assert saes.check_fits(saes.load(tmp_path / "sae"), model) == []
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(model, ids, tmp_path):
+@pytest.mark.parametrize("blocks", ("one block", "several blocks"))
+def test_a_stopped_training_goes_on_to_the_same_weights(model, ids, tmp_path, monkeypatch, blocks):
+    if blocks == "several blocks":  # as any training on a real model has
+        monkeypatch.setattr(train_sae, "BLOCK_BYTES", 64 * 4 * 600)
+
     class Stop(Exception):
         pass
 

@@ -183,13 +183,14 @@ class Feed:
         epoch = skip // sum(self.steps)
         skip -= epoch * sum(self.steps)
         while True:
-            for number in np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.blocks)):
+            # plain integers: a training that is stopped writes them down
+            for number in np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.blocks)).tolist():
                 steps = self.steps[number]
                 if skip >= steps:
                     skip -= steps
                     continue
                 found = self.block(number)
-                order = np.random.default_rng([self.recipe.seed, 2, epoch, int(number)]).permutation(len(found))
+                order = np.random.default_rng([self.recipe.seed, 2, epoch, number]).permutation(len(found))
                 for i in range(skip, steps):
                     # sinks that only their norms show may leave the last batch short: it is filled from the first
                     taken = order.take(range(i * self.recipe.batch, (i + 1) * self.recipe.batch), mode="wrap")
