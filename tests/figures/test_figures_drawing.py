@@ -76,12 +76,13 @@ def alive(folder: Path) -> list[int]:
 def test_a_browser_that_never_answers_is_stopped_in_time_with_all_that_it_started(
     place, fig, kind, tmp_path, temporary, monkeypatch
 ):
-    monkeypatch.setenv(LIMIT, "3")
+    limit = 60 if "exits" in kind else 3  # one that is gone is not waited for, however slowly the drawing begins
+    monkeypatch.setenv(LIMIT, str(limit))
     out = place(FAKES[kind])
     start = time.monotonic()
     with pytest.raises(WorkbenchError) as caught:
         export.export(fig, out / "a.pdf")
-    assert time.monotonic() - start < 5.5
+    assert time.monotonic() - start < (30 if limit == 60 else 5.5)
     said = str(caught.value)
     assert "a.pdf" in said and "html and csv work without it" in said and "\n" not in said
     over = f"within the 3 seconds that it has for all of this, and was stopped; {LIMIT}"

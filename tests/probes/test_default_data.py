@@ -31,7 +31,7 @@ OWN = {
     "representation-geometry": "texts.jsonl",
     "branching-factor": "prompts.jsonl",
     "data-selection": "pool.jsonl",
-    "concept-depth": "e13e565ef028",
+    "concept-depth": "concepts",
 }  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",

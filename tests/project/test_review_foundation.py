@@ -419,7 +419,8 @@ def test_the_summary_says_how_often_maxima_tie_and_gives_random_masking_an_inter
     run = execute("retrieval-heads", "circuit-copy", config=config)
     assert 0 <= run.summary["tied_maxima"] <= 1
     random, top = run.summary["recall_masking_random_1"], run.summary["recall_masking_top_1"]
-    assert random["n"] == top["n"] == run.table("masked_trials")["trial"].n_unique()
+    trials = run.table("masked_trials")["trial"].n_unique()
+    assert random["n"] == top["n"] == 6 and random["rows"] == top["rows"] == trials == 36  # needles, and their trials
     assert (random["value"], top["value"]) == (1.0, 0.0)
 
 
