@@ -20,7 +20,7 @@ from workbench.engine.edits import ProjectOut
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
 from workbench.models.sites import Site
-from workbench.stats.intervals import bootstrap_mean
+from workbench.stats.clusters import Clusters, cluster_mean, cluster_share, clusters_of, crossed_interval
 
 CAUSAL = {
     "dataset": pl.String,
@@ -36,7 +36,13 @@ CAUSAL = {
     "separation_high": pl.Float64,
     "changed": pl.Float64,
     "removed_variance": pl.Float64,
+    "lost": pl.Float64,
+    "lost_to_random": pl.Float64,
+    "excess": pl.Float64,
+    "excess_low": pl.Float64,
+    "excess_high": pl.Float64,
     "n": pl.Int64,
+    "rows": pl.Int64,
 }
 
 
@@ -57,7 +63,10 @@ def causal_check(
     The answer is the likelier of the two answer words' first tokens; `separation` is how much further the logit
     difference lies towards class 1 for texts of class 1 than for texts of class 0; `changed` is the share of answers
     that differ from the unedited model's; `removed_variance` is the share of the held-out features' variance that lies
-    along the direction: how much an edit takes out at all."""
+    along the direction: how much an edit takes out at all. `lost`, in the probe's own rows: how much of the unedited
+    separation is gone, beside what the random directions take (`lost_to_random`, their mean), and the difference of
+    the two, `excess`, with an interval over texts and directions. What is independent is a group (`n`), where the set
+    has groups, else a text."""
     words = _answer_tokens(model, concept, written, context) if layers else None
     if words is None:
         return []
@@ -70,12 +79,10 @@ def causal_check(
         scores = logits(model, prompts, run=replace(run, edits=(*run.edits, *edits)))
         return (scores[:, words[1]] - scores[:, words[0]]).double().numpy()
 
-    def measured(difference: np.ndarray) -> dict:
-        rng = context.rng("causal")
-        return _effect(difference, base, label, draws=config.draws, rng=rng)
-
+    clusters = clusters_of(np.arange(len(test)) if concept.groups is None else np.array(concept.groups)[test])
     base = answers()
-    rows = [{"layer": -1, "direction": "none", "draw": 0, "removed_variance": 0.0} | measured(base)]
+    rows = [{"layer": -1, "direction": "none", "draw": 0, "removed_variance": 0.0}]
+    rows[0] |= _effect(base, base, label, clusters)
     positions = read_positions(model, own, config.token)
     generator = context.rng(f"directions {concept.name}")
     for layer in layers:
@@ -86,12 +93,18 @@ def causal_check(
             ("random", draw, torch.from_numpy(generator.standard_normal(model.width)))
             for draw in range(config.random_draws)
         ]
+        lost: dict[str, list[np.ndarray]] = {"probe": [], "random": []}
         for direction, draw, vector in directions:
             if float(vector.norm()) > 0:
                 removed = float((x @ (vector / vector.norm())).square().sum() / x.square().sum().clamp(min=1e-300))
                 place = {"layer": layer, "direction": direction, "draw": draw, "removed_variance": removed}
                 edit = ProjectOut(Site(config.site, layer), vector, positions=positions)
-                rows.append(place | measured(answers(edit)))
+                edited = answers(edit)
+                rows.append(place | _effect(edited, base, label, clusters))
+                lost[direction].append(_separated(base, label) - _separated(edited, label))
+        if lost["probe"]:
+            own = next(row for row in rows if row["layer"] == layer and row["direction"] == "probe")
+            own |= _beside_random(lost["probe"][0], np.stack(lost["random"]), clusters)
     return rows
 
 
@@ -119,23 +132,39 @@ def _answer_tokens(model: Model, concept: ConceptSet, written: WrittenTexts, con
     return words
 
 
-def _effect(
-    difference: np.ndarray, base: np.ndarray, label: np.ndarray, *, draws: int, rng: np.random.Generator
-) -> dict:
+def _separated(difference: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Of every text [n] what it adds to the separation, whose mean over texts is the separation itself: the mean
+    difference of the two answers' logits over texts of class 1 minus that over texts of class 0."""
+    # the difference of two means does not see the centring, but what a text adds to it would
+    centred = difference - difference.mean()
+    return np.where(label == 1, centred / (label == 1).mean(), -centred / (label == 0).mean())
+
+
+def _effect(difference: np.ndarray, base: np.ndarray, label: np.ndarray, clusters: Clusters) -> dict:
     """Accuracy of the answers, separation of the classes and share of changed answers, from the differences of the two
     answers' logits, edited and unedited [n], and the labels [n]."""
-    right = (difference > 0) == (label == 1)
-    # the difference of two means does not see the centring, but their bootstrap would
-    centred = difference - difference.mean()
-    signed = np.where(label == 1, centred / (label == 1).mean(), -centred / (label == 0).mean())
-    low, high = bootstrap_mean(np.stack([right, signed], 1), draws=draws, rng=rng)
+    accuracy = cluster_share((difference > 0) == (label == 1), clusters.index)
+    separation = cluster_mean(_separated(difference, label), clusters.index)
     return {
-        "answer_accuracy": float(right.mean()),
-        "ci_low": low[0],
-        "ci_high": high[0],
-        "separation": float(signed.mean()),
-        "separation_low": low[1],
-        "separation_high": high[1],
+        "answer_accuracy": accuracy.value,
+        "ci_low": accuracy.low,
+        "ci_high": accuracy.high,
+        "separation": separation.value,
+        "separation_low": separation.low,
+        "separation_high": separation.high,
         "changed": float(((difference > 0) != (base > 0)).mean()),
-        "n": len(label),
+        "n": clusters.n,
+        "rows": clusters.rows,
+    }
+
+
+def _beside_random(lost: np.ndarray, to_random: np.ndarray, clusters: Clusters) -> dict:
+    """What of the separation is lost [n] without the probe's direction and without each random one [draws, n]."""
+    low, high = crossed_interval(lost - to_random, clusters)
+    return {
+        "lost": float(lost.mean()),
+        "lost_to_random": float(to_random.mean()),
+        "excess": float((lost - to_random).mean()),
+        "excess_low": low,
+        "excess_high": high,
     }

@@ -318,7 +318,7 @@ def causal(run: Any) -> go.Figure:
     """The model's own answer when the probe's direction is projected out, against random directions."""
     frame = finite(need(run, "causal", ("dataset", "layer", "direction", "separation")), "separation", what="answer")
     # each panel has its own layers below it
-    concepts, left_out = _on_a_page(frame["dataset"].unique(maintain_order=True).to_list(), PANELS - COLUMNS)
+    concepts, left_out = _on_a_page(frame["dataset"].unique(maintain_order=True).to_list(), PANELS - 2 * COLUMNS)
     site = info(run, "config", "site")
     where = (
         ""
@@ -332,7 +332,7 @@ def causal(run: Any) -> go.Figure:
         title=f"Answers of {model_name(run)} without the direction that the probe reads",
         x="layer of the projection",
         y="separation of the answers (logits)",
-        aspect=0.8 * _aspect(len(concepts)),
+        aspect=0.6 * _aspect(len(concepts)),
         columns=COLUMNS,
         share_y=False,
         share_x=False,

@@ -29,7 +29,22 @@ def summary_of(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
             said = row[f"{point}_says"]
             stands = said == FOUND or (said == NOT_JUDGED and row[point] is not None)
             out[f"{name}: {words}"] = _quoted(row, point, point) | size if stands else said
+        if row["condition"] == "clean":
+            out |= _used(tables["causal"].filter(dataset=row["dataset"], direction="probe"), name)
     return out | _false_marks(tables)
+
+
+def _used(causal: pl.DataFrame, name: str) -> dict[str, Any]:
+    """What the answers lose without the direction, beside random ones, where the check was made in one layer."""
+    if causal.height != 1:
+        return {}
+    row = causal.row(0, named=True)
+    return {
+        f"{name}: logits lost without the direction": row["lost"],
+        f"{name}: the same of random directions": row["lost_to_random"],
+        f"{name}: lost beyond random directions": {"value": row["excess"]}
+        | {"low": row["excess_low"], "high": row["excess_high"], "n": row["n"], "rows": row["rows"]},
+    }
 
 
 def _quoted(row: dict, value: str, ends: str) -> dict:

@@ -40,7 +40,8 @@ _NEURONPEDIA = re.compile(r"\d+-[a-z0-9][a-z0-9_.-]*")  # what it calls an autoe
 
 
 def read(file: PublishedFile) -> ImportedResult | None:
-    """``features`` of such a list, in which what a target makes of them (weight, lift, contribution) is null; None for a file that is none.
+    """``features`` of such a list, in which what a target makes of them (weight, lift, contribution) is null; None for
+    a file that is none.
 
     A feature that is listed several times (with an explanation of each explainer) is one row, its explanations in one
     text. Raises InputError that names the row for a number that is none, densities outside 0 to 1 or at odds, and a

@@ -319,7 +319,7 @@ def test_curves_of_any_number_of_concepts_fit_a_page(sets):
         assert fig.layout.height <= 920, (name, fig.layout.height)
         if name != "points":
             drawn = len(fig.layout.meta["panels"])
-            assert drawn == min(sets, 18 if name == "causal" else 21)
+            assert drawn == min(sets, 15 if name == "causal" else 21)
             assert (f"{sets - drawn} further concepts" in fig.layout.meta["note"]) == (sets > drawn)
 
 

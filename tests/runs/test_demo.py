@@ -152,8 +152,9 @@ def test_where_one_way_of_measuring_is_closed_the_short_run_takes_another(short)
     assert demo.settings(named("knowledge-conflict"), short("granite", 512))["variant"] == "total"
     assert demo.settings(named("retrieval-heads"), short("gptj", 512))["ablation"] == "zero"
     assert "variant" not in demo.settings(named("knowledge-conflict"), short("llama", 512))
+    execution.prepare("knowledge-conflict", model=short("granite", 512))  # variant=auto measures what can be
     with pytest.raises(InputError, match="variant=direct cannot be measured.*Use variant=total"):
-        execution.prepare("knowledge-conflict", model=short("granite", 512))
+        execution.prepare("knowledge-conflict", config={"variant": "direct"}, model=short("granite", 512))
     with pytest.raises(InputError, match="use ablation=zero"):
         execution.prepare("retrieval-heads", model=short("gptj", 512))
 

@@ -9,6 +9,7 @@ interval with a width. Coverage is held by a simulation in tests/stats/test_clus
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,7 @@ def crossed_interval(values: np.ndarray, clusters: Clusters, *, level: float = 0
     of_rows, of_draws = values.mean(0), values.mean(1)
     _, mean, between = _moments(of_rows, clusters)
     if clusters.n < FEWEST or draws < 2:
-        return _none(mean)
+        return math.nan, math.nan
     chosen = of_draws.var(ddof=1) / draws
     rest = values - of_rows - of_draws[:, None] + values.mean()
     both = (clusters.sums(rest.T) ** 2).sum() / ((draws - 1) * (clusters.n - 1)) * clusters.n / clusters.rows**2 / draws

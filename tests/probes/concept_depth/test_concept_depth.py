@@ -309,7 +309,9 @@ def test_the_causal_check_is_a_projection_done_by_hand(stories, tmp_path):
     result = probe(stories, write(tmp_path, "pronoun.jsonl", rows), site="resid_post", causal="all", random_draws=2)
     causal, inputs = result.tables["causal"], result.tables["inputs"].filter(split="test")
     words = [stories.encode(f"because {w}")[-1] for w in ("ball", "girl")]
-    assert causal.height == 1 + 3 * stories.n_layers and causal["n"].unique().to_list() == [inputs.height]
+    assert causal.height == 1 + 3 * stories.n_layers and causal["rows"].unique().to_list() == [inputs.height]
+    alike = inputs["group"].n_unique()
+    assert causal["n"].unique().to_list() == [alike] and alike < inputs.height, "rows that are alike are one"
     train = result.tables["inputs"].filter(split="train")
 
     def states(ids, layer):
@@ -329,17 +331,27 @@ def test_the_causal_check_is_a_projection_done_by_hand(stories, tmp_path):
         hidden = output[0] if isinstance(output, tuple) else output
         hidden[:, -1] -= (hidden[:, -1].double() @ direction)[:, None].float() * direction.float()
 
+    separations = []
     for edited in (False, True):
         handle = stories.hf.model.layers[layer].register_forward_hook(hook) if edited else None
-        right = []
+        right, further = [], {0: [], 1: []}
         with torch.no_grad():
             for ids, label in zip(inputs["ids"], inputs["label"]):
                 scores = stories.hf(torch.tensor([ids.to_list()])).logits[0, -1]
                 right.append((scores[words[1]] > scores[words[0]]).item() == (label == 1))
+                further[label].append((scores[words[1]] - scores[words[0]]).item())
         if handle:
             handle.remove()
         found = causal.filter(layer=layer if edited else -1, direction="probe" if edited else "none").row(0, named=True)
         assert abs(found["answer_accuracy"] - np.mean(right)) < 1e-9
+        separations.append(np.mean(further[1]) - np.mean(further[0]))
+        assert found["separation"] == pytest.approx(separations[-1], abs=1e-4)
+        assert found["separation_low"] < found["separation"] < found["separation_high"]
+    assert found["lost"] == pytest.approx(separations[0] - separations[1], abs=1e-4)
+    random = causal.filter(layer=layer, direction="random")
+    assert found["lost_to_random"] == pytest.approx(separations[0] - random["separation"].mean(), abs=1e-4)
+    assert found["excess"] == pytest.approx(found["lost"] - found["lost_to_random"], abs=1e-9)
+    assert found["excess_low"] < found["excess"] < found["excess_high"] and random["lost"].null_count() == 2
     assert causal.filter(direction="none")["changed"][0] == 0
     held_out = torch.stack([states(ids, layer) for ids in inputs["ids"]])
     held_out = held_out - held_out.mean(0)

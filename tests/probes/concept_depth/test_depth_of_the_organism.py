@@ -55,4 +55,6 @@ def test_rankme_over_training_falls_before_it_rises(organism):
     layers = result.tables["layers"].sort("step")
     least = layers.row(layers["rankme"].arg_min(), named=True)
     assert least["ci_high"] < layers["ci_low"][0] and least["ci_high"] < layers["ci_low"][-1]
-    assert result.tables["phases"]["phase"][:2].to_list() == ["warm-up", "entropy-seeking"]
+    # alpha, of 150 texts, says something else, which stands in brackets
+    named = [name.partition(" (")[0] for name in result.tables["phases"]["phase"][:2]]
+    assert named == ["warm-up", "entropy-seeking"]
