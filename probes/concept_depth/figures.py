@@ -17,8 +17,8 @@ from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import drawn, finite, info, maybe, model_name, need, numbers
 
 INTERVAL = (
-    "95 %, over independent groups of test rows (rows where they have none): of a share for accuracy, bootstrap for "
-    "what has no formula; none below five groups"
+    "95 %, over independent groups of test rows (rows where they have none): of a share for accuracy, of a mean for "
+    "the separation of answers, bootstrap for what has no formula; none below five groups"
 )
 PANELS = 21  # of a set each: what a page, or a screen, holds
 COLUMNS = 3

@@ -272,3 +272,12 @@ def test_every_prepared_config_runs_on_the_data_it_names(run, study, tmp_path):
     assert not any("same prompts" in w for w in found.info["warnings"])
     if study == "resampling":
         assert found.table("resampling").height > 1
+
+
+def test_the_prepared_questions_are_ones_that_the_chat_organism_answers(run):
+    """As users type them, without the base model's frame (Question: … Answer:), which the chat model never saw."""
+    folder = Path(probes.__file__).parent / "branching_factor" / "material"
+    smaller = {"cuts": [8], "originals": 1, "samples": 3, "max_prompts": 15}
+    found = run("organism-chat", data=folder / "facts.jsonl", **read_toml(folder / "resampling.toml") | smaller)
+    assert found.table("conditions")["accuracy"][0] > 0.8
+    assert found.table("resampling").filter(position=0)["accuracy"][0] > 0.8
