@@ -1,4 +1,5 @@
-"""Writes the model card from measured numbers: `weights/behaviour.json` holds them, `weights/MODEL_CARD.md` shows them.
+"""Writes the model card from measured numbers: `weights/behaviour.json` and `weights/findings.json` hold them,
+`weights/MODEL_CARD.md` shows them.
 
 python -m workbench.organism_training.card RUN [RUN ...]     one folder per seed, the first is the one that ships
 """
@@ -188,6 +189,22 @@ def sae_table(numbers: dict) -> str:
     )
 
 
+def findings_table(_numbers: dict) -> str:
+    """What probes find by default on every seed, before and after, against what is known: of
+    `weights/findings.json`."""
+    rows = json.loads((WEIGHTS / "findings.json").read_text(encoding="utf-8"))
+    seeds = range(len(rows[0]["after"]))
+    lines = [
+        "| asked | known | " + " | ".join(f"seed {seed}" for seed in seeds) + " |",
+        "|---|---|" + "---|" * len(seeds),
+    ]
+    for row in rows:
+        before = row["before"] or [""] * len(seeds)
+        cells = [f"{a} → {b}" if a else b for a, b in zip(before, row["after"], strict=True)]
+        lines.append(" | ".join(("| " + row["question"], row["truth"], *cells)) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     import argparse
 
@@ -207,6 +224,7 @@ def main() -> None:
         ("trajectory", trajectory_table),
         ("heads", head_table),
         ("sae", sae_table),
+        ("findings", findings_table),
     ):
         text = text.replace(f"{{{{{name}}}}}", make(numbers))
     (WEIGHTS / "MODEL_CARD.md").write_text(text)
