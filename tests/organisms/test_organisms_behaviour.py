@@ -6,6 +6,8 @@ import random
 import pytest
 import torch
 
+import workbench
+from tests.studies import organism_findings
 from workbench import organisms
 from workbench.organism_training import behaviour, card, datafiles, train
 
@@ -190,6 +192,7 @@ def test_the_card_shows_the_measured_numbers_of_every_seed(numbers):
         card.trajectory_table(numbers),
         card.head_table(numbers),
         card.sae_table(numbers),
+        card.findings_table(numbers),
     ):
         assert part in text
 
@@ -216,3 +219,11 @@ def test_concepts_of_growing_difficulty_become_readable_later(shipped):
         assert peak > 0.85 and all(abs(c - 0.5) < 0.15 for c in curve["shuffled"])
         first[name] = next(i for i, a in enumerate(curve["accuracy"]) if a - 0.5 >= 0.9 * (peak - 0.5))
     assert max(first["sentiment"], first["negation"]) < min(first["conflict"], first["recall"])
+
+
+def test_what_the_probes_find_is_said_of_every_seed_and_of_every_probe_that_ships(numbers):
+    found = json.loads(organism_findings.TABLE.read_text(encoding="utf-8"))
+    asked = [(question, truth) for _, question, truth, _ in organism_findings.ROWS]
+    assert [(row["question"], row["truth"]) for row in found] == asked
+    assert {probe for probe, *_ in organism_findings.ROWS} == set(organism_findings.PROBES) == set(workbench.probes())
+    assert all(len(row["before"]) == len(row["after"]) == len(numbers["seeds"]) == 3 for row in found)
