@@ -23,6 +23,7 @@ NEVER = "—, never above chance"
 CEILING = "—, at ceiling from layer 0"
 NULL_TOO = "—, shuffled labels show it too"
 HAS_NONE = "—, the curve has none"
+UNSURE = "—, not in 95 % of resampled groups"
 NOT_JUDGED = f"not judged: fewer than {FEWEST_FOR_POINTS} shuffled courses"
 
 

@@ -20,6 +20,7 @@ from probes.concept_depth.above_chance import (
     NEVER,
     NOT_JUDGED,
     NULL_TOO,
+    UNSURE,
     AboveChance,
     p_of_rank,
 )
@@ -124,17 +125,20 @@ def row_of_points(curve: np.ndarray, resampled: np.ndarray | None, control: np.n
     `jump`, …: the point where it stands (and, where there are too few shuffled courses to judge, as the rule has it);
     `jump_by_rule`, …: what the rule gives, whatever the null; `jump_says`, …: that it was found, or why not. A jump
     stands where its step is larger than the largest of shuffled courses (p at most 0.05 by rank) and ends in a layer
-    above chance."""
+    above chance. Nothing stands that fewer than 95 % of the resampled curves have: on other texts it might not be
+    there."""
     row: dict = {}
     value = points(curve)
     draws = points(resampled) if resampled is not None else None
     for name in POINTS:
         said = _says(name, float(value[name]), curve, control, judged)
+        none = (float("nan"),) * 3
+        low, high, share = interval(draws[name]) if draws is not None else none
+        if said in (FOUND, NOT_JUDGED) and share < 1 - LEVEL:
+            said = UNSURE
         stands = said in (FOUND, NOT_JUDGED)
         row[name] = float(value[name]) if stands else float("nan")
         row[f"{name}_by_rule"] = float(value[name])
-        none = (float("nan"),) * 3
-        low, high, share = interval(draws[name]) if draws is not None else none
         row[f"{name}_low"], row[f"{name}_high"] = (low, high) if stands else none[:2]
         row[f"{name}_share"], row[f"{name}_says"] = share, said
     row["jump_p"] = _jump_p(float(value["jump"]), curve, control)

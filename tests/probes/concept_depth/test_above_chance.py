@@ -11,6 +11,7 @@ from probes.concept_depth.above_chance import (
     NEVER,
     NOT_JUDGED,
     NULL_TOO,
+    UNSURE,
     above_chance,
     p_of_rank,
 )
@@ -83,6 +84,17 @@ def test_words_say_why_there_is_no_jump(curve, expected):
     assert row["jump_says"] == expected
     assert np.isfinite(row["jump"]) == (expected == FOUND)
     assert row["converge_stable_says"] == (expected if expected in (NEVER, CEILING) else row["converge_stable_says"])
+
+
+@pytest.mark.parametrize("having, says", [(90, UNSURE), (96, FOUND)])
+def test_a_jump_that_resampled_groups_do_not_keep_is_not_printed(having, says):
+    curve, control = np.array([0.5, 0.8, 0.8, 0.8]), 0.5 + 0.01 * np.random.default_rng(0).standard_normal((20, 4))
+    resampled = np.repeat([[0.5, 0.8, 0.8, 0.8], [0.75, 0.8, 0.8, 0.8]], [having, 100 - having], axis=0)
+    row = row_of_points(curve, resampled, control, above_chance(curve, control, MANY))
+    assert row["jump_says"] == says and row["jump_share"] == having / 100 and row["jump_by_rule"] == 0.25
+    assert np.isfinite([row["jump"], row["jump_low"], row["jump_high"]]).tolist() == [says == FOUND] * 3
+    unjudged = row_of_points(curve, resampled, control[:3], above_chance(curve, control[:3], MANY))
+    assert unjudged["jump_says"] == (UNSURE if says == UNSURE else NOT_JUDGED)
 
 
 def test_few_shuffles_judge_nothing_and_leave_the_rule():
