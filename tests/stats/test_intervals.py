@@ -125,14 +125,6 @@ def test_rate_difference_equals_newcombes_published_example():
     assert np.isnan(st.rate_difference(0, 0, 1, 2).value)
 
 
-def test_paired_difference_uses_the_pairing():
-    a = rng(1).normal(0, 10, size=100)
-    estimate = st.paired_difference(a + 1, a, rng=rng(2))
-    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((1, 1, 1))
-    with pytest.raises(InputError, match="100 and 99"):
-        st.paired_difference(a, a[1:], rng=rng(2))
-
-
 def test_correlations_equal_scipy_with_and_without_ties():
     x = rng(1).integers(0, 5, size=60).astype(float)
     y = x + rng(2).integers(0, 4, size=60)

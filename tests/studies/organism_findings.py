@@ -22,14 +22,6 @@ from typing import Any
 from workbench import organisms
 
 TABLE = organisms.WEIGHTS / "findings.json"
-PROBES = (
-    "retrieval-heads",
-    "concept-depth",
-    "knowledge-conflict",
-    "data-selection",
-    "branching-factor",
-    "representation-geometry",
-)
 CONCEPTS = ("topic", "sentiment", "negation", "recall", "conflict")  # that can be learned; the card says of the rest
 Said = Callable[[dict[str, Any]], str]
 
@@ -159,6 +151,7 @@ ROWS: tuple[tuple[str, str, str, Said], ...] = (
     ("branching-factor", "branching factor of open prompts", "unknown", of("bf", decimals)),
     ("representation-geometry", "RankMe after the final norm", "that of all texts", rankme),
 )
+PROBES = tuple(dict.fromkeys(probe for probe, *_ in ROWS))
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

@@ -136,22 +136,6 @@ def rate_difference(successes_a: int, n_a: int, successes_b: int, n_b: int, leve
     )
 
 
-def mean(values: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator) -> Estimate:
-    """The mean of ``values`` [n] with its bootstrap interval."""
-    values = np.asarray(values, dtype=np.float64).ravel()
-    low, high = bootstrap_mean(values, draws=draws, level=level, rng=rng)
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
-
-
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
-) -> Estimate:
-    """Mean of a - b over items measured twice, with its bootstrap interval."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    _same_length(a, b)
-    return mean(a - b, draws=draws, level=level, rng=rng)
-
-
 def pearson(
     x: np.ndarray, y: np.ndarray, *, draws: int = 1000, level: float = 0.95, rng: np.random.Generator
 ) -> Estimate:
