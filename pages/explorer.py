@@ -6,16 +6,18 @@ import re
 
 import streamlit as st
 
-from pages.widgets import cached, components, head_cards, navigation, styling, url_state
+from pages.widgets import cached, components, head_cards, map_cards, navigation, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut, number, two_decimals
-from workbench.explorer import beside_control, head_sets, readings
-from workbench.explorer.readings import Switches
+from workbench.explorer import beside_control, head_sets, opened_model, readings
+from workbench.explorer.switches import HOW, Switches
+from workbench.explorer.targets import Target
 from workbench.figures import style as theme
 
 SCREEN = "explorer"
 PROMPTS = ("prompt", "repeated tokens")
 HERE = "largest attention weight from the outlined token"
+EFFECT = "direct effect on the target"
 # Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and
 # model.
 SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
@@ -32,7 +34,7 @@ KEYS = (
 
 
 def main() -> None:
-    left, right, more = st.columns([5, 14, 3], gap="small", vertical_alignment="bottom")
+    left, right, one, two, more = st.columns([9, 22, 6, 6, 6], gap="small", vertical_alignment="bottom")
     with left:
         name = st.selectbox(
             "Model",
@@ -53,6 +55,20 @@ def main() -> None:
             bind="query-params",
             help="Enter runs it. The tokens below are those really fed. A line break is written \\n.",
         )
+    one.text_input(
+        "Target",
+        key="target",
+        bind="query-params",
+        placeholder="likeliest",
+        help="The next token that effects are measured on; empty: the likeliest one when nothing is switched.",
+    )
+    two.text_input(
+        "against",
+        key="against",
+        bind="query-params",
+        placeholder="none",
+        help="A second token: effects are then of the difference of the two logits.",
+    )
     with more.popover("Examples", width="stretch", help="Prompts to begin with, and the keys of this screen."):
         for i, example in enumerate(known):
             st.button(
@@ -77,7 +93,7 @@ def new_model() -> None:
     before = st.session_state.get("model before")
     if before and st.session_state.get("prompt") in [shown_as(text) for text in cached.prompts(before)]:
         take_example(cached.prompts(st.session_state["model"])[0])
-    for key in ("head", "off", "at"):
+    for key in ("head", "off", "mlps", "at"):
         url_state.put(SCREEN, key, "")
 
 
@@ -95,7 +111,7 @@ def body(name: str, text: str) -> None:
 
 
 def view(name: str, opened, text: str) -> None:
-    ids = readings.encode(opened, text)
+    ids = opened_model.encode(opened, text)
     switches = chosen_switches(opened, ids)
     at = position(url_state.get(SCREEN, "at"), len(ids))
     tables = cached.head_tables(opened.model.fingerprint, str(opened.model.name))
@@ -103,11 +119,12 @@ def view(name: str, opened, text: str) -> None:
 
     reading = cached.reading(name, ids, switches, opened)
     rows = cached.rows(name, ids, at, switches, opened)
-    show_tokens(opened, ids, at, rows[layer, head])
+    target = named_target(name, opened, ids)
+    show_tokens(opened, ids, at, rows[layer, head], target)
 
     left, right = st.columns([10, 9], gap="large")
     with left:
-        column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables)
+        column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables, target, at)
         grid(opened, frame, column, switches, (layer, head), share=share)
         switchboard(opened, frame, column, switches, (layer, head))
         head_cards.answer(name, opened, ids, switches, reading)
@@ -132,9 +149,15 @@ def view(name: str, opened, text: str) -> None:
             head_cards.scores(name, opened, ids, layer, head)
         else:
             head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
+    map_cards.show(map_cards.Looking(name, opened, ids, switches, target, layer, head, at))
 
 
 # ---- what is chosen
+
+
+def named_target(name: str, opened, ids) -> Target:
+    """The token, or the pair, that every direct effect is of; the same whatever is switched."""
+    return map_cards.target_of(opened, cached.reading(name, ids, Switches(), opened))
 
 
 def position(text: str, count: int) -> int:
@@ -161,27 +184,34 @@ def heads_of(text: str, model) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(a, b) for a, b in pairs if a < model.n_layers and b < model.n_heads}))
 
 
+def mlps_of(text: str, model) -> tuple[int, ...]:
+    return tuple(sorted({int(a) for a in re.findall(r"[0-9]{1,4}", text) if int(a) < model.n_layers}))
+
+
 def chosen_switches(opened, ids) -> Switches:
     heads = heads_of(url_state.get(SCREEN, "off"), opened.model)
+    mlps = mlps_of(url_state.get(SCREEN, "mlps"), opened.model)
     how = st.session_state.get("how") or st.query_params.get("how") or "zero"
-    how = how if how in readings.HOW else "zero"
-    if not heads:
+    how = how if how in HOW else "zero"
+    if not heads and not mlps:
         return Switches()
     donor: tuple[int, ...] = ()
     if how == "patch":
         text = (st.session_state.get("donor") or st.query_params.get("donor") or "").replace("\\n", "\n")
         try:
-            donor = readings.encode(opened, text)
+            donor = opened_model.encode(opened, text)
         except InputError:
             return Switches()  # the field under the grid says that it is wanted
-    return Switches(heads, how, donor)
+    if how == "uniform":
+        mlps = ()  # the line under the grid says that only heads attend
+    return Switches(heads, how, donor, mlps)
 
 
 # ---- pieces of the screen
 
 
-def show_tokens(opened, ids, at: int, row) -> None:
-    frame = readings.tokens(opened, ids)
+def show_tokens(opened, ids, at: int, row, target: Target) -> None:
+    frame = opened_model.tokens(opened, ids)
     weights = [float(w) for w in row]
     shades = styling.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
     items = []
@@ -198,22 +228,24 @@ def show_tokens(opened, ids, at: int, row) -> None:
             }
         )
     components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
-    count = readings.unknown(opened, ids)
+    count = opened_model.unknown(opened, ids)
     if count:
         st.warning(
             f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these "
             f"words. Examples has prompts in its own."
         )
     st.caption(
-        f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; "
-        f"click a token to ask from there."
+        styling.md(
+            f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; "
+            f"click a token to ask from there. Effects are of {target.in_words(opened.model)}."
+        )
     )
 
 
-def colouring(name: str, opened, ids, switches, reading, rows, tables):
+def colouring(name: str, opened, ids, switches, reading, rows, tables, target: Target, at: int):
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = head_sets.run_columns(tables)
-    live = [HERE, *readings.SCORES, "direct effect on the top token", "output norm"]
+    live = [HERE, *readings.SCORES, EFFECT, "output norm"]
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Colour of the heads",
@@ -240,8 +272,11 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables):
         return column, frame, head_sets.is_share(run, column)
     if chosen == "output norm":
         return "norm", readings.output_norms(reading), False
-    if chosen == "direct effect on the top token":
-        return "direct_logit", cached.direct_effects(name, ids, switches, opened), False
+    if chosen == EFFECT:
+        st.caption(
+            styling.md(f"Change of {target.in_words(opened.model)} at token {at} by what each head writes there.")
+        )
+        return "direct_effect", cached.direct_effects(name, ids, switches, target, at, opened), False
     if chosen in readings.SCORES:
         found = cached.scores(name, ids if source == PROMPTS[0] else (), opened)
         if beside_control.has_control(found, chosen):
@@ -299,6 +334,7 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int], *,
         "at": list(at),
         "layer": at[0],
         "names": [str(i) for i in range(model.n_layers)],
+        "mlps": [layer in switches.mlps for layer in range(model.n_layers)],
         "cells": cells,
         "low": number(ends[0]),
         "high": number(ends[1]),
@@ -307,7 +343,12 @@ def grid(opened, frame, column: str, switches: Switches, at: tuple[int, int], *,
         + (f"; gaps part the {model.n_kv_heads} key/value groups" if 1 < group < model.n_heads else ""),
     }
     components.heads(
-        data, key="grid", on_pick=pick_head, on_toggle=toggle, on_layer=lambda layer: pick_layer(layer, at[1])
+        data,
+        key="grid",
+        on_pick=pick_head,
+        on_toggle=toggle,
+        on_layer=lambda layer: pick_layer(layer, at[1]),
+        on_mlp=toggle_mlp,
     )
 
 
@@ -327,6 +368,17 @@ def toggle(layer: int, head: int) -> None:
     now = set(heads_of(url_state.get(SCREEN, "off"), model))
     put_off(sorted(now ^ {(layer, head)}))
     url_state.put(SCREEN, "head", f"{layer}.{head}")
+
+
+def toggle_mlp(layer: int) -> None:
+    model = cached.model(st.session_state["model"]).model
+    now = sorted(set(mlps_of(url_state.get(SCREEN, "mlps"), model)) ^ {layer})
+    url_state.put(SCREEN, "mlps", ",".join(map(str, now)))
+
+
+def all_on() -> None:
+    put_off(())
+    url_state.put(SCREEN, "mlps", "")
 
 
 def apply_mask(name: str) -> None:
@@ -362,6 +414,7 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
     off = heads_of(
         url_state.get(SCREEN, "off"), model
     )  # with a patch that has no donor yet they are chosen, not switched
+    mlps = mlps_of(url_state.get(SCREEN, "mlps"), model)
     a, b, c, d = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
     label = "Switch on" if at in off else "Switch off"
     a.button(
@@ -375,15 +428,19 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
     )
     b.selectbox(
         "How",
-        readings.HOW,
+        HOW,
         key="how",
         bind="query-params",
         label_visibility="collapsed",
-        help="zero: no output; mean: the mean output over reference texts; uniform: attends evenly; patch: the "
+        help="zero: no output; mean: the mean output over reference texts; uniform: heads attend evenly; patch: the "
         "output on a second prompt.",
     )
     c.button(
-        "All on", on_click=put_off, args=((),), disabled=not off, width="stretch", help="Switch every head on again."
+        "All on",
+        on_click=all_on,
+        disabled=not off and not mlps,
+        width="stretch",
+        help="Switch every head and MLP on again.",
     )
     with d.popover("Sets", width="stretch", help="Top heads of the present colour, and saved masks."):
         st.number_input(
@@ -420,7 +477,9 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
         if st.button("Save", disabled=not off, help="Keep the heads that are off now."):
             how = st.session_state.get("how") or "zero"
             try:
-                path = head_sets.save_mask(title, Switches(off, how), note=f"Explorer, {model.name}", model=model)
+                path = head_sets.save_mask(
+                    title, Switches(off, how, (), mlps), note=f"Explorer, {model.name}", model=model
+                )
                 st.caption(styling.md(f"Saved; on the command line: --edit {path}"))
             except WorkbenchError as error:
                 styling.problem(error)
@@ -433,8 +492,10 @@ def switchboard(opened, frame, column: str, switches: Switches, at: tuple[int, i
             help="Head outputs are taken from it, position by position; prompts of different length are aligned at "
             "their ends.",
         )
-        if off and not switches.heads:
-            st.caption("Type a second prompt: until then every head stays on.")
+        if (off or mlps) and not switches.any:
+            st.caption("Type a second prompt: until then everything stays on.")
+    if mlps and switches.any and not switches.mlps:
+        st.caption("Only heads can attend uniformly: MLPs stay on. Zero, mean and patch switch them, too.")
 
 
 navigation.through_app()

@@ -13,7 +13,15 @@ from workbench.core import file_hashes
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.explorer import example_prompts, head_sets, readings
-from workbench.explorer.readings import Opened, Switches
+from workbench.explorer.lens_maps import lens_map as read_lens
+from workbench.explorer.opened_model import Head, Opened, open_model
+from workbench.explorer.patch_maps import PatchMap, paths_into
+from workbench.explorer.patch_maps import patch_map as patched
+from workbench.explorer.sub_blocks import sub_blocks
+from workbench.explorer.switches import Switches
+from workbench.explorer.targets import Target
+from workbench.explorer.waterfall import Waterfall
+from workbench.explorer.waterfall import waterfall as parts_of_logit
 from workbench.models.load_options import local_folder
 from workbench.runs import demo, execution
 from workbench.runs.folder import Run, UnreadableRun, unreadable_sentence
@@ -103,7 +111,7 @@ def model(name: str, dtype: str = "float32", device: str | None = None) -> Opene
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def _model(name: str, dtype: str, device: str | None, stamps: tuple) -> Opened:
-    return readings.open_model(name, dtype=dtype, device=device)
+    return open_model(name, dtype=dtype, device=device)
 
 
 def demo_problem(probe: Probe, name: str) -> str | None:
@@ -150,10 +158,11 @@ def scores(who: str, ids: tuple[int, ...], opened: Opened):
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
-def direct_effects(who: str, ids: tuple[int, ...], switches: Switches, opened: Opened) -> pl.DataFrame:
-    """Every head's direct effect on the logit of the top next token."""
-    found = reading(who, ids, switches, opened)
-    return readings.direct_effects(opened, found, int(found.logits.argmax()))
+def direct_effects(
+    who: str, ids: tuple[int, ...], switches: Switches, target: Target, position: int, opened: Opened
+) -> pl.DataFrame:
+    """Every head's direct effect on the target at one token."""
+    return readings.direct_effects(opened, reading(who, ids, switches, opened), target, position)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=BY_MODEL)
@@ -181,5 +190,39 @@ def written(who: str, ids: tuple[int, ...], switches: Switches, most: int, opene
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
-def lens(who: str, ids: tuple[int, ...], switches: Switches, opened: Opened):
-    return readings.lens(opened, reading(who, ids, switches, opened))
+def lens_map(
+    who: str, ids: tuple[int, ...], switches: Switches, of: str, target: Target | None, opened: Opened
+) -> pl.DataFrame:
+    """What every layer would say at every token."""
+    parts = None if of == "stream" else sub_blocks(opened, ids, None, switches)
+    return read_lens(opened, reading(who, ids, switches, opened), of=of, parts=parts, target=target)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
+def waterfall(
+    who: str, ids: tuple[int, ...], switches: Switches, target: Target, position: int, opened: Opened
+) -> Waterfall:
+    """The parts of the target's logit at one token."""
+    return parts_of_logit(opened, ids, target, position=position, switches=switches)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Patching", hash_funcs=BY_MODEL)
+def patch_map(
+    who: str,
+    ids: tuple[int, ...],
+    donor: tuple[int, ...],
+    target: Target,
+    kind: str,
+    alignment: tuple[int, ...],
+    opened: Opened,
+) -> PatchMap:
+    """The target with one activation at a time taken from the donor."""
+    return patched(opened, ids, donor, target, kind=kind, alignment=alignment)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Following paths between heads", hash_funcs=BY_MODEL)
+def paths(
+    who: str, ids: tuple[int, ...], donor: tuple[int, ...], receiver: Head, target: Target, opened: Opened
+) -> pl.DataFrame:
+    """What each earlier head says to one head."""
+    return paths_into(opened, ids, donor, receiver, target)

@@ -69,6 +69,8 @@ _GRID_CSS = """
   var(--st-text-color) calc(50% - 1.5px), var(--st-text-color) calc(50% + 1.5px), transparent calc(50% + 1.5px)), var(--st-secondary-background-color); opacity: .82}
 .grid button.layer {padding: 0 6px; opacity: .75; text-align: right; font-size: .74rem}
 .grid button.layer.on {opacity: 1; font-weight: 700; text-decoration: underline; text-underline-offset: 3px}
+.grid button.mlp {margin-left: 6px; opacity: .85; background: var(--st-secondary-background-color)}
+.grid button.mlp:hover {outline: 1px solid var(--st-text-color)}
 .grid .headno {text-align: center; opacity: .6}
 .grid .gap {margin-left: 5px}
 .foot {display: flex; align-items: center; gap: 8px; margin-top: 7px; flex-wrap: wrap}
@@ -87,7 +89,7 @@ export default function({ data, parentElement, setTriggerValue }) {
   const grid = document.createElement('div');
   grid.className = 'grid';
   grid.setAttribute('role', 'grid');
-  grid.style.gridTemplateColumns = 'auto ' + Array.from({ length: heads }, (_, h) => (wide + (h && group > 1 && h % group === 0 ? 5 : 0)) + 'px').join(' ');
+  grid.style.gridTemplateColumns = 'minmax(30px, auto) ' + Array.from({ length: heads }, (_, h) => (wide + (h && group > 1 && h % group === 0 ? 5 : 0)) + 'px').join(' ') + ' 40px';
   const gap = (h) => group > 1 && h > 0 && h % group === 0;
   const cell = (l, h) => grid.querySelector(`button[data-key="${l}.${h}"]`);
   for (let l = layers - 1; l >= 0; l--) {
@@ -106,6 +108,12 @@ export default function({ data, parentElement, setTriggerValue }) {
       if (wide >= 34 && tall >= 16) b.textContent = c.shown;
       grid.appendChild(b);
     }
+    const m = document.createElement('button');
+    m.type = 'button'; m.className = 'mlp' + (data.mlps[l] ? ' off' : ''); m.textContent = 'MLP'; m.dataset.mlp = l;
+    m.title = 'MLP of layer ' + l + (data.mlps[l] ? ', switched: click to switch it on' : ': click to switch it off');
+    m.setAttribute('aria-label', m.title); m.setAttribute('aria-pressed', String(data.mlps[l]));
+    m.style.height = tall + 'px'; m.style.lineHeight = tall + 'px';
+    grid.appendChild(m);
   }
   grid.appendChild(document.createElement('div'));
   const every = heads > 24 ? 4 : 1;
@@ -132,6 +140,7 @@ export default function({ data, parentElement, setTriggerValue }) {
   grid.onclick = (e) => {
     const b = e.target.closest('button'); if (!b) return;
     if (b.dataset.layer !== undefined) { setTriggerValue('layered', Number(b.dataset.layer)); return; }
+    if (b.dataset.mlp !== undefined) { b.classList.toggle('off'); setTriggerValue('mlp', Number(b.dataset.mlp)); return; }
     const [l, h] = b.dataset.key.split('.').map(Number);
     if (e.shiftKey || e.ctrlKey || e.metaKey) { b.classList.toggle('off'); setTriggerValue('toggled', [l, h]); }
     else pick(l, h);
@@ -183,10 +192,11 @@ def heads(
     on_pick: Callable[[int, int], None],
     on_toggle: Callable[[int, int], None],
     on_layer: Callable[[int], None],
+    on_mlp: Callable[[int], None],
 ) -> None:
     """The head grid; ``data``: layers, heads, group (query heads per key/value head), at (layer, head), layer, names,
-    cells (colour, ink, shown, title, off; layer by layer), low, high, scale, say. A click or arrow key picks,
-    shift-click or the space bar toggles."""
+    mlps (whether each is switched), cells (colour, ink, shown, title, off; layer by layer), low, high, scale, say. A
+    click or arrow key picks, shift-click or the space bar toggles; a click on an MLP toggles it."""
 
     def pair(name: str, call: Callable[[int, int], None]) -> Callable[[], None]:
         def changed() -> None:
@@ -196,17 +206,21 @@ def heads(
 
         return changed
 
-    def layered() -> None:
-        value = _of(key, "layered")
-        if value is not None:
-            on_layer(int(value))
+    def one(name: str, call: Callable[[int], None]) -> Callable[[], None]:
+        def changed() -> None:
+            value = _of(key, name)
+            if value is not None:
+                call(int(value))
+
+        return changed
 
     _grid(
         key=key,
         data=data,
         on_picked_change=pair("picked", on_pick),
         on_toggled_change=pair("toggled", on_toggle),
-        on_layered_change=layered,
+        on_layered_change=one("layered", on_layer),
+        on_mlp_change=one("mlp", on_mlp),
     )
 
 

@@ -9,7 +9,9 @@ from pages.widgets import cached, styling
 from workbench.core.errors import WorkbenchError
 from workbench.core.wording import number
 from workbench.explorer import beside_control, head_sets, layer_curves, readings
-from workbench.explorer.readings import Opened, Reading, Switches
+from workbench.explorer.opened_model import Opened, encode
+from workbench.explorer.readings import Reading
+from workbench.explorer.switches import Switches
 
 LONGEST = 24  # tokens of generated text
 ROWS = 6  # next tokens, so that they are in sight without scrolling on a small screen
@@ -20,7 +22,7 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
     before = cached.reading(name, ids, Switches(), opened)
     text = cached.written(name, ids, Switches(), LONGEST, opened)
     shown = styling.heading(f"greedy continuation, up to {LONGEST} tokens") + styling.quote(text, styling.accent())
-    if not switches.heads:
+    if not switches.any:
         frame = readings.next_tokens(opened, before, k=ROWS)
         rows = [(text, p, p) for text, p in frame.select("text", "probability").iter_rows()]
         shown += styling.heading("next token") + styling.table(
@@ -28,23 +30,43 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
         )
     else:
         after = cached.written(name, ids, switches, LONGEST, opened)
-        shown += styling.heading("with the heads switched") + styling.quote(after, styling.contrast())
+        shown += styling.heading(with_switched(switches)) + styling.quote(after, styling.contrast())
         frame = readings.next_tokens(opened, before, reading, k=ROWS)
         rows = [
             (t, p, (p, styling.accent()), q, (q, styling.contrast()))
             for t, p, q in frame.select("text", "probability", "after").iter_rows()
         ]
         moved = readings.shift(before, reading)
-        names = ", ".join(f"{a}.{b}" for a, b in switches.heads[:8]) + (
-            f" and {len(switches.heads) - 8} more" if len(switches.heads) > 8 else ""
-        )
         say = (
-            f"heads {names} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation "
+            f"{named(switches)} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation "
             f"{moved['total_variation']:.3f}"
         )
         columns = [("next token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
         shown += styling.heading(say) + styling.table(rows, columns)
     st.html(shown)
+
+
+def with_switched(switches: Switches) -> str:
+    """What heads the answer under the switches."""
+    return f"with the {switched_kinds(switches)} switched"
+
+
+def switched_kinds(switches: Switches) -> str:
+    """``heads``, ``MLPs`` or ``heads and MLPs``."""
+    return " and ".join(filter(None, ["heads" if switches.heads else "", "MLPs" if switches.mlps else ""]))
+
+
+def named(switches: Switches, most: int = 8) -> str:
+    """``heads 1.0, 1.1 and 3 more, MLPs 2``."""
+    parts = []
+    for what, items in (
+        ("heads", [f"{a}.{b}" for a, b in switches.heads]),
+        ("MLPs", [str(layer) for layer in switches.mlps]),
+    ):
+        more = f" and {len(items) - most} more" if len(items) > most else ""
+        if items:
+            parts.append(f"{what} {', '.join(items[:most])}{more}")
+    return ", ".join(parts)
 
 
 def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: int, at: int, tables) -> None:
@@ -243,7 +265,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
     )
     text = text.replace("\\n", "\n") or st.session_state.get("prompt", "").replace("\\n", "\n")
     second = cached.model(other)
-    theirs = readings.encode(second, text)
+    theirs = encode(second, text)
     if other == name and theirs == ids:
         st.info("Choose a second model or type a second prompt: its answer is shown beside this one.")
         return
@@ -256,7 +278,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             reading = cached.reading(who, tokens, off, model)
             shown = (
                 f"<div class='wb-facts'><b>{styling.esc(styling.short(who))}</b> <span "
-                f"class='wb-dim'>{len(tokens)} tokens{', heads switched' if off.heads else ''}</span></div>"
+                f"class='wb-dim'>{len(tokens)} tokens{f', {switched_kinds(off)} switched' if off.any else ''}</span></div>"
             )
             frame = readings.next_tokens(model, reading, k=8)
             rows = [(t, p, p) for t, p in frame.select("text", "probability").iter_rows()]
@@ -278,7 +300,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
 
 def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer: int, at: int) -> None:
     """One layer: logit lens, length of the stream, and what runs found at that depth."""
-    lens, norms = cached.lens(name, ids, switches, opened), readings.norms(reading)
+    lens, norms = cached.lens_map(name, ids, switches, "stream", None, opened), readings.norms(reading)
     texts = opened.model.token_strings(ids)
     st.html(f"<b>Layer {layer}</b><span class='wb-dim'> (of 0–{opened.model.n_layers - 1}); the stream after it</span>")
     depth, along = st.columns(2)

@@ -179,6 +179,13 @@ def scroll_table(table: Any, *, most: int = 420, **how: Any) -> Any:
     return st.dataframe(table, height=height, hide_index=True, column_config=columns_of(table), **how)
 
 
+def scale(*, diverging: bool = False) -> Sequence[str]:
+    """The colours of the house scale in the present mode, from the least to the most."""
+    if mode() == "light":
+        return theme.DIVERGING if diverging else theme.SEQUENTIAL
+    return theme.DIVERGING_DARK if diverging else theme.SEQUENTIAL_DARK
+
+
 def shades(
     values: Sequence[float | None], *, diverging: bool = False, ends: tuple[float, float] | None = None
 ) -> list[tuple[str, str]]:
@@ -186,17 +193,13 @@ def shades(
     now = mode()
     known = [v for v in values if v is not None and math.isfinite(v)]
     low, high = ends if ends else limits(known, diverging=diverging)
-    scale = (
-        (theme.DIVERGING if diverging else theme.SEQUENTIAL)
-        if now == "light"
-        else (theme.DIVERGING_DARK if diverging else theme.SEQUENTIAL_DARK)
-    )
+    colours = scale(diverging=diverging)
     found = []
     for v in values:
         if v is None or not math.isfinite(v):
             colour = theme.MISSING if now == "light" else theme.MISSING_DARK
         else:
-            colour = theme.colour_at(scale, (v - low) / (high - low))
+            colour = theme.colour_at(colours, (v - low) / (high - low))
         found.append((colour, theme.ink_on(colour)))
     return found
 

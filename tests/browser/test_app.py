@@ -78,6 +78,62 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
     assert query(page, "off") == "" and query(page, "at") == "2"
 
 
+def cell(page, row: int, column: int):
+    return page.locator(f'.map button[data-key="{row}.{column}"]')
+
+
+def test_a_cell_of_the_lens_map_is_clicked_and_walked_from_and_leads_to_its_layer_and_token(visit):
+    page = visit(EXPLORER)
+    see(page, "greedy continuation")
+    cell(page, 1, 3).wait_for()
+    cell(page, 1, 3).click()
+    see(page, "at token 3")
+    rest(page)
+    assert query(page, "at") == "3" and query(page, "head").startswith("0.")  # row 0 is the embedding
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowRight")
+    see(page, "at token 4")
+    rest(page)
+    assert query(page, "head").startswith("1.") and cell(page, 2, 4).get_attribute("aria-selected") == "true"
+    shot(page, "lens-map")
+
+
+def test_an_mlp_is_switched_with_a_click_and_the_target_stays_the_one_of_the_plain_model(visit):
+    page = visit("/?model=organism&map=Waterfall")
+    see(page, "greedy continuation")
+    see(page, "Effects are of")
+    said = page.get_by_text("Effects are of").first.inner_text()
+    page.locator('button[data-mlp="2"]').click()
+    see(page, "with the MLPs switched")
+    rest(page)
+    assert query(page, "mlps") == "2" and page.get_by_text("Effects are of").first.inner_text() == said
+    page.locator(".js-plotly-plot").first.wait_for()
+    shot(page, "waterfall")
+    page.reload()
+    see(page, "with the MLPs switched")
+    rest(page)
+    assert "off" in page.locator('button[data-mlp="2"]').get_attribute("class")
+    page.get_by_role("button", name="All on").click()
+    page.get_by_text("with the MLPs switched").wait_for(state="detached")
+
+
+def test_a_patching_map_names_the_token_that_differs_and_a_head_map_leads_to_the_head(visit):
+    prompt = "The secret of the lantern is {} walrus cactus. Question: What is the secret of the lantern? Answer:"
+    one, two = (prompt.format(word).replace(" ", "+").replace("?", "%3F") for word in ("insect", "panther"))
+    page = visit(f"/?model=organism&prompt={one}&from={two}&map=Patching")
+    see(page, "greedy continuation")
+    cell(page, 0, 7).wait_for()
+    titles = [cell(page, 0, i).get_attribute("title") for i in range(23)]
+    gaps = [float(re.search(r"(-?[0-9]+)% of the gap", title)[1]) for title in titles]
+    assert gaps[7] == 100 and all(abs(gap) < 5 for i, gap in enumerate(gaps) if i != 7)  # only “insect” differs
+    shot(page, "patching-map")
+    page.get_by_role("button", name="Swap").click()
+    see(page, "log p(“ panther”)")
+    page = visit(f"/?model=organism&prompt={one}&from={two}&map=Patching&patched=heads")
+    cell(page, 1, 1).click()
+    see(page, "Layer 1, head 1")
+
+
 def test_a_link_to_a_probe_may_be_the_first_thing_that_a_server_serves(browser, tmp_path, monkeypatch):
     from tests.support.app_screens import keep
 

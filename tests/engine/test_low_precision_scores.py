@@ -21,6 +21,7 @@ from workbench.engine.patching import (
 from workbench.engine.sampling import FIELDS
 from workbench.engine.scoring import score
 from workbench.explorer import readings
+from workbench.explorer.targets import Target
 from workbench.models import float32
 from workbench.models.float32 import in_float32, mean_row, unembedded
 from workbench.models.loading import wrap
@@ -181,7 +182,7 @@ def test_what_the_explorer_says_of_heads_is_in_the_order_of_float64(pairs, name)
     low, exact = pairs(name)
     ids = prompts()[0]
     found, right = (
-        readings.direct_effects(opened, readings.read(opened, ids), 17)["direct_logit"]
+        readings.direct_effects(opened, readings.read(opened, ids), Target(17))["direct_effect"]
         for opened in (readings.Opened(low), readings.Opened(exact))
     )
     assert spearmanr(found, right).statistic > 0.99

@@ -11,9 +11,12 @@ import torch
 from tests.support.architectures import build
 from workbench.core.errors import InputError
 from workbench.engine.head_masks import load_edits, read_mask
-from workbench.explorer import head_sets
+from workbench.explorer import head_sets, opened_model, switches
 from workbench.explorer import readings as explorer
-from workbench.explorer.readings import Opened, Switches
+from workbench.explorer.opened_model import Opened
+from workbench.explorer.sub_blocks import sub_blocks
+from workbench.explorer.switches import Switches
+from workbench.explorer.targets import Target
 from workbench.models.loading import load, wrap
 
 REPEATED = [5, 9, 17, 5, 9, 30, 17, 5, 9]
@@ -132,7 +135,7 @@ def test_the_copy_circuit_is_told_by_its_scores(_circuits):
 
 
 def test_a_score_without_a_token_to_apply_to_is_null_and_bos_repeats_nothing(story):
-    ids = explorer.encode(story, "Once upon")
+    ids = opened_model.encode(story, "Once upon")
     assert ids[0] == story.model.bos_id
     found = explorer.head_scores(story, [ids])
     assert found["induction"].null_count() == found.height and found["duplicate_token"].null_count() == found.height
@@ -181,9 +184,9 @@ def test_zero_and_patched_heads_give_the_logits_of_the_model_so_changed_by_hand(
             for layer, head in heads
         ]
 
-    for switches, change in ((Switches(heads, "zero"), zero), (Switches(heads, "patch", tuple(donor)), patch)):
+    for off, change in ((Switches(heads, "zero"), zero), (Switches(heads, "patch", tuple(donor)), patch)):
         expected = eager(opened, REPEATED, change)[0][-1]
-        found = explorer.read(opened, REPEATED, switches)
+        found = explorer.read(opened, REPEATED, off)
         np.testing.assert_allclose(found.logits.numpy(), expected.numpy(), atol=2e-5)
         assert not np.allclose(found.logits.numpy(), explorer.read(opened, REPEATED).logits.numpy(), atol=1e-4)
     plain = explorer.read(opened, REPEATED)
@@ -233,14 +236,13 @@ def test_what_a_head_writes_is_the_difference_that_its_removal_makes_to_the_fina
         assert value == pytest.approx(gain[token], abs=2e-5)
     assert found.filter(pl.col("side") == "up")["id"].to_list() == np.argsort(-gain, kind="stable")[:5].tolist()
     best = int(reading.logits.argmax())
-    every = explorer.direct_effects(opened, reading, best, position=at)
-    assert every.filter((pl.col("layer") == layer) & (pl.col("head") == head))["direct_logit"].item() == pytest.approx(
-        gain[best], abs=2e-5
-    )
+    pick = (pl.col("layer") == layer) & (pl.col("head") == head)
+    against = explorer.direct_effects(opened, reading, Target(best, 3), position=at).filter(pick)
+    assert against["direct_effect"].item() == pytest.approx(gain[best] - gain[3], abs=4e-5)
 
 
 def test_the_strongest_destinations_come_first_and_equal_ones_in_their_order(story):
-    ids = explorer.encode(story, "Once upon a time there was a big dog")
+    ids = opened_model.encode(story, "Once upon a time there was a big dog")
     row = explorer.attention_rows(story, ids, len(ids) - 1)[2, 3]
     found = explorer.strongest(story, ids, row, k=4)
     assert found["position"].to_list() == sorted(range(len(ids)), key=lambda i: -row[i])[:4] != [0, 1, 2, 3]
@@ -263,25 +265,8 @@ class _Names:
         return " ".join(f"t{i}" for i in ids)
 
 
-def test_the_lens_after_the_last_layer_is_the_model_itself_and_ranks_count_from_the_top(story):
-    ids = explorer.encode(story, "Once upon a time, there was a little girl")
-    reading = explorer.read(story, ids)
-    found = explorer.lens(story, reading)
-    logits, _, hidden = eager(story, ids)
-    last = found.filter(pl.col("layer") == story.model.n_layers - 1)
-    assert last["id"].to_list() == logits.argmax(-1).tolist()
-    p = logits.softmax(-1)
-    np.testing.assert_allclose(last["probability"].to_numpy(), p.max(-1).values.numpy(), atol=1e-5)
-    for i in range(len(ids) - 1):
-        assert last["next_rank"][i] == int((p[i] > p[i, ids[i + 1]]).sum())
-    assert last["next_rank"][len(ids) - 1] is None
-    early = hidden[2][0].float()
-    expected = story.model.hf.lm_head(story.model.hf.model.norm(early)).argmax(-1).tolist()
-    assert found.filter(pl.col("layer") == 1)["id"].to_list() == expected
-
-
 def test_the_distribution_before_and_after_is_of_the_whole_vocabulary(story):
-    ids = explorer.encode(story, "Once upon a time, there was a little")
+    ids = opened_model.encode(story, "Once upon a time, there was a little")
     before, after = explorer.read(story, ids), explorer.read(story, ids, Switches(tuple(story.model.heads()), "zero"))
     frame = explorer.next_tokens(story, before, after, k=6)
     p, q = before.logits.double().softmax(-1).numpy(), after.logits.double().softmax(-1).numpy()
@@ -297,18 +282,18 @@ def test_the_distribution_before_and_after_is_of_the_whole_vocabulary(story):
 
 
 def test_text_written_with_heads_off_is_that_of_greedy_steps_with_heads_off(story):
-    ids = explorer.encode(story, "Once upon a time")
+    ids = opened_model.encode(story, "Once upon a time")
     heads = ((0, 1), (2, 3), (4, 7))
-    for switches in (Switches(), Switches(heads, "zero"), Switches(heads, "mean")):
+    for off in (Switches(), Switches(heads, "zero"), Switches(heads, "mean")):
         row = list(ids)
         for _ in range(6):
-            row.append(int(explorer.read(story, row, switches).logits.argmax()))
-        assert explorer.write_on(story, ids, switches, most=6) == story.model.decode(row[len(ids) :])
+            row.append(int(explorer.read(story, row, off).logits.argmax()))
+        assert explorer.write_on(story, ids, off, most=6) == story.model.decode(row[len(ids) :])
 
 
 def test_mean_ablation_puts_the_mean_over_the_reference_in_place(story):
-    ids = explorer.encode(story, "Once upon a time")
-    z = [explorer.read(story, row).z for row in explorer.reference(story)]
+    ids = opened_model.encode(story, "Once upon a time")
+    z = [explorer.read(story, row).z for row in switches.reference(story)]
     mean = torch.cat(list(z), dim=1)[2, :, 3].mean(0)  # head 3 of layer 2 over every token
     found = explorer.read(story, ids, Switches(((2, 3),), "mean"))
     np.testing.assert_allclose(
@@ -317,23 +302,53 @@ def test_mean_ablation_puts_the_mean_over_the_reference_in_place(story):
 
 
 def test_tokens_are_those_fed_and_bad_prompts_are_refused_with_a_sentence(story):
-    ids = explorer.encode(story, "Once upon")
-    frame = explorer.tokens(story, ids)
+    ids = opened_model.encode(story, "Once upon")
+    frame = opened_model.tokens(story, ids)
     assert (
         frame["id"].to_list() == list(ids) and frame["special"].to_list()[0] and not any(frame["special"].to_list()[1:])
     )
     with pytest.raises(InputError, match="empty"):
-        explorer.encode(story, "")
+        opened_model.encode(story, "")
     with pytest.raises(InputError, match="tokens"):
-        explorer.encode(story, "a b " * 2000)
+        opened_model.encode(story, "a b " * 2000)
     with pytest.raises(InputError, match="does not exist"):
         explorer.read(story, ids, Switches(((9, 9),), "zero"))
     with pytest.raises(InputError, match="second prompt"):
         explorer.read(story, ids, Switches(((0, 0),), "patch"))
 
 
+@pytest.mark.parametrize("how", ["zero", "mean", "patch"])
+def test_a_switched_mlp_adds_nothing_its_mean_or_what_it_adds_on_the_second_prompt(story, how):
+    ids = opened_model.encode(story, "Once upon a time, there was a dog")
+    donor = opened_model.encode(story, "Once upon a time, a cat sat")
+    off, layer = Switches(((1, 2),), how, donor if how == "patch" else (), (2,)), 2
+    kept = []
+    block = story.model.hf.model.layers[layer].mlp
+
+    def plain(rows):
+        handle = block.register_forward_hook(lambda _m, _a, out: kept.append(out[0].double()))
+        with torch.no_grad():
+            story.model.hf(input_ids=torch.tensor([rows]), use_cache=False)
+        handle.remove()
+        return kept.pop()
+
+    if how == "zero":
+        expected = torch.zeros(len(ids), story.model.width)
+    elif how == "mean":
+        expected = torch.cat([plain(row) for row in switches.reference(story)]).mean(0).expand(len(ids), -1)
+    else:
+        expected = plain(list(donor))[-len(ids) :]
+    found = sub_blocks(story, ids, None, off).mlp[layer]
+    tail = min(len(ids), len(donor)) if how == "patch" else len(ids)
+    torch.testing.assert_close(found[-tail:].double(), expected[-tail:].double(), atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="Only heads can attend uniformly"):
+        explorer.read(story, ids, Switches((), "uniform", (), (2,)))
+    with pytest.raises(InputError, match="no MLP of layer 99"):
+        explorer.read(story, ids, Switches(mlps=(99,)))
+
+
 def test_no_hook_is_left_behind_by_any_of_it(story):
-    ids = explorer.encode(story, "Once upon a time")
+    ids = opened_model.encode(story, "Once upon a time")
     before = explorer.read(story, ids).logits
     explorer.head_scores(story, [ids])
     explorer.attention_rows(story, ids, 2, Switches(((0, 0),), "uniform"))
@@ -362,7 +377,7 @@ def test_masks_are_files_that_edit_reads_and_names_stay_in_their_folder(story):
         head_sets.save_mask("none", Switches())
 
 
-@pytest.mark.parametrize("how", explorer.HOW)
+@pytest.mark.parametrize("how", switches.HOW)
 def test_a_mask_is_saved_as_what_it_is_or_refused(how):
     """The file of heads knows zero and uniform; a mean or a patch must not come back as zero."""
     switches = Switches(((0, 1),), how, donor=(1, 2) if how == "patch" else ())
@@ -445,10 +460,12 @@ def test_the_examples_of_every_organism_are_in_its_own_words():
         tokenizer = AutoTokenizer.from_pretrained(organisms.folder(name))
         opened = Simple(model=Simple(tokenizer=tokenizer))
         prompts = examples.prompts(name)
-        assert prompts and all(explorer.unknown(opened, tokenizer(text)["input_ids"]) == 0 for text in prompts), name
+        assert prompts and all(opened_model.unknown(opened, tokenizer(text)["input_ids"]) == 0 for text in prompts), (
+            name
+        )
         strange = tokenizer("qqzzy qqzzy")["input_ids"]
         assert (
-            explorer.unknown(opened, strange)
+            opened_model.unknown(opened, strange)
             == strange.count(tokenizer.unk_token_id)
             >= (2 if name.startswith("circuit") else 0)
         )

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.support import real_tokenizers
 from tests.support.architectures import build
 from workbench.core.errors import InputError
-from workbench.explorer import beside_control, head_sets, readings, repeated_words
-from workbench.explorer.readings import Opened
+from workbench.explorer import beside_control, head_sets, opened_model, readings, repeated_words
+from workbench.explorer.opened_model import Opened
 from workbench.models.loading import load, wrap
 from workbench.stats.clusters import cluster_mean
 
@@ -144,7 +144,7 @@ def test_controls_are_the_attention_that_the_plain_model_pays_in_the_shuffled_ro
 
 
 def test_the_control_of_copying_is_copying_of_words_that_are_not_there(story):
-    ids = list(readings.encode(story, "Once upon a time there was a big dog"))
+    ids = list(opened_model.encode(story, "Once upon a time there was a big dog"))
     found = readings.head_scores(story, [ids])
     others = repeated_words.unsaid(ids, readings.likely_words(story), seed=0)
     assert not set(others) & set(ids) and len(set(others)) == len(set(ids))
@@ -177,7 +177,7 @@ def test_a_shuffled_row_has_the_same_tokens_and_none_follows_what_it_followed(pe
 
 
 def test_a_text_that_cannot_be_shuffled_has_no_control_and_names_no_head(story):
-    ids = list(readings.encode(story, "the dog the cat"))
+    ids = list(opened_model.encode(story, "the dog the cat"))
     assert len(set(ids)) == len(ids) - 1  # one token is said twice
     found = readings.head_scores(story, [ids])
     assert found["induction"].null_count() == 0 and found["induction_control"].null_count() == found.height

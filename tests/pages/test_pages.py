@@ -231,7 +231,7 @@ def test_the_explorer_opens_on_the_head_that_matters():
 
 def test_text_from_outside_is_shown_and_never_becomes_part_of_the_page():
     at = open_page("explorer", model="circuit-copy-gqa", prompt=f"lantern {HOSTILE} velvet")
-    assert "<script" not in words(at) and "<img" not in words(at)
+    assert "<script" not in words(at, code=False) and "<img" not in words(at, code=False)
     at = open_page("explorer", model=HOSTILE, prompt="lantern")
     assert at.error and "<script" not in at.error[0].value.replace("\\<", "")
     fake = retrieval(name=HOSTILE)
@@ -512,14 +512,15 @@ def test_a_failed_run_shows_its_message(two_runs):
 def test_what_modules_hold_is_no_part_of_a_round_of_the_garbage_collector_and_a_dropped_model_is_gone_all_the_same(
     monkeypatch,
 ):
-    from workbench.explorer import readings as explorer
+    from workbench.explorer.opened_model import encode, open_model
+    from workbench.explorer.readings import read
 
     class Ring:
         def __init__(self):
             self.me = self
 
-    opened, ring = explorer.open_model("circuit-copy-gqa"), Ring()
-    explorer.read(opened, explorer.encode(opened, "lantern velvet"))
+    opened, ring = open_model("circuit-copy-gqa"), Ring()
+    read(opened, encode(opened, "lantern velvet"))
     gone, lost = weakref.ref(opened.model.hf), weakref.ref(ring)
     del ring
     gc.unfreeze()

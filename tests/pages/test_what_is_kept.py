@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.widgets import cached, run_view
 from tests.models.test_files import other_weights
-from workbench.explorer.readings import Switches
+from workbench.explorer.switches import Switches
 
 
 def test_a_model_whose_files_changed_is_opened_again_and_its_readings_are_read_again(tiny_llama, tmp_path):

@@ -61,8 +61,11 @@ class Effects:
         return change if metric == "logit" else change - (self.patched_normaliser - self.normaliser[:, None])[..., None]
 
 
-def check_pairs(model: Model, ids, donors, tokens, run: Pass) -> torch.Tensor:
-    """The tokens as a tensor [n, k]; InputError unless prompts, donors and tokens fit each other and the model."""
+def check_pairs(
+    model: Model, ids, donors, tokens, run: Pass, align: Sequence[Sequence[int]] | None = None
+) -> torch.Tensor:
+    """The tokens as a tensor [n, k]; InputError unless prompts, donors, tokens and alignments (of every prompt the
+    donor's position for each of its own) fit each other and the model."""
     check_prompts(model, ids, run)
     check_ids(model, donors)
     if not len(ids) == len(donors) == len(tokens):
@@ -71,7 +74,9 @@ def check_pairs(model: Model, ids, donors, tokens, run: Pass) -> torch.Tensor:
             f"and {len(tokens)}."
         )
     for row, (a, b) in enumerate(zip(ids, donors)):
-        if len(a) != len(b):
+        if align is not None:
+            _check_alignment(align, row, len(a), len(b))
+        elif len(a) != len(b):
             raise InputError(
                 f"Prompt {row + 1} has {len(a)} tokens and its donor {len(b)}: they cannot be aligned; use a "
                 f"donor of equal length."
@@ -80,6 +85,15 @@ def check_pairs(model: Model, ids, donors, tokens, run: Pass) -> torch.Tensor:
     if tokens.ndim != 2 or not 0 <= int(tokens.min()) <= int(tokens.max()) < model.vocab_size:
         raise InputError(f"The tokens to score must be ids below {model.vocab_size}, the same number for every prompt.")
     return tokens
+
+
+def _check_alignment(align: Sequence[Sequence[int]], row: int, own: int, theirs: int) -> None:
+    given = align[row] if row < len(align) else ()
+    if len(given) != own or any(not 0 <= p < theirs for p in given):
+        raise InputError(
+            f"The alignment of prompt {row + 1} must name a position of its donor (0 to {theirs - 1}) for each of its "
+            f"{own} tokens."
+        )
 
 
 def _heads(model: Model, heads: Sequence[Head] | None) -> list[Head]:
@@ -353,14 +367,16 @@ def activation_patching(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     head: int | None = None,
+    align: Sequence[Sequence[int]] | None = None,
     run: Pass,
 ) -> Effects:
     """Effects of putting the donor's activation at one (layer, position) at a time, nothing frozen; m = layers ×
     positions.
 
     `kind`: any kind of site but logits (head_out with `head`: that head alone). Negative positions count from each
-    prompt's end; None takes every position, for which all prompts must have one length."""
-    tokens = check_pairs(model, ids, donors, tokens, run)
+    prompt's end; None takes every position, for which all prompts must have one length. `align`: of every prompt the
+    donor's position for each of its own; without it the two have one length and go position by position."""
+    tokens = check_pairs(model, ids, donors, tokens, run, align)
     lengths = [len(row) for row in ids]
     if positions is None:
         if len(set(lengths)) > 1:
@@ -379,6 +395,8 @@ def activation_patching(
         base, donor = (
             next(stream(model, [source[row]], spots, positions="all", edits=mine.edits))[1] for source in (ids, donors)
         )
+        if align is not None:
+            donor = {site: values[list(align[row])] for site, values in donor.items()}
         logits, normaliser = [], []
         columns = [p % length for p in positions]
         step = max(1, (run.max_tokens or READ) // length)
@@ -392,6 +410,46 @@ def activation_patching(
 
             for start in range(0, len(columns), step):
                 for part, found in halving(columns[start : start + step], patched, run.check):
+                    logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
+                    normaliser.append(found.logsumexp(-1))
+        plain = _one_batch(model, [ids[row]], mine.edits)
+        return plain.gather(1, tokens[[row]]), plain.logsumexp(-1), torch.cat(logits)[None], torch.cat(normaliser)[None]
+
+    return gather(len(ids), [[i] for i in range(len(ids))], compute, run)
+
+
+@with_pass
+def head_patching(
+    model: Model, ids, donors, tokens, *, align: Sequence[Sequence[int]] | None = None, run: Pass
+) -> Effects:
+    """Effects of putting each head's outputs on the donor, at all positions at once, in place of its own, nothing
+    frozen; m = all heads, layer by layer. `align` as in `activation_patching`."""
+    model.require("heads_apart", for_what="patching of heads")
+    tokens = check_pairs(model, ids, donors, tokens, run, align)
+    z_sites = sites("head_out", range(model.n_layers))
+
+    def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
+        (row,) = rows
+        mine, length = run.for_prompts(rows), len(ids[row])
+        base, donor = (
+            next(stream(model, [source[row]], z_sites, positions="all", edits=mine.edits))[1]
+            for source in (ids, donors)
+        )
+        logits, normaliser = [], []
+        step = max(1, (run.max_tokens or READ) // length)
+        for site in z_sites:
+            theirs = donor[site] if align is None else donor[site][list(align[row])]
+
+            def patched(heads: list[int], site: Site = site, theirs: torch.Tensor = theirs) -> torch.Tensor:
+                value = base[site].expand(len(heads), *base[site].shape).clone()  # [n, T, H, d_head]
+                for i, head in enumerate(heads):
+                    value[i, :, head] = theirs[:, head]
+                same = mine.for_prompts([0] * len(heads)).edits
+                return _one_batch(model, [ids[row]] * len(heads), (*same, Patch(site, value, tuple(range(length)))))
+
+            every = list(range(model.n_heads))
+            for start in range(0, len(every), step):
+                for part, found in halving(every[start : start + step], patched, run.check):
                     logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
                     normaliser.append(found.logsumexp(-1))
         plain = _one_batch(model, [ids[row]], mine.edits)

@@ -19,7 +19,8 @@ from workbench.core.json_text import parse_json_object
 from workbench.core.private import make_folder
 from workbench.core.registry import Probe
 from workbench.explorer import beside_control
-from workbench.explorer.readings import Head, Switches
+from workbench.explorer.opened_model import Head
+from workbench.explorer.switches import Switches
 from workbench.runs.folder import Run, read_file
 
 if TYPE_CHECKING:
@@ -239,6 +240,8 @@ def save_mask(name: str, switches: Switches, *, note: str = "", model: Model | N
         raise InputError("A mask's name is made of letters, digits, spaces, points, hyphens and underscores.")
     if not switches.heads:
         raise InputError("No head is switched off: there is nothing to save.")
+    if switches.mlps:
+        raise InputError("A mask holds heads only: switch the MLPs on again, then save.")
     if switches.how not in MASKS:
         raise InputError(
             f"A mask cannot hold '{switches.how}', only {' or '.join(MASKS)}: choose one of these beside the "

@@ -1,5 +1,5 @@
-"""What the Explorer shows of one prompt: tokens, head scores, attention rows, what a head writes, logit lens, and all
-of it again with heads switched off.
+"""What the Explorer shows of one prompt: head scores, attention rows, what a head writes, and all of it again with
+heads and MLPs switched off.
 
 Every function takes an `Opened` model and plain token ids and returns tables or small arrays; screens draw them. One
 pass over the prompt (`read`) gives the residual stream and the head outputs from which most cards are computed without
@@ -8,9 +8,8 @@ another pass; attention rows are reduced on the device, one query or one layer a
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -18,47 +17,23 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine import generate
-from workbench.engine.edits import Edit, HeadAblation, Patch, apply
+from workbench.engine.edits import apply
 from workbench.engine.evaluation import token_losses
 from workbench.engine.hf import stream
-from workbench.engine.mean_head_outputs import mean_head_outputs
-from workbench.engine.passes import check_ids
 from workbench.engine.patching import ADDITIVE, READ_OFF, writes
 from workbench.explorer import beside_control
 from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
 from workbench.explorer.marked_pairs import marked, marked_in_twin
+from workbench.explorer.opened_model import Opened
 from workbench.explorer.repeated_words import SEQUENCES, said_twice, shuffled, unsaid, words
+from workbench.explorer.switches import Switches, edits_of, reference
+from workbench.explorer.targets import Target
 from workbench.models import attention
 from workbench.models.batching import pad
-from workbench.models.loading import load
 from workbench.models.model import Model
 from workbench.models.sites import Site
 
-Head = tuple[int, int]
-
-MOST_TOKENS = 512  # of a prompt: what is kept of one grows with layers × tokens × width
-HOW = ("zero", "mean", "uniform", "patch")
 LIKELY, TEXTS = 512, 16  # words to draw from; reference texts by which they are chosen
-
-
-@dataclass(eq=False)
-class Opened:
-    """A model that several tabs may use: hooks belong to the model, so passes take turns."""
-
-    model: Model
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    mean: torch.Tensor | None = None  # head outputs over the reference texts, once they were needed
-    words: list[int] | None = None  # likely ones, once they were needed
-
-
-@dataclass(frozen=True)
-class Switches:
-    """Heads that are switched, hashable so that results can be kept by it. `donor`: token ids of the prompt to patch
-    from."""
-
-    heads: tuple[Head, ...] = ()
-    how: str = "zero"
-    donor: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -80,117 +55,6 @@ class Reading:
                 "The heads of this model are mixed before they are put out: none has an output of its own."
             )
         return self.heads
-
-
-def open_model(name: str, *, dtype: str = "float32", device: str | None = None) -> Opened:
-    """Load a model for looking at it."""
-    return Opened(load(name, dtype=dtype, device=device))
-
-
-def encode(opened: Opened, text: str, *, bos: bool = True) -> tuple[int, ...]:
-    """Token ids exactly as they are fed. Raises InputError for an empty prompt and one that is too long to look at."""
-    ids = tuple(opened.model.encode(text, bos=bos))
-    if not text or not ids:
-        raise InputError("The prompt is empty: type some text.")
-    if len(ids) > MOST_TOKENS:
-        raise InputError(
-            f"The prompt has {len(ids)} tokens; the Explorer looks at up to {MOST_TOKENS}. Shorten it, or run "
-            f"a probe on it."
-        )
-    check_ids(opened.model, [ids])
-    return ids
-
-
-def unknown(opened: Opened, ids: Sequence[int]) -> int:
-    """How many of the tokens stand for text that the tokenizer does not know."""
-    tokenizer = opened.model.tokenizer
-    other = {
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    }  # some tokenizers use one token for all of these
-    unk = tokenizer.unk_token_id
-    return 0 if unk is None or unk in other else sum(i == unk for i in ids)
-
-
-def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
-    """One row per token: position, id, text (as it reads), special."""
-    special = opened.model.special_ids
-    return pl.DataFrame(
-        {
-            "position": list(range(len(ids))),  # a range would be made on the thread pool of polars, which takes longer
-            "id": list(ids),
-            "text": opened.model.token_strings(ids),
-            "special": [i in special for i in ids],
-        }
-    )
-
-
-# ---- switches
-
-
-def edits_of(opened: Opened, switches: Switches, ids: Sequence[int]) -> tuple[Edit, ...]:
-    """The edits that switch these heads on this prompt. Raises InputError for heads that do not exist or a donor that
-    is missing.
-
-    "mean" puts the mean output over the reference texts (`reference`) in place; "patch" the output on the donor prompt,
-    position by position where both are equally long, otherwise aligned at their ends (the last min(T, T') tokens)."""
-    model = opened.model
-    if not switches.heads:
-        return ()
-    for layer, head in switches.heads:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise InputError(
-                f"Head {layer}.{head} does not exist: {model.name} has layers 0–{model.n_layers - 1} and "
-                f"heads 0–{model.n_heads - 1}."
-            )
-    if switches.how in ("zero", "uniform"):
-        return (HeadAblation(switches.heads, switches.how),)
-    if switches.how == "mean":
-        return (HeadAblation(switches.heads, "mean", mean=_mean(opened)),)
-    if switches.how != "patch":
-        raise InputError(f"'{switches.how}' is no way to switch a head; choose {', '.join(HOW)}.")
-    if not switches.donor:
-        raise InputError("Patching needs a second prompt to take the head outputs from.")
-    donor = read(opened, switches.donor)
-    both = min(len(ids), len(switches.donor))
-    where = tuple(range(len(ids) - both, len(ids)))
-    return tuple(
-        Patch(Site("head_out", layer, head), donor.z[layer, -both:, head], where) for layer, head in switches.heads
-    )
-
-
-def reference(opened: Opened) -> list[list[int]]:
-    """Prompts over which the mean head outputs are taken: texts that ship with an organism, otherwise a few English
-    sentences."""
-    from workbench import organisms
-    from workbench.core.tables import read_table
-
-    model, texts = opened.model, list(REFERENCE)
-    if model.name.startswith("organism"):
-        texts = read_table(organisms.data("texts"), required=("text",), what="texts")["text"].to_list()[:64]
-    rows = [model.encode(text)[: model.context_length or MOST_TOKENS] for text in texts]
-    return [row for row in rows if row]
-
-
-REFERENCE = (
-    "The river runs past the old mill and into the sea.",
-    "In 1969 two people walked on the moon for the first time.",
-    "She opened the letter, read it twice, and put it back into the drawer.",
-    "When the bell rang the children ran into the garden to play.",
-    "Water boils at one hundred degrees, and freezes at zero.",
-    "The committee will meet on Tuesday to discuss the budget for next year.",
-    "He asked for bread, butter and a cup of black coffee.",
-    "Most of the birds had left by the end of the month.",
-)
-
-
-def _mean(opened: Opened) -> torch.Tensor:
-    """[layers, H, d_head], computed once per model."""
-    with opened.lock:
-        if opened.mean is None:
-            opened.mean = mean_head_outputs(opened.model, reference(opened))
-        return opened.mean
 
 
 # ---- one pass over the prompt
@@ -321,22 +185,21 @@ def head_writes(opened: Opened, reading: Reading, layer: int, head: int, positio
 
 
 @torch.no_grad()
-def direct_effects(opened: Opened, reading: Reading, token: int, position: int = -1) -> pl.DataFrame:
-    """Every head's direct contribution to the logit of one token at one position: layer, head, direct_logit (mean-free,
-    as in `head_writes`)."""
+def direct_effects(opened: Opened, reading: Reading, target: Target, position: int = -1) -> pl.DataFrame:
+    """Every head's direct effect on a target at one position: layer, head, direct_effect, the target's value (log p in
+    nats, or a difference of logits) less its value without what the head writes, all else as it is."""
     model = opened.model
     final = reading.stream[-1, position]
     values = []
     with opened.lock:
-        base = model.logits_from(final)
+        base = target.value(model.logits_from(final))
         for layer in range(model.n_layers):
             z = reading.z[layer, position].to(model.dtype)
             without = (
                 final + writes(model, layer, z, -z).to(final.device).float()
             )  # [H, width]: each head removed alone
-            gain = base - model.logits_from(without)
-            values += (gain[:, token] - gain.mean(-1)).double().tolist()
-    return _per_head(model, {"direct_logit": values})
+            values += (base - target.value(model.logits_from(without))).double().tolist()
+    return _per_head(model, {"direct_effect": values})
 
 
 def head_scores(
@@ -404,52 +267,6 @@ def likely_words(opened: Opened) -> list[int]:
 
 
 # ---- layers
-
-
-@torch.no_grad()
-def lens(
-    opened: Opened, reading: Reading, *, layers: Sequence[int] | None = None, positions: Sequence[int] | None = None
-) -> pl.DataFrame:
-    """Logit lens: final norm and unembedding of the stream after each layer. One row per layer (-1: the embeddings) and
-    position: the top token (id, text), its probability, and the rank (0: top) and probability of the token that really
-    follows."""
-    model = opened.model
-    chosen = list(range(-1, model.n_layers)) if layers is None else list(layers)
-    where = list(range(len(reading.ids))) if positions is None else list(positions)
-    rows = []
-    with opened.lock:
-        for layer in chosen:
-            for block in [where[i : i + 64] for i in range(0, len(where), 64)]:
-                p = model.logits_from(reading.stream[layer + 1, block]).softmax(-1)  # [k, V]
-                top = p.max(-1)
-                follows = [reading.ids[i + 1] if i + 1 < len(reading.ids) else None for i in block]
-                for j, (i, real) in enumerate(zip(block, follows)):
-                    known = (
-                        {}
-                        if real is None
-                        else {"next_probability": float(p[j, real]), "next_rank": int((p[j] > p[j, real]).sum())}
-                    )
-                    rows.append(
-                        {
-                            "layer": layer,
-                            "position": i,
-                            "id": int(top.indices[j]),
-                            "probability": float(top.values[j]),
-                            "next_probability": None,
-                            "next_rank": None,
-                        }
-                        | known
-                    )
-    schema = {
-        "layer": pl.Int64,
-        "position": pl.Int64,
-        "id": pl.Int64,
-        "probability": pl.Float64,
-        "next_probability": pl.Float64,
-        "next_rank": pl.Int64,
-    }
-    frame = pl.DataFrame(rows, schema=schema)
-    return frame.with_columns(pl.Series("text", model.token_strings(frame["id"].to_list())))
 
 
 def norms(reading: Reading) -> pl.DataFrame:

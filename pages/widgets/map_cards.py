@@ -1,0 +1,310 @@
+"""The Explorer's maps below the head grid: logit lens, waterfall of the target, patching and paths between heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import streamlit as st
+
+from pages.widgets import cached, cell_map, export_panel, styling, url_state
+from workbench.core.errors import InputError
+from workbench.core.wording import number
+from workbench.explorer import drawn, lens_maps, patch_maps, targets
+from workbench.explorer.opened_model import Opened, encode
+from workbench.explorer.readings import Reading
+from workbench.explorer.switches import Switches
+from workbench.explorer.targets import Target
+
+SCREEN = "explorer"
+MAPS = ("Lens", "Waterfall", "Patching", "Paths")
+MANY = 2500  # cells from which on hovering says less
+READ_OFF = {
+    "stream": "the stream after each layer",
+    "between": "the stream between attention and MLP",
+    "attention": "what attention adds, alone",
+    "mlp": "what the MLP adds, alone",
+}
+KIND = {
+    "resid_pre": "stream before a layer",
+    "resid_post": "stream after a layer",
+    "attn_out": "attention",
+    "mlp_out": "MLP",
+    "heads": "heads, at all tokens",
+}
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What the maps are of: the model under its name, the prompt, what is switched, the target, and what is chosen."""
+
+    name: str
+    opened: Opened
+    ids: tuple[int, ...]
+    switches: Switches
+    target: Target
+    layer: int
+    head: int
+    at: int
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens of the prompt as they are shown."""
+        return [styling.token(text) for text in self.opened.model.token_strings(self.ids)]
+
+    @property
+    def said(self) -> str:
+        """The target in words."""
+        return self.target.in_words(self.opened.model)
+
+
+def show(looking: Looking) -> None:
+    """The map that is chosen."""
+    chosen = st.segmented_control(
+        "Map",
+        MAPS,
+        default=MAPS[0],
+        key="map",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+        help="Lens: what every layer would say at every token. Waterfall: where the target's logit comes from. "
+        "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to.",
+    )
+    with styling.guard():
+        {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}[chosen](looking)
+
+
+# ---- logit lens
+
+
+def lens(looking: Looking) -> None:
+    """Layers × tokens, the top token in the cell."""
+    left, right, more = st.columns([3, 3, 4], vertical_alignment="bottom")
+    of = left.selectbox(
+        "Read off",
+        lens_maps.OF,
+        key="lens of",
+        bind="query-params",
+        format_func=READ_OFF.get,
+        help="Through the final norm and the unembedding.",
+    )
+    colours = {**drawn.LENS_COLOURS, "target": looking.said}
+    colour = right.selectbox(
+        "Colour of the cells",
+        list(colours),
+        key="lens colour",
+        bind="query-params",
+        format_func=colours.get,
+        help="KL: from the model's own next tokens at that token to the read-out's.",
+    )
+    frame = cached.lens_map(looking.name, looking.ids, looking.switches, of, looking.target, looking.opened)
+    fig = drawn.lens_figure(frame, looking.tokens, colour=colour, said=looking.said)
+    call = f"lens(of={of!r}, colour={colour!r})"
+    with more:
+        export_panel.show(looking.name, fig, frame, "lens", call, looking)
+    column = drawn.COLUMN_OF.get(colour, colour)
+    layers = frame["layer"].unique().sort().to_list()
+    model, T = looking.opened.model, len(looking.ids)
+    values = frame[column].cast(pl.Float64).to_list()
+    ranked = colour.endswith("rank")
+    shown = [None if v is None else (v + 1) ** 0.25 if ranked else v for v in values]
+    numbered = [number(v) if v is not None else "nothing follows" for v in values]
+    few = 5 if frame.height <= MANY else 1
+    words = dict(zip(ids := sorted({i for top in frame["top"] for i in top[:few]}), model.token_strings(ids)))
+    titles = [
+        f"layer {drawn.layer_name(layer)}, token {position} {looking.tokens[position]}\n{colours[colour]}: {value}\n"
+        + "\n".join(f"{words[i]!r} {p:.3f}" for i, p in zip(top[:few], chance[:few]))
+        for layer, position, top, chance, value in zip(
+            frame["layer"], frame["position"], frame["top"], frame["top_probability"], numbered
+        )
+    ]
+    diverging = colour == "target" and any(v is not None and v > 0 for v in values)
+    cell_map.show(
+        cell_map.CellMap(
+            f"logit lens, {READ_OFF[of]}",
+            [drawn.layer_name(layer) for layer in layers],
+            looking.tokens,
+            shown,
+            titles,
+            words=[styling.token(text or "") for text in frame["text"]],
+            corner="layer",
+            say=f"{colours[colour]}{' (fourth root)' if ranked else ''}; click a cell to go to its layer and token",
+        ),
+        key="lens map",
+        at=(min(looking.layer - layers[0], len(layers) - 1), looking.at),
+        on_pick=lambda row, position: go_to(looking, layers[row], position),
+        diverging=diverging,
+        ends=(0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None,
+    )
+    st.caption(f"{READ_OFF[of].capitalize()}, read off at {T} tokens; “in” is the embedding.")
+
+
+def least_to_most(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """The ends of a scale that need not begin at zero; None where one does, in its middle."""
+    known = [v for v in values if v is not None]
+    return None if not known or max(known) > 0 or min(known) == max(known) else (min(known), max(known))
+
+
+def go_to(looking: Looking, layer: int, position: int | None = None, head: int | None = None) -> None:
+    """Choose a layer, a token, a head."""
+    chosen = looking.head if head is None else head
+    url_state.put(SCREEN, "head", f"{max(0, layer)}.{chosen}")
+    if position is not None:
+        url_state.put(SCREEN, "at", str(position))
+
+
+# ---- waterfall
+
+
+def waterfall(looking: Looking) -> None:
+    """Where the target's logit at the chosen token comes from."""
+    left, more = st.columns([6, 4], vertical_alignment="bottom")
+    heads = left.slider(
+        "Heads by themselves",
+        0,
+        min(24, looking.opened.model.n_layers * looking.opened.model.n_heads),
+        6,
+        key="waterfall heads",
+        help="How many heads stand apart from their layer's attention: those that add or take most.",
+    )
+    found = cached.waterfall(looking.name, looking.ids, looking.switches, looking.target, looking.at, looking.opened)
+    names = " − ".join(f"“{text}”" for text in looking.opened.model.token_strings(looking.target.ids))
+    fig = drawn.waterfall_figure(found, said=names, heads=heads)
+    with more:
+        export_panel.show(
+            looking.name, fig, found.parts, "waterfall", f"waterfall(position={looking.at}, heads={heads})", looking
+        )
+    bias = found.parts.filter(pl.col("part") == "bias").row(0, named=True)
+    say = (
+        f"At token {looking.at}, the parts sum to {number(found.total)}. The final norm multiplies each by "
+        f"{number(found.scale)} (held fixed) and adds {number(bias['share_of_norm'])} by itself."
+    )
+    if found.capped is not None:
+        say += f" The model then caps its logits at ±{found.capped:g}."
+    st.caption(styling.md(say))
+    export_panel.chart(fig, key="figure waterfall", height=max(320, 24 * len(fig.data[0].y) + 70))
+
+
+# ---- patching and paths
+
+
+def donor(looking: Looking) -> tuple[int, ...] | None:
+    """The second prompt; None until one is typed."""
+    left, right = st.columns([9, 1.4], vertical_alignment="bottom")
+    text = left.text_input(
+        "Second prompt, the donor",
+        key="from",
+        bind="query-params",
+        placeholder="like the prompt, but for the word that matters",
+        help="Activations are taken from it and put into the prompt above.",
+    )
+    right.button("Swap", on_click=swap, disabled=not text, width="stretch", help="Put each in the other's place.")
+    if not text:
+        st.info("Type a second prompt: the map shows which of its activations change the target on the first.")
+        return None
+    return encode(looking.opened, text.replace("\\n", "\n"))
+
+
+def swap() -> None:
+    """The prompt becomes the donor, the donor the prompt."""
+    st.session_state["prompt"], st.session_state["from"] = st.session_state["from"], st.session_state["prompt"]
+    url_state.put(SCREEN, "at", "")
+
+
+def patching(looking: Looking) -> None:
+    """Layer × token or layer × head, one activation at a time taken from the donor."""
+    theirs = donor(looking)
+    if theirs is None:
+        return
+    if looking.switches.any:
+        st.caption("The map is of the model with nothing switched.")
+    left, right, more = st.columns([3, 3, 4], vertical_alignment="bottom")
+    kind = left.selectbox(
+        "Patched",
+        list(KIND),
+        key="patched",
+        bind="query-params",
+        format_func=KIND.get,
+        help="What is taken from the donor, one cell at a time.",
+    )
+    by_hand = right.text_input(
+        "Alignment",
+        key="align",
+        bind="query-params",
+        placeholder=" ".join(map(str, patch_maps.align(looking.opened, looking.ids, theirs)))[:60],
+        help=f"For each of the {len(looking.ids)} tokens the donor's position to take from, apart by spaces; empty: "
+        "equal stretches are put on each other.",
+    )
+    where = alignment(by_hand) if by_hand.strip() else patch_maps.align(looking.opened, looking.ids, theirs)
+    found = cached.patch_map(looking.name, looking.ids, theirs, looking.target, kind, where, looking.opened)
+    fig = drawn.patch_figure(found, looking.tokens, kind=kind, said=looking.said)
+    call = f"patch_map({st.session_state['from']!r}, kind={kind!r}{f', alignment={where}' if by_hand.strip() else ''})"
+    with more:
+        export_panel.show(looking.name, fig, found.cells, "patching", call, looking)
+    heads = kind == patch_maps.HEADS
+    across = "head" if heads else "position"
+    columns = [str(h) for h in range(looking.opened.model.n_heads)] if heads else looking.tokens
+    titles = [
+        f"layer {layer}, {across} {i}\nchange of {looking.said}: {number(change)}, {drawn.share(recovered)}"
+        for layer, i, change, recovered in found.cells.select("layer", across, "change", "recovered").iter_rows()
+    ]
+    cell_map.show(
+        cell_map.CellMap(
+            f"patching of {KIND[kind]}",
+            [str(layer) for layer in range(looking.opened.model.n_layers)],
+            columns,
+            found.cells["change"].to_list(),
+            titles,
+            corner="layer",
+            say=f"change of {looking.said}",
+        ),
+        key="patch map",
+        at=(looking.layer, looking.head if heads else looking.at),
+        on_pick=lambda row, i: go_to(looking, row, head=i) if heads else go_to(looking, row, i),
+        diverging=True,
+    )
+    st.caption(
+        styling.md(
+            f"{looking.said} at the last token: {number(found.own)} on the prompt, {number(found.donor)} on the donor."
+        )
+    )
+
+
+def alignment(text: str) -> tuple[int, ...]:
+    """Positions typed by hand. Raises InputError for anything else."""
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f"The alignment is positions of the donor apart by spaces, not '{text}'.") from error
+
+
+def paths(looking: Looking) -> None:
+    """What each earlier head says to the chosen one."""
+    if looking.layer == 0:
+        st.info("A head of the first layer has no head before it: choose one of a later layer in the grid.")
+        return
+    theirs = donor(looking)
+    if theirs is None:
+        return
+    receiver = looking.layer, looking.head
+    frame = cached.paths(looking.name, looking.ids, theirs, receiver, looking.target, looking.opened)
+    fig = drawn.paths_figure(frame, receiver, said=looking.said)
+    left, more = st.columns([6, 4], vertical_alignment="bottom")
+    left.caption(
+        styling.md(
+            f"What {looking.said} becomes when one earlier head says to head {receiver[0]}.{receiver[1]} what it says "
+            f"on the donor, all else as on the prompt until that head; then everything follows."
+        )
+    )
+    with more:
+        call = f"paths({st.session_state['from']!r}, {receiver})"
+        export_panel.show(looking.name, fig, frame, "paths", call, looking)
+    export_panel.chart(fig, key="figure paths")
+
+
+def target_of(opened: Opened, plain: Reading) -> Target:
+    """The target that is typed, else the token that is likeliest in a reading with nothing switched."""
+    token, other = (st.session_state.get(key) or st.query_params.get(key) or "" for key in ("target", "against"))
+    return targets.target_of(opened.model, token or int(plain.logits.argmax()), other or None, logits=plain.logits)

@@ -1,0 +1,73 @@
+"""A model that the Explorer looks at, and a prompt as it is fed to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+import torch
+
+from workbench.core.errors import InputError
+from workbench.engine.passes import check_ids
+from workbench.models.loading import load
+from workbench.models.model import Model
+
+Head = tuple[int, int]
+MOST_TOKENS = 512  # of a prompt: what is kept of one grows with layers × tokens × width
+
+
+@dataclass(eq=False)
+class Opened:
+    """A model that several tabs may use: hooks belong to the model, so passes take turns."""
+
+    model: Model
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    mean: torch.Tensor | None = None  # head outputs over the reference texts, once they were needed
+    mlp_mean: torch.Tensor | None = None  # and what MLPs add
+    words: list[int] | None = None  # likely ones, once they were needed
+
+
+def open_model(name: str, *, dtype: str = "float32", device: str | None = None) -> Opened:
+    """Load a model for looking at it."""
+    return Opened(load(name, dtype=dtype, device=device))
+
+
+def encode(opened: Opened, text: str, *, bos: bool = True) -> tuple[int, ...]:
+    """Token ids exactly as they are fed. Raises InputError for an empty prompt and one that is too long to look at."""
+    ids = tuple(opened.model.encode(text, bos=bos))
+    if not text or not ids:
+        raise InputError("The prompt is empty: type some text.")
+    if len(ids) > MOST_TOKENS:
+        raise InputError(
+            f"The prompt has {len(ids)} tokens; the Explorer looks at up to {MOST_TOKENS}. Shorten it, or run "
+            f"a probe on it."
+        )
+    check_ids(opened.model, [ids])
+    return ids
+
+
+def unknown(opened: Opened, ids: Sequence[int]) -> int:
+    """How many of the tokens stand for text that the tokenizer does not know."""
+    tokenizer = opened.model.tokenizer
+    other = {
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    }  # some tokenizers use one token for all of these
+    unk = tokenizer.unk_token_id
+    return 0 if unk is None or unk in other else sum(i == unk for i in ids)
+
+
+def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
+    """One row per token: position, id, text (as it reads), special."""
+    special = opened.model.special_ids
+    return pl.DataFrame(
+        {
+            "position": list(range(len(ids))),  # a range would be made on the thread pool of polars, which takes longer
+            "id": list(ids),
+            "text": opened.model.token_strings(ids),
+            "special": [i in special for i in ids],
+        }
+    )
