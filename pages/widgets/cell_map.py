@@ -38,7 +38,7 @@ _JS = """
 export default function({ data, parentElement, setTriggerValue }) {
   const frame = parentElement.querySelector('.map'), foot = parentElement.querySelector('.foot');
   const root = parentElement.getRootNode(), active = root.activeElement;
-  const had = active && active.dataset ? active.dataset.key : null;
+  const had = active && active.dataset ? active.dataset.cell : null;
   const seen = [frame.scrollLeft, frame.scrollTop];
   frame.textContent = ''; foot.textContent = '';
   frame.className = 'map ' + (data.texts ? 'words' : 'bare');
@@ -52,10 +52,10 @@ export default function({ data, parentElement, setTriggerValue }) {
     for (let c = 0; c < columns; c++) {
       const i = r * columns + c, td = make('td', row), b = make('button', td, data.texts ? data.texts[i] : '');
       td.setAttribute('role', 'gridcell');
-      b.type = 'button'; b.tabIndex = -1; b.dataset.key = r + '.' + c; b.title = data.titles[i];
+      b.type = 'button'; b.tabIndex = -1; b.dataset.cell = r + '.' + c; b.title = data.titles[i];
       b.setAttribute('aria-label', data.titles[i]);
       b.style.background = data.colours[i]; b.style.color = data.inks[i];
-      cells.set(b.dataset.key, b);
+      cells.set(b.dataset.cell, b);
     }
   }
   const last = make('tr', feet); make('th', last, data.corner);
@@ -74,10 +74,10 @@ export default function({ data, parentElement, setTriggerValue }) {
     setTriggerValue('picked', key.split('.').map(Number));
   };
   parentElement.host.dataset.drawn = 'map';
-  table.onclick = (e) => { const b = e.target.closest('button'); if (b) pick(b.dataset.key); };
+  table.onclick = (e) => { const b = e.target.closest('button'); if (b) pick(b.dataset.cell); };
   table.onkeydown = (e) => {
     const b = e.target.closest('button'); if (!b) return;
-    const [r, c] = b.dataset.key.split('.').map(Number);
+    const [r, c] = b.dataset.cell.split('.').map(Number);
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[e.key];
     if (step) { e.preventDefault(); pick((r + step[0]) + '.' + (c + step[1])); }
   };

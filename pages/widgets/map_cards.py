@@ -11,7 +11,7 @@ import streamlit as st
 from pages.widgets import cached, cell_map, export_panel, styling, url_state
 from workbench.core.errors import InputError
 from workbench.core.wording import number
-from workbench.explorer import drawn, lens_maps, patch_maps, targets
+from workbench.explorer import drawn, patch_maps, targets
 from workbench.explorer.opened_model import Opened, encode
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
@@ -20,18 +20,19 @@ from workbench.explorer.targets import Target
 SCREEN = "explorer"
 MAPS = ("Lens", "Waterfall", "Patching", "Paths")
 MANY = 2500  # cells from which on hovering says less
+# as they are named on the screen and in the URL
 READ_OFF = {
-    "stream": "the stream after each layer",
-    "between": "the stream between attention and MLP",
-    "attention": "what attention adds, alone",
-    "mlp": "what the MLP adds, alone",
+    "stream after each layer": "stream",
+    "stream between attention and MLP": "between",
+    "what attention adds": "attention",
+    "what the MLP adds": "mlp",
 }
 KIND = {
-    "resid_pre": "stream before a layer",
-    "resid_post": "stream after a layer",
-    "attn_out": "attention",
-    "mlp_out": "MLP",
-    "heads": "heads, at all tokens",
+    "stream before a layer": "resid_pre",
+    "stream after a layer": "resid_post",
+    "attention": "attn_out",
+    "MLP": "mlp_out",
+    "heads": patch_maps.HEADS,
 }
 
 
@@ -82,23 +83,24 @@ def show(looking: Looking) -> None:
 def lens(looking: Looking) -> None:
     """Layers × tokens, the top token in the cell."""
     left, right, more = st.columns([3, 3, 4], vertical_alignment="bottom")
-    of = left.selectbox(
+    read = left.selectbox(
         "Read off",
-        lens_maps.OF,
+        list(READ_OFF),
         key="lens of",
         bind="query-params",
-        format_func=READ_OFF.get,
         help="Through the final norm and the unembedding.",
     )
-    colours = {**drawn.LENS_COLOURS, "target": looking.said}
-    colour = right.selectbox(
-        "Colour of the cells",
-        list(colours),
-        key="lens colour",
-        bind="query-params",
-        format_func=colours.get,
-        help="KL: from the model's own next tokens at that token to the read-out's.",
-    )
+    of, colours = READ_OFF[read], {**drawn.LENS_COLOURS, "target": looking.said}
+    by_name = {name: colour for colour, name in drawn.LENS_COLOURS.items()}
+    colour = by_name[
+        right.selectbox(
+            "Colour of the cells",
+            list(by_name),
+            key="lens colour",
+            bind="query-params",
+            help="KL: from the model's own next tokens at that token to the read-out's.",
+        )
+    ]
     frame = cached.lens_map(looking.name, looking.ids, looking.switches, of, looking.target, looking.opened)
     fig = drawn.lens_figure(frame, looking.tokens, colour=colour, said=looking.said)
     call = f"lens(of={of!r}, colour={colour!r})"
@@ -123,7 +125,7 @@ def lens(looking: Looking) -> None:
     diverging = colour == "target" and any(v is not None and v > 0 for v in values)
     cell_map.show(
         cell_map.CellMap(
-            f"logit lens, {READ_OFF[of]}",
+            f"logit lens, {read}",
             [drawn.layer_name(layer) for layer in layers],
             looking.tokens,
             shown,
@@ -138,7 +140,7 @@ def lens(looking: Looking) -> None:
         diverging=diverging,
         ends=(0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None,
     )
-    st.caption(f"{READ_OFF[of].capitalize()}, read off at {T} tokens; “in” is the embedding.")
+    st.caption(f"{read[0].upper()}{read[1:]}, read off at {T} tokens; “in” is the embedding.")
 
 
 def least_to_most(values: Sequence[float | None]) -> tuple[float, float] | None:
@@ -201,6 +203,8 @@ def donor(looking: Looking) -> tuple[int, ...] | None:
         help="Activations are taken from it and put into the prompt above.",
     )
     right.button("Swap", on_click=swap, disabled=not text, width="stretch", help="Put each in the other's place.")
+    if st.session_state.pop("swapped", False):
+        st.rerun()  # the prompt is above what a click here draws again
     if not text:
         st.info("Type a second prompt: the map shows which of its activations change the target on the first.")
         return None
@@ -211,6 +215,7 @@ def swap() -> None:
     """The prompt becomes the donor, the donor the prompt."""
     st.session_state["prompt"], st.session_state["from"] = st.session_state["from"], st.session_state["prompt"]
     url_state.put(SCREEN, "at", "")
+    st.session_state["swapped"] = True
 
 
 def patching(looking: Looking) -> None:
@@ -221,14 +226,14 @@ def patching(looking: Looking) -> None:
     if looking.switches.any:
         st.caption("The map is of the model with nothing switched.")
     left, right, more = st.columns([3, 3, 4], vertical_alignment="bottom")
-    kind = left.selectbox(
+    named = left.selectbox(
         "Patched",
         list(KIND),
         key="patched",
         bind="query-params",
-        format_func=KIND.get,
-        help="What is taken from the donor, one cell at a time.",
+        help="What is taken from the donor, one cell at a time; heads at all tokens at once.",
     )
+    kind = KIND[named]
     by_hand = right.text_input(
         "Alignment",
         key="align",
@@ -252,7 +257,7 @@ def patching(looking: Looking) -> None:
     ]
     cell_map.show(
         cell_map.CellMap(
-            f"patching of {KIND[kind]}",
+            f"patching of {named}",
             [str(layer) for layer in range(looking.opened.model.n_layers)],
             columns,
             found.cells["change"].to_list(),

@@ -79,7 +79,7 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
 
 
 def cell(page, row: int, column: int):
-    return page.locator(f'.map button[data-key="{row}.{column}"]')
+    return page.locator(f'.map button[data-cell="{row}.{column}"]')
 
 
 def test_a_cell_of_the_lens_map_is_clicked_and_walked_from_and_leads_to_its_layer_and_token(visit):
