@@ -276,9 +276,10 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
     for place, (who, model, tokens, off) in zip(st.columns(2), sides):
         with place:
             reading = cached.reading(who, tokens, off, model)
+            what = f", {switched_kinds(off)} switched" if off.any else ""
             shown = (
                 f"<div class='wb-facts'><b>{styling.esc(styling.short(who))}</b> <span "
-                f"class='wb-dim'>{len(tokens)} tokens{f', {switched_kinds(off)} switched' if off.any else ''}</span></div>"
+                f"class='wb-dim'>{len(tokens)} tokens{what}</span></div>"
             )
             frame = readings.next_tokens(model, reading, k=8)
             rows = [(t, p, p) for t, p in frame.select("text", "probability").iter_rows()]
