@@ -48,6 +48,8 @@ export default function({ data, parentElement, setTriggerValue }) {
     setTriggerValue('picked', i);
   };
   parentElement.host.dataset.drawn = 'tokens';
+  const now = strip.querySelector('.at');
+  if (now) strip.scrollTop = now.offsetTop - strip.offsetTop - strip.clientHeight / 2;
   strip.onclick = (e) => { const b = e.target.closest('button'); if (b) pick(Number(b.dataset.i)); };
   strip.onkeydown = (e) => {
     const b = e.target.closest('button'); if (!b) return;

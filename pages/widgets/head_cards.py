@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, styling
+from pages.widgets import cached, pattern_map, styling, url_state
 from workbench.core.errors import WorkbenchError
 from workbench.core.wording import number
 from workbench.explorer import beside_control, head_sets, layer_curves, readings
@@ -110,48 +110,15 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
         help="Attention of this head from every token (rows) to every token (columns).",
     )
     if whole:
-        st.plotly_chart(
-            pattern_figure(name, opened, ids, layer, head, switches),
-            theme=None,
-            key="figure pattern",
-            config={"displaylogo": False},
+        pattern_map.show(
+            cached.pattern(name, ids, layer, head, switches, opened),
+            [styling.token(text) for text in model.token_strings(ids)],
+            at=at,
+            label=f"attention of head {layer}.{head}, from each token downwards to each token to the right",
+            key="whole pattern",
+            on_pick=lambda i: url_state.put("explorer", "at", str(i)),
         )
     head_in_runs(tables, layer, head)
-
-
-def pattern_figure(name, opened: Opened, ids, layer: int, head: int, switches: Switches):
-    import plotly.graph_objects as go
-
-    from workbench.figures import dressed, traces
-    from workbench.figures import style as theme
-
-    weights = cached.pattern(name, ids, layer, head, switches, opened)
-    texts = [traces.safe(styling.token(t)) for t in opened.model.token_strings(ids)]
-    names = [f"{i} {t}" for i, t in enumerate(texts)]
-    mode = styling.mode()
-    scale = theme.scale(theme.SEQUENTIAL if mode == "light" else theme.SEQUENTIAL_DARK)
-    fig = go.Figure(
-        go.Heatmap(
-            z=weights,
-            x=list(range(len(ids))),
-            y=list(range(len(ids))),
-            zmin=0,
-            zmax=1,
-            colorscale=scale,
-            showscale=True,
-            xgap=0,
-            ygap=0,
-            customdata=[[(names[i], names[j]) for j in range(len(ids))] for i in range(len(ids))],
-            hovertemplate="from %{customdata[0]}<br>to %{customdata[1]}<br>%{z:.3f}<extra></extra>",
-        )
-    )
-    fig = dressed(fig, mode=mode, height=430)
-    few = len(ids) <= 40
-    labels = {"tickvals": list(range(len(ids))), "ticktext": texts} if few else {}
-    fig.update_yaxes(autorange="reversed", showgrid=False, title="from", **labels)
-    fig.update_xaxes(showgrid=False, title="to", tickangle=-90 if few else 0, **labels)
-    fig.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
-    return fig
 
 
 def head_in_runs(tables, layer: int, head: int) -> None:
