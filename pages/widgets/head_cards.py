@@ -139,14 +139,14 @@ def head_in_runs(tables, layer: int, head: int) -> None:
                         value,
                         interval if column == main else "",
                         f"{rank} of {frame.height}" if rank else "",
-                        run.id,
+                        run,
                     )
                 )
     if rows:
         st.html(
             styling.heading("in finished runs")
             + styling.table(
-                rows, [("", "text"), ("value", "num"), ("95 % interval", "text"), ("rank", "text"), ("run", "text")]
+                rows, [("", "text"), ("value", "num"), ("95 % interval", "text"), ("rank", "text"), ("run", "run")]
             )
         )
     else:
@@ -305,14 +305,14 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
                 point.of,
                 point.value,
                 "[{}, {}]".format(*map(number, point.interval)) if point.interval else "",
-                point.run.id,
+                point.run,
             )
             for point in points
         ]
         st.html(
             styling.heading("in finished runs")
             + styling.table(
-                found, [("", "text"), ("of", "text"), ("value", "num"), ("95 % interval", "text"), ("run", "text")]
+                found, [("", "text"), ("of", "text"), ("value", "num"), ("95 % interval", "text"), ("run", "run")]
             )
         )
     else:

@@ -6,13 +6,16 @@ import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
 from pages.widgets import styling
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
+from workbench.explorer import head_sets
 from workbench.runs import queue
+from workbench.runs.folder import Run
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -30,6 +33,17 @@ def pages(screen: Callable[[str], None]) -> dict[str, list]:
             st.Page(HERE / "compare.py", title="Compare", url_path="compare"),
         ],
     }
+
+
+def to_explorer(run: Run, layer: int, head: int, column: str) -> NoReturn:
+    """Go to the Explorer, to one head of the model of a run, in the colours of what the run says of heads."""
+    where = {"model": str(head_sets.model_info(run).get("name") or ""), "head": f"{layer}.{head}"}
+    label = head_sets.column_label(run, column)
+    if label in head_sets.run_columns(head_sets.head_tables([run])):
+        where["colour"] = label
+    for key in ("model", "colour", "prompt", "last explorer head"):
+        st.session_state.pop(key, None)
+    st.switch_page(HERE / "explorer.py", query_params=where)
 
 
 def _page(name: str, screen: Callable[[str], None]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.widgets import cached, styling
+from pages.widgets import cached, navigation, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
@@ -132,6 +132,22 @@ def chart(fig, *, key: str) -> None:
     st.plotly_chart(fig, theme=None, key=key, config={"displaylogo": False})
 
 
+def chart_of_heads(run: Run, fig, *, key: str) -> None:
+    """A map of heads: a click on one opens the Explorer there, in the colours of this run."""
+    picked = st.plotly_chart(
+        fig,
+        theme=None,
+        key=key,
+        config={"displaylogo": False},
+        on_select="rerun",
+        selection_mode="points",
+    )
+    st.caption("Click a head to look at it in the Explorer.")
+    for point in picked.selection.points[:1]:
+        layer, head = (int(value) for value in list(point["customdata"])[:2])
+        navigation.to_explorer(run, layer, head, fig.layout.meta["heads"])
+
+
 def on_screen(fig, **how):
     """A figure as the screen shows it, not taller than needed where its height is free."""
     made = figures.dressed(fig, mode=styling.mode(), **how)
@@ -164,7 +180,11 @@ def show_figures(run: Run, prefix: str) -> None:
     chosen = chosen if chosen in made else names[0]
     fig = made[chosen]
     fig = chosen_of(run, chosen, fig, prefix)
-    chart(on_screen(untitled(fig)), key=f"figure {prefix}{run.id} {chosen}")
+    drawn_now, key = on_screen(untitled(fig)), f"figure {prefix}{run.id} {chosen}"
+    if (fig.layout.meta or {}).get("heads") and not prefix:
+        chart_of_heads(run, drawn_now, key=key)
+    else:
+        chart(drawn_now, key=key)
     st.caption(styling.md(caption(run, fig)))
     take_home(run, chosen, fig, prefix)
     if reasons:

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
+from workbench.core import registry
 from workbench.core.errors import WorkbenchError, is_panic
 from workbench.core.wording import cut, duration, number
 from workbench.explorer.head_sets import model_info
@@ -223,9 +225,15 @@ def contrast() -> str:
     return theme.OCHRE if mode() == "light" else theme.PALETTE_DARK[1]
 
 
+def run_address(run: Any) -> str:
+    """Where a run is shown: on its probe's screen, or among all runs where the probe is not installed."""
+    screen = run.probe.replace("-", "_") if registry.problem(run.probe) is None else "runs"
+    return f"{screen}?{urlencode({'run': run.id})}"
+
+
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> str:
-    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, bar (0..1; or (value, 0..1,
-    colour))."""
+    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, run (a link to it), bar
+    (0..1; or (value, 0..1, colour))."""
     out = [
         f"<div class='wb-scroll'><table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"
     ]
@@ -246,6 +254,8 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> 
                 )
             elif kind == "tok":
                 out.append(f"<td class='tok' title='{esc(repr(value))}'>{esc(token(value))}</td>")
+            elif kind == "run":
+                out.append(f"<td><a href='{esc(run_address(value))}' target='_self'>{esc(value.id)}</a></td>")
             elif kind == "num":
                 out.append(f"<td class='num'>{esc(number(value) if not isinstance(value, str) else value)}</td>")
             else:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.browser.conftest import RUNS, cut_buttons, jumps, shot, too_wide
 from tests.browser.serving import rest, serve
+from tests.support import figure_runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -132,6 +133,47 @@ def test_a_patching_map_names_the_token_that_differs_and_a_head_map_leads_to_the
     page = visit(f"/?model=organism&prompt={one}&from={two}&map=Patching&patched=heads")
     cell(page, 1, 1).click()
     see(page, "Layer 1, head 1")
+
+
+def test_a_head_in_a_runs_map_opens_the_explorer_there_in_the_colours_of_the_run_and_the_run_is_linked_back(
+    visit, cache, monkeypatch
+):
+    from tests.support.app_screens import keep
+    from workbench.models.loading import load
+
+    monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
+    fake = figure_runs.retrieval(layers=2, heads=4, kv_heads=2, name=MODEL, seed=4)
+    identifier = keep(
+        fake, "retrieval-heads-000000000004", model={**fake.info["model"], "fingerprint": load(MODEL).fingerprint}
+    )
+    page = visit(f"/retrieval_heads?run={identifier}")
+    see(page, "Click a head to look at it in the Explorer")
+    bars = page.locator(".js-plotly-plot .barlayer .point path")
+    bars.nth(5).wait_for()
+    rest(page)
+    bars.nth(5).click(force=True)
+    page.wait_for_url("**/*head=*")
+    see(page, "in finished runs")
+    rest(page)
+    assert query(page, "head") == "1.1" and query(page, "model") == MODEL
+    assert query(page, "colour") == f"score · {identifier}"
+    page.locator(f'a[href*="run={identifier}"]').first.click()
+    see(page, "Click a head to look at it in the Explorer")
+
+
+def test_the_whole_pattern_is_small_and_its_scales_change_without_the_server(visit):
+    page = visit("/?model=organism&pattern=true")
+    page.locator(".pattern canvas").wait_for()
+    rest(page)
+    canvas = page.locator(".pattern canvas")
+    before = canvas.evaluate("c => c.toDataURL()")
+    page.get_by_role("button", name="root").click()
+    assert canvas.evaluate("c => c.toDataURL()") != before
+    page.locator(".pattern canvas").hover(position={"x": 20, "y": 200})
+    assert page.locator(".pattern .say").inner_text().startswith("from ")
+    page.locator(".pattern canvas").click(position={"x": 20, "y": 200})
+    see(page, "at token 1")
+    assert int(query(page, "at")) < 22
 
 
 def test_a_link_to_a_probe_may_be_the_first_thing_that_a_server_serves(browser, tmp_path, monkeypatch):

@@ -151,7 +151,12 @@ def score_columns(frame: pl.DataFrame) -> list[str]:
 
 def run_columns(tables: Sequence[tuple[Run, pl.DataFrame]]) -> dict[str, tuple[str, str]]:
     """Columns that can colour the head grid: label → (run id, column)."""
-    return {f"{column} · {run.id}": (run.id, column) for run, frame in tables for column in score_columns(frame)}
+    return {column_label(run, column): (run.id, column) for run, frame in tables for column in score_columns(frame)}
+
+
+def column_label(run: Run, column: str) -> str:
+    """How a column of a run is called where it can colour the heads."""
+    return f"{column} · {run.id}"
 
 
 def best_head(tables: Sequence[tuple[Run, pl.DataFrame]]) -> Head | None:

@@ -11,7 +11,7 @@ import polars as pl
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
-from workbench.figures.layout import axis, dressed, sheet, ticks
+from workbench.figures.layout import about, axis, dressed, sheet, ticks
 from workbench.figures.run_tables import numbers
 
 
@@ -51,7 +51,8 @@ def head_map(
     ``frame``: a table with ``layer``, ``head`` and the column ``value``; ``more``: further columns for the hover text;
     ``marked``: a boolean column whose heads are outlined. ``diverging``: zero in the middle of the scale. ``low``,
     ``high``: ends of the scale (give both maps the same to compare two runs). A click reports customdata (layer, head,
-    group). Raises InputError for a table without rows or without a finite value.
+    group), and ``layout.meta["heads"]`` says which column is drawn. Raises InputError for a table without rows or
+    without a finite value.
     """
     if frame.is_empty():
         raise InputError("The table of heads is empty: there is no head map to draw.")
@@ -98,7 +99,7 @@ def head_map(
                 line={"color": theme.MUTED},
                 **_refs(0),
             )
-    return dressed(fig)
+    return dressed(about(fig, heads=value))
 
 
 def ranked(
