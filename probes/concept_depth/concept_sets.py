@@ -25,19 +25,22 @@ from workbench.core.packed_files import bare_name
 from workbench.core.paths import user_path
 from workbench.core.tables import FORMATS, existing
 
+MOST_CLASSES = 20  # labels beyond it are names or numbers, of which there are too few rows each
+
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
-    """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split
-    should keep together (None where there is nothing); grouped_by: what made the groups (`group`, another column of the
-    file, `near-identical`); answers: the words that a model would say for class 0 and 1, where the texts ask for them;
-    listed_first: the class that the official code lists first, on which its split depends; template: what is around
-    each text, with {text}; published: which of the published sets it is; difficulty: of the sets that ship, from 1."""
+    """Texts of two classes, or of more. labels [n]: 0 or 1, or up to k − 1; classes: how the file calls them, in that
+    order; groups [n]: what a split should keep together (None where there is nothing); grouped_by: what made the groups
+    (`group`, another column of the file, `near-identical`); answers: the words that a model would say for class 0 and
+    1, where the texts ask for them (of two classes only); listed_first: the class that the official code lists first,
+    on which its split depends; template: what is around each text, with {text}; published: which of the published sets
+    it is; difficulty: of the sets that ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
     labels: np.ndarray
-    classes: tuple[str, str]
+    classes: tuple[str, ...]
     groups: tuple[str, ...] | None = None
     answers: tuple[str, str] | None = None
     listed_first: int = 0
@@ -70,11 +73,11 @@ def load(
 ) -> list[ConceptSet]:
     """The sets of a file, or of every data file of a folder (in order of their names).
 
-    `pair`: the two labels to tell apart where there are more, class 0 first. `template`: "file" frames the published
-    sets in their official prompt and leaves other texts alone, "code" frames them as the official code runs them,
-    "plain" frames none, anything else must hold {text}. `limit`: first rows of each class, 0 = all. `columns`: what
-    text, label, group and answer are called in the file. Raises InputError naming the file (and row) for files that
-    hold no two classes."""
+    `pair`: the two labels to tell apart where there are more, class 0 first; without it all are, up to `MOST_CLASSES`.
+    `template`: "file" frames the published sets in their official prompt and leaves other texts alone, "code" frames
+    them as the official code runs them, "plain" frames none, anything else must hold {text}. `limit`: first rows of
+    each class, 0 = all. `columns`: what text, label, group and answer are called in the file. Raises InputError naming
+    the file (and row) for files that hold no two classes, or too many."""
     path, options = user_path(path), {"pair": pair, "template": template, "limit": limit, "columns": columns}
     if not path.is_dir():
         return [load_file(path, **options)]
@@ -122,9 +125,11 @@ def load_file(
         groups, grouped_by = tuple(frame["group"]), "group"
     else:
         groups, grouped_by = groups_of(bare, frame.drop("text", "label", "answer", strict=False))
-    answers = (asked[classes[0]], asked[classes[1]]) if set(classes) <= asked.keys() else None
-    if "answer" in frame.columns:
-        answers = _answers(frame["answer"].to_list(), labels)
+    answers = None
+    if len(classes) == 2:
+        answers = (asked[classes[0]], asked[classes[1]]) if set(classes) <= asked.keys() else None
+        if "answer" in frame.columns:
+            answers = _answers(frame["answer"].to_list(), labels)
     listed = published.listed_first if published is not None else ""
     return ConceptSet(
         path.stem.split(".")[0],
@@ -154,8 +159,8 @@ def _frame(template: str, published: PublishedSet | None, path: Path) -> tuple[s
     return ("{text}" if template in ("file", "plain") else template), {}
 
 
-def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, str]:
-    """The two labels, class 0 first: as `pair` says, else in order (numbers by value)."""
+def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The labels, class 0 first: the two that `pair` names, else all in order (numbers by value)."""
     counts = Counter(labels)
     if pair:
         if len(pair) != 2 or pair[0] == pair[1]:
@@ -166,11 +171,11 @@ def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, s
         return (pair[0], pair[1])
     if len(counts) == 1:
         raise InputError(f"{path}: every row has the label '{labels[0]}'; a concept needs two classes.")
-    if len(counts) > 2:
+    if len(counts) > MOST_CLASSES:
         some = ", ".join(f"'{k}'" for k, _ in counts.most_common(6))
         raise InputError(
-            f"{path}: {len(counts)} different labels ({some}{', …' if len(counts) > 6 else ''}); choose two "
-            f"with pair=a,b."
+            f"{path}: {len(counts)} different labels ({some}, …), where {MOST_CLASSES} classes are the most; choose "
+            f"two with pair=a,b."
         )
     words = ("negative", "false", "no", "neg", "incorrect", "wrong", "n", "f")
 
@@ -180,8 +185,7 @@ def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, s
         except ValueError:
             return (0, 0 if label.lower() in words else 1, label)
 
-    first, second = sorted(counts, key=order)
-    return (first, second)
+    return tuple(sorted(counts, key=order))
 
 
 def _answers(words: list[str | None], labels: np.ndarray) -> tuple[str, str] | None:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from probes.concept_depth.above_chance import FOUND, LEVEL, NOT_JUDGED
+from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.config import Config
 from workbench.stats.intervals import wilson
 
 QUOTED = {"jump": "jump", "converge_stable": "converge stable", "comprehension": "accuracy 0.7"}
 
 
-def summary_of(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
+def left_out(sets: Sequence[ConceptSet], config: Config) -> dict[str, str]:
+    """What was asked for and needs two classes, by the name of a set of more."""
+    asked = [
+        name for name, wanted in (("causal check", config.causal != "off"), ("transfer", config.transfer)) if wanted
+    ]
+    return {concept.name: ", ".join(asked) for concept in sets if len(concept.classes) > 2 and asked}
+
+
+def summary_of(tables: dict[str, pl.DataFrame], without: Mapping[str, str]) -> dict[str, Any]:
     """Peak accuracy on rows that did not pick the layer, with its value on shuffled labels; layers above chance, and
-    the depths that shuffled labels do not show (words in place of the others)."""
+    the depths that shuffled labels do not show (words in place of the others). `without`: what was left out of a set of
+    more than two classes."""
     out: dict[str, Any] = {}
     for row in tables["depth"].iter_rows(named=True):
         name = row["dataset"] if row["condition"] == "clean" else f"{row['dataset']} ({row['condition']})"
+        kind = tables["sets"].row(by_predicate=pl.col("dataset") == row["dataset"], named=True)
+        if (k := kind["n_classes"]) > 2:
+            out[f"{name}: classes"] = f"{k} (chance 1/{k} = {1 / k:.2g}; depths on the scale of two classes)"
+            if row["condition"] == "clean" and row["dataset"] in without:
+                out[f"{name}: left out, for it needs two classes"] = without[row["dataset"]]
         size = {"n": row["n"], "rows": row["n_test"]}
         out[f"{name}: peak accuracy"] = _quoted(row, "peak_accuracy", "peak") | size
         out[f"{name}: the same on shuffled labels"] = row["peak_control"]
