@@ -36,7 +36,7 @@ from probes.concept_depth.config import BIBTEX, Config
 from probes.concept_depth.estimate import estimate
 from probes.concept_depth.row_groups import NEAR
 from probes.concept_depth.set_splits import Split, near_identical_apart, split, tested_and_fitted_on
-from probes.concept_depth.set_tables import inputs_table, set_row
+from probes.concept_depth.set_tables import NULLABLE, inputs_table, set_row
 from probes.concept_depth.short_run import example
 from probes.concept_depth.summary import left_out, summary_of
 from probes.concept_depth.written_texts import WrittenTexts, style_in, write_texts
@@ -82,6 +82,19 @@ from workbench.models.prompt_style import check_style
             "peak_layer",
         ),
         "classes": ("dataset", "condition", "layer", "class", "label", "recall", "ci_low", "ci_high", "control_recall"),
+        "numbers": (
+            "dataset",
+            "condition",
+            "layer",
+            "r2",
+            "r2_low",
+            "r2_high",
+            "spearman",
+            "control_r2",
+            "p_adjusted",
+            "above_chance",
+        ),
+        "number_depth": ("dataset", "condition", "onset", "half_way", "nine_tenths", "peak_r2", "peak_layer"),
         "inputs": ("row", "ids", "dataset", "condition", "label", "split"),
         "causal": (
             "dataset",
@@ -122,6 +135,8 @@ from workbench.models.prompt_style import check_style
         "layers": ("dataset", "condition", "layer"),
         "depth": ("dataset", "condition"),
         "classes": ("dataset", "condition", "layer", "class"),
+        "numbers": ("dataset", "condition", "layer"),
+        "number_depth": ("dataset", "condition"),
         "inputs": ("row",),
         "sets": ("dataset",),
         "causal": ("dataset", "condition", "layer", "direction", "draw"),
@@ -136,6 +151,7 @@ def run(model, config: Config, context: Context) -> Result:
     Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
     activations."""
     from probes.concept_depth.directions import save_directions
+    from probes.concept_depth.number_study import number_study
     from probes.concept_depth.study import study
 
     if (style := style_in(config)).template != "raw":
@@ -163,7 +179,8 @@ def run(model, config: Config, context: Context) -> Result:
             inputs.append(
                 inputs_table(concept, condition, written.ids, splits[concept.name][0], start=sum(map(len, inputs)))
             )
-            work = partial(study, subject, concept, condition, written, splits[concept.name], config, context)
+            measure = study if concept.classes else number_study
+            work = partial(measure, subject, concept, condition, written, splits[concept.name], config, context)
             for name, part in context.part(f"{condition} {concept.name}", work).items():
                 if name == "coefficients":
                     learned[concept.name, condition] = part
@@ -178,7 +195,7 @@ def run(model, config: Config, context: Context) -> Result:
     tables["inputs"] = pl.concat(inputs)
     tables["transfer"] = _transfer(model, pairs, whole, texts_of, tables["depth"], config, context)
     described = [set_row(concept, splits[concept.name][1]) for concept in sets]
-    tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
+    tables["sets"] = pl.DataFrame(described, schema_overrides=NULLABLE)
     if context.out is not None:
         save_directions(context.out, learned, sets, config, model)
     return Result(

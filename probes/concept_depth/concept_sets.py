@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from probes.concept_depth.config import NO_TEMPLATE, is_frame
 from probes.concept_depth.published_sets import CODE, PublishedSet
@@ -30,12 +31,13 @@ MOST_CLASSES = 20  # labels beyond it are names or numbers, of which there are t
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
-    """Texts of two classes, or of more. labels [n]: 0 or 1, or up to k − 1; classes: how the file calls them, in that
-    order; groups [n]: what a split should keep together (None where there is nothing); grouped_by: what made the groups
-    (`group`, another column of the file, `near-identical`); answers: the words that a model would say for class 0 and
-    1, where the texts ask for them (of two classes only); listed_first: the class that the official code lists first,
-    on which its split depends; template: what is around each text, with {text}; published: which of the published sets
-    it is; difficulty: of the sets that ship, from 1."""
+    """Texts of two classes, or of more. labels [n]: 0 or 1, or up to k − 1 (of a set of numbers these themselves,
+    float64, and no classes); classes: how the file calls them, in that order; groups [n]: what a split should keep
+    together (None where there is nothing); grouped_by: what made the groups (`group`, another column of the file,
+    `near-identical`); answers: the words that a model would say for class 0 and 1, where the texts ask for them (of two
+    classes only); listed_first: the class that the official code lists first, on which its split depends; template:
+    what is around each text, with {text}; published: which of the published sets it is; difficulty: of the sets that
+    ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
@@ -54,6 +56,13 @@ class ConceptSet:
         before, _, after = self.template.partition("{text}")
         return self.texts[row][len(before) : len(self.texts[row]) - len(after)]
 
+    @property
+    def strata(self) -> np.ndarray:
+        """What a split keeps in proportion, [n]: the classes; of numbers fifths of the rows by their rank."""
+        if self.classes:
+            return self.labels
+        return np.searchsorted(np.quantile(self.labels, [0.2, 0.4, 0.6, 0.8]), self.labels, side="right")
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -70,15 +79,20 @@ def load(
     template: str = "file",
     limit: int = 0,
     columns: Mapping[str, str] | None = None,
+    target: str = "class",
 ) -> list[ConceptSet]:
     """The sets of a file, or of every data file of a folder (in order of their names).
 
     `pair`: the two labels to tell apart where there are more, class 0 first; without it all are, up to `MOST_CLASSES`.
     `template`: "file" frames the published sets in their official prompt and leaves other texts alone, "code" frames
     them as the official code runs them, "plain" frames none, anything else must hold {text}. `limit`: first rows of
-    each class, 0 = all. `columns`: what text, label, group and answer are called in the file. Raises InputError naming
-    the file (and row) for files that hold no two classes, or too many."""
-    path, options = user_path(path), {"pair": pair, "template": template, "limit": limit, "columns": columns}
+    each class, 0 = all. `columns`: what text, label, group and answer are called in the file. `target`: "class", or
+    "number" for labels that are numbers. Raises InputError naming the file (and row) for files that hold no two
+    classes, or too many."""
+    path, options = (
+        user_path(path),
+        {"pair": pair, "template": template, "limit": limit, "columns": columns, "target": target},
+    )
     if not path.is_dir():
         return [load_file(path, **options)]
     files = sorted(
@@ -98,6 +112,7 @@ def load_file(
     template: str = "file",
     limit: int = 0,
     columns: Mapping[str, str] | None = None,
+    target: str = "class",
 ) -> ConceptSet:
     """The set of one file; its name is the file's."""
     if not is_frame(template):
@@ -105,6 +120,9 @@ def load_file(
     path = existing(path, what="concept")
     frame, published = read_set(path, columns or {})
     raw = frame["label"].to_list()
+    if target == "number":
+        frame = frame[: limit or None]
+        return _of_numbers(path, frame, *_frame(template, published, path)[:1])
     pair = [as_label(name) for name in pair] or (published.pair if published is not None else ())
     classes = _classes(raw, pair, path)
     kept = [i for i, label in enumerate(raw) if label in classes]
@@ -121,10 +139,7 @@ def load_file(
     pattern, asked = _frame(template, published, path)
     before, _, after = pattern.partition("{text}")
     bare = frame["text"].to_list()
-    if "group" in frame.columns:
-        groups, grouped_by = tuple(frame["group"]), "group"
-    else:
-        groups, grouped_by = groups_of(bare, frame.drop("text", "label", "answer", strict=False))
+    groups, grouped_by = _groups(frame)
     answers = None
     if len(classes) == 2:
         answers = (asked[classes[0]], asked[classes[1]]) if set(classes) <= asked.keys() else None
@@ -143,6 +158,34 @@ def load_file(
         grouped_by=grouped_by,
         published=published.name if published is not None else "",
     )
+
+
+def _groups(frame: pl.DataFrame) -> tuple[tuple[str, ...] | None, str]:
+    """What a split should keep together, and what made it so."""
+    if "group" in frame.columns:
+        return tuple(frame["group"]), "group"
+    return groups_of(frame["text"].to_list(), frame.drop("text", "label", "answer", strict=False))
+
+
+def _of_numbers(path: Path, frame: pl.DataFrame, pattern: str) -> ConceptSet:
+    """The set of a file whose labels are numbers. Raises InputError for one that is none, and where all are equal."""
+    numbers = np.empty(frame.height)
+    for row, label in enumerate(frame["label"].to_list()):
+        try:
+            numbers[row] = float(label)
+        except ValueError:
+            numbers[row] = np.nan
+        if not np.isfinite(numbers[row]):
+            raise InputError(
+                f"{path}, row {row + 1}: the label '{label}' is not a number; with target=number every label must be "
+                f"one."
+            )
+    if len(set(numbers.tolist())) < 2:
+        raise InputError(f"{path}: every row has the number {numbers[0]:g}; there is nothing to tell apart.")
+    before, _, after = pattern.partition("{text}")
+    groups, grouped_by = _groups(frame)
+    texts = tuple(f"{before}{text}{after}" for text in frame["text"].to_list())
+    return ConceptSet(path.stem.split(".")[0], texts, numbers, (), groups, template=pattern, grouped_by=grouped_by)
 
 
 def _frame(template: str, published: PublishedSet | None, path: Path) -> tuple[str, Mapping[str, str]]:

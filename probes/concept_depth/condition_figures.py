@@ -14,7 +14,7 @@ from probes.concept_depth.figure_panels import (
     layers_of,
     on_a_page,
     panel_aspect,
-    test_rows,
+    rows_tested,
 )
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
@@ -41,7 +41,7 @@ def conditions(run: Any) -> go.Figure:
         columns=COLUMNS,
         note=left_out,
         interval=INTERVAL,
-        n=test_rows(frame),
+        n=rows_tested(frame),
     )
     for i, concept in enumerate(concepts):
         for name in names:

@@ -114,6 +114,13 @@ class Config:
         file=True,
     )
     pair: tuple[str, ...] = option((), "the two labels to tell apart, class 0 first, where a set has more")
+    target: str = option(
+        "class",
+        "what the labels of a file are: class, or number (a ridge regression in place of a classifier; tables "
+        "`numbers` and `number_depth`)",
+        choices=("class", "number"),
+        later=True,
+    )
     template: str = option(
         "file",
         "file: published sets in their official prompt, others as they are; code: in the prompt that the official code "
@@ -162,6 +169,12 @@ class Config:
             raise ValueError(NO_TEMPLATE)
         check_prompt_options(self, known=(self.template,), raw=way_asked(self.template) == "raw")
         column_map(self.columns, COLUMNS)
+        if self.target == "number" and (
+            self.pair or self.c_path or self.c != 1.0 or self.transfer or self.classifier != "logistic"
+        ):
+            raise ValueError(
+                "pair, classifier, c, c_path and transfer are of classes; leave them out with target=number."
+            )
         if self.classifier != "logistic" and (self.c_path or self.c != 1.0):
             raise ValueError("c and c_path are of the logistic regression; a difference of means has no penalty.")
         if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):

@@ -19,7 +19,7 @@ from probes.concept_depth.figure_panels import (
     layers_of,
     on_a_page,
     panel_aspect,
-    test_rows,
+    rows_tested,
 )
 from workbench.figures import style as theme
 from workbench.figures import traces
@@ -55,7 +55,7 @@ def curves(run: Any) -> go.Figure:
                 left_out,
             )
         ).strip(),
-        n=test_rows(frame),
+        n=rows_tested(frame),
     )
     for i, name in enumerate(shown):
         own = frame.filter(pl.col("dataset") == name).sort("layer")

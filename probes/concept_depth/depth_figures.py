@@ -11,7 +11,7 @@ import polars as pl
 from probes.concept_depth.figure_panels import (
     POINTS,
     layers_of,
-    test_rows,
+    rows_tested,
 )
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
@@ -44,7 +44,7 @@ def concept_map(run: Any) -> go.Figure:
         aspect=min(0.9, max(0.14, len(names) / max(len(layers), 1))),
         cells=(len(names), len(layers)),
         columns=2,
-        n=test_rows(frame),
+        n=rows_tested(frame),
         note="Concepts are ordered by the layer at which they reach nine tenths of their gain.",
     )
     ends = (min(0.5, float(numbers(frame, "accuracy").min())), 1.0)
@@ -101,7 +101,7 @@ def points(run: Any) -> go.Figure:
         columns=2,
         interval="95 % bootstrap over independent groups, among resamples that have the point; none below five groups",
         note="Points that shuffled labels show too, or that a curve does not have, are not drawn.",
-        n=test_rows(frame),
+        n=rows_tested(frame),
     )
     for i, condition in enumerate(conditions):
         here = frame.filter(pl.col("condition") == condition)

@@ -23,6 +23,7 @@ from workbench.models.model import Model
 
 NAME = "directions.safetensors"
 SCORE = "scale * (x @ direction + bias); above 0 is class 1"
+OF_NUMBERS = "scale * (x @ direction + bias) is the number that is read"
 OF_SEVERAL = "scale * (x @ direction.T + bias), one for each class; the highest is the class that is read"
 
 
@@ -71,6 +72,8 @@ def save_directions(
         "conditions": list(dict.fromkeys(condition for _, condition in learned)),
         "model": {"name": str(model.name), "fingerprint": model.fingerprint},
     }
+    if config.target == "number":
+        about |= {"score": OF_NUMBERS, "classifier": "ridge", "c": None}
     if any(len(concept.classes) > 2 for concept in sets):
         about["score_of_several"] = OF_SEVERAL
     write_bytes(out / NAME, save(tensors, metadata={"about": json.dumps(jsonable(about), ensure_ascii=False)}))

@@ -31,11 +31,12 @@ MARKED = ("jump", "converge_stable")
 
 
 def layers_of(run: Any) -> pl.DataFrame:
+    """The table of layers, without rows that have no accuracy. Raises InputError where there is none."""
     frame = need(run, "layers", ("dataset", "condition", "layer", "accuracy", "ci_low", "ci_high"))
     return finite(frame, "accuracy", what="accuracy")
 
 
-def test_rows(frame: pl.DataFrame) -> str | None:
+def rows_tested(frame: pl.DataFrame) -> str | None:
     """What n is: independent groups, and the rows that are in them."""
     if "n_test" not in frame.columns:
         return None
@@ -47,6 +48,7 @@ def test_rows(frame: pl.DataFrame) -> str | None:
 
 
 def clusters_in(frame: pl.DataFrame, column: str) -> str | None:
+    """What n is, from a column that counts groups."""
     return None if column not in frame.columns else f"{_span(frame[column])} independent groups of test rows"
 
 

@@ -10,6 +10,7 @@ from probes.concept_depth.causal_figures import causal
 from probes.concept_depth.condition_figures import conditions, path
 from probes.concept_depth.curve_figures import compare, curves
 from probes.concept_depth.depth_figures import concept_map, points
+from probes.concept_depth.number_figure import number_curves
 from probes.concept_depth.selectivity_figure import selectivity
 from probes.concept_depth.transfer_figure import transfer
 from workbench.figures.run_tables import drawn
@@ -18,6 +19,7 @@ __all__ = ["FIGURES", "compare", "figures"]
 
 FIGURES = {
     "curves": curves,
+    "number_curves": number_curves,
     "concept_map": concept_map,
     "points": points,
     "selectivity": selectivity,

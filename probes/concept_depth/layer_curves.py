@@ -24,6 +24,22 @@ SURE = 1e-4  # bound on the relative error of a probe above which it has not con
 PATH = {"dataset": pl.String, "condition": pl.String, "c": pl.Float64, "layer": pl.Int64}
 PATH |= dict.fromkeys(("accuracy", "f1", "auc"), pl.Float64)
 
+LAYERS = {
+    "dataset": pl.String,
+    "condition": pl.String,
+    "layer": pl.Int64,
+    **dict.fromkeys(("depth", "accuracy", "balanced_accuracy", "f1", "auc", "f1_class0"), pl.Float64),
+    **{f"{name}_{end}": pl.Float64 for end in ("low", "high") for name in ("ci", "balanced", "f1", "auc")},
+    "majority_rate": pl.Float64,
+    **dict.fromkeys(("control_low", "control_high", "control_accuracy", "control_balanced"), pl.Float64),
+    **dict.fromkeys(("above_shuffled", "p", "p_adjusted"), pl.Float64),
+    "above_chance": pl.Boolean,
+    **dict.fromkeys(("control_task_accuracy", "selectivity", "selectivity_low", "selectivity_high"), pl.Float64),
+    "iterations": pl.Int64,
+    "error": pl.Float64,
+    **dict.fromkeys(("n_train", "n", "n_test"), pl.Int32),
+}
+
 Measures = dict[str, np.ndarray]
 Probes = linear_probe.LinearProbes | MultinomialProbes
 Fit = Callable[[Sequence[torch.Tensor], np.ndarray], Probes]

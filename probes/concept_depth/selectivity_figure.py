@@ -11,7 +11,7 @@ from probes.concept_depth.figure_panels import (
     COLUMNS,
     on_a_page,
     panel_aspect,
-    test_rows,
+    rows_tested,
 )
 from workbench.figures import style as theme
 from workbench.figures import traces
@@ -37,7 +37,7 @@ def selectivity(run: Any) -> go.Figure:
         columns=COLUMNS,
         note=f"Control tasks: a random label for every word type. Dotted: no more than by heart. {left_out}".strip(),
         interval="95 % of a difference: over independent groups of test rows and over control tasks; none below five",
-        n=test_rows(frame),
+        n=rows_tested(frame),
     )
     for i, name in enumerate(concepts):
         own = frame.filter(pl.col("dataset") == name).sort("layer")

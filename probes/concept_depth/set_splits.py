@@ -26,7 +26,7 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
     does where there are at least ten (but not for how="code"); those that no `group` column gave must bind more than
     `REPEATED` of the rows. Groups are dealt out so that the classes of every part are in proportion. Raises InputError
     where a part would lack a class."""
-    n, labels = len(concept), concept.labels
+    n, labels = len(concept), concept.strata
     by_group = concept.groups is not None and (
         groups == "yes" or (groups == "auto" and how != "code" and _worth_it(concept))
     )
@@ -34,9 +34,14 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
         raise InputError(f"The set '{concept.name}' has no 'group' column to split by, and no near-identical rows.")
     parts = folds if how == "kfold" else 1
     units = np.unique(concept.groups, return_inverse=True)[1] if by_group else np.arange(n)
-    k = len(concept.classes)
+    k = len(concept.classes) or int(labels.max()) + 1
     least = int(min(np.bincount(labels, minlength=k)))
-    if how == "kfold" and (least < folds or units.max() + 1 < folds):
+    if not concept.classes and min(n, units.max() + 1) < 2 * folds:
+        raise InputError(
+            f"The set '{concept.name}' has {units.max() + 1} {'groups' if by_group else 'rows'} with a number: too few "
+            f"for {folds} folds of two; set fewer folds, or add rows."
+        )
+    if concept.classes and how == "kfold" and (least < folds or units.max() + 1 < folds):
         which = "smaller" if k == 2 else "smallest"
         grouped = f" and {units.max() + 1} groups" if by_group else ""
         raise InputError(
@@ -52,6 +57,8 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
             tests = _by_group(labels, units, parts, 0.4 if how == "code" else 0.2, rng)
         else:
             tests = _stratified(labels, parts, rng)
+        if not concept.classes:
+            return tests, by_group
         train = [np.delete(labels, t) for t in tests]
         if all(len(set(labels[t])) == k and len(set(rest)) == k for t, rest in zip(tests, train)):
             return tests, by_group

@@ -10,6 +10,8 @@ import polars as pl
 from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.row_groups import grouped_rows
 
+NULLABLE = {"difficulty": pl.Int64, "lowest": pl.Float64, "highest": pl.Float64}  # of the table `sets`
+
 
 def inputs_table(
     concept: ConceptSet, condition: str, ids: Sequence[Sequence[int]], tests: Sequence[np.ndarray], *, start: int
@@ -36,15 +38,18 @@ def inputs_table(
 def set_row(concept: ConceptSet, by_group: bool) -> dict:
     """The row of a set in the table `sets`."""
     answers = concept.answers or ("", "")
+    classes = concept.classes or ("", "")
     return {
         "dataset": concept.name,
         "difficulty": concept.difficulty,
         "n": len(concept),
-        "class0": concept.classes[0],
-        "class1": concept.classes[1],
-        "n_class1": int((concept.labels == 1).sum()),
+        "class0": classes[0],
+        "class1": classes[1],
+        "n_class1": int((concept.labels == 1).sum()) if concept.classes else 0,
         "n_classes": len(concept.classes),
         "classes": ", ".join(concept.classes),
+        "lowest": None if concept.classes else float(concept.labels.min()),
+        "highest": None if concept.classes else float(concept.labels.max()),
         "groups": len(set(concept.groups)) if concept.groups else 0,
         "split_by_group": by_group,
         "grouped_by": concept.grouped_by if concept.groups else "",

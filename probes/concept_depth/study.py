@@ -28,6 +28,8 @@ from probes.concept_depth.config import FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.directions import coefficients
 from probes.concept_depth.layer_features import layer_features
+from probes.concept_depth.number_measures import NUMBERS
+from probes.concept_depth.number_points import NUMBER_DEPTH
 from probes.concept_depth.peak_layer import peak, picked_elsewhere, picking_parts
 from probes.concept_depth.set_splits import Split
 from probes.concept_depth.transfer import fitted_on_all
@@ -56,7 +58,7 @@ def study(
     units = groups if by_group else None
     clusters = groups[rows]
     n = len(set(clusters))
-    _warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
+    warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
 
     fit = fitter(config, model.device, context, classes=k)
     score = partial(layer_curves.score_held_out, features, tests=tests)
@@ -115,6 +117,8 @@ def study(
         "classes": class_table(where, concept, held_out.scores, truth, clusters, tests, control)
         if k > 2
         else pl.DataFrame(schema=CLASSES),
+        "numbers": pl.DataFrame(schema=NUMBERS),
+        "number_depth": pl.DataFrame(schema=NUMBER_DEPTH),
         "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
         "coefficients": coefficients(held_out.probes),
         "fitted_on_all": fitted_on_all(
@@ -154,7 +158,7 @@ def _control_tasks(
     )
 
 
-def _warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:
+def warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:
     """Say where the test rows, or the groups that they belong to (`n`), are too few; `folds`: every row is tested
     already."""
     if n < FEW_GROUPS and concept.groups is not None:

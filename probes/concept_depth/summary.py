@@ -21,7 +21,7 @@ def left_out(sets: Sequence[ConceptSet], config: Config) -> dict[str, str]:
     asked = [
         name for name, wanted in (("causal check", config.causal != "off"), ("transfer", config.transfer)) if wanted
     ]
-    return {concept.name: ", ".join(asked) for concept in sets if len(concept.classes) > 2 and asked}
+    return {concept.name: ", ".join(asked) for concept in sets if len(concept.classes) != 2 and asked}
 
 
 def summary_of(tables: dict[str, pl.DataFrame], without: Mapping[str, str]) -> dict[str, Any]:
@@ -48,7 +48,27 @@ def summary_of(tables: dict[str, pl.DataFrame], without: Mapping[str, str]) -> d
             out[f"{name}: {words}"] = _quoted(row, point, point) | size if stands else said
         if row["condition"] == "clean":
             out |= _used(tables["causal"].filter(dataset=row["dataset"], direction="probe"), name)
-    return out | _false_marks(tables)
+    return out | _of_numbers(tables["number_depth"], without) | _false_marks(tables)
+
+
+def _of_numbers(depth: pl.DataFrame, without: Mapping[str, str]) -> dict[str, Any]:
+    """The same of sets of numbers: R² in place of accuracy, and the depths at shares of the highest R²."""
+    out: dict[str, Any] = {}
+    for row in depth.iter_rows(named=True):
+        name = row["dataset"] if row["condition"] == "clean" else f"{row['dataset']} ({row['condition']})"
+        size = {"n": row["n"], "rows": row["n_test"]}
+        out[f"{name}: peak R²"] = _quoted(row, "peak_r2", "peak") | size
+        out[f"{name}: the same on shuffled numbers"] = row["peak_control"]
+        out[f"{name}: peak layer"] = row["peak_layer"]
+        if row["layers_above_chance"] is not None:
+            out[f"{name}: layers above chance"] = f"{row['layers_above_chance']} of {row['n_layers']}"
+        out[f"{name}: first layer above chance"] = row["onset"] if row["onset"] is not None else row["onset_says"]
+        for point, words in (("half_way", "half of the highest R²"), ("nine_tenths", "nine tenths of the highest R²")):
+            there = row[point] is not None
+            out[f"{name}: {words}"] = _quoted(row, point, point) | size if there else row[f"{point}_says"]
+        if row["condition"] == "clean" and row["dataset"] in without:
+            out[f"{name}: left out, for it needs two classes"] = without[row["dataset"]]
+    return out
 
 
 def _used(causal: pl.DataFrame, name: str) -> dict[str, Any]:
@@ -77,7 +97,8 @@ def _false_marks(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
         fired = int(round((rates["false_positive_rate"].fill_null(0) * rates["n_shuffles"]).sum()))
         low, high = wilson(fired, shuffles)
         out["jump rule on shuffled labels"] = {"value": fired / shuffles, "low": low, "high": high, "n": shuffles}
-    if tables["layers"]["p"].is_not_null().any():
-        marked = int(tables["layers"]["above_chance"].sum())
+    judged = [tables[name].filter(pl.col("p").is_not_null()) for name in ("layers", "numbers")]
+    if any(frame.height for frame in judged):
+        marked = sum(int(frame["above_chance"].sum()) for frame in judged)
         out["expected false marks among layers above chance"] = f"at most {math.ceil(LEVEL * marked)} of {marked}"
     return out
