@@ -157,7 +157,15 @@ class Config:
         "the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream",
         choices=("peak", "all", "off"),
     )
-    random_draws: int = option(20, "random directions to project out for comparison", low=1, high=10_000)
+    steer: tuple[float, ...] = option(
+        (),
+        "in the causal check also add the probe's direction, and take it away, so many standard deviations of the "
+        "projection (table `steering`), e.g. 1,2,4",
+        low=1e-3,
+        high=1000.0,
+        later=True,
+    )
+    random_draws: int = option(20, "random directions to project out (and to add) for comparison", low=1, high=10_000)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
     max_tokens: int = option(
@@ -169,6 +177,10 @@ class Config:
             raise ValueError(NO_TEMPLATE)
         check_prompt_options(self, known=(self.template,), raw=way_asked(self.template) == "raw")
         column_map(self.columns, COLUMNS)
+        if self.steer and self.causal == "off":
+            raise ValueError("Steering is a part of the causal check; set causal=peak or all, or leave steer out.")
+        if len(set(self.steer)) < len(self.steer):
+            raise ValueError("A strength to steer with stands twice; name each once.")
         if self.target == "number" and (
             self.pair or self.c_path or self.c != 1.0 or self.transfer or self.classifier != "logistic"
         ):

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from probes.concept_depth.causal_figures import causal
+from probes.concept_depth.causal_figures import causal, steering
 from probes.concept_depth.condition_figures import conditions, path
 from probes.concept_depth.curve_figures import compare, curves
 from probes.concept_depth.depth_figures import concept_map, points
@@ -25,6 +25,7 @@ FIGURES = {
     "selectivity": selectivity,
     "conditions": conditions,
     "causal": causal,
+    "steering": steering,
     "transfer": transfer,
     "path": path,
 }

@@ -31,6 +31,7 @@ from probes.concept_depth.number_points import NUMBER_DEPTH, row_of_number_point
 from probes.concept_depth.peak_layer import picked_elsewhere, picking_parts
 from probes.concept_depth.ridge_probe import read_held_out
 from probes.concept_depth.set_splits import Split, parts_in_proportion
+from probes.concept_depth.steering_check import STEERING
 from probes.concept_depth.study import warn_of_few
 from probes.concept_depth.written_texts import WrittenTexts
 from workbench.core.context import Context
@@ -44,6 +45,7 @@ NO_CLASSES = {
     "path": PATH,
     "classes": CLASSES,
     "causal": CAUSAL,
+    "steering": STEERING,
 }  # tables that a set of numbers has no rows in
 
 

@@ -20,7 +20,7 @@ from probes.concept_depth import (
     multinomial_probe,
 )
 from probes.concept_depth.above_chance import above_chance
-from probes.concept_depth.causal import CAUSAL, causal_check
+from probes.concept_depth.causal import CAUSAL, asked_of, causal_check
 from probes.concept_depth.class_measures import on_the_scale_of_two
 from probes.concept_depth.class_tables import CLASSES, class_table
 from probes.concept_depth.concept_sets import ConceptSet
@@ -32,6 +32,7 @@ from probes.concept_depth.number_measures import NUMBERS
 from probes.concept_depth.number_points import NUMBER_DEPTH
 from probes.concept_depth.peak_layer import peak, picked_elsewhere, picking_parts
 from probes.concept_depth.set_splits import Split
+from probes.concept_depth.steering_check import STEERING, steering_check
 from probes.concept_depth.transfer import fitted_on_all
 from probes.concept_depth.written_texts import WrittenTexts
 from workbench.core.context import Context
@@ -85,13 +86,16 @@ def study(
     resampled = None if curve.resampled is None else scaled(curve.resampled)
     points = row_of_points(scaled(curve.value["accuracy"]), resampled, scaled(control.accuracy), judged)
     points |= peak(curve.hits, parts, clusters, curve.resampled, control.peak) | {"n": n, "n_test": len(rows)}
-    causal = []
+    causal, steered = [], []
     if condition == "clean":
         _warn_of_chance_jumps(concept, points, context)
         picked = picked_elsewhere(curve.hits, parts)[0] if len(tests) > 1 else [points["peak_layer"]]
         layers = {"peak": [int(picked[0])], "all": list(range(model.n_layers)), "off": []}[config.causal]
-        if isinstance(held_out.probes, linear_probe.LinearProbes):  # of two classes
-            causal = causal_check(model, concept, written, tests[0], features, held_out.probes, layers, config, context)
+        probes = held_out.probes
+        asked = asked_of(model, concept, written, tests[0], config, context) if layers else None
+        if asked is not None and isinstance(probes, linear_probe.LinearProbes):  # of two classes
+            causal = causal_check(model, concept, asked, features, probes, layers, config, context)
+            steered = steering_check(model, concept.name, asked, features, probes, layers, config, context)
     table = layer_curves.layer_table(
         where,
         curve,
@@ -120,6 +124,7 @@ def study(
         "numbers": pl.DataFrame(schema=NUMBERS),
         "number_depth": pl.DataFrame(schema=NUMBER_DEPTH),
         "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
+        "steering": pl.DataFrame([where | row for row in steered], schema=STEERING),
         "coefficients": coefficients(held_out.probes),
         "fitted_on_all": fitted_on_all(
             features,

@@ -48,6 +48,7 @@ def summary_of(tables: dict[str, pl.DataFrame], without: Mapping[str, str]) -> d
             out[f"{name}: {words}"] = _quoted(row, point, point) | size if stands else said
         if row["condition"] == "clean":
             out |= _used(tables["causal"].filter(dataset=row["dataset"], direction="probe"), name)
+            out |= _steered(tables["steering"].filter(dataset=row["dataset"], direction="probe"), name)
     return out | _of_numbers(tables["number_depth"], without) | _false_marks(tables)
 
 
@@ -72,9 +73,12 @@ def _of_numbers(depth: pl.DataFrame, without: Mapping[str, str]) -> dict[str, An
 
 
 def _used(causal: pl.DataFrame, name: str) -> dict[str, Any]:
-    """What the answers lose without the direction, beside random ones, where the check was made in one layer."""
-    if causal.height != 1:
+    """What the answers lose without the direction, beside random ones; of several layers which of them lose more."""
+    if causal.is_empty():
         return {}
+    if causal.height > 1:
+        words = f"{name}: layers whose direction the answers lose more without than without random ones"
+        return {words: _marked(causal, causal.height)}
     row = causal.row(0, named=True)
     return {
         f"{name}: logits lost without the direction": row["lost"],
@@ -82,6 +86,34 @@ def _used(causal: pl.DataFrame, name: str) -> dict[str, Any]:
         f"{name}: lost beyond random directions": {"value": row["excess"]}
         | {"low": row["excess_low"], "high": row["excess_high"], "n": row["n"], "rows": row["rows"]},
     }
+
+
+def _steered(steering: pl.DataFrame, name: str) -> dict[str, Any]:
+    """What adding the direction moves the answers by, beside random ones, at every strength; of several layers in which
+    it moves them more."""
+    out: dict[str, Any] = {}
+    for (strength,), own in steering.group_by("strength", maintain_order=True):
+        how = f"{name}: steered by ±{strength:g} deviations"
+        if own.height > 1:
+            out[f"{how}, layers whose direction moves the answers more than random ones"] = _marked(
+                own, steering.height
+            )
+            continue
+        row = own.row(0, named=True)
+        size = {"n": row["n"], "rows": row["rows"]}
+        out[f"{how}, log-odds"] = _quoted(row, "log_odds", "log_odds") | size
+        out[f"{how}, the same of random directions"] = row["of_random"]
+        out[f"{how}, beyond random directions"] = _quoted(row, "excess", "excess") | size
+    return out
+
+
+def _marked(rows: pl.DataFrame, tests: int) -> str:
+    """How many layers are marked, and which, of a column of p that was adjusted over so many tests."""
+    found = rows.filter((pl.col("p_adjusted") < LEVEL) & (pl.col("excess") > 0))["layer"].to_list()
+    which = f" ({', '.join(map(str, found))})" if found else ""
+    return (
+        f"{len(found)} of {rows.height}{which}; p below {LEVEL}, adjusted over {tests} tests (Benjamini and Hochberg)"
+    )
 
 
 def _quoted(row: dict, value: str, ends: str) -> dict:
