@@ -358,6 +358,43 @@ def depth(
             "depth": pl.DataFrame(points, infer_schema_length=None),
             "causal": pl.DataFrame(causal),
             "path": pl.DataFrame(path),
+            "steering": pl.DataFrame(
+                {
+                    "dataset": concept,
+                    "condition": "clean",
+                    "layer": layer,
+                    "strength": 2.0,
+                    "direction": direction,
+                    "draw": draw,
+                    "log_odds": effect,
+                    "log_odds_low": effect - 0.3,
+                    "log_odds_high": effect + 0.3,
+                    "n": 100,
+                }
+                for concept in concepts
+                for layer in range(layers)
+                for direction, draws in (("probe", 1), ("random", 5))
+                for draw in range(draws)
+                for effect in ((4 * np.exp(-((layer - 6) ** 2) / 8),) if direction == "probe" else (0.2 * draw - 0.4,))
+            ),
+            "numbers": pl.DataFrame(
+                {
+                    "dataset": name,
+                    "condition": "clean",
+                    "layer": layer,
+                    "r2": r2,
+                    "r2_low": r2 - 0.1,
+                    "r2_high": min(1.0, r2 + 0.05),
+                    "control_r2": -0.01,
+                    "control_low": -0.06,
+                    "control_high": 0.03,
+                    "n": 40,
+                    "n_test": 200,
+                }
+                for k, name in enumerate(("how many", "which year"))
+                for layer in range(layers)
+                for r2 in (0.9 / (1 + np.exp(-(layer - layers * (0.3 + 0.3 * k)))),)
+            ),
             "transfer": pl.DataFrame(
                 {
                     "train": train,
