@@ -11,8 +11,8 @@ the nucleus edge has a margin of 1e-6; a sample's EOS token is one of its steps 
 bias that exp of a mean over few samples has (probes.branching_factor.estimators); `bias=plain` and the columns
 bf_entropy, bf_nll and bf_compat are the paper's and the code's own, uncorrected.
 
-Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted; each is one function
-in probes.branching_factor.studies.
+Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted, random_prefix, feedback;
+each is one function that probes.branching_factor.studies names.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ def example(model: Facts) -> dict[str, object]:
         "signature": ("condition",),
         "resampling": ("position",),
         "verbalised": ("prompt",),
+        "random_prefix": ("offset", "inserted"),
+        "feedback": ("feedback",),
     },
     imports={"branching-factor curves, a table of position and bf": "probes.branching_factor.published:read"},
 )

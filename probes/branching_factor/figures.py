@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.branching_factor.control_figures import feedback, random_prefix
 from probes.branching_factor.drawn_conditions import (
     INTERVAL,
     LABEL,
@@ -224,6 +225,8 @@ FIGURES = {
     "verbalised": verbalised,
     "resampling": resampling,
     "openings": openings,
+    "random_prefix": random_prefix,
+    "feedback": feedback,
     "enough": enough,
     "tree": tree,
 }

@@ -91,7 +91,21 @@ def _of_study(tables: dict[str, pl.DataFrame]) -> dict:
     for row in tables["signature"].iter_rows(named=True) if "signature" in tables else ():
         for key in ("entropy_own", "nll_given", "surprise"):
             out[f"{key} of {row['condition']}"] = quoted(row, key, key)
-    return out | (_verbalised(tables) if "verbalised" in tables else {})
+    return out | _controls(tables) | (_verbalised(tables) if "verbalised" in tables else {})
+
+
+def _controls(tables: dict[str, pl.DataFrame]) -> dict:
+    """What random tokens in an output, or feedback on an answer, change."""
+    out = {}
+    for row in tables["random_prefix"].iter_rows(named=True) if "random_prefix" in tables else ():
+        if row["inserted"] in ("shuffled", "random"):
+            name = f"bf after {row['inserted']} tokens at {row['offset']}, less that after its own"
+            out[name] = quoted(row, "difference", "difference") | {"p_adjusted": row["p_adjusted"]}
+    for row in tables["feedback"].iter_rows(named=True) if "feedback" in tables else ():
+        if row["feedback"] != "control":
+            name = f"bf after {row['feedback']} feedback, less that after the control"
+            out[name] = quoted(row, "difference", "difference") | {"p_adjusted": row["p_adjusted"]}
+    return out
 
 
 def _verbalised(tables: dict[str, pl.DataFrame]) -> dict:

@@ -716,10 +716,47 @@ def branching(
             for t in (0, 5, 10, 20, 40)
         ]
     )
+    frames |= _controls(prompts)
     frames["openings"] = pl.DataFrame(
         {"opening": ["Sure, here is", "Once upon"], "tokens": [4, 2], "share": [0.4, 0.6], "chosen": [True, False]}
     )
     return FakeRun("branching-factor", frames, about("branching-factor", name=name, unit="sentences"))
+
+
+def _controls(prompts: int) -> dict[str, pl.DataFrame]:
+    """Random tokens inside an output, and feedback on an answer."""
+    rows = [
+        {
+            "offset": t,
+            "inserted": kind,
+            "tokens": 30 * (kind != "nothing"),
+            "bf": bf - t / 60,
+            "ci_low": bf - t / 60 - 0.3,
+        }
+        | {"ci_high": bf - t / 60 + 0.4, "difference": None if kind == "own" else bf - 4}
+        | {
+            "difference_low": None if kind == "own" else bf - 4.2,
+            "difference_high": None if kind == "own" else bf - 3.7,
+        }
+        for t in (0, 30, 60)
+        for kind, bf in (("nothing", 4.3), ("own", 4.0), ("shuffled", 5.2), ("random", 7.5))
+    ]
+    said = [
+        {
+            "feedback": kind,
+            "bf": bf,
+            "ci_low": bf - 0.1,
+            "ci_high": bf + 0.1,
+            "difference": None if k == 0 else bf - 1.7,
+        }
+        | {"difference_low": None if k == 0 else bf - 1.8, "difference_high": None if k == 0 else bf - 1.6}
+        for k, (kind, bf) in enumerate((("control", 1.7), ("adversarial", 2.1), ("noise", 1.6)))
+    ]
+    counted = {"prompts": prompts, "rows": 2 * prompts}
+    return {
+        name: pl.DataFrame([row | counted for row in own], infer_schema_length=None)
+        for name, own in (("random_prefix", rows), ("feedback", said))
+    }
 
 
 def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, features=300, seed=5) -> FakeRun:
