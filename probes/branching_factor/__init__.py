@@ -11,8 +11,8 @@ the nucleus edge has a margin of 1e-6; a sample's EOS token is one of its steps 
 bias that exp of a mean over few samples has (probes.branching_factor.estimators); `bias=plain` and the columns
 bf_entropy, bf_nll and bf_compat are the paper's and the code's own, uncorrected.
 
-Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted, random_prefix, feedback;
-each is one function that probes.branching_factor.studies names.
+Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted, random_prefix, feedback,
+sentences; each is one function that probes.branching_factor.studies names.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from probes.branching_factor.condition_tables import comparison_row, condition_t
 from probes.branching_factor.conditions import Lab
 from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
+from probes.branching_factor.forking import forking_tables
 from probes.branching_factor.studies import STUDY
 from probes.branching_factor.summary import summary_of
 from workbench import organisms
@@ -140,6 +141,10 @@ def example(model: Facts) -> dict[str, object]:
         "verbalised": ("prompt",),
         "random_prefix": ("offset", "inserted"),
         "feedback": ("feedback",),
+        "sentence_importance": ("prompt", "sample", "sentence"),
+        "sentence_means": ("sentence",),
+        "forking": ("condition",),
+        "forking_tokens": ("condition", "token", "id"),
     },
     imports={"branching-factor curves, a table of position and bf": "probes.branching_factor.published:read"},
 )
@@ -163,6 +168,7 @@ def run(model: Model, config: Config, context: Context) -> Result:
         lab.close()
 
     tables |= condition_tables(found, config, context)
+    tables |= forking_tables(found, config.forking) if config.forking else {}
     tables = {name: t.with_columns(pl.selectors.by_dtype(pl.Null).cast(pl.Float64)) for name, t in tables.items()}
     if pairs:
         by_name = {measured.condition.name: measured for measured in found}

@@ -31,6 +31,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         "resampling": len({0, *config.cuts}) * config.originals,
         "random_prefix": 1 + len(INSERTED) * len(offsets) * config.originals,
         "feedback": 1 + len(FEEDBACK) * config.originals,
+        "sentences": 1 + (config.max_sentences + 1) * config.originals,
     }.get(config.study, 1)
     rows, given = len(prompts) * times, 0
     if config.study == "random_prefix":
@@ -38,4 +39,6 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     if config.study == "feedback":
         said = model.tokens([TURN.format(feedback=config.disagree)])
         given = len(FEEDBACK) * (longest + said) * config.originals
+    if config.study == "sentences":  # an output with so many sentences, cut on average in its middle
+        given = (config.max_sentences + 1) * config.originals * (longest // 2)
     return Plan(rows, model.tokens(prompts) * times + len(prompts) * given + rows * config.samples * longest)

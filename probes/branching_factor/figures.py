@@ -21,7 +21,9 @@ from probes.branching_factor.drawn_conditions import (
     tokenizers_of,
     with_condition,
 )
+from probes.branching_factor.forking_figures import forking_choices, forking_tokens
 from probes.branching_factor.position_figures import compare, positions
+from probes.branching_factor.sentence_figures import sentence_importance
 from probes.branching_factor.study_figures import (
     complexity,
     impact,
@@ -227,10 +229,12 @@ FIGURES = {
     "openings": openings,
     "random_prefix": random_prefix,
     "feedback": feedback,
+    "forking_tokens": forking_tokens,
+    "sentence_importance": sentence_importance,
     "enough": enough,
     "tree": tree,
 }
-CHOICES = {"tree": tree_choices}
+CHOICES = {"tree": tree_choices, "forking_tokens": forking_choices}
 
 
 def figures(run: Any) -> dict[str, go.Figure]:

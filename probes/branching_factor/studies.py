@@ -17,6 +17,7 @@ from probes.branching_factor.overtraining import hyperfitted
 from probes.branching_factor.per_byte import nats_per_byte, pieces_of
 from probes.branching_factor.prefix_tree import common_openings
 from probes.branching_factor.random_prefix import random_prefix
+from probes.branching_factor.sentence_importance import sentence_importance
 from probes.branching_factor.verbalised import PROMPT as VERBALISED
 from probes.branching_factor.verbalised import diversity
 from workbench.core.errors import InputError
@@ -209,4 +210,5 @@ STUDY: dict[str, Callable[[Lab], Studied]] = {
     "hyperfitted": hyperfitted,
     "random_prefix": random_prefix,
     "feedback": feedback,
+    "sentences": sentence_importance,
 }
