@@ -121,6 +121,7 @@ def example(model: Facts) -> dict[str, object]:
     validate=validate,
     figures="probes.branching_factor.figures:figures",
     figures_of_several="probes.branching_factor.figures:compare",
+    comparable="probes.branching_factor.two_runs:comparable",
     estimate=estimate,
     example=example,
     example_models=("organism",),

@@ -9,7 +9,6 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.branching_factor.bf_intervals import ratio_of_means
 from probes.branching_factor.drawn_conditions import (
     INTERVAL,
     LABEL,
@@ -20,6 +19,7 @@ from probes.branching_factor.drawn_conditions import (
     tokenizers_of,
     with_condition,
 )
+from probes.branching_factor.two_runs import first_condition, paired
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import finite, maybe, model_name, need, numbers
@@ -46,7 +46,7 @@ def compare(runs: Sequence[Any]) -> go.Figure:
     where their models cut text into different tokens."""
     names = _run_names(runs)
     said = tokenizers_of(runs)
-    if said and all(_first_condition(run) is not None for run in runs):
+    if said and all(first_condition(run) is not None for run in runs):
         return _per_byte(runs, names, said)
     frames = []
     for run, name in zip(runs, names):
@@ -59,7 +59,7 @@ def compare(runs: Sequence[Any]) -> go.Figure:
 
 def _per_byte(runs: Sequence[Any], names: list[str], said: str) -> go.Figure:
     """Nats per byte of every run, and of each over the first one's on the prompts that they share."""
-    rows = [_first_condition(run) for run in runs]
+    rows = [first_condition(run) for run in runs]
     fig = sheet(
         [PER_BYTE, f"over that of {names[0]}"],
         title="Nats per byte",
@@ -72,7 +72,7 @@ def _per_byte(runs: Sequence[Any], names: list[str], said: str) -> go.Figure:
         n="; ".join(dict.fromkeys(filter(None, map(size, runs)))) or None,
         note=said,
     )
-    ratios = [_paired(runs[0], run) for run in runs]
+    ratios = [paired(runs[0], run) for run in runs]
     for j, (name, style) in enumerate(looks(names).items()):
         row, ratio = rows[j], ratios[j]
         assert row is not None
@@ -89,25 +89,6 @@ def _per_byte(runs: Sequence[Any], names: list[str], said: str) -> go.Figure:
     x_axis(fig, 1).range = [0, 1.06 * top]
     x_axis(fig, 0).rangemode = "tozero"
     return dressed(fig)
-
-
-def _paired(first: Any, second: Any):
-    """Nats per byte of the second run over the first one's, on the prompts whose text both have."""
-    frames = []
-    for run in (first, second):
-        frame = with_condition(need(run, "prompts", ("prompt", "text", "nats_per_byte")), run)
-        frame = frame.filter(pl.col("condition") == frame["condition"][0])
-        frames.append(frame.group_by("text", maintain_order=True).agg(pl.col("nats_per_byte").mean()))
-    both = frames[0].join(frames[1], on="text", suffix="_second")
-    return ratio_of_means(numbers(both, "nats_per_byte_second"), numbers(both, "nats_per_byte"), range(both.height))
-
-
-def _first_condition(run: Any) -> dict | None:
-    """The row of the first condition, where it has nats per byte and the prompts that they are of."""
-    frame = maybe(run, "conditions", ("condition", "nats_per_byte"))
-    prompts = maybe(run, "prompts", ("text", "nats_per_byte"))
-    known = frame is not None and prompts is not None and frame.height and frame["nats_per_byte"][0] is not None
-    return frame.row(0, named=True) if known and frame is not None else None
 
 
 def _run_names(runs: Sequence[Any]) -> list[str]:
