@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,8 @@ def conditions(run: Any) -> go.Figure:
     fig = sheet(
         title=f"{label.capitalize()} by condition, {model_name(run)}",
         x=label,
-        y_ticks=ticks(range(len(names)), names, keep=True),
-        row=1.4,
+        y_ticks=ticks(range(len(names)), names, keep=True, lines=2),
+        row=2.3 if _long(names) else 1.4,
         aspect=0.08 * len(names),
         interval=INTERVAL,
         n=size(run),
@@ -132,9 +133,9 @@ def ratio(run: Any) -> go.Figure:
         [f"over {name}" for name in over],
         title=f"Ratios of {label}, {model_name(run)}",
         x=f"ratio of {label}",
-        y_ticks=[ticks(range(part.height), part["a"], keep=True) for part in parts],
+        y_ticks=[ticks(range(part.height), part["a"], keep=True, lines=2) for part in parts],
         share_y=False,
-        row=1.5,
+        row=2.3 if _long(frame["a"].to_list()) else 1.5,
         columns=2,
         aspect=0.08 * most + 0.05,
         interval="95 % t over prompts (paired)",
@@ -245,6 +246,11 @@ CHOICES = {"tree": tree_choices, "forking_tokens": forking_choices}
 def figures(run: Any) -> dict[str, go.Figure]:
     """Every figure that the tables of the run allow."""
     return drawn(run, FIGURES)
+
+
+def _long(names: Sequence[str]) -> bool:
+    """Whether a name takes two lines beside an axis of a narrow figure."""
+    return max(map(len, names)) > 16
 
 
 def _maybe_log(fig: go.Figure, values: np.ndarray, *, which: str) -> None:

@@ -30,6 +30,7 @@ ENDS = {  # intervals of the curves
     "bf_window": ("window_low", "window_high"),
     "bf_prefix": ("ci_low", "ci_high"),
 }
+BANDED = 6  # conditions of which intervals are drawn; of more, they hide each other's curves (the table has them)
 SHORT = "BF"  # y titles of low panels one above another must not touch
 
 
@@ -124,6 +125,9 @@ def _positions(frame: pl.DataFrame, title: str, note: str, n: str | None = None)
     names = frame["condition"].unique(maintain_order=True).to_list()
     if any(column == "bf_window" for _, column, _ in panels) and "bf_cohort" in frame.columns:
         note = joined(f"Windows with fewer than {FEWEST} prompts are not drawn.", note)
+    banded = len(names) <= BANDED
+    if not banded:
+        note = joined(f"Intervals of more than {BANDED} conditions are not drawn; the table has them.", note)
     drawn = [(low, high) for _, column, _ in panels for low, high in [ENDS.get(column, ("", ""))] if low]
     fig = sheet(
         [p[0] for p in panels],
@@ -132,12 +136,12 @@ def _positions(frame: pl.DataFrame, title: str, note: str, n: str | None = None)
         y=[p[2] for p in panels],
         share_y=False,
         aspect=0.75,
-        interval=INTERVAL if any(np.isfinite(numbers(frame, low)).any() for low, _ in drawn) else "",
+        interval=INTERVAL if banded and any(np.isfinite(numbers(frame, low)).any() for low, _ in drawn) else "",
         n=n,
         note=note,
     )
     for i, (_, column, _) in enumerate(panels):
-        _add_curves(fig, i, frame, column, names)
+        _add_curves(fig, i, frame, column, names, banded=banded)
     return dressed(fig)
 
 
@@ -155,14 +159,14 @@ def _panels(frame: pl.DataFrame) -> list[tuple[str, str, str]]:
     return panels
 
 
-def _add_curves(fig: go.Figure, i: int, frame: pl.DataFrame, column: str, names: list[str]) -> None:
+def _add_curves(fig: go.Figure, i: int, frame: pl.DataFrame, column: str, names: list[str], *, banded: bool) -> None:
     values = []
     for name, style in looks(names).items():
         own = frame.filter(pl.col("condition") == name).sort("position")
         y = numbers(own, column)
         y = y / np.nanmax(y) if column == "alive" else y  # older tables hold counts
         values.append(y)
-        low, high = ENDS.get(column, (None, None))
+        low, high = ENDS.get(column, (None, None)) if banded else (None, None)
         traces.add_curve(
             fig,
             i,
