@@ -753,10 +753,83 @@ def branching(
             for t in (0, 5, 10, 20, 40)
         ]
     )
+    frames |= _controls(prompts) | _forking(conditions, prompts) | _sentences(prompts)
     frames["openings"] = pl.DataFrame(
         {"opening": ["Sure, here is", "Once upon"], "tokens": [4, 2], "share": [0.4, 0.6], "chosen": [True, False]}
     )
     return FakeRun("branching-factor", frames, about("branching-factor", name=name, unit="sentences"))
+
+
+def _forking(conditions: tuple[str, ...], prompts: int) -> dict[str, pl.DataFrame]:
+    """Tokens at which outputs fork, and some that do not."""
+    words = [" wait", " so", " <b>then</b>", "\n\n", " however, as was said before", " the", ".", " of"]
+    tokens = [
+        {
+            "condition": name,
+            "token": word,
+            "id": i,
+            "count": 400 - 30 * i,
+            "share": 0.9 - 0.1 * i,
+            "ci_low": 0.8 - 0.1 * i,
+        }
+        | {"ci_high": 0.95 - 0.09 * i, "expected": 0.2, "mean_entropy": 2.0, "forking": i < 5, "prompts": prompts}
+        for name in conditions
+        for i, word in enumerate(words)
+    ]
+    rows = [{"condition": name, "forking": 0.2, "entropy_held": 0.71} for name in conditions]
+    return {"forking": pl.DataFrame(rows), "forking_tokens": pl.DataFrame(tokens)}
+
+
+def _sentences(prompts: int) -> dict[str, pl.DataFrame]:
+    """Sentences of which the third decides the answer."""
+    means = [
+        {"sentence": i, "importance": 0.2 + 1.1 * (i == 2), "importance_null": 0.18, "excess": 0.02 + 1.1 * (i == 2)}
+        | {"excess_low": 1.1 * (i == 2) - 0.1, "excess_high": 1.1 * (i == 2) + 0.2, "prompts": prompts, "rows": prompts}
+        | {"accuracy_change": 0.3 * (i == 2), "change_low": 0.3 * (i == 2) - 0.1, "change_high": 0.3 * (i == 2) + 0.1}
+        for i in (None, *range(7))
+    ]
+    rows = [
+        {"prompt": p, "sample": 0, "sentence": i, "p": 0.001 if i == 2 else 0.5, "anchor": i == 2}
+        for p in range(prompts)
+        for i in range(7)
+    ]
+    return {"sentence_means": pl.DataFrame(means), "sentence_importance": pl.DataFrame(rows)}
+
+
+def _controls(prompts: int) -> dict[str, pl.DataFrame]:
+    """Random tokens inside an output, and feedback on an answer."""
+    rows = [
+        {
+            "offset": t,
+            "inserted": kind,
+            "tokens": 30 * (kind != "nothing"),
+            "bf": bf - t / 60,
+            "ci_low": bf - t / 60 - 0.3,
+        }
+        | {"ci_high": bf - t / 60 + 0.4, "difference": None if kind == "own" else bf - 4}
+        | {
+            "difference_low": None if kind == "own" else bf - 4.2,
+            "difference_high": None if kind == "own" else bf - 3.7,
+        }
+        for t in (0, 30, 60)
+        for kind, bf in (("nothing", 4.3), ("own", 4.0), ("shuffled", 5.2), ("random", 7.5))
+    ]
+    said = [
+        {
+            "feedback": kind,
+            "bf": bf,
+            "ci_low": bf - 0.1,
+            "ci_high": bf + 0.1,
+            "difference": None if k == 0 else bf - 1.7,
+        }
+        | {"difference_low": None if k == 0 else bf - 1.8, "difference_high": None if k == 0 else bf - 1.6}
+        for k, (kind, bf) in enumerate((("control", 1.7), ("adversarial", 2.1), ("noise", 1.6)))
+    ]
+    counted = {"prompts": prompts, "rows": 2 * prompts}
+    return {
+        name: pl.DataFrame([row | counted for row in own], infer_schema_length=None)
+        for name, own in (("random_prefix", rows), ("feedback", said))
+    }
 
 
 def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, features=300, seed=5) -> FakeRun:

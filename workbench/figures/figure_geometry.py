@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,14 +57,18 @@ def shorten(text: str, most: int) -> str:
 
 
 def shorten_apart(names: Sequence[str], most: int) -> dict[str, str]:
-    """Each of several names in at most ``most`` characters: where cut ones would read the same, without what all
-    begin with."""
+    """Each of several names in at most ``most`` characters: cut ones that would read the same are cut without what
+    these (or, where they then still do, all names) begin with."""
     kinds = list(dict.fromkeys(names))
-    cut_short = {name: shorten(name, most) for name in kinds}
-    if len(set(cut_short.values())) == len(kinds):
-        return cut_short
+    written = {name: shorten(name, most) for name in kinds}
+    for text in [text for text, count in Counter(written.values()).items() if count > 1]:
+        alike = [name for name in kinds if written[name] == text]
+        same = re.sub(r"\w+$", "", os.path.commonprefix(alike))  # whole words only
+        written |= {name: shorten("…" + name[len(same) :], most) for name in alike if len(same) > 1}
+    if len(set(written.values())) == len(kinds):
+        return written
     same = len(os.path.commonprefix(kinds))
-    return {name: shorten("…" + name[same:], most) if same > 1 else cut_short[name] for name in kinds}
+    return {name: shorten("…" + name[same:], most) if same > 1 else written[name] for name in kinds}
 
 
 def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
@@ -449,9 +455,19 @@ def _write_ticks(target, spec: dict, room: float, least: float | None, k: float,
         chosen = [i for i, v in enumerate(values) if v % step == 0]
     target.tickmode = "array"
     target.tickvals = [values[i] for i in chosen]
-    target.ticktext = [_escaped([shorten(text[i], most)]) for i in chosen]
-    full += [text[i] for i in chosen if len(text[i]) > most]
+    broken = {name: _broken(name, most, spec.get("lines", 1)) for name in text}
+    written = shorten_apart([name for name, lines in broken.items() if not lines], most)
+    target.ticktext = [_escaped(broken[text[i]] or [written[text[i]]]) for i in chosen]
+    full += [text[i] for i in chosen if len(text[i]) > most and not broken[text[i]]]
     return step if spec["keep"] else 1
+
+
+def _broken(name: str, most: int, lines: int) -> list[str]:
+    """A name that is too long for one line in several; nothing where it fits into one, or into no so many."""
+    if len(name) <= most or lines < 2:
+        return []
+    found = wrap(name, most, least=1)
+    return found if len(found) <= lines else []
 
 
 def _write_titles(fig: go.Figure, panels: list[dict], k: float, most: int, full: list[str]) -> None:
