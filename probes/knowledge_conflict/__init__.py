@@ -19,8 +19,9 @@ heads of each side, against random heads of the same layers. Roles depend on the
 
 Choices of ours: a head has a role if its score is told from zero over subjects, at a false discovery rate of 5 % over
 heads, and has a least size; it is `mixed` if its sign hangs on the kind of conflict; heads to prune are selected
-greedily, each together with those before it, so that lists can be shorter than k; k = 0 is a choice too,
-and k may cost at most `max_clean_drop` of clean accuracy on validation (1 = JuICE's rule); an answer that names both
+greedily, each together with those before it, so that lists can be shorter than k, and none that costs more than
+`max_clean_drop` of clean accuracy is taken; k = 0 is a choice too, and k may cost as much on validation (1 = JuICE's
+rule); an answer that names both
 sides counts for the one it names first; a subject is in one split only; the names of a corrupted prompt are those of
 other items of the same relation. Left out: corruption by Gaussian noise on the names' embeddings, exact match for
 open-domain QA with retrieved passages.
@@ -196,7 +197,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
         "answers": ("row", "source", "role", "k"),
         "inputs": ("row",),
     },
-    version=3,
+    version=4,
 )
 def run(model, config: Config, context: Context) -> Result:
     """Measure every head on the find split, choose k on validation, prune on test.

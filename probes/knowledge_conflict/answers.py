@@ -43,6 +43,11 @@ def clean_right(model: Model, config: Config, context: Context, items: Sequence[
     return _right(items, texts)
 
 
+def clean_share(model: Model, config: Config, context: Context, items: Sequence[Item], run: Pass) -> float:
+    """The share of clean prompts whose greedy continuation names the answer."""
+    return float(np.mean(_right(items, _continuations(model, config, context, [item.clean for item in items], run))))
+
+
 def _right(items: Sequence[Item], texts: Sequence[str]) -> list[bool]:
     return [any(find(text, answer) for answer in item.answers) for item, text in zip(items, texts)]
 

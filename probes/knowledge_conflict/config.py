@@ -104,7 +104,10 @@ class Config:
     )
     curve_draws: int = option(3, "the same for every other k, where they are drawn only", low=0, high=10_000)
     max_clean_drop: float = option(
-        0.02, "largest loss of clean accuracy on validation that the chosen k may cost; 1: any", low=0, high=1
+        0.02,
+        "largest loss of clean accuracy that a head of select=greedy may cost, and on validation the chosen k; 1: any",
+        low=0,
+        high=1,
     )
     neutral: str = option(
         "auto",

@@ -49,4 +49,5 @@ def selecting(config: Config, model: Facts, items: float) -> float:
     steps = min(pool, max(config.prune_k, default=0))
     tried = 2 if config.variant == "auto" else 1
     screened = 16 * model.layers * model.heads
-    return screened + 2 * tried * items * (steps * pool - steps * (steps - 1) // 2)
+    weighed = steps + 1 if config.max_clean_drop < 1 else 0  # clean prompts answered: of none, and of each that is taken
+    return screened + 2 * tried * items * (steps * pool - steps * (steps - 1) // 2 + weighed)
