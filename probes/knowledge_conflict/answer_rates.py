@@ -149,12 +149,7 @@ def gain(
     if not k:
         missing = (f"{wanted}_rate", f"random_{wanted}_rate", "compared_with", *GAINS)
         return {f"{name}_k": k} | dict.fromkeys(f"{name}_{what}" for what in missing)
-    subjects, old, new = before["subject"].to_numpy(), hits(before), hits(top)
-    by_chance = np.stack([hits(found)[wanted] for found in randoms])
-    gained = change(new[wanted] - old[wanted], subjects)
-    chance_helps = by_chance.mean() >= old[wanted].mean()
-    over = change(new[wanted] - by_chance, subjects) if chance_helps else gained
-    clean = change(new["clean"] - old["clean"], subjects)
+    gained, over, clean, chance_helps = gains_of(wanted, before, top, randoms)
     _warn_of_gain(gained, "pruning none", role, k, context)
     if chance_helps:
         _warn_of_gain(over, "pruning random heads of the same layers", role, k, context)
@@ -180,6 +175,19 @@ def gain(
         f"{name}_perplexity_ratio": float(top["perplexity"][0] / unpruned),
         f"{name}_random_perplexity_ratio": float(np.mean([found["perplexity"][0] for found in randoms]) / unpruned),
     }
+
+
+def gains_of(
+    wanted: str, before: pl.DataFrame, after: pl.DataFrame, randoms: Sequence[pl.DataFrame]
+) -> tuple[dict, dict, dict, bool]:
+    """How much more often the answers are the wanted ones than before, and than the better of before and the mean over
+    random draws; the change of clean accuracy; and whether the draws are that better one. Paired, over subjects."""
+    subjects, old, new = before["subject"].to_numpy(), hits(before), hits(after)
+    by_chance = np.stack([hits(found)[wanted] for found in randoms])
+    gained = change(new[wanted] - old[wanted], subjects)
+    chance_helps = bool(by_chance.mean() >= old[wanted].mean())
+    over = change(new[wanted] - by_chance, subjects) if chance_helps else gained
+    return gained, over, change(new["clean"] - old["clean"], subjects), chance_helps
 
 
 def _warn_of_gain(found: dict, against: str, role: str, k: int, context: Context) -> None:

@@ -48,7 +48,7 @@ def head_lists(
 
     `effects`: of the items, by variant; `ablated`: the edit that switches heads off."""
     variants = [v for v in (TRIED if config.variant == "auto" else (config.variant,)) if v in effects]
-    half, some = model.n_layers * model.n_heads // 2, _some(items, config, context)
+    half, some = model.n_layers * model.n_heads // 2, some_items(items, config, context)
     if config.select == "gates":  # which ask nothing of the scores
         gates = {role: _gates(model, config, context, some, role) for role in ROLES}
         lists = {variants[0]: {role: _closed(gates[role])[:half] for role in ROLES}}
@@ -70,7 +70,7 @@ def head_lists(
     return lists, {}
 
 
-def _some(items: Sequence[Item], config: Config, context: Context) -> list[Item]:
+def some_items(items: Sequence[Item], config: Config, context: Context) -> list[Item]:
     """At most select_items of the items, drawn at random."""
     if len(items) <= config.select_items:
         return list(items)
