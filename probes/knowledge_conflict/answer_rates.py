@@ -22,6 +22,7 @@ from workbench.stats.intervals import Estimate
 
 SIDES = ("memory", "context", "other")
 MAX_CLEAN_LOSS = 0.02  # of clean accuracy on test; more is warned of
+UNSURE = 0.05  # a loss of as much that the interval does not exclude is said, whatever the change itself
 GROUP_RATES = {
     "role": pl.String,
     "k": pl.Int64,
@@ -157,6 +158,14 @@ def gain(
         context.warn(
             f"Pruning {k} {role} heads costs {-clean['value']:.1%} of clean accuracy on test, more than "
             f"{MAX_CLEAN_LOSS:.0%}."
+        )
+    elif clean["low"] is None or clean["low"] < -UNSURE:
+        worst = "these are too few to say more"
+        if clean["low"] is not None:
+            worst = f"a loss of up to {-clean['low']:.1%} is not excluded"
+        context.warn(
+            f"That pruning {k} {role} heads costs no facts is not shown: clean accuracy changes by "
+            f"{clean['value']:+.1%} on {clean['n']} subjects, and {worst}."
         )
     unpruned = before["perplexity"][0]
     chance = mean_rates(randoms)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -51,6 +52,8 @@ def dual_runs(
     before = _answers(model, config, context, split["test"], ())
     rows, summary = [], {}
     for role, wanted in ROLES.items():
+        if context.out is not None:
+            _file(context.out, wanted).unlink(missing_ok=True)  # of an earlier run in this folder
         lists = head_lists(config, some, effects, mixed, wanted)
         heads = _chosen(model, config, context, split["validation"], lists, role)
         name = f"dual_run_for_{wanted}"
@@ -181,8 +184,13 @@ def _save(model: Model, context: Context, heads: Scaled, wanted: str, gained: di
     """Write the dual run into the run folder, for `--edit`."""
     if context.out is None:
         return
-    effect = f"{gained['value']:+.3f} ({over['value']:+.3f} over chance), clean accuracy {clean['value']:+.3f}"
+    effect = f"{gained['value']:+.3f} ({over['value']:+.3f} over chance), clean accuracy {clean['value']:+.3f} "
+    effect += f"({clean['low']:+.3f} to {clean['high']:+.3f})"
     note = f"dual run found by knowledge-conflict; with it the model should follow {wanted}: rate on test {effect}"
     chosen, scales = (tuple(part) for part in zip(*heads))
-    with atomic(context.out / f"dual_run_{wanted}.json") as temporary:
+    with atomic(_file(context.out, wanted)) as temporary:
         save_heads(temporary, chosen, how=DUAL, scales=scales, note=note, model=model)
+
+
+def _file(folder: Path, wanted: str) -> Path:
+    return folder / f"dual_run_{wanted}.json"
