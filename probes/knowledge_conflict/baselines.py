@@ -1,8 +1,10 @@
 """What else could bring the answer that pruning is meant to bring: a sentence that asks for it, and context-aware
 decoding. Both are measured on the test items, as pruning is, and paired with the plain model.
 
-*prompt*: the sentence stands before the prompt, also before the clean one, so that its cost is measured. *decoding*
-(Shi et al., arXiv 2305.14739): the scores with the context and those of the clean prompt, which has none, as
+*prompt*: the sentence stands before the prompt, also before the clean one, so that its cost is measured. Its control
+are the same words in a random order, which ask for nothing: any text in front can move answers.
+
+*decoding* (Shi et al., arXiv 2305.14739): the scores with the context and those of the clean prompt, which has none, as
 (1 + α) · with − α · without for the context, and with the sign of α turned for memory: at α = 1 that is answering the
 clean prompt, with the book closed. A clean prompt has no context, so decoding changes nothing there, by construction.
 """
@@ -33,8 +35,9 @@ UNCHANGED = "0 by construction: a clean prompt has no context to weigh, so its a
 
 def instructed(config: Config, context: Context, how: Asking, items: Sequence[Item]) -> dict[str, list[Item]]:
     """For each role, the items with a sentence before both prompts that asks for the answer that pruning the role is
-    meant to bring; nothing where baselines has no prompt. Raises InputError for a prompt that becomes too long, and
-    warns of a sentence that the tokenizer does not know."""
+    meant to bring, and under "role, shuffled" those with its words in a random order; nothing where baselines has no
+    prompt. Raises InputError for a prompt that becomes too long, and warns of a sentence that the tokenizer does not
+    know."""
     if "prompt" not in config.baselines:
         return {}
     model, out = how.model, {}
@@ -47,16 +50,26 @@ def instructed(config: Config, context: Context, how: Asking, items: Sequence[It
                 f"The tokenizer of {model.name} does not know the words of '{sentence}', so the baseline of a prompt "
                 f"that asks for {wanted} says nothing; set ask_{wanted} to words that it knows."
             )
-        out[role] = []
-        for item in items:
-            clean, conflict = (how.write(f"{sentence} {text}").ids for text in item.texts)
-            if model.too_long(max(len(clean), len(conflict)) + config.max_new_tokens):
-                raise InputError(
-                    f"Item {item.row + 1} has no room for the sentence ask_{wanted} in the context of "
-                    f"{model.context_length} tokens; shorten it, or leave prompt out of baselines."
-                )
-            out[role].append(replace(item, clean=clean, conflict=conflict))
+        for name, text in ((role, sentence), (f"{role}, shuffled", _shuffled(sentence, context, role))):
+            out[name] = [_with(item, text, how, config, f"ask_{wanted}") for item in items]
     return out
+
+
+def _shuffled(sentence: str, context: Context, role: str) -> str:
+    """The words of a sentence in a random order."""
+    words = sentence.split()
+    return " ".join(words[i] for i in context.rng(f"shuffled sentence {role}").permutation(len(words)))
+
+
+def _with(item: Item, sentence: str, how: Asking, config: Config, key: str) -> Item:
+    """The item with a sentence before both prompts."""
+    clean, conflict = (how.write(f"{sentence} {text}").ids for text in item.texts)
+    if how.model.too_long(max(len(clean), len(conflict)) + config.max_new_tokens):
+        raise InputError(
+            f"Item {item.row + 1} has no room for the sentence {key} in the context of {how.model.context_length} "
+            f"tokens; shorten it, or leave prompt out of baselines."
+        )
+    return replace(item, clean=clean, conflict=conflict)
 
 
 def baseline_rows(
@@ -75,7 +88,8 @@ def baseline_rows(
     rows, summary = [], {}
     for name in config.baselines:
         for role, wanted in ROLES.items():
-            context.progress(len(rows), 2 * len(config.baselines), f"baseline {name} for {wanted}")
+            done = 2 * config.baselines.index(name) + list(ROLES).index(role)
+            context.progress(done, 2 * len(config.baselines), f"baseline {name} for {wanted}")
             if name == "prompt":
                 found, which = _prompted(model, config, context, asked[role], role), getattr(config, f"ask_{wanted}")
             else:
@@ -85,6 +99,9 @@ def baseline_rows(
             summary[f"{name}_for_{wanted}_gain"] = gained
             if name == "prompt":
                 summary[f"{name}_for_{wanted}_clean_change"] = _gained(before, found, "clean")
+                control = _prompted(model, config, context, asked[f"{role}, shuffled"], f"{role}, shuffled")
+                summary[f"{name}_for_{wanted}_gain_over_shuffled"] = _gained(control, found, wanted)
+                rows.append(_row(control, role, f"{name}, shuffled", _shuffled(which.strip(), context, role)))
             else:  # not measured: nothing to print
                 row |= dict.fromkeys(CLEAN)
                 summary["decoding_clean_change"] = UNCHANGED

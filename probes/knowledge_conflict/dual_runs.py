@@ -75,6 +75,11 @@ def dual_runs(
         rows += [_row(role, one, found, f"{DUAL}, random", n) for n, (one, found) in enumerate(zip(drawn, randoms))]
         if all(found["low"] is not None and found["low"] > 0 for found in (gained, over)):
             _save(model, context, heads, wanted, gained, over, clean)
+        else:
+            context.warn(
+                f"The dual run for {wanted} is not shown on the test items to bring more {wanted} answers than none or "
+                f"than random heads do ({gained['value']:+.2f}, {over['value']:+.2f}), so no file of it is written."
+            )
     return rows, summary
 
 

@@ -38,7 +38,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     ks = len(set(config.prune_k))
     chosen = 2 * tried * (1 + ks) * items * config.validation_share
     sets = 1 + 2 * (ks + config.random_draws + (ks - 1) * config.curve_draws)
-    sets += 2 * len(config.baselines) + ("decoding" in config.baselines)  # which reads two prompts for one answer
+    sets += 4 * len(config.baselines)  # a prompt has a control, and decoding reads two prompts for one answer
     dual = 2 * (12 * config.validation_share * items) if config.dual_heads else 0  # with two runs for every answer
     sets += 4 * (1 + config.random_draws) if config.dual_heads else 0
     answered = chosen + 2 * dual + sets * items * (1 - config.find_share - config.validation_share)

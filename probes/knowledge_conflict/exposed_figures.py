@@ -14,20 +14,20 @@ from workbench.figures.layout import dressed, sheet, ticks
 from workbench.figures.run_tables import finite, model_name, need
 
 PLACES = {
-    "subject_context": "subject in the context",
-    "attribute_context": "attribute in the context",
-    "subject_question": "subject of the question",
+    "subject_context": "context subject",
+    "attribute_context": "context attribute",
+    "subject_question": "question subject",
     "last": "last token",
 }
 COMPONENTS = {"residual": "residual stream", "attention": "attention output", "mlp": "MLP output"}
 THROUGH = {"q": "query", "k": "keys", "v": "values"}
-MARKED = f"Outlined: told from 0 at a false discovery rate of {FALSE_DISCOVERIES:.0%}. "
+MARKED = f"Outlined: told from 0 at a false discovery rate of {FALSE_DISCOVERIES:.0%}, and of the least size. "
 LABEL = "memory − context importance"
 
 
 def patching(run: Any) -> go.Figure:
     """Memory minus context importance of every layer at the names and at the last position, one panel per component."""
-    frame = need(run, "patching", ("component", "layer", "position", "score", "p_adjusted", "n"))
+    frame = need(run, "patching", ("component", "layer", "position", "score", "p_adjusted", "shown", "n"))
     frame = finite(frame, "score", what="patched positions")
     components = [name for name in COMPONENTS if name in frame["component"].to_list()]
     places = [name for name in PLACES if name in frame["position"].to_list()]
@@ -58,7 +58,7 @@ def paths(run: Any) -> go.Figure:
     """Memory minus context importance of every path from a sender to a receiver, one panel for its query, keys and
     values."""
     columns = ("sender_layer", "sender_head", "receiver_layer", "receiver_head", "through", "sender", "score")
-    frame = finite(need(run, "paths", (*columns, "p_adjusted", "n")), "score", what="paths between heads")
+    frame = finite(need(run, "paths", (*columns, "p_adjusted", "shown", "n")), "score", what="paths between heads")
     senders = [
         (kind, head)
         for kind in ("top", "random")
@@ -94,14 +94,13 @@ def paths(run: Any) -> go.Figure:
 def _cells(
     fig: go.Figure, i: int, own: pl.DataFrame, rows: list[tuple[int, int]], names: list[list[str]], ends: tuple
 ) -> None:
-    """The scores of `own` in the cells `rows`, outlined where their adjusted p is low."""
+    """The scores of `own` in the cells `rows`, outlined where they are shown."""
     shape = (len(names), len(names[0]))
-    values, p = np.full(shape, np.nan), np.full(shape, np.nan)
-    for (row, column), score, adjusted in zip(rows, own["score"], own["p_adjusted"]):
-        values[row, column], p[row, column] = score, np.nan if adjusted is None else adjusted
+    values, p, marked = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, bool)
+    for place, score, adjusted, shown in zip(rows, own["score"], own["p_adjusted"], own["shown"]):
+        values[place], p[place], marked[place] = score, np.nan if adjusted is None else adjusted, bool(shown)
     custom = np.stack([np.array(names, dtype=object), values.astype(object), p.astype(object)], axis=-1)
     hover = f"%{{customdata[0]}}<br>{LABEL} %{{customdata[1]:+.3f}}<br>adjusted p %{{customdata[2]:.2g}}"
-    marked = np.nan_to_num(p, nan=1.0) < FALSE_DISCOVERIES
     traces.add_cells(fig, i, values, custom=custom, hover=hover, ends=ends, diverging=True, marked=marked)
 
 

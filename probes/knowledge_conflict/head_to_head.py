@@ -11,30 +11,33 @@ import polars as pl
 from probes.knowledge_conflict.config import Config
 from probes.knowledge_conflict.head_importance import importance, scores
 from probes.knowledge_conflict.items import Item
+from probes.knowledge_conflict.patched_positions import judged
 from probes.knowledge_conflict.random_controls import Head, random_heads
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.head_paths import THROUGH, head_to_head
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
-from workbench.stats.clusters import clusters_of, false_discovery, mean_interval, p_of_zero
+from workbench.stats.clusters import clusters_of, mean_interval, p_of_zero
 
 NUMBERS = ("memory_importance", "context_importance", "score", "ci_low", "ci_high", "p", "p_adjusted")
 PATHS = dict.fromkeys(("sender_layer", "sender_head", "receiver_layer", "receiver_head"), pl.Int64)
 PATHS |= {"through": pl.String, "sender": pl.String} | dict.fromkeys(NUMBERS, pl.Float64)
-PATHS |= {"n": pl.Int64, "rows": pl.Int64}
+PATHS |= {"shown": pl.Boolean, "n": pl.Int64, "rows": pl.Int64}
 
 
 def paths(model: Model, config: Config, context: Context, items: Sequence[Item], heads: pl.DataFrame) -> pl.DataFrame:
     """What both answers lose when one head's output on the corrupted prompt reaches the query, the keys or the values
     of one later head alone: the columns of PATHS.
 
-    Senders and receivers are the `path_heads` heads with the largest |score| in the table `heads`; beside them stand as
-    many random senders of the same layers. p is of a score of 0, adjusted over all paths."""
-    strongest = heads.sort(pl.col("score").abs(), descending=True, maintain_order=True)
-    chosen = [(layer, head) for layer, head in strongest.select("layer", "head").head(config.path_heads).iter_rows()]
-    senders = dict.fromkeys(chosen, "top") | dict.fromkeys(_others(model, context, chosen), "random")
-    plan = [(receiver, side) for receiver in chosen if receiver[0] > 0 for side in THROUGH]
+    Receivers are the `path_heads` heads after layer 0 with the largest |score| in the table `heads`, senders those
+    before the last of them; beside these stand as many random senders of the same layers. p is of a score of 0,
+    adjusted over all paths; `shown` needs a least size, too."""
+    receivers = _strongest(heads.filter(pl.col("layer") > 0), config.path_heads)
+    last = max((layer for layer, _ in receivers), default=0)
+    chosen = _strongest(heads.filter(pl.col("layer") < last), config.path_heads)
+    senders = dict.fromkeys(_others(model, context, chosen), "random") | dict.fromkeys(chosen, "top")
+    plan = [(receiver, side) for receiver in receivers for side in THROUGH]
     subjects = clusters_of(np.array([item.subject for item in items]))
     rows = []
     for number, (receiver, side) in enumerate(plan):
@@ -46,10 +49,15 @@ def paths(model: Model, config: Config, context: Context, items: Sequence[Item],
     context.progress(max(1, len(plan)), max(1, len(plan)), "paths between heads")
     table = pl.DataFrame(rows, schema=PATHS, orient="row")
     if table.is_empty():
-        context.warn("No head of path_heads is before another, so there are no paths between heads; raise path_heads.")
+        context.warn("No head is before another, so there are no paths between heads.")
         return table
-    table = table.with_columns(p_adjusted=pl.Series(false_discovery(table["p"].to_numpy())))
-    return table.with_columns(pl.col("ci_low", "ci_high", "p", "p_adjusted").fill_nan(None))
+    return judged(table, config).with_columns(pl.col("ci_low", "ci_high").fill_nan(None))
+
+
+def _strongest(heads: pl.DataFrame, count: int) -> list[Head]:
+    """The heads with the largest |score|."""
+    order = heads.sort(pl.col("score").abs(), descending=True, maintain_order=True)
+    return [(layer, head) for layer, head in order.select("layer", "head").head(count).iter_rows()]
 
 
 def _others(model: Model, context: Context, heads: Sequence[Head]) -> tuple[Head, ...]:
@@ -89,7 +97,7 @@ def _rows(
     low, high = mean_interval(score, subjects)
     p, mean = p_of_zero(score, subjects), lost.mean(0, dtype=np.float64)
     return [
-        (*sender, *receiver, side, kind, *mean[k], score[:, k].mean(), low[k], high[k], p[k], None, subjects.n,
+        (*sender, *receiver, side, kind, *mean[k], score[:, k].mean(), low[k], high[k], p[k], None, None, subjects.n,
          subjects.rows)
         for k, (sender, kind) in enumerate(senders.items())
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.knowledge_conflict.config import Config
+from probes.knowledge_conflict.config import FALSE_DISCOVERIES, Config
 from probes.knowledge_conflict.head_importance import importance, scores
 from probes.knowledge_conflict.items import SOURCES, Item
 from workbench.core.context import Context
@@ -23,13 +23,13 @@ POSITIONS = (*SOURCES, "last")  # the last token of a name, and of the prompt
 ENDS = ("memory_low", "memory_high", "context_low", "context_high", "ci_low", "ci_high")
 PATCHING = {"component": pl.String, "layer": pl.Int64, "position": pl.String}
 PATCHING |= dict.fromkeys(("memory_importance", "context_importance", "score", *ENDS, "p", "p_adjusted"), pl.Float64)
-PATCHING |= {"n": pl.Int64, "rows": pl.Int64}
+PATCHING |= {"shown": pl.Boolean, "n": pl.Int64, "rows": pl.Int64}
 
 
 def patching(model: Model, config: Config, context: Context, items: Sequence[Item]) -> pl.DataFrame:
     """What both answers lose by each patch, by config.metric, mean over items: the columns of PATCHING.
 
-    p is of a score of 0, adjusted over all components, layers and positions."""
+    p is of a score of 0, adjusted over all components, layers and positions; `shown` needs a least size, too."""
     components = dict(COMPONENTS)
     if reason := model.lacks("stream_adds_up"):
         context.warn(f"Attention and MLP outputs are not patched at single positions: {reason}.")
@@ -81,10 +81,16 @@ def _table(config: Config, effects: np.ndarray, items: Sequence[Item], component
             for layer in range(here.shape[1]):
                 ends = low_each[layer, 0], high_each[layer, 0], low_each[layer, 1], high_each[layer, 1]
                 mean = (*here[:, layer].mean(0), score[:, layer].mean())
-                rows.append((component, layer, position, *mean, *ends, low[layer], high[layer], p[layer], None,
+                rows.append((component, layer, position, *mean, *ends, low[layer], high[layer], p[layer], None, None,
                              clusters.n, clusters.rows))  # fmt: skip
     table = pl.DataFrame(rows, schema=PATCHING, orient="row")
-    adjusted = false_discovery(table["p"].to_numpy())
-    return table.with_columns(p_adjusted=pl.Series(adjusted)).with_columns(
-        pl.col(*ENDS, "p", "p_adjusted").fill_nan(None)
-    )
+    return judged(table, config).with_columns(pl.col(*ENDS).fill_nan(None))
+
+
+def judged(table: pl.DataFrame, config: Config) -> pl.DataFrame:
+    """A table of scores with p, adjusted over all of its rows, and whether a score is `shown`: told from 0 at that
+    false discovery rate, and of `least_effect` at least."""
+    adjusted = pl.Series(false_discovery(table["p"].to_numpy()))
+    shown = (adjusted < FALSE_DISCOVERIES) & (table["score"].abs() >= config.least_effect)
+    table = table.with_columns(p_adjusted=adjusted, shown=shown)
+    return table.with_columns(pl.col("p", "p_adjusted").fill_nan(None))

@@ -246,6 +246,7 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
             "position": position,
             "score": score,
             "p_adjusted": 0.001 if abs(score) > 0.3 else 0.4,
+            "shown": abs(score) > 0.3,
             "n": 30,
             "rows": 41,
         }
@@ -265,6 +266,7 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
             "sender": "top" if number % 2 else "random",
             "score": score,
             "p_adjusted": 0.01 if abs(score) > 0.2 else 0.7,
+            "shown": abs(score) > 0.2,
             "n": 12,
             "rows": 16,
         }

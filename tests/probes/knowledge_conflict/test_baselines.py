@@ -136,6 +136,24 @@ def test_the_prompt_that_asks_is_measured_on_the_same_items_with_its_cost(circui
     )
 
 
+def test_the_same_words_in_a_random_order_stand_beside_the_prompt_that_asks(circuit, measured):
+    model, place, _ = circuit
+    rows = circuit_rows(place)
+    found = measured.table("pruning").filter(pl.col("heads") == "prompt, shuffled", pl.col("role") == "context")
+    words, sentence = found["which"].item(), "The capital of Peru is Boston ."
+    assert sorted(words.split()) == sorted(sentence.split()) and words != sentence
+    kinds = []
+    for n in measured.table("inputs").filter(pl.col("split") == "test")["row"].to_list():
+        ids = torch.tensor([model.encode(f"{words} {rows[n]['conflict_prompt']}")])
+        with torch.no_grad():
+            said = model.decode([int(model.hf(ids).logits[0, -1].argmax())])
+        kinds.append(said == rows[n]["answer"])
+    assert found["memory_rate"].item() == pytest.approx(np.mean(kinds))
+    asked = measured.table("pruning").filter(pl.col("heads") == "prompt", pl.col("role") == "context")["memory_rate"]
+    over = measured.summary["prompt_for_memory_gain_over_shuffled"]
+    assert over["value"] == pytest.approx(asked.item() - np.mean(kinds)) and over["low"] < over["high"]
+
+
 def test_curves_and_costs_begin_at_the_unpruned_model_and_the_baselines_stand_beside_them(measured):
     found = figures(measured)
     table = measured.table("pruning")

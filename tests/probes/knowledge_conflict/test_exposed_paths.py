@@ -120,7 +120,7 @@ def test_the_carrier_of_the_circuit_is_the_path_into_the_values_of_its_reader(me
     assert set(table["rows"]) == {min(16, validation.height)}
 
 
-def test_what_is_told_from_0_is_adjusted_for_all_that_was_looked_at(measured):
+def test_what_is_told_from_0_is_adjusted_for_all_that_was_looked_at_and_has_a_least_size(measured):
     from workbench.stats.clusters import false_discovery
 
     for name in ("patching", "paths"):
@@ -128,6 +128,28 @@ def test_what_is_told_from_0_is_adjusted_for_all_that_was_looked_at(measured):
         expected = false_discovery(table["p"].to_numpy())
         np.testing.assert_allclose(table["p_adjusted"].to_numpy(), expected)
         assert (table["p_adjusted"] >= table["p"] - 1e-12).all()
+        small = table.filter(pl.col("score").abs() < 0.05)  # rounding is the same for every item: its p means nothing
+        assert small.height and not small["shown"].any() and table["shown"].any()
+
+
+def test_of_effects_that_are_noise_hardly_any_is_shown_and_planted_ones_are():
+    """300 tables of 60 cells of 12 subjects, 2 items each; three cells hold an effect."""
+    from probes.knowledge_conflict.items import Item
+    from probes.knowledge_conflict.patched_positions import POSITIONS, _table
+
+    rng = np.random.default_rng(0)
+    items = [Item(n, f"s{n // 2}", ["a"], "b", [1], [1], [1], 1, 2, {}, {}) for n in range(24)]
+    planted = (pl.col("component") == "residual") & (pl.col("position") == POSITIONS[1]) & (pl.col("layer") < 3)
+    true, wrong = 0, []
+    for _ in range(300):
+        each = rng.normal(0, 1, (12, 3, len(POSITIONS), 5, 2)).repeat(2, 0) + rng.normal(0, 1, (24, 3, 4, 5, 2))
+        each[:, 0, 1, :3, 1] += 5
+        found = _table(Config(), each.astype(np.float32), items, ("residual", "attention", "mlp"))
+        hits, false = (found.filter(part)["shown"].sum() for part in (planted, ~planted))
+        true += hits
+        wrong.append(false / max(1, hits + false))
+    assert true > 0.95 * 900
+    assert 0 < np.mean(wrong) < 0.07  # 0.05 at most in expectation; 300 tables give it to 0.007
 
 
 def test_below_five_subjects_there_is_no_interval_and_no_p(circuit, tmp_path):
