@@ -14,17 +14,17 @@ in place of its own. `variant=direct` freezes all else, `direct_mlp` lets MLPs r
 the better of total and direct on validation. Importance is the loss of log p: I = log p_before(a) − log p_patched(a);
 the normaliser cancels in I_memory − I_context: the score of a head is the change of logit(a_m) − logit(a_c). Step C
 estimates the total effect from gradients, and is compared with the direct and the total one. Step D prunes the best
-heads of each side, against random heads of the same layers. Roles depend on the kind of conflict: `groups` and
-`head_groups` report by the file's source, relation, form.
+heads of each side, against random heads of the same layers; where asked for, a prompt that asks, context-aware decoding
+and the follow-up's dual run stand beside it. Roles depend on the kind of conflict: `groups` and `head_groups` report by
+the file's source, relation, form.
 
 Choices of ours: a head has a role if its score is told from zero over subjects, at a false discovery rate of 5 % over
 heads, and has a least size; it is `mixed` if its sign hangs on the kind of conflict; heads to prune are selected
 greedily, each together with those before it, so that lists can be shorter than k, and none that costs more than
 `max_clean_drop` of clean accuracy is taken; k = 0 is a choice too, and k may cost as much on validation (1 = JuICE's
-rule); an answer that names both
-sides counts for the one it names first; a subject is in one split only; the names of a corrupted prompt are those of
-other items of the same relation. Left out: corruption by Gaussian noise on the names' embeddings, exact match for
-open-domain QA with retrieved passages.
+rule); an answer that names both sides counts for the one it names first; a subject is in one split only; the names of a
+corrupted prompt are those of other items of the same relation. Left out: corruption by Gaussian noise on the names'
+embeddings, exact match for open-domain QA with retrieved passages.
 """
 
 from __future__ import annotations

@@ -30,22 +30,22 @@ def paths(model: Model, config: Config, context: Context, items: Sequence[Item],
     """What both answers lose when one head's output on the corrupted prompt reaches the query, the keys or the values
     of one later head alone: the columns of PATHS.
 
-    Receivers are the `path_heads` heads after layer 0 with the largest |score| in the table `heads`, senders those
-    before the last of them; beside these stand as many random senders of the same layers. p is of a score of 0,
-    adjusted over all paths; `shown` needs a least size, too."""
+    Receivers are the `path_heads` heads after layer 0 with the largest |score| in the table `heads`, senders of each as
+    many of those before it; beside these stand random senders of the same layers. p is of a score of 0, adjusted over
+    all paths; `shown` needs a least size, too."""
     receivers = _strongest(heads.filter(pl.col("layer") > 0), config.path_heads)
-    last = max((layer for layer, _ in receivers), default=0)
-    chosen = _strongest(heads.filter(pl.col("layer") < last), config.path_heads)
-    senders = dict.fromkeys(_others(model, context, chosen), "random") | dict.fromkeys(chosen, "top")
+    before = {at: _strongest(heads.filter(pl.col("layer") < at), config.path_heads) for at, _ in receivers}
+    every = tuple(dict.fromkeys(head for some in before.values() for head in some))
+    others = _others(model, context, every)
     plan = [(receiver, side) for receiver in receivers for side in THROUGH]
     subjects = clusters_of(np.array([item.subject for item in items]))
     rows = []
     for number, (receiver, side) in enumerate(plan):
         context.progress(number, len(plan), "paths between heads")
-        earlier = [head for head in senders if head[0] < receiver[0]]
-        if earlier:
-            lost = _lost(model, config, context, items, receiver, side, earlier)
-            rows += _rows(config, lost, subjects, receiver, side, {head: senders[head] for head in earlier})
+        senders = dict.fromkeys(before[receiver[0]], "top")
+        senders |= {head: "random" for head in others if head[0] < receiver[0]}
+        lost = _lost(model, config, context, items, receiver, side, list(senders))
+        rows += _rows(config, lost, subjects, receiver, side, senders)
     context.progress(max(1, len(plan)), max(1, len(plan)), "paths between heads")
     table = pl.DataFrame(rows, schema=PATHS, orient="row")
     if table.is_empty():

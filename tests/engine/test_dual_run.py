@@ -120,6 +120,14 @@ def test_what_is_captured_is_of_the_second_run_and_the_model_is_as_before():
     assert torch.equal(logits(model, PROMPTS), before)
 
 
+def test_the_other_engine_records_the_same():
+    model = wrap(build("llama"), None, name="llama")
+    options = {"sites": ["head_out.2", "resid_post.2"], "edits": (DualRun(HEADS, SCALES),)}
+    found, expected = (capture(model, PROMPTS, engine=engine, **options) for engine in ("nnsight", "hf"))
+    for site in expected:
+        torch.testing.assert_close(found[site], expected[site], atol=1e-4, rtol=1e-4)
+
+
 def test_other_edits_act_in_the_second_run_only():
     model = wrap(build("llama"), None, name="llama")
     found = logits(model, PROMPTS, edits=(HeadAblation(((0, 1),)), DualRun(((0, 1),), -1.0)))
