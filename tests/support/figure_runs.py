@@ -239,8 +239,47 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
         for column, kind in (("source", "reliable"), ("source", "unmarked"), ("relation", "home"))
         for k, group, m in ((0, "top", 0.3), (5, "random", 0.35), (5, "top", 0.8 if r == "context" else 0.1))
     ]
+    patching = [
+        {
+            "component": component,
+            "layer": l,
+            "position": position,
+            "score": score,
+            "p_adjusted": 0.001 if abs(score) > 0.3 else 0.4,
+            "shown": abs(score) > 0.3,
+            "n": 30,
+            "rows": 41,
+        }
+        for component in ("residual", "attention", "mlp")
+        for l in range(layers)
+        for position, at in (("subject_context", 0), ("attribute_context", 2), ("subject_question", 4), ("last", 6))
+        for score in (float(np.exp(-((l - at) ** 2) / 4) * (-1 if at == 2 else 1)),)
+    ]
+    strong = [(int(i) // heads, int(i) % heads) for i in order[:6]]
+    paths = [
+        {
+            "sender_layer": a,
+            "sender_head": b,
+            "receiver_layer": c,
+            "receiver_head": d,
+            "through": side,
+            "sender": "top" if number % 2 else "random",
+            "score": score,
+            "p_adjusted": 0.01 if abs(score) > 0.2 else 0.7,
+            "shown": abs(score) > 0.2,
+            "n": 12,
+            "rows": 16,
+        }
+        for number, (a, b) in enumerate(strong)
+        for c, d in strong
+        for side in ("q", "k", "v")
+        for score in (float(rng.normal(0, 0.15)),)
+        if a < c
+    ]
     frames = {
         "heads": frame,
+        "patching": pl.DataFrame(patching),
+        **({"paths": pl.DataFrame(paths)} if paths else {}),  # a model of one layer has none
         "flow": pl.DataFrame(flow, infer_schema_length=None),
         "pruning": pl.DataFrame(pruning),
         "answers": pl.DataFrame(answers),
