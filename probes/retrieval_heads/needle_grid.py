@@ -13,6 +13,7 @@ import polars as pl
 from probes.retrieval_heads.answers import Split, stop_rule
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
 from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
+from probes.retrieval_heads.passage_files import read_passages
 from probes.retrieval_heads.shipped import material, own_needles
 from probes.retrieval_heads.short_run import check_model
 from workbench.core.column_names import column_map
@@ -28,7 +29,7 @@ from workbench.models.thinking import thinking_splitter
 class NeedleGrid:
     """`shared`: the tokens that all prompts share a beginning of; `closed`: every question at every length without its
     needle; `stops`: whether a response ends with the last of the tokens emitted so far; `split`: which of its tokens
-    are thinking."""
+    are thinking; `after`: the template from the context on, the question still a slot."""
 
     needles: Sequence[Needle]
     shared: list[int]
@@ -36,6 +37,7 @@ class NeedleGrid:
     closed: Sequence[Trial]
     stops: Callable[[Sequence[int]], bool]
     split: Split
+    after: str
 
     @property
     def haystack(self) -> list[int]:
@@ -60,6 +62,8 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
                 raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
+    if config.passages:
+        read_passages(config.passages)
     check_model(config, facts)
 
 
@@ -79,9 +83,7 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     answer and for lengths that do not fit the model."""
     left = material(config, model.name)
     haystack = read_text(left.get("haystack", config.haystack), what="haystack")
-    template = left.get("template", "paper" if config.template == "default" else config.template)
-    style = replace(style_of(config), template="raw" if template == "paper" else template)
-    before, after, thinks = split_template(model, style)
+    before, after, thinks = prompt_parts(model, config)
     needles = _needles(model, config, context, after)
     context.rows_used = len(needles)
     lengths, depths = _lengths(model, config, needles), list(dict.fromkeys(config.depths))
@@ -93,7 +95,15 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
         context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
     stop = left.get("stop", ("\n",) if config.stop == ("default",) else config.stop)
     split = thinking_splitter(model, inside=thinks)
-    return NeedleGrid(needles, shared, trials, closed, stop_rule(model, stop, split), split)
+    return NeedleGrid(needles, shared, trials, closed, stop_rule(model, stop, split), split, after)
+
+
+def prompt_parts(model, config: Config) -> tuple[str, str, bool]:
+    """`split_template` of the template that the config names, or of the model's own."""
+    template = material(config, model.name).get(
+        "template", "paper" if config.template == "default" else config.template
+    )
+    return split_template(model, replace(style_of(config), template="raw" if template == "paper" else template))
 
 
 def _needles(model, config: Config, context: Context, after: str) -> list[Needle]:
