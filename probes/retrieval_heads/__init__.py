@@ -97,6 +97,9 @@ if TYPE_CHECKING:
         "masked_trials": ("k", "heads", "draw", "trial", "length", "depth"),
         "attention_inputs": ("row", "asked"),
         "overlap": ("k",),
+        "task_masking": ("question", "k", "heads", "draw"),
+        "task_scores": ("k", "heads"),
+        "task_inputs": ("question",),
         "inputs": ("row",),
     },
     version=5,
@@ -212,6 +215,7 @@ def _masking_test(
     from probes.retrieval_heads.head_masks import save_masks
     from probes.retrieval_heads.masked_recall import mask_table, recall_table
     from probes.retrieval_heads.masking import TRIALS, Plans, folds, mask, mask_plans, spread
+    from probes.retrieval_heads.task_masking import task_tables
 
     parts = folds(grid.trials, judged.kept, judged.tested, config, context)
     plans, masked, chosen = Plans([], {}, frozenset()), [pl.DataFrame(schema=TRIALS)], []
@@ -232,7 +236,11 @@ def _masking_test(
         "masked_trials": masked,
     }
     save_masks(model, config, context, plans, recalls, crossed=len(parts) > 1)
-    return tables, summary_of_masking(recalls)
+    summary = summary_of_masking(recalls)
+    if config.tasks:
+        asked, said = task_tables(model, config, context, grid, plans)
+        tables, summary = tables | asked, summary | said
+    return tables, summary
 
 
 def _trial_table(grid: NeedleGrid, measured: MeasuredTrials, judged: Judged) -> pl.DataFrame:

@@ -95,7 +95,7 @@ def _read(
     model: Model, tasks: Sequence[PassageTask], past: Cached | None, ends: Sequence[int], kind: int
 ) -> np.ndarray:
     """Attention of one question of every task on its passage, [tasks, layers, H]; `ends`: how many tokens of each are
-    in `past`, which stays as it is. Rows of different lengths cannot go together where attention slides over columns."""
+    in `past`, which stays as it is. Where attention slides over columns, rows of different lengths go one by one."""
     together = [[k] for k in range(len(tasks))] if model.sliding else [list(range(len(tasks)))]
     found = []
     for some in together:

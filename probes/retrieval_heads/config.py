@@ -137,6 +137,24 @@ class Config:
         choices=("held_out", "same"),
     )
     mask_trials: int = option(60, "how many answered trials the masking test uses, evenly over the grid", low=1)
+    tasks: str = option(
+        "",
+        "a file of questions (question, answer or answers, context and group where there are) that are answered under "
+        "the masks of mask_k, with the heads that the needles choose; empty: none",
+        file=True,
+        later=True,
+    )
+    task_metric: str = option(
+        "f1",
+        "how the answers of the tasks are judged: exact match or F1 of words (both as in SQuAD), or whether the last "
+        "number is right",
+        choices=("exact", "f1", "last_number"),
+        later=True,
+    )
+    chain_of_thought: bool = option(
+        False, "ask the tasks to reason before they answer; the answer is what is said last", later=True
+    )
+    task_tokens: int = option(200, "longest response to a task in tokens", low=1, high=100_000, later=True)
     resample: str = option(
         "needles",
         "what is independent, for intervals: needles (trials of one needle belong together) or trials",
@@ -161,6 +179,14 @@ class Config:
                     raise ValueError(f"'{name}' is read with score=attention only; set that too, or leave it out.")
         if self.passages and self.copying != "none":
             raise ValueError("'copying' needs needles, and 'passages' takes their place; leave out one of the two.")
+        for name, default in (("task_metric", "f1"), ("chain_of_thought", False), ("task_tokens", 200)):
+            if not self.tasks and getattr(self, name) != default:
+                raise ValueError(f"'{name}' is of the tasks, and there are none; give tasks, or leave it out.")
+        if self.tasks and not self.masks:
+            raise ValueError(
+                "'tasks' are answered under a masking, and this config has none; give mask_k (and, with "
+                "score=attention, copying), or leave out tasks."
+            )
         check_prompt_options(self, slots=SLOTS, known=("default", "paper"))
         if "{question}" in self.template.partition("{context}")[0]:
             raise ValueError("'template' has {question} before {context}; the question comes after the context.")

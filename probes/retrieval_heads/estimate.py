@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.retrieval_heads.passage_files import read_passages
+from probes.retrieval_heads.task_answers import read_tasks
 from workbench.core.tables import read_table
 from workbench.runs.cost import CONTEXT, Facts, Plan
 
@@ -18,7 +19,7 @@ TAIL = 32  # tokens of a question in its template
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The grid of needles, lengths and depths with its answers, the questions without their needle, and the passes of
-    the masking test; with score=attention the further questions of every context."""
+    the masking test and of the tasks under its masks; with score=attention the further questions of every context."""
     if config.passages:
         return _of_passages(config.passages, model)
     rows = read_table(data, what="needles").height if data is not None else 0
@@ -41,6 +42,11 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         closed = rows * len(lengths)  # every question at every length without its needle
         fed += rows * (len(config.depths) + 1) * sum(lengths) + (trials + closed + masked) * config.max_new_tokens
         prompts += trials + closed
+        if config.tasks:
+            tasks = read_tasks(config.tasks, config.task_metric)
+            prompts += len(tasks)
+            fed += model.tokens([f"{task.context} {task.question}" for task in tasks])
+            fed += len(tasks) * (TAIL + passes * config.task_tokens)
     return Plan(prompts, fed)
 
 

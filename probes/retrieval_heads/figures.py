@@ -266,6 +266,53 @@ def attention(run: Any) -> go.Figure:
     return dressed(fig)
 
 
+def tasks(run: Any) -> go.Figure:
+    """The score on the tasks against the number of masked heads, and what masking takes: the top heads and random
+    ones, each with its interval."""
+    columns = ("k", "heads", "score", "ci_low", "ci_high", "n", "rows")
+    frame = finite(need(run, "task_scores", columns), "score", what="score")
+    metric = str(info(run, "config", "task_metric", default="f1"))
+    metric = {"exact": "exact match", "f1": "F1", "last_number": "last number right"}.get(metric, metric)
+    n, rows = int(frame["n"].max()), int(frame["rows"].max())
+    known = np.isfinite(numbers(frame, "ci_low")).any()
+    fig = sheet(
+        ["score", "what masking takes"],
+        title=f"Tasks under masked heads of {model_name(run)}",
+        x="masked heads (K)",
+        y=[metric, f"drop of {metric}"],
+        share_y=False,
+        interval="95 % over questions, of random heads over their draws too; drops are paired" if known else "",
+        n=f"{n} questions" if n == rows else f"{n} groups ({rows:,} questions)",
+        note="Heads were chosen on needles; random heads are of the same layers, none with a score above the threshold."
+        + (" Asked to reason first." if info(run, "config", "chain_of_thought", default=False) else "")
+        + ("" if known else f" No intervals: they need {FEWEST} questions or groups."),
+    )
+    none = frame.filter(pl.col("heads") == "none")
+    for i, prefix in enumerate(("", "drop_")):
+        for name, kind in KINDS.items():
+            own = frame.filter(pl.col("heads") == prefix + kind).sort("k")
+            if own.is_empty():
+                continue
+            own = own if prefix else pl.concat([none, own])
+            top = kind == "top"
+            traces.add_curve(
+                fig,
+                i,
+                numbers(own, "k"),
+                numbers(own, "score"),
+                name=name,
+                style=theme.Style(theme.BLUE) if top else theme.Style(theme.NEUTRAL, "dash", "square"),
+                legend=i == 0,
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
+                hover="K = %{x}: %{y:.3f}",
+            )
+        traces.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
+    traces.level_axis(fig, 0)
+    traces.add_rule(fig, 1, y=0.0)
+    return dressed(fig)
+
+
 FIGURES = {
     "head_map": head_map,
     "score_curve": score_curve,
@@ -278,7 +325,8 @@ FIGURES = {
 
 def figures(run: Any) -> dict[str, go.Figure]:
     """Every figure that the tables of the run allow."""
-    return drawn(run, FIGURES if _copies(run) else FIGURES | {"attention": attention})
+    more = {} if _copies(run) else {"attention": attention}
+    return drawn(run, FIGURES | more | ({"tasks": tasks} if "task_scores" in run.tables else {}))
 
 
 def _overlap(run: Any) -> str:

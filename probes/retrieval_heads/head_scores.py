@@ -94,8 +94,8 @@ def score_interval(values: np.ndarray, clusters: Clusters, *, how: str, level: f
 
 def difference_interval(values: np.ndarray, clusters: Clusters, *, level: float = 0.95) -> Ends:
     """Low and high, [heads], of the mean differences of two shares, `values` [trials, heads] between -1 and 1:
-    Student's t. Where all clusters have the same mean, nothing but their number says how well it is known (Wilson's interval on
-    the scale from 0 to 1, or from -1 where one is below 0)."""
+    Student's t. Where all clusters have the same mean, nothing but their number says how well it is known (Wilson's
+    interval on the scale from 0 to 1, or from -1 where one is below 0)."""
     low, high = (np.array(end, np.float64) for end in mean_interval(values, clusters, level=level))
     same = np.ptp(clusters.sums(values) / clusters.sizes[:, None], axis=0) <= 1e-12
     if same.any() and clusters.n >= FEWEST:

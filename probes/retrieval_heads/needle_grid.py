@@ -16,6 +16,7 @@ from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, pl
 from probes.retrieval_heads.passage_files import read_passages
 from probes.retrieval_heads.shipped import material, own_needles
 from probes.retrieval_heads.short_run import check_model
+from probes.retrieval_heads.task_answers import read_tasks
 from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -62,6 +63,8 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
                 raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
+    if config.tasks:
+        read_tasks(config.tasks, config.task_metric)
     if config.passages:
         read_passages(config.passages)
     check_model(config, facts)
@@ -93,9 +96,15 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     )
     if len(tokens) < len(shared):
         context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
-    stop = left.get("stop", ("\n",) if config.stop == ("default",) else config.stop)
     split = thinking_splitter(model, inside=thinks)
-    return NeedleGrid(needles, shared, trials, closed, stop_rule(model, stop, split), split, after)
+    stops = stop_rule(model, stop_words(model, config), split)
+    return NeedleGrid(needles, shared, trials, closed, stops, split, after)
+
+
+def stop_words(model, config: Config) -> tuple[str, ...]:
+    """The texts that end an answer: those of the config, or what ships with the model, else a line break."""
+    chosen = ("\n",) if config.stop == ("default",) else config.stop
+    return tuple(material(config, model.name).get("stop", chosen))
 
 
 def prompt_parts(model, config: Config) -> tuple[str, str, bool]:
