@@ -25,16 +25,14 @@ def head_map(run: Any) -> go.Figure:
     frame = finite(need(run, "heads", ("layer", "head", "score")), "score", what="head score")
     return heads.head_map(
         frame,
-        label="retrieval score",
+        label=_score(run),
         n_layers=info(run, "model", "layers"),
         n_heads=info(run, "model", "heads"),
         n_kv_heads=info(run, "model", "kv_heads"),
         marked="is_retrieval",
         more=[c for c in ("ci_low", "ci_high", "activation_frequency") if c in frame.columns],
-        title=f"Retrieval score of each head of {model_name(run)}",
-        note=" ".join(
-            filter(None, ["Outlined: retrieval heads." if "is_retrieval" in frame.columns else "", _told(frame)])
-        ),
+        title=f"{_score(run).capitalize()} of each head of {model_name(run)}",
+        note=" ".join(filter(None, [_outlined(frame, run), _told(frame, run)])),
         n=_counted(frame, run),
     )
 
@@ -45,13 +43,13 @@ def score_curve(run: Any) -> go.Figure:
     threshold = info(run, "config", "threshold")
     fig = heads.ranked(
         frame,
-        label="retrieval score",
+        label=_score(run),
         threshold=float(threshold) if threshold is not None else 0.1,
-        title=f"Retrieval scores of {model_name(run)}, sorted",
+        title=f"{_score(run).capitalize()}s of {model_name(run)}, sorted",
         interval=_interval(frame, run),
         n=_counted(frame, run),
     )
-    return about(fig, note=" ".join(filter(None, [_missing(frame), _told(frame)])))
+    return about(fig, note=" ".join(filter(None, [_missing(frame), _told(frame, run)])))
 
 
 def activation(run: Any) -> go.Figure:
@@ -59,9 +57,9 @@ def activation(run: Any) -> go.Figure:
     frame = need(run, "heads", ("layer", "head", "score", "activation_frequency"))
     frame = finite(finite(frame, "score", what="head score"), "activation_frequency", what="activation frequency")
     fig = sheet(
-        title=f"How often and how much the heads of {model_name(run)} copy",
-        x="activation frequency (share of trials)",
-        y="retrieval score",
+        title=f"How often and how much the heads of {model_name(run)} {'copy' if _copies(run) else 'attend'}",
+        x=f"activation frequency (share of trials{'' if _copies(run) else ' above the null question'})",
+        y=_score(run),
         aspect=0.7,
         n=_counted(frame, run),
     )
@@ -179,7 +177,7 @@ def enough(run: Any) -> go.Figure:
     frame = finite(need(run, "enough", ("trials", "top", "overlap")), "overlap", what="overlap")
     fig = sheet(
         title=f"How many trials are enough, {model_name(run)}",
-        x="successful trials used",
+        x="successful trials used" if _copies(run) else "trials used",
         y="overlap with the heads of all trials",
         interval="95 % of random subsets" if "ci_low" in frame.columns else "",
     )
@@ -227,6 +225,94 @@ def of_several(runs: Sequence[Any]) -> go.Figure:
     return compare(*runs)
 
 
+def attention(run: Any) -> go.Figure:
+    """The attention score of every head against its control, and against its copying score where the run has one."""
+    frame = finite(need(run, "heads", ("layer", "head", "score", "score_chance", "told_apart")), "score", what="score")
+    panels = [("against the control", "score_chance", "score with another passage's question")]
+    if "copying_score" in frame.columns and frame["copying_score"].null_count() < frame.height:
+        panels.append(("against copying", "copying_score", "copying score"))
+    fig = sheet(
+        [name if len(panels) > 1 else "" for name, *_ in panels],
+        title=f"Heads of {model_name(run)} that attend from a question to its passage",
+        x=[label for *_, label in panels],
+        y="attention score",
+        share_x=False,
+        aspect=0.9,
+        n=_counted(frame, run),
+        note=" ".join(filter(None, [_told(frame, run), _overlap(run)])),
+    )
+    told = frame["told_apart"].to_list()
+    for i, (_, column, label) in enumerate(panels):
+        for name, wanted, style in (
+            ("other heads", False, theme.Style(theme.NEUTRAL)),
+            ("told from threshold and control", True, theme.Style(theme.BLUE)),
+        ):
+            own = frame.filter(pl.Series([bool(mark) == wanted for mark in told]))
+            if own.is_empty():
+                continue
+            rows = own.select("layer", "head", "score", column).iter_rows()
+            traces.add_points(
+                fig,
+                i,
+                numbers(own, column),
+                numbers(own, "score"),
+                name=name,
+                style=style,
+                hover=[f"layer {a}, head {b}<br>score {s:.3f}, {label} {c:.3f}" for a, b, s, c in rows],
+                custom=own.select("layer", "head").to_numpy(),
+                opacity=0.85 if frame.height <= 256 else 0.4,
+                legend=i == 0,
+            )
+    return dressed(fig)
+
+
+def tasks(run: Any) -> go.Figure:
+    """The score on the tasks against the number of masked heads, and what masking takes: the top heads and random
+    ones, each with its interval."""
+    columns = ("k", "heads", "score", "ci_low", "ci_high", "n", "rows")
+    frame = finite(need(run, "task_scores", columns), "score", what="score")
+    metric = str(info(run, "config", "task_metric", default="f1"))
+    metric = {"exact": "exact match", "f1": "F1", "last_number": "last number right"}.get(metric, metric)
+    n, rows = int(frame["n"].max()), int(frame["rows"].max())
+    known = np.isfinite(numbers(frame, "ci_low")).any()
+    fig = sheet(
+        ["score", "what masking takes"],
+        title=f"Tasks under masked heads of {model_name(run)}",
+        x="masked heads (K)",
+        y=[metric, f"drop of {metric}"],
+        share_y=False,
+        interval="95 % over questions, of random heads over their draws too; drops are paired" if known else "",
+        n=f"{n} questions" if n == rows else f"{n} groups ({rows:,} questions)",
+        note="Heads were chosen on needles; random heads are of the same layers, none with a score above the threshold."
+        + (" Asked to reason first." if info(run, "config", "chain_of_thought", default=False) else "")
+        + ("" if known else f" No intervals: they need {FEWEST} questions or groups."),
+    )
+    none = frame.filter(pl.col("heads") == "none")
+    for i, prefix in enumerate(("", "drop_")):
+        for name, kind in KINDS.items():
+            own = frame.filter(pl.col("heads") == prefix + kind).sort("k")
+            if own.is_empty():
+                continue
+            own = own if prefix else pl.concat([none, own])
+            top = kind == "top"
+            traces.add_curve(
+                fig,
+                i,
+                numbers(own, "k"),
+                numbers(own, "score"),
+                name=name,
+                style=theme.Style(theme.BLUE) if top else theme.Style(theme.NEUTRAL, "dash", "square"),
+                legend=i == 0,
+                low=numbers(own, "ci_low"),
+                high=numbers(own, "ci_high"),
+                hover="K = %{x}: %{y:.3f}",
+            )
+        traces.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
+    traces.level_axis(fig, 0)
+    traces.add_rule(fig, 1, y=0.0)
+    return dressed(fig)
+
+
 FIGURES = {
     "head_map": head_map,
     "score_curve": score_curve,
@@ -239,7 +325,20 @@ FIGURES = {
 
 def figures(run: Any) -> dict[str, go.Figure]:
     """Every figure that the tables of the run allow."""
-    return drawn(run, FIGURES)
+    more = {} if _copies(run) else {"attention": attention}
+    return drawn(run, FIGURES | more | ({"tasks": tasks} if "task_scores" in run.tables else {}))
+
+
+def _overlap(run: Any) -> str:
+    """What the two lists of heads have in common, beside chance, at the largest k up to 16."""
+    overlaps = maybe(run, "overlap", ("k", "overlap", "by_chance", "by_chance_in_layers"))
+    if overlaps is None or overlaps.is_empty():
+        return ""
+    row = (overlaps.filter(pl.col("k") <= 16) if overlaps["k"].min() <= 16 else overlaps).sort("k").row(-1, named=True)
+    return (
+        f"The {row['k']} best heads have {row['overlap']:.0%} in common with the {row['k']} that copy best; random "
+        f"heads would have {row['by_chance']:.0%}, random heads of the same layers {row['by_chance_in_layers']:.0%}."
+    )
 
 
 def _mean_over(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
@@ -312,6 +411,8 @@ def _closed(trials: pl.DataFrame) -> str:
 
 def _independent(run: Any) -> str:
     """What the intervals of the run take for independent."""
+    if info(run, "config", "passages", default="") and info(run, "config", "resample", default="") == "needles":
+        return "passages"
     return str(info(run, "config", "resample", default="trials"))
 
 
@@ -329,18 +430,36 @@ def _missing(frame: pl.DataFrame) -> str:
     return f"No intervals: they need {FEWEST} needles that count." if "n_needles" in frame.columns else "No intervals."
 
 
-def _told(frame: pl.DataFrame) -> str:
+def _told(frame: pl.DataFrame, run: Any) -> str:
     """How many heads are above the threshold, beside how many would be by chance and how many are told apart."""
     if not {"is_retrieval", "told_apart", "score_chance", "ci_low"} <= set(frame.columns):
         return ""
     over = int(frame["is_retrieval"].sum())
     text = f"{over} of {frame.height} heads are above the threshold"
     if np.isfinite(numbers(frame, "p_adjusted")).any():
-        text += f", {int(frame['told_apart'].sum())} told from it and from chance (false discovery rate 5 %)"
+        chance = "chance" if _copies(run) else "the control"
+        text += f", {int(frame['told_apart'].sum())} told from it and from {chance} (false discovery rate 5 %)"
     highest = float(frame["score_chance"].max())
+    if not _copies(run):
+        return f"{text}. With the question of another passage (the control) the highest score is {highest:.2f}."
     return (
         f"{text}. Looking at random places of the answer at the same steps, the highest score would be {highest:.2f}."
     )
+
+
+def _copies(run: Any) -> bool:
+    """Whether the scores of the run are of copying, and not of attention from a question to its passage."""
+    return info(run, "config", "score", default="set") != "attention"
+
+
+def _score(run: Any) -> str:
+    return "retrieval score" if _copies(run) else "attention score"
+
+
+def _outlined(frame: pl.DataFrame, run: Any) -> str:
+    if "is_retrieval" not in frame.columns:
+        return ""
+    return "Outlined: retrieval heads." if _copies(run) else "Outlined: heads above the threshold."
 
 
 def _of(n: int, rows: int, kind: str) -> str:

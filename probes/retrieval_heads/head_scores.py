@@ -77,9 +77,11 @@ def warn_of_few(names: np.ndarray, config: Config, context: Context) -> None:
 
 def score_interval(values: np.ndarray, clusters: Clusters, *, how: str, level: float = 0.95) -> Ends:
     """Low and high, [heads], of the mean scores of `values` [trials, heads]: of a share for what lies between 0 and 1,
-    of a mean for scores that went beyond it (counts of steps) or below."""
+    of a mean for scores that went beyond it (counts of steps); `difference_interval` of attention."""
+    if how == "attention":
+        return difference_interval(values, clusters, level=level)
     low, high = mean_interval(values, clusters, level=level)
-    share = (values.max(0) <= 1) & (values.min(0) >= 0) & (how != "attention")
+    share = values.max(0) <= 1
     if share.any():
         ends = steady_share_interval(values[:, share], clusters, level=level)
         low[share], high[share] = ends
@@ -87,7 +89,21 @@ def score_interval(values: np.ndarray, clusters: Clusters, *, how: str, level: f
     same &= (values.mean(0) > 0) & (values.mean(0) < 1)
     if same.any() and clusters.n >= FEWEST:  # nothing but the number of clusters says how well it is known
         low[same], high[same] = wilson(values[:, same].mean(0) * clusters.n, clusters.n, level)
-    return (low if how == "attention" else np.maximum(low, 0)), high
+    return np.maximum(low, 0), high
+
+
+def difference_interval(values: np.ndarray, clusters: Clusters, *, level: float = 0.95) -> Ends:
+    """Low and high, [heads], of the mean differences of two shares, `values` [trials, heads] between -1 and 1:
+    Student's t. Where all clusters have the same mean, nothing but their number says how well it is known (Wilson's
+    interval on the scale from 0 to 1, or from -1 where one is below 0)."""
+    low, high = (np.array(end, np.float64) for end in mean_interval(values, clusters, level=level))
+    same = np.ptp(clusters.sums(values) / clusters.sizes[:, None], axis=0) <= 1e-12
+    if same.any() and clusters.n >= FEWEST:
+        least = np.where(values[:, same].min(0) < 0, -1.0, 0.0)
+        share = (values[:, same].mean(0) - least) / (1 - least)
+        ends = wilson(np.clip(share, 0, 1) * clusters.n, clusters.n, level)
+        low[same], high[same] = (least + (1 - least) * np.asarray(end) for end in ends)
+    return low, high
 
 
 def told_apart(values: np.ndarray, chance: np.ndarray, clusters: Clusters, config: Config) -> np.ndarray:
