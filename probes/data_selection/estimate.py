@@ -15,8 +15,17 @@ if TYPE_CHECKING:
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
-    """Every sample of the pool and of the targets once."""
+    """Every sample of the pool and of the targets once; with finetune=true what the fine-tunings are fed, three times
+    (there, and twice back), and the held-out examples after each."""
     found = texts(read_pool(config, data))
+    rows, targets = len(found), []
     for name, path in target_files(config.target, None if model.folder is None else str(model.folder)).items():
-        found += texts(read_target(config, name, path))
-    return Plan(len(found), model.tokens(found))
+        targets.append(texts(read_target(config, name, path)))
+    found += [text for examples in targets for text in examples]
+    tokens = model.tokens(found)
+    if config.finetune:
+        size, length = config.k or max(1, round(config.ratio * rows)), tokens / max(1, len(found))
+        fed = config.finetune_epochs * size * length * config.finetune_seeds * (len(targets) + 2)
+        held = config.finetune_held_out * length * (len(found) - rows)
+        tokens += round(3 * fed + held * (1 + 3 * config.finetune_seeds))
+    return Plan(len(found), tokens)

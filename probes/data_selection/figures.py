@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.data_selection.check_figures import finetuning
 from probes.data_selection.feature_figures import cards, feature_map, features, listed, quality
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
@@ -368,6 +369,7 @@ FIGURES = {
     "cards": cards,
     "listed": listed,
     "lengths": lengths,
+    "finetuning": finetuning,
     "embedding": embedding,
     "quality": quality,
 }
