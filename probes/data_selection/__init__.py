@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.config import BIBTEX, Config, read_pool, read_target, validate
+from probes.data_selection.config import BIBTEX, NO_DIVERSITY, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
 from probes.data_selection.precisions import row_groups, selected_by_any, verdict
 from probes.data_selection.rankings import bm25, compare
@@ -113,6 +113,17 @@ def example(model: Facts) -> dict[str, object]:
         "effects": ("feature", "promotes", "promoted_by", "suppresses", "suppressed_by"),
         "shared": ("target", "row", "feature", "in_sample", "in_target", "both", "contribution", "lift"),
         "map": ("row", "x", "y"),
+        "feature_effects": (
+            "target",
+            "feature",
+            "loss_change",
+            "control_change",
+            "difference",
+            "ci_low",
+            "ci_high",
+            "n",
+        ),
+        "diversity": ("target", "selection", "features_covered", "mean_score", "n", "rows", "draws"),
         "finetuning": ("target", "condition", "seed", "loss_before", "loss_after", "n", "rows"),
         "finetuning_gain": ("target", "against", "difference", "ci_low", "ci_high", "n", "rows", "seeds"),
     },
@@ -155,12 +166,24 @@ def run(model, config: Config, context: Context) -> Result:
             "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it "
             "with --engine hf."
         )
-    from probes.data_selection import contributions, feature_statistics, finetuning, pool_map, pool_scores, prototypes
+    from probes.data_selection import (
+        contributions,
+        feature_effects,
+        feature_statistics,
+        finetuning,
+        pool_map,
+        pool_scores,
+        prototypes,
+    )
+    from probes.data_selection import diversity as varied
     from probes.data_selection.explanations import explain
+    from probes.data_selection.held_out import groups_of
     from probes.data_selection.sample_vectors import open_reader, without_sinks
 
     check_style(model, style_of(config))
     reader = open_reader(model, config, context)
+    if config.feature_effects:
+        feature_effects.check_effects(reader)
     frame = read_pool(config, context.data, context.read_as)
     tables_of = {
         name: read_target(config, name, path, context.read_as)
@@ -202,6 +225,11 @@ def run(model, config: Config, context: Context) -> Result:
     among = eligible(pool, examples, config, context)
     orders = orders_of(scores, chance, among, context)
     main, names = reader.main, targets.names
+    diverse, more_said = varied.EMPTY, {}
+    if config.diversity != NO_DIVERSITY:
+        plain, words = orders[main][0], texts(frame, config.tokens)
+        best, diverse, more_said = varied.diversified(reader, pool, frame, words, scores[main], plain, among)
+        scores[f"{main}_plain"], orders[f"{main}_plain"], orders[main] = scores[main], [plain], [best]
     selected = orders[main][0]
     tables = {
         "scores": score_table(pool, scores[main], resampled, selected, among, labels),
@@ -231,7 +259,15 @@ def run(model, config: Config, context: Context) -> Result:
         relevant = labels[0][:, None] == np.array(labels[1])
         summary |= verdict(orders, main, relevant, groups, among.size)
     summary |= contributions.marks(lifted)
-    tables |= finetuning.EMPTY
+    tables |= finetuning.EMPTY | diverse
+    summary |= more_said
+    tables |= feature_effects.EMPTY
+    if config.feature_effects:
+        alike = {name: groups_of(table) for name, table in tables_of.items()}
+        read = feature_effects.measured_texts(reader, pool, frame, texts(frame, config.tokens), examples, alike)
+        leading = [own[: config.feature_effects] for own in features]
+        more, said = feature_effects.effects(reader, read, targets, leading)
+        tables, summary = tables | more, summary | said
     if measured is not None:
         best_of = {name: orders[main][0][t] for t, name in enumerate(names)}
         more, said = finetuning.finetune(model, config, measured, best_of, among.size, context)

@@ -13,6 +13,7 @@ from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, y_axis
 from workbench.figures.run_tables import info, model_name, need, numbers
 
+MOST = 12  # features of a target
 OTHERS = {"random": "as many random rows", "full": "the whole pool"}
 LOOKS = {
     "selected": theme.Style(theme.BLUE),
@@ -73,6 +74,53 @@ def finetuning(run: Any) -> go.Figure:
     for i in range(2):
         y_axis(fig, i).range = [len(targets) - 0.4, -0.6]
     return dressed(fig)
+
+
+def effects(run: Any) -> go.Figure:
+    """What the loss of a target's examples, and of the pool, gains without each feature, above control features."""
+    frame = need(run, "feature_effects", ("target", "feature", "difference", "ci_low", "ci_high", "needed", "n"))
+    targets = frame["target"].unique(maintain_order=True).to_list()
+    tops = [frame.filter(pl.col("target") == target).head(MOST) for target in targets]
+    named = [[str(feature) for feature in top["feature"]] for top in tops]
+    cut = f" The first {MOST} of a target." if max(frame.group_by("target").len()["len"].to_list()) > MOST else ""
+    fig = sheet(
+        [str(t) if len(targets) > 1 else "" for t in targets],
+        title=f"What {model_name(run)} loses without a feature, above random features as active",
+        x="change in loss (nats a token)",
+        y="feature",
+        y_ticks=[ticks(range(len(names)), names, keep=True) for names in named],
+        share_y=False,
+        row=1.6,
+        interval="95 %, over those clusters and the control features",
+        n=_between(frame["n"]) + " clusters of examples a target",
+        rows=_between(frame["rows"]) if "rows" in frame.columns else None,
+        note="Above 0: worse without it than without a control. Blue: on the target's examples and needed (false "
+        "discovery rate 5 %); red: on these, not told from the controls; crosses: on the pool." + cut,
+    )
+    blue, red = theme.Style(theme.BLUE), theme.Style(theme.RED, "solid", "square")
+    for i, top in enumerate(tops):
+        at = np.arange(top.height)
+        for mine, style in ((True, blue), (False, red)):
+            own = (top["needed"] == mine).to_numpy()
+            name = "the examples, needed" if mine else "the examples, not told from controls"
+            some, columns = top.filter(pl.Series(own)), ("difference", "ci_low", "ci_high")
+            _effects_of(fig, i, some, at[own] - 0.15, columns, name, style)
+        if "pool_difference" in top.columns:
+            style = theme.Style(theme.NEUTRAL, "dash", "x")
+            _effects_of(fig, i, top, at + 0.2, ("pool_difference", "pool_low", "pool_high"), "the pool", style)
+        traces.add_rule(fig, i, x=0.0, dash="dot")
+        y_axis(fig, i).range = [top.height - 0.4, -0.6]
+    return dressed(fig)
+
+
+def _effects_of(
+    fig: go.Figure, i: int, top: pl.DataFrame, y: np.ndarray, columns: tuple[str, ...], name: str, style: theme.Style
+) -> None:
+    if top.height:
+        value, low, high = (numbers(top, column) for column in columns)
+        labels = [f"feature {f}, {name}" for f in top["feature"]]
+        legend = name not in {trace.name for trace in fig.data}
+        traces.add_spots(fig, i, value, y, name=name, style=style, low=low, high=high, labels=labels, legend=legend)
 
 
 def _between(values: pl.Series) -> str:

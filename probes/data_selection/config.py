@@ -38,6 +38,7 @@ BIBTEX = """@inproceedings{ma2025mona,
   note={arXiv:2503.15573}
 }"""  # noqa: E501
 METHODS = ("bm25", "neurons", "hidden", "random")
+NO_DIVERSITY, COPIES, COVERAGE = DIVERSITIES = ("none", "near_duplicates", "features")
 ALL_WEIGHTS, LORA = WEIGHTS = ("all", "lora")
 
 
@@ -127,6 +128,35 @@ class Config:
         later=True,
     )
     export_scores: bool = option(False, "also write target, rank, row and score into the files to train on", later=True)
+    diversity: str = option(
+        NO_DIVERSITY,
+        "rows that do not all say the same: none (by score alone), near_duplicates (by score, one of those that say "
+        "almost the same), features (greedily the row that adds most features to those of the rows before)",
+        choices=DIVERSITIES,
+        later=True,
+    )
+    diversity_among: int = option(
+        3, "with diversity, the rows that it chooses among: so many times those selected, by score", low=1, later=True
+    )
+    diversity_threshold: float = option(
+        0.0,
+        "with diversity=features, number in a row's vector above which it has a feature",
+        low=0,
+        high=1e6,
+        later=True,
+    )
+    feature_effects: int = option(
+        0,
+        "features per target, the first of those explained, that are switched off while texts are read, beside random "
+        "ones as active; 0: none",
+        low=0,
+        high=100_000,
+        later=True,
+    )
+    effect_controls: int = option(20, "random features beside each that is switched off", low=2, high=1000, later=True)
+    effect_rows: int = option(
+        64, "random rows of the pool read without each feature, besides the examples", low=5, high=1_000_000, later=True
+    )
     finetune: bool = option(
         False,
         "fine-tune a copy of the model on the selected rows, on as many random ones and on the whole pool, for the "
@@ -174,6 +204,14 @@ class Config:
         check_prompt_options(self, slots=("prompt", "response"))
         if self.sae == "none" and not self.baselines:
             raise ValueError("sae=none leaves the baselines, and there are none")
+        if self.diversity == COVERAGE and self.sae == "none":
+            raise ValueError(f"diversity={COVERAGE} needs an autoencoder, and sae=none leaves none")
+        if self.feature_effects and self.sae == "none":
+            raise ValueError("feature_effects switches features of an autoencoder off, and sae=none leaves none")
+        if self.feature_effects > self.features:
+            raise ValueError(
+                f"feature_effects={self.feature_effects} is more than the {self.features} features that are explained"
+            )
         if self.finetune_rate == 0:
             raise ValueError("a finetune_rate of 0 trains nothing; give one above 0, such as 1e-4")
         if min(self.ratio, *self.ratios, 1) == 0:

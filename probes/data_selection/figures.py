@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.data_selection.check_figures import finetuning
+from probes.data_selection.check_figures import effects, finetuning
 from probes.data_selection.feature_figures import cards, feature_map, features, listed, quality
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
@@ -23,6 +23,7 @@ METHODS = {
     "neurons": "raw neurons",
     "hidden": "hidden state",
     "bm25": "BM25",
+    "sae_plain": "SAE features, by score",
     "random": "random",
 }
 MAPS = 9  # panels of the map
@@ -369,6 +370,7 @@ FIGURES = {
     "cards": cards,
     "listed": listed,
     "lengths": lengths,
+    "feature_effects": effects,
     "finetuning": finetuning,
     "embedding": embedding,
     "quality": quality,

@@ -761,6 +761,13 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
                     }
                     for other in methods[m + 1 :]
                 ]
+    off = [
+        {"target": target, "feature": 40 * t + f, "difference": 0.03 - 0.008 * f, "ci_low": 0.01 - 0.008 * f}
+        | {"ci_high": 0.05 - 0.008 * f, "needed": f < 2, "n": 10, "rows": 12}
+        | {"pool_difference": 0.002, "pool_low": -0.004, "pool_high": 0.008}
+        for t, target in enumerate(targets)
+        for f in range(5)
+    ]
     tuned, gains = [], []
     for t, target in enumerate(targets):
         level = 2.1 + 0.2 * t
@@ -797,6 +804,7 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
         "precision": pl.DataFrame(precision),
         "overlap": pl.DataFrame(overlap),
         "lengths": pl.DataFrame(lengths),
+        "feature_effects": pl.DataFrame(off),
         "finetuning": pl.DataFrame(tuned),
         "finetuning_gain": pl.DataFrame(gains),
         "passages": pl.DataFrame(
