@@ -36,7 +36,7 @@ import polars as pl
 
 from probes.data_selection.config import BIBTEX, NO_DIVERSITY, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
-from probes.data_selection.precisions import row_groups, selected_by_any, verdict
+from probes.data_selection.precisions import clusters_in, row_groups, selected_by_any, verdict
 from probes.data_selection.rankings import bm25, compare
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
 from probes.data_selection.selection import (
@@ -255,6 +255,7 @@ def run(model, config: Config, context: Context) -> Result:
         export(context.out, tables["selected"], files)
         write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
     summary = _summary(tables, pool, among, reader)
+    summary["pool_clusters"] = clusters_in(frame, texts(frame, config.tokens))
     if labels is not None:
         relevant = labels[0][:, None] == np.array(labels[1])
         summary |= verdict(orders, main, relevant, groups, among.size)

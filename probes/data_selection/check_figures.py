@@ -86,7 +86,7 @@ def effects(run: Any) -> go.Figure:
     fig = sheet(
         [str(t) if len(targets) > 1 else "" for t in targets],
         title=f"What {model_name(run)} loses without a feature, above random features as active",
-        x="change in loss (nats a token)",
+        x="loss above control (nats a token)",
         y="feature",
         y_ticks=[ticks(range(len(names)), names, keep=True) for names in named],
         share_y=False,
@@ -95,14 +95,14 @@ def effects(run: Any) -> go.Figure:
         n=_between(frame["n"]) + " clusters of examples a target",
         rows=_between(frame["rows"]) if "rows" in frame.columns else None,
         note="Above 0: worse without it than without a control. Blue: on the target's examples and needed (false "
-        "discovery rate 5 %); red: on these, not told from the controls; crosses: on the pool." + cut,
+        "discovery rate 5 %); red: on these, not shown to be needed; crosses: on the pool." + cut,
     )
     blue, red = theme.Style(theme.BLUE), theme.Style(theme.RED, "solid", "square")
     for i, top in enumerate(tops):
         at = np.arange(top.height)
         for mine, style in ((True, blue), (False, red)):
             own = (top["needed"] == mine).to_numpy()
-            name = "the examples, needed" if mine else "the examples, not told from controls"
+            name = "the examples, needed" if mine else "the examples, not shown to be needed"
             some, columns = top.filter(pl.Series(own)), ("difference", "ci_low", "ci_high")
             _effects_of(fig, i, some, at[own] - 0.15, columns, name, style)
         if "pool_difference" in top.columns:
