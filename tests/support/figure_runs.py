@@ -910,6 +910,25 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
                     }
                     for other in methods[m + 1 :]
                 ]
+    off = [
+        {"target": target, "feature": 40 * t + f, "difference": 0.03 - 0.008 * f, "ci_low": 0.01 - 0.008 * f}
+        | {"ci_high": 0.05 - 0.008 * f, "needed": f < 2, "n": 10, "rows": 12}
+        | {"pool_difference": 0.002, "pool_low": -0.004, "pool_high": 0.008}
+        for t, target in enumerate(targets)
+        for f in range(5)
+    ]
+    tuned, gains = [], []
+    for t, target in enumerate(targets):
+        level = 2.1 + 0.2 * t
+        for condition, shift in (("selected", -0.5), ("random", -0.35), ("full", -0.33)):
+            tuned += [
+                {"target": target, "condition": condition, "seed": s, "loss_before": level, "n": 10, "rows": 12}
+                | {"loss_after": level + shift + float(rng.normal(0, 0.02)), "trained_rows": 40, "tokens": 8000 + s}
+                for s in range(5)
+            ]
+        for other in ("random", "full"):
+            gain = {"target": target, "against": other, "difference": -0.15, "ci_low": -0.24, "ci_high": -0.06}
+            gains.append(gain | {"n": 10, "rows": 12, "seeds": 5})
     top = [r["feature"] for r in weights[:6]]
     tokens = [
         "She",
@@ -934,6 +953,9 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
         "precision": pl.DataFrame(precision),
         "overlap": pl.DataFrame(overlap),
         "lengths": pl.DataFrame(lengths),
+        "feature_effects": pl.DataFrame(off),
+        "finetuning": pl.DataFrame(tuned),
+        "finetuning_gain": pl.DataFrame(gains),
         "passages": pl.DataFrame(
             [
                 {

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 import plotly.graph_objects as go
 
@@ -22,6 +23,7 @@ from workbench.figures import style as theme
 from workbench.figures.page import Packing, packed, show_all, show_panels
 from workbench.figures.plotly_text import WHITE, read, safe
 
+CELL_LINES = 6  # of one cell of a table of words
 CHARACTER = 0.55  # mean width of a character in units of the type size
 CELL_TEXT = "cell-text"  # `meta` of a trace whose labels must fit into cells
 CELL_MARK = "cell-mark"  # `meta` of a trace of cells some of which are outlined
@@ -76,7 +78,22 @@ def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
     shown."""
     import textwrap
 
-    return textwrap.wrap(text.translate(WHITE), max(most, least)) or [""]
+    text, most = text.translate(WHITE), max(most, least)
+    if columns_of(text) == len(text):
+        return textwrap.wrap(text, most) or [""]
+    lines, piece = [], ""
+    for character in text:  # scripts of wide characters are written without spaces, and broken anywhere
+        if piece and columns_of(piece + character) > most:
+            at = piece.rfind(" ") if character.isascii() and not character.isspace() else -1
+            lines.append(piece[:at].rstrip() if at > 0 else piece)
+            piece = piece[at + 1 :] if at > 0 else ""
+        piece += character
+    return [line.strip() for line in [*lines, piece] if line.strip()] or [""]
+
+
+def columns_of(text: str) -> int:
+    """How many characters of ordinary width take as much room: those of Chinese, Japanese and Korean count twice."""
+    return len(text) + sum(east_asian_width(character) in "WF" for character in text)
 
 
 @dataclass(frozen=True)
@@ -332,7 +349,7 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
     room = width - 2 * pad
     rows = [meta["columns"], *meta["words"]]
     gap = 0.9 * k
-    want = [max(len(str(row[j])) for row in rows) * CHARACTER * k + gap for j in range(len(meta["columns"]))]
+    want = [max(columns_of(str(row[j])) for row in rows) * CHARACTER * k + gap for j in range(len(meta["columns"]))]
     words = [max((min(len(w), 13) for row in rows for w in str(row[j]).split()), default=1) for j in range(len(want))]
     need = [length * 1.08 * CHARACTER * k + gap for length in words]
     widths = _share(want, need, room)
@@ -340,7 +357,7 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
     y = 0.0
     annotations, lines, left_out = [], [], 0
     for number, row in enumerate(rows):
-        cells = [wrap(str(cell), int((w - gap) / (CHARACTER * k)), least=3)[:6] for cell, w in zip(row, widths)]
+        cells = [_lines(wrap(str(cell), int((w - gap) / (CHARACTER * k)), least=3)) for cell, w in zip(row, widths)]
         tall = 1.35 * k * max(len(cell) for cell in cells) + 0.8 * k
         if number > 1 and top + y + tall + pad > (height or size.page):
             left_out = len(rows) - number
@@ -388,6 +405,11 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
         title=_title(title_lines, size, width, height or top + y + pad),
     )
     return {"rows_left_out": left_out}
+
+
+def _lines(lines: list[str]) -> list[str]:
+    """The first lines of a cell; an ellipsis where there are more."""
+    return lines if len(lines) <= CELL_LINES else [*lines[: CELL_LINES - 1], lines[CELL_LINES - 1][:-1].rstrip() + "…"]
 
 
 def _share(want: list[float], need: list[float], room: float) -> list[float]:
