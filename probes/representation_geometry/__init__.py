@@ -30,6 +30,7 @@ from probes.representation_geometry.estimate import estimate
 from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
 from probes.representation_geometry.maps import map_table
+from probes.representation_geometry.shape_tables import ESTIMATES, shape_tables
 from probes.representation_geometry.summary import summary_of
 from probes.representation_geometry.trajectory import check_task_steps, correlation_table, phase_table
 from probes.representation_geometry.written import cut_to, size_of, written
@@ -89,6 +90,7 @@ def example(model: Facts) -> dict[str, object]:
         "ablation": ("checkpoint", "step", "k", "directions", "draw", "loss", "accuracy"),
         "correlation": ("measure", "against", "method", "value", "low", "high", "n"),
         "map": ("checkpoint", "layer", "method", "row", "x", "y"),
+        "dimension": ("checkpoint", "step", "layer", *ESTIMATES, "k", "n", "duplicates"),
         "inputs": ("row", "ids"),
     },
     bibtex=BIBTEX,
@@ -114,6 +116,7 @@ def example(model: Facts) -> dict[str, object]:
         "ablation": ("checkpoint", "k", "directions", "draw"),
         "correlation": ("measure", "against", "method"),
         "map": ("checkpoint", "layer", "method", "row"),
+        "dimension": ("checkpoint", "layer"),
         "inputs": ("row",),
     },
 )
@@ -226,4 +229,4 @@ def _study(
     tables = layer_tables(checkpoint, found, null)
     tables |= loss_tables(checkpoint, found[FINAL].whole, counted, questions)
     tables["map"] = map_table(checkpoint, found[last_layer].whole, maps)
-    return tables
+    return tables | shape_tables(checkpoint)

@@ -378,6 +378,21 @@ def depth(
     )
 
 
+def dimension_rows(layers, steps) -> pl.DataFrame:
+    """The table `dimension` of a run of geometry: a hump over layers, below that of Gaussian states."""
+    rows = []
+    for step in steps or (None,):
+        for layer in range(layers):
+            row = {"checkpoint": f"step{step}" if step is not None else "model", "step": step, "layer": layer}
+            row |= {"site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}"}
+            for name, high in (("two_nn", 12.0), ("mle", 10.0)):
+                value = high + 6 * np.sin(np.pi * layer / max(layers - 1, 1))
+                row |= {name: value, f"{name}_low": value - 2, f"{name}_high": value + 2.5, f"{name}_half": value - 1}
+                row |= {f"{name}_null": 1.5 * value, f"{name}_null_low": 1.4 * value, f"{name}_null_high": 1.6 * value}
+            rows.append(row | {"k": 20, "n": 1000, "duplicates": 3, "d": 64})
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
+
+
 def geometry(
     *, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3
 ) -> FakeRun:
@@ -467,6 +482,7 @@ def geometry(
                 }
             ]
         ),
+        "dimension": dimension_rows(layers, steps),
         "curve": pl.DataFrame(
             [
                 {"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
