@@ -111,8 +111,9 @@ class Config:
     colour: str = option("", "column of the data file that colours the maps")
     also: tuple[str, ...] = option(
         (),
-        "what else is measured of the texts' states: dimension (intrinsic, from distances between neighbours)",
-        choices=("dimension",),
+        "what else is measured of the texts' states: dimension (intrinsic, from distances between neighbours), "
+        "similarity (CKA between layers and between checkpoints)",
+        choices=("dimension", "similarity"),
         later=True,
     )
     also_rows: int = option(
@@ -135,6 +136,8 @@ class Config:
                 f"no text can have at least min_length={self.min_length} tokens when it is cut at "
                 f"max_length={self.max_length}."
             )
+        if "similarity" in self.also and self.layers == "last" and not self.checkpoints:
+            raise ValueError("also=similarity compares layers or checkpoints; set layers=all or name checkpoints.")
         if "dimension" in self.also and min(self.limit, self.also_rows) < self.fewest_for_dimension:
             raise ValueError(
                 f"neighbours={self.neighbours} needs {self.fewest_for_dimension} texts (half of them are looked at "

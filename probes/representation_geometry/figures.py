@@ -378,6 +378,8 @@ FIGURES = {
     "correlation": correlation,
     "samples": samples,
     "dimension": shape_figures.dimension,
+    "similarity": shape_figures.similarity_of_layers,
+    "similarity_over_training": shape_figures.similarity_of_checkpoints,
 }
 
 

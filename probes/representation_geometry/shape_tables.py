@@ -1,14 +1,21 @@
-"""The tables of what `also` asks for, one row per layer of a checkpoint; empty where it is not asked for."""
+"""The tables of what `also` asks for, by layer of a checkpoint or by pair; empty where it is not asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import combinations
 
+import numpy as np
 import polars as pl
+import torch
 
+from probes.representation_geometry.config import Config
 from probes.representation_geometry.features import Checkpoint
 from probes.representation_geometry.held_states import HeldStates, held_states
 from probes.representation_geometry.intrinsic_dimension import intrinsic_dimension
+from probes.representation_geometry.similarity import similarities
+from workbench.core.context import Context
 
 WHERE = {"checkpoint": pl.String, "step": pl.Int64, "layer": pl.Int64, "site": pl.String}
 ESTIMATES = tuple(
@@ -21,14 +28,43 @@ DIMENSION = (
     | dict.fromkeys(ESTIMATES, pl.Float64)
     | {"k": pl.Int64, "n": pl.Int64, "duplicates": pl.Int64, "d": pl.Int64, "missing": pl.String}
 )
+SIMILARITY = (
+    {"checkpoint_a": pl.String, "checkpoint_b": pl.String, "step_a": pl.Int64, "step_b": pl.Int64}
+    | {"layer_a": pl.Int64, "layer_b": pl.Int64}
+    | dict.fromkeys(("value", "low", "high", "null", "null_low", "null_high"), pl.Float64)
+    | {"n": pl.Int64}
+)
+STATES = "states"  # of a checkpoint's part: those of its last layer [n, d] float32; in no table of the run
+Place = tuple[str, int | None, int]  # checkpoint, step, layer
 
 
-def shape_tables(checkpoint: Checkpoint) -> dict[str, pl.DataFrame]:
-    """`dimension` of a checkpoint."""
-    also = checkpoint.config.also
+def shape_tables(checkpoint: Checkpoint) -> dict[str, pl.DataFrame | np.ndarray]:
+    """`dimension` and `similarity` of a checkpoint; where checkpoints are compared, its `states` too."""
+    also, config = checkpoint.config.also, checkpoint.config
     held = held_states(checkpoint) if also else None
     rows = [] if held is None or "dimension" not in also else _dimension(checkpoint, held)
-    return {"dimension": pl.DataFrame(rows, schema=DIMENSION)}
+    out: dict[str, pl.DataFrame | np.ndarray] = {"dimension": pl.DataFrame(rows, schema=DIMENSION)}
+    places: list[tuple[Place, torch.Tensor]] = []
+    if held is not None and "similarity" in also:
+        places = [((checkpoint.name, checkpoint.step, layer), x) for layer, x in held.layers.items()]
+        if config.checkpoints:
+            out[STATES] = places[-1][1].float().cpu().numpy()
+    return out | {"similarity": similarity_table(places, config, checkpoint.context)}
+
+
+def similarity_table(places: Sequence[tuple[Place, torch.Tensor]], config: Config, context: Context) -> pl.DataFrame:
+    """A row for every pair of places, the later one second."""
+    pairs = list(combinations(range(len(places)), 2))
+    found = similarities(
+        [x for _, x in places], pairs, draws=config.random_draws, rng=context.rng("similarity"), check=context.check
+    )
+    rows = []
+    for (a, b), alike in zip(pairs, found):
+        row: dict[str, object] = asdict(alike) | {"n": len(places[a][1])}
+        for end, number in (("a", a), ("b", b)):
+            row |= dict(zip((f"checkpoint_{end}", f"step_{end}", f"layer_{end}"), places[number][0]))
+        rows.append(row)
+    return pl.DataFrame(rows, schema=SIMILARITY)
 
 
 def _dimension(checkpoint: Checkpoint, held: HeldStates) -> list[dict]:

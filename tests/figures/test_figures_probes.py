@@ -407,6 +407,26 @@ def test_intrinsic_dimension_is_drawn_beside_gaussian_states_and_over_training_w
     assert "One layer of one checkpoint" in reasons["dimension"]
 
 
+def test_similarities_are_drawn_on_both_sides_and_those_of_texts_in_another_order_are_outlined():
+    run, figures, _ = drawn("geometry")
+    table = run.table("similarity")
+    for name, of, rows in (
+        ("similarity", "layer", table.filter(checkpoint_a="step8000", checkpoint_b="step8000")),
+        ("similarity_over_training", "checkpoint", table.filter(pl.col("checkpoint_a") != pl.col("checkpoint_b"))),
+    ):
+        cells = next(t for t in figures[name].data if t.type == "bar")
+        places = list(dict.fromkeys([*rows[f"{of}_a"], *rows[f"{of}_b"]]))
+        value = {(int(x), round(base + 0.465)): v for x, base, v in zip(cells.x, cells.base, cells.marker.color)}
+        for row in rows.iter_rows(named=True):
+            a, b = places.index(row[f"{of}_a"]), places.index(row[f"{of}_b"])
+            assert value[a, b] == value[b, a] == row["value"]
+        outlined = int((np.array(cells.marker.line.width) > 0).sum())
+        assert outlined == 2 * rows.filter(pl.col("value") <= pl.col("null_high")).height > 0
+        assert f"({outlined // 2} of {rows.height} pairs)" in caption(run, figures[name])
+    _, reasons = collect(figure_runs.geometry(layers=1, steps=()), representation_geometry.FIGURES)
+    assert {"similarity", "similarity_over_training"} <= set(reasons)
+
+
 def test_one_layer_has_no_course_over_layers():
     made, reasons = collect(figure_runs.geometry(layers=1), representation_geometry.FIGURES)
     assert "one layer only" in reasons["layers"] and "trajectory" in made

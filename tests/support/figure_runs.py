@@ -393,6 +393,32 @@ def dimension_rows(layers, steps) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
 
 
+def similarity_rows(layers, steps) -> pl.DataFrame:
+    """The table `similarity` of a run of geometry: neighbours are alike, what is far apart is as texts in another
+    order are."""
+    names = [f"step{step}" for step in steps] or ["model"]
+    pairs = [(names[t], names[t], a, b) for t in range(len(names)) for b in range(layers) for a in range(b)]
+    pairs += [(names[a], names[b], layers - 1, layers - 1) for b in range(len(names)) for a in range(b)]
+    rows = []
+    for first, second, a, b in pairs:
+        apart = b - a if first == second else names.index(second) - names.index(first)
+        value = max(0.97 - 0.14 * apart, 0.01)
+        row = {"checkpoint_a": first, "checkpoint_b": second, "layer_a": a, "layer_b": b, "value": value}
+        row |= {"step_a": int(first[4:]), "step_b": int(second[4:])} if steps else {"step_a": None, "step_b": None}
+        row |= {
+            "low": value - 0.02,
+            "high": min(value + 0.02, 0.999),
+            "null": 0.0,
+            "null_low": -0.03,
+            "null_high": 0.03,
+        }
+        rows.append(row | {"n": 1000})
+    schema = {"checkpoint_a": pl.String, "checkpoint_b": pl.String, "layer_a": pl.Int64, "layer_b": pl.Int64}
+    more = {"value": pl.Float64, "step_a": pl.Int64, "step_b": pl.Int64} | dict.fromkeys(("low", "high"), pl.Float64)
+    more |= dict.fromkeys(("null", "null_low", "null_high"), pl.Float64) | {"n": pl.Int64}
+    return pl.DataFrame(rows, schema=schema | more)
+
+
 def geometry(
     *, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3
 ) -> FakeRun:
@@ -483,6 +509,7 @@ def geometry(
             ]
         ),
         "dimension": dimension_rows(layers, steps),
+        "similarity": similarity_rows(layers, steps),
         "curve": pl.DataFrame(
             [
                 {"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
