@@ -56,8 +56,8 @@ class Config:
         choices=("last", "mean", "text"),
     )
     sinks: str = sinks_option(
-        "the mean (token=mean); a position that is one is read and warned of",
-        as_before=lambda config: config.sinks == "keep" or config.token == "last",
+        "the mean (token=mean) and of curvature; a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or (config.token == "last" and "curvature" not in config.also),
     )
     checkpoints: tuple[str, ...] = option(
         (),
@@ -112,8 +112,9 @@ class Config:
     also: tuple[str, ...] = option(
         (),
         "what else is measured of the texts' states: dimension (intrinsic, from distances between neighbours), "
-        "similarity (CKA between layers and between checkpoints)",
-        choices=("dimension", "similarity"),
+        "similarity (CKA between layers and between checkpoints), cosine (mean over pairs of texts), curvature (angles "
+        "between steps from token to token; two more passes)",
+        choices=("dimension", "similarity", "cosine", "curvature"),
         later=True,
     )
     also_rows: int = option(

@@ -11,6 +11,8 @@ import polars as pl
 import torch
 
 from probes.representation_geometry.config import Config
+from probes.representation_geometry.cosines import mean_cosine
+from probes.representation_geometry.curvature_table import curvature_table
 from probes.representation_geometry.features import Checkpoint
 from probes.representation_geometry.held_states import HeldStates, held_states
 from probes.representation_geometry.intrinsic_dimension import intrinsic_dimension
@@ -34,16 +36,28 @@ SIMILARITY = (
     | dict.fromkeys(("value", "low", "high", "null", "null_low", "null_high"), pl.Float64)
     | {"n": pl.Int64}
 )
+COSINE = (
+    WHERE
+    | {
+        f"{name}{end}": pl.Float64
+        for name in ("cosine", "centred")
+        for end in ("", "_low", "_high", "_null", "_null_low", "_null_high")
+    }
+    | {"n": pl.Int64}
+)
 STATES = "states"  # of a checkpoint's part: those of its last layer [n, d] float32; in no table of the run
 Place = tuple[str, int | None, int]  # checkpoint, step, layer
 
 
 def shape_tables(checkpoint: Checkpoint) -> dict[str, pl.DataFrame | np.ndarray]:
-    """`dimension` and `similarity` of a checkpoint; where checkpoints are compared, its `states` too."""
+    """`dimension`, `similarity`, `cosine` and `curvature` of a checkpoint; where checkpoints are compared, its `states`
+    too."""
     also, config = checkpoint.config.also, checkpoint.config
-    held = held_states(checkpoint) if also else None
+    held = held_states(checkpoint) if {*also} - {"curvature"} else None
     rows = [] if held is None or "dimension" not in also else _dimension(checkpoint, held)
     out: dict[str, pl.DataFrame | np.ndarray] = {"dimension": pl.DataFrame(rows, schema=DIMENSION)}
+    cosines = [] if held is None or "cosine" not in also else _cosines(checkpoint, held)
+    out |= {"cosine": pl.DataFrame(cosines, schema=COSINE), "curvature": curvature_table(checkpoint)}
     places: list[tuple[Place, torch.Tensor]] = []
     if held is not None and "similarity" in also:
         places = [((checkpoint.name, checkpoint.step, layer), x) for layer, x in held.layers.items()]
@@ -64,7 +78,20 @@ def similarity_table(places: Sequence[tuple[Place, torch.Tensor]], config: Confi
         for end, number in (("a", a), ("b", b)):
             row |= dict(zip((f"checkpoint_{end}", f"step_{end}", f"layer_{end}"), places[number][0]))
         rows.append(row)
-    return pl.DataFrame(rows, schema=SIMILARITY)
+    return pl.DataFrame(rows, schema=SIMILARITY).fill_nan(None)
+
+
+def _cosines(checkpoint: Checkpoint, held: HeldStates) -> list[dict]:
+    rows = []
+    for layer, x in held.layers.items():
+        checkpoint.context.check()
+        row = checkpoint.where | {"layer": layer, "site": str(checkpoint.layers()[layer]), "n": held.n}
+        for name in ("cosine", "centred"):
+            rng = checkpoint.context.rng(f"{name} of layer {layer}")
+            found = asdict(mean_cosine(x, centred=name == "centred", rng=rng))
+            row |= {name if field == "value" else f"{name}_{field}": value for field, value in found.items()}
+        rows.append(row)
+    return rows
 
 
 def _dimension(checkpoint: Checkpoint, held: HeldStates) -> list[dict]:

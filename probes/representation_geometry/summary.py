@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from probes.representation_geometry.n_grams import Counted
+from probes.representation_geometry.shape_summary import shape_summary
 
 
 def summary_of(tables: Mapping[str, pl.DataFrame], counted: Counted | None) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def summary_of(tables: Mapping[str, pl.DataFrame], counted: Counted | None) -> d
     out["alpha"] = _estimate(last, "alpha")
     out["alpha of white features"], out["alpha fit R²"] = last["alpha_null"], last["alpha_r2"]
     out["read at"] = "after the final norm" if last["site"] == "final_norm" else "before the final norm"
-    out |= _dimension(tables["dimension"]) | _similarity(tables["similarity"])
+    out |= shape_summary(tables)
     loss = tables["checkpoints"].row(-1, named=True)
     if loss["loss"] is not None:
         out["next-token loss"] = _estimate(loss, "loss") | {"n": tables["ablation"]["n"][0]}
@@ -38,44 +39,6 @@ def summary_of(tables: Mapping[str, pl.DataFrame], counted: Counted | None) -> d
     if layers["checkpoint"].n_unique() > 1:
         out["checkpoints"] = layers["checkpoint"].n_unique()
         out["phases"] = _phases(tables["phases"])
-    return out
-
-
-def _dimension(frame: pl.DataFrame) -> dict[str, Any]:
-    """Both estimates in the last layer of the last checkpoint, each beside that of Gaussian states, and whether the two
-    are told apart."""
-    if frame.is_empty():
-        return {}
-    last = frame.filter(pl.col("layer") == frame["layer"].max()).row(-1, named=True)
-    if last["missing"]:
-        return {"intrinsic dimension": f"not told: {last['missing']}"}
-    out: dict[str, Any] = {}
-    for name, column in (("two neighbours", "two_nn"), (f"{last['k']} neighbours", "mle")):
-        out[f"intrinsic dimension ({name})"] = _estimate(last, column)
-        beside = {"value": last[f"{column}_null"], "low": last[f"{column}_null_low"]}
-        beside |= {"high": last[f"{column}_null_high"], "n": last["n"]}
-        out[f"of Gaussian states with the same covariance ({name})"] = beside
-        if not (last[f"{column}_high"] < beside["low"] or beside["high"] < last[f"{column}_low"]):
-            out[f"structure beyond the covariance ({name})"] = "none that is told apart from Gaussian states"
-    return out
-
-
-def _similarity(frame: pl.DataFrame) -> dict[str, Any]:
-    """CKA of the first and the last layer of the last checkpoint, and of the last layer of the first and the last
-    checkpoint, each beside that of texts in another order."""
-    same = pl.col("checkpoint_a") == pl.col("checkpoint_b")
-    out: dict[str, Any] = {}
-    for what, pairs in (("layer", frame.filter(same)), ("checkpoint", frame.filter(~same))):
-        if what == "layer" and pairs.height:
-            pairs = pairs.filter(pl.col("checkpoint_a") == pairs["checkpoint_a"][-1])
-            pairs = pairs.filter(pl.col("layer_a") == pairs["layer_a"].min())
-        if pairs.is_empty():
-            continue
-        pairs = pairs if what == "layer" else pairs.filter(pl.col("checkpoint_a") == pairs["checkpoint_a"][0])
-        row = pairs.row(-1, named=True)
-        out[f"CKA of the first and the last {what}"] = {key: row[key] for key in ("value", "low", "high", "n")}
-        ends = {"low": row["null_low"], "high": row["null_high"], "n": row["n"]}
-        out[f"CKA of the first and the last {what}, texts in another order"] = {"value": row["null"]} | ends
     return out
 
 

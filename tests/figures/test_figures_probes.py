@@ -407,6 +407,22 @@ def test_intrinsic_dimension_is_drawn_beside_gaussian_states_and_over_training_w
     assert "One layer of one checkpoint" in reasons["dimension"]
 
 
+def test_cosines_and_curvature_are_drawn_beside_their_controls():
+    run, figures, _ = drawn("geometry")
+    for name, panels in (
+        ("cosine", [("cosine", "measured"), ("centred", "measured")]),
+        ("cosine", [("cosine_null", "random signs"), ("centred_null", "random signs")]),
+        ("curvature", [("curvature", "text"), ("from_first", "text")]),
+        ("curvature", [("shuffled_tokens", "tokens shuffled"), ("from_first_shuffled", "tokens shuffled")]),
+        ("curvature", [("shuffled_states", "states shuffled")]),
+    ):
+        last = run.table(name).filter(checkpoint="step8000").sort("layer")
+        for panel, (column, trace) in enumerate(panels):
+            assert curve(figures[name], trace, panel=panel)[1] == pytest.approx(last[column].to_numpy()), column
+    assert "tokens in another order through the model" in caption(run, figures["curvature"])
+    assert "turned round or not by a coin" in caption(run, figures["cosine"])
+
+
 def test_similarities_are_drawn_on_both_sides_and_those_of_texts_in_another_order_are_outlined():
     run, figures, _ = drawn("geometry")
     table = run.table("similarity")

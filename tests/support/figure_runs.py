@@ -419,10 +419,25 @@ def similarity_rows(layers, steps) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema | more)
 
 
+def course_rows(layers, steps, measures) -> pl.DataFrame:
+    """A table of `measures` {column: height} with their ends, falling over layers."""
+    rows = []
+    for step in steps or (None,):
+        for layer in range(layers):
+            row = {"checkpoint": f"step{step}" if step is not None else "model", "step": step, "layer": layer}
+            row |= {"site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}", "n": 1000}
+            for number, (name, height) in enumerate(measures.items()):
+                value = height * (1 - 0.02 * layer / (number + 1))
+                row |= {name: value, f"{name}_low": value - 0.02, f"{name}_high": value + 0.02}
+            rows.append(row)
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
+
+
 def geometry(
     *, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3
 ) -> FakeRun:
     rng = np.random.default_rng(seed)
+    straightening = {"from_first": 4, "from_first_shuffled": 1} if layers > 1 else {}
     rows, spectrum = [], []
     for t, step in enumerate(steps or (None,)):
         course = 30 - 15 * np.exp(-((t - 2) ** 2) / 2) + 2 * min(t, 8) - 2 * max(0, t - 8)
@@ -510,6 +525,10 @@ def geometry(
         ),
         "dimension": dimension_rows(layers, steps),
         "similarity": similarity_rows(layers, steps),
+        "cosine": course_rows(layers, steps, {"cosine": 0.6, "cosine_null": 0.0, "centred": 0.01, "centred_null": 0.0}),
+        "curvature": course_rows(
+            layers, steps, {"curvature": 100, "shuffled_tokens": 112, "shuffled_states": 121} | straightening
+        ),
         "curve": pl.DataFrame(
             [
                 {"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
