@@ -56,8 +56,8 @@ class Config:
         choices=("last", "mean", "text"),
     )
     sinks: str = sinks_option(
-        "the mean (token=mean); a position that is one is read and warned of",
-        as_before=lambda config: config.sinks == "keep" or config.token == "last",
+        "the mean (token=mean) and of curvature; a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or (config.token == "last" and "curvature" not in config.also),
     )
     checkpoints: tuple[str, ...] = option(
         (),
@@ -109,6 +109,20 @@ class Config:
     )
     map_rows: int = option(2000, "sequences on a map", low=3, high=100_000)
     colour: str = option("", "column of the data file that colours the maps")
+    also: tuple[str, ...] = option(
+        (),
+        "what else is measured of the texts' states: dimension (intrinsic, from distances between neighbours), "
+        "similarity (CKA between layers and between checkpoints), cosine (mean over pairs of texts), curvature (angles "
+        "between steps from token to token; two more passes)",
+        choices=("dimension", "similarity", "cosine", "curvature"),
+        later=True,
+    )
+    also_rows: int = option(
+        1000, "sequences for `also`, whose states are held; chosen at random", low=10, high=10_000, later=True
+    )
+    neighbours: int = option(
+        20, "nearest neighbours for the intrinsic dimension, beside the two of two-NN", low=3, high=1000, later=True
+    )
     max_tokens: int = option(
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
     )
@@ -123,6 +137,19 @@ class Config:
                 f"no text can have at least min_length={self.min_length} tokens when it is cut at "
                 f"max_length={self.max_length}."
             )
+        if "similarity" in self.also and self.layers == "last" and not self.checkpoints:
+            raise ValueError("also=similarity compares layers or checkpoints; set layers=all or name checkpoints.")
+        if "dimension" in self.also and min(self.limit, self.also_rows) < self.fewest_for_dimension:
+            raise ValueError(
+                f"neighbours={self.neighbours} needs {self.fewest_for_dimension} texts (half of them are looked at "
+                f"alone), and limit and also_rows leave {min(self.limit, self.also_rows)}; ask for fewer neighbours or "
+                f"more texts."
+            )
+
+    @property
+    def fewest_for_dimension(self) -> int:
+        """Texts that an intrinsic dimension needs: its neighbours in half of them."""
+        return 2 * (self.neighbours + 1)
 
 
 def read_texts(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
@@ -140,6 +167,11 @@ def validate(config: Config, data: Path | None) -> None:
         )
     if config.colour:
         label_column(frame[config.colour], str(data))
+    if "dimension" in config.also and frame.height < config.fewest_for_dimension:
+        raise InputError(
+            f"{data} has {frame.height} texts, and neighbours={config.neighbours} needs {config.fewest_for_dimension} "
+            f"(half of them are looked at alone); ask for fewer neighbours or give more texts."
+        )
     if config.choices:
         read_choices(config.choices)
     if config.ngram:

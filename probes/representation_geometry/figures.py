@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.representation_geometry import shape_figures, similarity_figures
 from probes.representation_geometry.training_steps import logarithmic, shade, step_axis, step_scale
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
@@ -376,6 +377,11 @@ FIGURES = {
     "memorisation": memorisation,
     "correlation": correlation,
     "samples": samples,
+    "dimension": shape_figures.dimension,
+    "similarity": similarity_figures.similarity_of_layers,
+    "similarity_over_training": similarity_figures.similarity_of_checkpoints,
+    "cosine": shape_figures.cosine,
+    "curvature": shape_figures.curvature,
 }
 
 

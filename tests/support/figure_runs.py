@@ -454,10 +454,66 @@ def depth(
     )
 
 
+def dimension_rows(layers, steps) -> pl.DataFrame:
+    """The table `dimension` of a run of geometry: a hump over layers, below that of Gaussian states."""
+    rows = []
+    for step in steps or (None,):
+        for layer in range(layers):
+            row = {"checkpoint": f"step{step}" if step is not None else "model", "step": step, "layer": layer}
+            row |= {"site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}"}
+            for name, high in (("two_nn", 12.0), ("mle", 10.0)):
+                value = high + 6 * np.sin(np.pi * layer / max(layers - 1, 1))
+                row |= {name: value, f"{name}_low": value - 2, f"{name}_high": value + 2.5, f"{name}_half": value - 1}
+                row |= {f"{name}_null": 1.5 * value, f"{name}_null_low": 1.4 * value, f"{name}_null_high": 1.6 * value}
+            rows.append(row | {"k": 20, "n": 1000, "duplicates": 3, "d": 64})
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
+
+
+def similarity_rows(layers, steps) -> pl.DataFrame:
+    """The table `similarity` of a run of geometry: neighbours are alike, what is far apart is as texts in another
+    order are."""
+    names = [f"step{step}" for step in steps] or ["model"]
+    pairs = [(names[t], names[t], a, b) for t in range(len(names)) for b in range(layers) for a in range(b)]
+    pairs += [(names[a], names[b], layers - 1, layers - 1) for b in range(len(names)) for a in range(b)]
+    rows = []
+    for first, second, a, b in pairs:
+        apart = b - a if first == second else names.index(second) - names.index(first)
+        value = max(0.97 - 0.14 * apart, 0.01)
+        row = {"checkpoint_a": first, "checkpoint_b": second, "layer_a": a, "layer_b": b, "value": value}
+        row |= {"step_a": int(first[4:]), "step_b": int(second[4:])} if steps else {"step_a": None, "step_b": None}
+        row |= {
+            "low": value - 0.02,
+            "high": min(value + 0.02, 0.999),
+            "null": 0.0,
+            "null_low": -0.03,
+            "null_high": 0.03,
+        }
+        rows.append(row | {"n": 1000})
+    schema = {"checkpoint_a": pl.String, "checkpoint_b": pl.String, "layer_a": pl.Int64, "layer_b": pl.Int64}
+    more = {"value": pl.Float64, "step_a": pl.Int64, "step_b": pl.Int64} | dict.fromkeys(("low", "high"), pl.Float64)
+    more |= dict.fromkeys(("null", "null_low", "null_high"), pl.Float64) | {"n": pl.Int64}
+    return pl.DataFrame(rows, schema=schema | more)
+
+
+def course_rows(layers, steps, measures) -> pl.DataFrame:
+    """A table of `measures` {column: height} with their ends, falling over layers."""
+    rows = []
+    for step in steps or (None,):
+        for layer in range(layers):
+            row = {"checkpoint": f"step{step}" if step is not None else "model", "step": step, "layer": layer}
+            row |= {"site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}", "n": 1000}
+            for number, (name, height) in enumerate(measures.items()):
+                value = height * (1 - 0.02 * layer / (number + 1))
+                row |= {name: value, f"{name}_low": value - 0.02, f"{name}_high": value + 0.02}
+            rows.append(row)
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
+
+
 def geometry(
     *, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3
 ) -> FakeRun:
     rng = np.random.default_rng(seed)
+    straightening = {"from_first": 4, "from_first_shuffled": 1} if layers > 1 else {}
     rows, spectrum = [], []
     for t, step in enumerate(steps or (None,)):
         course = 30 - 15 * np.exp(-((t - 2) ** 2) / 2) + 2 * min(t, 8) - 2 * max(0, t - 8)
@@ -542,6 +598,12 @@ def geometry(
                     "n": 64,
                 }
             ]
+        ),
+        "dimension": dimension_rows(layers, steps),
+        "similarity": similarity_rows(layers, steps),
+        "cosine": course_rows(layers, steps, {"cosine": 0.6, "cosine_null": 0.0, "centred": 0.01, "centred_null": 0.0}),
+        "curvature": course_rows(
+            layers, steps, {"curvature": 100, "shuffled_tokens": 112, "shuffled_states": 121} | straightening
         ),
         "curve": pl.DataFrame(
             [
