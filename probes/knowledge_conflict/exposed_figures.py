@@ -77,7 +77,7 @@ def paths(run: Any) -> go.Figure:
         ),
         aspect=min(1.6, max(0.5, len(senders) / max(1, len(receivers)) / 2)),
         cells=(len(senders), len(receivers)),
-        note=f"The path alone carries what the sender says on the corrupted prompt; {MARKED}Grey: no earlier layer.",
+        note=f"The path alone carries what the sender says on the corrupted prompt; {MARKED}Grey: not measured.",
         n=_of(frame),
     )
     ends = traces.limits(frame["score"].to_numpy(), diverging=True)
