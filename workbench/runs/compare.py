@@ -116,6 +116,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     out += [
         f"differs in {name}: {cut(values[0], 60)} | {cut(values[1], 60)}" for name, values in found["settings"].items()
     ]
+    known = False  # whether a correlation has an interval
     for name, table in found["tables"].items():
         if "problem" in table:
             out += ["", f"{name}: not compared, {table['problem']}"]
@@ -136,12 +137,15 @@ def lines(found: dict[str, Any]) -> list[str]:
             apart, most = significant(entry["mean_difference"]), significant(entry["max_abs_difference"])
             text += f" (difference {apart}, at most {most})"
             for kind in ("pearson", "spearman"):
+                known = known or bool(entry.get(kind) and entry[kind]["low"] is not None)
                 if entry.get(kind) is not None and entry[kind]["value"] is not None:
                     low, high = entry[kind]["low"], entry[kind]["high"]
                     text += f", {kind} {entry[kind]['value']:.3f}" + (
                         f" [{low:.3f}, {high:.3f}]" if low is not None else ""
                     )
             out.append(text)
+    if known:
+        out += ["", "Intervals of correlations resample the rows of a table (heads, layers), not what was measured on."]
     return out
 
 
