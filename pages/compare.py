@@ -258,7 +258,7 @@ def agreement(
         run_view.chart(figures.dressed(run_view.untitled(fig), mode=styling.mode(), width=560), key="figure against")
     with b:
         st.html(
-            styling.heading("agreement over heads") + f"<div "
+            styling.heading("agreement over heads; intervals resample heads, not needles or prompts") + f"<div "
             f"class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {number(entry.get('max_abs_difference'))}</div>"  # noqa: E501
         )
         top = (

@@ -102,7 +102,7 @@ if TYPE_CHECKING:
         "task_inputs": ("question",),
         "inputs": ("row",),
     },
-    version=5,
+    version=6,
     imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -152,7 +152,7 @@ def run(model, config: Config, context: Context) -> Result:
         "trials": _trial_table(grid, measured, judged),
         "inputs": _input_table(trials, measured.generated),
         "closed_book": closed_table(grid, closed, config),
-        "enough": how_many_are_enough(scores[kept], context),
+        "enough": how_many_are_enough(scores[kept], names, context),
     }
     masking, summary = _masking_test(model, config, context, grid, haystack, scores, judged)
 

@@ -53,7 +53,7 @@ def attention_alone(model, config: Config, context: Context) -> Result:
         "inputs": _inputs(tasks),
         "attention_inputs": attention_inputs(tasks),
         "closed_book": pl.DataFrame(schema=CLOSED),
-        "enough": how_many_are_enough(found.gold, context),
+        "enough": how_many_are_enough(found.gold, names, context),
         "masking": pl.DataFrame(schema=MASKING),
         "masked_recall": pl.DataFrame(schema=RECALL),
     }

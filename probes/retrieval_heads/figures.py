@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.retrieval_heads.agreement import RunCorrelation, correlation_of_runs, scored_trials
 from workbench.core.errors import InputError
 from workbench.figures import heads, traces
 from workbench.figures import style as theme
@@ -30,6 +31,7 @@ def head_map(run: Any) -> go.Figure:
         n_heads=info(run, "model", "heads"),
         n_kv_heads=info(run, "model", "kv_heads"),
         marked="is_retrieval",
+        diverging=not _copies(run),
         more=[c for c in ("ci_low", "ci_high", "activation_frequency") if c in frame.columns],
         title=f"{_score(run).capitalize()} of each head of {model_name(run)}",
         note=" ".join(filter(None, [_outlined(frame, run), _told(frame, run)])),
@@ -173,22 +175,24 @@ def masking(run: Any) -> go.Figure:
 
 
 def enough(run: Any) -> go.Figure:
-    """How many trials are enough: overlap of the top heads with those of all trials (table ``enough``)."""
+    """How many needles are enough: overlap of the top heads with those of all needles (table ``enough``)."""
     frame = finite(need(run, "enough", ("trials", "top", "overlap")), "overlap", what="overlap")
+    used = "needles" if "needles" in frame.columns else "trials"  # before, trials were drawn
+    kind = _independent(run) if used == "needles" else used
     fig = sheet(
-        title=f"How many trials are enough, {model_name(run)}",
-        x="successful trials used" if _copies(run) else "trials used",
-        y="overlap with the heads of all trials",
+        title=f"How many {kind} are enough, {model_name(run)}",
+        x=f"{kind} used" if used == "needles" or not _copies(run) else "successful trials used",
+        y=f"overlap with the heads of all {kind}",
         interval="95 % of random subsets" if "ci_low" in frame.columns else "",
     )
     names = [str(v) for v in frame["top"].unique(maintain_order=True).to_list()]
     looks = theme.sequence(names)
     for name in names:
-        own = frame.filter(pl.col("top").cast(pl.String) == name).sort("trials")
+        own = frame.filter(pl.col("top").cast(pl.String) == name).sort(used)
         traces.add_curve(
             fig,
             0,
-            numbers(own, "trials"),
+            numbers(own, used),
             numbers(own, "overlap"),
             style=looks[name],
             name=f"top {name}" if name.isdigit() else name,
@@ -200,12 +204,20 @@ def enough(run: Any) -> go.Figure:
 
 
 def compare(a: Any, b: Any, *, seed: int = 0) -> go.Figure:
-    """The head scores of two runs against each other, with Pearson's r and its interval."""
+    """The head scores of two runs against each other, with Pearson's r and its interval: over needles, or over heads,
+    and then it says so, where a run does not tell its needles."""
     frames = [finite(need(run, "heads", ("layer", "head", "score")), "score", what="head score") for run in (a, b)]
     both = frames[0].join(frames[1], on=["layer", "head"], suffix="_b")
     if both.height < 2:
         raise InputError("The two runs have fewer than two heads in common: their maps cannot be compared.")
-    r = statistics.pearson(both["score"], both["score_b"], rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    data = [(info(run, "data", "fingerprint"), info(run, "config", "resample", default="needles")) for run in (a, b)]
+    same = data[0] == data[1] and data[0][0] is not None
+    r = correlation_of_runs(*(scored_trials(run) for run in (a, b)), same_needles=same, rng=rng)
+    if r is None:  # of published scores nobody knows which trial is of which needle
+        of_heads = statistics.pearson(both["score"], both["score_b"], rng=rng)
+        r = RunCorrelation(of_heads.value, of_heads.low, of_heads.high, "heads, not needles")
+    ends = f"[{traces.number(r.low)}, {traces.number(r.high)}]<br>over " if np.isfinite(r.low) else ""
     names = (model_name(a), model_name(b))
     if names[0] == names[1]:
         names = ("first run", "second run")
@@ -213,7 +225,7 @@ def compare(a: Any, b: Any, *, seed: int = 0) -> go.Figure:
         *frames,
         names=names,
         label="retrieval score",
-        correlation=f"Pearson r = {traces.number(r.value)}<br>[{traces.number(r.low)}, {traces.number(r.high)}]",
+        correlation=f"Pearson r = {traces.number(r.value)}<br>{ends}{r.over}",
         title=f"Retrieval scores: {names[0]} and {names[1]}",
     )
 

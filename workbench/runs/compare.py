@@ -130,6 +130,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     out += [f"{name}: {_in_words(value)}" for name, value in found["headline"].items()]
     out += ["", found["not_compared"]] if found["not_compared"] else []
+    known = False  # whether a correlation has an interval
     for name, table in found["tables"].items():
         if "problem" in table:
             out += ["", f"{name}: not compared, {table['problem']}"]
@@ -150,6 +151,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             apart, most = significant(entry["mean_difference"]), significant(entry["max_abs_difference"])
             text += f" (difference {apart}, at most {most})"
             for kind in ("pearson", "spearman"):
+                known = known or bool(entry.get(kind) and entry[kind]["low"] is not None)
                 if entry.get(kind) is not None and entry[kind]["value"] is not None:
                     low, high = entry[kind]["low"], entry[kind]["high"]
                     text += f", {kind} {entry[kind]['value']:.3f}" + (
@@ -158,6 +160,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             out.append(text)
         if table["apart"]:
             out.append(f"  not compared: {', '.join(table['apart'])}")
+    if known:
+        out += ["", "Intervals of correlations resample the rows of a table (heads, layers), not what was measured on."]
     return out
 
 

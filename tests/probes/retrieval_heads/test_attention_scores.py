@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from probes.retrieval_heads import figures
 from probes.retrieval_heads.attention_scores import AttentionScores, measure_attention
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.haystack import Haystack
@@ -169,6 +170,12 @@ def test_beside_copying_the_scores_are_those_of_each_alone_and_masking_takes_the
     assert (overlap["k"], overlap["overlap"], overlap["by_chance"], overlap["n"]) == (2, 0.5, 0.25, 6)
     assert both.summary["overlap_with_copying_2"]["value"] == 0.5 and both.summary["overlap_by_chance_2"] == 0.25
     assert both.summary["heads_above_control"].startswith("1.2 1.000, 1.0 0.9")
+    fig, heads = figures.figures(both)["attention"], both.table("heads")
+    for axis, column in (("x", "score_chance"), ("x2", "copying_score")):
+        drawn = [point for t in fig.data if (t.xaxis or "x") == axis for point in zip(t.x, t.y)]
+        assert sorted(drawn) == sorted(zip(heads[column], heads["score"]))
+    assert "2 best heads have 50% in common" in fig.layout.meta["note"]
+    assert "attention" not in figures.figures(copying) and "attention score" in str(figures.head_map(alone).layout)
 
 
 def test_small_batches_and_large_ones_give_the_same_scores(tiny_llama, material):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from probes.retrieval_heads import figures
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.task_answers import answer_in, exact, f1, judge_answer, last_number, read_tasks, same_number
 from probes.retrieval_heads.task_masking import BEGUN, REASON, task_scores
@@ -57,6 +58,11 @@ def test_a_task_that_needs_copying_breaks_with_the_copying_head_and_not_with_ran
     rows = run.table("task_masking")
     assert rows.height == 6 * (1 + 1 + 2) and rows.filter(heads="top", k=1)["masked"].unique().to_list() == ["1.0"]
     assert sorted(rows.filter(heads="random")["masked"].unique()) == ["1.1", "1.2"]
+    curves = {
+        (t.name, t.xaxis or "x"): list(t.y) for t in figures.figures(run)["tasks"].data if t.fill is None and t.name
+    }
+    assert curves["retrieval heads", "x"] == [1.0, 0.0] and curves["random heads", "x"] == [1.0, 1.0]
+    assert curves["retrieval heads", "x2"] == [1.0] and curves["random heads", "x2"] == [0.0]
 
 
 def test_a_run_without_tasks_has_the_tables_that_it_had(circuit_tasks):
