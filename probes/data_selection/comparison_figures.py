@@ -19,9 +19,11 @@ METHODS = {
     "neurons": "raw neurons",
     "hidden": "hidden state",
     "bm25": "BM25",
-    "sae_plain": "SAE features, by score",
+    "sae_plain": "SAE, by score",
     "random": "random",
 }
+
+SHORT = {"sae": "SAE", "neurons": "neurons", "hidden": "hidden", "sae_plain": "by score"}  # under narrow panels
 
 
 def overlap(run: Any) -> go.Figure:
@@ -40,7 +42,7 @@ def overlap(run: Any) -> go.Figure:
     fig = sheet(
         [str(t) if len(targets) > 1 else "" for t in targets],
         title="How far the methods choose the same rows",
-        x_ticks=axis_ticks,
+        x_ticks=ticks(range(len(names)), [SHORT.get(m, method_name(m)) for m in names], keep=True),
         y_ticks=axis_ticks,
         aspect=0.8,
         cells=(len(names), len(names)),

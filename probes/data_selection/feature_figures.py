@@ -19,7 +19,7 @@ from workbench.figures.text_table import word_table
 
 TOP = 12
 PASSAGES = 2  # of a feature, on its card
-BEFORE, AFTER = 36, 20  # characters around the strongest token: so few that a narrow card shows it
+BEFORE, AFTER = 28, 20  # characters around the strongest token: so few that a narrow card shows it
 
 
 def feature_map(run: Any) -> go.Figure:
