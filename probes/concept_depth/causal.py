@@ -59,7 +59,7 @@ CAUSAL = {
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AnswerReader:
     """The held-out texts that the model is asked about: rows `test` [n] of the set, their class, what is independent
     of them, and which positions are edited. `answers(*edits)`: by how much the logit of the word for class 1 is above
     that of the word for class 0, [n], in a pass that is edited."""
@@ -73,7 +73,7 @@ class Asked:
 
 def asked_of(
     model: Model, concept: ConceptSet, written: WrittenTexts, test: np.ndarray, config: Config, context: Context
-) -> Asked | None:
+) -> AnswerReader | None:
     """What is asked on the held-out rows `test`; None, perhaps with a warning, where there is no answer to read."""
     words = _answer_tokens(model, concept, written, context)
     if words is None:
@@ -87,13 +87,13 @@ def asked_of(
         return (scores[:, words[1]] - scores[:, words[0]]).double().numpy()
 
     clusters = clusters_of(np.arange(len(test)) if concept.groups is None else np.array(concept.groups)[test])
-    return Asked(test, concept.labels[test], clusters, read_positions(model, own, config.token), answers)
+    return AnswerReader(test, concept.labels[test], clusters, read_positions(model, own, config.token), answers)
 
 
 def causal_check(
     model: Model,
     concept: ConceptSet,
-    asked: Asked,
+    asked: AnswerReader,
     features: Sequence[torch.Tensor],
     probes: LinearProbes,
     layers: Sequence[int],

@@ -51,6 +51,7 @@ def causal(run: Any) -> go.Figure:
     random, probe = theme.Style(theme.NEUTRAL, "dash", "square"), theme.Style(theme.BLUE)
     for i, concept in enumerate(concepts):
         here = frame.filter(pl.col("dataset") == concept)
+        beside = 0.08 if here.filter(pl.col("layer") >= 0)["layer"].n_unique() == 1 else 0.0  # two points, not one
         value = pl.col("separation").cast(pl.Float64)
         drawn_at = (
             here.filter(pl.col("direction") == "random")
@@ -58,22 +59,22 @@ def causal(run: Any) -> go.Figure:
             .agg(value.mean(), low=value.min(), high=value.max())
         )
         own = here.filter(pl.col("direction") == "probe").sort("layer")
-        for name, style, data, ends in (
-            ("random direction", random, drawn_at.sort("layer"), ("low", "high")),
-            ("probe direction", probe, own, ("separation_low", "separation_high")),
+        for name, style, data, ends, off in (
+            ("random direction", random, drawn_at.sort("layer"), ("low", "high"), -beside),
+            ("probe direction", probe, own, ("separation_low", "separation_high"), beside),
         ):
             if not data.is_empty():
                 traces.add_curve(
                     fig,
                     i,
-                    numbers(data, "layer"),
+                    numbers(data, "layer") + off,
                     numbers(data, "separation"),
                     name=name,
                     style=style,
                     legend=i == 0,
                     low=numbers(data, ends[0]),
                     high=numbers(data, ends[1]),
-                    hover="layer %{x}: %{y:.3f}",
+                    hover="layer %{x:.0f}: %{y:.3f}",
                 )
         base = here.filter(pl.col("direction") == "none")
         if not base.is_empty():
@@ -95,18 +96,20 @@ def steering(run: Any) -> go.Figure:
     over, largest = ("layer", float(frame["strength"].max())) if over_layers else ("strength", 0.0)
     if over_layers:
         frame = frame.filter(strength=largest)
+    layer_of = dict(frame.select("dataset", "layer").iter_rows())
     fig = sheet(
-        concepts,
+        concepts if over_layers else [f"{concept} (layer {layer_of[concept]})" for concept in concepts],
         title=f"Answers of {model_name(run)} steered with the direction that the probe reads",
-        x="layer that is steered" if over_layers else "strength (standard deviations of the projection)",
-        y="change of log-odds, + against −",
+        x="layer that is steered" if over_layers else "strength",
+        y="Δ log-odds",
         aspect=0.6 * panel_aspect(len(concepts)),
         columns=COLUMNS,
         share_y=False,
         share_x=over_layers,
-        note=(f"Strength: ±{largest:g} standard deviations of the projection. " if over_layers else "")
-        + "Log-odds of the answer of class 1 with the direction added, minus those with it taken away. Random "
-        f"directions of the same length, each turned to be positive: mean and range over draws. {left_out}".strip(),
+        note=(f"Strength: ±{largest:g}, i" if over_layers else "Strength: i")
+        + "n standard deviations of the projection. Log-odds of the answer of class 1 with the direction added, minus "
+        "those with it taken away. Random directions of the same length, each turned to be positive: mean and range "
+        f"over draws. {left_out}".strip(),
         interval="95 %, Student's t over independent groups of test rows (rows where they have none); none below five",
         n=clusters_in(frame, "n"),
     )

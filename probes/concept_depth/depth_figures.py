@@ -45,7 +45,8 @@ def concept_map(run: Any) -> go.Figure:
         cells=(len(names), len(layers)),
         columns=2,
         n=rows_tested(frame),
-        note="Concepts are ordered by the layer at which they reach nine tenths of their gain.",
+        note="Concepts are ordered by the layer at which they reach nine tenths of their gain; those that no layer "
+        "tells from shuffled labels stand last.",
     )
     ends = (min(0.5, float(numbers(frame, "accuracy").min())), 1.0)
     traces.colour_scale(fig, ends, "probe accuracy")
@@ -74,8 +75,12 @@ def concept_map(run: Any) -> go.Figure:
 
 
 def _readable_at(frame: pl.DataFrame, name: str) -> tuple[float, str]:
-    """The first layer at nine tenths of the way from the first accuracy to the peak."""
+    """The first layer at nine tenths of the way from the first accuracy to the peak; for a concept that is never above
+    chance, whose gain is noise, behind all others."""
     own = frame.filter(pl.col("dataset") == name).sort("layer")
+    judged = "p" in own.columns and own["p"].is_not_null().any()
+    if judged and not own["above_chance"].any():
+        return float("inf"), name
     accuracy = numbers(own, "accuracy")
     reached = np.flatnonzero(accuracy >= accuracy[0] + 0.9 * (accuracy.max() - accuracy[0]))
     return float(numbers(own, "layer")[reached[0]]), name

@@ -31,11 +31,12 @@ def selectivity(run: Any) -> go.Figure:
         concepts,
         title=f"Selectivity of the probes on {model_name(run)}",
         x="layer",
-        y="accuracy − control tasks",
+        y="selectivity",
         x_ticks=ticks(range(int(frame["layer"].max()) + 1)),
         aspect=panel_aspect(len(concepts)),
         columns=COLUMNS,
-        note=f"Control tasks: a random label for every word type. Dotted: no more than by heart. {left_out}".strip(),
+        note="Accuracy minus that on control tasks: a random label for every word type. Dotted: no more than by heart. "
+        f"{left_out}".strip(),
         interval="95 % of a difference: over independent groups of test rows and over control tasks; none below five",
         n=rows_tested(frame),
     )

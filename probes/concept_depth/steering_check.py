@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.concept_depth.causal import Asked, adjust, p_of_one_more
+from probes.concept_depth.causal import AnswerReader, adjust, p_of_one_more
 from probes.concept_depth.config import Config
 from probes.concept_depth.linear_probe import LinearProbes
 from workbench.core.context import Context
@@ -45,7 +45,7 @@ STEERING = {
 def steering_check(
     model: Model,
     name: str,
-    asked: Asked,
+    asked: AnswerReader,
     features: Sequence[torch.Tensor],
     probes: LinearProbes,
     layers: Sequence[int],

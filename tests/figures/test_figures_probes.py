@@ -343,6 +343,14 @@ def test_the_concept_map_orders_concepts_by_the_layer_at_which_they_become_reada
     ]
 
 
+def test_concepts_that_no_layer_tells_from_shuffled_labels_stand_last_in_the_map():
+    run = figure_runs.depth(layers=6)
+    layers = run.table("layers").with_columns(p=pl.lit(0.01), above_chance=pl.col("dataset") != "colour of things")
+    fig = concept_depth.FIGURES["concept_map"](figure_runs.FakeRun(run.probe, {"layers": layers}, run.info))
+    names = fig.layout.meta["panels"][0]["y_ticks"]["text"]
+    assert names == ["kind of animal", "odd one out", "colour of things"]
+
+
 def test_models_are_compared_over_relative_depth():
     a, b = figure_runs.depth(layers=12), figure_runs.depth(layers=24)
     b.info["model"]["name"] = "larger"
