@@ -51,9 +51,10 @@ class Config:
     )
     token: int | str = option(
         "last",
-        "the sample of a sequence: its last token, the mean over its tokens, a position (negative from the "
-        "end), or, where a template stands around it, text: the last token of the text itself",
-        choices=("last", "mean", "text"),
+        "the sample of a sequence: its last token, the mean over its tokens, after_first: the mean over all but the "
+        "first, a position (negative from the end), or, where a template stands around it, text: the last token of the "
+        "text itself",
+        choices=("last", "mean", "after_first", "text"),
     )
     sinks: str = sinks_option(
         "the mean (token=mean) and of curvature; a position that is one is read and warned of",
@@ -109,6 +110,12 @@ class Config:
     )
     map_rows: int = option(2000, "sequences on a map", low=3, high=100_000)
     colour: str = option("", "column of the data file that colours the maps")
+    bos: str = option(
+        "auto",
+        "BOS in front of a bare text: auto (where the tokenizer puts one) or leave_out",
+        choices=("auto", "leave_out"),
+        later=True,
+    )
     also: tuple[str, ...] = option(
         (),
         "what else is measured of the texts' states: dimension (intrinsic, from distances between neighbours), "
@@ -136,6 +143,10 @@ class Config:
             raise ValueError(
                 f"no text can have at least min_length={self.min_length} tokens when it is cut at "
                 f"max_length={self.max_length}."
+            )
+        if self.bos == "leave_out" and self.template != "raw":
+            raise ValueError(
+                "bos=leave_out is of bare texts; a template says itself what stands in front: template=raw."
             )
         if "similarity" in self.also and self.layers == "last" and not self.checkpoints:
             raise ValueError("also=similarity compares layers or checkpoints; set layers=all or name checkpoints.")

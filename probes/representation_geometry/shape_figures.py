@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.representation_geometry.figure_parts import last_point
 from probes.representation_geometry.training_steps import step_axis
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
@@ -130,7 +131,7 @@ def courses(
         x_ticks=ticks(range(int(own["layer"].max()) + 1)) if over_layers else None,
         share_y=isinstance(y, str),
         aspect=0.75,
-        note=note + last_point(own),
+        note=f"{note}. {last_point(own)}",
         interval=interval,
         n=f"{own['n'].max()} texts",
     )
@@ -152,11 +153,3 @@ def courses(
                 hover=("layer" if over_layers else "step") + " %{x}: %{y:.4g}",
             )
     return dressed(fig)
-
-
-def last_point(frame: pl.DataFrame) -> str:
-    """For a note: where the last layer was read, as far as the table says so."""
-    if "site" not in frame.columns:
-        return ""
-    final = frame.filter(pl.col("layer") == frame["layer"].max())["site"][-1] == "final_norm"
-    return f". The last layer is read {'after' if final else 'before'} the final norm"

@@ -451,6 +451,26 @@ def test_similarities_are_drawn_on_both_sides_and_those_of_texts_in_another_orde
     assert {"similarity", "similarity_over_training"} <= set(reasons)
 
 
+def test_the_figures_of_geometry_say_what_they_are_held_against_and_where_the_last_layer_is_read():
+    run, figures, _ = drawn("geometry")
+    layers, said = run.table("layers"), {name: caption(run, fig) for name, fig in figures.items()}
+    for name in ("layers", "trajectory"):
+        assert "White Gaussian features of the same number and width: RankMe 62.1, α 0.21" in said[name]
+    assert all("read after the final norm" in said[name] for name in ("layers", "trajectory", "spectrum", "samples"))
+    words = " ".join(a.text for a in figures["spectrum"].layout.annotations)
+    alpha = layers.filter(checkpoint="step8000", layer=7)["alpha"][0]
+    assert f"step8000: α = {alpha:.2f}, R² = 0.980" in words
+    beside = curve(figures["memorisation"], "token frequency")[1]
+    assert beside == pytest.approx(run.table("checkpoints")["memorisation_of_frequency"].to_numpy())
+    assert curve(figures["eigen_ablation"], "unedited")[1] == pytest.approx([2.8, 2.8])
+    assert "n = 2000 texts" in said["samples"] and "n = 64 texts" in said["memorisation"]
+    drawn_points = data_of(figures["samples"])
+    row = layers.filter(checkpoint="step8000", layer=7)
+    for x, name, ends in ((2000, "layer 7", "ci"), (2100, "layer 7, infinitely many texts", "rankme_inf")):
+        own = drawn_points.filter((pl.col("trace") == name) & (pl.col("x") == x) & pl.col("low").is_not_null())
+        assert (own["low"][0], own["high"][0]) == pytest.approx((row[f"{ends}_low"][0], row[f"{ends}_high"][0]))
+
+
 def test_one_layer_has_no_course_over_layers():
     made, reasons = collect(figure_runs.geometry(layers=1), representation_geometry.FIGURES)
     assert "one layer only" in reasons["layers"] and "trajectory" in made

@@ -535,6 +535,12 @@ def geometry(
                     "d": width,
                     "ci_low": rankme - 0.8,
                     "ci_high": rankme + 0.8,
+                    "site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}",
+                    "rankme_null": 62.1,
+                    "alpha_null": 0.21,
+                    "rankme_inf": rankme + 2,
+                    "rankme_inf_low": rankme + 1,
+                    "rankme_inf_high": rankme + 3.5,
                 }
             )
             value = np.arange(1, width + 1.0) ** -alpha * np.exp(rng.normal(0, 0.03, width))
@@ -607,7 +613,8 @@ def geometry(
         ),
         "curve": pl.DataFrame(
             [
-                {"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
+                {"checkpoint": rows[-1]["checkpoint"] or "model", "layer": layer, "n": m}
+                | {"rankme": rows[layer - layers]["rankme"] * (1 - 60 / m + 60 / 2000)}
                 for layer in range(layers)
                 for m in (250, 500, 1000, 2000)
             ]
@@ -648,6 +655,9 @@ def geometry(
                 "memorisation": 0.6 - 0.4 * np.exp(-late / 3),
                 "memorisation_low": 0.55 - 0.4 * np.exp(-late / 3),
                 "memorisation_high": 0.65 - 0.4 * np.exp(-late / 3),
+                "memorisation_of_frequency": 0.3 - 0.1 * np.exp(-late / 3),
+                "memorisation_of_frequency_low": 0.26 - 0.1 * np.exp(-late / 3),
+                "memorisation_of_frequency_high": 0.34 - 0.1 * np.exp(-late / 3),
             }
         )
     return FakeRun(
