@@ -3,6 +3,7 @@ which."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +45,8 @@ def scored_trials(run: Any) -> ScoredTrials | None:
 def correlation_of_runs(
     first: ScoredTrials | None, second: ScoredTrials | None, *, same_needles: bool, rng: np.random.Generator
 ) -> RunCorrelation | None:
-    """r over the heads that both have, between their mean scores. The interval leaves needles out in turn (a jackknife,
-    on the scale of Fisher's z): those of both runs together where they are the `same_needles`, else each run's own. A
-    bootstrap would not do: needles that stand there twice make a mean noisier, and r smaller than the one that was
-    measured. None where a run does not say its needles, or where there is no r."""
+    """r over the heads that both have, between their mean scores, as `correlation` gives it. None where a run does not
+    say its needles, or where there is no r."""
     if first is None or second is None or not len(first.scores) or not len(second.scores):
         return None
     layers, heads = (min(first.scores.shape[axis], second.scores.shape[axis]) for axis in (1, 2))
@@ -59,6 +58,16 @@ def correlation_of_runs(
         names = [own[np.isin(own, shared)] for own in names]
         if not len(shared):
             return None
+    return correlation(flat, names, same_needles=same_needles, rng=rng)
+
+
+def correlation(
+    flat: Sequence[np.ndarray], names: Sequence[np.ndarray], *, same_needles: bool, rng: np.random.Generator
+) -> RunCorrelation | None:
+    """r over heads between two means of scores [rows, heads] whose needles are `names` [rows]. The interval leaves
+    needles out in turn (a jackknife, on the scale of Fisher's z): those of both together where they are the
+    `same_needles`, else each side's own. A bootstrap would not do: needles that stand there twice make a mean noisier,
+    and r smaller than the one that was measured. None where a mean does not vary over heads."""
     value = float(_r(*(values.mean(0)[None] for values in flat))[0])
     if np.isnan(value):
         return None

@@ -123,7 +123,7 @@ def attention_beside(
     tasks = needle_tasks(model, config, grid)
     found, names = measure_attention(model, config, context, tasks, haystack), groups_of(tasks, config)
     kept, rng = judged.kept, context.rng("overlap")
-    both = overlap_table(found.gold, copying[kept], names, names[kept], draws=config.draws, rng=rng)
+    both = overlap_table(found.gold, copying[kept], names, names[kept], rng=rng)
     mean = copying[kept].mean(0).ravel() if kept.any() else np.full(copying[0].size, np.nan)
     heads = attention_table(model, found, names, config).with_columns(pl.Series("copying_score", mean).fill_nan(None))
     summary = summary_of_attention(heads, found, names) | summary_of_overlap(both)

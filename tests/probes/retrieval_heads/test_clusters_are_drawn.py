@@ -1,11 +1,14 @@
 """What is drawn are needles, not trials or heads: in the curve of how many are enough, and between two runs."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from probes.retrieval_heads import figures
 from probes.retrieval_heads.agreement import ScoredTrials, correlation_of_runs, scored_trials
+from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.head_scores import how_many_are_enough
+from probes.retrieval_heads.summary import summary_of_heads
 from tests.support import figure_runs
 from workbench.core.context import Context
 from workbench.runs.execution import execute
@@ -63,6 +66,22 @@ def test_the_interval_between_runs_holds_what_other_needles_give_on_average(same
     found = [correlation_of_runs(*pair(), same_needles=same, rng=rng) for _ in range(300)]
     assert np.mean([r.low <= truth <= r.high for r in found]) >= 0.93
     assert np.mean([r.high - r.low for r in found]) < 0.25  # and says something
+
+
+def test_the_interval_of_split_halves_holds_what_halves_of_other_needles_give_on_average():
+    rng, true = np.random.default_rng(3), np.random.default_rng(4).normal(size=(1, 6, 8))
+    names = np.repeat(np.arange(16), 3)
+
+    def halves(seed):
+        own = 2 * rng.normal(size=(16, 6, 8))[names]
+        scores = true + own + rng.normal(size=(48, 6, 8))
+        table = pl.DataFrame({"layer": [0], "head": [0], "score": [0.0], "told_apart": [False]})
+        return summary_of_heads(table, scores, names, Config(draws=100), Context(seed=seed))["split_half_correlation"]
+
+    found = [halves(seed) for seed in range(150)]
+    truth = np.mean([one["value"] for one in found])
+    assert np.mean([one["low"] <= truth <= one["high"] for one in found]) >= 0.92
+    assert np.mean([one["high"] - one["low"] for one in found]) < 0.6  # and says something
 
 
 def test_one_needle_that_makes_the_agreement_shows_in_the_interval():
