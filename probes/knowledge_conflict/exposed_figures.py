@@ -35,7 +35,7 @@ def patching(run: Any) -> go.Figure:
     fig = sheet(
         [COMPONENTS[name] for name in components],
         title=f"Where {model_name(run)} carries memory and context",
-        x="position whose activation is replaced",
+        x="position replaced",
         y="layer",
         x_ticks=ticks(range(len(places)), [PLACES[name] for name in places], keep=True),
         y_ticks=ticks(range(shape[0])),
