@@ -138,6 +138,8 @@ def settings(seen: dict) -> None:
         st.html(styling.table(rows, [("differs in", "text"), ("first", "text"), ("second", "text")]))
     else:
         st.caption("Both runs were asked for the same.")
+    for name, found in seen["headline"].items():
+        st.caption(styling.md(f"{name}: {quantity(found)}"))
 
 
 def brief(value: object) -> str:
@@ -256,7 +258,7 @@ def agreement(
         run_view.chart(figures.dressed(run_view.untitled(fig), mode=styling.mode(), width=560), key="figure against")
     with b:
         st.html(
-            styling.heading("agreement over heads") + f"<div "
+            styling.heading("agreement over heads; intervals resample heads, not needles or prompts") + f"<div "
             f"class='wb-facts'>{styling.esc(agree or 'not defined: a score is constant or there are too few heads')}<br>largest difference {number(entry.get('max_abs_difference'))}</div>"  # noqa: E501
         )
         top = (
@@ -297,6 +299,8 @@ def compare_tables(first: Run, second: Run, seen: dict) -> None:
     if "problem" in table:
         st.info(styling.md(f"Not compared: {table['problem']}."))
         return
+    if table["apart"]:
+        st.info(styling.md(f"{seen['not_compared']} Not compared here: {', '.join(table['apart'])}."))
     rows = []
     for column, entry in table["columns"].items():
         if "equal" in entry:

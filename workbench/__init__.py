@@ -13,8 +13,8 @@ the options of the run (device, dtype, revision, edits, out; data and seed too).
 
 Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`.
 Passes over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says,
-sampled by a `Rule`, with the edits `HeadAblation`, `HeadScale`, `Patch`, `ProjectOut`, `Steer` and `KnockOut`; `Store`
-keeps captures on disk. A probe of one's own is declared with what `workbench.core` offers.
+sampled by a `Rule`, with the edits `HeadAblation`, `HeadScale`, `DualRun`, `Patch`, `ProjectOut`, `Steer` and
+`KnockOut`; `Store` keeps captures on disk. A probe of one's own is declared with what `workbench.core` offers.
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
 """
@@ -39,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Pass": "workbench.engine.passes",
         "HeadAblation": "workbench.engine.edits",
         "HeadScale": "workbench.engine.edits",
+        "DualRun": "workbench.engine.dual_run",
         "Patch": "workbench.engine.edits",
         "ProjectOut": "workbench.engine.edits",
         "KnockOut": "workbench.engine.edits",

@@ -11,8 +11,8 @@ the nucleus edge has a margin of 1e-6; a sample's EOS token is one of its steps 
 bias that exp of a mean over few samples has (probes.branching_factor.estimators); `bias=plain` and the columns
 bf_entropy, bf_nll and bf_compat are the paper's and the code's own, uncorrected.
 
-Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted; each is one function
-in probes.branching_factor.studies.
+Studies (`study=`): pair, complexity, nudging, resampling, decoding, verbalised, hyperfitted, random_prefix, feedback,
+sentences; each is one function that probes.branching_factor.studies names.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from probes.branching_factor.condition_tables import comparison_row, condition_t
 from probes.branching_factor.conditions import Lab
 from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
 from probes.branching_factor.estimate import estimate
+from probes.branching_factor.forking import forking_tables
 from probes.branching_factor.studies import STUDY
 from probes.branching_factor.summary import summary_of
 from workbench import organisms
@@ -120,6 +121,7 @@ def example(model: Facts) -> dict[str, object]:
     validate=validate,
     figures="probes.branching_factor.figures:figures",
     figures_of_several="probes.branching_factor.figures:compare",
+    comparable="probes.branching_factor.two_runs:comparable",
     estimate=estimate,
     example=example,
     example_models=("organism",),
@@ -138,6 +140,12 @@ def example(model: Facts) -> dict[str, object]:
         "signature": ("condition",),
         "resampling": ("position",),
         "verbalised": ("prompt",),
+        "random_prefix": ("offset", "inserted"),
+        "feedback": ("feedback",),
+        "sentence_importance": ("prompt", "sample", "sentence"),
+        "sentence_means": ("sentence",),
+        "forking": ("condition",),
+        "forking_tokens": ("condition", "token", "id"),
     },
     imports={"branching-factor curves, a table of position and bf": "probes.branching_factor.published:read"},
 )
@@ -161,6 +169,7 @@ def run(model: Model, config: Config, context: Context) -> Result:
         lab.close()
 
     tables |= condition_tables(found, config, context)
+    tables |= forking_tables(found, config.forking) if config.forking else {}
     tables = {name: t.with_columns(pl.selectors.by_dtype(pl.Null).cast(pl.Float64)) for name, t in tables.items()}
     if pairs:
         by_name = {measured.condition.name: measured for measured in found}

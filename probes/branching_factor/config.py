@@ -36,6 +36,7 @@ BIBTEX = """@article{yang2026branching,
 COLUMNS = ("prompt", "answer", "messages")
 MOST_TOKENS = 10**10  # of all samples; each keeps about 24 bytes
 STUDIES = ("none", "pair", "complexity", "nudging", "resampling", "decoding", "verbalised", "hyperfitted")
+STUDIES += ("random_prefix", "feedback", "sentences")
 BARE = {  # studies that work on the bare text of a prompt, which a talk of several turns has not
     "complexity": "shortens the text of a prompt",
     "verbalised": "writes a request around the text of a prompt",
@@ -77,6 +78,14 @@ class Config:
         "thinking",
         "what the table segments tells apart: thinking and answer, or the sentences of a response",
         choices=("thinking", "sentence"),
+        later=True,
+    )
+    forking: float = option(
+        0.0,
+        "share of the steps, those of highest entropy, that fork (0.2 in the paper), for the tables forking and "
+        "forking_tokens; 0: no such tables",
+        low=0,
+        high=1,
         later=True,
     )
     stop: tuple[str, ...] = option((), "texts that end a sample")
@@ -128,7 +137,30 @@ class Config:
         low=0,
         high=1_000_000,
     )
-    originals: int = option(1, "study resampling: how many samples of each prompt are cut", low=1, high=100_000)
+    originals: int = option(
+        1,
+        "studies resampling, random_prefix, feedback, sentences: how many samples of each prompt are cut or replied to",
+        low=1,
+        high=100_000,
+    )
+    offsets: tuple[int, ...] = option(
+        (0, 30, 60),
+        "study random_prefix: after how many tokens of an output others are inserted",
+        low=0,
+        high=1_000_000,
+        later=True,
+    )
+    inserted: int = option(30, "study random_prefix: how many tokens are inserted", low=1, high=1_000_000, later=True)
+    agree: str = option(
+        "Your answer was checked, and it holds as it is.",
+        "study feedback: what the control says",
+        later=True,
+    )
+    disagree: str = option(
+        "Your answer was checked, and part of it does not hold.",
+        "study feedback: what adversarial feedback says; noise has as many characters",
+        later=True,
+    )
     settings: tuple[str, ...] = option(
         (
             "temperature=1 top_p=0.9",
@@ -140,6 +172,23 @@ class Config:
         "study decoding: settings to compare with the first, each as 'temperature=… top_p=… top_k=… min_p=…'",
     )
     responses: int = option(5, "study verbalised: how many responses one answer is asked for", low=2, high=10_000)
+    max_sentences: int = option(
+        8, "study sentences: of how many sentences of an output, its first ones", low=1, high=1_000, later=True
+    )
+    similar: float = option(
+        0.5,
+        "study sentences: a new sentence says the same again where it shares so large a part of the words",
+        low=0,
+        high=1,
+        later=True,
+    )
+    answers: str = option(
+        "auto",
+        "study sentences: an answer is whether the output is right, or its final answer in words (auto: right where "
+        "the data have answers)",
+        choices=("auto", "right", "final"),
+        later=True,
+    )
 
     def __post_init__(self) -> None:
         column_map(self.columns, COLUMNS)
@@ -160,11 +209,29 @@ class Config:
             raise ValueError("levels must name at least one level of the prompt, each once")
         if self.study == "resampling" and not any(self.cuts):
             raise ValueError("cuts must name at least one position above 0; 0 is the baseline and always there")
+        self._check_controls()
         rules = [Rule.parse(setting) for setting in self.settings] if self.study == "decoding" else []
         if self.study == "decoding" and (len(rules) < 2 or len(set(rules)) < len(rules)):
             raise ValueError(
                 "settings must name at least two different decoding rules, each once (the first is what the "
                 "others are compared with)"
+            )
+
+    def _check_controls(self) -> None:
+        if self.study == "random_prefix" and not self.offsets:
+            raise ValueError("offsets must name at least one position at which tokens are inserted")
+        if self.study == "random_prefix" and min(self.offsets) + self.inserted >= self.max_new_tokens:
+            raise ValueError(
+                f"no output of max_new_tokens={self.max_new_tokens} goes on after offset {min(self.offsets)} and "
+                f"inserted={self.inserted} tokens; lower these or raise max_new_tokens"
+            )
+        if self.study == "sentences" and self.similar == 0:
+            raise ValueError("similar is 0, so that every new sentence says the same again; it must be above 0")
+        if self.study == "feedback" and not (self.agree.strip() and self.disagree.strip()):
+            raise ValueError("agree and disagree are what the feedback says; neither can be empty")
+        if self.study == "feedback" and self.template.startswith("chat:"):
+            raise ValueError(
+                "template=chat:… writes one turn, and study=feedback replies to an answer; use template=chat or raw"
             )
 
 
@@ -230,6 +297,11 @@ def validate(config: Config, data: Path | None) -> None:
                 f"columns prompt and answer."
             )
         read_prompts(config, data, required=("prompt", "answer"))
+    if config.study == "sentences" and config.answers == "right" and "answer" not in table.columns:
+        raise InputError(
+            f"{data} has no column 'answer', and answers=right checks answers; give --data with the columns prompt and "
+            f"answer, or use answers=final."
+        )
     if config.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError(
             "vLLM is not installed here; install the extra (pip install 'interpretability-workbench[vllm]') "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.branching_factor.control_figures import feedback, random_prefix
 from probes.branching_factor.drawn_conditions import (
     INTERVAL,
     LABEL,
@@ -20,7 +22,9 @@ from probes.branching_factor.drawn_conditions import (
     tokenizers_of,
     with_condition,
 )
+from probes.branching_factor.forking_figures import forking_choices, forking_tokens
 from probes.branching_factor.position_figures import compare, positions
+from probes.branching_factor.sentence_figures import sentence_importance
 from probes.branching_factor.study_figures import (
     complexity,
     impact,
@@ -96,8 +100,8 @@ def conditions(run: Any) -> go.Figure:
     fig = sheet(
         title=f"{label.capitalize()} by condition, {model_name(run)}",
         x=label,
-        y_ticks=ticks(range(len(names)), names, keep=True),
-        row=1.4,
+        y_ticks=ticks(range(len(names)), names, keep=True, lines=2),
+        row=2.3 if _long(names) else 1.4,
         aspect=0.08 * len(names),
         interval=INTERVAL,
         n=size(run),
@@ -116,42 +120,47 @@ def conditions(run: Any) -> go.Figure:
 
 
 def ratio(run: Any) -> go.Figure:
-    """How many times larger one condition's branching factor is than another's."""
+    """How many times larger one condition's branching factor is than another's: a panel for each of the others."""
     frame = need(run, "comparisons", ("a", "b", "ratio", "ratio_low", "ratio_high"))
     said, column, label = tokenizers_of([run]), "ratio", "branching factors"
     if said and "per_byte_ratio" in frame.columns:
         column, label = "per_byte_ratio", PER_BYTE
     frame = finite(frame, column, what="ratio")
-    names = [f"{a} / {b}" for a, b in zip(frame["a"], frame["b"])]
+    over = frame["b"].unique(maintain_order=True).to_list()
+    parts = [frame.filter(pl.col("b") == name) for name in over]
+    most = max(part.height for part in parts)
     fig = sheet(
+        [f"over {name}" for name in over],
         title=f"Ratios of {label}, {model_name(run)}",
         x=f"ratio of {label}",
-        y_ticks=ticks(range(len(names)), names, keep=True),
-        row=1.5,
-        aspect=0.08 * len(names),
+        y_ticks=[ticks(range(part.height), part["a"], keep=True, lines=2) for part in parts],
+        share_y=False,
+        row=2.3 if _long(frame["a"].to_list()) else 1.5,
+        columns=2,
+        aspect=0.08 * most + 0.05,
         interval="95 % t over prompts (paired)",
         n=f"{frame['prompts'].max()} prompts" if "prompts" in frame.columns else None,
         note=said,
     )
-    values = numbers(frame, column)
-    traces.add_bars(
-        fig,
-        0,
-        np.arange(len(names)),
-        values,
-        name="ratio",
-        style=[theme.colour(a) for a in frame["a"]],
-        horizontal=True,
-        legend=False,
-        low=numbers(frame, f"{column}_low"),
-        high=numbers(frame, f"{column}_high"),
-        width=0.55,
-        labels=names,
-    )
-    traces.add_rule(fig, 0, x=1, dash="dash")
-    y_axis(fig, 0).range = [len(names) - 0.4, -0.6]
-    top = np.nanmax(np.concatenate([values, numbers(frame, f"{column}_high"), [1.0]]))
-    fig.layout.xaxis.range = [0, 1.06 * top]
+    top = np.nanmax(np.concatenate([numbers(frame, column), numbers(frame, f"{column}_high"), [1.0]]))
+    for i, part in enumerate(parts):
+        traces.add_bars(
+            fig,
+            i,
+            np.arange(part.height),
+            numbers(part, column),
+            name="ratio",
+            style=[theme.colour(a) for a in part["a"]],
+            horizontal=True,
+            legend=False,
+            low=numbers(part, f"{column}_low"),
+            high=numbers(part, f"{column}_high"),
+            width=0.55,
+            labels=[f"{a} / {over[i]}" for a in part["a"]],
+        )
+        traces.add_rule(fig, i, x=1, dash="dash")
+        y_axis(fig, i).range = [most - 0.4, -0.6]
+        x_axis(fig, i).range = [0, 1.06 * top]
     return dressed(fig)
 
 
@@ -224,15 +233,24 @@ FIGURES = {
     "verbalised": verbalised,
     "resampling": resampling,
     "openings": openings,
+    "random_prefix": random_prefix,
+    "feedback": feedback,
+    "forking_tokens": forking_tokens,
+    "sentence_importance": sentence_importance,
     "enough": enough,
     "tree": tree,
 }
-CHOICES = {"tree": tree_choices}
+CHOICES = {"tree": tree_choices, "forking_tokens": forking_choices}
 
 
 def figures(run: Any) -> dict[str, go.Figure]:
     """Every figure that the tables of the run allow."""
     return drawn(run, FIGURES)
+
+
+def _long(names: Sequence[str]) -> bool:
+    """Whether a name takes two lines beside an axis of a narrow figure."""
+    return max(map(len, names)) > 16
 
 
 def _maybe_log(fig: go.Figure, values: np.ndarray, *, which: str) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from probes.branching_factor.bf_intervals import ratio_of_means
 from probes.branching_factor.drawn_conditions import (
     INTERVAL,
     LABEL,
@@ -20,6 +19,7 @@ from probes.branching_factor.drawn_conditions import (
     tokenizers_of,
     with_condition,
 )
+from probes.branching_factor.two_runs import first_condition, paired
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks, x_axis, y_axis
 from workbench.figures.run_tables import finite, maybe, model_name, need, numbers
@@ -30,6 +30,7 @@ ENDS = {  # intervals of the curves
     "bf_window": ("window_low", "window_high"),
     "bf_prefix": ("ci_low", "ci_high"),
 }
+BANDED = 6  # conditions of which intervals are drawn; of more, they hide each other's curves (the table has them)
 SHORT = "BF"  # y titles of low panels one above another must not touch
 
 
@@ -46,7 +47,7 @@ def compare(runs: Sequence[Any]) -> go.Figure:
     where their models cut text into different tokens."""
     names = _run_names(runs)
     said = tokenizers_of(runs)
-    if said and all(_first_condition(run) is not None for run in runs):
+    if said and all(first_condition(run) is not None for run in runs):
         return _per_byte(runs, names, said)
     frames = []
     for run, name in zip(runs, names):
@@ -59,7 +60,7 @@ def compare(runs: Sequence[Any]) -> go.Figure:
 
 def _per_byte(runs: Sequence[Any], names: list[str], said: str) -> go.Figure:
     """Nats per byte of every run, and of each over the first one's on the prompts that they share."""
-    rows = [_first_condition(run) for run in runs]
+    rows = [first_condition(run) for run in runs]
     fig = sheet(
         [PER_BYTE, f"over that of {names[0]}"],
         title="Nats per byte",
@@ -72,7 +73,7 @@ def _per_byte(runs: Sequence[Any], names: list[str], said: str) -> go.Figure:
         n="; ".join(dict.fromkeys(filter(None, map(size, runs)))) or None,
         note=said,
     )
-    ratios = [_paired(runs[0], run) for run in runs]
+    ratios = [paired(runs[0], run) for run in runs]
     for j, (name, style) in enumerate(looks(names).items()):
         row, ratio = rows[j], ratios[j]
         assert row is not None
@@ -89,25 +90,6 @@ def _per_byte(runs: Sequence[Any], names: list[str], said: str) -> go.Figure:
     x_axis(fig, 1).range = [0, 1.06 * top]
     x_axis(fig, 0).rangemode = "tozero"
     return dressed(fig)
-
-
-def _paired(first: Any, second: Any):
-    """Nats per byte of the second run over the first one's, on the prompts whose text both have."""
-    frames = []
-    for run in (first, second):
-        frame = with_condition(need(run, "prompts", ("prompt", "text", "nats_per_byte")), run)
-        frame = frame.filter(pl.col("condition") == frame["condition"][0])
-        frames.append(frame.group_by("text", maintain_order=True).agg(pl.col("nats_per_byte").mean()))
-    both = frames[0].join(frames[1], on="text", suffix="_second")
-    return ratio_of_means(numbers(both, "nats_per_byte_second"), numbers(both, "nats_per_byte"), range(both.height))
-
-
-def _first_condition(run: Any) -> dict | None:
-    """The row of the first condition, where it has nats per byte and the prompts that they are of."""
-    frame = maybe(run, "conditions", ("condition", "nats_per_byte"))
-    prompts = maybe(run, "prompts", ("text", "nats_per_byte"))
-    known = frame is not None and prompts is not None and frame.height and frame["nats_per_byte"][0] is not None
-    return frame.row(0, named=True) if known and frame is not None else None
 
 
 def _run_names(runs: Sequence[Any]) -> list[str]:
@@ -143,6 +125,9 @@ def _positions(frame: pl.DataFrame, title: str, note: str, n: str | None = None)
     names = frame["condition"].unique(maintain_order=True).to_list()
     if any(column == "bf_window" for _, column, _ in panels) and "bf_cohort" in frame.columns:
         note = joined(f"Windows with fewer than {FEWEST} prompts are not drawn.", note)
+    banded = len(names) <= BANDED
+    if not banded:
+        note = joined(f"Intervals of more than {BANDED} conditions are not drawn; the table has them.", note)
     drawn = [(low, high) for _, column, _ in panels for low, high in [ENDS.get(column, ("", ""))] if low]
     fig = sheet(
         [p[0] for p in panels],
@@ -151,12 +136,12 @@ def _positions(frame: pl.DataFrame, title: str, note: str, n: str | None = None)
         y=[p[2] for p in panels],
         share_y=False,
         aspect=0.75,
-        interval=INTERVAL if any(np.isfinite(numbers(frame, low)).any() for low, _ in drawn) else "",
+        interval=INTERVAL if banded and any(np.isfinite(numbers(frame, low)).any() for low, _ in drawn) else "",
         n=n,
         note=note,
     )
     for i, (_, column, _) in enumerate(panels):
-        _add_curves(fig, i, frame, column, names)
+        _add_curves(fig, i, frame, column, names, banded=banded)
     return dressed(fig)
 
 
@@ -174,14 +159,14 @@ def _panels(frame: pl.DataFrame) -> list[tuple[str, str, str]]:
     return panels
 
 
-def _add_curves(fig: go.Figure, i: int, frame: pl.DataFrame, column: str, names: list[str]) -> None:
+def _add_curves(fig: go.Figure, i: int, frame: pl.DataFrame, column: str, names: list[str], *, banded: bool) -> None:
     values = []
     for name, style in looks(names).items():
         own = frame.filter(pl.col("condition") == name).sort("position")
         y = numbers(own, column)
         y = y / np.nanmax(y) if column == "alive" else y  # older tables hold counts
         values.append(y)
-        low, high = ENDS.get(column, (None, None))
+        low, high = ENDS.get(column, (None, None)) if banded else (None, None)
         traces.add_curve(
             fig,
             i,

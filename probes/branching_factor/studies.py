@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
+from probes.branching_factor.begun_outputs import begun, outputs_longer_than
 from probes.branching_factor.bf_intervals import paired_mean
 from probes.branching_factor.branching_samples import correct, frame, shorten
 from probes.branching_factor.conditions import Lab, MeasuredCondition, Studied, bf_of
+from probes.branching_factor.feedback import feedback
 from probes.branching_factor.impact import impact_table
 from probes.branching_factor.overtraining import hyperfitted
 from probes.branching_factor.per_byte import nats_per_byte, pieces_of
 from probes.branching_factor.prefix_tree import common_openings
+from probes.branching_factor.random_prefix import random_prefix
+from probes.branching_factor.sentence_importance import sentence_importance
 from probes.branching_factor.verbalised import PROMPT as VERBALISED
 from probes.branching_factor.verbalised import diversity
 from workbench.core.errors import InputError
@@ -145,27 +148,12 @@ def resampling(lab: Lab) -> Studied:
     own = correct(first)
     found, rows, baseline = [first], [], {}
     for t in sorted({0, *lab.config.cuts}):
-        chosen = [
-            (p, m)
-            for p in range(len(first.lengths))
-            for m in range(min(lab.config.originals, lab.config.samples))
-            if first.lengths[p, m] > t
-        ]
+        chosen = outputs_longer_than(first, t, lab.config.originals)
         if not chosen:
             lab.context.warn(f"No output is longer than {t} tokens, so none was cut there.")
             continue
-        condition = lab.condition(f"cut at {t}", stream=f"cut at {t}")
         given, prompts = [first.tokens(p, m)[:t] for p, m in chosen], [p for p, _ in chosen]
-        condition = replace(
-            condition,
-            texts=[condition.texts[p] for p in prompts],
-            ids=[condition.ids[p] + more for p, more in zip(prompts, given)],
-            prompt=[condition.prompt[p] for p in prompts],
-            cluster=[condition.cluster[p] for p in prompts],
-            answers=[condition.answers[p] for p in prompts],
-            given=given,
-        )
-        found.append(lab.measure(condition))
+        found.append(lab.measure(begun(lab, f"cut at {t}", first, chosen, given, stream=f"cut at {t}")))
         right = correct(found[-1]).mean(1)
         baseline = baseline or dict(zip(chosen, right))
         before = np.array([baseline[pair] for pair in chosen])
@@ -220,4 +208,7 @@ STUDY: dict[str, Callable[[Lab], Studied]] = {
     "decoding": decoding,
     "verbalised": verbalised,
     "hyperfitted": hyperfitted,
+    "random_prefix": random_prefix,
+    "feedback": feedback,
+    "sentences": sentence_importance,
 }

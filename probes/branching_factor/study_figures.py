@@ -80,9 +80,9 @@ def impact(run: Any) -> go.Figure:
     names = {"complexity": "length of the prompt", "model": "model"}
     fig = sheet(
         title="Impact on the branching factor",
-        x="share of the impact (largest less smallest mean)",
-        y_ticks=ticks(range(frame.height), [names.get(f, f) for f in frame["factor"]], keep=True),
-        row=1.5,
+        x="share of the impact",
+        y_ticks=ticks(range(frame.height), [names.get(f, f) for f in frame["factor"]], keep=True, lines=2),
+        row=2.3,
         aspect=0.08 * frame.height,
         interval="95 % bootstrap over prompts, none below five",
         n=size(run),
@@ -116,7 +116,7 @@ def _shuffled_note(frame: pl.DataFrame, names: dict[str, str]) -> str:
         f"{names.get(factor, factor)} {impact:.3g}{unit} ({null:.2g} with its levels shuffled)"
         for factor, impact, null in frame.select("factor", "impact", "impact_null").iter_rows()
     ]
-    return f"Impact: {', '.join(parts)}."
+    return f"Impact (largest less smallest mean): {', '.join(parts)}."
 
 
 def nudging(run: Any) -> go.Figure:
@@ -128,7 +128,7 @@ def nudging(run: Any) -> go.Figure:
     fig = sheet(
         title=f"{label.capitalize()} before and after an opening",
         y=label,
-        note=tokenizers_of([run]),
+        note=joined(f"The common opening is that of {frame['model'][-1]}.", tokenizers_of([run])),
         x_ticks=ticks([0, 1], ["nothing given", "after an opening"], keep=True),
         interval=INTERVAL,
         n=size(run),
@@ -143,7 +143,7 @@ def nudging(run: Any) -> go.Figure:
             both = pl.concat([before, after])
             look = theme.Style(style.colour, dash or style.dash, "diamond" if dash else style.symbol)
             x = np.array([0.0, 1.0]) + (0.04 * (models.index(name) - (len(models) - 1) / 2) if not dash else 0.04)
-            whose = "its own opening" if dash else f"the opening of {models[-1]}"
+            whose = "own opening" if dash else "common opening"
             traces.add_curve(
                 fig,
                 0,

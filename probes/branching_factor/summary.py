@@ -36,6 +36,7 @@ def summary_of(tables: dict[str, pl.DataFrame], config: Config) -> dict:
                 out[f"nats_per_byte of {row['condition']}"] = quoted(row, "nats_per_byte", "nats_per_byte")
             out[f"bf of {row['condition']}" + f" ({PER_TOKEN})" * other] = quoted(row, "bf", "ci")
     out |= _compared(tables, other=False) | _segments(tables, config, first["condition"]) | _of_study(tables)
+    out |= _forking(tables) if "forking" in tables else {}
     return {key: value for key, value in out.items() if value is not None}
 
 
@@ -76,6 +77,19 @@ def _segments(tables: dict[str, pl.DataFrame], config: Config, condition: str) -
     return out
 
 
+def _forking(tables: dict[str, pl.DataFrame]) -> dict:
+    """Of the first condition: how much of the entropy the forking steps hold, and which tokens fork."""
+    row = tables["forking"].row(0, named=True)
+    tokens = tables["forking_tokens"].filter(pl.col("condition") == row["condition"], pl.col("forking"))
+    named = tokens.sort("ci_low", "count", descending=True)["token"].head(QUOTED).to_list()
+    return {
+        "share of steps that fork": row["forking"],
+        "share of the entropy that they hold": quoted(row, "entropy_held", "held"),
+        "tokens that fork more often than expected": f"{row['tokens_forking']} of {row['tokens_tested']} tested",
+        "tokens that fork": ", ".join(map(repr, named)) or "—, none told from shuffled places",
+    }
+
+
 def _of_study(tables: dict[str, pl.DataFrame]) -> dict:
     """What the tables of the studies say in a few numbers."""
     out = {}
@@ -91,7 +105,29 @@ def _of_study(tables: dict[str, pl.DataFrame]) -> dict:
     for row in tables["signature"].iter_rows(named=True) if "signature" in tables else ():
         for key in ("entropy_own", "nll_given", "surprise"):
             out[f"{key} of {row['condition']}"] = quoted(row, key, key)
-    return out | (_verbalised(tables) if "verbalised" in tables else {})
+    return out | _controls(tables) | (_verbalised(tables) if "verbalised" in tables else {})
+
+
+def _controls(tables: dict[str, pl.DataFrame]) -> dict:
+    """What random tokens in an output, or feedback on an answer, change."""
+    out = {}
+    for row in tables["random_prefix"].iter_rows(named=True) if "random_prefix" in tables else ():
+        if row["inserted"] in ("shuffled", "random"):
+            name = f"bf after {row['inserted']} tokens at {row['offset']}, less that after its own"
+            out[name] = quoted(row, "difference", "difference") | {"p_adjusted": row["p_adjusted"]}
+    for row in tables["feedback"].iter_rows(named=True) if "feedback" in tables else ():
+        if row["feedback"] != "control":
+            name = f"bf after {row['feedback']} feedback, less that after the control"
+            out[name] = quoted(row, "difference", "difference") | {"p_adjusted": row["p_adjusted"]}
+    if "sentence_means" in tables:
+        row = tables["sentence_means"].row(0, named=True)  # of all sentences
+        tested = tables["sentence_importance"]["p"].count()
+        out["importance of a sentence, less that of answers dealt out anew"] = quoted(row, "excess", "excess")
+        out["importance of answers dealt out anew"] = row["importance_null"]
+        out["sentences that decide the answer"] = f"{row['anchors']} of {tested} tested"
+        if row["accuracy_change"] is not None:
+            out["accuracy with a sentence, less that without it"] = quoted(row, "accuracy_change", "change")
+    return out
 
 
 def _verbalised(tables: dict[str, pl.DataFrame]) -> dict:

@@ -34,10 +34,11 @@ from probes.concept_depth.chosen_sets import material, read_sets, validate
 from probes.concept_depth.concept_sets import ConceptSet, noisy
 from probes.concept_depth.config import BIBTEX, Config
 from probes.concept_depth.estimate import estimate
-from probes.concept_depth.row_groups import NEAR, grouped_rows
+from probes.concept_depth.row_groups import NEAR
 from probes.concept_depth.set_splits import Split, near_identical_apart, split, tested_and_fitted_on
+from probes.concept_depth.set_tables import NULLABLE, inputs_table, set_row
 from probes.concept_depth.short_run import example
-from probes.concept_depth.summary import summary_of
+from probes.concept_depth.summary import left_out, summary_of
 from probes.concept_depth.written_texts import WrittenTexts, style_in, write_texts
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -80,6 +81,20 @@ from workbench.models.prompt_style import check_style
             "peak_accuracy",
             "peak_layer",
         ),
+        "classes": ("dataset", "condition", "layer", "class", "label", "recall", "ci_low", "ci_high", "control_recall"),
+        "numbers": (
+            "dataset",
+            "condition",
+            "layer",
+            "r2",
+            "r2_low",
+            "r2_high",
+            "spearman",
+            "control_r2",
+            "p_adjusted",
+            "above_chance",
+        ),
+        "number_depth": ("dataset", "condition", "onset", "half_way", "nine_tenths", "peak_r2", "peak_layer"),
         "inputs": ("row", "ids", "dataset", "condition", "label", "split"),
         "causal": (
             "dataset",
@@ -91,10 +106,22 @@ from workbench.models.prompt_style import check_style
             "separation",
             "removed_variance",
         ),
+        "steering": (
+            "dataset",
+            "condition",
+            "layer",
+            "strength",
+            "direction",
+            "draw",
+            "log_odds",
+            "probability",
+            "excess",
+            "p_adjusted",
+        ),
         "controls": ("dataset", "condition", "draw", "jump", "peak_accuracy"),
         "path": ("dataset", "condition", "c", "layer", "accuracy"),
         "transfer": ("train", "test", "layer", "picked", "accuracy", "auc", "control_auc", "above_chance"),
-        "sets": ("dataset", "difficulty", "n", "class0", "class1", "n_class1", "groups", "split_by_group"),
+        "sets": ("dataset", "difficulty", "n", "class0", "class1", "n_class1", "n_classes", "groups", "split_by_group"),
     },
     bibtex=BIBTEX,
     data=DataSpec(
@@ -119,9 +146,13 @@ from workbench.models.prompt_style import check_style
     keys={
         "layers": ("dataset", "condition", "layer"),
         "depth": ("dataset", "condition"),
+        "classes": ("dataset", "condition", "layer", "class"),
+        "numbers": ("dataset", "condition", "layer"),
+        "number_depth": ("dataset", "condition"),
         "inputs": ("row",),
         "sets": ("dataset",),
         "causal": ("dataset", "condition", "layer", "direction", "draw"),
+        "steering": ("dataset", "condition", "layer", "strength", "direction", "draw"),
         "controls": ("dataset", "condition", "draw"),
         "path": ("dataset", "condition", "c", "layer"),
         "transfer": ("train", "test", "layer"),
@@ -133,13 +164,19 @@ def run(model, config: Config, context: Context) -> Result:
     Layers count from 0; points are relative depths i/d. Raises InputError for texts beyond the context and for NaN
     activations."""
     from probes.concept_depth.directions import save_directions
+    from probes.concept_depth.number_study import number_study
     from probes.concept_depth.study import study
 
     if (style := style_in(config)).template != "raw":
         check_style(model, style)
     sets = [_that_fit(model, concept, config, context) for concept in read_sets(config, context.data)]
-    if config.transfer and len(sets) < 2:
-        raise InputError(f"There is one set only, '{sets[0].name}', and transfer=true needs two; set transfer=false.")
+    pairs = [concept for concept in sets if len(concept.classes) == 2]
+    if config.transfer and len(pairs) < 2:
+        raise InputError(
+            f"There is one set only, '{sets[0].name}', and transfer=true needs two; set transfer=false."
+            if len(sets) == 1
+            else f"Transfer is between sets of two classes, and {len(pairs)} of {len(sets)} are; set transfer=false."
+        )
     splits = _splits(sets, config, context)
     conditions = _conditions(config)
     found: dict[str, list[pl.DataFrame]] = {}
@@ -153,9 +190,10 @@ def run(model, config: Config, context: Context) -> Result:
             texts = noisy(concept, noise, rng=context.rng(f"noise {concept.name}")) if noise else concept.texts
             written = _write(model, concept, texts, config)
             inputs.append(
-                _inputs(concept, condition, written.ids, splits[concept.name][0], start=sum(map(len, inputs)))
+                inputs_table(concept, condition, written.ids, splits[concept.name][0], start=sum(map(len, inputs)))
             )
-            work = partial(study, subject, concept, condition, written, splits[concept.name], config, context)
+            measure = study if concept.classes else number_study
+            work = partial(measure, subject, concept, condition, written, splits[concept.name], config, context)
             for name, part in context.part(f"{condition} {concept.name}", work).items():
                 if name == "coefficients":
                     learned[concept.name, condition] = part
@@ -168,12 +206,14 @@ def run(model, config: Config, context: Context) -> Result:
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(same).with_columns(pl.selectors.float().fill_nan(None)) for name, same in found.items()}
     tables["inputs"] = pl.concat(inputs)
-    tables["transfer"] = _transfer(model, sets, whole, texts_of, tables["depth"], config, context)
-    described = [_describe(concept, splits[concept.name][1]) for concept in sets]
-    tables["sets"] = pl.DataFrame(described, schema_overrides={"difficulty": pl.Int64})
+    tables["transfer"] = _transfer(model, pairs, whole, texts_of, tables["depth"], config, context)
+    described = [set_row(concept, splits[concept.name][1]) for concept in sets]
+    tables["sets"] = pl.DataFrame(described, schema_overrides=NULLABLE)
     if context.out is not None:
         save_directions(context.out, learned, sets, config, model)
-    return Result(tables, {}, summary_of(tables) | counted_rows(context) | counted_sinks(context))
+    return Result(
+        tables, {}, summary_of(tables, left_out(sets, config)) | counted_rows(context) | counted_sinks(context)
+    )
 
 
 def _transfer(
@@ -286,46 +326,3 @@ def _write(model, concept: ConceptSet, texts: Sequence[str], config: Config) -> 
                 f"token={token} is beyond them; choose one that every text has."
             )
     return found
-
-
-# what is kept
-
-
-def _inputs(
-    concept: ConceptSet, condition: str, ids: Sequence[Sequence[int]], tests: Sequence[np.ndarray], *, start: int
-) -> pl.DataFrame:
-    fold = np.full(len(ids), -1)
-    for k, test in enumerate(tests):
-        fold[test] = k
-    return pl.DataFrame(
-        {
-            "row": np.arange(start, start + len(ids)),
-            "ids": [list(map(int, row)) for row in ids],
-            "dataset": concept.name,
-            "condition": condition,
-            "label": concept.labels,
-            "split": ["test" if f >= 0 else "train" for f in fold],
-            "fold": fold,
-            "group": pl.Series(list(concept.groups or [None] * len(ids)), dtype=pl.String),
-        }
-    )
-
-
-def _describe(concept: ConceptSet, by_group: bool) -> dict:
-    answers = concept.answers or ("", "")
-    return {
-        "dataset": concept.name,
-        "difficulty": concept.difficulty,
-        "n": len(concept),
-        "class0": concept.classes[0],
-        "class1": concept.classes[1],
-        "n_class1": int(concept.labels.sum()),
-        "groups": len(set(concept.groups)) if concept.groups else 0,
-        "split_by_group": by_group,
-        "grouped_by": concept.grouped_by if concept.groups else "",
-        "grouped_rows": grouped_rows(concept.groups),
-        "published": concept.published,
-        "template": concept.template,
-        "answer0": answers[0],
-        "answer1": answers[1],
-    }

@@ -26,7 +26,12 @@ def validate(config: Config, data: Path | None) -> None:
 def read_sets(config: Config, data: Path | None) -> list[ConceptSet]:
     """The concept sets that a config asks for, in the order asked (a folder: by difficulty where it is known, else by
     name)."""
-    options = {"pair": config.pair, "template": frame_of(config.template), "limit": config.limit}
+    options = {
+        "pair": config.pair,
+        "template": frame_of(config.template),
+        "limit": config.limit,
+        "target": config.target,
+    }
     columns = column_map(config.columns, COLUMNS)  # of the user's files; those that ship have their own
     sets: list[ConceptSet] = [] if config.sets else _with_difficulty(load(data, columns=columns, **options), data)
     for name in config.sets:

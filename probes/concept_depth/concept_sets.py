@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from probes.concept_depth.config import NO_TEMPLATE, is_frame
 from probes.concept_depth.published_sets import CODE, PublishedSet
@@ -25,19 +26,23 @@ from workbench.core.packed_files import bare_name
 from workbench.core.paths import user_path
 from workbench.core.tables import FORMATS, existing
 
+MOST_CLASSES = 20  # labels beyond it are names or numbers, of which there are too few rows each
+
 
 @dataclass(frozen=True, eq=False)
 class ConceptSet:
-    """Texts of two classes. labels [n]: 0 or 1; classes: how the file calls them (0, 1); groups [n]: what a split
-    should keep together (None where there is nothing); grouped_by: what made the groups (`group`, another column of the
-    file, `near-identical`); answers: the words that a model would say for class 0 and 1, where the texts ask for them;
-    listed_first: the class that the official code lists first, on which its split depends; template: what is around
-    each text, with {text}; published: which of the published sets it is; difficulty: of the sets that ship, from 1."""
+    """Texts of two classes, or of more. labels [n]: 0 or 1, or up to k − 1 (of a set of numbers these themselves,
+    float64, and no classes); classes: how the file calls them, in that order; groups [n]: what a split should keep
+    together (None where there is nothing); grouped_by: what made the groups (`group`, another column of the file,
+    `near-identical`); answers: the words that a model would say for class 0 and 1, where the texts ask for them (of two
+    classes only); listed_first: the class that the official code lists first, on which its split depends; template:
+    what is around each text, with {text}; published: which of the published sets it is; difficulty: of the sets that
+    ship, from 1."""
 
     name: str
     texts: tuple[str, ...]
     labels: np.ndarray
-    classes: tuple[str, str]
+    classes: tuple[str, ...]
     groups: tuple[str, ...] | None = None
     answers: tuple[str, str] | None = None
     listed_first: int = 0
@@ -50,6 +55,13 @@ class ConceptSet:
         """The text of a row without its template."""
         before, _, after = self.template.partition("{text}")
         return self.texts[row][len(before) : len(self.texts[row]) - len(after)]
+
+    @property
+    def strata(self) -> np.ndarray:
+        """What a split keeps in proportion, [n]: the classes; of numbers fifths of the rows by their rank."""
+        if self.classes:
+            return self.labels
+        return np.searchsorted(np.quantile(self.labels, [0.2, 0.4, 0.6, 0.8]), self.labels, side="right")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -67,15 +79,20 @@ def load(
     template: str = "file",
     limit: int = 0,
     columns: Mapping[str, str] | None = None,
+    target: str = "class",
 ) -> list[ConceptSet]:
     """The sets of a file, or of every data file of a folder (in order of their names).
 
-    `pair`: the two labels to tell apart where there are more, class 0 first. `template`: "file" frames the published
-    sets in their official prompt and leaves other texts alone, "code" frames them as the official code runs them,
-    "plain" frames none, anything else must hold {text}. `limit`: first rows of each class, 0 = all. `columns`: what
-    text, label, group and answer are called in the file. Raises InputError naming the file (and row) for files that
-    hold no two classes."""
-    path, options = user_path(path), {"pair": pair, "template": template, "limit": limit, "columns": columns}
+    `pair`: the two labels to tell apart where there are more, class 0 first; without it all are, up to `MOST_CLASSES`.
+    `template`: "file" frames the published sets in their official prompt and leaves other texts alone, "code" frames
+    them as the official code runs them, "plain" frames none, anything else must hold {text}. `limit`: first rows of
+    each class, 0 = all. `columns`: what text, label, group and answer are called in the file. `target`: "class", or
+    "number" for labels that are numbers. Raises InputError naming the file (and row) for files that hold no two
+    classes, or too many."""
+    path, options = (
+        user_path(path),
+        {"pair": pair, "template": template, "limit": limit, "columns": columns, "target": target},
+    )
     if not path.is_dir():
         return [load_file(path, **options)]
     files = sorted(
@@ -95,6 +112,7 @@ def load_file(
     template: str = "file",
     limit: int = 0,
     columns: Mapping[str, str] | None = None,
+    target: str = "class",
 ) -> ConceptSet:
     """The set of one file; its name is the file's."""
     if not is_frame(template):
@@ -102,6 +120,9 @@ def load_file(
     path = existing(path, what="concept")
     frame, published = read_set(path, columns or {})
     raw = frame["label"].to_list()
+    if target == "number":
+        frame = frame[: limit or None]
+        return _of_numbers(path, frame, *_frame(template, published, path)[:1])
     pair = [as_label(name) for name in pair] or (published.pair if published is not None else ())
     classes = _classes(raw, pair, path)
     kept = [i for i, label in enumerate(raw) if label in classes]
@@ -118,13 +139,12 @@ def load_file(
     pattern, asked = _frame(template, published, path)
     before, _, after = pattern.partition("{text}")
     bare = frame["text"].to_list()
-    if "group" in frame.columns:
-        groups, grouped_by = tuple(frame["group"]), "group"
-    else:
-        groups, grouped_by = groups_of(bare, frame.drop("text", "label", "answer", strict=False))
-    answers = (asked[classes[0]], asked[classes[1]]) if set(classes) <= asked.keys() else None
-    if "answer" in frame.columns:
-        answers = _answers(frame["answer"].to_list(), labels)
+    groups, grouped_by = _groups(frame)
+    answers = None
+    if len(classes) == 2:
+        answers = (asked[classes[0]], asked[classes[1]]) if set(classes) <= asked.keys() else None
+        if "answer" in frame.columns:
+            answers = _answers(frame["answer"].to_list(), labels)
     listed = published.listed_first if published is not None else ""
     return ConceptSet(
         path.stem.split(".")[0],
@@ -138,6 +158,34 @@ def load_file(
         grouped_by=grouped_by,
         published=published.name if published is not None else "",
     )
+
+
+def _groups(frame: pl.DataFrame) -> tuple[tuple[str, ...] | None, str]:
+    """What a split should keep together, and what made it so."""
+    if "group" in frame.columns:
+        return tuple(frame["group"]), "group"
+    return groups_of(frame["text"].to_list(), frame.drop("text", "label", "answer", strict=False))
+
+
+def _of_numbers(path: Path, frame: pl.DataFrame, pattern: str) -> ConceptSet:
+    """The set of a file whose labels are numbers. Raises InputError for one that is none, and where all are equal."""
+    numbers = np.empty(frame.height)
+    for row, label in enumerate(frame["label"].to_list()):
+        try:
+            numbers[row] = float(label)
+        except ValueError:
+            numbers[row] = np.nan
+        if not np.isfinite(numbers[row]):
+            raise InputError(
+                f"{path}, row {row + 1}: the label '{label}' is not a number; with target=number every label must be "
+                f"one."
+            )
+    if len(set(numbers.tolist())) < 2:
+        raise InputError(f"{path}: every row has the number {numbers[0]:g}; there is nothing to tell apart.")
+    before, _, after = pattern.partition("{text}")
+    groups, grouped_by = _groups(frame)
+    texts = tuple(f"{before}{text}{after}" for text in frame["text"].to_list())
+    return ConceptSet(path.stem.split(".")[0], texts, numbers, (), groups, template=pattern, grouped_by=grouped_by)
 
 
 def _frame(template: str, published: PublishedSet | None, path: Path) -> tuple[str, Mapping[str, str]]:
@@ -154,8 +202,8 @@ def _frame(template: str, published: PublishedSet | None, path: Path) -> tuple[s
     return ("{text}" if template in ("file", "plain") else template), {}
 
 
-def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, str]:
-    """The two labels, class 0 first: as `pair` says, else in order (numbers by value)."""
+def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The labels, class 0 first: the two that `pair` names, else all in order (numbers by value)."""
     counts = Counter(labels)
     if pair:
         if len(pair) != 2 or pair[0] == pair[1]:
@@ -166,11 +214,11 @@ def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, s
         return (pair[0], pair[1])
     if len(counts) == 1:
         raise InputError(f"{path}: every row has the label '{labels[0]}'; a concept needs two classes.")
-    if len(counts) > 2:
+    if len(counts) > MOST_CLASSES:
         some = ", ".join(f"'{k}'" for k, _ in counts.most_common(6))
         raise InputError(
-            f"{path}: {len(counts)} different labels ({some}{', …' if len(counts) > 6 else ''}); choose two "
-            f"with pair=a,b."
+            f"{path}: {len(counts)} different labels ({some}, …), where {MOST_CLASSES} classes are the most; choose "
+            f"two with pair=a,b."
         )
     words = ("negative", "false", "no", "neg", "incorrect", "wrong", "n", "f")
 
@@ -180,8 +228,7 @@ def _classes(labels: list[str], pair: Sequence[str], path: Path) -> tuple[str, s
         except ValueError:
             return (0, 0 if label.lower() in words else 1, label)
 
-    first, second = sorted(counts, key=order)
-    return (first, second)
+    return tuple(sorted(counts, key=order))
 
 
 def _answers(words: list[str | None], labels: np.ndarray) -> tuple[str, str] | None:

@@ -114,6 +114,13 @@ class Config:
         file=True,
     )
     pair: tuple[str, ...] = option((), "the two labels to tell apart, class 0 first, where a set has more")
+    target: str = option(
+        "class",
+        "what the labels of a file are: class, or number (a ridge regression in place of a classifier; tables "
+        "`numbers` and `number_depth`)",
+        choices=("class", "number"),
+        later=True,
+    )
     template: str = option(
         "file",
         "file: published sets in their official prompt, others as they are; code: in the prompt that the official code "
@@ -150,7 +157,15 @@ class Config:
         "the layer of peak accuracy, all layers, off; site=resid_post takes it out of the residual stream",
         choices=("peak", "all", "off"),
     )
-    random_draws: int = option(20, "random directions to project out for comparison", low=1, high=10_000)
+    steer: tuple[float, ...] = option(
+        (),
+        "in the causal check also add the probe's direction, and take it away, so many standard deviations of the "
+        "projection (table `steering`), e.g. 1,2,4",
+        low=1e-3,
+        high=1000.0,
+        later=True,
+    )
+    random_draws: int = option(20, "random directions to project out (and to add) for comparison", low=1, high=10_000)
     draws: int = option(1000, "bootstrap resamples for the intervals", low=100, high=100_000)
     store_dtype: str = option("float32", "how features are stored", choices=("float32", "float16"))
     max_tokens: int = option(
@@ -162,6 +177,16 @@ class Config:
             raise ValueError(NO_TEMPLATE)
         check_prompt_options(self, known=(self.template,), raw=way_asked(self.template) == "raw")
         column_map(self.columns, COLUMNS)
+        if self.steer and self.causal == "off":
+            raise ValueError("Steering is a part of the causal check; set causal=peak or all, or leave steer out.")
+        if len(set(self.steer)) < len(self.steer):
+            raise ValueError("A strength to steer with stands twice; name each once.")
+        if self.target == "number" and (
+            self.pair or self.c_path or self.c != 1.0 or self.transfer or self.classifier != "logistic"
+        ):
+            raise ValueError(
+                "pair, classifier, c, c_path and transfer are of classes; leave them out with target=number."
+            )
         if self.classifier != "logistic" and (self.c_path or self.c != 1.0):
             raise ValueError("c and c_path are of the logistic regression; a difference of means has no penalty.")
         if self.pair and (len(self.pair) != 2 or self.pair[0] == self.pair[1]):

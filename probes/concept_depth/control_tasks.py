@@ -3,9 +3,9 @@
 A *control task* gives every word type a random label, the same wherever the type stands, so that it can be learned by
 heart and in no other way (their §2). Here the type of a text is its group, where the set has groups (what a text is
 about: a word, a person, a pair), else the last word of the text without its frame. Half of the types, drawn anew for
-each task, are class 1. Fitted on 80 % of the rows and tested on the others, rows of every type on both sides as far as
-it has several: only rows whose type was there to be learned count. A probe that is as good at this as at the concept
-may know the texts and not the concept.
+each task, are class 1 (of k classes, a k-th are of each). Fitted on 80 % of the rows and tested on the others, rows of
+every type on both sides as far as it has several: only rows whose type was there to be learned count. A probe that is
+as good at this as at the concept may know the texts and not the concept.
 """
 
 from __future__ import annotations
@@ -56,15 +56,17 @@ def task_accuracies(
     *,
     tasks: int,
     rng: np.random.Generator,
+    classes: int = 2,
 ) -> np.ndarray:
-    """Accuracy on control tasks, [tasks, L], by `accuracy(labels, train, test)`; empty where there are none."""
+    """Accuracy on control tasks of as many classes, [tasks, L], by `accuracy(labels, train, test)`; empty where there
+    are none."""
     found = []
     for _ in range(tasks if types is not None else 0):
         assert types is not None
         count = int(types.max()) + 1
-        labels = rng.permutation(np.arange(count) % 2)[types]
+        labels = rng.permutation(np.arange(count) % classes)[types]
         train, test = _both_sides(types, rng)
-        if len(test) and len(set(labels[train])) == 2:
+        if len(test) and len(set(labels[train])) == classes:
             found.append(accuracy(labels, train, test))
     return np.array(found).reshape(-1, n_layers)
 

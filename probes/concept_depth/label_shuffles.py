@@ -37,6 +37,41 @@ def shuffle(
     return out
 
 
+def shuffle_numbers(
+    numbers: np.ndarray, tests: Sequence[np.ndarray], units: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Numbers [n] shuffled within the parts of the split, with the structure of the groups `units` [n] (None: every row
+    is one): the means of the groups change places, and what a row is off its group's mean moves within the group. So
+    rows of a group stay as alike as they are, and what sets groups apart is not kept where it was."""
+    out = numbers.astype(np.float64)
+    for groups in _groups_by_part(numbers, tests, units):
+        means = np.array([numbers[group].mean() for group in groups])
+        for group, mean, own in zip(groups, means[rng.permutation(len(groups))], means):
+            out[group] = mean + numbers[rng.permutation(group)] - own
+    return out
+
+
+def arrangements_of_numbers(numbers: np.ndarray, tests: Sequence[np.ndarray], units: np.ndarray | None) -> float:
+    """In how many ways `shuffle_numbers` can lay the numbers out."""
+    total = 0.0
+    for groups in _groups_by_part(numbers, tests, units):
+        total += _log_ways([float(numbers[group].mean()) for group in groups])
+        total += sum(_log_ways(numbers[group]) for group in groups)
+    return math.exp(min(total, 700.0))
+
+
+def _groups_by_part(
+    labels: np.ndarray, tests: Sequence[np.ndarray], units: np.ndarray | None
+) -> list[list[np.ndarray]]:
+    """For every part the rows of its groups."""
+    names = np.arange(len(labels)) if units is None else np.unique(units, return_inverse=True)[1]
+    found = []
+    for part in parts_of(len(labels), tests):
+        part = part[np.argsort(names[part], kind="stable")]
+        found.append(np.split(part, np.flatnonzero(np.diff(names[part])) + 1))
+    return found
+
+
 def arrangements(labels: np.ndarray, tests: Sequence[np.ndarray], units: np.ndarray | None) -> float:
     """In how many ways `shuffle` can lay the labels out: one over it is the least p that they can tell."""
     total = 0.0
@@ -50,12 +85,8 @@ def _groups(
     labels: np.ndarray, tests: Sequence[np.ndarray], units: np.ndarray | None
 ) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
     """For every part the rows of its groups of one label, and of those of several."""
-    names = np.arange(len(labels)) if units is None else np.unique(units, return_inverse=True)[1]
     found = []
-    for part in parts_of(len(labels), tests):
-        part = part[np.argsort(names[part], kind="stable")]
-        cuts = np.flatnonzero(np.diff(names[part])) + 1
-        groups = np.split(part, cuts)
+    for groups in _groups_by_part(labels, tests, units):
         alike = [bool((labels[group] == labels[group[0]]).all()) for group in groups]
         found.append(([g for g, same in zip(groups, alike) if same], [g for g, same in zip(groups, alike) if not same]))
     return found

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.concept_depth import linear_probe
+from probes.concept_depth import class_measures, linear_probe
 from probes.concept_depth.above_chance import AboveChance
 from probes.concept_depth.control_tasks import Selectivity
 from probes.concept_depth.label_shuffles import arrangements, shuffle
+from probes.concept_depth.multinomial_probe import MultinomialProbes
 from probes.concept_depth.peak_layer import picked_elsewhere
 from workbench.core.context import Context
 from workbench.stats.clusters import FEWEST, Clusters, clusters_of, share_interval
@@ -23,17 +24,34 @@ SURE = 1e-4  # bound on the relative error of a probe above which it has not con
 PATH = {"dataset": pl.String, "condition": pl.String, "c": pl.Float64, "layer": pl.Int64}
 PATH |= dict.fromkeys(("accuracy", "f1", "auc"), pl.Float64)
 
+LAYERS = {
+    "dataset": pl.String,
+    "condition": pl.String,
+    "layer": pl.Int64,
+    **dict.fromkeys(("depth", "accuracy", "balanced_accuracy", "f1", "auc", "f1_class0"), pl.Float64),
+    **{f"{name}_{end}": pl.Float64 for end in ("low", "high") for name in ("ci", "balanced", "f1", "auc")},
+    "majority_rate": pl.Float64,
+    **dict.fromkeys(("control_low", "control_high", "control_accuracy", "control_balanced"), pl.Float64),
+    **dict.fromkeys(("above_shuffled", "p", "p_adjusted"), pl.Float64),
+    "above_chance": pl.Boolean,
+    **dict.fromkeys(("control_task_accuracy", "selectivity", "selectivity_low", "selectivity_high"), pl.Float64),
+    "iterations": pl.Int64,
+    "error": pl.Float64,
+    **dict.fromkeys(("n_train", "n", "n_test"), pl.Int32),
+}
+
 Measures = dict[str, np.ndarray]
-Fit = Callable[[Sequence[torch.Tensor], np.ndarray], linear_probe.LinearProbes]
+Probes = linear_probe.LinearProbes | MultinomialProbes
+Fit = Callable[[Sequence[torch.Tensor], np.ndarray], Probes]
 
 
 @dataclass(eq=False)
 class HeldOut:
-    """Rows scored by probes that have not seen them: scores [L, rows], fold after fold; the probes of the first fold;
-    the most Newton steps and the largest error of any fold, each [L]."""
+    """Rows scored by probes that have not seen them: scores [L, rows] (of k > 2 classes [L, rows, k]), fold after fold;
+    the probes of the first fold; the most Newton steps and the largest error of any fold, each [L]."""
 
     scores: np.ndarray
-    probes: linear_probe.LinearProbes
+    probes: Probes
     iterations: np.ndarray
     error: np.ndarray
 
@@ -85,12 +103,14 @@ class Curve:
 @dataclass(frozen=True, eq=False)
 class Control:
     """Courses on shuffled labels: accuracy and balanced accuracy [shuffles, L], and the accuracy of the best layer on
-    rows that did not pick it [shuffles]; in how many ways the labels can be shuffled."""
+    rows that did not pick it [shuffles]; in how many ways the labels can be shuffled; of k > 2 classes the recall of
+    each, [shuffles, L, k]."""
 
     accuracy: np.ndarray
     balanced: np.ndarray
     peak: np.ndarray
     ways: float
+    recalls: np.ndarray | None = None
 
 
 def measured(
@@ -102,25 +122,26 @@ def measured(
     draws: int,
     rng: np.random.Generator,
 ) -> Curve:
-    """Accuracy, balanced accuracy, F1 and AUC of scores [L, rows]. Accuracy is a share and has its interval by formula;
-    the others have none, and are resampled over the `clusters` [rows]. Nothing has an interval below five clusters."""
-    value = linear_probe.metrics(scores, labels)
+    """Accuracy, balanced accuracy, F1 and AUC of scores [L, rows] or [L, rows, k]. Accuracy is a share and has its
+    interval by formula; the others have none, and are resampled over the `clusters` [rows]. Nothing has an interval
+    below five clusters."""
+    value = class_measures.metrics(scores, labels)
     starts = np.concatenate([[0], np.cumsum([len(t) for t in tests])])
-    hits = (scores > 0) == labels.astype(bool)
+    hits = class_measures.right(scores, labels)
     found, resampled = clusters_of(clusters), None
     low: Measures = {}
     high: Measures = {}
     low["accuracy"], high["accuracy"] = share_interval(hits.T, found)
     if found.n < FEWEST:
         if len(tests) > 1:
-            value["auc"], _ = linear_probe.auc_of_folds(scores, labels, np.ones((1, len(labels))), starts)
+            value["auc"], _ = class_measures.auc_of_folds(scores, labels, np.ones((1, len(labels))), starts)
         none = np.full(len(scores), np.nan)
         ends = dict.fromkeys(("balanced_accuracy", "f1", "auc"), none)
         return Curve(value, low | ends, high | ends, hits, None)
     counts = resample_counts(len(labels), draws, rng, clusters=clusters)
-    resampled = linear_probe.resampled_metrics(scores, labels, counts)
+    resampled = class_measures.resampled_metrics(scores, labels, counts)
     if len(tests) > 1:
-        value["auc"], resampled["auc"] = linear_probe.auc_of_folds(scores, labels, counts, starts)
+        value["auc"], resampled["auc"] = class_measures.auc_of_folds(scores, labels, counts, starts)
     for name in ("balanced_accuracy", "f1", "auc"):
         ends = np.nanquantile(resampled[name], [0.025, 0.975], axis=0)
         low[name], high[name] = _never_of_no_width(value[name], *ends, found)
@@ -151,23 +172,27 @@ def shuffled_courses(
     rng: np.random.Generator,
 ) -> Control:
     """Probes fitted and tested on labels shuffled within the parts of the split and within its groups `units` [n]
-    (None: it keeps none together); fewer courses where a shuffle leaves the rows to fit on with one class. `parts`: of
+    (None: it keeps none together); fewer courses where a shuffle leaves the rows to fit on without a class. `parts`: of
     the test rows, as they take turns in picking the best layer."""
-    accuracy, balanced, peaks, rows = [], [], [], np.concatenate(list(tests))
+    accuracy, balanced, peaks, of_each, rows = [], [], [], [], np.concatenate(list(tests))
+    k = len(set(labels))
     for _ in range(shuffles):
         other = shuffle(labels, tests, units, rng)
-        if all(len(set(np.delete(other, t))) == 2 for t in tests) and len(set(other[rows])) == 2:
+        if all(len(set(np.delete(other, t))) == k for t in tests) and len(set(other[rows])) == k:
             scores = fit(other).scores
-            found = linear_probe.metrics(scores, other[rows])
+            found = class_measures.metrics(scores, other[rows])
             accuracy.append(found["accuracy"])
             balanced.append(found["balanced_accuracy"])
-            peaks.append(float(np.nanmean(picked_elsewhere((scores > 0) == other[rows].astype(bool), parts)[1])))
+            peaks.append(float(np.nanmean(picked_elsewhere(class_measures.right(scores, other[rows]), parts)[1])))
+            if k > 2:
+                of_each.append(class_measures.recalls(scores, other[rows]))
     shape = (-1, n_layers)
     return Control(
         np.array(accuracy).reshape(shape),
         np.array(balanced).reshape(shape),
         np.array(peaks),
         arrangements(labels, tests, units),
+        np.array(of_each).reshape(-1, n_layers, k) if k > 2 else None,
     )
 
 
@@ -185,7 +210,7 @@ def layer_table(
 ) -> pl.DataFrame:
     """One row per layer: the measures with their intervals, and beside them what they are on shuffled labels and on
     control tasks. `majority`: share of the commonest class of the test rows; `n`: clusters."""
-    n_layers, n_test = held_out.scores.shape
+    n_layers, n_test = held_out.scores.shape[:2]
     value, low, high = curve.value, curve.low, curve.high
     ends = {"accuracy": "ci", "balanced_accuracy": "balanced", "f1": "f1", "auc": "auc"}
     none = np.full(n_layers, np.nan)

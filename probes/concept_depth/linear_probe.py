@@ -13,7 +13,7 @@ in the span of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,17 +69,28 @@ def fit(
         raise InputError(f"The inverse penalty c must be above 0, not {c}.")
     check_fit(features, labels)
     labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
+    chunks = [
+        _fit_chunk(x, labels.to(x.device), float(c), standardize, tolerance, max_iter)
+        for x in chunks_of_layers(features, device, check)
+    ]
+    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
+    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
+
+
+def chunks_of_layers(
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    device: torch.device | str | None,
+    check: Callable[[], None] | None,
+) -> Iterator[torch.Tensor]:
+    """Features [L][n, d] as many layers at a time as are solved together, each [b, n, d] float64 on the device
+    (default: where they are). `check` is called before each and may raise."""
     n, d = features[0].shape
     device = torch.device(device) if device is not None else features[0].device
     per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
-    chunks = []
     for start in range(0, len(features), per_chunk):
         if check is not None:
             check()
-        x = torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
-        chunks.append(_fit_chunk(x, labels.to(device), float(c), standardize, tolerance, max_iter))
-    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
-    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
+        yield torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
 
 
 def check_fit(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarray | torch.Tensor) -> None:
@@ -96,6 +107,11 @@ def check_fit(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarra
         raise InputError("A probe separates two classes; labels must be 0 and 1.")
     if len(found) < 2:
         raise InputError(f"All {len(labels)} training labels are of one class; a probe needs both.")
+    finite_features(features)
+
+
+def finite_features(features: Sequence[torch.Tensor] | torch.Tensor) -> None:
+    """Raise InputError, naming the layer, for features that are not finite."""
     for layer, x in enumerate(features):
         if not torch.isfinite(x).all():
             raise InputError(
@@ -110,9 +126,7 @@ def _fit_chunk(x, y, c, standardize, tolerance, max_iter):
     x -= mean[:, None]
     deviation = torch.ones(b, d, dtype=x.dtype, device=x.device)
     if standardize:
-        spread = x.square().mean(1).sqrt()
-        # a constant feature stays zero; what is left of it after centring is rounding
-        deviation = torch.where(spread > 1e-12 * mean.abs().clamp(min=1e-30), spread, torch.ones_like(spread))
+        deviation = spread_of(x, mean)
         x /= deviation[:, None]
     if n < d:  # in the span of the rows: x = z @ basis with orthonormal rows, ‖w‖ = ‖u‖ for w = basisᵀ u
         values, vectors = torch.linalg.eigh(x @ x.mT)
@@ -126,6 +140,12 @@ def _fit_chunk(x, y, c, standardize, tolerance, max_iter):
         w, intercept, iterations, error = _newton(x, y, c, tolerance, max_iter)
     w = w / deviation
     return w, intercept - (w * mean).sum(1), iterations, error
+
+
+def spread_of(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Standard deviation [b, d] of centred features [b, n, d]; 1 for a constant one, of which rounding is left."""
+    spread = x.square().mean(1).sqrt()
+    return torch.where(spread > 1e-12 * mean.abs().clamp(min=1e-30), spread, torch.ones_like(spread))
 
 
 def _newton(x, y, c, tolerance, max_iter):

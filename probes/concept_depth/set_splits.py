@@ -26,7 +26,7 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
     does where there are at least ten (but not for how="code"); those that no `group` column gave must bind more than
     `REPEATED` of the rows. Groups are dealt out so that the classes of every part are in proportion. Raises InputError
     where a part would lack a class."""
-    n, labels = len(concept), concept.labels
+    n, labels = len(concept), concept.strata
     by_group = concept.groups is not None and (
         groups == "yes" or (groups == "auto" and how != "code" and _worth_it(concept))
     )
@@ -34,29 +34,38 @@ def split(concept: ConceptSet, how: str, *, folds: int = 5, groups: str = "auto"
         raise InputError(f"The set '{concept.name}' has no 'group' column to split by, and no near-identical rows.")
     parts = folds if how == "kfold" else 1
     units = np.unique(concept.groups, return_inverse=True)[1] if by_group else np.arange(n)
-    least = int(min(np.bincount(labels, minlength=2)))
-    if how == "kfold" and (least < folds or units.max() + 1 < folds):
+    k = len(concept.classes) or int(labels.max()) + 1
+    least = int(min(np.bincount(labels, minlength=k)))
+    if not concept.classes and min(n, units.max() + 1) < 2 * folds:
+        raise InputError(
+            f"The set '{concept.name}' has {units.max() + 1} {'groups' if by_group else 'rows'} with a number: too few "
+            f"for {folds} folds of two; set fewer folds, or add rows."
+        )
+    if concept.classes and how == "kfold" and (least < folds or units.max() + 1 < folds):
+        which = "smaller" if k == 2 else "smallest"
         grouped = f" and {units.max() + 1} groups" if by_group else ""
         raise InputError(
-            f"The set '{concept.name}' has {least} rows in its smaller class{grouped}: too few for {folds} folds; set "
+            f"The set '{concept.name}' has {least} rows in its {which} class{grouped}: too few for {folds} folds; set "
             f"fewer folds, or split=paper, or add rows."
         )
     for _ in range(100):  # a draw by groups may miss a class; draw again
         if how == "code" and not by_group:
-            order = np.concatenate(
-                [np.flatnonzero(labels == concept.listed_first), np.flatnonzero(labels != concept.listed_first)]
-            )
+            classes = sorted(range(k), key=lambda j: j != concept.listed_first)
+            order = np.concatenate([np.flatnonzero(labels == j) for j in classes])
             tests = [np.sort(order[np.random.RandomState(42).permutation(n)[: int(np.ceil(0.4 * n))]])]
         elif by_group:
             tests = _by_group(labels, units, parts, 0.4 if how == "code" else 0.2, rng)
         else:
             tests = _stratified(labels, parts, rng)
-        train = [np.delete(labels, t) for t in tests]
-        if all(len(set(labels[t])) == 2 and len(set(rest)) == 2 for t, rest in zip(tests, train)):
+        if not concept.classes:
             return tests, by_group
+        train = [np.delete(labels, t) for t in tests]
+        if all(len(set(labels[t])) == k and len(set(rest)) == k for t, rest in zip(tests, train)):
+            return tests, by_group
+    every = "both" if k == 2 else f"all {k}"
     raise InputError(
         f"The set '{concept.name}' ({n} rows{', split by group' if by_group else ''}) cannot be split so that "
-        f"both parts have both classes; add rows{', or set groups=no' if by_group else ''}."
+        f"both parts have {every} classes; add rows{', or set groups=no' if by_group else ''}."
     )
 
 
@@ -94,7 +103,7 @@ def _stratified(labels: np.ndarray, folds: int, rng: np.random.Generator) -> lis
     """Test rows per fold, classes in proportion; a single fold takes 20 %."""
     share = np.empty(len(labels), dtype=int)
     parts = folds if folds > 1 else 5
-    for k in (0, 1):
+    for k in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == k))
         share[rows] = (np.arange(len(rows)) + rng.integers(parts)) % parts
     return [np.flatnonzero(share == k) for k in range(folds)]

@@ -11,16 +11,28 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.concept_depth import control_tasks, layer_curves, linear_probe, mean_difference
+from probes.concept_depth import (
+    class_measures,
+    control_tasks,
+    layer_curves,
+    linear_probe,
+    mean_difference,
+    multinomial_probe,
+)
 from probes.concept_depth.above_chance import above_chance
-from probes.concept_depth.causal import CAUSAL, causal_check
+from probes.concept_depth.causal import CAUSAL, asked_of, causal_check
+from probes.concept_depth.class_measures import on_the_scale_of_two
+from probes.concept_depth.class_tables import CLASSES, class_table
 from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.config import FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.directions import coefficients
 from probes.concept_depth.layer_features import layer_features
+from probes.concept_depth.number_measures import NUMBERS
+from probes.concept_depth.number_points import NUMBER_DEPTH
 from probes.concept_depth.peak_layer import peak, picked_elsewhere, picking_parts
 from probes.concept_depth.set_splits import Split
+from probes.concept_depth.steering_check import STEERING, steering_check
 from probes.concept_depth.transfer import fitted_on_all
 from probes.concept_depth.written_texts import WrittenTexts
 from workbench.core.context import Context
@@ -38,7 +50,7 @@ def study(
 ) -> dict[str, Any]:
     """Tables of one set, the coefficients of the probes of the first fold [L, d + 1], and, for transfer, of those
     fitted on all rows [1 + shuffles, L, d + 1]."""
-    model, (tests, by_group), labels = subject(), folds, concept.labels
+    model, (tests, by_group), labels, k = subject(), folds, concept.labels, len(concept.classes)
     where = {"dataset": concept.name, "condition": condition}
     features = layer_features(model, concept, written, config, context)
 
@@ -47,9 +59,9 @@ def study(
     units = groups if by_group else None
     clusters = groups[rows]
     n = len(set(clusters))
-    _warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
+    warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
 
-    fit = fitter(config, model.device, context)
+    fit = fitter(config, model.device, context, classes=k)
     score = partial(layer_curves.score_held_out, features, tests=tests)
     held_out = score(labels, fit=fit)
     layer_curves.warn_of_what_did_not_converge(held_out, concept.name, condition, context)
@@ -67,17 +79,23 @@ def study(
         rng=context.rng(f"shuffle {concept.name}"),
     )
     context.check()
-    judged = above_chance(curve.value["balanced_accuracy"], control.balanced, control.ways)
+    scaled = partial(on_the_scale_of_two, classes=k)
+    judged = above_chance(scaled(curve.value["balanced_accuracy"]), scaled(control.balanced), control.ways)
     tasks = _control_tasks(concept, features, fit, config, context)
     selective = control_tasks.selectivity(curve.value["accuracy"], curve.low["accuracy"], curve.high["accuracy"], tasks)
-    points = row_of_points(curve.value["accuracy"], curve.resampled, control.accuracy, judged)
+    resampled = None if curve.resampled is None else scaled(curve.resampled)
+    points = row_of_points(scaled(curve.value["accuracy"]), resampled, scaled(control.accuracy), judged)
     points |= peak(curve.hits, parts, clusters, curve.resampled, control.peak) | {"n": n, "n_test": len(rows)}
-    causal = []
+    causal, steered = [], []
     if condition == "clean":
         _warn_of_chance_jumps(concept, points, context)
         picked = picked_elsewhere(curve.hits, parts)[0] if len(tests) > 1 else [points["peak_layer"]]
         layers = {"peak": [int(picked[0])], "all": list(range(model.n_layers)), "off": []}[config.causal]
-        causal = causal_check(model, concept, written, tests[0], features, held_out.probes, layers, config, context)
+        probes = held_out.probes
+        asked = asked_of(model, concept, written, tests[0], config, context) if layers else None
+        if asked is not None and isinstance(probes, linear_probe.LinearProbes):  # of two classes
+            causal = causal_check(model, concept, asked, features, probes, layers, config, context)
+            steered = steering_check(model, concept.name, asked, features, probes, layers, config, context)
     table = layer_curves.layer_table(
         where,
         curve,
@@ -92,15 +110,21 @@ def study(
     return {
         "layers": table,
         "depth": pl.DataFrame([where | points], schema=DEPTH),
-        "controls": control_table(where, control.accuracy, control.peak),
+        "controls": control_table(where, scaled(control.accuracy), control.peak),
         "path": layer_curves.penalty_path(
             where,
             config.c_path,
-            lambda c: linear_probe.metrics(
-                score(labels, fit=fitter(replace(config, c=c), model.device, context)).scores, truth
+            lambda c: class_measures.metrics(
+                score(labels, fit=fitter(replace(config, c=c), model.device, context, classes=k)).scores, truth
             ),
         ),
+        "classes": class_table(where, concept, held_out.scores, truth, clusters, tests, control)
+        if k > 2
+        else pl.DataFrame(schema=CLASSES),
+        "numbers": pl.DataFrame(schema=NUMBERS),
+        "number_depth": pl.DataFrame(schema=NUMBER_DEPTH),
         "causal": pl.DataFrame([where | row for row in causal], schema=CAUSAL),
+        "steering": pl.DataFrame([where | row for row in steered], schema=STEERING),
         "coefficients": coefficients(held_out.probes),
         "fitted_on_all": fitted_on_all(
             features,
@@ -110,17 +134,17 @@ def study(
             shuffles=config.shuffles,
             rng=context.rng(f"transfer {concept.name}"),
         )
-        if config.transfer and condition == "clean"
+        if config.transfer and condition == "clean" and k == 2
         else np.empty(0),
     }
 
 
-def fitter(config: Config, device: torch.device, context: Context) -> layer_curves.Fit:
-    """The classifier that the config asks for: a probe a layer of features and labels."""
+def fitter(config: Config, device: torch.device, context: Context, *, classes: int = 2) -> layer_curves.Fit:
+    """The classifier that the config asks for, of so many classes: a probe a layer of features and labels."""
     options: dict[str, Any] = {"standardize": config.standardize, "device": device, "check": context.check}
     if config.classifier == "mean_difference":
-        return partial(mean_difference.fit, **options)
-    return partial(linear_probe.fit, c=config.c, **options)
+        return partial(mean_difference.fit if classes == 2 else mean_difference.nearest_mean, **options)
+    return partial(linear_probe.fit if classes == 2 else multinomial_probe.fit, c=config.c, **options)
 
 
 def _control_tasks(
@@ -130,14 +154,16 @@ def _control_tasks(
 
     def accuracy(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         probes = fit([x[train] for x in features], labels[train])
-        return ((probes.scores([x[test] for x in features]) > 0) == labels[test].astype(bool)).mean(1)
+        return class_measures.right(probes.scores([x[test] for x in features]), labels[test]).mean(1)
 
     types = control_tasks.types_of(concept)
     rng = context.rng(f"control tasks {concept.name}")
-    return control_tasks.task_accuracies(accuracy, types, len(features), tasks=config.control_tasks, rng=rng)
+    return control_tasks.task_accuracies(
+        accuracy, types, len(features), tasks=config.control_tasks, rng=rng, classes=len(concept.classes)
+    )
 
 
-def _warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:
+def warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:
     """Say where the test rows, or the groups that they belong to (`n`), are too few; `folds`: every row is tested
     already."""
     if n < FEW_GROUPS and concept.groups is not None:

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection.config import BIBTEX, Config, read_pool, read_target, validate
+from probes.data_selection.config import BIBTEX, NO_DIVERSITY, Config, read_pool, read_target, validate
 from probes.data_selection.estimate import estimate
-from probes.data_selection.precisions import row_groups, selected_by_any, verdict
+from probes.data_selection.precisions import clusters_in, row_groups, selected_by_any, verdict
 from probes.data_selection.rankings import bm25, compare
 from probes.data_selection.samples import TokenizedSamples, inputs_table, labels_of, target_files, tokenize
 from probes.data_selection.selection import (
@@ -61,6 +61,7 @@ from workbench.models.model_outline import Facts
 from workbench.models.prompt_style import check_style, style_of
 
 if TYPE_CHECKING:
+    from probes.data_selection.held_out import HeldExamples
     from probes.data_selection.sample_vectors import Reader
 
 RANDOM_DRAWS = 20  # of the baseline `random`, whose numbers are their means
@@ -112,6 +113,19 @@ def example(model: Facts) -> dict[str, object]:
         "effects": ("feature", "promotes", "promoted_by", "suppresses", "suppressed_by"),
         "shared": ("target", "row", "feature", "in_sample", "in_target", "both", "contribution", "lift"),
         "map": ("row", "x", "y"),
+        "feature_effects": (
+            "target",
+            "feature",
+            "loss_change",
+            "control_change",
+            "difference",
+            "ci_low",
+            "ci_high",
+            "n",
+        ),
+        "diversity": ("target", "selection", "features_covered", "mean_score", "n", "rows", "draws"),
+        "finetuning": ("target", "condition", "seed", "loss_before", "loss_after", "n", "rows"),
+        "finetuning_gain": ("target", "against", "difference", "ci_low", "ci_high", "n", "rows", "seeds"),
     },
     bibtex=BIBTEX,
     data=DataSpec(
@@ -152,12 +166,24 @@ def run(model, config: Config, context: Context) -> Result:
             "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it "
             "with --engine hf."
         )
-    from probes.data_selection import contributions, feature_statistics, pool_map, pool_scores, prototypes
+    from probes.data_selection import (
+        contributions,
+        feature_effects,
+        feature_statistics,
+        finetuning,
+        pool_map,
+        pool_scores,
+        prototypes,
+    )
+    from probes.data_selection import diversity as varied
     from probes.data_selection.explanations import explain
+    from probes.data_selection.held_out import groups_of
     from probes.data_selection.sample_vectors import open_reader, without_sinks
 
     check_style(model, style_of(config))
     reader = open_reader(model, config, context)
+    if config.feature_effects:
+        feature_effects.check_effects(reader)
     frame = read_pool(config, context.data, context.read_as)
     tables_of = {
         name: read_target(config, name, path, context.read_as)
@@ -166,6 +192,7 @@ def run(model, config: Config, context: Context) -> Result:
     labels, said = labels_of(frame, tables_of, config.label)
     if said:
         context.warn(said)
+    tables_of, held = _held_out(model, config, tables_of, context)
     pool = _tokenized(reader, frame, "pool")
     examples = {name: _tokenized(reader, table, f"target {name}") for name, table in tables_of.items()}
     examples, tables_of = _that_count(examples, tables_of)
@@ -198,6 +225,11 @@ def run(model, config: Config, context: Context) -> Result:
     among = eligible(pool, examples, config, context)
     orders = orders_of(scores, chance, among, context)
     main, names = reader.main, targets.names
+    diverse, more_said = varied.EMPTY, {}
+    if config.diversity != NO_DIVERSITY:
+        plain, words = orders[main][0], texts(frame, config.tokens)
+        best, diverse, more_said = varied.diversified(reader, pool, frame, words, scores[main], plain, among)
+        scores[f"{main}_plain"], orders[f"{main}_plain"], orders[main] = scores[main], [plain], [best]
     selected = orders[main][0]
     tables = {
         "scores": score_table(pool, scores[main], resampled, selected, among, labels),
@@ -207,8 +239,9 @@ def run(model, config: Config, context: Context) -> Result:
     sizes = _sizes(config, among.size, len(pool))
     groups = row_groups(frame, texts(frame, config.tokens), selected_by_any(orders, max(sizes.values())), context)
     tables |= compare(names, scores, orders, sizes, labels=labels, groups=groups, **lengths)
+    measured = finetuning.material_of(model, config, frame, held, context) if held is not None else None
     tables |= {
-        "inputs": inputs_table(pool, examples),
+        "inputs": inputs_table(pool, examples, measured.held_samples() if measured else None),
         "features": feature_statistics.feature_table(targets, features, about, lifted, wanted, statistics, reader.sae),
         "quality": feature_statistics.quality_table(reader, statistics),
     }
@@ -222,11 +255,41 @@ def run(model, config: Config, context: Context) -> Result:
         export(context.out, tables["selected"], files)
         write_training_files(context.out, tables["selected"], frame, context.data, files, **how)
     summary = _summary(tables, pool, among, reader)
+    summary["pool_clusters"] = clusters_in(frame, texts(frame, config.tokens))
     if labels is not None:
         relevant = labels[0][:, None] == np.array(labels[1])
         summary |= verdict(orders, main, relevant, groups, among.size)
     summary |= contributions.marks(lifted)
+    tables |= finetuning.EMPTY | diverse
+    summary |= more_said
+    tables |= feature_effects.EMPTY
+    if config.feature_effects:
+        alike = {name: groups_of(table) for name, table in tables_of.items()}
+        read = feature_effects.measured_texts(reader, pool, frame, texts(frame, config.tokens), examples, alike)
+        leading = [own[: config.feature_effects] for own in features]
+        more, said = feature_effects.effects(reader, read, targets, leading)
+        tables, summary = tables | more, summary | said
+    if measured is not None:
+        best_of = {name: orders[main][0][t] for t, name in enumerate(names)}
+        more, said = finetuning.finetune(model, config, measured, best_of, among.size, context)
+        tables, summary = tables | more, summary | said
     return Result(tables, {}, summary | counted_rows(context) | counted_sinks(context))
+
+
+def _held_out(
+    model: Any, config: Config, tables: dict[str, pl.DataFrame], context: Context
+) -> tuple[dict[str, pl.DataFrame], HeldExamples | None]:
+    """The examples that build the prototypes, and with finetune=true those that do not. Raises InputError for a model
+    that cannot be fine-tuned."""
+    if not config.finetune:
+        return tables, None
+    from probes.data_selection.held_out import split_examples
+    from probes.data_selection.training import check_trainable
+
+    if context.edits:
+        raise InputError("finetune=true trains the model as it is, without edits; leave out the edit, or finetune.")
+    check_trainable(model, config.finetune_weights)
+    return split_examples(tables, config.finetune_held_out, context)
 
 
 def _tokenized(reader: Reader, table: pl.DataFrame, what: str) -> TokenizedSamples:

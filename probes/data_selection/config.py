@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -37,6 +38,8 @@ BIBTEX = """@inproceedings{ma2025mona,
   note={arXiv:2503.15573}
 }"""  # noqa: E501
 METHODS = ("bm25", "neurons", "hidden", "random")
+NO_DIVERSITY, COPIES, COVERAGE = DIVERSITIES = ("none", "near_duplicates", "features")
+ALL_WEIGHTS, LORA = WEIGHTS = ("all", "lora")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,62 @@ class Config:
         later=True,
     )
     export_scores: bool = option(False, "also write target, rank, row and score into the files to train on", later=True)
+    diversity: str = option(
+        NO_DIVERSITY,
+        "rows that do not all say the same: none (by score alone), near_duplicates (by score, one of those that say "
+        "almost the same), features (greedily the row that adds most features to those of the rows before)",
+        choices=DIVERSITIES,
+        later=True,
+    )
+    diversity_among: int = option(
+        3, "with diversity, the rows that it chooses among: so many times those selected, by score", low=1, later=True
+    )
+    diversity_threshold: float = option(
+        0.0,
+        "with diversity=features, number in a row's vector above which it has a feature",
+        low=0,
+        high=1e6,
+        later=True,
+    )
+    feature_effects: int = option(
+        0,
+        "features per target, the first of those explained, that are switched off while texts are read, beside random "
+        "ones as active; 0: none",
+        low=0,
+        high=100_000,
+        later=True,
+    )
+    effect_controls: int = option(20, "random features beside each that is switched off", low=2, high=1000, later=True)
+    effect_rows: int = option(
+        64, "random rows of the pool read without each feature, besides the examples", low=5, high=1_000_000, later=True
+    )
+    finetune: bool = option(
+        False,
+        "fine-tune a copy of the model on the selected rows, on as many random ones and on the whole pool, for the "
+        "same number of tokens, and compare the loss of held-out examples of the target",
+        later=True,
+    )
+    finetune_weights: str = option(
+        ALL_WEIGHTS,
+        "what of the copy is trained: all weights, or a lora beside them (needs peft)",
+        choices=WEIGHTS,
+        later=True,
+    )
+    finetune_held_out: float = option(
+        0.5, "with finetune, share of each target's examples that builds no prototype", low=0.05, high=0.95, later=True
+    )
+    finetune_seeds: int = option(5, "fine-tunings of every condition", low=3, high=1000, later=True)
+    finetune_epochs: int = option(
+        2,
+        "tokens of a fine-tuning: as in so many passes over the selected number of rows",
+        low=1,
+        high=10_000,
+        later=True,
+    )
+    finetune_batch: int = option(8, "rows (of the pool's mean length) in one step", low=1, high=1_000_000, later=True)
+    finetune_rate: float = option(
+        1e-4, "learning rate at the beginning, down to 0 in a cosine", low=0, high=1, later=True
+    )
     columns: tuple[str, ...] = columns_option("prompt:question,response:solution")
     long: str = long_option("cut", cut=True)
     chunk: int = option(1024, "pool samples in one resumable part", low=1)
@@ -145,6 +204,16 @@ class Config:
         check_prompt_options(self, slots=("prompt", "response"))
         if self.sae == "none" and not self.baselines:
             raise ValueError("sae=none leaves the baselines, and there are none")
+        if self.diversity == COVERAGE and self.sae == "none":
+            raise ValueError(f"diversity={COVERAGE} needs an autoencoder, and sae=none leaves none")
+        if self.feature_effects and self.sae == "none":
+            raise ValueError("feature_effects switches features of an autoencoder off, and sae=none leaves none")
+        if self.feature_effects > self.features:
+            raise ValueError(
+                f"feature_effects={self.feature_effects} is more than the {self.features} features that are explained"
+            )
+        if self.finetune_rate == 0:
+            raise ValueError("a finetune_rate of 0 trains nothing; give one above 0, such as 1e-4")
         if min(self.ratio, *self.ratios, 1) == 0:
             raise ValueError("a ratio of 0 selects nothing; give one above 0, or a number of samples (k)")
 
@@ -180,6 +249,21 @@ def _check_talks(config: Config, samples: pl.DataFrame, where: str) -> None:
             raise InputError(f"{where}, row {row}: the talk begins with a system message of its own; leave out system.")
 
 
+def _check_finetuning(config: Config, targets: Mapping[str, pl.DataFrame]) -> None:
+    """Raise InputError for a fine-tuning without peft that needs it, and for targets of which none can be held out."""
+    if not config.finetune:
+        return
+    if config.finetune_weights == LORA and find_spec("peft") is None:
+        raise InputError(
+            "peft is not installed here, which finetune_weights=lora needs; install the extra "
+            "(pip install 'interpretability-workbench[adapter]'), or use finetune_weights=all."
+        )
+    if few := [name for name, table in targets.items() if table.height < 2]:
+        raise InputError(
+            f"The target '{few[0]}' has one example, and finetune=true holds some out; give at least two, better ten."
+        )
+
+
 def validate(config: Config, data: Path | None, model: str | None = None) -> None:
     """Read pool and targets, find the autoencoder: what cannot work is said before a model is loaded."""
     pool = read_pool(config, data)
@@ -199,6 +283,7 @@ def validate(config: Config, data: Path | None, model: str | None = None) -> Non
         raise InputError(f"{data} has no column '{config.label}' (label); it has {', '.join(pool.columns)}.")
     labels_of(pool, targets, config.label)
     check_form(config.export, pool, data)
+    _check_finetuning(config, targets)
     site = None
     if config.site != "auto":
         from workbench.models.sites import Site

@@ -8,15 +8,18 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.data_selection.comparison_figures import clusters_of_pool
 from workbench.core.errors import InputError
 from workbench.figures import style as theme
 from workbench.figures import traces
-from workbench.figures.layout import dressed, sheet, ticks, y_axis
+from workbench.figures.figure_geometry import columns_of
+from workbench.figures.layout import about, dressed, sheet, ticks, y_axis
 from workbench.figures.run_tables import finite, maybe, model_name, need, numbers
 from workbench.figures.text_table import word_table
 
 TOP = 12
 PASSAGES = 2  # of a feature, on its card
+BEFORE, AFTER = 28, 20  # characters around the strongest token: so few that a narrow card shows it
 
 
 def feature_map(run: Any) -> go.Figure:
@@ -44,7 +47,7 @@ def feature_map(run: Any) -> go.Figure:
         cells=(len(targets), len(chosen)),
         note=f"The {each} features that "
         + ("set each target apart most" if by != ["weight"] else "weigh most for each target")
-        + "; grey: not among a target's features.",
+        + "; a cell has no value where a feature is not among a target's.",
     )
     ends = traces.limits(values)
     traces.colour_scale(fig, ends, "weight")
@@ -81,15 +84,15 @@ def features(run: Any) -> go.Figure:
     note = "Feature number" + (" and the tokens on which it is strongest" if named else "") + "."
     if by == "contribution":
         note = (
-            f"{note} ×: how much more often it fires on the examples than in the pool. Blue: the target's own (at "
-            f"least twice as often; false discovery rate 5 %)."
+            f"{note} Contribution: its part of the similarity, above the pool's. ×: how much more often it fires on "
+            f"the examples than in the pool. Blue: the target's own (at least twice as often; FDR 5 %)."
         )
     fig = sheet(
         [str(t) if len(targets) > 1 else "" for t in targets],
         title=f"What sets the targets apart, {model_name(run)}"
         if by != "weight"
         else f"The targets, {model_name(run)}",
-        x="part of the similarity, above the pool's" if by != "weight" else "weight in the target",
+        x="contribution" if by != "weight" else "weight in the target",
         y_ticks=[ticks(range(len(names)), names, keep=True) for names in labels],
         share_x=by != "weight",
         share_y=False,
@@ -168,7 +171,8 @@ def cards(run: Any) -> go.Figure:
         *(["makes likelier"] if promoted else []),
     ]
     note = "Fires on: share of the pool's tokens." if density else ""
-    return word_table(columns, rows, title="Features and the passages that they fire on", most=TOP, note=note)
+    fig = word_table(columns, rows, title="Features and the passages that they fire on", most=TOP, note=note)
+    return about(fig, **clusters_of_pool(run))
 
 
 def quality(run: Any) -> go.Figure:
@@ -230,8 +234,12 @@ def _peak(row: dict) -> tuple[int, str]:
 def _passage(row: dict) -> str:
     index, _ = _peak(row)
     tokens = [str(t).replace("Ġ", " ").replace("▁", " ") for t in row["tokens"]]
-    around = range(max(0, index - 14), min(len(tokens), index + 8))
-    text = "".join(_bracketed(tokens[i]) if i == index else tokens[i] for i in around)
+    first, last = index, index + 1
+    while first > 0 and sum(map(columns_of, tokens[first - 1 : index])) <= BEFORE:
+        first -= 1
+    while last < len(tokens) and sum(map(columns_of, tokens[index + 1 : last + 1])) <= AFTER:
+        last += 1
+    text = "".join(_bracketed(tokens[i]) if i == index else tokens[i] for i in range(first, last))
     return " ".join(text.split())
 
 

@@ -68,6 +68,14 @@ def row_groups(pool: pl.DataFrame, texts: Sequence[str], rows: np.ndarray, conte
     return found
 
 
+def clusters_in(pool: pl.DataFrame, texts: Sequence[str]) -> int:
+    """How many clusters of rows the whole pool has; of more than MOST_COMPARED rows, how many that do not say the
+    same."""
+    if len(texts) > MOST_COMPARED and "group" not in pool.columns:
+        return len(set(texts))
+    return len(np.unique(row_groups(pool, texts, np.arange(len(texts)), Context())))
+
+
 def selected_by_any(orders: Orders, deepest: int) -> np.ndarray:
     """The rows that any method selects for any target, in ascending order."""
     found = [order[:deepest] for draws in orders.values() for order in chain.from_iterable(draws)]

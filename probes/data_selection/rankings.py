@@ -21,6 +21,8 @@ OVERLAP = {
     "method_b": pl.String,
     "overlap": pl.Float64,
     "expected": pl.Float64,
+    "n": pl.Int64,
+    "rows": pl.Int64,
 }
 
 
@@ -113,11 +115,11 @@ def compare(
             for ratio, k in sizes.items():
                 k = min(k, len(best[method][0]))
                 where = {"target": name, "method": method, "ratio": ratio, "k": k}
-                length.append(where | _lengths(lengths, best[method], k, float(target_lengths[t])))
+                length.append(where | _lengths(lengths, best[method], k, float(target_lengths[t]), groups))
                 if relevant and relevant[0].any():
                     precision.append(where | precision_row(relevant, best[method], groups, k))
         for ratio, k in sizes.items():
-            overlap += [{"target": name, "ratio": ratio} | pair for pair in _overlaps(best, k)]
+            overlap += [{"target": name, "ratio": ratio} | pair for pair in _overlaps(best, k, groups)]
     return {
         "selections": pl.concat(selections),
         "precision": pl.DataFrame(precision, schema=PRECISION).with_columns(pl.col("ci_low", "ci_high").fill_nan(None)),
@@ -126,20 +128,27 @@ def compare(
     }
 
 
-def _lengths(lengths: np.ndarray, draws: Sequence[np.ndarray], k: int, target_mean: float) -> dict[str, float]:
+def _lengths(
+    lengths: np.ndarray, draws: Sequence[np.ndarray], k: int, target_mean: float, groups: np.ndarray
+) -> dict[str, float]:
     chosen = [lengths[rows[:k]] for rows in draws]
     return {
         "mean": float(np.mean(chosen)),
         "median": float(np.mean(np.median(chosen, axis=1))),
         "target_mean": target_mean,
         "pool_mean": float(lengths.mean()),
+        "n": len(np.unique(groups[draws[0][:k]])),
+        "rows": k,
     }
 
 
-def _overlaps(best: Mapping[str, Sequence[np.ndarray]], k: int) -> Iterator[dict[str, Any]]:
-    """Of every two methods, the share of the first k rows that they have in common, mean over their draws."""
+def _overlaps(best: Mapping[str, Sequence[np.ndarray]], k: int, groups: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Of every two methods, the share of the first k rows that they have in common, mean over their draws; `rows` that
+    either selects (in its first draw), in `n` clusters."""
     for a, b in combinations(best, 2):
         n = len(best[a][0])
         size = min(k, n)
         common = np.mean([len(np.intersect1d(x[:k], y[:k])) / size for x in best[a] for y in best[b]])
-        yield {"k": size, "method_a": a, "method_b": b, "overlap": float(common), "expected": size / n}
+        either = np.union1d(best[a][0][:k], best[b][0][:k])
+        counts = {"n": len(np.unique(groups[either])), "rows": len(either)}
+        yield {"k": size, "method_a": a, "method_b": b, "overlap": float(common), "expected": size / n} | counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,10 +187,14 @@ def labels_of(
     return ((label, own) if len(lost) < len(own) else None), said
 
 
-def inputs_table(pool: TokenizedSamples, examples: dict[str, TokenizedSamples]) -> pl.DataFrame:
-    """`inputs`: what was read of the pool and of each target, and which tokens counted."""
+def inputs_table(
+    pool: TokenizedSamples, examples: dict[str, TokenizedSamples], held: Mapping[str, TokenizedSamples] | None = None
+) -> pl.DataFrame:
+    """`inputs`: what was read of the pool and of each target, and which tokens counted; of the `held` out examples, in
+    the loss."""
     tables = []
     every = [("pool", None, pool), *(("target", name, samples) for name, samples in examples.items())]
+    every += [("held_out", name, samples) for name, samples in (held or {}).items()]
     for role, name, samples in every:
         ids = pl.Series("ids", samples.ids).cast(pl.List(pl.Int32))
         mask = pl.Series("mask", samples.masks).cast(pl.List(pl.Boolean))

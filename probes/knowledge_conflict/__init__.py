@@ -14,16 +14,17 @@ in place of its own. `variant=direct` freezes all else, `direct_mlp` lets MLPs r
 the better of total and direct on validation. Importance is the loss of log p: I = log p_before(a) − log p_patched(a);
 the normaliser cancels in I_memory − I_context: the score of a head is the change of logit(a_m) − logit(a_c). Step C
 estimates the total effect from gradients, and is compared with the direct and the total one. Step D prunes the best
-heads of each side, against random heads of the same layers. Roles depend on the kind of conflict: `groups` and
-`head_groups` report by the file's source, relation, form.
+heads of each side, against random heads of the same layers; where asked for, a prompt that asks, context-aware decoding
+and the follow-up's dual run stand beside it. Roles depend on the kind of conflict: `groups` and `head_groups` report by
+the file's source, relation, form.
 
 Choices of ours: a head has a role if its score is told from zero over subjects, at a false discovery rate of 5 % over
 heads, and has a least size; it is `mixed` if its sign hangs on the kind of conflict; heads to prune are selected
-greedily, each together with those before it, so that lists can be shorter than k; k = 0 is a choice too,
-and k may cost at most `max_clean_drop` of clean accuracy on validation (1 = JuICE's rule); an answer that names both
-sides counts for the one it names first; a subject is in one split only; the names of a corrupted prompt are those of
-other items of the same relation. Left out: corruption by Gaussian noise on the names' embeddings, exact match for
-open-domain QA with retrieved passages.
+greedily, each together with those before it, so that lists can be shorter than k, and none that costs more than
+`max_clean_drop` of clean accuracy is taken; k = 0 is a choice too, and k may cost as much on validation (1 = JuICE's
+rule); an answer that names both sides counts for the one it names first; a subject is in one split only; the names of a
+corrupted prompt are those of other items of the same relation. Left out: corruption by Gaussian noise on the names'
+embeddings, exact match for open-domain QA with retrieved passages.
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ import numpy as np
 import polars as pl
 
 from probes.knowledge_conflict.asking import Asking, asking
-from probes.knowledge_conflict.config import BIBTEX, ESSAYS, FALSE_DISCOVERIES, NEEDS, ROLES, TRIED, Config
+from probes.knowledge_conflict.config import (
+    BIBTEX,
+    ESSAYS,
+    FALSE_DISCOVERIES,
+    NEEDS,
+    PATHS_NEED,
+    ROLES,
+    TRIED,
+    Config,
+)
 from probes.knowledge_conflict.estimate import estimate
 from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
 from probes.knowledge_conflict.items import (
@@ -50,6 +60,7 @@ from probes.knowledge_conflict.items import (
     build_items,
     read_conflicts,
 )
+from probes.knowledge_conflict.tables import KEYS, TABLES
 from workbench import organisms
 from workbench.core.cells import as_label
 from workbench.core.column_names import column_map
@@ -80,6 +91,9 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
         reason, others = reasons[-1], [v for v in NEEDS if facts is not None and facts.why_not(NEEDS[v]) is None]
         instead = f" Use variant={others[-1]}." if others else ""
         raise InputError(f"variant={config.variant} cannot be measured: {reason[:1].lower()}{reason[1:]}{instead}")
+    reason = facts.why_not(PATHS_NEED) if facts is not None and config.path_heads else None
+    if reason is not None:
+        raise InputError(f"path_heads cannot be measured: {reason[:1].lower()}{reason[1:]} Leave it at 0.")
     if config.kind and not _of_kind(rows, config.kind):
         there = ", ".join(sorted({f"{c}:{row[c]}" for row in rows for c in GROUPS if row.get(c) is not None}))
         raise InputError(f"{_named(data)} has no kind of conflict '{config.kind}'; it has {there or 'none'}.")
@@ -90,69 +104,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
     title="Knowledge conflict",
     summary="Which heads follow memory and which follow the context when the two disagree, and how pruning them tips "
     "the balance.",
-    tables={
-        "heads": (
-            "layer",
-            "head",
-            "memory_importance",
-            "context_importance",
-            "gradient_memory",
-            "gradient_context",
-            "role",
-            "p_adjusted",
-            "ci_low",
-            "ci_high",
-        ),
-        "flow": ("component", "window_start", "source", "delta_memory", "delta_context"),
-        "pruning": (
-            "role",
-            "k",
-            "heads",
-            "draw",
-            "ablation",
-            "memory_rate",
-            "context_rate",
-            "other_rate",
-            "clean_accuracy",
-        ),
-        "groups": (
-            "role",
-            "k",
-            "heads",
-            "column",
-            "group",
-            "n",
-            "memory_rate",
-            "context_rate",
-            "other_rate",
-            "clean_accuracy",
-        ),
-        "head_groups": (
-            "column",
-            "group",
-            "n",
-            "layer",
-            "head",
-            "memory_importance",
-            "context_importance",
-            "score",
-            "ci_low",
-            "ci_high",
-        ),
-        "inputs": ("row", "ids", "corrupt_ids", "position", "memory_id", "context_id", "split"),
-        "answers": (
-            "row",
-            "role",
-            "k",
-            "subject",
-            "answer",
-            "distractor",
-            "before",
-            "before_kind",
-            "after",
-            "after_kind",
-        ),
-    },
+    tables=TABLES,
     bibtex=BIBTEX,
     data=DataSpec(
         required=COLUMNS,
@@ -170,7 +122,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
     example=example,
     example_models=("organism",),
     needs=("tokenizer", "heads_apart"),
-    leaves={"pruned_heads*.json": HEAD_MASK},
+    leaves={"pruned_heads*.json": HEAD_MASK, "dual_run*.json": "dual run"},
     head_scores={
         "heads": (
             "score",
@@ -186,26 +138,21 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
             "side",
         )
     },
-    keys={
-        "heads": ("layer", "head"),
-        "flow": ("component", "window_start", "source"),
-        "pruning": ("role", "k", "heads", "draw"),
-        "groups": ("role", "k", "heads", "column", "group"),
-        "head_groups": ("column", "group", "layer", "head"),
-        "validation": ("variant", "role", "k"),
-        "answers": ("row", "source", "role", "k"),
-        "inputs": ("row",),
-    },
-    version=3,
+    keys=KEYS,
+    version=4,
 )
 def run(model, config: Config, context: Context) -> Result:
     """Measure every head on the find split, choose k on validation, prune on test.
 
     Raises InputError when no item can be measured or the model knows none of them."""
+    from probes.knowledge_conflict.baselines import instructed
+    from probes.knowledge_conflict.dual_runs import dual_runs
     from probes.knowledge_conflict.head_importance import gradient_ranks, head_effects, head_groups, head_table
     from probes.knowledge_conflict.head_masks import save_masks, supported
-    from probes.knowledge_conflict.head_selection import head_lists
+    from probes.knowledge_conflict.head_selection import head_lists, some_items
+    from probes.knowledge_conflict.head_to_head import paths
     from probes.knowledge_conflict.information_flow import flow
+    from probes.knowledge_conflict.patched_positions import patching
     from probes.knowledge_conflict.pruning import ablation, prune
 
     if context.engine != "hf":
@@ -217,17 +164,25 @@ def run(model, config: Config, context: Context) -> Result:
     items, skipped = _items(model, config, context, how)
     items, known = _known(model, config, context, items)
     split = _split(items, config, context)
-    find = split["find"]
+    find, asked = split["find"], instructed(config, context, how, split["test"])
     effects, gradient = head_effects(model, config, context, find)  # steps B and C
     ablated = ablation(model, config, context, split["validation"])
     lists, _gates = head_lists(model, config, context, find, effects, ablated)
-    pruned, summary, chosen, variant = prune(model, config, context, split, lists, ablated)  # step D
+    pruned, summary, chosen, variant = prune(model, config, context, split, lists, ablated, asked)  # step D
     heads = head_table(model, config, effects, gradient, find, variant)
+    mixed = (heads["role"] == "mixed").to_numpy().reshape(model.n_layers, model.n_heads)
+    dual, said = dual_runs(model, config, context, split, some_items(find, config, context), mixed)
+    if dual:
+        pruned["pruning"] = pl.concat([pruned["pruning"], pl.DataFrame(dual)], how="diagonal_relaxed")
     tables = {
         "heads": heads,
         "head_groups": head_groups(model, config, effects[variant], find),
         "flow": flow(model, config, context, find[: config.flow_items]),  # step A
     }
+    if config.patch_items:
+        tables["patching"] = patching(model, config, context, find[: config.patch_items])
+    if config.path_heads:
+        tables["paths"] = paths(model, config, context, split["validation"][: config.path_items], heads)
     save_masks(model, config, context, chosen, summary)
     roles = {f"{role}_heads": heads.filter(pl.col("role") == role).height for role in (*ROLES, "mixed")}
     summary = {
@@ -241,6 +196,7 @@ def run(model, config: Config, context: Context) -> Result:
         **roles,
         "false_roles_expected": FALSE_DISCOVERIES * sum(roles.values()),
         **summary,
+        **said,
         **{f"{role}_pruned_supported": supported(role, summary) for role in ROLES},
         **gradient_ranks(config, context, effects, gradient, find, variant),
         "status": "specification of this project; the paper's body was not available",

@@ -22,6 +22,7 @@ from workbench.stats.intervals import Estimate
 
 SIDES = ("memory", "context", "other")
 MAX_CLEAN_LOSS = 0.02  # of clean accuracy on test; more is warned of
+UNSURE = 0.05  # a loss of as much that the interval does not exclude is said, whatever the change itself
 GROUP_RATES = {
     "role": pl.String,
     "k": pl.Int64,
@@ -149,12 +150,7 @@ def gain(
     if not k:
         missing = (f"{wanted}_rate", f"random_{wanted}_rate", "compared_with", *GAINS)
         return {f"{name}_k": k} | dict.fromkeys(f"{name}_{what}" for what in missing)
-    subjects, old, new = before["subject"].to_numpy(), hits(before), hits(top)
-    by_chance = np.stack([hits(found)[wanted] for found in randoms])
-    gained = change(new[wanted] - old[wanted], subjects)
-    chance_helps = by_chance.mean() >= old[wanted].mean()
-    over = change(new[wanted] - by_chance, subjects) if chance_helps else gained
-    clean = change(new["clean"] - old["clean"], subjects)
+    gained, over, clean, chance_helps = gains_of(wanted, before, top, randoms)
     _warn_of_gain(gained, "pruning none", role, k, context)
     if chance_helps:
         _warn_of_gain(over, "pruning random heads of the same layers", role, k, context)
@@ -162,6 +158,14 @@ def gain(
         context.warn(
             f"Pruning {k} {role} heads costs {-clean['value']:.1%} of clean accuracy on test, more than "
             f"{MAX_CLEAN_LOSS:.0%}."
+        )
+    elif clean["low"] is None or clean["low"] < -UNSURE:
+        worst = "these are too few to say more"
+        if clean["low"] is not None:
+            worst = f"a loss of up to {-clean['low']:.1%} is not excluded"
+        context.warn(
+            f"That pruning {k} {role} heads costs no facts is not shown: clean accuracy changes by "
+            f"{clean['value']:+.1%} on {clean['n']} subjects, and {worst}."
         )
     unpruned = before["perplexity"][0]
     chance = mean_rates(randoms)
@@ -180,6 +184,19 @@ def gain(
         f"{name}_perplexity_ratio": float(top["perplexity"][0] / unpruned),
         f"{name}_random_perplexity_ratio": float(np.mean([found["perplexity"][0] for found in randoms]) / unpruned),
     }
+
+
+def gains_of(
+    wanted: str, before: pl.DataFrame, after: pl.DataFrame, randoms: Sequence[pl.DataFrame]
+) -> tuple[dict, dict, dict, bool]:
+    """How much more often the answers are the wanted ones than before, and than the better of before and the mean over
+    random draws; the change of clean accuracy; and whether the draws are that better one. Paired, over subjects."""
+    subjects, old, new = before["subject"].to_numpy(), hits(before), hits(after)
+    by_chance = np.stack([hits(found)[wanted] for found in randoms])
+    gained = change(new[wanted] - old[wanted], subjects)
+    chance_helps = bool(by_chance.mean() >= old[wanted].mean())
+    over = change(new[wanted] - by_chance, subjects) if chance_helps else gained
+    return gained, over, change(new["clean"] - old["clean"], subjects), chance_helps
 
 
 def _warn_of_gain(found: dict, against: str, role: str, k: int, context: Context) -> None:

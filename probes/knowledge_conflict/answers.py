@@ -43,6 +43,11 @@ def clean_right(model: Model, config: Config, context: Context, items: Sequence[
     return _right(items, texts)
 
 
+def clean_share(model: Model, config: Config, context: Context, items: Sequence[Item], run: Pass) -> float:
+    """The share of clean prompts whose greedy continuation names the answer."""
+    return float(np.mean(_right(items, _continuations(model, config, context, [item.clean for item in items], run))))
+
+
 def _right(items: Sequence[Item], texts: Sequence[str]) -> list[bool]:
     return [any(find(text, answer) for answer in item.answers) for item, text in zip(items, texts)]
 
@@ -70,6 +75,12 @@ def answer_table(model: Model, config: Config, context: Context, items: Sequence
     texts = _continuations(model, config, context, [item.conflict for item in items], run)
     p = probabilities(model, context, items, run)
     clean = _continuations(model, config, context, [item.clean for item in items], run)
+    return told(items, texts, p, _right(items, clean))
+
+
+def told(items: Sequence[Item], texts: Sequence[str], p: np.ndarray, right: Sequence[bool]) -> pl.DataFrame:
+    """What answers follow: one row per item, with its answer in words, p(a_m) and p(a_c) [n, 2], and whether its clean
+    prompt is answered right."""
     sides = [
         first_mention(text, {"memory": item.answers, "context": [item.distractor]}, "other")
         for item, text in zip(items, texts)
@@ -85,7 +96,7 @@ def answer_table(model: Model, config: Config, context: Context, items: Sequence
             "kind": sides,
             "p_memory": p[:, 0],
             "p_context": p[:, 1],
-            "clean_right": _right(items, clean),
+            "clean_right": list(right),
             **{name: [item.group.get(name) for item in items] for name in columns},
         }
     )
@@ -96,6 +107,13 @@ def _continuations(
 ) -> list[str]:
     """Greedy answers, without white space at their ends and without the thinking before them."""
     out = greedy(model, prompts, max_new_tokens=config.max_new_tokens, run=run)
+    return in_words(model, context, prompts, out)
+
+
+def in_words(
+    model: Model, context: Context, prompts: Sequence[Sequence[int]], out: Sequence[Sequence[int]]
+) -> list[str]:
+    """Generated ids as text, without white space at their ends and without the thinking before them; counted."""
     context.count(prompts=len(prompts), tokens=sum(map(len, prompts)) + sum(map(len, out)), forwards=max(map(len, out)))
     answer = thinking_splitter(model, inside=False)
     return [model.decode(ids[answer(ids).end :]).strip() for ids in out]

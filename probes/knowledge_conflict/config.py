@@ -34,9 +34,11 @@ NEEDS = {
     "direct_mlp": _REPLAYED,
     "total": _REPLAYED,
 }  # variant -> what must hold of a model (workbench.models.facts) for it to be measured
+PATHS_NEED = ("heads_add_up", "stream_adds_up", *_REPLAYED, "attention_edits", "attention_rows")  # path_heads
 METRICS = ("logprob", "logit", "logit_difference", "rate")
 BOTH = ("logit_difference", "rate")  # metrics of one number for both answers: a gain of one is the other's loss
 TRIED = ("total", "direct")  # what variant=auto tries, the first where they gain the same
+BASELINES = ("prompt", "decoding")  # what stands beside pruning: asking for the answer, and weighing the scores
 FALSE_DISCOVERIES = 0.05  # share of the roles that is wrong, at most, in expectation
 
 
@@ -104,7 +106,10 @@ class Config:
     )
     curve_draws: int = option(3, "the same for every other k, where they are drawn only", low=0, high=10_000)
     max_clean_drop: float = option(
-        0.02, "largest loss of clean accuracy on validation that the chosen k may cost; 1: any", low=0, high=1
+        0.02,
+        "largest loss of clean accuracy that a head of select=greedy may cost, and on validation the chosen k; 1: any",
+        low=0,
+        high=1,
     )
     neutral: str = option(
         "auto",
@@ -127,6 +132,51 @@ class Config:
         later=True,
     )
     long: str = long_option(cut=False)
+    baselines: tuple[str, ...] = option(
+        (),
+        "what else could bring the answer, measured beside pruning on the test items: prompt (a sentence that asks for "
+        "memory or for the context), decoding (context-aware decoding)",
+        choices=BASELINES,
+        later=True,
+    )
+    ask_memory: str = option(
+        "Answer from what you know and ignore what the text says.",
+        "the sentence before a prompt that asks for memory, baselines=prompt",
+        later=True,
+    )
+    ask_context: str = option(
+        "Answer from what the text says and ignore what you know.",
+        "the sentence before a prompt that asks for the context, baselines=prompt",
+        later=True,
+    )
+    decoding_weight: float = option(
+        1.0,
+        "how much context-aware decoding adds to what the context changes in the scores (for the context), or takes "
+        "off it (for memory; at 1 that is answering without the context), baselines=decoding",
+        low=0,
+        high=100,
+        later=True,
+    )
+    dual_heads: int = option(
+        0,
+        "heads of each of the two lists of a dual run (JuICE), measured beside pruning; 0: no dual run",
+        low=0,
+        high=1000,
+        later=True,
+    )
+    patch_items: int = option(
+        0,
+        "most items of the find split on which activations are patched layer by layer at the names and at the last "
+        "position; 0: no such patching",
+        low=0,
+        later=True,
+    )
+    path_heads: int = option(
+        0, "strongest heads between which paths are measured; 0: no paths", low=0, high=1000, later=True
+    )
+    path_items: int = option(
+        16, "most items of the validation split on which paths between heads are measured", low=1, later=True
+    )
     draws: int = option(1000, "bootstrap resamples for the intervals of correlations", low=100, high=100_000)
 
     def __post_init__(self) -> None:
@@ -141,5 +191,7 @@ class Config:
                 "answer_prefix begins the answer of a chat, so it cannot go with a template that is no chat; write it "
                 "at the end of the prompts"
             )
+        if "prompt" in self.baselines and not (self.ask_memory.strip() and self.ask_context.strip()):
+            raise ValueError("ask_memory and ask_context are what baselines=prompt asks with; leave neither empty")
         if self.find_share + self.validation_share >= 1:
             raise ValueError("find_share and validation_share leave nothing to test on; their sum must be below 1.")

@@ -30,10 +30,18 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     measured = 3 * items + 6 * find + min(config.flow_items, items) * model.layers
     measured += selecting(config, model, min(find, config.select_items))
     tried = 1 if config.variant != "auto" or config.select == "gates" else 2
+    measured += 16 * model.layers * model.heads * min(find, config.select_items) if config.dual_heads else 0
+    measured += 3 * 4 * model.layers * min(find, config.patch_items)
+    measured += (
+        3 * config.path_heads * min(items * config.validation_share, config.path_items) * (3 + config.path_heads)
+    )
     ks = len(set(config.prune_k))
     chosen = 2 * tried * (1 + ks) * items * config.validation_share
     sets = 1 + 2 * (ks + config.random_draws + (ks - 1) * config.curve_draws)
-    answered = chosen + sets * items * (1 - config.find_share - config.validation_share)
+    sets += 4 * len(config.baselines)  # a prompt has a control, and decoding reads two prompts for one answer
+    dual = 2 * (12 * config.validation_share * items) if config.dual_heads else 0  # with two runs for every answer
+    sets += 4 * (1 + config.random_draws) if config.dual_heads else 0
+    answered = chosen + 2 * dual + sets * items * (1 - config.find_share - config.validation_share)
     prompts = measured + 3 * answered  # two are answered, one is scored
     generated = (items + 2 * answered) * config.max_new_tokens
     return Plan(round(prompts), round(prompts * (clean + conflict) / 2 + generated))
@@ -49,4 +57,5 @@ def selecting(config: Config, model: Facts, items: float) -> float:
     steps = min(pool, max(config.prune_k, default=0))
     tried = 2 if config.variant == "auto" else 1
     screened = 16 * model.layers * model.heads
-    return screened + 2 * tried * items * (steps * pool - steps * (steps - 1) // 2)
+    weighed = steps + 1 if config.max_clean_drop < 1 else 0  # clean prompts answered: with none off, with each head off
+    return screened + 2 * tried * items * (steps * pool - steps * (steps - 1) // 2 + weighed)

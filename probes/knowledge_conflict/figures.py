@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 from scipy.stats import spearmanr
 
+from probes.knowledge_conflict.exposed_figures import patching, paths
 from probes.knowledge_conflict.figure_style import CONTEXT, KINDS, MEMORY, MIXED, items_of
 from probes.knowledge_conflict.pruning_figures import cost, groups, pruning
 from workbench.figures import heads, traces
@@ -252,6 +253,8 @@ FIGURES = {
     "groups": groups,
     "cost": cost,
     "gradient": gradient,
+    "patching": patching,
+    "paths": paths,
     "answers": answers,
 }
 

@@ -46,9 +46,8 @@ def supported(role: str, summary: dict) -> bool:
 
 def _note(role: str, summary: dict) -> str:
     """What switching these heads off does, in words."""
-    gain, over, clean = (
-        summary[f"{role}_pruned_{what}"]["value"] for what in ("gain", "gain_over_random", "clean_change")
-    )
+    gain, over, clean = (summary[f"{role}_pruned_{what}"] for what in ("gain", "gain_over_random", "clean_change"))
     than = summary[f"{role}_pruned_compared_with"]
-    effect = f"{ROLES[role]} rate on test {gain:+.3f} ({over:+.3f} over {than}), clean accuracy {clean:+.3f}"
+    effect = f"{ROLES[role]} rate on test {gain['value']:+.3f} ({over['value']:+.3f} over {than})"
+    effect += f", clean accuracy {clean['value']:+.3f} ({clean['low']:+.3f} to {clean['high']:+.3f})"
     return f"{role} heads found by knowledge-conflict; without them the model should follow {ROLES[role]}: {effect}"

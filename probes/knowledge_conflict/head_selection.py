@@ -3,10 +3,11 @@
 `rank` takes heads by the score that each has alone. Two heads that stand in for each other have no score alone, a head
 that answers some kinds of conflict one way and some the other has none over all, and a score is of the last position
 while pruning acts at all. So `greedy`, the default, takes from a pool the head that most raises the wanted answer when
-it is switched off together with those already taken, and so on, and ends the list where the answer is likeliest. The
-pool are the heads with the strongest scores and, in turn, those that help most when they are switched off alone on a
-few items. `gates` fits all heads at once (causal head
-gating, arXiv 2505.13737): the list are the heads whose gate closes although a penalty holds it open.
+it is switched off together with those already taken, and so on, and ends the list where the answer is likeliest. A
+head that would cost more of the clean answers than `max_clean_drop` is put aside. The pool are the heads with the
+strongest scores and, in turn, those that help most when they are switched off alone on a few items. `gates` fits all
+heads at once (causal head gating, arXiv 2505.13737): the list are the heads whose gate closes although a penalty holds
+it open.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from probes.knowledge_conflict.answers import edited, log_probabilities
+from probes.knowledge_conflict.answers import clean_share, edited, log_probabilities
 from probes.knowledge_conflict.config import ROLES, TRIED, Config
 from probes.knowledge_conflict.head_importance import scores
 from probes.knowledge_conflict.head_roles import NOISE, head_roles, strongest
@@ -47,7 +48,7 @@ def head_lists(
 
     `effects`: of the items, by variant; `ablated`: the edit that switches heads off."""
     variants = [v for v in (TRIED if config.variant == "auto" else (config.variant,)) if v in effects]
-    half, some = model.n_layers * model.n_heads // 2, _some(items, config, context)
+    half, some = model.n_layers * model.n_heads // 2, some_items(items, config, context)
     if config.select == "gates":  # which ask nothing of the scores
         gates = {role: _gates(model, config, context, some, role) for role in ROLES}
         lists = {variants[0]: {role: _closed(gates[role])[:half] for role in ROLES}}
@@ -64,12 +65,12 @@ def head_lists(
         strong = _ranked(strength, strength > NOISE * strength.max())
         lists[variant] = {}
         for role in ROLES:
-            pool = _in_turn(strong, helpful[role])[: min(half, config.pool)]
+            pool = _in_turn(strong, helpful[role])[:half]
             lists[variant][role] = _greedy(model, config, context, some, pool, role, ablated)
     return lists, {}
 
 
-def _some(items: Sequence[Item], config: Config, context: Context) -> list[Item]:
+def some_items(items: Sequence[Item], config: Config, context: Context) -> list[Item]:
     """At most select_items of the items, drawn at random."""
     if len(items) <= config.select_items:
         return list(items)
@@ -122,24 +123,44 @@ def _greedy(
     ablated: Callable[[Heads], tuple[Edit, ...]],
 ) -> Heads:
     """Heads of the pool, each the best beside those before it, up to the number that raises the wanted answer most. A
-    step that does not help yet is taken as well: the next head may need it."""
+    step that does not help yet is taken as well: the next head may need it.
+
+    A head is taken only if the clean prompts then lose at most `max_clean_drop` of their right answers; else it is put
+    aside for good, and the next of the pool beyond the first `config.pool` takes its place (for as many as these)."""
+    first, spare = pool[: config.pool], pool[config.pool : 2 * config.pool]
 
     def value(heads: Heads) -> tuple[float, float]:
         return objective(log_probabilities(model, context, items, edited(context, ablated(heads))), role, config.metric)
 
+    def clean(heads: Heads) -> float:
+        return clean_share(model, config, context, items, edited(context, ablated(heads)))
+
     def compute() -> dict[str, np.ndarray]:
-        chosen: Heads = ()
-        values = [value(())]
-        steps = min(len(pool), max(config.prune_k))
-        while len(chosen) < steps:
+        weighed = config.max_clean_drop < 1  # at 1 any loss will do, and none is measured
+        least = clean(()) - config.max_clean_drop - 1e-9 if weighed else 0.0
+        chosen, values, line, further = (), [value(())], list(first), list(spare)
+        steps, counter = min(len(first), max(config.prune_k)), f"{role}_heads_too_costly"
+        while len(chosen) < steps and line:
             context.progress(len(chosen), steps, f"selecting {role} heads")
-            tried = {head: value((*chosen, head)) for head in pool if head not in chosen}
+            tried = {head: value((*chosen, head)) for head in line}
             best = max(tried, key=lambda head: tried[head])  # the stronger one of equals
-            chosen, values = (*chosen, best), [*values, tried[best]]
+            while weighed and clean((*chosen, best)) < least:
+                line.remove(best)
+                del tried[best]
+                context.counters[counter] = context.counters.get(counter, 0) + 1
+                if further:
+                    line.append(further.pop(0))
+                    tried[line[-1]] = value((*chosen, line[-1]))
+                if not tried:
+                    break
+                best = max(tried, key=lambda head: tried[head])
+            if tried:
+                line.remove(best)
+                chosen, values = (*chosen, best), [*values, tried[best]]
         kept = chosen[: max(range(len(values)), key=lambda n: values[n])]
         return {"heads": np.array(kept, dtype=np.int64).reshape(-1, 2)}
 
-    name = f"greedy {role} " + " ".join(f"{layer}.{head}" for layer, head in pool)
+    name = f"greedy {role} " + " ".join(f"{layer}.{head}" for layer, head in (*first, *spare))
     return tuple((int(layer), int(head)) for layer, head in context.part(name, compute)["heads"])
 
 

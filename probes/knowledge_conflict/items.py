@@ -135,6 +135,7 @@ class Item:
     sources: dict[str, tuple[int, ...]]  # of SOURCES: token positions in the conflict prompt
     group: dict[str, str]  # of GROUPS and split, as far as the file has them
     split: str = ""
+    texts: tuple[str, str] = ("", "")  # the clean and the conflict prompt, before they are written for the model
 
     @property
     def tokens(self) -> list[int]:
@@ -199,6 +200,7 @@ def build_items(
                 context_id=context_id,
                 sources=_sources(row, asked.spans),
                 group={name: str(row[name]) for name in (*GROUPS, "split") if row.get(name) is not None},
+                texts=(row["clean_prompt"], row["conflict_prompt"]),
             )
         )
     if not items:

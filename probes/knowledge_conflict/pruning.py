@@ -12,6 +12,7 @@ import polars as pl
 
 from probes.knowledge_conflict.answer_rates import GROUP_RATES, baseline, by_group, gain, rates
 from probes.knowledge_conflict.answers import answer_table, edited
+from probes.knowledge_conflict.baselines import baseline_rows
 from probes.knowledge_conflict.config import ESSAYS, ROLES, Config
 from probes.knowledge_conflict.head_selection import Heads, Lists
 from probes.knowledge_conflict.items import Item
@@ -28,9 +29,16 @@ Ablated = Callable[[Heads], tuple[Edit, ...]]
 
 
 def prune(
-    model: Model, config: Config, context: Context, split: Split, lists: Lists, ablated: Ablated
+    model: Model,
+    config: Config,
+    context: Context,
+    split: Split,
+    lists: Lists,
+    ablated: Ablated,
+    asked: dict[str, list[Item]],
 ) -> tuple[dict[str, pl.DataFrame], dict, dict[str, Heads], str]:
-    """Prune the first k heads of each side, and random ones: tables `pruning` (test), `validation`, `groups`,
+    """Prune the first k heads of each side, and random ones, beside the baselines (`asked`: test items of
+    `baselines.instructed`): tables `pruning` (test), `validation`, `groups`,
     `answers`; the summary; the chosen heads of each side; and the variant whose lists gain most on validation."""
     measure, neutral = _measuring(model, config, context, split, ablated)
     validation = _validation(config, context, measure, lists)
@@ -45,14 +53,17 @@ def prune(
     summary = gains | baseline(before, context)
     summary |= {"neutral_text": neutral, "perplexity": float(before["perplexity"][0])}
     rows = _rows(config, context, measure, best, controls)
-    picks, groups, answers = {}, [], []
+    picks, groups, answers, tops = {}, [], [], {}
     for role, k in ks.items():
         picks[role] = best[role][: k or 0]
         top = measure("test", picks[role])
         randoms = [measure("test", others) for others in controls[role, k]] if k else []
+        tops[role] = top if k else None
         summary |= gain(context, role, k, before, top, randoms)
         groups += by_group(role, k or 0, split["test"], before, top, randoms)
         answers.append(_before_and_after(before, top, role, k or 0))
+    others, said = baseline_rows(model, config, context, split["test"], asked, before, tops)
+    rows, summary = [*rows, *others], summary | said
     for row in (*rows, *validation):
         row["chosen"] = row["heads"] == "top" and row["k"] > 0 and row["k"] == ks[row["role"]]
         row["chosen"] = row["chosen"] and row.get("variant", variant) == variant

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from probes.knowledge_conflict.config import BASELINES
 from probes.knowledge_conflict.figure_style import CONTEXT, KINDS, MEMORY, OTHER, items_of
 from workbench.figures import style as theme
 from workbench.figures import traces
@@ -21,13 +23,17 @@ def pruning(run: Any) -> go.Figure:
     frame = need(run, "pruning", ("role", "k", "heads", "draw", "memory_rate", "context_rate", "other_rate"))
     roles = [r for r in ("context", "memory") if r in frame["role"].to_list()]
     roles += [r for r in frame["role"].unique(maintain_order=True).to_list() if r not in (*roles, None, "none")]
+    beside = _baseline_places(frame)
+    ks = sorted({*frame.filter(pl.col("heads").is_in(["top", "random"]))["k"].to_list()})
     fig = sheet(
         [f"{role} heads pruned" for role in roles],
         title=f"Answers of {model_name(run)} as heads are pruned",
-        x="pruned heads (k)",
+        x="pruned heads (k), or a baseline" if beside else "pruned heads (k)",
+        x_ticks=ticks([*ks, *beside.values()], [*map(str, ks), *beside], keep=True) if beside else None,
         y="share of answers",
         interval="95 % Wilson over subjects; random heads the range over draws",
-        note="Solid: the named heads. Dashed: random heads of the same layers.",
+        note="Solid: the named heads. Dashed: random heads of the same layers."
+        + (" Beside them, for the same answers: what is asked or decoded instead." if beside else ""),
         n=items_of(run, test=True),
     )
     ablation = (
@@ -35,10 +41,10 @@ def pruning(run: Any) -> go.Figure:
     )
     if len(ablation) > 1:
         frame = frame.filter(pl.col("ablation") == ablation[0])
-    unpruned = frame.filter(pl.col("k") == 0)
+    unpruned = frame.filter(pl.col("k") == 0, pl.col("heads") == "top")
     for i, role in enumerate(roles):
         own = frame.filter((pl.col("role") == role) & (pl.col("k") > 0))
-        for kind, style in (*KINDS, ("other", OTHER)):
+        for number, (kind, style) in enumerate((*KINDS, ("other", OTHER))):
             column = f"{kind}_rate"
             start = unpruned[column].cast(pl.Float64).mean() if not unpruned.is_empty() else None
             for group in ("random", "top"):
@@ -62,8 +68,25 @@ def pruning(run: Any) -> go.Figure:
                     high=high,
                     hover="k = %{x}: %{y:.1%}",
                 )
+            for name, at in beside.items():
+                data = frame.filter(pl.col("role") == role, pl.col("heads") == name)
+                traces.add_curve(
+                    fig,
+                    i,
+                    [at + 0.12 * (number - 1) * _gap(ks)] * data.height,  # side by side, so that no interval hides
+                    numbers(data, column),
+                    name=f"{kind} answers, {name}",
+                    style=style,
+                    legend=False,
+                    low=numbers(data, f"{kind}_low"),
+                    high=numbers(data, f"{kind}_high"),
+                    hover=f"{name}: %{{y:.1%}}",
+                )
         traces.level_axis(fig, i)
-        traces.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
+        if beside:
+            x_axis(fig, i).range = [-0.3 * _gap(ks), max(beside.values()) + 0.6 * _gap(ks)]
+        else:
+            traces.whole_numbers(x_axis(fig, i), numbers(frame, "k"))
         y_axis(fig, i).tickformat = ".0%"
     return dressed(fig)
 
@@ -147,7 +170,8 @@ def cost(run: Any) -> go.Figure:
         n=items_of(run, test=True),
     )
     for i, (column, _) in enumerate(measures):
-        start = frame.filter(pl.col("k") == 0)[column].cast(pl.Float64).mean()
+        unpruned = frame.filter(pl.col("k") == 0, pl.col("heads") == "top")
+        start = unpruned[column].cast(pl.Float64).mean()
         ends = ("clean_low", "clean_high") if column == "clean_accuracy" else ("", "")
         for role in roles:
             style = MEMORY if role == "memory" else CONTEXT
@@ -158,7 +182,7 @@ def cost(run: Any) -> go.Figure:
                     continue
                 k, y, low, high = (numbers(data, c) for c in ("k", "mean", "low", "high"))
                 if start is not None:
-                    k, y, low, high = _from_unpruned(frame.filter(pl.col("k") == 0), column, (k, y, low, high), *ends)
+                    k, y, low, high = _from_unpruned(unpruned, column, (k, y, low, high), *ends)
                 top = group == "top"
                 traces.add_curve(
                     fig,
@@ -176,6 +200,18 @@ def cost(run: Any) -> go.Figure:
             traces.level_axis(fig, i)
             y_axis(fig, i).tickformat = ".0%"
     return dressed(fig)
+
+
+def _baseline_places(frame: pl.DataFrame) -> dict[str, float]:
+    """Where on the axis of k what stands beside pruning is drawn: to the right of the largest."""
+    names = [name for name in (*BASELINES, "dual run") if name in frame["heads"].to_list()]
+    ks = frame.filter(pl.col("heads").is_in(["top", "random"]))["k"].to_list()
+    return {name: max(ks) + (n + 1) * _gap(ks) for n, name in enumerate(names)}
+
+
+def _gap(ks: Sequence[int]) -> float:
+    """Room between the places beside the axis of k."""
+    return max(1.0, max(ks) / 4)
 
 
 def _per_k(frame: pl.DataFrame, column: str, *, ends: tuple[str, str]) -> pl.DataFrame:

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+import torch
 
 from probes.representation_geometry import checkpoints, n_grams
 from probes.representation_geometry.ablation import loss_tables
@@ -30,6 +32,7 @@ from probes.representation_geometry.estimate import estimate
 from probes.representation_geometry.features import FINAL, Checkpoint, Texts
 from probes.representation_geometry.layer_spectra import layer_tables, measure, null_of
 from probes.representation_geometry.maps import map_table
+from probes.representation_geometry.shape_tables import ESTIMATES, STATES, shape_tables, similarity_table
 from probes.representation_geometry.summary import summary_of
 from probes.representation_geometry.trajectory import check_task_steps, correlation_table, phase_table
 from probes.representation_geometry.written import cut_to, size_of, written
@@ -89,6 +92,10 @@ def example(model: Facts) -> dict[str, object]:
         "ablation": ("checkpoint", "step", "k", "directions", "draw", "loss", "accuracy"),
         "correlation": ("measure", "against", "method", "value", "low", "high", "n"),
         "map": ("checkpoint", "layer", "method", "row", "x", "y"),
+        "dimension": ("checkpoint", "step", "layer", *ESTIMATES, "k", "n", "duplicates"),
+        "cosine": ("checkpoint", "step", "layer", "cosine", "cosine_null", "centred", "centred_null", "n"),
+        "curvature": ("checkpoint", "step", "layer", "curvature", "shuffled_states", "shuffled_tokens", "n", "angles"),
+        "similarity": ("checkpoint_a", "checkpoint_b", "layer_a", "layer_b", "value", "low", "high", "null", "n"),
         "inputs": ("row", "ids"),
     },
     bibtex=BIBTEX,
@@ -114,6 +121,10 @@ def example(model: Facts) -> dict[str, object]:
         "ablation": ("checkpoint", "k", "directions", "draw"),
         "correlation": ("measure", "against", "method"),
         "map": ("checkpoint", "layer", "method", "row"),
+        "dimension": ("checkpoint", "layer"),
+        "cosine": ("checkpoint", "layer"),
+        "curvature": ("checkpoint", "layer"),
+        "similarity": ("checkpoint_a", "checkpoint_b", "layer_a", "layer_b"),
         "inputs": ("row",),
     },
 )
@@ -135,10 +146,11 @@ def run(model, config: Config, context: Context) -> Result:
     null = null_of(model, len(ids), config, context)
     found: dict[str, list[pl.DataFrame]] = {}
     weights: list[tuple[str, str]] = []
+    last_layers: list[tuple[tuple[str, int | None, int], torch.Tensor]] = []
     for number, (name, step, load) in enumerate(found_at):
         maps = config.map if number == len(found_at) - 1 else ()
 
-        def compute(name=name, step=step, load=load, maps=maps) -> dict[str, pl.DataFrame]:
+        def compute(name=name, step=step, load=load, maps=maps) -> dict[str, pl.DataFrame | np.ndarray]:
             checkpoint = Checkpoint(name, step, load(), texts, config, context)
             known = pl.DataFrame({"fingerprint": [checkpoint.model.fingerprint]})
             if twin := checkpoints.same_weights([*weights, (name, checkpoint.model.fingerprint)]):
@@ -148,10 +160,13 @@ def run(model, config: Config, context: Context) -> Result:
         part = context.part(f"checkpoint {name}", compute)
         if (known := part.pop(WEIGHTS, None)) is not None:
             weights.append((name, known["fingerprint"][0]))
+        if (states := part.pop(STATES, None)) is not None:
+            last_layers.append(((name, step, model.n_layers - 1), torch.from_numpy(states)))
         for table, rows in part.items():
             found.setdefault(table, []).append(rows)
         context.progress(number + 1, len(found_at), "checkpoints")
     tables = {name: pl.concat(each).with_columns(pl.selectors.float().fill_nan(None)) for name, each in found.items()}
+    tables["similarity"] = pl.concat([tables["similarity"], similarity_table(last_layers, config, context)])
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)
     tables["inputs"] = pl.DataFrame({"row": texts.rows, "ids": ids}, schema={"row": pl.Int64, "ids": pl.List(pl.Int64)})
@@ -219,11 +234,11 @@ def _study(
     counted: n_grams.Counted | None,
     questions: Sequence[Question],
     maps: Sequence[str],
-) -> dict[str, pl.DataFrame]:
+) -> dict[str, pl.DataFrame | np.ndarray]:
     """Tables of one checkpoint: spectra of its layers, loss, ablations, memorisation, maps."""
     found = measure(checkpoint)
     last_layer = checkpoint.layers()[checkpoint.model.n_layers - 1]
-    tables = layer_tables(checkpoint, found, null)
+    tables: dict[str, pl.DataFrame | np.ndarray] = {**layer_tables(checkpoint, found, null)}
     tables |= loss_tables(checkpoint, found[FINAL].whole, counted, questions)
     tables["map"] = map_table(checkpoint, found[last_layer].whole, maps)
-    return tables
+    return tables | shape_tables(checkpoint)

@@ -51,13 +51,14 @@ class Config:
     )
     token: int | str = option(
         "last",
-        "the sample of a sequence: its last token, the mean over its tokens, a position (negative from the "
-        "end), or, where a template stands around it, text: the last token of the text itself",
-        choices=("last", "mean", "text"),
+        "the sample of a sequence: its last token, the mean over its tokens, after_first: the mean over all but the "
+        "first, a position (negative from the end), or, where a template stands around it, text: the last token of the "
+        "text itself",
+        choices=("last", "mean", "after_first", "text"),
     )
     sinks: str = sinks_option(
-        "the mean (token=mean); a position that is one is read and warned of",
-        as_before=lambda config: config.sinks == "keep" or config.token == "last",
+        "the mean (token=mean) and of curvature; a position that is one is read and warned of",
+        as_before=lambda config: config.sinks == "keep" or (config.token == "last" and "curvature" not in config.also),
     )
     checkpoints: tuple[str, ...] = option(
         (),
@@ -109,6 +110,26 @@ class Config:
     )
     map_rows: int = option(2000, "sequences on a map", low=3, high=100_000)
     colour: str = option("", "column of the data file that colours the maps")
+    bos: str = option(
+        "auto",
+        "BOS in front of a bare text: auto (where the tokenizer puts one) or leave_out",
+        choices=("auto", "leave_out"),
+        later=True,
+    )
+    also: tuple[str, ...] = option(
+        (),
+        "what else is measured of the texts' states: dimension (intrinsic, from distances between neighbours), "
+        "similarity (CKA between layers and between checkpoints), cosine (mean over pairs of texts), curvature (angles "
+        "between steps from token to token; two more passes)",
+        choices=("dimension", "similarity", "cosine", "curvature"),
+        later=True,
+    )
+    also_rows: int = option(
+        1000, "sequences for `also`, whose states are held; chosen at random", low=10, high=10_000, later=True
+    )
+    neighbours: int = option(
+        20, "nearest neighbours for the intrinsic dimension, beside the two of two-NN", low=3, high=1000, later=True
+    )
     max_tokens: int = option(
         0, "tokens in one batch; 0: 768 for each thread of a CPU, whose caches are small, 16384 on a GPU", low=0
     )
@@ -123,6 +144,23 @@ class Config:
                 f"no text can have at least min_length={self.min_length} tokens when it is cut at "
                 f"max_length={self.max_length}."
             )
+        if self.bos == "leave_out" and self.template != "raw":
+            raise ValueError(
+                "bos=leave_out is of bare texts; a template says itself what stands in front: template=raw."
+            )
+        if "similarity" in self.also and self.layers == "last" and not self.checkpoints:
+            raise ValueError("also=similarity compares layers or checkpoints; set layers=all or name checkpoints.")
+        if "dimension" in self.also and min(self.limit, self.also_rows) < self.fewest_for_dimension:
+            raise ValueError(
+                f"neighbours={self.neighbours} needs {self.fewest_for_dimension} texts (half of them are looked at "
+                f"alone), and limit and also_rows leave {min(self.limit, self.also_rows)}; ask for fewer neighbours or "
+                f"more texts."
+            )
+
+    @property
+    def fewest_for_dimension(self) -> int:
+        """Texts that an intrinsic dimension needs: its neighbours in half of them."""
+        return 2 * (self.neighbours + 1)
 
 
 def read_texts(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
@@ -140,6 +178,11 @@ def validate(config: Config, data: Path | None) -> None:
         )
     if config.colour:
         label_column(frame[config.colour], str(data))
+    if "dimension" in config.also and frame.height < config.fewest_for_dimension:
+        raise InputError(
+            f"{data} has {frame.height} texts, and neighbours={config.neighbours} needs {config.fewest_for_dimension} "
+            f"(half of them are looked at alone); ask for fewer neighbours or give more texts."
+        )
     if config.choices:
         read_choices(config.choices)
     if config.ngram:

@@ -34,6 +34,9 @@ class Texts:
     def positions(self, token: int | str, *, watched: bool) -> Positions:
         """Where the sample of each text is read; `watched`: its mean without sinks, a position with the word whether it
         is one."""
+        if token == "after_first":
+            own = self.own or [(0, len(ids)) for ids in self.ids]
+            return SpanMeans(tuple((min(a + 1, b - 1), b) for a, b in own), beside_sinks=watched)
         if self.own is not None and token == "mean":
             return SpanMeans(tuple(self.own), beside_sinks=watched)
         if self.own is not None and token == "text":
@@ -102,4 +105,5 @@ class Checkpoint:
                     sinks[site][rows] = said.numpy()
             yield rows, features
         if counting:
-            note_watched(context, list(sinks.values()), token=token, what="texts")
+            averaged = "mean" if token == "after_first" else token
+            note_watched(context, list(sinks.values()), token=averaged, what="texts")

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from probes.representation_geometry.n_grams import Counted
+from probes.representation_geometry.shape_summary import shape_summary
 
 
 def summary_of(tables: Mapping[str, pl.DataFrame], counted: Counted | None) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def summary_of(tables: Mapping[str, pl.DataFrame], counted: Counted | None) -> d
     out["alpha"] = _estimate(last, "alpha")
     out["alpha of white features"], out["alpha fit R²"] = last["alpha_null"], last["alpha_r2"]
     out["read at"] = "after the final norm" if last["site"] == "final_norm" else "before the final norm"
+    out |= shape_summary(tables)
     loss = tables["checkpoints"].row(-1, named=True)
     if loss["loss"] is not None:
         out["next-token loss"] = _estimate(loss, "loss") | {"n": tables["ablation"]["n"][0]}

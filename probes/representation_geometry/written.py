@@ -31,7 +31,7 @@ def written(
     style = style_of(config)
     check_style(model, style)
     if config.template == "raw" or (way_of(model, style) == "raw" and config.template == "auto"):
-        return model.encode_all(frame["text"].to_list()), None
+        return model.encode_all(frame["text"].to_list(), bos=config.bos == "auto"), None
     talks = frame["messages"].to_list() if "messages" in frame.columns and way_of(model, style) == "chat" else None
     ids, own = [], []
     for row, text in enumerate(frame["text"].to_list()):

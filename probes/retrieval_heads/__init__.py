@@ -13,6 +13,9 @@ well); `ablation=uniform` is the code's masking, zero and mean are offered besid
 heads to mask on half of the answered needles and masks them on the other half, both ways (the paper masks on a needle
 of its own); `same` masks where it has chosen.
 
+`score=attention` is that of Zhang et al., Query-Focused Retrieval Heads (arXiv 2506.09944): attention from the question
+to the passage that answers it, minus that of a null question, with nothing generated (see `attention_scores`).
+
 Deviations: the answer's span is found by character offsets, not by token-set overlap; random heads never have a score
 above the threshold, are drawn from the same layers and stay the same over the grid (the code draws them anew for every
 cell); BOS stands only at the start; a needle is put after a full stop, as in the code, but also after ! or ? and their
@@ -24,6 +27,7 @@ first 12 are used (the paper has 3), of a file of yours all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,9 +95,14 @@ if TYPE_CHECKING:
         "masked_recall": ("k", "heads"),
         "closed_book": ("needle", "length"),
         "masked_trials": ("k", "heads", "draw", "trial", "length", "depth"),
+        "attention_inputs": ("row", "asked"),
+        "overlap": ("k",),
+        "task_masking": ("question", "k", "heads", "draw"),
+        "task_scores": ("k", "heads"),
+        "task_inputs": ("question",),
         "inputs": ("row",),
     },
-    version=5,
+    version=6,
     imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )
 def run(model, config: Config, context: Context) -> Result:
@@ -101,11 +110,16 @@ def run(model, config: Config, context: Context) -> Result:
 
     Scores are per query head. Raises InputError for needles without their answer and for lengths that do not fit the
     model."""
+    from probes.retrieval_heads.attention_run import attention_beside
     from probes.retrieval_heads.closed_book import ask_without_needles, closed_table, recalled
     from probes.retrieval_heads.detection import measure
     from probes.retrieval_heads.haystack import Haystack
 
     _check_possible(model, config, context)
+    if not config.generates:
+        from probes.retrieval_heads.attention_run import attention_alone
+
+        return attention_alone(model, config, context)
     grid = read_grid(model, config, context)
     trials = grid.trials
     size = f"{len(trials):,} trials, {sum(len(t.ids) for t in trials):,} prompt tokens"
@@ -119,11 +133,18 @@ def run(model, config: Config, context: Context) -> Result:
     judged = judge(recalls, closed.of(trials, grid.closed), config)
 
     scored = zip(trials, measured.steps)
-    pairs = [(score(t, steps, config.score), score_by_chance(t, steps, config.score)) for t, steps in scored]
+    pairs = [(score(t, steps, config.copied), score_by_chance(t, steps, config.copied)) for t, steps in scored]
     scores, chance = (np.stack(each) for each in zip(*pairs))  # [trials, layers, H]
+    beside = None
+    if config.score == "attention":
+        beside = attention_beside(model, config, context, grid, haystack, scores, judged)
+        scores, judged = beside.scores, replace(judged, kept=np.ones(len(trials), bool))
     names = cluster_names(trials, judged.kept, config)
     kept = judged.kept
-    heads = head_table(model, scores[kept], chance[kept], measured.mass[kept], names, config)
+    if beside is None:
+        heads = head_table(model, scores[kept], chance[kept], measured.mass[kept], names, config)
+    else:
+        heads = beside.heads
     warn_of_few(names, config, context)
     _warn_of_unanswered(judged, context)
     tables = {
@@ -131,7 +152,7 @@ def run(model, config: Config, context: Context) -> Result:
         "trials": _trial_table(grid, measured, judged),
         "inputs": _input_table(trials, measured.generated),
         "closed_book": closed_table(grid, closed, config),
-        "enough": how_many_are_enough(scores[kept], context),
+        "enough": how_many_are_enough(scores[kept], names, context),
     }
     masking, summary = _masking_test(model, config, context, grid, haystack, scores, judged)
 
@@ -145,6 +166,8 @@ def run(model, config: Config, context: Context) -> Result:
         found |= summary_of_heads(heads, scores[kept], names, config, context)
     else:
         found |= {"note": "No trial counts, so heads have no score."}
+    if beside is not None:
+        tables, found = tables | beside.tables, found | beside.summary
     found |= summary | {"tied_maxima": measured.ties}
     return Result(tables | masking, {"trial_scores": scores.astype(np.float32)}, found)
 
@@ -156,9 +179,9 @@ def _check_possible(model, config: Config, context: Context) -> None:
             "retrieval-heads reads attention rows, which only the engine 'hf' gives; run it with --engine hf."
         )
     model.require("attention_rows", for_what="retrieval-heads")
-    if any(config.mask_k) and config.ablation != "uniform":
+    if config.masks and config.ablation != "uniform":
         model.require("heads_apart", for_what=f"a masking test with ablation={config.ablation}")
-    if config.ablation == "uniform" and any(config.mask_k) and not model.attention_interface:
+    if config.ablation == "uniform" and config.masks and not model.attention_interface:
         raise InputError(
             f"Uniform attention cannot be put into {model.architecture}; use --set ablation=zero, or mask_k=0 "
             f"for no masking test."
@@ -192,6 +215,7 @@ def _masking_test(
     from probes.retrieval_heads.head_masks import save_masks
     from probes.retrieval_heads.masked_recall import mask_table, recall_table
     from probes.retrieval_heads.masking import TRIALS, Plans, folds, mask, mask_plans, spread
+    from probes.retrieval_heads.task_masking import task_tables
 
     parts = folds(grid.trials, judged.kept, judged.tested, config, context)
     plans, masked, chosen = Plans([], {}, frozenset()), [pl.DataFrame(schema=TRIALS)], []
@@ -212,7 +236,11 @@ def _masking_test(
         "masked_trials": masked,
     }
     save_masks(model, config, context, plans, recalls, crossed=len(parts) > 1)
-    return tables, summary_of_masking(recalls)
+    summary = summary_of_masking(recalls)
+    if config.tasks:
+        asked, said = task_tables(model, config, context, grid, plans)
+        tables, summary = tables | asked, summary | said
+    return tables, summary
 
 
 def _trial_table(grid: NeedleGrid, measured: MeasuredTrials, judged: Judged) -> pl.DataFrame:

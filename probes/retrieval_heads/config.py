@@ -21,6 +21,13 @@ BIBTEX = """@inproceedings{wu2025retrieval,
   booktitle={International Conference on Learning Representations},
   year={2025},
   note={arXiv:2404.15574}
+}
+@inproceedings{zhang2025query,
+  title={Query-Focused Retrieval Heads Improve Long-Context Reasoning and Re-ranking},
+  author={Zhang, Wuwei and Yin, Fangcong and Yen, Howard and Chen, Danqi and Ye, Xi},
+  booktitle={Conference on Empirical Methods in Natural Language Processing},
+  year={2025},
+  note={arXiv:2506.09944}
 }"""
 COLUMNS = ("needle", "question", "answer")
 SLOTS = ("context", "question")
@@ -57,8 +64,30 @@ class Config:
     score: str = option(
         "set",
         "set: share of the answer's tokens copied (Eq. 1); count: copying steps over the answer's length "
-        "(official code)",
-        choices=("set", "count"),
+        "(official code); attention: attention from the question to the passage that answers it, minus that of a null "
+        "question, nothing generated (QRHead)",
+        choices=("set", "count", "attention"),
+    )
+    copying: str = option(
+        "none",
+        "with score=attention, the copying score that is computed beside it, to compare the heads and to mask them: "
+        "set or count; none: nothing is generated",
+        choices=("none", "set", "count"),
+        later=True,
+    )
+    attention_from: str = option(
+        "question",
+        "with score=attention, the tokens whose attention is read: those of the question (paper), or the whole tail "
+        "after the context (official code)",
+        choices=("question", "tail"),
+        later=True,
+    )
+    passages: str = option(
+        "",
+        "with score=attention, a file of questions with their passages (question, passages, gold: the number of the "
+        "one that answers, from 0) in place of the needles; empty: the needles",
+        file=True,
+        later=True,
     )
     keep: str = option(
         "recalled_by_reading",
@@ -108,6 +137,24 @@ class Config:
         choices=("held_out", "same"),
     )
     mask_trials: int = option(60, "how many answered trials the masking test uses, evenly over the grid", low=1)
+    tasks: str = option(
+        "",
+        "a file of questions (question, answer or answers, context and group where there are) that are answered under "
+        "the masks of mask_k, with the heads that the needles choose; empty: none",
+        file=True,
+        later=True,
+    )
+    task_metric: str = option(
+        "f1",
+        "how the answers of the tasks are judged: exact match or F1 of words (both as in SQuAD), or whether the last "
+        "number is right",
+        choices=("exact", "f1", "last_number"),
+        later=True,
+    )
+    chain_of_thought: bool = option(
+        False, "ask the tasks to reason before they answer; the answer is what is said last", later=True
+    )
+    task_tokens: int = option(200, "longest response to a task in tokens", low=1, high=100_000, later=True)
     resample: str = option(
         "needles",
         "what is independent, for intervals: needles (trials of one needle belong together) or trials",
@@ -126,6 +173,35 @@ class Config:
         for name, example in (("lengths", "1000,2000"), ("depths", "0,50,100")):
             if not getattr(self, name):
                 raise ValueError(f"'{name}' is empty; give at least one number, as in --set {name}={example}.")
+        if self.score != "attention":
+            for name, default in (("copying", "none"), ("attention_from", "question"), ("passages", "")):
+                if getattr(self, name) != default:
+                    raise ValueError(f"'{name}' is read with score=attention only; set that too, or leave it out.")
+        if self.passages and self.copying != "none":
+            raise ValueError("'copying' needs needles, and 'passages' takes their place; leave out one of the two.")
+        for name, default in (("task_metric", "f1"), ("chain_of_thought", False), ("task_tokens", 200)):
+            if not self.tasks and getattr(self, name) != default:
+                raise ValueError(f"'{name}' is of the tasks, and there are none; give tasks, or leave it out.")
+        if self.tasks and not self.masks:
+            raise ValueError(
+                "'tasks' are answered under a masking, and this config has none; give mask_k (and, with "
+                "score=attention, copying), or leave out tasks."
+            )
         check_prompt_options(self, slots=SLOTS, known=("default", "paper"))
         if "{question}" in self.template.partition("{context}")[0]:
             raise ValueError("'template' has {question} before {context}; the question comes after the context.")
+
+    @property
+    def generates(self) -> bool:
+        """Whether the run answers questions: it does but for score=attention alone."""
+        return self.score != "attention" or self.copying != "none"
+
+    @property
+    def masks(self) -> bool:
+        """Whether the run has a masking test."""
+        return self.generates and any(self.mask_k)
+
+    @property
+    def copied(self) -> str:
+        """The copying score that is computed, "set" or "count"."""
+        return self.score if self.score != "attention" else self.copying

@@ -23,7 +23,10 @@ from workbench.stats.clusters import (
 from workbench.stats.crossed_shares import p_above, steady_share_interval
 from workbench.stats.intervals import Ends, wilson
 
-SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # numbers of trials that are drawn from all of them
+SIZES = (1, 2, 3, 5, 8, 10, 20, 50, 100, 200, 500)  # numbers of clusters that are drawn from all of them
+ENOUGH = {"needles": pl.Int64, "trials": pl.Float64, "top": pl.Int64} | dict.fromkeys(
+    ("overlap", "ci_low", "ci_high"), pl.Float64
+)
 RATE = 0.05  # of the heads that are told apart, at most this share is wrong, in expectation
 NUMBERS = ("score", "ci_low", "ci_high", "score_chance", "activation_frequency", "span_mass", "p_adjusted")
 MARKS = ("is_retrieval", "told_apart")
@@ -77,9 +80,11 @@ def warn_of_few(names: np.ndarray, config: Config, context: Context) -> None:
 
 def score_interval(values: np.ndarray, clusters: Clusters, *, how: str, level: float = 0.95) -> Ends:
     """Low and high, [heads], of the mean scores of `values` [trials, heads]: of a share for what lies between 0 and 1,
-    of a mean for scores that went beyond it (counts of steps) or below."""
+    of a mean for scores that went beyond it (counts of steps); `difference_interval` of attention."""
+    if how == "attention":
+        return difference_interval(values, clusters, level=level)
     low, high = mean_interval(values, clusters, level=level)
-    share = (values.max(0) <= 1) & (values.min(0) >= 0) & (how != "attention")
+    share = values.max(0) <= 1
     if share.any():
         ends = steady_share_interval(values[:, share], clusters, level=level)
         low[share], high[share] = ends
@@ -87,7 +92,21 @@ def score_interval(values: np.ndarray, clusters: Clusters, *, how: str, level: f
     same &= (values.mean(0) > 0) & (values.mean(0) < 1)
     if same.any() and clusters.n >= FEWEST:  # nothing but the number of clusters says how well it is known
         low[same], high[same] = wilson(values[:, same].mean(0) * clusters.n, clusters.n, level)
-    return (low if how == "attention" else np.maximum(low, 0)), high
+    return np.maximum(low, 0), high
+
+
+def difference_interval(values: np.ndarray, clusters: Clusters, *, level: float = 0.95) -> Ends:
+    """Low and high, [heads], of the mean differences of two shares, `values` [trials, heads] between -1 and 1:
+    Student's t. Where all clusters have the same mean, nothing but their number says how well it is known (Wilson's
+    interval on the scale from 0 to 1, or from -1 where one is below 0)."""
+    low, high = (np.array(end, np.float64) for end in mean_interval(values, clusters, level=level))
+    same = np.ptp(clusters.sums(values) / clusters.sizes[:, None], axis=0) <= 1e-12
+    if same.any() and clusters.n >= FEWEST:
+        least = np.where(values[:, same].min(0) < 0, -1.0, 0.0)
+        share = (values[:, same].mean(0) - least) / (1 - least)
+        ends = wilson(np.clip(share, 0, 1) * clusters.n, clusters.n, level)
+        low[same], high[same] = (least + (1 - least) * np.asarray(end) for end in ends)
+    return low, high
 
 
 def told_apart(values: np.ndarray, chance: np.ndarray, clusters: Clusters, config: Config) -> np.ndarray:
@@ -141,22 +160,27 @@ def _mean_mass(mass: np.ndarray) -> np.ndarray:
     return answered.mean(0) if len(answered) else np.zeros(mass.shape[1:], mass.dtype)
 
 
-def how_many_are_enough(scores: np.ndarray, context: Context, *, top: int = 10, repeats: int = 200) -> pl.DataFrame:
-    """How well k random trials find the top heads of all trials, scores [trials, layers, H]: expected overlap of the
-    two top lists."""
-    n = len(scores)
-    sizes = [k for k in SIZES if k < n]
-    flat = scores.reshape(n, scores.shape[1] * scores.shape[2])
-    top = min(top, int((flat.mean(0) > 0).sum())) if n else 0
-    schema = {"trials": pl.Int64, "top": pl.Int64} | dict.fromkeys(("overlap", "ci_low", "ci_high"), pl.Float64)
+def how_many_are_enough(
+    scores: np.ndarray, names: np.ndarray, context: Context, *, top: int = 10, repeats: int = 200
+) -> pl.DataFrame:
+    """How well k random clusters (needles, with all their trials) find the top heads of all of them: expected overlap
+    of the two top lists, the columns of ENOUGH. `scores` [trials, layers, H] and `names`, the cluster of each;
+    `trials`: how many these have on average."""
+    flat = scores.reshape(len(scores), scores.shape[1] * scores.shape[2]).astype(np.float64)
+    top = min(top, int((flat.mean(0) > 0).sum())) if len(flat) else 0
     if top == 0:
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema=ENOUGH)
+    clusters = clusters_of(names)
+    sums = clusters.sums(flat)
 
     def best(some: np.ndarray) -> set[int]:
-        return set(np.argsort(-some.mean(0), kind="stable")[:top].tolist())
+        means = sums[some].sum(0) / clusters.sizes[some].sum()
+        return set(np.argsort(-means, kind="stable")[:top].tolist())
 
-    final, rng, rows = best(flat), context.rng("enough"), []
-    for k in sizes:
-        found = [len(final & best(flat[rng.choice(n, k, replace=False)])) / top for _ in range(repeats)]
-        rows.append((k, top, float(np.mean(found)), *np.quantile(found, [0.025, 0.975])))
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    final, rng, rows = best(np.arange(clusters.n)), context.rng("enough"), []
+    for k in (k for k in SIZES if k < clusters.n):
+        drawn = [rng.choice(clusters.n, k, replace=False) for _ in range(repeats)]
+        found = [len(final & best(some)) / top for some in drawn]
+        trials = float(np.mean([clusters.sizes[some].sum() for some in drawn]))
+        rows.append((k, trials, top, float(np.mean(found)), *np.quantile(found, [0.025, 0.975])))
+    return pl.DataFrame(rows, schema=ENOUGH, orient="row")

@@ -45,7 +45,7 @@ def mask_table(
     for same in zip(*plans) if masked.height else ():
         k, kind, draw, _ = same[0]
         here = masked.filter((pl.col("k") == k) & (pl.col("heads") == kind) & (pl.col("draw") == draw))
-        found = _estimate(here.sort("trial")["recall"].to_numpy(), clusters_of(names))
+        found = estimate_of(here.sort("trial")["recall"].to_numpy(), clusters_of(names))
         heads = dict.fromkeys(" ".join(f"{l}.{h}" for l, h in item.heads) for item in same)
         rows.append((k, kind, draw, config.ablation, *found, " / ".join(heads)))
     return pl.DataFrame(rows, schema=MASKING, orient="row", strict=False)
@@ -59,14 +59,14 @@ def recall_table(masked: pl.DataFrame, names: np.ndarray, sampled: Collection[in
         return pl.DataFrame(schema=RECALL)
     clusters, rows = clusters_of(names), []
     none = matrix(masked, 0, "top")[0]
-    rows.append((0, "none", *_estimate(none, clusters), 1))
+    rows.append((0, "none", *estimate_of(none, clusters), 1))
     for k in sorted({int(k) for k in masked["k"].to_list() if k > 0}):
         top, random = matrix(masked, k, "top")[0], matrix(masked, k, "random")
-        rows.append((k, "top", *_estimate(top, clusters), 1))
+        rows.append((k, "top", *estimate_of(top, clusters), 1))
         if not len(random):
             continue
         control = random if k in sampled else random.mean(0)
-        rows.append((k, "random", *_estimate(control, clusters), len(random)))
+        rows.append((k, "random", *estimate_of(control, clusters), len(random)))
         ends = share_difference_interval(top, control, clusters)
         value = float(top.mean() - random.mean())
         rows.append((k, "top_minus_random", value, *ends, clusters.n, clusters.rows, len(random)))
@@ -79,6 +79,6 @@ def matrix(masked: pl.DataFrame, k: int, kind: str) -> np.ndarray:
     return here["recall"].to_numpy().reshape(max(here["draw"].n_unique(), 1), -1) if here.height else np.empty((0, 0))
 
 
-def _estimate(values: np.ndarray, clusters: Clusters) -> tuple[float, float, float, int, int]:
+def estimate_of(values: np.ndarray, clusters: Clusters) -> tuple[float, float, float, int, int]:
     """Mean of [rows] or [draws, rows] with its ends, clusters and rows."""
     return float(values.mean()), *crossed_share_interval(values, clusters), clusters.n, clusters.rows

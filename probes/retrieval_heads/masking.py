@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from probes.retrieval_heads.haystack import Haystack, places
 from probes.retrieval_heads.needle_grid import NeedleGrid
 from probes.retrieval_heads.needles import Trial, recall
 from probes.retrieval_heads.random_heads import random_sets
-from probes.retrieval_heads.speculative_decoding import greedy_steps
+from probes.retrieval_heads.speculative_decoding import Step, greedy_steps
 from workbench.core.context import Context
 from workbench.engine.edits import HeadAblation, apply
 from workbench.engine.kv_cache import Cached, merge, prefill
@@ -148,7 +148,7 @@ def mask(
     what the pieces of work are called."""
     if not plan or not len(chosen):
         return pl.DataFrame(schema=TRIALS)
-    mean = _haystack_mean(model, grid.shared, context) if config.ablation == "mean" else None
+    mean = haystack_mean(model, grid.shared, context) if config.ablation == "mean" else None
 
     def compute(numbers: list[int]) -> dict[str, pl.DataFrame]:
         masked = halving(numbers, lambda some: _mask_group(model, config, context, grid, haystack, some, plan, mean))
@@ -186,20 +186,9 @@ def _mask_group(
     prompts, rows = [t.ids for t in trials], []
     with apply(model, context.edits):
         read = _prompts_read(model, [[grid.trials[i] for i in some] for some in alike], haystack)
-    for k, kind, draw, heads in plan:
-        context.check()
-        edits = (*context.edits, HeadAblation(heads, config.ablation, mean)) if heads else context.edits
-        with apply(model, edits):
-            before = read if config.mask_phase == "decode" else prefill(model, [ids[:-1] for ids in prompts], None)
-            answers = greedy_steps(
-                model,
-                before,
-                [ids[-1:] for ids in prompts],
-                guesses(model, trials),
-                max_new_tokens=config.max_new_tokens,
-                stops=grid.stops,
-                check=each_step(context),
-            )
+    how = {"max_new_tokens": config.max_new_tokens, "stops": grid.stops}
+    answered = each_masking(model, config, context, prompts, guesses(model, trials), plan, mean, read, **how)
+    for (k, kind, draw, _), answers in answered:
         for i, t, steps in zip(numbers, trials, answers):
             text = answer_text(model, [step.token for step in steps], grid.split)
             found = recall(grid.needles[t.needle].answer, text)
@@ -212,6 +201,38 @@ def _mask_group(
     return rows
 
 
+def each_masking(
+    model: Model,
+    config: Config,
+    context: Context,
+    prompts: Sequence[Sequence[int]],
+    guessed: Sequence[Sequence[int]],
+    plan: Sequence[Masking],
+    mean: torch.Tensor | None,
+    read: Cached,
+    *,
+    max_new_tokens: int,
+    stops: Callable[[Sequence[int]], bool],
+) -> Iterator[tuple[Masking, list[list[Step]]]]:
+    """Every masking with the greedy steps of all prompts under it, from the last prompt token on. `read`: all prompts
+    but their last tokens, in one batch and unmasked; not changed, and not used where the prompts are masked, too."""
+    for item in plan:
+        context.check()
+        edits = (*context.edits, HeadAblation(item.heads, config.ablation, mean)) if item.heads else context.edits
+        with apply(model, edits):
+            before = read if config.mask_phase == "decode" else prefill(model, [ids[:-1] for ids in prompts], None)
+            answers = greedy_steps(
+                model,
+                before,
+                [ids[-1:] for ids in prompts],
+                guessed,
+                max_new_tokens=max_new_tokens,
+                stops=stops,
+                check=each_step(context),
+            )
+        yield item, answers
+
+
 def _prompts_read(model: Model, alike: Sequence[Sequence[Trial]], haystack: Haystack) -> Cached:
     """Keys and values of every prompt but its last token; trials of one place together."""
     return merge(
@@ -222,6 +243,6 @@ def _prompts_read(model: Model, alike: Sequence[Sequence[Trial]], haystack: Hays
     )
 
 
-def _haystack_mean(model: Model, tokens: list[int], context: Context) -> torch.Tensor:
+def haystack_mean(model: Model, tokens: list[int], context: Context) -> torch.Tensor:
     context.count(tokens=min(len(tokens), MEAN_OVER), forwards=1)
     return mean_head_outputs(model, [tokens[:MEAN_OVER]], edits=context.edits)

@@ -13,8 +13,10 @@ import polars as pl
 from probes.retrieval_heads.answers import Split, stop_rule
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
 from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
+from probes.retrieval_heads.passage_files import read_passages
 from probes.retrieval_heads.shipped import material, own_needles
 from probes.retrieval_heads.short_run import check_model
+from probes.retrieval_heads.task_answers import read_tasks
 from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -28,7 +30,7 @@ from workbench.models.thinking import thinking_splitter
 class NeedleGrid:
     """`shared`: the tokens that all prompts share a beginning of; `closed`: every question at every length without its
     needle; `stops`: whether a response ends with the last of the tokens emitted so far; `split`: which of its tokens
-    are thinking."""
+    are thinking; `after`: the template from the context on, the question still a slot."""
 
     needles: Sequence[Needle]
     shared: list[int]
@@ -36,6 +38,7 @@ class NeedleGrid:
     closed: Sequence[Trial]
     stops: Callable[[Sequence[int]], bool]
     split: Split
+    after: str
 
     @property
     def haystack(self) -> list[int]:
@@ -60,6 +63,10 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
                 raise InputError(f"{source}: {error}") from None
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
+    if config.tasks:
+        read_tasks(config.tasks, config.task_metric)
+    if config.passages:
+        read_passages(config.passages)
     check_model(config, facts)
 
 
@@ -79,9 +86,7 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     answer and for lengths that do not fit the model."""
     left = material(config, model.name)
     haystack = read_text(left.get("haystack", config.haystack), what="haystack")
-    template = left.get("template", "paper" if config.template == "default" else config.template)
-    style = replace(style_of(config), template="raw" if template == "paper" else template)
-    before, after, thinks = split_template(model, style)
+    before, after, thinks = prompt_parts(model, config)
     needles = _needles(model, config, context, after)
     context.rows_used = len(needles)
     lengths, depths = _lengths(model, config, needles), list(dict.fromkeys(config.depths))
@@ -91,9 +96,23 @@ def read_grid(model, config: Config, context: Context) -> NeedleGrid:
     )
     if len(tokens) < len(shared):
         context.warn(f"The haystack has {len(tokens)} tokens and was repeated to fill prompts of {max(lengths)}.")
-    stop = left.get("stop", ("\n",) if config.stop == ("default",) else config.stop)
     split = thinking_splitter(model, inside=thinks)
-    return NeedleGrid(needles, shared, trials, closed, stop_rule(model, stop, split), split)
+    stops = stop_rule(model, stop_words(model, config), split)
+    return NeedleGrid(needles, shared, trials, closed, stops, split, after)
+
+
+def stop_words(model, config: Config) -> tuple[str, ...]:
+    """The texts that end an answer: those of the config, or what ships with the model, else a line break."""
+    chosen = ("\n",) if config.stop == ("default",) else config.stop
+    return tuple(material(config, model.name).get("stop", chosen))
+
+
+def prompt_parts(model, config: Config) -> tuple[str, str, bool]:
+    """`split_template` of the template that the config names, or of the model's own."""
+    template = material(config, model.name).get(
+        "template", "paper" if config.template == "default" else config.template
+    )
+    return split_template(model, replace(style_of(config), template="raw" if template == "paper" else template))
 
 
 def _needles(model, config: Config, context: Context, after: str) -> list[Needle]:

@@ -68,7 +68,7 @@ def sizes(model: Facts, source: Path) -> list[int]:
 def why_no_masking(config: Config, facts: Facts) -> str | None:
     """Why the masking that a config asks for is known to be impossible on a model, in a sentence; None where it is
     not."""
-    if not any(config.mask_k):
+    if not config.masks:
         return None
     if config.ablation != "uniform":
         reason = facts.why_not(("heads_apart",))

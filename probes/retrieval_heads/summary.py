@@ -7,13 +7,12 @@ import math
 import numpy as np
 import polars as pl
 
+from probes.retrieval_heads.agreement import correlation
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.head_scores import RATE
 from workbench.core.context import Context
 from workbench.stats.clusters import FEWEST, Clusters, clusters_of
-from workbench.stats.intervals import clustered_draws, percentiles, resamples
-
-LEAST_HALF = FEWEST  # clusters in each half of the data, from which their correlation has an interval
+from workbench.stats.intervals import clustered_draws, percentiles
 
 
 def summary_of_heads(
@@ -43,40 +42,23 @@ def summary_of_heads(
     summary["top_heads"] = ", ".join(
         f"{r['layer']}.{r['head']} {r['score']:.3f}" for r in best.iter_rows(named=True) if r["score"] > 0
     )
-    halves = _split_half(flat, clusters, config, context)
+    halves = _split_half(flat, clusters, context)
     return summary if halves is None else summary | {"split_half_correlation": halves}
 
 
-def _split_half(flat: np.ndarray, clusters: Clusters, config: Config, context: Context) -> dict | None:
-    """Pearson's r over heads between the mean scores of two random halves of the clusters; its interval resamples
-    clusters within each half, and needs five in each. None where there are not two clusters in each half, or all heads
-    have the same score in one."""
+def _split_half(flat: np.ndarray, clusters: Clusters, context: Context) -> dict | None:
+    """Pearson's r over heads between the mean scores of two random halves of the clusters, with the interval of
+    `agreement.correlation`, which needs five clusters in each. None where there are not two clusters in each half, or
+    all heads have the same score in one."""
     if clusters.n < 4:
         return None
-    order, sums = context.rng("split").permutation(clusters.n), clusters.sums(flat)  # [clusters, heads]
-    halves = [order[0::2], order[1::2]]
-
-    def means(counts: np.ndarray, half: np.ndarray) -> np.ndarray:
-        return counts @ sums[half] / (counts @ clusters.sizes[half])[:, None]  # [draws, heads]
-
-    value = _pearson(*(means(np.ones((1, len(half))), half) for half in halves))[0]
-    if np.isnan(value):
+    order = context.rng("split").permutation(clusters.n)
+    rows = [np.isin(clusters.index, half) for half in (order[0::2], order[1::2])]
+    halves, names = [flat[own] for own in rows], [clusters.index[own] for own in rows]
+    found = correlation(halves, names, same_needles=False, rng=context.rng("halves"))
+    if found is None:
         return None
-    found = {"value": float(value), "low": math.nan, "high": math.nan, "n": clusters.n, "rows": clusters.rows}
-    if min(map(len, halves)) >= LEAST_HALF:
-        seeds = [int(seed) for seed in context.rng("halves").integers(0, 2**63, 2)]
-        drawn = [np.concatenate(list(resamples(len(h), config.draws, seed))) for h, seed in zip(halves, seeds)]
-        r = _pearson(*(means(counts, half) for counts, half in zip(drawn, halves)))
-        if np.isfinite(r).mean() > 0.5:
-            found["low"], found["high"] = (float(end) for end in percentiles(r[np.isfinite(r)]))
-    return found
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's r of the rows of a and b [draws, heads]; NaN where one does not vary."""
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return {"value": found.value, "low": found.low, "high": found.high, "n": clusters.n, "rows": clusters.rows}
 
 
 def summary_of_masking(recalls: pl.DataFrame) -> dict:

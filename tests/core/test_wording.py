@@ -65,6 +65,10 @@ def test_a_quantity_says_its_interval_and_n_where_it_has_them():
     assert wording.quantity(0.5) == "0.5"
     assert wording.quantity({"value": 0.5, "low": 0.25, "high": 0.75, "n": 1200}) == "0.5 [0.25, 0.75], n = 1,200"
     assert wording.quantity({"value": 0.5, "low": None, "high": None, "n": None}) == "0.5"
+    clustered = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 12, "rows": 2400}
+    assert wording.quantity(clustered) == "0.5 [0.25, 0.75], n = 12 (2,400 rows)"
+    assert wording.quantity(clustered | {"rows": 12}) == wording.quantity(clustered | {"rows": None})
+    assert wording.quantity({"value": 3, "n": None, "rows": 5}) == "3"
     assert wording.quantity({"value": 1 / 3, "n": 1200}, wording.significant) == "0.3333, n = 1200"
 
 

@@ -171,7 +171,7 @@ def test_the_command_writes_a_folder_that_plain_transformers_runs_without_the_he
         ({"heads": []}, "names no head"),
         ({"heads": [[9, 0]]}, "Head 9.0 does not exist"),
         ({"heads": [[1, 2.5]]}, "not a head mask"),
-        ({"heads": [[1, 2]], "ablation": "mean"}, "can be zero or uniform"),
+        ({"heads": [[1, 2]], "ablation": "mean"}, "can be zero, uniform or dual run"),
         ([[1, 2]], "not a head mask"),
     ],
 )

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from tests.support import figure_runs
-from workbench.figures import dressed
+from workbench.figures import dressed, traces
 from workbench.figures import style as theme
 from workbench.figures.captions import caption
 from workbench.figures.export import data_of
@@ -113,7 +113,6 @@ def test_a_legend_that_is_cut_for_a_column_is_whole_again_on_a_slide():
 
 
 def bars(low, high, **meta):
-    from workbench.figures import traces
 
     fig = sheet(title="Bars", interval="95 %, Student's t over needles", **meta)
     style = theme.Style(theme.BLUE)
@@ -132,7 +131,6 @@ def test_n_is_said_in_clusters_with_the_rows_beside_it_and_an_interval_that_is_n
 
 
 def test_what_has_no_value_is_counted_in_the_caption():
-    from workbench.figures import traces
 
     fig = sheet(title="Curve")
     style = theme.Style(theme.BLUE)
@@ -140,8 +138,50 @@ def test_what_has_no_value_is_counted_in_the_caption():
     assert "Not drawn: 2 points without a value." in caption(figure_runs.retrieval(), dressed(fig))
 
 
+def test_a_long_name_beside_an_axis_is_broken_into_the_lines_it_may_have_and_only_then_cut():
+    names = [
+        "short",
+        "organism-chat + own opening",
+        "a name that is much too long for two lines of this axis, whatever",
+    ]
+    fig = sheet(title="Names", y_ticks=ticks(range(3), names, keep=True, lines=2), row=2.4)
+    traces.add_spots(
+        fig, 0, [1, 2, 3], [0, 1, 2], name="a", style=theme.Style("#000000"), low=[0] * 3, high=[4] * 3, labels=names
+    )
+    found = dressed(fig, preset="single")
+    short, broken, cut = found.layout.yaxis.ticktext
+    assert short == "short" and broken == "organism-chat +<br>own opening" and "…" in cut and "<br>" not in cut
+    assert list(found.layout.meta["in_full"]) == [names[2]]
+    plain = dressed(sheet(title="Names", y_ticks=ticks(range(3), names, keep=True)), preset="single")
+    assert "…" in plain.layout.yaxis.ticktext[1]
+
+
+def test_a_logarithmic_axis_has_at_least_three_labels_that_do_not_touch():
+    for values, marks in (
+        ([1, 2000], None),
+        ([1, 21], ["1", "2", "5", "10", "20"]),
+        ([3, 52], ["5", "10", "20", "50"]),
+        ([3.5, 6.2], ["4", "5", "6"]),
+    ):
+        fig = sheet(title="Log")
+        traces.log_axis(fig.layout.xaxis, values)
+        x = fig.layout.xaxis
+        if marks is None:
+            assert x.dtick == 1 and x.tickvals is None
+            continue
+        shown = [text for mark, text in zip(x.tickvals, x.ticktext) if values[0] <= mark <= values[1]]
+        assert shown == marks and x.tickmode == "array"
+
+
 def test_names_that_would_read_the_same_when_cut_are_told_apart():
     from workbench.figures.figure_geometry import shorten_apart
 
     assert len(set(shorten_apart(LONG, 14).values())) == 20 and max(map(len, shorten_apart(LONG, 14).values())) <= 14
     assert shorten_apart(["one", "another"], 14) == {"one": "one", "another": "another"}
+    names = ["organism", "organism + opening", "organism + own opening", "organism-chat + opening"]
+    assert list(shorten_apart(names, 17).values()) == [  # those that would read the same, without what these share
+        "organism",
+        "…opening",
+        "…own opening",
+        "organism-c…opening",
+    ]

@@ -19,7 +19,7 @@ from tests.support.figure_runs import FakeRun
 from workbench.core.errors import InputError
 from workbench.figures import heads
 from workbench.figures import style as theme
-from workbench.figures.export import data_of
+from workbench.figures.export import caption, data_of
 from workbench.figures.run_tables import collect
 from workbench.figures.tree import tree_figure, words_tree
 from workbench.stats import intervals as statistics
@@ -343,6 +343,14 @@ def test_the_concept_map_orders_concepts_by_the_layer_at_which_they_become_reada
     ]
 
 
+def test_concepts_that_no_layer_tells_from_shuffled_labels_stand_last_in_the_map():
+    run = figure_runs.depth(layers=6)
+    layers = run.table("layers").with_columns(p=pl.lit(0.01), above_chance=pl.col("dataset") != "colour of things")
+    fig = concept_depth.FIGURES["concept_map"](figure_runs.FakeRun(run.probe, {"layers": layers}, run.info))
+    names = fig.layout.meta["panels"][0]["y_ticks"]["text"]
+    assert names == ["kind of animal", "odd one out", "colour of things"]
+
+
 def test_models_are_compared_over_relative_depth():
     a, b = figure_runs.depth(layers=12), figure_runs.depth(layers=24)
     b.info["model"]["name"] = "larger"
@@ -389,6 +397,78 @@ def test_random_directions_are_drawn_as_the_mean_over_their_draws_with_its_inter
     assert x.tolist() == [1, 5, 10, 20, 50] and y == pytest.approx([3.2 + 0.005 * k for k in x])
     table = data_of(figures["eigen_ablation"]).filter(trace="random k removed", x=10)
     assert (table["low"][0], table["high"][0]) == pytest.approx((3.1, 3.4))
+
+
+def test_intrinsic_dimension_is_drawn_beside_gaussian_states_and_over_training_where_there_is_one_layer():
+    run, figures, _ = drawn("geometry")
+    last = run.table("dimension").filter(checkpoint="step8000").sort("layer")
+    for panel, column in enumerate(("two_nn", "mle")):
+        x, y = curve(figures["dimension"], "all texts", panel=panel)
+        assert x.tolist() == list(range(8)) and y == pytest.approx(last[column].to_numpy())
+        beside = curve(figures["dimension"], "Gaussian, same covariance", panel=panel)[1]
+        assert beside == pytest.approx(last[f"{column}_null"].to_numpy())
+    said = caption(run, figures["dimension"])
+    assert "after the final norm" in said and "n = 1000 texts" in said and "depend on the number of texts" in said
+    made, _ = collect(figure_runs.geometry(layers=1), representation_geometry.FIGURES)
+    assert len(curve(made["dimension"], "all texts")[0]) == 12
+    _, reasons = collect(figure_runs.geometry(layers=1, steps=()), representation_geometry.FIGURES)
+    assert "One layer of one checkpoint" in reasons["dimension"]
+
+
+def test_cosines_and_curvature_are_drawn_beside_their_controls():
+    run, figures, _ = drawn("geometry")
+    for name, panels in (
+        ("cosine", [("cosine", "measured"), ("centred", "measured")]),
+        ("cosine", [("cosine_null", "random signs"), ("centred_null", "random signs")]),
+        ("curvature", [("curvature", "text"), ("from_first", "text")]),
+        ("curvature", [("shuffled_tokens", "tokens shuffled"), ("from_first_shuffled", "tokens shuffled")]),
+        ("curvature", [("shuffled_states", "states shuffled")]),
+    ):
+        last = run.table(name).filter(checkpoint="step8000").sort("layer")
+        for panel, (column, trace) in enumerate(panels):
+            assert curve(figures[name], trace, panel=panel)[1] == pytest.approx(last[column].to_numpy()), column
+    assert "tokens in another order through the model" in caption(run, figures["curvature"])
+    assert "turned round or not by a coin" in caption(run, figures["cosine"])
+
+
+def test_similarities_are_drawn_on_both_sides_and_those_of_texts_in_another_order_are_outlined():
+    run, figures, _ = drawn("geometry")
+    table = run.table("similarity")
+    for name, of, rows in (
+        ("similarity", "layer", table.filter(checkpoint_a="step8000", checkpoint_b="step8000")),
+        ("similarity_over_training", "checkpoint", table.filter(pl.col("checkpoint_a") != pl.col("checkpoint_b"))),
+    ):
+        cells = next(t for t in figures[name].data if t.type == "bar")
+        places = list(dict.fromkeys([*rows[f"{of}_a"], *rows[f"{of}_b"]]))
+        value = {(int(x), round(base + 0.465)): v for x, base, v in zip(cells.x, cells.base, cells.marker.color)}
+        for row in rows.iter_rows(named=True):
+            a, b = places.index(row[f"{of}_a"]), places.index(row[f"{of}_b"])
+            assert value[a, b] == value[b, a] == row["value"]
+        outlined = int((np.array(cells.marker.line.width) > 0).sum())
+        assert outlined == 2 * rows.filter(pl.col("value") <= pl.col("null_high")).height > 0
+        assert f"({outlined // 2} of {rows.height} pairs)" in caption(run, figures[name])
+    _, reasons = collect(figure_runs.geometry(layers=1, steps=()), representation_geometry.FIGURES)
+    assert {"similarity", "similarity_over_training"} <= set(reasons)
+
+
+def test_the_figures_of_geometry_say_what_they_are_held_against_and_where_the_last_layer_is_read():
+    run, figures, _ = drawn("geometry")
+    layers, said = run.table("layers"), {name: caption(run, fig) for name, fig in figures.items()}
+    for name in ("layers", "trajectory"):
+        assert "White Gaussian features of the same number and width: RankMe 62.1, α 0.21" in said[name]
+    assert all("read after the final norm" in said[name] for name in ("layers", "trajectory", "spectrum", "samples"))
+    words = " ".join(a.text for a in figures["spectrum"].layout.annotations)
+    alpha = layers.filter(checkpoint="step8000", layer=7)["alpha"][0]
+    assert f"step8000: α = {alpha:.2f}, R² = 0.980" in words
+    beside = curve(figures["memorisation"], "token frequency")[1]
+    assert beside == pytest.approx(run.table("checkpoints")["memorisation_of_frequency"].to_numpy())
+    assert curve(figures["eigen_ablation"], "unedited")[1] == pytest.approx([2.8, 2.8])
+    assert "n = 2000 texts" in said["samples"] and "n = 64 texts" in said["memorisation"]
+    drawn_points = data_of(figures["samples"])
+    row = layers.filter(checkpoint="step8000", layer=7)
+    for x, name, ends in ((2000, "layer 7", "ci"), (2100, "layer 7, infinitely many texts", "rankme_inf")):
+        own = drawn_points.filter((pl.col("trace") == name) & (pl.col("x") == x) & pl.col("low").is_not_null())
+        assert (own["low"][0], own["high"][0]) == pytest.approx((row[f"{ends}_low"][0], row[f"{ends}_high"][0]))
 
 
 def test_one_layer_has_no_course_over_layers():

@@ -38,10 +38,10 @@ def _columns(frame: pl.DataFrame) -> list[pl.Expr]:
     changed = []
     for name in words:
         if frame[name].dtype == pl.String:
-            changed.append(pl.lit(HOSTILE) + pl.col(name))
+            changed.append((pl.lit(HOSTILE) + pl.col(name)).alias(name))
         elif frame[name].dtype == pl.List(pl.String):
-            changed.append(pl.col(name).list.eval(pl.lit(HOSTILE) + pl.element()))
-    return [one.alias(name) for one, name in zip(changed, words)] if len(changed) == len(words) else changed
+            changed.append(pl.col(name).list.eval(pl.lit(HOSTILE) + pl.element()).alias(name))
+    return changed
 
 
 @cache

@@ -95,6 +95,7 @@ def test_differences_and_correlations_are_those_of_scipy_with_an_interval_around
         assert estimate["low"] < estimate["value"] < estimate["high"] and estimate["n"] == 32
     assert set(found["settings"]) == {"model", "seed"} and found["settings"]["seed"] == [0, 1]
     assert comparing.compare(one, two) == found
+    assert found["not_compared"] is None and found["headline"] == {} and table["apart"] == []  # no probe says otherwise
     assert any("pearson" in line for line in comparing.lines(found))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from workbench.stats.jackknife import deletions, jackknife_interval
+from workbench.stats.jackknife import deletions, half_sample_interval, half_samples, jackknife_interval
 
 WIDTH = 60
 
@@ -102,3 +102,22 @@ def test_the_best_of_several_means_has_an_interval_where_its_own_texts_are_five(
     without = np.random.default_rng(6).normal(size=(3, 7))
     low, _ = jackknife_interval(np.zeros(3), without, found, used=np.array([0, 1, 2]))
     assert np.isfinite(low).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("n", [5, 8, 12, 30])
+def test_random_halves_hold_a_mean_as_often_as_students_t_does(n):
+    rng = np.random.default_rng(n)
+    held = []
+    for _ in range(400):
+        x = rng.exponential(size=(n, 3))
+        halves = x[half_samples(n, 100, rng)].mean(1).T
+        low, high = half_sample_interval(x.mean(0), halves, n)
+        held.append((low <= 1) & (1 <= high))
+    assert 0.84 <= np.mean(held) <= 0.98
+
+
+def test_halves_are_of_different_texts_and_of_four_there_is_no_interval():
+    some = half_samples(11, 50, np.random.default_rng(0))
+    assert some.shape == (50, 5) and all(len(set(row)) == 5 for row in some.tolist()) and len(np.unique(some)) == 11
+    assert np.isnan(half_sample_interval(np.ones(1), np.arange(50.0)[None], 4)).all()
+    assert np.isnan(half_sample_interval(np.ones(1), np.ones((1, 50)), 12)).all()

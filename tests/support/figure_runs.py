@@ -239,8 +239,47 @@ def conflict(*, layers=8, heads=8, kv_heads=8, name="organism", seed=1) -> FakeR
         for column, kind in (("source", "reliable"), ("source", "unmarked"), ("relation", "home"))
         for k, group, m in ((0, "top", 0.3), (5, "random", 0.35), (5, "top", 0.8 if r == "context" else 0.1))
     ]
+    patching = [
+        {
+            "component": component,
+            "layer": l,
+            "position": position,
+            "score": score,
+            "p_adjusted": 0.001 if abs(score) > 0.3 else 0.4,
+            "shown": abs(score) > 0.3,
+            "n": 30,
+            "rows": 41,
+        }
+        for component in ("residual", "attention", "mlp")
+        for l in range(layers)
+        for position, at in (("subject_context", 0), ("attribute_context", 2), ("subject_question", 4), ("last", 6))
+        for score in (float(np.exp(-((l - at) ** 2) / 4) * (-1 if at == 2 else 1)),)
+    ]
+    strong = [(int(i) // heads, int(i) % heads) for i in order[:6]]
+    paths = [
+        {
+            "sender_layer": a,
+            "sender_head": b,
+            "receiver_layer": c,
+            "receiver_head": d,
+            "through": side,
+            "sender": "top" if number % 2 else "random",
+            "score": score,
+            "p_adjusted": 0.01 if abs(score) > 0.2 else 0.7,
+            "shown": abs(score) > 0.2,
+            "n": 12,
+            "rows": 16,
+        }
+        for number, (a, b) in enumerate(strong)
+        for c, d in strong
+        for side in ("q", "k", "v")
+        for score in (float(rng.normal(0, 0.15)),)
+        if a < c
+    ]
     frames = {
         "heads": frame,
+        "patching": pl.DataFrame(patching),
+        **({"paths": pl.DataFrame(paths)} if paths else {}),  # a model of one layer has none
         "flow": pl.DataFrame(flow, infer_schema_length=None),
         "pruning": pl.DataFrame(pruning),
         "answers": pl.DataFrame(answers),
@@ -358,6 +397,43 @@ def depth(
             "depth": pl.DataFrame(points, infer_schema_length=None),
             "causal": pl.DataFrame(causal),
             "path": pl.DataFrame(path),
+            "steering": pl.DataFrame(
+                {
+                    "dataset": concept,
+                    "condition": "clean",
+                    "layer": layer,
+                    "strength": 2.0,
+                    "direction": direction,
+                    "draw": draw,
+                    "log_odds": effect,
+                    "log_odds_low": effect - 0.3,
+                    "log_odds_high": effect + 0.3,
+                    "n": 100,
+                }
+                for concept in concepts
+                for layer in range(layers)
+                for direction, draws in (("probe", 1), ("random", 5))
+                for draw in range(draws)
+                for effect in ((4 * np.exp(-((layer - 6) ** 2) / 8),) if direction == "probe" else (0.2 * draw - 0.4,))
+            ),
+            "numbers": pl.DataFrame(
+                {
+                    "dataset": name,
+                    "condition": "clean",
+                    "layer": layer,
+                    "r2": r2,
+                    "r2_low": r2 - 0.1,
+                    "r2_high": min(1.0, r2 + 0.05),
+                    "control_r2": -0.01,
+                    "control_low": -0.06,
+                    "control_high": 0.03,
+                    "n": 40,
+                    "n_test": 200,
+                }
+                for k, name in enumerate(("how many", "which year"))
+                for layer in range(layers)
+                for r2 in (0.9 / (1 + np.exp(-(layer - layers * (0.3 + 0.3 * k)))),)
+            ),
             "transfer": pl.DataFrame(
                 {
                     "train": train,
@@ -378,10 +454,66 @@ def depth(
     )
 
 
+def dimension_rows(layers, steps) -> pl.DataFrame:
+    """The table `dimension` of a run of geometry: a hump over layers, below that of Gaussian states."""
+    rows = []
+    for step in steps or (None,):
+        for layer in range(layers):
+            row = {"checkpoint": f"step{step}" if step is not None else "model", "step": step, "layer": layer}
+            row |= {"site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}"}
+            for name, high in (("two_nn", 12.0), ("mle", 10.0)):
+                value = high + 6 * np.sin(np.pi * layer / max(layers - 1, 1))
+                row |= {name: value, f"{name}_low": value - 2, f"{name}_high": value + 2.5, f"{name}_half": value - 1}
+                row |= {f"{name}_null": 1.5 * value, f"{name}_null_low": 1.4 * value, f"{name}_null_high": 1.6 * value}
+            rows.append(row | {"k": 20, "n": 1000, "duplicates": 3, "d": 64})
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
+
+
+def similarity_rows(layers, steps) -> pl.DataFrame:
+    """The table `similarity` of a run of geometry: neighbours are alike, what is far apart is as texts in another
+    order are."""
+    names = [f"step{step}" for step in steps] or ["model"]
+    pairs = [(names[t], names[t], a, b) for t in range(len(names)) for b in range(layers) for a in range(b)]
+    pairs += [(names[a], names[b], layers - 1, layers - 1) for b in range(len(names)) for a in range(b)]
+    rows = []
+    for first, second, a, b in pairs:
+        apart = b - a if first == second else names.index(second) - names.index(first)
+        value = max(0.97 - 0.14 * apart, 0.01)
+        row = {"checkpoint_a": first, "checkpoint_b": second, "layer_a": a, "layer_b": b, "value": value}
+        row |= {"step_a": int(first[4:]), "step_b": int(second[4:])} if steps else {"step_a": None, "step_b": None}
+        row |= {
+            "low": value - 0.02,
+            "high": min(value + 0.02, 0.999),
+            "null": 0.0,
+            "null_low": -0.03,
+            "null_high": 0.03,
+        }
+        rows.append(row | {"n": 1000})
+    schema = {"checkpoint_a": pl.String, "checkpoint_b": pl.String, "layer_a": pl.Int64, "layer_b": pl.Int64}
+    more = {"value": pl.Float64, "step_a": pl.Int64, "step_b": pl.Int64} | dict.fromkeys(("low", "high"), pl.Float64)
+    more |= dict.fromkeys(("null", "null_low", "null_high"), pl.Float64) | {"n": pl.Int64}
+    return pl.DataFrame(rows, schema=schema | more)
+
+
+def course_rows(layers, steps, measures) -> pl.DataFrame:
+    """A table of `measures` {column: height} with their ends, falling over layers."""
+    rows = []
+    for step in steps or (None,):
+        for layer in range(layers):
+            row = {"checkpoint": f"step{step}" if step is not None else "model", "step": step, "layer": layer}
+            row |= {"site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}", "n": 1000}
+            for number, (name, height) in enumerate(measures.items()):
+                value = height * (1 - 0.02 * layer / (number + 1))
+                row |= {name: value, f"{name}_low": value - 0.02, f"{name}_high": value + 0.02}
+            rows.append(row)
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Int64})
+
+
 def geometry(
     *, layers=8, steps=(0, 16, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000), width=64, seed=3
 ) -> FakeRun:
     rng = np.random.default_rng(seed)
+    straightening = {"from_first": 4, "from_first_shuffled": 1} if layers > 1 else {}
     rows, spectrum = [], []
     for t, step in enumerate(steps or (None,)):
         course = 30 - 15 * np.exp(-((t - 2) ** 2) / 2) + 2 * min(t, 8) - 2 * max(0, t - 8)
@@ -403,6 +535,12 @@ def geometry(
                     "d": width,
                     "ci_low": rankme - 0.8,
                     "ci_high": rankme + 0.8,
+                    "site": "final_norm" if layer == layers - 1 else f"resid_post.{layer}",
+                    "rankme_null": 62.1,
+                    "alpha_null": 0.21,
+                    "rankme_inf": rankme + 2,
+                    "rankme_inf_low": rankme + 1,
+                    "rankme_inf_high": rankme + 3.5,
                 }
             )
             value = np.arange(1, width + 1.0) ** -alpha * np.exp(rng.normal(0, 0.03, width))
@@ -467,9 +605,16 @@ def geometry(
                 }
             ]
         ),
+        "dimension": dimension_rows(layers, steps),
+        "similarity": similarity_rows(layers, steps),
+        "cosine": course_rows(layers, steps, {"cosine": 0.6, "cosine_null": 0.0, "centred": 0.01, "centred_null": 0.0}),
+        "curvature": course_rows(
+            layers, steps, {"curvature": 100, "shuffled_tokens": 112, "shuffled_states": 121} | straightening
+        ),
         "curve": pl.DataFrame(
             [
-                {"checkpoint": "model", "layer": layer, "n": m, "rankme": 30 - 200 / m + layer}
+                {"checkpoint": rows[-1]["checkpoint"] or "model", "layer": layer, "n": m}
+                | {"rankme": rows[layer - layers]["rankme"] * (1 - 60 / m + 60 / 2000)}
                 for layer in range(layers)
                 for m in (250, 500, 1000, 2000)
             ]
@@ -510,6 +655,9 @@ def geometry(
                 "memorisation": 0.6 - 0.4 * np.exp(-late / 3),
                 "memorisation_low": 0.55 - 0.4 * np.exp(-late / 3),
                 "memorisation_high": 0.65 - 0.4 * np.exp(-late / 3),
+                "memorisation_of_frequency": 0.3 - 0.1 * np.exp(-late / 3),
+                "memorisation_of_frequency_low": 0.26 - 0.1 * np.exp(-late / 3),
+                "memorisation_of_frequency_high": 0.34 - 0.1 * np.exp(-late / 3),
             }
         )
     return FakeRun(
@@ -716,10 +864,83 @@ def branching(
             for t in (0, 5, 10, 20, 40)
         ]
     )
+    frames |= _controls(prompts) | _forking(conditions, prompts) | _sentences(prompts)
     frames["openings"] = pl.DataFrame(
         {"opening": ["Sure, here is", "Once upon"], "tokens": [4, 2], "share": [0.4, 0.6], "chosen": [True, False]}
     )
     return FakeRun("branching-factor", frames, about("branching-factor", name=name, unit="sentences"))
+
+
+def _forking(conditions: tuple[str, ...], prompts: int) -> dict[str, pl.DataFrame]:
+    """Tokens at which outputs fork, and some that do not."""
+    words = [" wait", " so", " <b>then</b>", "\n\n", " however, as was said before", " the", ".", " of"]
+    tokens = [
+        {
+            "condition": name,
+            "token": word,
+            "id": i,
+            "count": 400 - 30 * i,
+            "share": 0.9 - 0.1 * i,
+            "ci_low": 0.8 - 0.1 * i,
+        }
+        | {"ci_high": 0.95 - 0.09 * i, "expected": 0.2, "mean_entropy": 2.0, "forking": i < 5, "prompts": prompts}
+        for name in conditions
+        for i, word in enumerate(words)
+    ]
+    rows = [{"condition": name, "forking": 0.2, "entropy_held": 0.71} for name in conditions]
+    return {"forking": pl.DataFrame(rows), "forking_tokens": pl.DataFrame(tokens)}
+
+
+def _sentences(prompts: int) -> dict[str, pl.DataFrame]:
+    """Sentences of which the third decides the answer."""
+    means = [
+        {"sentence": i, "importance": 0.2 + 1.1 * (i == 2), "importance_null": 0.18, "excess": 0.02 + 1.1 * (i == 2)}
+        | {"excess_low": 1.1 * (i == 2) - 0.1, "excess_high": 1.1 * (i == 2) + 0.2, "prompts": prompts, "rows": prompts}
+        | {"accuracy_change": 0.3 * (i == 2), "change_low": 0.3 * (i == 2) - 0.1, "change_high": 0.3 * (i == 2) + 0.1}
+        for i in (None, *range(7))
+    ]
+    rows = [
+        {"prompt": p, "sample": 0, "sentence": i, "p": 0.001 if i == 2 else 0.5, "anchor": i == 2}
+        for p in range(prompts)
+        for i in range(7)
+    ]
+    return {"sentence_means": pl.DataFrame(means), "sentence_importance": pl.DataFrame(rows)}
+
+
+def _controls(prompts: int) -> dict[str, pl.DataFrame]:
+    """Random tokens inside an output, and feedback on an answer."""
+    rows = [
+        {
+            "offset": t,
+            "inserted": kind,
+            "tokens": 30 * (kind != "nothing"),
+            "bf": bf - t / 60,
+            "ci_low": bf - t / 60 - 0.3,
+        }
+        | {"ci_high": bf - t / 60 + 0.4, "difference": None if kind == "own" else bf - 4}
+        | {
+            "difference_low": None if kind == "own" else bf - 4.2,
+            "difference_high": None if kind == "own" else bf - 3.7,
+        }
+        for t in (0, 30, 60)
+        for kind, bf in (("nothing", 4.3), ("own", 4.0), ("shuffled", 5.2), ("random", 7.5))
+    ]
+    said = [
+        {
+            "feedback": kind,
+            "bf": bf,
+            "ci_low": bf - 0.1,
+            "ci_high": bf + 0.1,
+            "difference": None if k == 0 else bf - 1.7,
+        }
+        | {"difference_low": None if k == 0 else bf - 1.8, "difference_high": None if k == 0 else bf - 1.6}
+        for k, (kind, bf) in enumerate((("control", 1.7), ("adversarial", 2.1), ("noise", 1.6)))
+    ]
+    counted = {"prompts": prompts, "rows": 2 * prompts}
+    return {
+        name: pl.DataFrame([row | counted for row in own], infer_schema_length=None)
+        for name, own in (("random_prefix", rows), ("feedback", said))
+    }
 
 
 def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, features=300, seed=5) -> FakeRun:
@@ -761,6 +982,25 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
                     }
                     for other in methods[m + 1 :]
                 ]
+    off = [
+        {"target": target, "feature": 40 * t + f, "difference": 0.03 - 0.008 * f, "ci_low": 0.01 - 0.008 * f}
+        | {"ci_high": 0.05 - 0.008 * f, "needed": f < 2, "n": 10, "rows": 12}
+        | {"pool_difference": 0.002, "pool_low": -0.004, "pool_high": 0.008}
+        for t, target in enumerate(targets)
+        for f in range(5)
+    ]
+    tuned, gains = [], []
+    for t, target in enumerate(targets):
+        level = 2.1 + 0.2 * t
+        for condition, shift in (("selected", -0.5), ("random", -0.35), ("full", -0.33)):
+            tuned += [
+                {"target": target, "condition": condition, "seed": s, "loss_before": level, "n": 10, "rows": 12}
+                | {"loss_after": level + shift + float(rng.normal(0, 0.02)), "trained_rows": 40, "tokens": 8000 + s}
+                for s in range(5)
+            ]
+        for other in ("random", "full"):
+            gain = {"target": target, "against": other, "difference": -0.15, "ci_low": -0.24, "ci_high": -0.06}
+            gains.append(gain | {"n": 10, "rows": 12, "seeds": 5})
     top = [r["feature"] for r in weights[:6]]
     tokens = [
         "She",
@@ -785,6 +1025,9 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
         "precision": pl.DataFrame(precision),
         "overlap": pl.DataFrame(overlap),
         "lengths": pl.DataFrame(lengths),
+        "feature_effects": pl.DataFrame(off),
+        "finetuning": pl.DataFrame(tuned),
+        "finetuning_gain": pl.DataFrame(gains),
         "passages": pl.DataFrame(
             [
                 {

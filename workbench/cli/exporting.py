@@ -60,8 +60,9 @@ def export_pruned(
 
     chosen = parse_mask(read_file(path), path)
     if chosen.how != "zero":
+        does = "makes heads attend evenly" if chosen.how == "uniform" else "adds what heads say in a run of their own"
         raise InputError(
-            f"The mask {path} makes heads attend evenly ({chosen.how}), which no weights can hold; only masks "
+            f"The mask {path} {does} ({chosen.how}), which no weights can hold; only masks "
             f"that set heads to zero can be exported."
         )
     from workbench.engine.pruned_export import export_pruned as write

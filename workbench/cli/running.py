@@ -62,7 +62,7 @@ def run(
             "--edits",
             parser=path_of("edit file"),
             metavar="PATH",
-            help="JSON file of heads to switch off during the run.",
+            help="JSON file of heads to switch off, or to run twice, during the run.",
         ),
     ] = None,
     out: Annotated[

@@ -102,6 +102,7 @@ class Probe:
     version: int = 1
     material: Callable[[Any, str], Mapping[str, Any]] | None = None
     imports: Mapping[str, str] = field(default_factory=dict)
+    comparable: str | None = None
 
     def check(self, config: Any, data: Path | None, model: str | None = None, facts: Any = None) -> None:
         """What the probe's `validate` says; of the model too, where it asks for its name or for what is known of
@@ -138,6 +139,7 @@ def probe(
     version: int = 1,
     material: Callable[[Any, str], Mapping[str, Any]] | None = None,
     imports: Mapping[str, str] | None = None,
+    comparable: str | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is
     unchanged.
@@ -161,13 +163,14 @@ def probe(
     which ``workbench demo`` makes one.
 
     ``keys``: table -> columns that identify a row (for ``compare``; what stands left of the first measured number where
-    absent). ``head_scores``: table with one row per ``layer`` and ``head`` -> columns that say something about a head;
-    the first is the one that the explorer opens on, and ``ci_low``, ``ci_high`` are its interval. ``shares``: those of
-    them that are shares or frequencies, drawn on the whole scale from 0 to 1. ``layer_curves``: table with rows per
-    ``layer`` -> columns that are a course over the layers, the interval as above. ``leaves``: pattern of a file's name
-    -> what it is, for files that a run leaves in its folder beside the usual ones; ``HEAD_MASK`` for one that
-    ``--edit`` reads. ``imports``: what a file with results of others is called, in a few words -> ``"module:function"``
-    that reads it, see :mod:`workbench.runs.imported`.
+    absent). ``comparable``: ``"module:function"`` that says of two runs what of them is not of one measure, see
+    :mod:`workbench.runs.comparable`. ``head_scores``: table with one row per ``layer`` and ``head`` -> columns that say
+    something about a head; the first is the one that the explorer opens on, and ``ci_low``, ``ci_high`` are its
+    interval. ``shares``: those of them that are shares or frequencies, drawn on the whole scale from 0 to 1.
+    ``layer_curves``: table with rows per ``layer`` -> columns that are a course over the layers, the interval as above.
+    ``leaves``: pattern of a file's name -> what it is, for files that a run leaves in its folder beside the usual ones;
+    ``HEAD_MASK`` for one that ``--edit`` reads. ``imports``: what a file with results of others is called, in a few
+    words -> ``"module:function"`` that reads it, see :mod:`workbench.runs.imported`.
     """
 
     def decorate(run: Callable) -> Callable:
@@ -212,6 +215,7 @@ def probe(
                 version=version,
                 material=material,
                 imports=dict(imports or {}),
+                comparable=comparable,
             )
         )
         return run

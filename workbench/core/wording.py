@@ -50,13 +50,17 @@ def two_digits(count: float) -> str:
 
 
 def quantity(entry: Any, write: Callable[[Any], str] = number) -> str:
-    """An entry of a summary in words: a number, or ``{value, low, high, n}`` with what it has of an interval and n."""
+    """An entry of a summary in words: a number, or ``{value, low, high, n, rows}`` with what it has of an interval, n
+    independent clusters and, where these have more, rows."""
     if not isinstance(entry, dict):
         return write(entry)
     text = write(entry.get("value"))
     if entry.get("low") is not None and entry.get("high") is not None:
         text += f" [{write(entry['low'])}, {write(entry['high'])}]"
-    return text + (f", n = {write(entry['n'])}" if entry.get("n") is not None else "")
+    if entry.get("n") is None:
+        return text
+    text += f", n = {write(entry['n'])}"
+    return text if entry.get("rows") in (None, entry["n"]) else f"{text} ({write(entry['rows'])} rows)"
 
 
 def origin(info: Mapping[str, Any]) -> str:

@@ -10,19 +10,29 @@ from workbench.core.errors import InputError
 from workbench.core.files import read_plain, write_json
 from workbench.core.json_text import parse_json_object
 from workbench.core.wording import one_line
+from workbench.engine.dual_run import DualRun
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.models.model import Model
+
+DUAL = "dual run"  # what a file calls heads that are not switched off but added to
 
 
 @dataclass(frozen=True)
 class HeadMask:
-    """A saved set of heads: how they are switched off ("zero", "uniform"), a note, and the model that they were found
-    on (`model`: name, fingerprint, layers, heads; empty in files that do not say)."""
+    """A saved set of heads: how they are switched off ("zero", "uniform") or "dual run" with one of `scales` for each,
+    a note, and the model that they were found on (`model`: name, fingerprint, layers, heads; empty in files that do not
+    say)."""
 
     heads: tuple[tuple[int, int], ...]
     how: str = "zero"
     note: str = ""
     model: Mapping[str, str | int] = field(default_factory=dict)
+    scales: tuple[float, ...] = ()
+
+    @property
+    def edit(self) -> Edit:
+        """What it does to a model."""
+        return DualRun(self.heads, self.scales) if self.how == DUAL else HeadAblation(self.heads, self.how)
 
     def mismatch_warning(self, model: Model) -> str | None:
         """A sentence when the mask was found on other weights than `model`'s; None where it was not, or does not say.
@@ -38,12 +48,22 @@ class HeadMask:
 
 
 def save_heads(
-    path: Path, heads: Sequence[tuple[int, int]], *, how: str = "zero", note: str = "", model: Model | None = None
+    path: Path,
+    heads: Sequence[tuple[int, int]],
+    *,
+    how: str = "zero",
+    note: str = "",
+    model: Model | None = None,
+    scales: Sequence[float] = (),
 ) -> None:
     """Write a head mask as JSON, to be applied elsewhere with `--edit`; `model`: the one that the heads belong to, by
-    name and weights."""
+    name and weights; `scales`: of a dual run, one for each head."""
     if not heads:
         raise InputError("A head mask names at least one head.")
+    if (how == DUAL) != bool(scales) or (scales and len(scales) != len(heads)):
+        raise InputError(
+            f"There are {len(scales)} scales for {len(heads)} heads; a dual run has one each, a mask none."
+        )
     about = (
         {}
         if model is None
@@ -54,7 +74,8 @@ def save_heads(
             "heads": model.n_heads,
         }
     )
-    write_json(Path(path), {"heads": [list(h) for h in heads], "ablation": how, "note": note, "model": about})
+    more = {"scales": [float(scale) for scale in scales]} if scales else {}
+    write_json(Path(path), {"heads": [list(h) for h in heads], "ablation": how, **more, "note": note, "model": about})
 
 
 def read_mask(path: Path) -> HeadMask:
@@ -77,20 +98,24 @@ def parse_mask(data: bytes, path: Path) -> HeadMask:
         if not isinstance(note, str) or not isinstance(how, str):
             raise ValueError("'ablation' and 'note' are text")
         about = {name: about[name] for name in ("name", "fingerprint", "layers", "heads") if name in about}
+        scales = tuple(float(scale) for scale in found.get("scales", ()))
+        if how == DUAL and (len(scales) != len(heads) or len(set(heads)) < len(heads)):
+            raise ValueError("a dual run has one of 'scales' for each of its heads, each named once")
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"The edit file '{path}' is not a head mask ({{'heads': [[layer, head], …], 'ablation': 'zero'}}): "
             f"{one_line(error)}."
         ) from error
-    if how not in ("zero", "uniform"):
-        raise InputError(f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero or uniform.")
+    if how not in ("zero", "uniform", DUAL):
+        raise InputError(
+            f"The edit file '{path}' asks for the ablation '{how}'; a saved mask can be zero, uniform or {DUAL}."
+        )
     if not heads:
         raise InputError(f"The edit file '{path}' names no head: there is nothing to switch off.")
-    return HeadMask(tuple(dict.fromkeys(heads)), how, str(note), about)
+    return HeadMask(tuple(dict.fromkeys(heads)), how, str(note), about, scales if how == DUAL else ())
 
 
 def load_edits(path: Path) -> tuple[Edit, ...]:
     """The edits of a head-mask file. Raises InputError when it is not one (`read_mask` also says which model it was
     found on)."""
-    mask = read_mask(path)
-    return (HeadAblation(mask.heads, mask.how),)
+    return (read_mask(path).edit,)

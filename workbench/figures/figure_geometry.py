@@ -10,8 +10,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 import plotly.graph_objects as go
 
@@ -20,6 +23,7 @@ from workbench.figures import style as theme
 from workbench.figures.page import Packing, packed, show_all, show_panels
 from workbench.figures.plotly_text import WHITE, read, safe
 
+CELL_LINES = 6  # of one cell of a table of words
 CHARACTER = 0.55  # mean width of a character in units of the type size
 CELL_TEXT = "cell-text"  # `meta` of a trace whose labels must fit into cells
 CELL_MARK = "cell-mark"  # `meta` of a trace of cells some of which are outlined
@@ -55,14 +59,18 @@ def shorten(text: str, most: int) -> str:
 
 
 def shorten_apart(names: Sequence[str], most: int) -> dict[str, str]:
-    """Each of several names in at most ``most`` characters: where cut ones would read the same, without what all
-    begin with."""
+    """Each of several names in at most ``most`` characters: cut ones that would read the same are cut without what
+    these (or, where they then still do, all names) begin with."""
     kinds = list(dict.fromkeys(names))
-    cut_short = {name: shorten(name, most) for name in kinds}
-    if len(set(cut_short.values())) == len(kinds):
-        return cut_short
+    written = {name: shorten(name, most) for name in kinds}
+    for text in [text for text, count in Counter(written.values()).items() if count > 1]:
+        alike = [name for name in kinds if written[name] == text]
+        same = re.sub(r"\w+$", "", os.path.commonprefix(alike))  # whole words only
+        written |= {name: shorten("…" + name[len(same) :], most) for name in alike if len(same) > 1}
+    if len(set(written.values())) == len(kinds):
+        return written
     same = len(os.path.commonprefix(kinds))
-    return {name: shorten("…" + name[same:], most) if same > 1 else cut_short[name] for name in kinds}
+    return {name: shorten("…" + name[same:], most) if same > 1 else written[name] for name in kinds}
 
 
 def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
@@ -70,7 +78,22 @@ def wrap(text: str, most: int, *, least: int = 12) -> list[str]:
     shown."""
     import textwrap
 
-    return textwrap.wrap(text.translate(WHITE), max(most, least)) or [""]
+    text, most = text.translate(WHITE), max(most, least)
+    if columns_of(text) == len(text):
+        return textwrap.wrap(text, most) or [""]
+    lines, piece = [], ""
+    for character in text:  # scripts of wide characters are written without spaces, and broken anywhere
+        if piece and columns_of(piece + character) > most:
+            at = piece.rfind(" ") if character.isascii() and not character.isspace() else -1
+            lines.append(piece[:at].rstrip() if at > 0 else piece)
+            piece = piece[at + 1 :] if at > 0 else ""
+        piece += character
+    return [line.strip() for line in [*lines, piece] if line.strip()] or [""]
+
+
+def columns_of(text: str) -> int:
+    """How many characters of ordinary width take as much room: those of Chinese, Japanese and Korean count twice."""
+    return len(text) + sum(east_asian_width(character) in "WF" for character in text)
 
 
 @dataclass(frozen=True)
@@ -326,7 +349,7 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
     room = width - 2 * pad
     rows = [meta["columns"], *meta["words"]]
     gap = 0.9 * k
-    want = [max(len(str(row[j])) for row in rows) * CHARACTER * k + gap for j in range(len(meta["columns"]))]
+    want = [max(columns_of(str(row[j])) for row in rows) * CHARACTER * k + gap for j in range(len(meta["columns"]))]
     words = [max((min(len(w), 13) for row in rows for w in str(row[j]).split()), default=1) for j in range(len(want))]
     need = [length * 1.08 * CHARACTER * k + gap for length in words]
     widths = _share(want, need, room)
@@ -334,7 +357,7 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
     y = 0.0
     annotations, lines, left_out = [], [], 0
     for number, row in enumerate(rows):
-        cells = [wrap(str(cell), int((w - gap) / (CHARACTER * k)), least=3)[:6] for cell, w in zip(row, widths)]
+        cells = [_lines(wrap(str(cell), int((w - gap) / (CHARACTER * k)), least=3)) for cell, w in zip(row, widths)]
         tall = 1.35 * k * max(len(cell) for cell in cells) + 0.8 * k
         if number > 1 and top + y + tall + pad > (height or size.page):
             left_out = len(rows) - number
@@ -382,6 +405,11 @@ def arrange_table(fig: go.Figure, meta: dict, size: theme.Preset, width: int, he
         title=_title(title_lines, size, width, height or top + y + pad),
     )
     return {"rows_left_out": left_out}
+
+
+def _lines(lines: list[str]) -> list[str]:
+    """The first lines of a cell; an ellipsis where there are more."""
+    return lines if len(lines) <= CELL_LINES else [*lines[: CELL_LINES - 1], lines[CELL_LINES - 1][:-1].rstrip() + "…"]
 
 
 def _share(want: list[float], need: list[float], room: float) -> list[float]:
@@ -449,9 +477,19 @@ def _write_ticks(target, spec: dict, room: float, least: float | None, k: float,
         chosen = [i for i, v in enumerate(values) if v % step == 0]
     target.tickmode = "array"
     target.tickvals = [values[i] for i in chosen]
-    target.ticktext = [_escaped([shorten(text[i], most)]) for i in chosen]
-    full += [text[i] for i in chosen if len(text[i]) > most]
+    broken = {name: _broken(name, most, spec.get("lines", 1)) for name in text}
+    written = shorten_apart([name for name, lines in broken.items() if not lines], most)
+    target.ticktext = [_escaped(broken[text[i]] or [written[text[i]]]) for i in chosen]
+    full += [text[i] for i in chosen if len(text[i]) > most and not broken[text[i]]]
     return step if spec["keep"] else 1
+
+
+def _broken(name: str, most: int, lines: int) -> list[str]:
+    """A name that is too long for one line in several; nothing where it fits into one, or into no so many."""
+    if len(name) <= most or lines < 2:
+        return []
+    found = wrap(name, most, least=1)
+    return found if len(found) <= lines else []
 
 
 def _write_titles(fig: go.Figure, panels: list[dict], k: float, most: int, full: list[str]) -> None:

@@ -148,8 +148,12 @@ def ranked(
     traces.add_note(fig, 0, "<br>".join(lines))
     if total > 1:
         fig.layout.xaxis.range = [1 - 0.02 * total, total + 0.02 * total]
-    least = min(0.0, float(np.nanmin(scores)))
-    fig.layout.yaxis.range = [least - 0.05 * (top - least or 1), top + 0.08 * (top - least or 1)]
+    lowest = np.concatenate([scores, numbers(frame, "ci_low")]) if banded else scores
+    least = min(0.0, float(np.nanmin(lowest)))
+    ends = [least - 0.05 * (top - least or 1), top + 0.08 * (top - least or 1)]
+    if threshold is not None and threshold > least:  # its line and its label stay below the words in the corner
+        ends[1] = max(ends[1], ends[0] + (threshold - ends[0]) / 0.62)
+    fig.layout.yaxis.range = ends
     return dressed(fig)
 
 

@@ -44,14 +44,18 @@ __all__ = [
 ]
 
 
-def ticks(values: Sequence[float], text: Sequence[str] | None = None, *, keep: bool = False) -> dict[str, Any]:
+def ticks(
+    values: Sequence[float], text: Sequence[str] | None = None, *, keep: bool = False, lines: int = 1
+) -> dict[str, Any]:
     """Ticks of an axis whose positions mean things: names (``keep``: the panel grows until all fit) or whole numbers
-    (every so many are written)."""
+    (every so many are written). ``lines``: a long name beside a y axis is broken into so many (a `row` of the sheet
+    must have room for them) before it is cut."""
     values = [float(v) for v in values]
     return {
         "values": values,
         "text": [str(t) for t in text] if text is not None else [f"{v:g}" for v in values],
         "keep": keep,
+        "lines": lines,
     }
 
 

@@ -456,11 +456,20 @@ def add_area(fig: go.Figure, i: int, x0: float, x1: float, *, style: theme.Style
 
 
 def log_axis(target: go.layout.XAxis | go.layout.YAxis, values: Sequence[float]) -> None:
-    """A logarithmic axis, labelled at powers of ten where it spans more than one and a half of them."""
+    """A logarithmic axis, labelled at powers of ten where three lie in the range of the values, else at 1, 2 and 5 of
+    each, or at every digit (Plotly would write the digits smaller, one over another)."""
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values) & (values > 0)]
-    wide = len(values) > 1 and values.max() / values.min() > 30
-    target.update(type="log", dtick=1 if wide else None, exponentformat="power")
+    target.update(type="log", dtick=1 if len(values) else None, exponentformat="power")
+    if not len(values):
+        return
+    tens = 10.0 ** np.arange(np.floor(np.log10(values.min())), np.ceil(np.log10(values.max())) + 1)
+    within = lambda marks: int(((marks >= values.min()) & (marks <= values.max())).sum())  # noqa: E731
+    if within(tens) >= 3:
+        return
+    marks = np.outer(tens, [1, 2, 5]).ravel()
+    marks = marks if within(marks) >= 3 else np.outer(tens, range(1, 10)).ravel()
+    target.update(dtick=None, tickmode="array", tickvals=marks.tolist(), ticktext=[f"{mark:g}" for mark in marks])
 
 
 def whole_numbers(target: go.layout.XAxis, values: Sequence[float]) -> None:

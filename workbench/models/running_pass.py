@@ -27,11 +27,13 @@ class PassPositions:
     """Where the tokens of a forward pass are: what edits and attention readers use to find positions.
 
     position_ids [B, Q] of the queries; mask [B, Q] of real queries; key_position [B, S] of every key column, -1 on
-    padding."""
+    padding; `whole`: all that has been read with this pass, whose last columns are this pass's (None where blocks run
+    alone)."""
 
     position_ids: torch.Tensor
     mask: torch.Tensor
     key_position: torch.Tensor
+    whole: Batch | None = None
 
     def last_columns(self) -> torch.Tensor:
         """Query column of each sequence's last token, [B]."""
@@ -89,7 +91,8 @@ def positions_after(batch: Batch, past: Batch | None = None) -> PassPositions:
     mask, position = batch.mask, batch.position_ids
     if past is not None:
         mask, position = torch.cat([past.mask, mask], dim=1), torch.cat([past.position_ids, position], dim=1)
-    return PassPositions(batch.position_ids, batch.mask, torch.where(mask, position, -1))
+    whole = batch if past is None else past.followed_by(batch)
+    return PassPositions(batch.position_ids, batch.mask, torch.where(mask, position, -1), whole)
 
 
 _THREAD = "thread"  # the attribute of a hook that says whose passes run it

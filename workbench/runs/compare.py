@@ -11,10 +11,13 @@ import polars as pl
 from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut, origin, significant
+from workbench.runs.comparable import Comparable, comparable
 from workbench.runs.folder import Run, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from workbench.stats.intervals import Estimate
 
 # Columns that say where in a model, a text or a training a row was measured: no correlation of theirs says anything.
 _PLACES = ("layer", "head", "position", "depth", "step")
@@ -30,7 +33,9 @@ def compare(first: Run | str | Path, second: Run | str | Path) -> dict[str, Any]
     of rows ``matched``, ``only_first``, ``only_second``, and per column ``mean_first``, ``mean_second``,
     ``mean_difference`` (second minus first), ``max_abs_difference``, ``n``, and, for floating-point columns that are
     neither keys nor ends of an interval, ``pearson`` and ``spearman`` with bootstrap intervals over the rows; for
-    columns of text or lists, ``equal``: the share of equal values.
+    columns of text or lists, ``equal``: the share of equal values. What the probe says is not of one measure in the two
+    runs has no column: ``not_compared`` (the reason, or None) and, in a table, ``apart`` (the columns) say so;
+    ``headline`` is what the probe can say of both.
     """
     first, second = open_run(first), open_run(second)
     check_same_probe(first, second)
@@ -39,12 +44,15 @@ def compare(first: Run | str | Path, second: Run | str | Path) -> dict[str, Any]
         raise InputError(
             f"The runs {first.id} and {second.id} have no table in common ({first.status}, {second.status})."
         )
+    said = comparable(first, second)
     return {
         "first": {"id": first.id, "model": _model_name(first), "folder": str(first.folder)},
         "second": {"id": second.id, "model": _model_name(second), "folder": str(second.folder)},
         "probe": first.probe,
         "settings": _settings(first.info, second.info),
-        "tables": {name: _compare_tables(first, second, name) for name in shared},
+        "not_compared": said.reason or None,
+        "headline": {name: _estimate(found) for name, found in said.headline.items()},
+        "tables": {name: _compare_tables(first, second, name, said) for name in shared},
     }
 
 
@@ -52,7 +60,9 @@ def joined(first: Run, second: Run, table: str) -> pl.DataFrame:
     """The rows that both runs have: keys, then ``x_first``, ``x_second`` and, for numbers, ``x_difference`` (second
     minus first) of every column x that both have."""
     check_same_probe(first, second)
-    return _join(first.table(table), second.table(table), _declared_keys(first.probe, table))[0]
+    said = comparable(first, second)
+    both = _join(first.table(table), second.table(table), _declared_keys(first.probe, table), said.names)[0]
+    return both.drop([f"{name}_difference" for name in said.apart.get(table, ())], strict=False)
 
 
 def check_same_probe(first: Run, second: Run) -> None:
@@ -60,19 +70,21 @@ def check_same_probe(first: Run, second: Run) -> None:
         raise InputError(f"{first.id} and {second.id} are runs of different probes, {first.probe} and {second.probe}.")
 
 
-def key_columns(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = ()) -> list[str]:
+def key_columns(
+    one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str] = (), *, names: Sequence[str] = ()
+) -> list[str]:
     """The columns that identify a row in both tables: the declared ones if they do, else what stands left of the first
     measured (floating-point) column. None for two tables of one row each that differ in their names only. InputError if
-    nothing identifies the rows."""
+    nothing identifies the rows. ``names``: columns that may be a name of the model, as `checkpoint` may."""
     shared = [name for name in one.columns if name in two.columns]
     usable = [name for name in shared if not one[name].dtype.is_nested()]
-    said = _without_names(one, two, [name for name in usable if name in declared])
+    said = _without_names(one, two, [name for name in usable if name in declared], names)
     if said and _unique(one, two, said):
         return _spoken_of(one, two, said)
     if one.height == two.height == 1:
         return []
     measured = next((k for k, name in enumerate(shared) if one[name].dtype.is_float()), len(shared))
-    left = _without_names(one, two, [name for name in usable if shared.index(name) < measured])
+    left = _without_names(one, two, [name for name in usable if shared.index(name) < measured], names)
     if left and _unique(one, two, left):
         return left
     raise InputError(f"its rows cannot be told apart by {', '.join(left or said) or 'any known key column'}")
@@ -90,12 +102,12 @@ def _spoken_of(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[st
     return keys
 
 
-def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str]) -> list[str]:
+def _without_names(one: pl.DataFrame, two: pl.DataFrame, keys: list[str], more: Sequence[str] = ()) -> list[str]:
     """The keys but a `checkpoint` that is one here and another one there: it names the model and must not keep its rows
     apart."""
     naming = [
         name
-        for name in _NAMES
+        for name in (*_NAMES, *more)
         if name in keys and one[name].n_unique() == two[name].n_unique() == 1 and one[name][0] != two[name][0]
     ]
     return [name for name in keys if name not in naming]
@@ -116,6 +128,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     out += [
         f"differs in {name}: {cut(values[0], 60)} | {cut(values[1], 60)}" for name, values in found["settings"].items()
     ]
+    out += [f"{name}: {_in_words(value)}" for name, value in found["headline"].items()]
+    out += ["", found["not_compared"]] if found["not_compared"] else []
+    known = False  # whether a correlation has an interval
     for name, table in found["tables"].items():
         if "problem" in table:
             out += ["", f"{name}: not compared, {table['problem']}"]
@@ -136,13 +151,30 @@ def lines(found: dict[str, Any]) -> list[str]:
             apart, most = significant(entry["mean_difference"]), significant(entry["max_abs_difference"])
             text += f" (difference {apart}, at most {most})"
             for kind in ("pearson", "spearman"):
+                known = known or bool(entry.get(kind) and entry[kind]["low"] is not None)
                 if entry.get(kind) is not None and entry[kind]["value"] is not None:
                     low, high = entry[kind]["low"], entry[kind]["high"]
                     text += f", {kind} {entry[kind]['value']:.3f}" + (
                         f" [{low:.3f}, {high:.3f}]" if low is not None else ""
                     )
             out.append(text)
+        if table["apart"]:
+            out.append(f"  not compared: {', '.join(table['apart'])}")
+    if known:
+        out += ["", "Intervals of correlations resample the rows of a table (heads, layers), not what was measured on."]
     return out
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """An estimate with its interval and what it rests on."""
+    ends = f" [{significant(found['low'])}, {significant(found['high'])}]" if found["low"] is not None else ""
+    return f"{significant(found['value'])}{ends}, n {found['n']}"
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    """As plain data, None for what is not defined."""
+    values = found.as_dict().items()
+    return {"low": None, "high": None} | {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in values}
 
 
 def _settings(one: dict[str, Any], two: dict[str, Any]) -> dict[str, list[Any]]:
@@ -187,14 +219,14 @@ def _declared_keys(probe: str, table: str) -> tuple[str, ...]:
         return ()
 
 
-def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
+def _compare_tables(first: Run, second: Run, name: str, said: Comparable) -> dict[str, Any]:
     one, two = first.table(name), second.table(name)
     try:
-        both, keys, values = _join(one, two, _declared_keys(first.probe, name))
+        both, keys, values = _join(one, two, _declared_keys(first.probe, name), said.names)
     except InputError as error:
         return {"problem": str(error)}
-    columns = {}
-    for column in values:
+    columns, apart = {}, [column for column in values if column in said.apart.get(name, ())]
+    for column in [column for column in values if column not in apart]:
         a, b = (both[column + suffix] for suffix in _SUFFIXES)
         if f"{column}_difference" not in both.columns:
             columns[column] = _equality(a, b)
@@ -214,6 +246,7 @@ def _compare_tables(first: Run, second: Run, name: str) -> dict[str, Any]:
         "only_first": one.height - _rows_in(both, one, keys),
         "only_second": two.height - _rows_in(both, two, keys),
         "columns": columns,
+        "apart": apart,
     }
 
 
@@ -224,9 +257,11 @@ def _rows_in(both: pl.DataFrame, table: pl.DataFrame, keys: list[str]) -> int:
     return both.select(keys).n_unique() if once and both.height else both.height
 
 
-def _join(one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str]) -> tuple[pl.DataFrame, list[str], list[str]]:
+def _join(
+    one: pl.DataFrame, two: pl.DataFrame, declared: Sequence[str], names: Sequence[str] = ()
+) -> tuple[pl.DataFrame, list[str], list[str]]:
     """(joined rows, keys, value columns)."""
-    keys = key_columns(one, two, declared)
+    keys = key_columns(one, two, declared, names=names)
     values = [name for name in one.columns if name in two.columns and name not in keys]
     left = one.select([*keys, *(pl.col(name).alias(name + _SUFFIXES[0]) for name in values)])
     right = two.select([*keys, *(pl.col(name).alias(name + _SUFFIXES[1]) for name in values)])

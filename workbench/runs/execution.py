@@ -439,10 +439,9 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
 
 
 def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, ...]:
-    """The edits with saved masks turned into ablations; a mask that was found on other weights is warned of."""
+    """The edits with saved masks turned into what they do; a mask that was found on other weights is warned of."""
     if not edits:
         return ()
-    from workbench.engine.edits import HeadAblation
     from workbench.engine.head_masks import HeadMask
 
     out = []
@@ -451,6 +450,6 @@ def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, .
             warning = edit.mismatch_warning(model)
             if warning:
                 context.warn(warning)
-            edit = HeadAblation(edit.heads, edit.how)
+            edit = edit.edit
         out.append(edit)
     return tuple(out)

@@ -104,19 +104,40 @@ def crossed_interval(values: np.ndarray, clusters: Clusters, *, level: float = 0
     """Low and high of the mean of ``values`` [draws, rows] where the draws (of random heads, directions) are a sample
     too: the variance of both (two-way, without their interaction counted twice), with the smaller of the two degrees of
     freedom. NaN below five clusters or two draws."""
-    values = np.asarray(values, np.float64)
+    mean, variance, freedom = _crossed_moments(np.asarray(values, np.float64), clusters)
+    if np.isnan(variance):
+        return math.nan, math.nan
+    half = student_quantile(0.5 + level / 2, freedom) * np.sqrt(variance)
+    return float(mean - half), float(mean + half)
+
+
+def crossed_p_above(values: np.ndarray, clusters: Clusters) -> float:
+    """One-sided p of the mean of ``values`` [draws, rows] being at or below 0, by the same variance and degrees of
+    freedom as `crossed_interval`: below 0.025 where the interval lies above 0. NaN where there is no interval."""
+    from scipy import stats
+
+    mean, variance, freedom = _crossed_moments(np.asarray(values, np.float64), clusters)
+    if np.isnan(variance):
+        return math.nan
+    if variance == 0:
+        return 0.0 if mean > 0 else 1.0
+    return float(stats.t.sf(mean / np.sqrt(variance), freedom))
+
+
+def _crossed_moments(values: np.ndarray, clusters: Clusters) -> tuple[float, float, float]:
+    """Mean of values [draws, rows], its variance over both and the degrees of freedom; NaN below five clusters or two
+    draws."""
     draws = values.shape[0]
     of_rows, of_draws = values.mean(0), values.mean(1)
     _, mean, between = _moments(of_rows, clusters)
     if clusters.n < FEWEST or draws < 2:
-        return math.nan, math.nan
+        return float(mean), math.nan, math.nan
     chosen = of_draws.var(ddof=1) / draws
     rest = values - of_rows - of_draws[:, None] + values.mean()
     both = (clusters.sums(rest.T) ** 2).sum() / ((draws - 1) * (clusters.n - 1)) * clusters.n / clusters.rows**2 / draws
     variance = max(between + chosen - both, between, chosen)
     freedom = variance**2 / (between**2 / (clusters.effective - 1) + chosen**2 / (draws - 1)) if variance else 1.0
-    half = student_quantile(0.5 + level / 2, freedom) * np.sqrt(variance)
-    return float(mean - half), float(mean + half)
+    return float(mean), float(variance), float(freedom)
 
 
 def p_of_zero(values: np.ndarray, clusters: Clusters) -> np.ndarray:

@@ -154,6 +154,14 @@ def spearman(
     return _correlation(x, y, lambda c: (rank_x(c), rank_y(c)), draws=draws, level=level, rng=rng)
 
 
+def resampled_spearman(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Spearman's rho of x and y [n] in each resample, ``counts`` [draws, n] → [draws]; ranks are those of the resample.
+    NaN where one of the two does not vary in it."""
+    x, y = _pair(x, y)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may have none of these rows
+        return _weighted_pearson(_ranker(x)(counts), _ranker(y)(counts), counts)
+
+
 def resamples(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Chunks [c, n] of :func:`resample_counts`, ``draws`` rows in all."""
     rng = np.random.default_rng(seed)

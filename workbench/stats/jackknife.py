@@ -4,6 +4,9 @@ of the texts out, compute it again, and see how far it moves (the jackknife).
 A bootstrap would not do: a resample repeats some texts and lacks a third, so the mean of sparse vectors is sparser, and
 a similarity to it smaller than the one that was measured. The jackknife's interval is around the number itself. It is
 of the number that as many other texts would give on average. Coverage is held by tests/stats/test_jackknife.py.
+
+What jumps when one text goes (the distance to a nearest neighbour) has a jackknife that is twice too wide; there half
+of the texts are left out, many times (Shao and Wu 1989, The Annals of Statistics 17:1176, with d = n / 2).
 """
 
 from __future__ import annotations
@@ -81,4 +84,26 @@ def jackknife_interval(
     with np.errstate(invalid="ignore", divide="ignore"):
         half = stats.t.ppf(0.5 + level / 2, variance**2 / over) * np.sqrt(variance)
     there = (fewest >= FEWEST) & (half > ROUNDING * np.maximum(np.abs(value), 1e-300))
+    return np.where(there, value - half, np.nan), np.where(there, value + half, np.nan)
+
+
+def half_samples(n: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """``draws`` random halves of n texts without repeats, int [draws, n // 2], ascending."""
+    return np.sort(np.argsort(rng.random((draws, n)), axis=1)[:, : n // 2], axis=1)
+
+
+def half_sample_interval(value: np.ndarray, of_halves: np.ndarray, texts: int, *, level: float = 0.95) -> Ends:
+    """Low and high [m] of ``value`` [m] of ``texts`` texts, which is ``of_halves`` [m, draws] of random halves of them:
+    Student's t of the delete-d jackknife's variance, one degree of freedom less than texts or draws. NaN below five
+    texts, and where the value is the same in every half."""
+    from scipy import stats
+
+    value, of_halves = np.asarray(value, np.float64), np.asarray(of_halves, np.float64)
+    draws, kept = of_halves.shape[1], texts // 2
+    if texts < FEWEST or draws < 2:
+        return np.full(value.shape, np.nan), np.full(value.shape, np.nan)
+    half = stats.t.ppf(0.5 + level / 2, min(texts, draws) - 1) * np.sqrt(
+        of_halves.var(1, ddof=1) * kept / (texts - kept)
+    )
+    there = half > ROUNDING * np.maximum(np.abs(value), 1e-300)
     return np.where(there, value - half, np.nan), np.where(there, value + half, np.nan)

@@ -263,8 +263,9 @@ def test_every_prepared_config_runs_on_the_data_it_names(run, study, tmp_path):
     if study in DATA:
         assert f"--data probes/branching_factor/material/{DATA[study]}" in text
         data = folder / DATA[study]
-    smaller = {"samples": 5, "max_new_tokens": 6, "max_prompts": 3, "nudge_count": 4} | (
-        {"levels": [0, 2, 5]} if study == "complexity" else {}
+    longest = 24 if study == "sentences" else 6
+    smaller = {"samples": 5, "max_new_tokens": longest, "max_prompts": 3, "nudge_count": 4} | (
+        {"complexity": {"levels": [0, 2, 5]}, "random_prefix": {"offsets": [0, 1], "inserted": 3}}.get(study, {})
     )
     model = "organism-chat" if "--model organism-chat" in text or study == "verbalised" else "organism"
     found = run(model, data=data, **read_toml(folder / f"{study}.toml") | smaller)

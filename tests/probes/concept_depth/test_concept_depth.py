@@ -387,11 +387,11 @@ def write(tmp_path, name, rows):
 
 def test_bad_sets_are_refused_before_a_model_is_loaded(tmp_path):
     one = write(tmp_path, "one.jsonl", [{"text": f"t{i}", "label": 1} for i in range(20)])
-    three = write(tmp_path, "three.jsonl", [{"text": f"t{i}", "label": i % 3} for i in range(20)])
+    many = write(tmp_path, "many.jsonl", [{"text": f"t{i}", "label": i % 21} for i in range(210)])
     few = write(tmp_path, "few.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(6)])
     for path, config, message in (
         (one, {}, "every row has the label"),
-        (three, {}, "choose two with pair=a,b"),
+        (many, {}, "choose two with pair=a,b"),
         (few, {"split": "kfold"}, "too few for 5 folds"),
         (few, {"sets": "absent"}, "no concept file"),
     ):

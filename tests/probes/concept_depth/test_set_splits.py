@@ -111,12 +111,12 @@ def test_too_few_rows_for_the_folds_are_refused():
 
 
 def test_no_message_recommends_what_is_set_already():
-    from probes.concept_depth.study import _warn_of_few
+    from probes.concept_depth.study import warn_of_few
     from workbench.core.context import Context
 
     for folds in (True, False):
         context, set_ = Context(), toy(20, tuple("abc"[i % 3] for i in range(20)))
-        _warn_of_few(set_, 20, 3, folds=folds, context=context)
+        warn_of_few(set_, 20, 3, folds=folds, context=context)
         assert context.warnings and any("kfold" in w for w in context.warnings) is not folds
     one_sided = ConceptSet("one", ("a", "b", "c"), np.array([0, 0, 1]), ("0", "1"))
     with pytest.raises(InputError, match="add rows") as caught:

@@ -10,6 +10,7 @@ from tests.support.selection_pool import execute, read, sentence, slow_vectors, 
 from workbench.core.errors import InputError
 from workbench.runs import execution as runs
 from workbench.runs.checks import check_probe
+from workbench.stats.near_duplicates import near_duplicates
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,11 @@ def test_tables_agree_with_each_other(model, material, tmp_path):
         for m in ("sae", "hidden")
     )
     assert overlap["overlap"] == len(ours & theirs) / 6
+    written = [f"{row['prompt']} {row['response']}" for row in pool]
+    assert overlap["rows"] == len(ours | theirs) >= overlap["n"] >= len({written[row] for row in ours | theirs}) - 2
+    assert run.summary["pool_clusters"] == len(set(near_duplicates(written))) < len(pool)
+    length = run.table("lengths").filter(target="sea", method="sae", k=6).row(0, named=True)
+    assert length["rows"] == 6 >= length["n"]
 
 
 def test_a_stopped_run_goes_on_with_the_next_part(model, material, tmp_path, monkeypatch):

@@ -75,6 +75,42 @@ def test_the_precision_figure_separates_better_worse_and_not_told_apart():
     assert "worse than raw neurons (95 % interval of the difference over 9 clusters)" in note
 
 
+def test_a_narrow_card_still_shows_the_strongest_token_and_says_where_it_is_cut():
+    from workbench.figures.figure_geometry import columns_of, wrap
+    from workbench.figures.layout import dressed
+
+    run = figure_runs.selection()
+    tokens = [f" word{i}" for i in range(24)]
+    passages = run.table("passages").with_columns(
+        pl.Series("tokens", [tokens] * run.table("passages").height), peak=pl.lit(20, dtype=pl.Int64)
+    )
+    cards = data_selection.cards(dataclasses.replace(run, frames={**run.frames, "passages": passages}))
+    narrow = dressed(cards, preset="single")
+    written = [a.text for a in narrow.layout.annotations]
+    assert sum("[word20]" in text for text in written) >= 5
+    assert max(text.count("<br>") for text in written) <= 5
+    lines = wrap("这是一个很长的句子没有空格的中文文本 and some words", 12)
+    assert max(map(columns_of, lines)) <= 12 and "".join(lines).replace(" ", "").endswith("andsomewords")
+
+
+def test_captions_count_clusters_with_the_rows_beside_them():
+    run = figure_runs.selection()
+    counted = {
+        name: run.table(name).with_columns(n=pl.lit(7), rows=pl.lit(40)) for name in ("overlap", "lengths", "precision")
+    }
+    counted["precision"] = counted["precision"].drop("rows")
+    told = dataclasses.replace(run, frames={**run.frames, **counted}, summary={"pool_clusters": 77, "pool": 800})
+    for name in ("overlap", "overlap_by_ratio", "lengths"):
+        meta = data_selection.FIGURES[name](told).layout.meta
+        assert meta["n"] == "7 clusters of rows that say almost the same" and str(meta["rows"]) == "40", name
+    for name in ("scores", "cards"):
+        meta = data_selection.FIGURES[name](told).layout.meta
+        assert meta["n"].startswith("77 clusters of pool rows") and meta["rows"] == 800, name
+    meta = data_selection.precision(told).layout.meta
+    assert meta["n"] == "7 to 7 clusters of rows that say almost the same" and meta["rows"] == "8 to 80"
+    assert "grey" not in data_selection.feature_map(told).layout.meta["note"]
+
+
 def test_points_of_too_few_clusters_have_no_bar_and_the_caption_says_so():
     run = figure_runs.selection()
     precision = run.table("precision").with_columns(

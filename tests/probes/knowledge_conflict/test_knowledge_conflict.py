@@ -277,5 +277,8 @@ def test_the_engine_must_be_hf(circuit, tmp_path):
 def test_the_note_of_a_mask_says_what_it_does_and_the_mask_whose_it_is(circuit, measured):
     run = measured("direct")
     mask = read_mask(run.folder / "pruned_heads.json")
-    assert "memory rate on test +1.000 (+1.000 over random heads), clean accuracy +0.000" in mask.note
+    assert "memory rate on test +1.000 (+1.000 over random heads), clean accuracy +0.000 (-0." in mask.note
+    clean = run.summary["context_pruned_clean_change"]  # 0, of few subjects: not a sign that nothing is lost
+    assert mask.note.endswith(f"({clean['low']:+.3f} to {clean['high']:+.3f})") and clean["low"] < -0.05
+    assert any("costs no facts is not shown" in said for said in run.info["warnings"])
     assert mask.model["fingerprint"] == circuit[0].fingerprint and mask.mismatch_warning(circuit[0]) is None

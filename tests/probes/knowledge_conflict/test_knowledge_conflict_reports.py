@@ -278,8 +278,8 @@ def kinds_of(kinds, right, perplexity=2.0):
 def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
     from probes.knowledge_conflict.answer_rates import gain
 
-    before = kinds_of(["context"] * 40, [True] * 40)
-    helped = kinds_of(["memory"] * 30 + ["context"] * 10, [True] * 39 + [False])
+    before = kinds_of(["context"] * 120, [True] * 120)  # enough for a loss of 5 points to be excluded
+    helped = kinds_of(["memory"] * 90 + ["context"] * 30, [True] * 117 + [False] * 3)
     for top, randoms, warnings in (
         (helped, [before], ["costs 2.5% of clean accuracy"]),
         (before, [before], ["more memory answers than pruning none", "more memory answers than pruning random heads"]),
@@ -296,5 +296,11 @@ def test_a_gain_that_is_not_shown_and_a_cost_above_two_points_are_warned_of():
             (top["kind"] == "memory").mean() - (randoms[0]["kind"] == "memory").mean()
         )
         assert found["context_pruned_clean_change"]["value"] == pytest.approx(top["clean_right"].mean() - 1)
+    said = context_of()
+    gain(said, "context", 3, before[:40], helped[:40], [before[:40]] * 2)
+    assert said.warnings == [
+        "That pruning 3 context heads costs no facts is not shown: clean accuracy changes by +0.0% on 40 subjects, and "
+        "a loss of up to 8.8% is not excluded."
+    ]
     few = gain(context_of(), "context", 1, before[:3], helped[:3], [before[:3]] * 2)
     assert few["context_pruned_gain"] == {"value": 1.0, "low": None, "high": None, "n": 3, "rows": 3}

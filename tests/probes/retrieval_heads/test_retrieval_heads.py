@@ -271,8 +271,9 @@ def test_the_statistics_of_many_trials_find_the_planted_heads():
     rates[:33] = np.linspace(0.9, 0.2, 33)
     scores = (rng.random((586, 1024)) < rates).astype(float).reshape(586, 32, 32)
     assert int((scores.mean(0) > 0.1).sum()) == 33
-    enough = how_many_are_enough(scores, Context(seed=0))
-    overlap = dict(zip(enough["trials"].to_list(), enough["overlap"].to_list()))
+    enough = how_many_are_enough(scores, np.arange(586), Context(seed=0))
+    assert enough["trials"].to_list() == enough["needles"].to_list()
+    overlap = dict(zip(enough["needles"].to_list(), enough["overlap"].to_list()))
     assert overlap[1] < overlap[20] < overlap[500] and overlap[500] > 0.9
     heads = pl.DataFrame(
         {"layer": np.repeat(range(32), 32), "head": np.tile(range(32), 32), "score": scores.mean(0).ravel()}
