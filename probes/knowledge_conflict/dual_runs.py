@@ -57,7 +57,7 @@ def dual_runs(
         lists = head_lists(config, some, effects, mixed, wanted)
         heads = _chosen(model, config, context, split["validation"], lists, role)
         name = f"dual_run_for_{wanted}"
-        summary[f"{name}_heads"] = _words(heads)
+        summary[f"{name}_heads"] = _words(heads) or "none"
         if not heads:
             context.warn(
                 f"No dual run is kept for {wanted}: on validation, none that costs at most {config.max_clean_drop:.0%} "
