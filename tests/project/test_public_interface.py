@@ -14,7 +14,8 @@ import workbench.core
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "load", "wrap", "probe", "probes", "figure", "open_run", "compare", "read_table", "capture", "logits", "score",
-    "greedy", "sample", "observe", "Site", "check_probe", "HeadAblation", "HeadScale", "DualRun", "Patch", "ProjectOut",
+    "greedy", "sample", "observe", "Site", "check_probe", "HeadAblation", "HeadScale", "DualRun",
+    "explore", "Patch", "ProjectOut",
     "KnockOut", "Pass", "Rule", "Steer", "Store",
 }  # fmt: skip
 

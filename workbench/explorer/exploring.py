@@ -1,6 +1,6 @@
 """The Explorer from a notebook: one model, one prompt, and the same panels as on the screen.
 
-from workbench.explorer import explore
+from workbench import explore
 
 view = explore("organism", "…", target=" word")
 table, figure = view.lens(colour="entropy")
