@@ -112,7 +112,7 @@ def body(name: str, text: str) -> None:
 
 def view(name: str, opened, text: str) -> None:
     ids = opened_model.encode(opened, text)
-    switches = chosen_switches(opened, ids)
+    switches = chosen_switches(opened)
     at = position(url_state.get(SCREEN, "at"), len(ids))
     tables = cached.head_tables(opened.model.fingerprint, str(opened.model.name))
     (layer, head), why = chosen_head(name, opened, tables)
@@ -188,7 +188,7 @@ def mlps_of(text: str, model) -> tuple[int, ...]:
     return tuple(sorted({int(a) for a in re.findall(r"[0-9]{1,4}", text) if int(a) < model.n_layers}))
 
 
-def chosen_switches(opened, ids) -> Switches:
+def chosen_switches(opened) -> Switches:
     heads = heads_of(url_state.get(SCREEN, "off"), opened.model)
     mlps = mlps_of(url_state.get(SCREEN, "mlps"), opened.model)
     how = st.session_state.get("how") or st.query_params.get("how") or "zero"

@@ -172,8 +172,7 @@ def waterfall(looking: Looking) -> None:
         help="How many heads stand apart from their layer's attention: those that add or take most.",
     )
     found = cached.waterfall(looking.name, looking.ids, looking.switches, looking.target, looking.at, looking.opened)
-    names = " − ".join(f"“{text}”" for text in looking.opened.model.token_strings(looking.target.ids))
-    fig = drawn.waterfall_figure(found, said=names, heads=heads)
+    fig = drawn.waterfall_figure(found, said=looking.target.tokens_in_words(looking.opened.model), heads=heads)
     with more:
         export_panel.show(
             looking.name, fig, found.parts, "waterfall", f"waterfall(position={looking.at}, heads={heads})", looking
@@ -238,11 +237,11 @@ def patching(looking: Looking) -> None:
         "Alignment",
         key="align",
         bind="query-params",
-        placeholder=" ".join(map(str, patch_maps.align(looking.opened, looking.ids, theirs)))[:60],
+        placeholder=" ".join(map(str, patch_maps.align(looking.ids, theirs)))[:60],
         help=f"For each of the {len(looking.ids)} tokens the donor's position to take from, apart by spaces; empty: "
         "equal stretches are put on each other.",
     )
-    where = alignment(by_hand) if by_hand.strip() else patch_maps.align(looking.opened, looking.ids, theirs)
+    where = alignment(by_hand) if by_hand.strip() else patch_maps.align(looking.ids, theirs)
     found = cached.patch_map(looking.name, looking.ids, theirs, looking.target, kind, where, looking.opened)
     fig = drawn.patch_figure(found, looking.tokens, kind=kind, said=looking.said)
     call = f"patch_map({st.session_state['from']!r}, kind={kind!r}{f', alignment={where}' if by_hand.strip() else ''})"

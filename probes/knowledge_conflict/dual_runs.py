@@ -48,7 +48,7 @@ def dual_runs(
     is shown to help. `some`: items of the find split; `mixed` [layers, H]: heads that are in no list."""
     if not config.dual_heads:
         return [], {}
-    effects = _effects(model, config, context, some)
+    effects = _effects(model, context, some)
     before = _answers(model, config, context, split["test"], ())
     rows, summary = [], {}
     for role, wanted in ROLES.items():
@@ -86,7 +86,7 @@ def dual_runs(
 # which heads
 
 
-def _effects(model: Model, config: Config, context: Context, items: Sequence[Item]) -> dict[str, np.ndarray]:
+def _effects(model: Model, context: Context, items: Sequence[Item]) -> dict[str, np.ndarray]:
     """What adding TRIED times of each head does to log p of both answers after the conflict prompts, and to that of the
     true one after the clean ones: "conflict" [layers, H, len(TRIED), n, 2] and "clean" [layers, H, len(TRIED), n]."""
 

@@ -58,7 +58,7 @@ def attention_alone(model, config: Config, context: Context) -> Result:
         "masked_recall": pl.DataFrame(schema=RECALL),
     }
     summary = {"trials_scored": len(tasks)} | summary_of_heads(heads, found.gold, names, config, context)
-    summary |= summary_of_attention(heads, found, names)
+    summary |= summary_of_attention(heads, names)
     return Result(tables, {"trial_scores": found.gold.astype(np.float32)}, summary)
 
 
@@ -83,7 +83,7 @@ def attention_table(model, found: AttentionScores, names: np.ndarray, config: Co
     )
 
 
-def summary_of_attention(heads: pl.DataFrame, found: AttentionScores, names: np.ndarray) -> dict:
+def summary_of_attention(heads: pl.DataFrame, names: np.ndarray) -> dict:
     """The heads that are told from the threshold and from their control, by name, or that there is none."""
     clusters = clusters_of(names)
     if clusters.n < FEWEST:
@@ -126,7 +126,7 @@ def attention_beside(
     both = overlap_table(found.gold, copying[kept], names, names[kept], rng=rng)
     mean = copying[kept].mean(0).ravel() if kept.any() else np.full(copying[0].size, np.nan)
     heads = attention_table(model, found, names, config).with_columns(pl.Series("copying_score", mean).fill_nan(None))
-    summary = summary_of_attention(heads, found, names) | summary_of_overlap(both)
+    summary = summary_of_attention(heads, names) | summary_of_overlap(both)
     return AttentionBeside(found.gold, heads, {"attention_inputs": attention_inputs(tasks), "overlap": both}, summary)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import socket
 import time
 
@@ -140,25 +141,29 @@ def test_a_head_in_a_runs_map_opens_the_explorer_there_in_the_colours_of_the_run
 ):
     from tests.support.app_screens import keep
     from workbench.models.loading import load
+    from workbench.runs.execution import runs_root
 
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
     fake = figure_runs.retrieval(layers=2, heads=4, kv_heads=2, name=MODEL, seed=4)
     identifier = keep(
         fake, "retrieval-heads-000000000004", model={**fake.info["model"], "fingerprint": load(MODEL).fingerprint}
     )
-    page = visit(f"/retrieval_heads?run={identifier}")
-    see(page, "Click a head to look at it in the Explorer")
-    bars = page.locator(".js-plotly-plot .barlayer .point path")
-    bars.nth(5).wait_for()
-    rest(page)
-    bars.nth(5).click(force=True)
-    page.wait_for_url("**/*head=*")
-    see(page, "in finished runs")
-    rest(page)
-    assert query(page, "head") == "1.1" and query(page, "model") == MODEL
-    assert query(page, "colour") == f"score · {identifier}"
-    page.locator(f'a[href*="run={identifier}"]').first.click()
-    see(page, "Click a head to look at it in the Explorer")
+    try:
+        page = visit(f"/retrieval_heads?run={identifier}")
+        see(page, "Click a head to look at it in the Explorer")
+        bars = page.locator(".js-plotly-plot .barlayer .point path")
+        bars.nth(5).wait_for()
+        rest(page)
+        bars.nth(5).click(force=True)
+        page.wait_for_url("**/*head=*")
+        see(page, "in finished runs")
+        rest(page)
+        assert query(page, "head") == "1.1" and query(page, "model") == MODEL
+        assert query(page, "colour") == f"score · {identifier}"
+        page.locator(f'a[href*="run={identifier}"]').first.click()
+        see(page, "Click a head to look at it in the Explorer")
+    finally:  # the other tests of this server know which runs of this model there are
+        shutil.rmtree(runs_root() / identifier)
 
 
 def test_the_whole_pattern_is_small_and_its_scales_change_without_the_server(visit):

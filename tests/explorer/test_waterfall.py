@@ -229,7 +229,7 @@ def block_of(hf, layer):
 @pytest.mark.parametrize("donor", [DONOR, [5, 12, 17, 8, 11, 30, 41]])
 def test_a_patching_map_is_the_model_run_with_one_activation_of_the_other_prompt(opened, donor):
     one, target = opened("llama"), Target(7)
-    where = align(one, IDS, donor)
+    where = align(IDS, donor)
     found = patch_map(one, IDS, donor, target, kind="resid_post")
     own, theirs = plain(one, IDS)[0][-1].log_softmax(-1)[7], plain(one, donor)[0][-1].log_softmax(-1)[7]
     assert (found.own, found.donor) == (pytest.approx(float(own), abs=1e-3), pytest.approx(float(theirs), abs=1e-3))
@@ -268,10 +268,10 @@ def test_a_heads_map_is_the_model_run_with_one_head_of_the_other_prompt(opened):
 
 
 def test_alignment_puts_equal_stretches_on_each_other_and_one_by_hand_is_checked(opened):
+    assert align([1, 2, 3], [4, 5, 6]) == (0, 1, 2)
+    assert align([1, 2, 3, 9], [1, 7, 8, 2, 3, 9]) == (0, 3, 4, 5)
+    assert align([1, 7, 8, 2, 3], [1, 2, 3]) == (0, 0, 0, 1, 2)
     one = opened("llama")
-    assert align(one, [1, 2, 3], [4, 5, 6]) == (0, 1, 2)
-    assert align(one, [1, 2, 3, 9], [1, 7, 8, 2, 3, 9]) == (0, 3, 4, 5)
-    assert align(one, [1, 7, 8, 2, 3], [1, 2, 3]) == (0, 0, 0, 1, 2)
     with pytest.raises(InputError, match="must name a position of its donor"):
         patch_map(one, IDS, DONOR, Target(7), alignment=[0, 1])
     with pytest.raises(InputError, match="nothing to patch"):

@@ -64,7 +64,9 @@ class Exploration:
     def waterfall(self, *, position: int = -1, heads: int = 5) -> Panel:
         """The parts of the target's logit at one token; in the figure the `heads` largest heads by themselves."""
         found = waterfall(self.opened, self.ids, self.target, position=position, switches=self.switches)
-        return found.parts, drawn.waterfall_figure(found, said=self._logit, heads=heads)
+        return found.parts, drawn.waterfall_figure(
+            found, said=self.target.tokens_in_words(self.opened.model), heads=heads
+        )
 
     def direct_effects(self, *, position: int = -1) -> Panel:
         """Every head's direct effect on the target at one token."""
@@ -101,11 +103,6 @@ class Exploration:
     def said(self) -> str:
         """The target in words."""
         return self.target.in_words(self.opened.model)
-
-    @property
-    def _logit(self) -> str:
-        names = self.opened.model.token_strings(self.target.ids)
-        return " − ".join(f"“{name}”" for name in names)
 
     def _ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         return encode(self.opened, prompt) if isinstance(prompt, str) else tuple(prompt)

@@ -35,7 +35,7 @@ class PatchMap:
     donor: float
 
 
-def align(opened: Opened, ids: Sequence[int], donor: Sequence[int]) -> tuple[int, ...]:
+def align(ids: Sequence[int], donor: Sequence[int]) -> tuple[int, ...]:
     """For each token of a prompt the donor's position to take from: position by position where both are equally long;
     otherwise equal stretches are put on each other, and what lies between is spread evenly, ends on ends."""
     if len(ids) == len(donor):
@@ -71,7 +71,7 @@ def patch_map(
     model = opened.model
     if kind not in (*KINDS, HEADS):
         raise InputError(f"'{kind}' is nothing to patch here; choose {', '.join((*KINDS, HEADS))}.")
-    where = tuple(alignment) if alignment is not None else align(opened, ids, donor)
+    where = tuple(alignment) if alignment is not None else align(ids, donor)
     pairs: dict = {"align": [where], "check": check}
     with opened.lock:
         if kind == HEADS:

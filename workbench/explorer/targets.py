@@ -35,6 +35,10 @@ class Target:
         """The same from the logits of `ids` [..., 1 or 2] and the logarithm of the summed exponentials [...]."""
         return chosen[..., 0] - (normaliser if self.other is None else chosen[..., 1])
 
+    def tokens_in_words(self, model: Model) -> str:
+        """``“ Paris”`` or ``“ Paris” − “ Rome”``."""
+        return " − ".join(f"“{cut(text, 24)}”" for text in model.token_strings(self.ids))
+
     def in_words(self, model: Model) -> str:
         """``log p(" Paris")`` or ``logit(" Paris") − logit(" Rome")``."""
         names = [f"“{cut(text, 24)}”" for text in model.token_strings(self.ids)]

@@ -76,7 +76,7 @@ def test_the_effect_of_a_single_head_is_that_of_two_plain_passes(circuit, monkey
                 found.append((model.hf(torch.tensor([prompt])).logits[0, -1].log_softmax(-1) - plain)[ids].tolist())
             hook.remove()
         expected.append(found)
-    effects = dual_runs._effects(model, Config(), Context(), items)
+    effects = dual_runs._effects(model, Context(), items)
     here = TRIED.index(3.0)
     for n, (conflict, clean) in enumerate(expected):
         assert effects["conflict"][1, 1, here, n].tolist() == pytest.approx(conflict, abs=1e-4)
