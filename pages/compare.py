@@ -52,6 +52,7 @@ def pick(title: str, key: str, ids: list[str], found: dict[str, Run], *, help: s
 
 
 def main() -> None:
+    cached.look_again()
     st.title("Compare")
     found = comparable()
     styling.left_out(cached.unreadable())

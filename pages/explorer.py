@@ -34,6 +34,7 @@ KEYS = (
 
 
 def main() -> None:
+    cached.look_again()
     left, right, one, two, more = st.columns([9, 22, 6, 6, 6], gap="small", vertical_alignment="bottom")
     with left:
         name = st.selectbox(
@@ -244,7 +245,9 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
 
 def colouring(name: str, opened, ids, switches, reading, rows, tables, target: Target, at: int):
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
-    from_runs = head_sets.run_columns(tables)
+    from_runs = cached.heads_in_runs(opened.model.fingerprint, str(opened.model.name)).columns
+    if wanted := st.query_params.get("colour"):
+        st.query_params["colour"] = head_sets.whole_label(wanted, from_runs)
     live = [HERE, *readings.SCORES, EFFECT, "output norm"]
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     chosen = left.selectbox(
@@ -252,7 +255,8 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables, target: T
         [*live, *from_runs],
         key="colour",
         bind="query-params",
-        help="; ".join(f"{k}: {v}" for k, v in readings.SCORES.items()),
+        help="Type to search: a probe, a score, a seed, a date. "
+        + "; ".join(f"{k}: {v}" for k, v in readings.SCORES.items()),
     )
     source = right.selectbox(
         "Scored on",
@@ -393,7 +397,7 @@ def apply_mask(name: str) -> None:
 
 
 def saved_masks(model):
-    return head_sets.saved_masks(cached.run_list(), fingerprint=model.fingerprint)
+    return head_sets.saved_masks() | cached.heads_in_runs(model.fingerprint, str(model.name)).masks
 
 
 def put_off(heads) -> None:

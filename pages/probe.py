@@ -25,6 +25,8 @@ def screen(name: str) -> None:
         st.info(styling.md(f"This probe cannot be used here. {reason}"))
         return
     probe = registry.get(name)
+    with styling.guard():
+        cached.look_again()
     left, right = st.columns([12, 5], gap="large")
     with left:
         st.title(probe.title)

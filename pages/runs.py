@@ -58,6 +58,7 @@ def notes_of(run: Run) -> dict:
 
 
 def main() -> None:
+    cached.look_again()
     st.title("Runs")
     queue_panel.show(ended=3)
     found = cached.run_list()

@@ -13,6 +13,7 @@ from workbench.core import file_hashes
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.explorer import example_prompts, head_sets, readings
+from workbench.explorer.heads_in_runs import HeadsInRuns
 from workbench.explorer.lens_maps import lens_map as read_lens
 from workbench.explorer.opened_model import Head, Opened, open_model
 from workbench.explorer.patch_maps import PatchMap, paths_into
@@ -24,7 +25,8 @@ from workbench.explorer.waterfall import Waterfall
 from workbench.explorer.waterfall import waterfall as parts_of_logit
 from workbench.models.load_options import local_folder
 from workbench.runs import demo, execution
-from workbench.runs.folder import Run, UnreadableRun, unreadable_sentence
+from workbench.runs.folder import Run, unreadable_sentence
+from workbench.runs.run_index import RunIndex
 
 MODEL_FILES = (".json", ".jinja", ".model", ".safetensors")  # what a model's folder is known by
 
@@ -37,29 +39,30 @@ def stamp(path: Path) -> tuple[int, ...]:
         return ()
 
 
-def _stamps() -> tuple[str, tuple]:
-    root = execution.runs_root()
-    try:
-        folders = sorted(root.iterdir())
-    except OSError:  # not there, or said by the reader
-        folders = []
-    return str(root), tuple((folder.name, *stamp(folder / "run.json")) for folder in folders)
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _index(root: str) -> RunIndex:
+    return RunIndex(Path(root))
+
+
+def look_again() -> None:
+    """Look at every run there is: once whenever a whole screen is drawn. What a click draws anew only glances."""
+    _index(str(execution.runs_root())).look()
+
+
+def _glanced() -> RunIndex:
+    index = _index(str(execution.runs_root()))
+    index.glance()
+    return index
 
 
 def run_list() -> list[Run]:
-    """Every run that can be read, the latest first; read again only when a run.json is new or has changed."""
-    return _run_list(*_stamps())[0]
+    """Every run that can be read, the latest first; one is read again only when its run.json is new or has changed."""
+    return _glanced().runs
 
 
 def unreadable() -> str:
     """``1 folder could not be read: …``; nothing where every run can be."""
-    return unreadable_sentence(_run_list(*_stamps())[1])
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _run_list(root: str, stamps: tuple) -> tuple[list[Run], list[UnreadableRun]]:
-    unreadable: list[UnreadableRun] = []
-    return execution.list_runs(root=Path(root), unreadable=unreadable), unreadable
+    return unreadable_sentence(_glanced().unreadable)
 
 
 def table(run: Run, name: str) -> pl.DataFrame:
@@ -72,14 +75,25 @@ def _table(folder: str, name: str, stamp: tuple, _run: Run) -> pl.DataFrame:
     return _run.table(name)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _heads_of(root: str, fingerprint: str, name: str | None) -> HeadsInRuns:
+    return HeadsInRuns(fingerprint, name)
+
+
+def heads_in_runs(fingerprint: str, name: str | None = None) -> HeadsInRuns:
+    """What the complete runs of this very model, and those imported under its name, say of its heads."""
+    index = _glanced()
+    return _heads_of(str(index.root), fingerprint, name).of(index.runs, seen=(index.version, index.looks))
+
+
 def head_tables(fingerprint: str, name: str | None = None) -> list[tuple[Run, pl.DataFrame]]:
     """The tables of heads that the complete runs of this very model have, and those imported under its name."""
-    return head_sets.head_tables(run_list(), fingerprint=fingerprint, name=name, read=table)
+    return heads_in_runs(fingerprint, name).tables
 
 
 def left_out(fingerprint: str, name: str | None = None) -> str:
     """What `head_tables` and `run_list` could not read, in a sentence each; nothing where they read all."""
-    damaged = head_sets.left_out(run_list(), fingerprint=fingerprint, name=name, read=table)
+    damaged = heads_in_runs(fingerprint, name).damaged
     return " ".join([*damaged, *([said] if (said := unreadable()) else [])])
 
 

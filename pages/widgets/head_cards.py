@@ -14,6 +14,7 @@ from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
 
 LONGEST = 24  # tokens of generated text
+NEWEST = 12  # runs that a head is looked up in
 ROWS = 6  # next tokens, so that they are in sight without scrolling on a small screen
 
 
@@ -122,8 +123,9 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
 
 
 def head_in_runs(tables, layer: int, head: int) -> None:
-    rows = []
-    for run, frame in tables:
+    """The head in the newest runs: what a click shows does not grow with the number of runs."""
+    rows, newest = [], tables[:NEWEST]
+    for run, frame in newest:
         main = head_sets.main_score(run)
         mine = frame.filter((pl.col("layer") == layer) & (pl.col("head") == head))
         for record in mine.head(1).iter_rows(named=True):
@@ -149,6 +151,10 @@ def head_in_runs(tables, layer: int, head: int) -> None:
                 rows, [("", "text"), ("value", "num"), ("95 % interval", "text"), ("rank", "text"), ("run", "run")]
             )
         )
+        if len(tables) > len(newest):
+            st.caption(
+                f"The newest {len(newest)} of {len(tables)} runs; the others are among the colours of the heads."
+            )
     else:
         st.caption("No finished run has scores of this model's heads yet: start one on a probe's screen.")
 

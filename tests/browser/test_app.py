@@ -159,7 +159,7 @@ def test_a_head_in_a_runs_map_opens_the_explorer_there_in_the_colours_of_the_run
         see(page, "in finished runs")
         rest(page)
         assert query(page, "head") == "1.1" and query(page, "model") == MODEL
-        assert query(page, "colour") == f"score · {identifier}"
+        assert query(page, "colour") == f"score · seed {fake.info['seed']} · 2026-01-01 · {identifier}"
         page.locator(f'a[href*="run={identifier}"]').first.click()
         see(page, "Click a head to look at it in the Explorer")
     finally:  # the other tests of this server know which runs of this model there are

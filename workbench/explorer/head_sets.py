@@ -150,13 +150,38 @@ def score_columns(frame: pl.DataFrame) -> list[str]:
 
 
 def run_columns(tables: Sequence[tuple[Run, pl.DataFrame]]) -> dict[str, tuple[str, str]]:
-    """Columns that can colour the head grid: label → (run id, column)."""
-    return {column_label(run, column): (run.id, column) for run, frame in tables for column in score_columns(frame)}
+    """Columns that can colour the head grid: label → (run id, column). First the main score of the newest run of each
+    probe, then score by score (the main one of each probe first) all the others, the newest run first."""
+    newest = sorted(tables, key=lambda item: _ended(item[0]), reverse=True)  # stable: of equal times as they come
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run, frame in newest:
+        for column in score_columns(frame):
+            found.setdefault((run.probe, column), []).append(run)
+    probes = list(dict.fromkeys(probe for probe, _ in found))
+    order = sorted(found, key=lambda item: (item[1] != main_score(found[item][0]), probes.index(item[0])))
+    first = [(found[key][0], key[1]) for key in order]
+    rest = [(run, key[1]) for key in order for run in found[key][1:]]
+    return {column_label(run, column): (run.id, column) for run, column in [*first, *rest]}
 
 
 def column_label(run: Run, column: str) -> str:
-    """How a column of a run is called where it can colour the heads."""
-    return f"{column} · {run.id}"
+    """How a column of a run is called where it can colour the heads: what tells runs of one probe apart, then the id,
+    which begins with the probe's name."""
+    seed = "" if run.of("seed") is None else f"seed {run.of('seed')}"
+    return " · ".join(filter(None, [column, seed, _ended(run)[:10], run.id]))
+
+
+def whole_label(label: str, columns: Mapping[str, tuple[str, str]]) -> str:
+    """The label of a column for one from before seeds and dates stood in them (``column · id``), as an old link holds
+    it; any other text as it is."""
+    column, _, identifier = label.rpartition(" · ")
+    if label in columns or not column:
+        return label
+    return next((name for name, said in columns.items() if said == (identifier, column)), label)
+
+
+def _ended(run: Run) -> str:
+    return str(run.of("finished") or run.of("started") or "")
 
 
 def best_head(tables: Sequence[tuple[Run, pl.DataFrame]]) -> Head | None:
@@ -209,11 +234,16 @@ def masks_folder() -> Path:
 def saved_masks(runs: Sequence[Run] = (), *, fingerprint: str | None = None) -> dict[str, Path]:
     """Head masks by what they are called: those saved under a name, then those that complete runs of this very model
     left."""
-    found = {path.stem: path for path in sorted(masks_folder().glob("*.json"))}
-    for run in runs_of(runs, fingerprint=fingerprint):
-        for path in _masks_of(run):
-            found[f"{path.stem.replace('_', ' ')} · {run.id}"] = path
-    return found
+    return {path.stem: path for path in sorted(masks_folder().glob("*.json"))} | masks_of(runs, fingerprint=fingerprint)
+
+
+def masks_of(runs: Sequence[Run], *, fingerprint: str | None = None) -> dict[str, Path]:
+    """The head masks that complete runs of this very model left, by what they are called."""
+    return {
+        f"{path.stem.replace('_', ' ')} · {run.id}": path
+        for run in runs_of(runs, fingerprint=fingerprint)
+        for path in _masks_of(run)
+    }
 
 
 def _masks_of(run: Run) -> list[Path]:

@@ -53,19 +53,19 @@ def damage(folder: Path, files: Mapping[str, Mapping[str, Any]], *, thorough: bo
     found = {}
     closed = None if thorough else _modified(folder / RUN)
     for name, wanted in files.items():
-        problem = _problem(folder / name, wanted, closed)
+        problem = _problem(f"{folder}/{name}", wanted, closed)
         if problem:
             found[name] = problem
     return found
 
 
-def _problem(path: Path, wanted: Mapping[str, Any], closed: int | None) -> str | None:
+def _problem(path: str, wanted: Mapping[str, Any], closed: int | None) -> str | None:
     try:
         about = os.stat(path)
         if about.st_size != wanted["bytes"]:
             return _changed(about.st_size, wanted["bytes"])
         if closed is None:
-            actual = hashlib.sha256(read_plain(path)).hexdigest()
+            actual = hashlib.sha256(read_plain(Path(path))).hexdigest()
         elif about.st_mtime_ns <= closed:
             return None
         else:
@@ -89,6 +89,6 @@ def _modified(path: Path) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest(path: Path, modified: int, number: int) -> str:
+def _digest(path: str, modified: int, number: int) -> str:
     """Of a file that was touched, e.g. copied after its run.json: read once as long as it is not touched again."""
-    return hashlib.sha256(read_plain(path)).hexdigest()
+    return hashlib.sha256(read_plain(Path(path))).hexdigest()

@@ -41,16 +41,15 @@ from workbench.runs.folder import (
     ENDED,
     Run,
     check_file,
-    check_result,
     list_runs,
     open_run,
     read_unsealed,
     run_by_id,
     runs_root,
-    write_result,
 )
 from workbench.runs.identity import check_unchanged
 from workbench.runs.preparation import OPTIONS, Prepared, check_engine, data_file, prepare, with_own_data
+from workbench.runs.results import check_result, write_result
 
 if TYPE_CHECKING:
     from workbench.models.model import Model

@@ -1,7 +1,8 @@
-"""Run folders as they lie on disk: opening, listing, and writing results into them."""
+"""Run folders as they lie on disk: opening and listing them, and reading what they hold."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -9,22 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.errors import InputError, WorkbenchError
-from workbench.core.files import jsonable, read_plain, write_bytes, write_json
+from workbench.core.errors import InputError
+from workbench.core.files import read_plain
 from workbench.core.nearest_name import nearest
-from workbench.core.parquet import parse_parquet, write_parquet
+from workbench.core.parquet import parse_parquet
 from workbench.core.paths import cache_root, usable_path
-from workbench.core.private import make_folder
 from workbench.core.wording import cut, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     import polars as pl
 
-    from workbench.core.context import Result
-    from workbench.core.registry import Probe
 
 ENDED = ".ended"  # beside a run.json that says "running" and could not be written when the run ended
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -253,38 +251,53 @@ class UnreadableRun:
 def list_runs(*, root: Path | None = None, unreadable: list[UnreadableRun] | None = None) -> list[Run]:
     """Every run below the runs root that can be read, the latest first. ``unreadable`` gets the folders that
     cannot."""
-    root = runs_root() if root is None else root
-    runs = []
-    for folder in _folders(root, unreadable):
-        try:
-            runs.append(_read(folder))
-        except InputError as error:
-            if unreadable is not None:
-                unreadable.append(UnreadableRun(folder, str(error).rstrip(".")))
+    found = [entry_of(path) for path in entries(runs_root() if root is None else root)]
+    if unreadable is not None:
+        unreadable += [entry for entry in found if isinstance(entry, UnreadableRun)]
+    return latest_first([entry for entry in found if isinstance(entry, Run)])
+
+
+def latest_first(runs: Iterable[Run]) -> list[Run]:
+    """Runs in the order of a list, by when they were started."""
     return sorted(runs, key=lambda run: (str(run.info.get("started", "")), run.folder.name), reverse=True)
 
 
-def _folders(root: Path, unreadable: list[UnreadableRun] | None = None) -> list[Path]:
-    """The folders below the runs root that hold a run, or what is left of one; ``unreadable``: and those into which
-    nobody can look."""
-    found = []
+def entries(root: Path) -> list[Path]:
+    """Whatever lies in the runs root, by name; InputError where nobody can look into it."""
     try:
-        entries = sorted(root.iterdir())
+        return sorted(root.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"The runs folder {root} cannot be read: {error.strerror}.") from None
-    for folder in entries:
-        try:
-            names = set(os.listdir(folder))
-        except NotADirectoryError:
-            continue
-        except OSError as error:
-            if unreadable is not None and os.path.lexists(folder):  # else it was removed meanwhile
-                unreadable.append(UnreadableRun(folder, f"{folder} cannot be read: {error.strerror}"))
-            continue
-        if names & {"run.json", "summary.json", "tables"}:
-            found.append(folder)
+
+
+def entry_of(folder: Path) -> Run | UnreadableRun | None:
+    """The run in a folder below the runs root, or why it cannot be read; None for what holds no run, nor what is left
+    of one."""
+    try:
+        return _read(folder) if _holds_run(folder) else None
+    except OSError as error:  # unless it was removed meanwhile
+        reason = f"{folder} cannot be read: {error.strerror}"
+        return UnreadableRun(folder, reason) if os.path.lexists(folder) else None
+    except InputError as error:
+        return UnreadableRun(folder, str(error).rstrip("."))
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or what is left of one. OSError where nobody can look into it."""
+    try:
+        return not {"run.json", "summary.json", "tables"}.isdisjoint(os.listdir(folder))
+    except NotADirectoryError:
+        return False
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders below the runs root that hold a run, or what is left of one."""
+    found = []
+    for folder in entries(root):
+        with contextlib.suppress(OSError):
+            found += [folder] if _holds_run(folder) else []
     return found
 
 
@@ -345,57 +358,3 @@ def _run_of(path: Path) -> Run | None:
     except InputError:  # anybody may have a run.json beside their data
         return None
     return run if run.files is not None and path.name in run.files else None
-
-
-def check_result(probe: Probe, result: Result, *, whole: bool = True) -> None:
-    """Hold a result to what its probe declares; WorkbenchError says what does not fit. ``whole``: False where some of
-    its tables may be absent."""
-    import numpy as np
-    import polars as pl
-
-    from workbench.core.context import Result
-
-    if not isinstance(result, Result):
-        raise WorkbenchError(f"The probe '{probe.name}' returned {type(result).__name__}, not a Result.")
-    for name, frame in result.tables.items():
-        if not _TABLE.fullmatch(name):
-            raise WorkbenchError(
-                f"The probe '{probe.name}' returned a table with the name '{name}'; use a-z, 0-9 and _."
-            )
-        if not isinstance(frame, pl.DataFrame):
-            raise WorkbenchError(
-                f"The table '{name}' of the probe '{probe.name}' is {type(frame).__name__}, not a polars DataFrame."
-            )
-    for name, columns in probe.tables.items():
-        if name not in result.tables and not whole:
-            continue
-        if name not in result.tables:
-            raise WorkbenchError(f"The probe '{probe.name}' did not return its table '{name}'.")
-        missing = [column for column in columns if column not in result.tables[name].columns]
-        if missing:
-            raise WorkbenchError(
-                f"The table '{name}' of the probe '{probe.name}' lacks the column {', '.join(missing)}."
-            )
-    for name, array in result.arrays.items():
-        if np.asarray(array).dtype.kind not in "biufc":
-            raise WorkbenchError(f"The array '{name}' of the probe '{probe.name}' does not hold numbers.")
-    try:
-        jsonable(result.summary)
-    except TypeError as error:
-        raise WorkbenchError(f"The summary of the probe '{probe.name}' is not JSON: {error}.") from None
-
-
-def write_result(folder: Path, result: Result) -> None:
-    """Write tables, arrays and summary, each complete or absent."""
-    import numpy as np
-
-    make_folder(folder / "tables")
-    for name, frame in result.tables.items():
-        write_parquet(folder / "tables" / f"{name}.parquet", frame)
-    if result.arrays:
-        from safetensors.numpy import save
-
-        arrays = {name: np.asarray(value) for name, value in result.arrays.items()}
-        arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
-        write_bytes(folder / "arrays.safetensors", save(arrays))
-    write_json(folder / "summary.json", result.summary)

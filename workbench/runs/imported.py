@@ -30,7 +30,8 @@ from workbench.core.nearest_name import nearest
 from workbench.core.registry import Probe
 from workbench.core.tables import existing, read_table
 from workbench.runs import checksums, claim, cost, provenance, records
-from workbench.runs.folder import Run, check_result, open_run, write_result
+from workbench.runs.folder import Run, open_run
+from workbench.runs.results import check_result, write_result
 
 JSON_NAMES, JSON_LINES, TABLE_NAMES = (".json",), (".jsonl", ".ndjson"), (".csv", ".tsv", ".parquet")
 
