@@ -16,9 +16,10 @@ from workbench.runs.records import seal
 START = datetime(2026, 1, 1, 10, tzinfo=UTC)
 
 
-def keep_many(count: int, *, mine: int, model: dict) -> list[str]:
+def keep_many(count: int, *, mine: int, model: dict, first: int = 0) -> list[str]:
     """``count`` complete runs of three probes, ``mine`` of them of ``model`` (the entry of run.json), the others of ten
-    models that are not here. As the command line leaves them: sealed, with the checksums of their files."""
+    models that are not here; ids count from ``first``. As the command line leaves them: sealed, with the
+    checksums of their files."""
     fakes = (
         lambda: retrieval(layers=model["layers"], heads=model["heads"]),
         lambda: depth(layers=model["layers"]),
@@ -29,7 +30,7 @@ def keep_many(count: int, *, mine: int, model: dict) -> list[str]:
     for i in range(count):
         of = i % 3
         name = ("retrieval-heads", "concept-depth", "representation-geometry")[of]
-        identifier = f"{name}-{i:012x}"
+        identifier = f"{name}-{first + i:012x}"
         if of not in made:
             keep(fakes[of](), identifier)
             folder = execution.runs_root() / identifier

@@ -22,3 +22,12 @@ def write(folder: Path, *, tags: Sequence[str], note: str) -> None:
 
     read(folder)
     write_json(folder / NOTES, {"tags": list(tags), "note": note})
+
+
+def retag(folder: Path, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+    """Add tags to those of a run, after the ones it has, and take others away. Errors as in :func:`write`; nothing is
+    written where nothing changes."""
+    found = read(folder)
+    tags = [tag for tag in dict.fromkeys([*found["tags"], *add]) if tag not in remove]
+    if tags != found["tags"]:
+        write(folder, tags=tags, note=found["note"])

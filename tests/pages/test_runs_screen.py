@@ -1,0 +1,61 @@
+"""The list of runs: what is searched for, grouped, tagged and deleted is what the rows say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.app_screens import open_page, words
+from tests.support.many_runs import keep_many
+from workbench.runs import notes
+from workbench.runs.execution import runs_root
+
+MODEL = {"name": "mine", "fingerprint": "a" * 64, "layers": 2, "heads": 4, "kv_heads": 2, "dtype": "float32"}
+
+
+@pytest.fixture
+def ids():
+    return keep_many(9, mine=3, model=MODEL)
+
+
+def test_the_list_says_how_many_runs_there_are_and_how_many_are_left():
+    ids = keep_many(9, mine=3, model=MODEL)
+    at = open_page("runs")
+    assert "9 runs" in words(at) and at.dataframe[0].value.shape[0] == 9
+    at = open_page("runs", search="concept seed>1")
+    assert "2 of 9 runs" in words(at) and set(at.dataframe[0].value["id"]) == {ids[4], ids[7]}
+    at = open_page("runs", search="nothing>1")
+    assert "There is no column 'nothing'" in at.error[0].value.replace("\\", "")
+    assert at.dataframe[0].value.shape[0] == 9
+
+
+def test_numbers_of_summaries_are_columns_and_a_search_that_names_one_shows_it(ids):
+    at = open_page("runs")
+    assert "retrieval_heads" not in at.dataframe[0].value.columns
+    at.multiselect(key="metrics").set_value(["retrieval_heads"]).run()
+    assert list(at.dataframe[0].value["retrieval_heads"]) == [4.0] * 9
+    at = open_page("runs", search="retrieval_heads>5")
+    assert "retrieval_heads" in at.dataframe[0].value.columns and "0 of 9 runs" in words(at)
+
+
+def test_groups_are_counted_above_the_list(ids):
+    at = open_page("runs", group="probe", of="seconds")
+    groups, rows = (table.value for table in at.dataframe)
+    assert list(groups["runs"]) == [3, 3, 3] and list(groups["mean"]) == [3.0] * 3 and rows.shape[0] == 9
+
+
+def test_another_page_or_the_tags_of_several_runs_are_not_written_over_by_what_the_boxes_showed(ids):
+    at = open_page("runs", run=ids[0])
+    at.text_input(key=f"tags {ids[0]}").set_value("mine, good").run()
+    assert notes.read(runs_root() / ids[0]) == {"tags": ["mine", "good"], "note": ""}
+    notes.retag(runs_root() / ids[0], add=["later"])
+    at.run()
+    assert at.text_input(key=f"tags {ids[0]}").value == "mine, good, later"
+    at.text_area(key=f"note {ids[0]}").set_value("a note").run()
+    assert notes.read(runs_root() / ids[0]) == {"tags": ["mine", "good", "later"], "note": "a note"}
+
+
+def test_notes_that_cannot_be_written_are_said_and_stay_in_the_box(ids, monkeypatch):
+    at = open_page("runs", run=ids[0])
+    monkeypatch.setattr(notes, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    at.text_input(key=f"tags {ids[0]}").set_value("mine").run()
+    assert len(at.error) == 1 and at.text_input(key=f"tags {ids[0]}").value == "mine"
