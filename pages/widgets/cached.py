@@ -15,6 +15,7 @@ from workbench.core.registry import Probe
 from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.lens_maps import lens_map as read_lens
 from workbench.explorer.opened_model import Head, Opened, open_model
+from workbench.explorer.opening_head import induction
 from workbench.explorer.patch_maps import PatchMap, paths_into
 from workbench.explorer.patch_maps import patch_map as patched
 from workbench.explorer.sub_blocks import sub_blocks
@@ -26,6 +27,7 @@ from workbench.models.load_options import local_folder
 from workbench.runs import demo, execution
 from workbench.runs.folder import Run, UnreadableRun, unreadable_sentence
 
+SHORT = 12  # of the sequences that heads are scored on: the shortest tell which head to open on
 MODEL_FILES = (".json", ".jinja", ".model", ".safetensors")  # what a model's folder is known by
 
 
@@ -177,16 +179,11 @@ def induction_head(who: str, opened: Opened) -> tuple[tuple[int, int] | None, st
     """The head with the highest induction score on words said twice, among those above their control; None, and why,
     where no head is."""
     try:
-        found = scores(who, (), opened)
+        found = induction(opened, readings.repeated_tokens(opened)[:SHORT])
     except WorkbenchError as error:  # few words, no attention rows: the cards that need them say so, too
         return None, str(error)
     best = head_sets.top_heads(found, "induction", 1)
     return (best[0], "") if best else (None, head_sets.none_because(found, "induction") or "")
-
-
-@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=BY_MODEL)
-def written(who: str, ids: tuple[int, ...], switches: Switches, most: int, opened: Opened) -> str:
-    return readings.write_on(opened, ids, switches, most=most)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
