@@ -6,7 +6,7 @@ import re
 
 import streamlit as st
 
-from pages.widgets import cached, components, head_cards, map_cards, navigation, styling, url_state
+from pages.widgets import cached, components, head_cards, map_cards, navigation, precision_choice, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut, number, two_decimals
 from workbench.explorer import beside_control, head_sets, opened_model, readings
@@ -150,6 +150,7 @@ def view(name: str, opened, text: str) -> None:
         else:
             head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
     map_cards.show(map_cards.Looking(name, opened, ids, switches, target, layer, head, at))
+    precision_choice.show(opened)
 
 
 # ---- what is chosen
@@ -234,6 +235,8 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
             f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these "
             f"words. Examples has prompts in its own."
         )
+    if opened.precision:
+        st.info(styling.md(opened.precision))
     st.caption(
         styling.md(
             f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; "

@@ -24,6 +24,7 @@ from workbench.explorer.targets import Target
 from workbench.explorer.waterfall import Waterfall
 from workbench.explorer.waterfall import waterfall as parts_of_logit
 from workbench.models.load_options import local_folder
+from workbench.models.precision import AUTOMATIC, CHOICES
 from workbench.runs import demo, execution
 from workbench.runs.folder import Run, UnreadableRun, unreadable_sentence
 
@@ -105,8 +106,16 @@ def prompts(name: str) -> list[str]:
         return list(example_prompts.ENGLISH)
 
 
-def model(name: str, dtype: str = "float32", device: str | None = None) -> Opened:
-    """A model, loaded once; loaded again when the files in its folder have changed."""
+def precision() -> str:
+    """The precision that is chosen for the Explorer's models, in its widget or in the URL."""
+    asked = st.session_state.get("dtype") or st.query_params.get("dtype")
+    return asked if asked in CHOICES else AUTOMATIC
+
+
+def model(name: str, dtype: str | None = None, device: str | None = None) -> Opened:
+    """A model, loaded once, in the precision that is named or chosen on the screen; loaded again when the files in its
+    folder have changed."""
+    dtype = dtype or precision()
     folder = local_folder(name) if name not in organism_names() else None
     return _model(name, dtype, device, file_hashes.folder_stamps(folder) if folder is not None else ())
 

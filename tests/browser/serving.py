@@ -78,8 +78,7 @@ def _end_workers(cache: Path) -> None:
             continue
 
 
-# The script has run, no text is still being written and nothing is a grey placeholder, for a tenth of a second without a
-# break.
+# The script has run, no text is still being written and nothing is a grey placeholder, for a tenth of a second.
 STILL = """() => {
   const has = (selector) => document.querySelector(selector) !== null;
   const still = has('[data-testid="stApp"][data-test-script-state="notRunning"]') && has('[data-testid="stSidebarNav"]')
