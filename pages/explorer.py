@@ -13,10 +13,12 @@ from pages.widgets import (
     head_cells,
     map_cards,
     navigation,
+    precision_choice,
     styling,
     switchboard,
     url_state,
 )
+from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut
 from workbench.explorer import beside_control, head_sets, opened_model, readings
 from workbench.explorer.switches import Switches
@@ -159,6 +161,7 @@ def view(name: str, opened, text: str) -> None:
         else:
             head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
     map_cards.show(map_cards.Looking(name, opened, ids, switches, target, layer, head, at))
+    precision_choice.show(opened)
 
 
 # ---- what is chosen
@@ -215,6 +218,8 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
             f"{count} of {len(ids)} tokens are unknown to this tokenizer: the model does not read these "
             f"words. Examples has prompts in its own."
         )
+    if opened.precision:
+        st.info(styling.md(opened.precision))
     st.caption(
         styling.md(
             f"{len(ids)} tokens as they are fed. Colour: what the chosen head attends to from the outlined token; "

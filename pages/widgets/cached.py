@@ -16,6 +16,7 @@ from workbench.explorer import example_prompts, head_sets, readings
 from workbench.explorer.heads_in_runs import HeadsInRuns
 from workbench.explorer.lens_maps import lens_map as read_lens
 from workbench.explorer.opened_model import Head, Opened, open_model
+from workbench.explorer.opening_head import induction
 from workbench.explorer.patch_maps import PatchMap, paths_into
 from workbench.explorer.patch_maps import patch_map as patched
 from workbench.explorer.sub_blocks import sub_blocks
@@ -24,10 +25,12 @@ from workbench.explorer.targets import Target
 from workbench.explorer.waterfall import Waterfall
 from workbench.explorer.waterfall import waterfall as parts_of_logit
 from workbench.models.load_options import local_folder
+from workbench.models.precision import AUTOMATIC, CHOICES
 from workbench.runs import demo, execution
 from workbench.runs.folder import Run, unreadable_sentence
 from workbench.runs.run_index import RunIndex
 
+SHORT = 12  # of the sequences that heads are scored on: the shortest tell which head to open on
 MODEL_FILES = (".json", ".jinja", ".model", ".safetensors")  # what a model's folder is known by
 
 
@@ -117,8 +120,16 @@ def prompts(name: str) -> list[str]:
         return list(example_prompts.ENGLISH)
 
 
-def model(name: str, dtype: str = "float32", device: str | None = None) -> Opened:
-    """A model, loaded once; loaded again when the files in its folder have changed."""
+def precision() -> str:
+    """The precision that is chosen for the Explorer's models, in its widget or in the URL."""
+    asked = st.session_state.get("dtype") or st.query_params.get("dtype")
+    return asked if asked in CHOICES else AUTOMATIC
+
+
+def model(name: str, dtype: str | None = None, device: str | None = None) -> Opened:
+    """A model, loaded once, in the precision that is named or chosen on the screen; loaded again when the files in its
+    folder have changed."""
+    dtype = dtype or precision()
     folder = local_folder(name) if name not in organism_names() else None
     return _model(name, dtype, device, file_hashes.folder_stamps(folder) if folder is not None else ())
 
@@ -191,16 +202,11 @@ def induction_head(who: str, opened: Opened) -> tuple[tuple[int, int] | None, st
     """The head with the highest induction score on words said twice, among those above their control; None, and why,
     where no head is."""
     try:
-        found = scores(who, (), opened)
+        found = induction(opened, readings.repeated_tokens(opened)[:SHORT])
     except WorkbenchError as error:  # few words, no attention rows: the cards that need them say so, too
         return None, str(error)
     best = head_sets.top_heads(found, "induction", 1)
     return (best[0], "") if best else (None, head_sets.none_because(found, "induction") or "")
-
-
-@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=BY_MODEL)
-def written(who: str, ids: tuple[int, ...], switches: Switches, most: int, opened: Opened) -> str:
-    return readings.write_on(opened, ids, switches, most=most)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)

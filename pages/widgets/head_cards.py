@@ -6,6 +6,7 @@ import polars as pl
 import streamlit as st
 
 from pages.widgets import cached, pattern_map, styling, url_state
+from pages.widgets.continuation import Written, follow, kept
 from workbench.core.errors import WorkbenchError
 from workbench.core.wording import number
 from workbench.explorer import beside_control, head_sets, layer_curves, readings
@@ -19,19 +20,18 @@ ROWS = 6  # next tokens, so that they are in sight without scrolling on a small 
 
 
 def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, reading: Reading) -> None:
-    """Generated text and next tokens; beside them those with the heads switched, where some are."""
+    """Next tokens, beside them those with the heads switched, where some are; then the text that follows, as it is
+    written."""
     before = cached.reading(name, ids, Switches(), opened)
-    text = cached.written(name, ids, Switches(), LONGEST, opened)
-    shown = styling.heading(f"greedy continuation, up to {LONGEST} tokens") + styling.quote(text, styling.accent())
+    texts = [Written("greedy continuation", kept(name, ids, Switches(), opened), styling.accent())]
     if not switches.any:
         frame = readings.next_tokens(opened, before, k=ROWS)
         rows = [(text, p, p) for text, p in frame.select("text", "probability").iter_rows()]
-        shown += styling.heading("next token") + styling.table(
+        shown = styling.heading("next token") + styling.table(
             rows, [("token", "tok"), ("probability", "num"), ("", "bar")]
         )
     else:
-        after = cached.written(name, ids, switches, LONGEST, opened)
-        shown += styling.heading(with_switched(switches)) + styling.quote(after, styling.contrast())
+        texts.append(Written(with_switched(switches), kept(name, ids, switches, opened), styling.contrast()))
         frame = readings.next_tokens(opened, before, reading, k=ROWS)
         rows = [
             (t, p, (p, styling.accent()), q, (q, styling.contrast()))
@@ -43,8 +43,9 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
             f"{moved['total_variation']:.3f}"
         )
         columns = [("next token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
-        shown += styling.heading(say) + styling.table(rows, columns)
+        shown = styling.heading(say) + styling.table(rows, columns)
     st.html(shown)
+    follow(texts, LONGEST, key="continuation")
 
 
 def with_switched(switches: Switches) -> str:
@@ -246,7 +247,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
         (name, opened, ids, switches),
         (other, second, theirs, switches if other == name and switches.how != "patch" else Switches()),
     ]
-    for place, (who, model, tokens, off) in zip(st.columns(2), sides):
+    for side, (place, (who, model, tokens, off)) in enumerate(zip(st.columns(2), sides)):
         with place:
             reading = cached.reading(who, tokens, off, model)
             what = f", {switched_kinds(off)} switched" if off.any else ""
@@ -257,9 +258,6 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             frame = readings.next_tokens(model, reading, k=8)
             rows = [(t, p, p) for t, p in frame.select("text", "probability").iter_rows()]
             shown += styling.heading("next token") + styling.table(rows, [("token", "tok"), ("p", "num"), ("", "bar")])
-            shown += styling.heading("greedy continuation") + styling.quote(
-                cached.written(who, tokens, off, LONGEST, model), styling.accent()
-            )
             if layer < model.model.n_layers and head < model.model.n_heads:
                 row = cached.rows(who, tokens, len(tokens) - 1, off, model)[layer, head]
                 found = readings.strongest(model, tokens, row, k=6)
@@ -270,6 +268,8 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             else:
                 shown += styling.heading(f"there is no head {layer}.{head} in this model")
             st.html(shown)
+            text = Written("greedy continuation", kept(who, tokens, off, model), styling.accent())
+            follow([text], LONGEST, key=f"beside {side}")
 
 
 def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer: int, at: int) -> None:

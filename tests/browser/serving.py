@@ -78,11 +78,11 @@ def _end_workers(cache: Path) -> None:
             continue
 
 
-# The script has run and nothing is a grey placeholder, for a tenth of a second without a break.
+# The script has run, no text is still being written and nothing is a grey placeholder, for a tenth of a second.
 STILL = """() => {
   const has = (selector) => document.querySelector(selector) !== null;
   const still = has('[data-testid="stApp"][data-test-script-state="notRunning"]') && has('[data-testid="stSidebarNav"]')
-    && !has('[data-testid="stSkeleton"]') && !has('[data-stale="true"]');
+    && !has('[data-testid="stSkeleton"]') && !has('[data-stale="true"]') && !has('[data-writing="true"]');
   if (!still) window.still = null;
   else window.still ??= performance.now();
   const long = still && performance.now() - window.still > 100;

@@ -47,6 +47,7 @@ def test_a_head_is_clicked_walked_to_and_switched_off_and_a_reload_restores_it(v
     see(page, "Layer 1, head 2")
     page.keyboard.press("h")
     see(page, "Layer 1, head 1")
+    rest(page)
     before = page.locator(".wb-text").first.inner_text()
     head(page, "0.1").click()
     see(page, "Layer 0, head 1")

@@ -281,16 +281,6 @@ def test_the_distribution_before_and_after_is_of_the_whole_vocabulary(story):
     assert none == {"kl": 0.0, "total_variation": 0.0, "same_top": True}
 
 
-def test_text_written_with_heads_off_is_that_of_greedy_steps_with_heads_off(story):
-    ids = opened_model.encode(story, "Once upon a time")
-    heads = ((0, 1), (2, 3), (4, 7))
-    for off in (Switches(), Switches(heads, "zero"), Switches(heads, "mean")):
-        row = list(ids)
-        for _ in range(6):
-            row.append(int(explorer.read(story, row, off).logits.argmax()))
-        assert explorer.write_on(story, ids, off, most=6) == story.model.decode(row[len(ids) :])
-
-
 def test_mean_ablation_puts_the_mean_over_the_reference_in_place(story):
     ids = opened_model.encode(story, "Once upon a time")
     z = [explorer.read(story, row).z for row in switches.reference(story)]

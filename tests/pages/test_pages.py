@@ -577,6 +577,8 @@ def test_markdown_and_html_escapes_leave_only_text():
 def test_the_explorer_names_no_head_where_none_is_above_its_control():
     at = open_page("explorer", model="organism@step-0", card="Scores")  # before any training
     said = "no head's induction is above its control by 0.1 or more (n = 20 sequences"
+    opened_on = said.replace("20", "12")
+    assert opened_on in words(at).replace("\\", "").replace("&#x27;", "'")
     assert "No head to open on" in words(at) and "Layer 5, head 0" in words(at)
     assert said in words(at).replace("\\", "").replace("&#x27;", "'") and "its control" in words(at)
     at.selectbox(key="colour").set_value("induction").run()
@@ -585,7 +587,7 @@ def test_the_explorer_names_no_head_where_none_is_above_its_control():
     assert any(said in c.value.replace("\\", "") for c in at.caption)
     at.button[[b.label for b in at.button].index("Switch these off")].click().run()
     assert not at.exception and at.button(key="switch").label == "Switch off 5.0"
-    assert sum(said in c.value.replace("\\", "") for c in at.caption) == 3  # why nothing was switched, too
+    assert sum(said in c.value.replace("\\", "") for c in at.caption) == 2  # why nothing was switched, too
 
 
 def test_the_explorer_says_so_where_words_are_too_few_to_score_heads_on(tmp_path):

@@ -10,8 +10,15 @@ if TYPE_CHECKING:
 __all__ = ["explore"]
 
 
-def explore(model: Any, prompt: str, *, target: str | int | None = None, other: str | int | None = None) -> Exploration:
+def explore(
+    model: Any,
+    prompt: str,
+    *,
+    target: str | int | None = None,
+    other: str | int | None = None,
+    dtype: str | None = None,
+) -> Exploration:
     """See :func:`workbench.explorer.exploring.explore`; torch is imported when it is called."""
     from workbench.explorer import exploring
 
-    return exploring.explore(model, prompt, target=target, other=other)
+    return exploring.explore(model, prompt, target=target, other=other, dtype=dtype)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from workbench.core.errors import InputError
 from workbench.explorer import drawn, lens_maps, patch_maps
 from workbench.explorer.opened_model import Head, Opened, encode, open_model
 from workbench.explorer.readings import Reading, direct_effects, read
@@ -26,6 +27,7 @@ from workbench.explorer.targets import Target, target_of
 from workbench.explorer.waterfall import waterfall
 from workbench.figures.heads import head_map
 from workbench.models.model import Model
+from workbench.models.precision import AUTOMATIC
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -109,13 +111,24 @@ class Exploration:
 
 
 def explore(
-    model: str | Model | Opened, prompt: str, *, target: str | int | None = None, other: str | int | None = None
+    model: str | Model | Opened,
+    prompt: str,
+    *,
+    target: str | int | None = None,
+    other: str | int | None = None,
+    dtype: str | None = None,
 ) -> Exploration:
     """Look at a prompt. `target`: a token by its text or id; unless given, the one that the model finds likeliest after
     the prompt, and it stays that when heads are switched. `other`: a token to hold it against.
+    `dtype` of a model given by its name: float32 unless that would crowd the memory (`open_model`), or the one named.
 
-    Raises InputError for an empty or over-long prompt and for a target that is not one token."""
-    opened = model if isinstance(model, Opened) else Opened(model) if isinstance(model, Model) else open_model(model)
+    Raises InputError for an empty or over-long prompt, for a target that is not one token, and for a dtype of a model
+    that is loaded already."""
+    if dtype is not None and not isinstance(model, str):
+        raise InputError(f"The model is loaded already, so dtype={dtype} comes too late: give its name, or load it so.")
+    opened = model if isinstance(model, Opened) else None
+    if opened is None:
+        opened = open_model(model, dtype=dtype or AUTOMATIC) if isinstance(model, str) else Opened(model)
     ids = encode(opened, prompt)
     logits = read(opened, ids).logits
     chosen = int(logits.argmax()) if target is None else target

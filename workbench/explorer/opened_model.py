@@ -11,8 +11,10 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.passes import check_ids
+from workbench.models.files import check_folder, resolve
 from workbench.models.loading import load
 from workbench.models.model import Model
+from workbench.models.precision import AUTOMATIC, precision_for
 
 Head = tuple[int, int]
 MOST_TOKENS = 512  # of a prompt: what is kept of one grows with layers × tokens × width
@@ -27,11 +29,18 @@ class Opened:
     mean: torch.Tensor | None = None  # head outputs over the reference texts, once they were needed
     mlp_mean: torch.Tensor | None = None  # and what MLPs add
     words: list[int] | None = None  # likely ones, once they were needed
+    precision: str = ""  # why the weights are not in float32, where nobody asked for that
 
 
-def open_model(name: str, *, dtype: str = "float32", device: str | None = None) -> Opened:
-    """Load a model for looking at it."""
-    return Opened(load(name, dtype=dtype, device=device))
+def open_model(name: str, *, dtype: str = AUTOMATIC, device: str | None = None) -> Opened:
+    """Load a model for looking at it: in float32, or as it is stored where float32 would crowd the memory
+    (`precision_for`), or in the `dtype` that is named. Raises InputError as `load` does."""
+    if dtype != AUTOMATIC:
+        return Opened(load(name, dtype=dtype, device=device))
+    folder = resolve(name)
+    check_folder(folder, name)
+    chosen, why = precision_for(folder, device)
+    return Opened(load(name, dtype=chosen, device=device), precision=why)
 
 
 def encode(opened: Opened, text: str, *, bos: bool = True) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ import polars as pl
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine import generate
 from workbench.engine.edits import apply
 from workbench.engine.evaluation import token_losses
 from workbench.engine.hf import stream
@@ -114,15 +113,6 @@ def shift(reading: Reading, other: Reading) -> dict[str, float]:
         "total_variation": float((p.exp() - q.exp()).abs().sum() / 2),
         "same_top": bool(p.argmax() == q.argmax()),
     }
-
-
-def write_on(opened: Opened, ids: Sequence[int], switches: Switches = Switches(), *, most: int = 24) -> str:
-    """The greedy continuation under the switches. A patch holds for the prompt's own positions only."""
-    with opened.lock:
-        edits = edits_of(opened, switches, ids)
-        phase = "prefill" if switches.how == "patch" else "all"
-        found = generate.greedy(opened.model, [list(ids)], max_new_tokens=most, edits=edits, edit_phase=phase)[0]
-        return opened.model.decode(found)
 
 
 # ---- heads

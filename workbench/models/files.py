@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -214,6 +215,17 @@ def tensor_names(file: Path) -> list[str]:
     """The names of the tensors in a safetensors file, by its header alone. Raises InputError for one without a
     header."""
     return list(_tensors(file))
+
+
+def stored_numbers(folder: Path) -> dict[str, int]:
+    """How many numbers the weight files of a folder hold in each format, as safetensors names it ("BF16"). Raises
+    InputError for a file without a readable header."""
+    found: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for about in _tensors(file).values():
+            kind = str(about.get("dtype"))
+            found[kind] = found.get(kind, 0) + math.prod(about.get("shape") or ())
+    return found
 
 
 def _tensors(file: Path) -> dict[str, dict]:
