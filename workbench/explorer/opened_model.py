@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 import torch
@@ -27,6 +28,7 @@ class Opened:
     mean: torch.Tensor | None = None  # head outputs over the reference texts, once they were needed
     mlp_mean: torch.Tensor | None = None  # and what MLPs add
     words: list[int] | None = None  # likely ones, once they were needed
+    autoencoders: dict[str, Any] = field(default_factory=dict)  # by their keys, a few
 
 
 def open_model(name: str, *, dtype: str = "float32", device: str | None = None) -> Opened:

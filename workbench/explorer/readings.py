@@ -25,8 +25,9 @@ from workbench.explorer import beside_control
 from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
 from workbench.explorer.marked_pairs import marked, marked_in_twin
 from workbench.explorer.opened_model import Opened
+from workbench.explorer.reference_texts import reference
 from workbench.explorer.repeated_words import SEQUENCES, said_twice, shuffled, unsaid, words
-from workbench.explorer.switches import Switches, edits_of, reference
+from workbench.explorer.switches import Switches, edits_of
 from workbench.explorer.targets import Target
 from workbench.models import attention
 from workbench.models.batching import pad
@@ -120,7 +121,7 @@ def write_on(opened: Opened, ids: Sequence[int], switches: Switches = Switches()
     """The greedy continuation under the switches. A patch holds for the prompt's own positions only."""
     with opened.lock:
         edits = edits_of(opened, switches, ids)
-        phase = "prefill" if switches.how == "patch" else "all"
+        phase = "all" if switches.features or switches.how != "patch" else "prefill"
         found = generate.greedy(opened.model, [list(ids)], max_new_tokens=most, edits=edits, edit_phase=phase)[0]
         return opened.model.decode(found)
 
