@@ -18,7 +18,6 @@ from pages.widgets import (
     switchboard,
     url_state,
 )
-from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut
 from workbench.explorer import beside_control, head_sets, opened_model, readings
 from workbench.explorer.switches import Switches
@@ -104,7 +103,7 @@ def new_model() -> None:
     before = st.session_state.get("model before")
     if before and st.session_state.get("prompt") in [shown_as(text) for text in cached.prompts(before)]:
         take_example(cached.prompts(st.session_state["model"])[0])
-    for key in ("head", "off", "mlps", "at"):
+    for key in ("head", "off", "mlps", "at", "sae", "feature", "features"):
         url_state.put(SCREEN, key, "")
 
 

@@ -65,7 +65,8 @@ def caption(fig, looking: Looking) -> str:
     parts = [str(meta.get("note") or "").rstrip(".")]
     parts.append(f"Target: {looking.said}")
     if looking.switches.any:
-        parts.append(f"Switched ({looking.switches.how}): {switched(looking.switches)}")
+        how = f" ({looking.switches.how})" if looking.switches.heads or looking.switches.mlps else ""
+        parts.append(f"Switched{how}: {switched(looking.switches)}")
     parts.append(f"Prompt: {model.decode(looking.ids)!r}")
     dtype = str(model.dtype).removeprefix("torch.")
     parts.append(f"Model: {model.name}, weights {model.fingerprint[:12]}, {dtype}")
@@ -73,10 +74,12 @@ def caption(fig, looking: Looking) -> str:
 
 
 def switched(switches: Switches) -> str:
-    """``heads 1.0, 1.1; MLPs 3``."""
+    """``heads 1.0, 1.1; MLPs 3; features 12=off``."""
     heads = ", ".join(f"{a}.{b}" for a, b in switches.heads)
     mlps = ", ".join(map(str, switches.mlps))
-    return "; ".join(filter(None, [heads and f"heads {heads}", mlps and f"MLPs {mlps}"]))
+    features = ", ".join(map(str, switches.features))
+    named = {"heads": heads, "MLPs": mlps, "features": features}
+    return "; ".join(f"{what} {items}" for what, items in named.items() if items)
 
 
 def python_of(looking: Looking, call: str) -> str:
@@ -89,6 +92,8 @@ def python_of(looking: Looking, call: str) -> str:
     given += [f"mlps={list(switches.mlps)}"] if switches.mlps else []
     given += [f"how={switches.how!r}"] if given and switches.how != "zero" else []
     given += [f"donor={list(switches.donor)}"] if switches.donor else []
+    if switches.features:
+        given += [f"features={','.join(map(str, switches.features))!r}", f"autoencoder={switches.autoencoder!r}"]
     change = f".switched({', '.join(given)})" if given else ""
     return (
         "from workbench.explorer import explore\n\n"

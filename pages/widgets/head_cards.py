@@ -38,8 +38,9 @@ def answer(name: str, opened: Opened, ids: tuple[int, ...], switches: Switches, 
             for t, p, q in frame.select("text", "probability", "after").iter_rows()
         ]
         moved = readings.shift(before, reading)
+        how = f" ({switches.how})" if switches.heads or switches.mlps else ""
         say = (
-            f"{named(switches)} switched ({switches.how}): KL {moved['kl']:.3g} nats, total variation "
+            f"{named(switches)} switched{how}: KL {moved['kl']:.3g} nats, total variation "
             f"{moved['total_variation']:.3f}"
         )
         columns = [("next token", "tok"), ("before", "num"), ("", "bar"), ("after", "num"), ("", "bar")]
@@ -54,8 +55,10 @@ def with_switched(switches: Switches) -> str:
 
 
 def switched_kinds(switches: Switches) -> str:
-    """``heads``, ``MLPs`` or ``heads and MLPs``."""
-    return " and ".join(filter(None, ["heads" if switches.heads else "", "MLPs" if switches.mlps else ""]))
+    """``heads``, ``MLPs`` or ``heads, MLPs and features``."""
+    kinds = {"heads": switches.heads, "MLPs": switches.mlps, "features": switches.features}
+    *first, last = [kind for kind, items in kinds.items() if items]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def named(switches: Switches, most: int = 8) -> str:
@@ -64,6 +67,7 @@ def named(switches: Switches, most: int = 8) -> str:
     for what, items in (
         ("heads", [f"{a}.{b}" for a, b in switches.heads]),
         ("MLPs", [str(layer) for layer in switches.mlps]),
+        ("features", [str(change) for change in switches.features]),
     ):
         more = f" and {len(items) - most} more" if len(items) > most else ""
         if items:

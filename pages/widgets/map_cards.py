@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, cell_map, export_panel, styling, url_state
+from pages.widgets import cached, cell_map, export_panel, feature_cards, styling, url_state
 from workbench.core.errors import InputError
 from workbench.core.wording import number
-from workbench.explorer import drawn, patch_maps, targets
+from workbench.explorer import drawn, parts_drawn, patch_maps, targets
+from workbench.explorer.autoencoders import open_autoencoder
 from workbench.explorer.opened_model import Opened, encode
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
-MAPS = ("Lens", "Waterfall", "Patching", "Paths")
+MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Features")
 MANY = 2500  # cells from which on hovering says less
 # as they are named on the screen and in the URL
 READ_OFF = {
@@ -71,10 +72,12 @@ def show(looking: Looking) -> None:
         required=True,
         label_visibility="collapsed",
         help="Lens: what every layer would say at every token. Waterfall: where the target's logit comes from. "
-        "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to.",
+        "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to. "
+        "Features: those of an autoencoder.",
     )
     with styling.guard():
-        {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}[chosen](looking)
+        draw = {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}
+        (draw | {"Features": feature_cards.features})[chosen](looking)
 
 
 # ---- logit lens
@@ -162,7 +165,7 @@ def go_to(looking: Looking, layer: int, position: int | None = None, head: int |
 
 def waterfall(looking: Looking) -> None:
     """Where the target's logit at the chosen token comes from."""
-    left, more = st.columns([6, 4], vertical_alignment="bottom")
+    left, right, more = st.columns([4, 3, 4], vertical_alignment="bottom")
     heads = left.slider(
         "Heads by themselves",
         0,
@@ -171,12 +174,26 @@ def waterfall(looking: Looking) -> None:
         key="waterfall heads",
         help="How many heads stand apart from their layer's attention: those that add or take most.",
     )
-    found = cached.waterfall(looking.name, looking.ids, looking.switches, looking.target, looking.at, looking.opened)
-    fig = drawn.waterfall_figure(found, said=looking.target.tokens_in_words(looking.opened.model), heads=heads)
+    source = feature_cards.source_of(looking.opened)
+    split = right.toggle(
+        "In features",
+        key="in features",
+        bind="query-params",
+        disabled=source is None,
+        help="The stream at the autoencoder's site as its features, its decoder's bias and its error, in place of "
+        "everything up to there. The autoencoder is chosen on the map of features.",
+    )
+    of = (looking.name, looking.ids, looking.switches, looking.target, looking.at)
+    call = f"waterfall(position={looking.at}, heads={heads})"
+    if split and source is not None:
+        found = feature_cards.split_waterfall(*of, open_autoencoder(looking.opened, source), looking.opened)
+        call = f"waterfall(position={looking.at}, heads={heads}, autoencoder={source!r})"
+    else:
+        found = cached.waterfall(*of, looking.opened)
+    said = looking.target.tokens_in_words(looking.opened.model)
+    fig = parts_drawn.waterfall_figure(found, said=said, heads=heads)
     with more:
-        export_panel.show(
-            looking.name, fig, found.parts, "waterfall", f"waterfall(position={looking.at}, heads={heads})", looking
-        )
+        export_panel.show(looking.name, fig, found.parts, "waterfall", call, looking)
     bias = found.parts.filter(pl.col("part") == "bias").row(0, named=True)
     say = (
         f"At token {looking.at}, the parts sum to {number(found.total)}. The final norm multiplies each by "

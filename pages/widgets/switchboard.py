@@ -6,7 +6,7 @@ import re
 
 import streamlit as st
 
-from pages.widgets import cached, styling, url_state
+from pages.widgets import cached, feature_cards, styling, url_state
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.explorer import head_sets, opened_model
 from workbench.explorer.switches import HOW, Switches
@@ -28,18 +28,20 @@ def chosen(opened) -> Switches:
     mlps = mlps_of(url_state.get(SCREEN, "mlps"), opened.model)
     how = st.session_state.get("how") or st.query_params.get("how") or "zero"
     how = how if how in HOW else "zero"
+    features, autoencoder = feature_cards.switched(opened)
     if not heads and not mlps:
-        return Switches()
+        return Switches(features=features, autoencoder=autoencoder)
     donor: tuple[int, ...] = ()
     if how == "patch":
         text = (st.session_state.get("donor") or st.query_params.get("donor") or "").replace("\\n", "\n")
         try:
             donor = opened_model.encode(opened, text)
         except InputError:
-            return Switches()  # the field under the grid says that it is wanted
+            # the field under the grid says that it is wanted
+            return Switches(features=features, autoencoder=autoencoder)
     if how == "uniform":
         mlps = ()  # the line under the grid says that only heads attend
-    return Switches(heads, how, donor, mlps)
+    return Switches(heads, how, donor, mlps, features, autoencoder)
 
 
 def pick_head(layer: int, head: int) -> None:
@@ -68,7 +70,8 @@ def toggle_mlp(layer: int) -> None:
 
 def all_on() -> None:
     put_off(())
-    url_state.put(SCREEN, "mlps", "")
+    for key in ("mlps", "features"):
+        url_state.put(SCREEN, key, "")
 
 
 def apply_mask(name: str) -> None:
@@ -128,9 +131,9 @@ def show(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
     c.button(
         "All on",
         on_click=all_on,
-        disabled=not off and not mlps,
+        disabled=not off and not mlps and not switches.features,
         width="stretch",
-        help="Switch every head and MLP on again.",
+        help="Switch every head, MLP and feature on again.",
     )
     with d.popover("Sets", width="stretch", help="Top heads of the present colour, and saved masks."):
         st.number_input(
@@ -182,7 +185,7 @@ def show(opened, frame, column: str, switches: Switches, at: tuple[int, int]) ->
             help="Head outputs are taken from it, position by position; prompts of different length are aligned at "
             "their ends.",
         )
-        if (off or mlps) and not switches.any:
+        if (off or mlps) and not (switches.heads or switches.mlps):
             st.caption("Type a second prompt: until then everything stays on.")
-    if mlps and switches.any and not switches.mlps:
+    if mlps and switches.heads and not switches.mlps:
         st.caption("Only heads can attend uniformly: MLPs stay on. Zero, mean and patch switch them, too.")

@@ -1,4 +1,4 @@
-"""The Explorer's tables as figures: lens maps, waterfalls, patching maps and paths into a head."""
+"""The Explorer's tables as figures: lens maps, patching maps and paths into a head."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import polars as pl
 from workbench.core.errors import InputError
 from workbench.core.wording import cut
 from workbench.explorer.patch_maps import HEADS, PatchMap
-from workbench.explorer.waterfall import Waterfall
-from workbench.figures import style as theme
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet, ticks
 
@@ -76,62 +74,6 @@ def lens_figure(
 def layer_name(layer: int) -> str:
     """``in`` for the embeddings, otherwise the number."""
     return "in" if layer < 0 else str(layer)
-
-
-def waterfall_figure(found: Waterfall, *, said: str, heads: int = 0, title: str = "") -> go.Figure:
-    """Embedding, each layer's attention and MLP and the biases, one after the other up to the target's logit. With
-    `heads`, attention is split into the `heads` largest of the model and the rest of each layer."""
-    rows = _steps(found.parts, heads)
-    names, steps = [name for name, _ in rows], np.array([value for _, value in rows])
-    ends = np.cumsum(steps)
-    starts = ends - steps
-    colours = [theme.BLUE if step >= 0 else theme.RED for step in steps] + [theme.NEUTRAL]
-    names, starts = [*names, "sum"], np.append(starts, 0.0)
-    steps = np.append(steps, found.total)
-    at = np.arange(len(names))[::-1]
-    cap = "" if found.capped is None else f" before the soft-cap of {found.capped:g}"
-    fig = sheet(
-        title=title,
-        x=f"logit of {said}{cap}",
-        y_ticks=ticks(at.tolist(), names, keep=True),
-        aspect=0.9,
-        note=f"Parts of the residual stream read off through the final norm at its scale there ({found.scale:.3g}); "
-        f"bars run from the sum of the parts above, blue up, red down.",
-    )
-    fig.add_bar(
-        x=steps,
-        base=starts,
-        y=at,
-        orientation="h",
-        width=0.72,
-        marker={"color": colours},
-        customdata=[[name, traces.number(step)] for name, step in zip(names, steps)],
-        hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
-        showlegend=False,
-        xaxis="x",
-        yaxis="y",
-    )
-    fig.update_layout(barmode="overlay", yaxis_range=[-0.6, len(names) - 0.4])
-    return dressed(fig)
-
-
-def _steps(parts: pl.DataFrame, heads: int) -> list[tuple[str, float]]:
-    """Names and contributions in the order of the pass."""
-    named = parts.filter(pl.col("part") == "head").sort(pl.col("contribution").abs(), descending=True).head(heads)
-    chosen = set(named.select("layer", "head").iter_rows())
-    rows: list[tuple[str, float]] = []
-    for part, layer, _, value, _ in parts.iter_rows():
-        if part in ("embedding", "bias"):
-            rows.append((part, value))
-        elif part == "mlp":
-            rows.append((f"{layer} MLP", value))
-        elif part == "attention":
-            own = parts.filter(pl.col("part") == "head", pl.col("layer") == layer)
-            mine = [(head, v) for head, v in own.select("head", "contribution").iter_rows() if (layer, head) in chosen]
-            rest = value - sum(v for _, v in mine)
-            rows += [(f"head {layer}.{head}", v) for head, v in mine]
-            rows.append((f"{layer} attention" if not mine else f"{layer} other heads", rest))
-    return rows
 
 
 def patch_figure(found: PatchMap, tokens: Sequence[str], *, kind: str, said: str, title: str = "") -> go.Figure:

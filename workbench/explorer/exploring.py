@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from workbench.core.errors import InputError
-from workbench.explorer import drawn, lens_maps, patch_maps
+from workbench.explorer import drawn, feature_paths, features_drawn, lens_maps, parts_drawn, passages, patch_maps
+from workbench.explorer.autoencoders import DEFAULT, open_autoencoder
+from workbench.explorer.feature_readings import FeatureReading, read_features
 from workbench.explorer.opened_model import Head, Opened, encode, open_model
 from workbench.explorer.readings import Reading, direct_effects, read
 from workbench.explorer.sub_blocks import sub_blocks
@@ -28,6 +30,7 @@ from workbench.explorer.waterfall import waterfall
 from workbench.figures.heads import head_map
 from workbench.models.model import Model
 from workbench.models.precision import AUTOMATIC
+from workbench.sae.feature_edits import feature_changes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,10 +55,15 @@ class Exploration:
         mlps: Iterable[int] = (),
         how: str = "zero",
         donor: str | Sequence[int] = (),
+        features: str = "",
+        autoencoder: str = DEFAULT,
     ) -> Exploration:
-        """The same with these heads and MLPs switched instead, by zero, mean, uniform or patch (from `donor`)."""
+        """The same with these heads and MLPs switched instead, by zero, mean, uniform or patch (from `donor`), and
+        features of an autoencoder: ``"12=off,7=2.5,9=add-1"`` switches one off, sets one, adds to one."""
         theirs = () if not donor else self._ids(donor)
-        return replace(self, switches=Switches(tuple(sorted(heads)), how, theirs, tuple(sorted(mlps))))
+        changes = feature_changes(features)
+        changed = (changes, autoencoder) if changes else ()
+        return replace(self, switches=Switches(tuple(sorted(heads)), how, theirs, tuple(sorted(mlps)), *changed))
 
     def lens(self, *, of: str = "stream", colour: str = "probability", k: int = 5) -> Panel:
         """The logit lens over layers and tokens (`lens_map`)."""
@@ -63,12 +71,56 @@ class Exploration:
         table = lens_maps.lens_map(self.opened, self.reading, of=of, parts=parts, target=self.target, k=k)
         return table, drawn.lens_figure(table, self.tokens, colour=colour, said=self.said)
 
-    def waterfall(self, *, position: int = -1, heads: int = 5) -> Panel:
-        """The parts of the target's logit at one token; in the figure the `heads` largest heads by themselves."""
-        found = waterfall(self.opened, self.ids, self.target, position=position, switches=self.switches)
-        return found.parts, drawn.waterfall_figure(
-            found, said=self.target.tokens_in_words(self.opened.model), heads=heads
+    def waterfall(
+        self, *, position: int = -1, heads: int = 5, autoencoder: str | None = None, features: int = 8
+    ) -> Panel:
+        """The parts of the target's logit at one token; in the figure the `heads` largest heads by themselves, and with
+        an autoencoder the `features` largest of its features."""
+        split = None if autoencoder is None else self._read_features(autoencoder)
+        found = waterfall(self.opened, self.ids, self.target, position=position, switches=self.switches, features=split)
+        said = self.target.tokens_in_words(self.opened.model)
+        return found.parts, parts_drawn.waterfall_figure(found, said=said, heads=heads, features=features)
+
+    def features(self, *, autoencoder: str = DEFAULT, position: int | None = None, most: int = 24) -> Panel:
+        """The active features of every token (`read_features`); in the figure the `most` that are most active at one
+        token, or on the whole prompt."""
+        found = self._read_features(autoencoder)
+        chosen, site = found.most_active(position, most=most), str(found.autoencoder.sae.site)
+        return found.table, features_drawn.feature_map_figure(found.table, chosen, self.tokens, site=site)
+
+    def feature_writes(self, feature: int, *, autoencoder: str = DEFAULT, position: int = -1, k: int = 8) -> Panel:
+        """The tokens that a feature raises and lowers most at one token, along the direct path."""
+        table = feature_paths.feature_writes(self.opened, self._read_features(autoencoder), feature, position, k=k)
+        return table, features_drawn.writes_figure(table, feature=feature)
+
+    def feature_effects(self, *, autoencoder: str = DEFAULT, position: int = -1, most: int = 16) -> Panel:
+        """The direct effect of every active feature on the target at one token."""
+        table = feature_paths.feature_effects(self.opened, self._read_features(autoencoder), self.target, position)
+        return table, features_drawn.effects_figure(table, said=self.said, most=most)
+
+    def feature_sources(self, feature: int, *, autoencoder: str = DEFAULT, position: int = -1, heads: int = 8) -> Panel:
+        """What a feature's pre-activation at one token is made of; in the figure the `heads` largest heads apart."""
+        found = self._read_features(autoencoder)
+        blocks = sub_blocks(self.opened, self.ids, None, self.switches)
+        table = feature_paths.feature_sources(self.opened, found, blocks, feature, position)
+        return table, parts_drawn.sources_figure(table, feature=feature, heads=heads)
+
+    def head_features(self, head: Head, *, autoencoder: str = DEFAULT, position: int = -1, most: int = 16) -> Panel:
+        """Which of the active features one head feeds at one token."""
+        found = self._read_features(autoencoder)
+        blocks = sub_blocks(self.opened, self.ids, None, self.switches)
+        table = feature_paths.head_features(self.opened, found, blocks, head, position)
+        return table, features_drawn.fed_figure(table, head=head, most=most)
+
+    def passages(
+        self, feature: int, *, autoencoder: str = DEFAULT, texts: str | Sequence[str] = "", most: int = 8
+    ) -> Panel:
+        """The passages of the model's own texts, of a file or of a list in which a feature is most active."""
+        given = passages.texts_of(self.opened, texts) if isinstance(texts, str) else texts
+        table = passages.top_passages(
+            self.opened, open_autoencoder(self.opened, autoencoder), feature, given, most=most
         )
+        return table, features_drawn.passages_figure(table, feature=feature)
 
     def direct_effects(self, *, position: int = -1) -> Panel:
         """Every head's direct effect on the target at one token."""
@@ -89,6 +141,9 @@ class Exploration:
         another prompt."""
         table = patch_maps.paths_into(self.opened, self.ids, self._ids(donor), receiver, self.target, then=then)
         return table, drawn.paths_figure(table, receiver, said=self.said)
+
+    def _read_features(self, autoencoder: str) -> FeatureReading:
+        return read_features(self.opened, self.ids, open_autoencoder(self.opened, autoencoder), self.switches)
 
     @cached_property
     def reading(self) -> Reading:

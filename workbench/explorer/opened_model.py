@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 import torch
@@ -30,6 +31,7 @@ class Opened:
     mlp_mean: torch.Tensor | None = None  # and what MLPs add
     words: list[int] | None = None  # likely ones, once they were needed
     precision: str = ""  # why the weights are not in float32, where nobody asked for that
+    autoencoders: dict[str, Any] = field(default_factory=dict)  # by their keys, a few
 
 
 def open_model(name: str, *, dtype: str = AUTOMATIC, device: str | None = None) -> Opened:

@@ -24,8 +24,9 @@ from workbench.explorer import beside_control
 from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
 from workbench.explorer.marked_pairs import marked, marked_in_twin
 from workbench.explorer.opened_model import Opened
+from workbench.explorer.reference_texts import reference
 from workbench.explorer.repeated_words import SEQUENCES, said_twice, shuffled, unsaid, words
-from workbench.explorer.switches import Switches, edits_of, reference
+from workbench.explorer.switches import Switches, edits_of
 from workbench.explorer.targets import Target
 from workbench.models import attention
 from workbench.models.batching import pad

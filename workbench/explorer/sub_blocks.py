@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,12 +11,14 @@ from workbench.engine.hf import stream
 from workbench.explorer.opened_model import Opened
 from workbench.explorer.switches import Switches, edits_of
 from workbench.models.sites import Site, sites
+from workbench.sae.feature_edits import FeatureEdit
 
 
 @dataclass(frozen=True, eq=False)
 class SubBlocks:
     """embedding [P, width], attention and mlp [layers, P, width], final [P, width] (the stream after the last layer),
-    heads [layers, P, H, d_head] (None where heads have no output of their own); float32, P positions."""
+    heads [layers, P, H, d_head] (None where heads have no output of their own), switched: by how much switches of
+    features change the stream after a layer [P, width]; float32, P positions."""
 
     positions: tuple[int, ...]
     embedding: torch.Tensor
@@ -24,6 +26,7 @@ class SubBlocks:
     mlp: torch.Tensor
     final: torch.Tensor
     heads: torch.Tensor | None
+    switched: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 def sub_blocks(
@@ -41,7 +44,11 @@ def sub_blocks(
     first, last = Site("resid_pre", 0), Site("resid_post", model.n_layers - 1)
     with opened.lock:
         edits = edits_of(opened, switches, ids)
-        wanted = [first, *attention, *mlp, *heads, last]
+        changed = [
+            edit.site.layer for edit in edits if isinstance(edit, FeatureEdit) and edit.site.kind == "resid_post"
+        ]
+        around = [*sites("resid_pre", changed), *sites("resid_post", changed)]
+        wanted = list(dict.fromkeys([first, *attention, *mlp, *heads, *around, last]))
         passes = stream(model, [list(ids)], wanted, positions=[list(where)], edits=edits, dtype=torch.float32)
         _, found, _ = next(iter(passes))
     kept = {site: values[0] for site, values in found.items()}
@@ -52,4 +59,9 @@ def sub_blocks(
         torch.stack([kept[site] for site in mlp]),
         kept[last],
         torch.stack([kept[site] for site in heads]) if heads else None,
+        {
+            layer: kept[Site("resid_post", layer)]
+            - (kept[Site("resid_pre", layer)] + kept[Site("attn_out", layer)] + kept[Site("mlp_out", layer)])
+            for layer in changed
+        },
     )

@@ -1,4 +1,4 @@
-"""Heads and MLPs that are switched: which, how, and the edits of the model that do it."""
+"""Heads, MLPs and features of an autoencoder that are switched: which, how, and the edits of the model that do it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,48 @@ from workbench.core.errors import InputError
 from workbench.engine.edits import Edit, HeadAblation, Patch
 from workbench.engine.hf import stream
 from workbench.engine.mean_head_outputs import mean_head_outputs
-from workbench.explorer.opened_model import MOST_TOKENS, Head, Opened
+from workbench.explorer.autoencoders import open_autoencoder
+from workbench.explorer.opened_model import Head, Opened
+from workbench.explorer.reference_texts import reference
 from workbench.models.sites import Site, sites
+from workbench.sae.feature_edits import FeatureChange, FeatureEdit
 
 HOW = ("zero", "mean", "uniform", "patch")
 
 
 @dataclass(frozen=True)
 class Switches:
-    """Heads and MLPs (layers) that are switched, hashable so that results can be kept by it. `donor`: token ids of the
-    prompt to patch from."""
+    """Heads and MLPs (layers) that are switched, and features of the autoencoder `autoencoder` that are changed;
+    hashable so that results can be kept by it. `how` is of heads and MLPs, `donor`: token ids of the prompt to patch
+    from."""
 
     heads: tuple[Head, ...] = ()
     how: str = "zero"
     donor: tuple[int, ...] = ()
     mlps: tuple[int, ...] = ()
+    features: tuple[FeatureChange, ...] = ()
+    autoencoder: str = ""
 
     @property
     def any(self) -> bool:
         """Whether something is switched."""
-        return bool(self.heads or self.mlps)
+        return bool(self.heads or self.mlps or self.features)
 
 
 def edits_of(opened: Opened, switches: Switches, ids: Sequence[int]) -> tuple[Edit, ...]:
-    """The edits that switch these heads and MLPs on this prompt. Raises InputError for heads or layers that do not
-    exist, for a donor that is missing, and for MLPs that are to attend uniformly.
+    """The edits that switch these heads, MLPs and features on this prompt, features last. Raises InputError for what
+    does not exist, for a donor that is missing, and for MLPs that are to attend uniformly.
 
     "mean" puts the mean output over the reference texts (`reference`) in place; "patch" the output on the donor prompt,
     position by position where both are equally long, otherwise aligned at their ends (the last min(T, T') tokens)."""
-    if not switches.any:
-        return ()
+    features: tuple[Edit, ...] = ()
+    if switches.features:
+        features = (FeatureEdit(open_autoencoder(opened, switches.autoencoder).sae, switches.features),)
+    if not switches.heads and not switches.mlps:
+        return features
     _check(opened, switches)
     if switches.how == "patch":
-        return _patches(opened, switches, ids)
+        return (*_patches(opened, switches, ids), *features)
     heads: tuple[Edit, ...] = ()
     if switches.heads:
         mean = _mean(opened) if switches.how == "mean" else None
@@ -52,7 +61,7 @@ def edits_of(opened: Opened, switches: Switches, ids: Sequence[int]) -> tuple[Ed
     values = (
         _mlp_mean(opened) if switches.mlps and switches.how == "mean" else torch.zeros(opened.model.n_layers, width)
     )
-    return (*heads, *(Patch(Site("mlp_out", layer), values[layer]) for layer in switches.mlps))
+    return (*heads, *(Patch(Site("mlp_out", layer), values[layer]) for layer in switches.mlps), *features)
 
 
 def _check(opened: Opened, switches: Switches) -> None:
@@ -89,31 +98,6 @@ def _patches(opened: Opened, switches: Switches, ids: Sequence[int]) -> tuple[Ed
         ),
         *(Patch(site, found[site][-both:], where) for site in mlps),
     )
-
-
-def reference(opened: Opened) -> list[list[int]]:
-    """Prompts over which the mean head outputs are taken: texts that ship with an organism, otherwise a few English
-    sentences."""
-    from workbench import organisms
-    from workbench.core.tables import read_table
-
-    model, texts = opened.model, list(REFERENCE)
-    if model.name.startswith("organism"):
-        texts = read_table(organisms.data("texts"), required=("text",), what="texts")["text"].to_list()[:64]
-    rows = [model.encode(text)[: model.context_length or MOST_TOKENS] for text in texts]
-    return [row for row in rows if row]
-
-
-REFERENCE = (
-    "The river runs past the old mill and into the sea.",
-    "In 1969 two people walked on the moon for the first time.",
-    "She opened the letter, read it twice, and put it back into the drawer.",
-    "When the bell rang the children ran into the garden to play.",
-    "Water boils at one hundred degrees, and freezes at zero.",
-    "The committee will meet on Tuesday to discuss the budget for next year.",
-    "He asked for bread, butter and a cup of black coffee.",
-    "Most of the birds had left by the end of the month.",
-)
 
 
 def _mean(opened: Opened) -> torch.Tensor:
