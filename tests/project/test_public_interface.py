@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "load", "wrap", "probe", "probes", "figure", "open_run", "compare", "read_table", "capture", "logits", "score",
     "greedy", "sample", "observe", "Site", "check_probe", "HeadAblation", "HeadScale", "DualRun",
-    "explore", "Patch", "ProjectOut",
+    "explore", "activation_map", "Patch", "ProjectOut",
     "KnockOut", "Pass", "Rule", "Steer", "Store",
 }  # fmt: skip
 

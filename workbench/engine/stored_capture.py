@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 VERSION = 3  # of what a stored capture means; raise it when the same key would hold other numbers
 SHARD_BYTES = 64 * 1024 * 1024
+# Beside the activations a shard holds which prompts they are of: their rows and lengths [m] int64, and the token ids of
+# all of them one behind the other, int32. With them a capture can be read without whoever asked for it.
+ROWS, LENGTHS, IDS = PROMPTS = ("prompt.rows", "prompt.lengths", "prompt.ids")
 
 Captured = dict[Site, torch.Tensor]
 logger = logging.getLogger(__name__)
@@ -109,7 +112,15 @@ class Request:
             "dtype": str(self.dtype).removeprefix("torch."),
             "prompts": len(self.ids),
             "tokens": sum(self.lengths),
+            "tokenizer": self.model.tokenizer_fingerprint,
         }
+
+    def prompts(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What a shard says of its prompts."""
+        flat = [int(token) for row in rows for token in self.ids[row]]
+        lengths = [len(self.ids[row]) for row in rows]
+        found = (torch.tensor(list(rows)), torch.tensor(lengths), torch.tensor(flat, dtype=torch.int32))
+        return dict(zip(PROMPTS, found))
 
 
 def through_store(
@@ -127,7 +138,7 @@ def through_store(
         try:
             with entry:
                 while given < len(blocks):
-                    stored = entry.read(given)
+                    stored = entry.read(given, [str(site) for site in request.sites])
                     found = {site: stored[str(site)] for site in request.sites}
                     given += 1
                     if context is not None and not computed:
@@ -156,11 +167,13 @@ def _write(
     logger.info("Storing %s of activations in %s.", human_bytes(total), store.root)
     if context is not None:
         context.progress(0, len(request.ids), f"storing {human_bytes(total)} of activations")
-    options = {"n_shards": len(blocks), "expected_bytes": total, "check": request.run.check}
+    more = 16 * len(request.ids) + 4 * sum(request.lengths)  # what is said of the prompts
+    options = {"n_shards": len(blocks), "expected_bytes": total + more, "check": request.run.check}
     with store.writer(name, request.about(), **options) as writer:
         for i, rows in enumerate(blocks):
             if i not in writer.done:
-                writer.write(i, {str(site): tensor for site, tensor in compute(rows).items()})
+                found = {str(site): tensor for site, tensor in compute(rows).items()}
+                writer.write(i, found | request.prompts(rows))
             elif context is not None and i >= given:  # those given out before are counted already
                 context.count(cache_hits=1)
             done += len(rows)

@@ -1,13 +1,17 @@
-"""What the explorer shows of heads and layers, callable from a notebook as well: `explore(model, prompt)`."""
+"""What the explorer shows of heads and layers, callable from a notebook as well: `explore(model, prompt)`,
+`activation_map(model, texts)`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import polars as pl
+
     from workbench.explorer.exploring import Exploration
 
-__all__ = ["explore"]
+__all__ = ["activation_map", "explore"]
 
 
 def explore(
@@ -22,3 +26,10 @@ def explore(
     from workbench.explorer import exploring
 
     return exploring.explore(model, prompt, target=target, other=other, dtype=dtype)
+
+
+def activation_map(model: Any, source: Any, **how: Any) -> tuple[pl.DataFrame, go.Figure]:
+    """See :func:`workbench.explorer.activation_maps.activation_map`; torch is imported when it is called."""
+    from workbench.explorer import activation_maps
+
+    return activation_maps.activation_map(model, source, **how)
