@@ -81,7 +81,7 @@ def switched(switches: Switches) -> str:
 
 def python_of(looking: Looking, call: str) -> str:
     """The lines that make the panel in a notebook."""
-    prompt = st.session_state.get("prompt", "").replace("\\n", "\n")
+    prompt = st.session_state.get("prompt", "")
     target = f", target={looking.target.token}"
     other = "" if looking.target.other is None else f", other={looking.target.other}"
     switches = looking.switches

@@ -24,7 +24,7 @@ from workbench.engine.patching import ADDITIVE, READ_OFF, writes
 from workbench.explorer import beside_control
 from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
 from workbench.explorer.marked_pairs import marked, marked_in_twin
-from workbench.explorer.opened_model import Opened
+from workbench.explorer.opened_model import ENDS, Opened, check_whole_patterns, next_strings
 from workbench.explorer.repeated_words import SEQUENCES, said_twice, shuffled, unsaid, words
 from workbench.explorer.switches import Switches, edits_of, reference
 from workbench.explorer.targets import Target
@@ -96,7 +96,7 @@ def next_tokens(opened: Opened, reading: Reading, other: Reading | None = None, 
     frame = pl.DataFrame(
         {
             "id": order,
-            "text": opened.model.token_strings(order),
+            "text": next_strings(opened, order),
             **{n: c[order].double().tolist() for n, c in columns.items()},
         }
     )
@@ -122,7 +122,8 @@ def write_on(opened: Opened, ids: Sequence[int], switches: Switches = Switches()
         edits = edits_of(opened, switches, ids)
         phase = "prefill" if switches.how == "patch" else "all"
         found = generate.greedy(opened.model, [list(ids)], max_new_tokens=most, edits=edits, edit_phase=phase)[0]
-        return opened.model.decode(found)
+        text = opened.model.decode(found)
+        return f"{text} {ENDS}" if len(found) and found[-1] in opened.model.eos_ids else text
 
 
 # ---- heads
@@ -145,6 +146,7 @@ def largest(opened: Opened, rows: np.ndarray) -> pl.DataFrame:
 def pattern(opened: Opened, ids: Sequence[int], layer: int, head: int, switches: Switches = Switches()) -> np.ndarray:
     """The whole attention pattern of one head, [T queries, T keys] float32."""
     model = opened.model
+    check_whole_patterns(opened, len(ids))
     with opened.lock, torch.no_grad(), apply(model, edits_of(opened, switches, ids)):
         with attention.observe(model, lambda _, w: w[0, head].cpu(), rows="all", layers=[layer]) as seen:
             model.forward(_batch(model, ids))
@@ -177,7 +179,7 @@ def head_writes(opened: Opened, reading: Reading, layer: int, head: int, positio
     return pl.DataFrame(
         {
             "id": ids,
-            "text": model.token_strings(ids),
+            "text": next_strings(opened, ids),
             "logit": gain[ids].double().tolist(),
             "side": ["up"] * len(up.indices) + ["down"] * len(down.indices),
         }
@@ -227,6 +229,7 @@ def head_scores(
 def _row_scores(opened: Opened, ids: list[int], *, seed: int) -> dict[str, np.ndarray]:
     """Scores and controls (``induction control``) of one row, [layers, H] each, NaN where one applies to no token."""
     model = opened.model
+    check_whole_patterns(opened, len(ids))
     first = int(model.bos_id is not None and ids[0] == model.bos_id)
     twin = shuffled(ids, first=first, seed=seed)
     again = {f"{name} control": pairs for name, pairs in marked_in_twin(ids, twin, first=first).items()}

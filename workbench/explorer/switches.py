@@ -11,7 +11,7 @@ from workbench.core.errors import InputError
 from workbench.engine.edits import Edit, HeadAblation, Patch
 from workbench.engine.hf import stream
 from workbench.engine.mean_head_outputs import mean_head_outputs
-from workbench.explorer.opened_model import MOST_TOKENS, Head, Opened
+from workbench.explorer.opened_model import FEW_TOKENS, Head, Opened
 from workbench.models.sites import Site, sites
 
 HOW = ("zero", "mean", "uniform", "patch")
@@ -100,7 +100,7 @@ def reference(opened: Opened) -> list[list[int]]:
     model, texts = opened.model, list(REFERENCE)
     if model.name.startswith("organism"):
         texts = read_table(organisms.data("texts"), required=("text",), what="texts")["text"].to_list()[:64]
-    rows = [model.encode(text)[: model.context_length or MOST_TOKENS] for text in texts]
+    rows = [model.encode(text)[: model.context_length or FEW_TOKENS] for text in texts]
     return [row for row in rows if row]
 
 
