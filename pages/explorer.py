@@ -6,7 +6,16 @@ import re
 
 import streamlit as st
 
-from pages.widgets import cached, components, head_cards, map_cards, navigation, prompt_box, styling, url_state
+from pages.widgets import (
+    cached,
+    components,
+    head_cards,
+    map_cards,
+    navigation,
+    prompt_box,
+    styling,
+    url_state,
+)
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import number, two_decimals
 from workbench.explorer import beside_control, head_sets, opened_model, readings
@@ -153,9 +162,7 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
             }
         )
     components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
-    prompt, note = st.session_state.get("prompt note") or ("", "")
-    if note and prompt == st.session_state.get("prompt"):
-        st.info(styling.md(note))
+    prompt_box.said_of(opened)
     count = opened_model.unknown(opened, ids)
     if count:
         st.warning(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.widgets import cached, styling, url_state
+from pages.widgets import cached, styling, url_state, views_panel
 from workbench.core.wording import cut
+from workbench.explorer.opened_model import Opened
 
 SCREEN = "explorer"
 KEYS = (
@@ -29,7 +30,7 @@ def show() -> tuple[str, str]:
     """The boxes; gives the name of the model and the prompt."""
     for key in KEPT:
         bring_back(key)
-    left, right, one, two, more = st.columns([9, 22, 6, 6, 6], gap="small", vertical_alignment="bottom")
+    left, right, one, two, more, kept = st.columns([9, 19, 5, 5, 6, 5], gap="small", vertical_alignment="bottom")
     with left:
         name = st.selectbox(
             "Model",
@@ -69,6 +70,8 @@ def show() -> tuple[str, str]:
                 help="Put this prompt in.",
             )
         st.html(styling.heading("keys") + styling.table(KEYS, [("", "text"), ("", "text")]))
+    with kept:
+        views_panel.show(name, text)
     for key, value in zip(KEPT, (name, text)):
         st.session_state[f"last {SCREEN} {key}"] = value
     forget_position(name, text)
@@ -92,6 +95,14 @@ def prompt(first: str) -> str:
         st.session_state["prompt of a link"] = text.replace("\\n", "\n")
         st.rerun()
     return text
+
+
+def said_of(opened: Opened) -> None:
+    """What is not as it was where the prompt or the view comes from."""
+    of, note = st.session_state.get("prompt note") or ("", "")
+    if note and of == st.session_state.get("prompt"):
+        st.info(styling.md(note))
+    views_panel.opened_from(st.session_state["model"], opened.model.fingerprint)
 
 
 def typed() -> None:
