@@ -14,11 +14,11 @@ from pages.widgets import (
     map_cards,
     navigation,
     precision_choice,
+    prompt_box,
     styling,
     switchboard,
     url_state,
 )
-from workbench.core.wording import cut
 from workbench.explorer import beside_control, head_sets, opened_model, readings
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
@@ -30,86 +30,11 @@ EFFECT = "direct effect on the target"
 # Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and
 # model.
 SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
-KEYS = (
-    ("h, l", "head to the left, to the right"),
-    ("j, k", "layer below, above"),
-    ("arrows", "the same in the grid, or along the tokens, once one is chosen"),
-    ("x", "switch the chosen head off or on"),
-    ("space, shift-click", "the same in the grid"),
-    ("Ctrl+Enter", "run, on a probe's screen"),
-    ("s", "stop the run in progress there"),
-    ("Ctrl+E", "download the figure as PDF there"),
-)
 
 
 def main() -> None:
     cached.look_again()
-    left, right, one, two, more = st.columns([9, 22, 6, 6, 6], gap="small", vertical_alignment="bottom")
-    with left:
-        name = st.selectbox(
-            "Model",
-            cached.model_names(),
-            key="model",
-            bind="query-params",
-            accept_new_options=True,
-            on_change=new_model,
-            help="An organism, a local folder in Hugging Face format, or a hub id. Type to enter another.",
-        )
-    known = cached.prompts(name)
-    st.session_state["model before"] = name
-    with right:
-        text = st.text_input(
-            "Prompt",
-            value=shown_as(known[0]) if known else "",
-            key="prompt",
-            bind="query-params",
-            help="Enter runs it. The tokens below are those really fed. A line break is written \\n.",
-        )
-    one.text_input(
-        "Target",
-        key="target",
-        bind="query-params",
-        placeholder="likeliest",
-        help="The next token that effects are measured on; empty: the likeliest one when nothing is switched.",
-    )
-    two.text_input(
-        "against",
-        key="against",
-        bind="query-params",
-        placeholder="none",
-        help="A second token: effects are then of the difference of the two logits.",
-    )
-    with more.popover("Examples", width="stretch", help="Prompts to begin with, and the keys of this screen."):
-        for i, example in enumerate(known):
-            st.button(
-                styling.md(cut(example, 90)),
-                key=f"example {i}",
-                on_click=take_example,
-                args=(example,),
-                width="stretch",
-                help="Put this prompt in.",
-            )
-        st.html(styling.heading("keys") + styling.table(KEYS, [("", "text"), ("", "text")]))
-    body(name, text.replace("\\n", "\n"))
-
-
-def shown_as(text: str) -> str:
-    """A prompt as one line, as the box holds it."""
-    return text.replace("\n", "\\n")
-
-
-def new_model() -> None:
-    """Another model has other words: an example that was not touched gives way to one of its own."""
-    before = st.session_state.get("model before")
-    if before and st.session_state.get("prompt") in [shown_as(text) for text in cached.prompts(before)]:
-        take_example(cached.prompts(st.session_state["model"])[0])
-    for key in ("head", "off", "mlps", "at", "sae", "feature", "features"):
-        url_state.put(SCREEN, key, "")
-
-
-def take_example(text: str) -> None:
-    st.session_state["prompt"] = shown_as(text)
-    url_state.put(SCREEN, "at", "")
+    body(*prompt_box.show())
 
 
 @st.fragment
@@ -211,6 +136,7 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
             }
         )
     components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
+    prompt_box.said_of(opened)
     count = opened_model.unknown(opened, ids)
     if count:
         st.warning(

@@ -1,4 +1,5 @@
-"""What every panel of the Explorer gives to take home: PDF, SVG, PNG, CSV, a caption, and the lines of Python."""
+"""What every panel of the Explorer gives to take home: PDF, SVG, PNG, CSV, a notebook, a caption, the lines of Python,
+a command and the BibTeX of its method."""
 
 from __future__ import annotations
 
@@ -12,24 +13,31 @@ import streamlit as st
 
 from pages.widgets import styling
 from workbench import figures
-from workbench.explorer.switches import Switches
+from workbench.core.wording import cut
+from workbench.explorer import as_code
+from workbench.explorer.exploring import Exploration
+from workbench.explorer.panel_papers import bibtex
 from workbench.figures.export import export as write_figure
 
 if TYPE_CHECKING:
     from pages.widgets.map_cards import Looking
 
 MIME = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
+NOTEBOOK = ("lens()", "waterfall()", "direct_effects()")  # what a notebook has beside the panel itself
 
 
 def show(name: str, fig, table: pl.DataFrame, panel: str, call: str, looking: Looking) -> None:
-    """A popover with the panel's files, drawn when they are asked for."""
+    """A popover with the panel's files, drawn when they are asked for, and the code that makes it. `call`: the panel as
+    a method of an `Exploration`, with its arguments."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(name).name}-{panel}")
-    with st.popover("Take home", width="stretch", help="This panel as a file, and the Python that makes it."):
-        columns = st.columns(4, gap="small")
+    prompt = st.session_state.get("prompt", "")
+    view = Exploration(looking.opened, looking.ids, looking.target, looking.switches)
+    with st.popover("Take home", width="stretch", help="This panel as a file, and the code that makes it."):
+        columns = st.columns(5, gap="small")
         for column, kind in zip(columns, MIME):
             column.download_button(
                 kind.upper(),
-                lambda kind=kind: csv_of(table) if kind == "csv" else drawn(fig, kind),
+                lambda kind=kind: as_code.csv(table).encode() if kind == "csv" else drawn(fig, kind),
                 f"{stem}.{kind}",
                 MIME[kind],
                 on_click="ignore",
@@ -37,8 +45,33 @@ def show(name: str, fig, table: pl.DataFrame, panel: str, call: str, looking: Lo
                 width="stretch",
                 help="The table, every column." if kind == "csv" else "The figure, light, at the width of two columns.",
             )
-        st.code(caption(fig, looking), language=None, wrap_lines=True)
-        st.code(python_of(looking, call), language="python", wrap_lines=True)
+        columns[-1].download_button(
+            "Notebook",
+            lambda: notebook_of(view, call, name, prompt).encode(),
+            f"{stem}.ipynb",
+            "application/x-ipynb+json",
+            on_click="ignore",
+            key=f"{panel} notebook",
+            width="stretch",
+            help="This view in Jupyter: this panel first, then the others that need nothing more.",
+        )
+        st.html(styling.heading("caption"))
+        st.code(as_code.caption(fig, view), language=None, wrap_lines=True)
+        st.html(styling.heading("Python"))
+        st.code(as_code.python(view, call, model=name, prompt=prompt), language="python", wrap_lines=True)
+        st.html(styling.heading("command"))
+        st.code(as_code.command(view, call, model=name, prompt=prompt), language="bash", wrap_lines=True)
+        if papers := bibtex(as_code.parse_call(call)[0]):
+            st.html(styling.heading("BibTeX of the method"))
+            st.code(papers, language="bibtex", wrap_lines=True)
+
+
+def notebook_of(view: Exploration, call: str, model: str, prompt: str) -> str:
+    """A notebook of the present view."""
+    panel = as_code.parse_call(call)[0]
+    others = [other for other in NOTEBOOK if as_code.parse_call(other)[0] != panel]
+    title = f"{Path(model).name}: {cut(prompt, 60)}"
+    return as_code.notebook(view, [call, *others], model=model, prompt=prompt, title=" ".join(title.split()))
 
 
 def drawn(fig, kind: str) -> bytes:
@@ -47,60 +80,6 @@ def drawn(fig, kind: str) -> bytes:
         path = Path(at) / f"figure.{kind}"
         write_figure(fig, path)
         return path.read_bytes()
-
-
-def csv_of(table: pl.DataFrame) -> bytes:
-    """The table as CSV; lists as numbers apart by spaces."""
-    flat = [
-        pl.col(name).cast(pl.List(pl.String)).list.join(" ")
-        for name, dtype in table.schema.items()
-        if isinstance(dtype, pl.List)
-    ]
-    return table.with_columns(flat).write_csv().encode()
-
-
-def caption(fig, looking: Looking) -> str:
-    """What a reader must know: what is shown, of which model, on which prompt, with what switched."""
-    meta, model = fig.layout.meta or {}, looking.opened.model
-    parts = [str(meta.get("note") or "").rstrip(".")]
-    parts.append(f"Target: {looking.said}")
-    if looking.switches.any:
-        how = f" ({looking.switches.how})" if looking.switches.heads or looking.switches.mlps else ""
-        parts.append(f"Switched{how}: {switched(looking.switches)}")
-    parts.append(f"Prompt: {model.decode(looking.ids)!r}")
-    dtype = str(model.dtype).removeprefix("torch.")
-    parts.append(f"Model: {model.name}, weights {model.fingerprint[:12]}, {dtype}")
-    return ". ".join(part for part in parts if part) + "."
-
-
-def switched(switches: Switches) -> str:
-    """``heads 1.0, 1.1; MLPs 3; features 12=off``."""
-    heads = ", ".join(f"{a}.{b}" for a, b in switches.heads)
-    mlps = ", ".join(map(str, switches.mlps))
-    features = ", ".join(map(str, switches.features))
-    named = {"heads": heads, "MLPs": mlps, "features": features}
-    return "; ".join(f"{what} {items}" for what, items in named.items() if items)
-
-
-def python_of(looking: Looking, call: str) -> str:
-    """The lines that make the panel in a notebook."""
-    prompt = st.session_state.get("prompt", "").replace("\\n", "\n")
-    target = f", target={looking.target.token}"
-    other = "" if looking.target.other is None else f", other={looking.target.other}"
-    switches = looking.switches
-    given = [f"heads={list(switches.heads)}"] if switches.heads else []
-    given += [f"mlps={list(switches.mlps)}"] if switches.mlps else []
-    given += [f"how={switches.how!r}"] if given and switches.how != "zero" else []
-    given += [f"donor={list(switches.donor)}"] if switches.donor else []
-    if switches.features:
-        given += [f"features={','.join(map(str, switches.features))!r}", f"autoencoder={switches.autoencoder!r}"]
-    change = f".switched({', '.join(given)})" if given else ""
-    return (
-        "from workbench.explorer import explore\n\n"
-        f"view = explore({looking.name!r}, {prompt!r}{target}{other}){change}\n"
-        f"table, figure = view.{call}\n"
-        "figure.show()"
-    )
 
 
 def chart(fig, *, key: str, height: int | None = None) -> None:

@@ -16,6 +16,7 @@ from workbench.explorer.switches import Switches
 
 LONGEST = 24  # tokens of generated text
 NEWEST = 12  # runs that a head is looked up in
+WHOLE = 1024  # tokens up to which a whole pattern is sent to the browser, a byte a cell
 ROWS = 6  # next tokens, so that they are in sight without scrolling on a small screen
 
 
@@ -115,7 +116,9 @@ def head(name, opened: Opened, ids, switches: Switches, rows, layer: int, head: 
         bind="query-params",
         help="Attention of this head from every token (rows) to every token (columns).",
     )
-    if whole:
+    if whole and len(ids) > WHOLE:
+        st.info(f"The whole pattern is shown up to {WHOLE:,} tokens; the list above is of all {len(ids):,}.")
+    elif whole:
         pattern_map.show(
             cached.pattern(name, ids, layer, head, switches, opened),
             [styling.token(text) for text in model.token_strings(ids)],
@@ -241,7 +244,7 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
         placeholder="empty: the same prompt",
         help="Another prompt in the same model, or in the second one.",
     )
-    text = text.replace("\\n", "\n") or st.session_state.get("prompt", "").replace("\\n", "\n")
+    text = text.replace("\\n", "\n") or st.session_state.get("prompt", "")
     second = cached.model(other)
     theirs = encode(second, text)
     if other == name and theirs == ids:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, cell_map, export_panel, feature_cards, styling, url_state
+from pages.widgets import cached, cell_map, export_panel, feature_cards, prompt_box, styling, url_state
 from workbench.core.errors import InputError
 from workbench.core.wording import number
 from workbench.explorer import drawn, parts_drawn, patch_maps, targets
 from workbench.explorer.autoencoders import open_autoencoder
-from workbench.explorer.opened_model import Opened, encode
+from workbench.explorer.opened_model import Opened, encode, next_strings
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
 MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Features")
+WIDE = 512  # tokens that a map shows at once
 MANY = 2500  # cells from which on hovering says less
 # as they are named on the screen and in the URL
 READ_OFF = {
@@ -105,19 +106,22 @@ def lens(looking: Looking) -> None:
         )
     ]
     frame = cached.lens_map(looking.name, looking.ids, looking.switches, of, looking.target, looking.opened)
-    fig = drawn.lens_figure(frame, looking.tokens, colour=colour, said=looking.said)
+    first = stretch(len(looking.ids), looking.at)
+    tokens, whole = looking.tokens[first : first + WIDE], frame
+    if len(tokens) < len(looking.ids):
+        frame = frame.filter(pl.col("position").is_between(first, first + WIDE - 1))
+    fig = drawn.lens_figure(frame, tokens, colour=colour, said=looking.said)
     call = f"lens(of={of!r}, colour={colour!r})"
     with more:
-        export_panel.show(looking.name, fig, frame, "lens", call, looking)
+        export_panel.show(looking.name, fig, whole, "lens", call, looking)
     column = drawn.COLUMN_OF.get(colour, colour)
     layers = frame["layer"].unique().sort().to_list()
-    model, T = looking.opened.model, len(looking.ids)
     values = frame[column].cast(pl.Float64).to_list()
     ranked = colour.endswith("rank")
     shown = [None if v is None else (v + 1) ** 0.25 if ranked else v for v in values]
     numbered = [number(v) if v is not None else "nothing follows" for v in values]
     few = 5 if frame.height <= MANY else 1
-    words = dict(zip(ids := sorted({i for top in frame["top"] for i in top[:few]}), model.token_strings(ids)))
+    words = dict(zip(ids := sorted({i for top in frame["top"] for i in top[:few]}), next_strings(looking.opened, ids)))
     titles = [
         f"layer {drawn.layer_name(layer)}, token {position} {looking.tokens[position]}\n{colours[colour]}: {value}\n"
         + "\n".join(f"{words[i]!r} {p:.3f}" for i, p in zip(top[:few], chance[:few]))
@@ -130,7 +134,7 @@ def lens(looking: Looking) -> None:
         cell_map.CellMap(
             f"logit lens, {read}",
             [drawn.layer_name(layer) for layer in layers],
-            looking.tokens,
+            tokens,
             shown,
             titles,
             words=[styling.token(text or "") for text in frame["text"]],
@@ -138,12 +142,20 @@ def lens(looking: Looking) -> None:
             say=f"{colours[colour]}{' (fourth root)' if ranked else ''}; click a cell to go to its layer and token",
         ),
         key="lens map",
-        at=(min(looking.layer - layers[0], len(layers) - 1), looking.at),
-        on_pick=lambda row, position: go_to(looking, layers[row], position),
+        at=(min(looking.layer - layers[0], len(layers) - 1), looking.at - first),
+        on_pick=lambda row, position: go_to(looking, layers[row], first + position),
         diverging=diverging,
         ends=(0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None,
     )
-    st.caption(f"{read[0].upper()}{read[1:]}, read off at {T} tokens; “in” is the embedding.")
+    where = f"{len(tokens)} tokens"
+    if len(tokens) < len(looking.ids):
+        where = f"tokens {first} to {first + WIDE - 1} of {len(looking.ids)}, around the chosen one (the CSV has all)"
+    st.caption(f"{read[0].upper()}{read[1:]}, read off at {where}; “in” is the embedding.")
+
+
+def stretch(count: int, at: int) -> int:
+    """Where the WIDE tokens around one begin."""
+    return max(0, min(at - WIDE // 2, count - WIDE))
 
 
 def least_to_most(values: Sequence[float | None]) -> tuple[float, float] | None:
@@ -224,13 +236,19 @@ def donor(looking: Looking) -> tuple[int, ...] | None:
     if not text:
         st.info("Type a second prompt: the map shows which of its activations change the target on the first.")
         return None
-    return encode(looking.opened, text.replace("\\n", "\n"))
+    return encode(looking.opened, theirs_of())
+
+
+def theirs_of() -> str:
+    """The second prompt as it is fed."""
+    return st.session_state["from"].replace("\\n", "\n")
 
 
 def swap() -> None:
     """The prompt becomes the donor, the donor the prompt."""
-    st.session_state["prompt"], st.session_state["from"] = st.session_state["from"], st.session_state["prompt"]
-    url_state.put(SCREEN, "at", "")
+    theirs = theirs_of()
+    st.session_state["from"] = prompt_box.one_line(st.session_state["prompt"])
+    prompt_box.put_prompt(theirs)
     st.session_state["swapped"] = True
 
 
@@ -261,7 +279,7 @@ def patching(looking: Looking) -> None:
     where = alignment(by_hand) if by_hand.strip() else patch_maps.align(looking.ids, theirs)
     found = cached.patch_map(looking.name, looking.ids, theirs, looking.target, kind, where, looking.opened)
     fig = drawn.patch_figure(found, looking.tokens, kind=kind, said=looking.said)
-    call = f"patch_map({st.session_state['from']!r}, kind={kind!r}{f', alignment={where}' if by_hand.strip() else ''})"
+    call = f"patch_map({theirs_of()!r}, kind={kind!r}{f', alignment={where}' if by_hand.strip() else ''})"
     with more:
         export_panel.show(looking.name, fig, found.cells, "patching", call, looking)
     heads = kind == patch_maps.HEADS
@@ -320,7 +338,7 @@ def paths(looking: Looking) -> None:
         )
     )
     with more:
-        call = f"paths({st.session_state['from']!r}, {receiver})"
+        call = f"paths({theirs_of()!r}, {receiver})"
         export_panel.show(looking.name, fig, frame, "paths", call, looking)
     export_panel.chart(fig, key="figure paths")
 

@@ -41,7 +41,19 @@ def to_explorer(run: Run, layer: int, head: int, column: str) -> NoReturn:
     label = head_sets.column_label(run, column)
     if label in head_sets.run_columns(head_sets.head_tables([run])):
         where["colour"] = label
-    for key in ("model", "colour", "prompt", "last explorer head"):
+    _leave(where, "colour")
+
+
+def to_explorer_with(run: Run, text: str, note: str = "") -> NoReturn:
+    """Go to the Explorer, to a prompt in the model of a run; ``note`` is said below the tokens."""
+    st.session_state["prompt note"] = text, note
+    _leave({"model": str(head_sets.model_info(run).get("name") or ""), "prompt": text})
+
+
+def _leave(where: dict[str, str], *forgotten: str) -> NoReturn:
+    """Open the Explorer at an address that says it all: what was chosen there for another model or prompt is gone."""
+    chosen = ("head", "at", "off", "mlps")
+    for key in ("model", "prompt", *forgotten, *(f"last explorer {name}" for name in chosen)):
         st.session_state.pop(key, None)
     st.switch_page(HERE / "explorer.py", query_params=where)
 

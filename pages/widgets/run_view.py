@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.widgets import cached, navigation, styling
+from pages.widgets import cached, navigation, row_prompts, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
@@ -304,7 +304,7 @@ def show_tables(run: Run, prefix: str) -> None:
         help="Each is a Parquet file in the run's folder.",
     )
     frame = cached.table(run, name if name in names else first)
-    styling.scroll_table(frame.head(MOST_ROWS), key=f"{prefix}frame {name}")
+    row_prompts.table(run, name, frame.head(MOST_ROWS), key=f"{prefix}frame {name}")
     note = f"{frame.height:,} rows" + (f", the first {MOST_ROWS:,} are shown" if frame.height > MOST_ROWS else "")
     a, b, c = st.columns([4, 1, 1], vertical_alignment="center")
     a.caption(note)

@@ -54,6 +54,8 @@ table.wb tr.on td {font-weight: 600}
 .wb-text {font-family: ui-monospace, "Source Code Pro", monospace; font-size: .86rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 2px solid; padding: .1rem 0 .1rem .6rem; margin: .15rem 0}
 .wb-grows {min-height: 2.7rem}
+.st-key-prompt textarea {field-sizing: content; height: auto !important; min-height: 0 !important; max-height: 7.5rem; line-height: 1.3}
+.st-key-prompt [data-testid="stTextAreaRootElement"] {height: auto !important; min-height: 0 !important}
 .wb-head {font-size: .8rem; opacity: .68; margin: .3rem 0 .05rem}
 .wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
 @media (max-width: 640px) {.stMainBlockContainer {padding: 2.9rem .7rem 1rem}}

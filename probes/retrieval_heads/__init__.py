@@ -102,6 +102,7 @@ if TYPE_CHECKING:
         "task_inputs": ("question",),
         "inputs": ("row",),
     },
+    fed={"trials": {"row": "trial"}, "masked_trials": {"row": "trial"}},
     version=6,
     imports={'retrieval scores, JSON {"layer-head": [trial scores]}': "probes.retrieval_heads.published:read"},
 )

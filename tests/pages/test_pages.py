@@ -199,20 +199,20 @@ def test_runs_are_listed_once_and_read_again_only_when_they_change(two_runs, mon
 def test_the_explorer_opens_on_words_that_the_model_knows_and_counts_those_that_it_does_not():
     at = open_page("explorer", model="circuit-xor")
     assert not at.warning and not at.error
-    at.text_input(key="prompt").set_value("station qqzzy garden").run()
+    at.text_area(key="prompt").set_value("station qqzzy garden").run()
     assert at.warning[0].value.startswith("1 of 3 tokens are unknown")
-    at.text_input(key="prompt").set_value("station garden").run()
+    at.text_area(key="prompt").set_value("station garden").run()
     assert not at.warning
 
 
 def test_another_model_brings_its_own_example_unless_one_has_typed():
     at = open_page("explorer", model="circuit-markov")
-    assert at.text_input(key="prompt").value == "start"
+    assert at.text_area(key="prompt").value == "start"
     at.selectbox(key="model").set_value("circuit-conflict").run()
-    assert "capital" in at.text_input(key="prompt").value and not at.warning
-    at.text_input(key="prompt").set_value("my own").run()
+    assert "capital" in at.text_area(key="prompt").value and not at.warning
+    at.text_area(key="prompt").set_value("my own").run()
     at.selectbox(key="model").set_value("circuit-markov").run()
-    assert at.text_input(key="prompt").value == "my own"
+    assert at.text_area(key="prompt").value == "my own"
 
 
 def test_a_mean_or_patch_is_not_saved_as_a_mask(two_runs):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.cli import exporting, importing, looking, running, streams, training, upkeep  # noqa: F401  (they add their commands to `app`)
+from workbench.cli import exploring, exporting, importing, looking, running, streams, training, upkeep  # noqa: F401  (they add their commands to `app`)
 from workbench.cli.app import app
 from workbench.cli.show import say
 from workbench.core.errors import Cancelled, WorkbenchError, is_panic

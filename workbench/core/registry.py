@@ -103,6 +103,7 @@ class Probe:
     material: Callable[[Any, str], Mapping[str, Any]] | None = None
     imports: Mapping[str, str] = field(default_factory=dict)
     comparable: str | None = None
+    fed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def check(self, config: Any, data: Path | None, model: str | None = None, facts: Any = None) -> None:
         """What the probe's `validate` says; of the model too, where it asks for its name or for what is known of
@@ -140,6 +141,7 @@ def probe(
     material: Callable[[Any, str], Mapping[str, Any]] | None = None,
     imports: Mapping[str, str] | None = None,
     comparable: str | None = None,
+    fed: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is
     unchanged.
@@ -169,7 +171,9 @@ def probe(
     interval. ``shares``: those of them that are shares or frequencies, drawn on the whole scale from 0 to 1.
     ``layer_curves``: table with rows per ``layer`` -> columns that are a course over the layers, the interval as above.
     ``leaves``: pattern of a file's name -> what it is, for files that a run leaves in its folder beside the usual ones;
-    ``HEAD_MASK`` for one that ``--edit`` reads. ``imports``: what a file with results of others is called, in a few
+    ``HEAD_MASK`` for one that ``--edit`` reads. ``fed``: table -> what finds the prompt of one of its rows in the table
+    ``inputs``: a column of ``inputs`` -> the table's column of the same value; where a table is not named, the key
+    columns of ``inputs`` that it has, too. ``imports``: what a file with results of others is called, in a few
     words -> ``"module:function"`` that reads it, see :mod:`workbench.runs.imported`.
     """
 
@@ -216,6 +220,7 @@ def probe(
                 material=material,
                 imports=dict(imports or {}),
                 comparable=comparable,
+                fed={table: dict(columns) for table, columns in (fed or {}).items()},
             )
         )
         return run

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.engine.sampling import Rule
 from workbench.engine.token_by_token import token_by_token
-from workbench.explorer.opened_model import Opened
+from workbench.explorer.opened_model import ENDS, Opened
 from workbench.explorer.switches import Switches, edits_of
 
 MOST = 64  # tokens of a continuation
@@ -47,8 +47,10 @@ class Continuation:
         return self.ended or len(self.written) >= most
 
     def text(self, most: int) -> str:
-        """The first `most` tokens as text."""
-        return self.opened.model.decode(self.written[:most])
+        """The first `most` tokens as text, with `ENDS` where the last of them is EOS."""
+        shown, model = self.written[:most], self.opened.model
+        text = model.decode(shown)
+        return f"{text} {ENDS}" if shown and shown[-1] in model.eos_ids else text
 
     def _write_one(self) -> None:
         if self._problem is not None:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from workbench.core.errors import InputError
-from workbench.explorer.opened_model import Opened
+from workbench.explorer.opened_model import Opened, next_strings
 from workbench.explorer.readings import Reading
 from workbench.explorer.sub_blocks import SubBlocks
 from workbench.explorer.targets import Target
@@ -85,7 +85,7 @@ def lens_map(
     known = pl.col("position") < T - 1
     frame = frame.with_columns(pl.when(known).then(pl.col(c)).alias(c) for c in ("next_probability", "next_rank"))
     ids = frame["id"].to_list()
-    texts = [None] * len(ids) if model.tokenizer is None else model.token_strings(ids)
+    texts = [None] * len(ids) if model.tokenizer is None else next_strings(opened, ids)
     return frame.select(list(SCHEMA)).with_columns(pl.Series("text", texts, pl.String))
 
 

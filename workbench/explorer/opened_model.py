@@ -18,7 +18,10 @@ from workbench.models.model import Model
 from workbench.models.precision import AUTOMATIC, precision_for
 
 Head = tuple[int, int]
-MOST_TOKENS = 512  # of a prompt: what is kept of one grows with layers × tokens × width
+FEW_TOKENS, MOST_TOKENS = 512, 4096  # of a prompt, in any model and in one that has room for more
+MOST_KEPT = 1 << 28  # bytes of the streams and head outputs of one prompt, from which on it is too long
+MOST_WEIGHTS = 1 << 29  # bytes of attention weights of one layer at once
+ENDS = "(ends)"  # the token after which nothing comes
 
 
 @dataclass(eq=False)
@@ -50,13 +53,35 @@ def encode(opened: Opened, text: str, *, bos: bool = True) -> tuple[int, ...]:
     ids = tuple(opened.model.encode(text, bos=bos))
     if not text or not ids:
         raise InputError("The prompt is empty: type some text.")
-    if len(ids) > MOST_TOKENS:
+    most = most_tokens(opened)
+    if len(ids) > most:
         raise InputError(
-            f"The prompt has {len(ids)} tokens; the Explorer looks at up to {MOST_TOKENS}. Shorten it, or run "
-            f"a probe on it."
+            f"The prompt has {len(ids):,} tokens; the Explorer looks at up to {most:,} in this model. Shorten it, or "
+            f"run a probe on it."
         )
     check_ids(opened.model, [ids])
     return ids
+
+
+def most_tokens(opened: Opened) -> int:
+    """How long a prompt may be: as long as the model's context, as far as what is kept of one stays within bounds
+    (layers × tokens × width numbers of the stream, as many of head outputs)."""
+    model = opened.model
+    each = 4 * ((model.n_layers + 1) * model.width + model.n_layers * model.n_heads * model.d_head)
+    room = max(FEW_TOKENS, min(MOST_TOKENS, MOST_KEPT // each))
+    return min(room, model.context_length or room)
+
+
+def check_whole_patterns(opened: Opened, count: int) -> None:
+    """Raises InputError where the attention of all heads of a layer, from every token to every token, is too much to
+    hold."""
+    heads = opened.model.n_heads
+    if 4 * heads * count**2 > MOST_WEIGHTS:
+        most = int((MOST_WEIGHTS / (4 * heads)) ** 0.5)
+        raise InputError(
+            f"Whole attention patterns of {count:,} tokens in {heads} heads are too large to hold; shorten the prompt "
+            f"to {most:,} tokens for this, all else is shown."
+        )
 
 
 def unknown(opened: Opened, ids: Sequence[int]) -> int:
@@ -82,3 +107,13 @@ def tokens(opened: Opened, ids: Sequence[int]) -> pl.DataFrame:
             "special": [i in special for i in ids],
         }
     )
+
+
+def next_strings(opened: Opened, ids: Sequence[int]) -> list[str]:
+    """Tokens that may come next as they read; one that ends the text is ``(ends)``, a further one with its name."""
+    model = opened.model
+    first, ends = model.eos_id, set(model.eos_ids)
+    return [
+        ENDS if i == first else f"({ENDS.strip('()')}: {text})" if i in ends else text
+        for i, text in zip(ids, model.token_strings(ids))
+    ]

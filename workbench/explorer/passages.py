@@ -12,7 +12,7 @@ from workbench.core.tables import read_table
 from workbench.engine.passes import Pass
 from workbench.explorer import reference_texts
 from workbench.explorer.autoencoders import Autoencoder
-from workbench.explorer.opened_model import MOST_TOKENS, Opened
+from workbench.explorer.opened_model import FEW_TOKENS, Opened
 from workbench.models.model import Model
 from workbench.sae.conventions import feed_of
 from workbench.sae.feature_edits import check_feature
@@ -59,7 +59,7 @@ def top_passages(
     where there is no text."""
     model, sae = opened.model, autoencoder.sae
     check_feature(sae, feature)
-    feed, size = feed_of(sae, model), min(MOST_TOKENS, model.context_length or MOST_TOKENS)
+    feed, size = feed_of(sae, model), min(FEW_TOKENS, model.context_length or FEW_TOKENS)
     rows, counted, left = [], [], tokens
     for text in texts:
         ids = model.encode(text)

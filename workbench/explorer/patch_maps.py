@@ -21,6 +21,7 @@ from workbench.explorer.targets import Target
 from workbench.models.sites import Site
 
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # layer × position
+MOST_FED = 1 << 25  # tokens that a map by position feeds: one pass for each layer and token
 HEADS = "heads"  # layer × head, at all positions at once
 
 
@@ -71,6 +72,12 @@ def patch_map(
     model = opened.model
     if kind not in (*KINDS, HEADS):
         raise InputError(f"'{kind}' is nothing to patch here; choose {', '.join((*KINDS, HEADS))}.")
+    if kind != HEADS and model.n_layers * len(ids) ** 2 > MOST_FED:
+        most = int((MOST_FED / model.n_layers) ** 0.5)
+        raise InputError(
+            f"A patching map of {model.n_layers} layers × {len(ids):,} tokens is a pass for each cell, which takes too "
+            f"long; shorten the prompt to {most:,} tokens, or patch heads."
+        )
     where = tuple(alignment) if alignment is not None else align(ids, donor)
     pairs: dict = {"align": [where], "check": check}
     with opened.lock:

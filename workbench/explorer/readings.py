@@ -23,7 +23,7 @@ from workbench.engine.patching import ADDITIVE, READ_OFF, writes
 from workbench.explorer import beside_control
 from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
 from workbench.explorer.marked_pairs import marked, marked_in_twin
-from workbench.explorer.opened_model import Opened
+from workbench.explorer.opened_model import Opened, check_whole_patterns, next_strings
 from workbench.explorer.reference_texts import reference
 from workbench.explorer.repeated_words import SEQUENCES, said_twice, shuffled, unsaid, words
 from workbench.explorer.switches import Switches, edits_of
@@ -96,7 +96,7 @@ def next_tokens(opened: Opened, reading: Reading, other: Reading | None = None, 
     frame = pl.DataFrame(
         {
             "id": order,
-            "text": opened.model.token_strings(order),
+            "text": next_strings(opened, order),
             **{n: c[order].double().tolist() for n, c in columns.items()},
         }
     )
@@ -136,6 +136,7 @@ def largest(opened: Opened, rows: np.ndarray) -> pl.DataFrame:
 def pattern(opened: Opened, ids: Sequence[int], layer: int, head: int, switches: Switches = Switches()) -> np.ndarray:
     """The whole attention pattern of one head, [T queries, T keys] float32."""
     model = opened.model
+    check_whole_patterns(opened, len(ids))
     with opened.lock, torch.no_grad(), apply(model, edits_of(opened, switches, ids)):
         with attention.observe(model, lambda _, w: w[0, head].cpu(), rows="all", layers=[layer]) as seen:
             model.forward(_batch(model, ids))
@@ -168,7 +169,7 @@ def head_writes(opened: Opened, reading: Reading, layer: int, head: int, positio
     return pl.DataFrame(
         {
             "id": ids,
-            "text": model.token_strings(ids),
+            "text": next_strings(opened, ids),
             "logit": gain[ids].double().tolist(),
             "side": ["up"] * len(up.indices) + ["down"] * len(down.indices),
         }
@@ -218,6 +219,7 @@ def head_scores(
 def _row_scores(opened: Opened, ids: list[int], *, seed: int) -> dict[str, np.ndarray]:
     """Scores and controls (``induction control``) of one row, [layers, H] each, NaN where one applies to no token."""
     model = opened.model
+    check_whole_patterns(opened, len(ids))
     first = int(model.bos_id is not None and ids[0] == model.bos_id)
     twin = shuffled(ids, first=first, seed=seed)
     again = {f"{name} control": pairs for name, pairs in marked_in_twin(ids, twin, first=first).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workbench import organisms
 from workbench.core.tables import read_table
-from workbench.explorer.opened_model import MOST_TOKENS, Opened
+from workbench.explorer.opened_model import FEW_TOKENS, Opened
 
 MOST = 64
 REFERENCE = (
@@ -29,5 +29,5 @@ def texts(opened: Opened) -> list[str]:
 def reference(opened: Opened) -> list[list[int]]:
     """Token ids of the first of them, none longer than a prompt or the context."""
     model = opened.model
-    rows = [model.encode(text)[: model.context_length or MOST_TOKENS] for text in texts(opened)[:MOST]]
+    rows = [model.encode(text)[: model.context_length or FEW_TOKENS] for text in texts(opened)[:MOST]]
     return [row for row in rows if row]

@@ -27,6 +27,7 @@ from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.load_options import DAY
 from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
+from workbench.models.token_bytes import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -231,7 +232,8 @@ class Model:
         return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], clean_up_tokenization_spaces=False)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token as it reads in the text (leading space visible as a space), specials by name."""
+        """Each token as it reads in the text (leading space visible as a space), specials by name, bytes that are no
+        whole character as ``<0xF0>``."""
         special = set(self.tokenizer.all_special_ids)
         out = []
         for i in ids:
@@ -241,7 +243,8 @@ class Model:
             elif piece.startswith("▁"):
                 out.append(" " + piece[1:])
             else:
-                out.append(self.tokenizer.decode([i], clean_up_tokenization_spaces=False) or piece)
+                text = self.tokenizer.decode([i], clean_up_tokenization_spaces=False) or piece
+                out.append(readable(piece, text))
         return out
 
     # modules and weights
