@@ -85,13 +85,18 @@ def answers_that_begin_alike(tmp_path):
 def conflict_beyond_the_context(tmp_path):
     row = {"subject": "Lily", "answer": "park", "distractor": "river"}
     prompts = {"clean_prompt": "Lily plays in the", "conflict_prompt": f"{LONG} river. Lily plays in the"}
-    return "knowledge-conflict", {}, lines(tmp_path / "c.jsonl", row | prompts), "row 1: the field 'conflict_prompt' has"
+    return (
+        "knowledge-conflict",
+        {},
+        lines(tmp_path / "c.jsonl", row | prompts),
+        "the field 'conflict_prompt' has",
+    )
 
 
 def no_item_for_a_split(tmp_path):
-    row = {"subject": "Lily", "answer": "park", "distractor": "boat"}
-    prompts = {"clean_prompt": "Lily plays in the", "conflict_prompt": "Lily saw the boat. Lily plays in the"}
-    prompts["corrupt_prompt"] = prompts["conflict_prompt"].replace("boat", "tree")
+    row = {"subject": "Lily", "answer": "park", "distractor": "ball"}
+    prompts = {"clean_prompt": "Lily plays in the", "conflict_prompt": "Lily saw the ball. Lily plays in the"}
+    prompts["corrupt_prompt"] = prompts["conflict_prompt"].replace("ball", "wall")
     return "knowledge-conflict", {"keep": "all"}, lines(tmp_path / "c.jsonl", row | prompts), "no item is left for the"
 
 
