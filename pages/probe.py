@@ -10,11 +10,13 @@ import streamlit as st
 from pages.widgets import cached, form, queue_panel, run_view, styling, url_state
 from workbench.core import config as configs
 from workbench.core import registry
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.core.wording import duration, human_bytes, two_digits
 from workbench.runs import cost, execution, queue
 from workbench.runs.folder import Run
+
+LOOK = 4.0  # seconds that the form may wait for a look at the texts
 
 
 def screen(name: str) -> None:
@@ -85,7 +87,7 @@ def result(probe: Probe) -> None:
 
 def setup(probe: Probe) -> None:
     st.subheader("Run")
-    queue_panel.show(probe.name)
+    queue_panel.show(probe)
     newest = [run for run in cached.run_list() if run.probe == probe.name]
     model = st.selectbox(
         "Model",
@@ -138,7 +140,13 @@ def setup(probe: Probe) -> None:
     try:
         config = configs.build(probe.config, values)
         ready = execution.prepare(probe, config, data, model=model)
-    except WorkbenchError as error:
+        with go, st.spinner("Holding the data against the model …", show_time=False):
+            problem, note = looked_at(
+                probe.name, configs.to_dict(config), model, int(seed), execution.stamps(ready, model), ready
+            )
+        if problem is not None:
+            raise InputError(problem)
+    except (WorkbenchError, OSError) as error:
         with go:
             st.button("Run", type="primary", disabled=True, width="stretch", help="Once the settings are right.")
             styling.problem(form.explained(probe, values, error))
@@ -151,6 +159,8 @@ def setup(probe: Probe) -> None:
         help="In the background: this page may be closed.",
     )
     go.caption(styling.md(price(probe, config, ready, model, device, newest)))
+    if note is not None:
+        go.caption(styling.md(note))
     if pressed:
         job = queue.submit(
             probe.name, model, config=configs.to_dict(config), data=data, seed=int(seed), dtype=dtype, device=device
@@ -240,6 +250,15 @@ def price(probe: Probe, config, ready, model: str, device: str, found: list[Run]
         if guess.seconds is not None
         else "; no speed measured yet on this model and device."
     )
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def looked_at(name: str, values: dict, model: str, seed: int, stamps: tuple, _ready) -> tuple[str | None, str | None]:
+    """(What is wrong with the run of the form, what could not be looked at) without the weights of its model."""
+    try:
+        return None, execution.check_unloaded(_ready, model, seed=seed, seconds=LOOK)
+    except InputError as error:
+        return str(error), None
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from workbench.core import config as configs
 from workbench.core.registry import Probe
-from workbench.runs import demo
+from workbench.runs import demo, queue
 
 FIRST = 8  # keys that are shown at once; the rest fold away
 
@@ -94,3 +94,12 @@ def fill(probe: Probe, values: dict[str, Any]) -> None:
         elif field["type"] == "float":
             value = float(value)
         st.session_state[key_of(probe, field["name"])] = value
+
+
+def fill_from(probe: Probe, job: queue.Job) -> None:
+    """Set the whole form to what a job was asked for (call it from a callback)."""
+    fill(probe, job.config)
+    asked = {"model": job.model, "data": job.data or "", "seed": job.seed, "dtype": job.dtype, "device": job.device}
+    for name, value in asked.items():
+        if name != "data" or probe.data is not None:
+            st.session_state[key_of(probe, name)] = value

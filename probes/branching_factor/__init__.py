@@ -21,10 +21,11 @@ from pathlib import Path
 
 import polars as pl
 
+from probes.branching_factor.before_loading import check_engine, prompts_of
 from probes.branching_factor.branching_samples import frame
 from probes.branching_factor.condition_tables import comparison_row, condition_tables
 from probes.branching_factor.conditions import Lab
-from probes.branching_factor.config import BIBTEX, Config, read_prompts, validate
+from probes.branching_factor.config import BIBTEX, Config, validate
 from probes.branching_factor.estimate import estimate
 from probes.branching_factor.forking import forking_tables
 from probes.branching_factor.studies import STUDY
@@ -119,6 +120,7 @@ def example(model: Facts) -> dict[str, object]:
         for_model=organisms.world("prompts.jsonl"),
     ),
     validate=validate,
+    before_loading="probes.branching_factor.before_loading:check",
     figures="probes.branching_factor.figures:figures",
     figures_of_several="probes.branching_factor.figures:compare",
     comparable="probes.branching_factor.two_runs:comparable",
@@ -153,12 +155,8 @@ def run(model: Model, config: Config, context: Context) -> Result:
     """Sample every condition of the study, measure the branching factor of each, and compare pairs of them.
 
     Raises InputError for prompts, templates and edits that do not fit the model and the sampler."""
-    if context.engine != "hf":
-        raise InputError(f"branching-factor samples with the engine hf only, not {context.engine}.")
-    if context.edits and config.sampler == "vllm":
-        raise InputError("Edits are hooks on the Hugging Face model; with them, use sampler=hf.")
-    prompts = read_prompts(config, context.data, tell=context.read_as)
-    prompts = prompts.head(config.max_prompts) if config.max_prompts else prompts
+    check_engine(config, context)
+    prompts = prompts_of(config, context)
     other = load(config.compare, dtype=model.dtype, device=model.device) if config.compare else None
     if other is not None:
         other.day = model.day  # both are asked on the same day, where their templates print it

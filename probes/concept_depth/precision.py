@@ -6,6 +6,7 @@ import copy
 
 import torch
 
+from probes.concept_depth.before_loading import check_engine
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.models.loading import wrap
@@ -21,8 +22,7 @@ def in_precision(model: Model, precision: str, context: Context) -> Model:
             f"The checkpoint {model.name} is quantised already; its weights cannot be taken to {precision}. "
             f"Use the original checkpoint."
         )
-    if context.engine != "hf":
-        raise InputError("Other precisions need the weights on this machine; run with --engine hf.")
+    check_engine(context)
     hf = copy.deepcopy(model.hf)
     if precision == "int8":
         _round_to_int8(hf)

@@ -18,7 +18,7 @@ from workbench.models.prompt_style import MARK, PromptStyle, WrittenPrompt, styl
 from workbench.models.prompt_templates import chat_ids, raw_ids, render
 
 if TYPE_CHECKING:
-    from workbench.models.model import Model
+    from workbench.models.text_side import TextSide
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def style_in(config: Config) -> PromptStyle:
     return PromptStyle(way_asked(config.template), asked.system, asked.thinking, asked.arguments)
 
 
-def write_texts(model: Model, texts: Sequence[str], config: Config) -> WrittenTexts:
+def write_texts(model: TextSide, texts: Sequence[str], config: Config) -> WrittenTexts:
     """Framed texts as the config asks for them. Raises InputError for a chat that the model's template, or its absence,
     does not allow."""
     style = style_in(config)
@@ -55,14 +55,16 @@ def write_texts(model: Model, texts: Sequence[str], config: Config) -> WrittenTe
     return WrittenTexts(ids)
 
 
-def text_spans(model: Model, written: WrittenTexts) -> list[tuple[int, int]] | None:
+def text_spans(model: TextSide, written: WrittenTexts) -> list[tuple[int, int]] | None:
     """The tokens [start, end) of each framed text; None where it is all that is fed."""
     if written.prompts is None:
         return None
     return [token_span(model, prompt, "text") for prompt in written.prompts]
 
 
-def read_positions(model: Model, written: WrittenTexts, token: int | str) -> tuple[tuple[int, ...], ...] | tuple | None:
+def read_positions(
+    model: TextSide, written: WrittenTexts, token: int | str
+) -> tuple[tuple[int, ...], ...] | tuple | None:
     """The positions that are read: one tuple for all texts, one each, or None for every token."""
     spans = text_spans(model, written) if token in ("text", "mean") else None
     if spans is None:
@@ -70,25 +72,30 @@ def read_positions(model: Model, written: WrittenTexts, token: int | str) -> tup
     return tuple((end - 1,) if token == "text" else tuple(range(start, end)) for start, end in spans)
 
 
-def answer_ids(model: Model, concept: ConceptSet, written: WrittenTexts, word: str) -> list[int] | None:
+def answer_ids(model: TextSide, concept: ConceptSet, written: WrittenTexts, word: str) -> list[int] | None:
     """Tokens of an answer as the model would go on with it: after a space where a text is fed as it is, in a chat as
     its template writes answers (most: at once). None where the tokens of a chat change when the word follows."""
     if written.prompts is None:
         from workbench.models.text_positions import word_ids  # here: it needs torch
 
         return word_ids(model, concept.texts[0], word)
+    check_answers(model, written)
     first = written.prompts[0]
-    if first.thinks:
-        raise InputError(
-            f"The prompts of {model.name} end inside a block of thinking, so the causal check finds no answer there; "
-            f"use thinking=off, or causal=off."
-        )
     size, space = len(first.ids), "" if first.text[-1:].isspace() else _before_answers(model)
     whole = chat_ids(model, first.text + space + word)
     return whole[size:] if len(whole) > size and whole[:size] == first.ids else None
 
 
-def _before_answers(model: Model) -> str:
+def check_answers(model: TextSide, written: WrittenTexts) -> None:
+    """Raise InputError for chats that end in the middle of thought: no answer follows them."""
+    if written.prompts is not None and written.prompts[0].thinks:
+        raise InputError(
+            f"The prompts of {model.name} end inside a block of thinking, so the causal check finds no answer there; "
+            f"use thinking=off, or causal=off."
+        )
+
+
+def _before_answers(model: TextSide) -> str:
     """The space that the chat template writes between its header and an answer, if any."""
     asked, said = [("user", MARK)], MARK[::-1]
     try:

@@ -136,6 +136,7 @@ def example(model: Facts) -> dict[str, object]:
     ),
     material=_material,
     validate=validate,
+    before_loading="probes.data_selection.before_loading:check",
     figures="probes.data_selection.figures:figures",
     estimate=estimate,
     example=example,
@@ -161,11 +162,6 @@ def run(model, config: Config, context: Context) -> Result:
     """Score every pool sample against every target; select, compare with the baselines, explain.
 
     Raises InputError for an autoencoder that does not fit the model and for targets without any active feature."""
-    if context.engine != "hf":
-        raise InputError(
-            "data-selection encodes tokens while they are computed, which only the engine 'hf' allows; run it "
-            "with --engine hf."
-        )
     from probes.data_selection import (
         contributions,
         feature_effects,
@@ -176,10 +172,12 @@ def run(model, config: Config, context: Context) -> Result:
         prototypes,
     )
     from probes.data_selection import diversity as varied
+    from probes.data_selection.before_loading import check_possible
     from probes.data_selection.explanations import explain
     from probes.data_selection.held_out import groups_of
     from probes.data_selection.sample_vectors import open_reader, without_sinks
 
+    check_possible(config, context)
     check_style(model, style_of(config))
     reader = open_reader(model, config, context)
     if config.feature_effects:
@@ -286,8 +284,6 @@ def _held_out(
     from probes.data_selection.held_out import split_examples
     from probes.data_selection.training import check_trainable
 
-    if context.edits:
-        raise InputError("finetune=true trains the model as it is, without edits; leave out the edit, or finetune.")
     check_trainable(model, config.finetune_weights)
     return split_examples(tables, config.finetune_held_out, context)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from probes.data_selection.before_loading import autoencoder_of
 from probes.data_selection.config import Config
 from probes.data_selection.samples import TokenizedSamples
-from workbench import organisms
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.hf import stream
@@ -242,19 +242,9 @@ def open_reader(model: Model, config: Config, context: Context) -> Reader:
 
 
 def _autoencoder(model: Model, config: Config, context: Context) -> Sae | None:
-    source = config.sae
-    if source == "none":
+    source = autoencoder_of(model.name, config)
+    if source is None:
         return None
-    if source == "default":
-        shipped = organisms.autoencoder(model.name)
-        if shipped is None:
-            if not config.baselines:
-                raise InputError(
-                    f"No sparse autoencoder ships with {model.name}, and baselines is empty; train one with `workbench "
-                    f"train-sae`, give sae=FOLDER, or name a baseline."
-                )
-            return None
-        source = str(shipped)
     loaded = sae.load(source, device=model.device, site=None if config.site == "auto" else config.site)
     for message in sae.check_fits(loaded, model):
         context.warn(message)

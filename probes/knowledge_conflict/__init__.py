@@ -29,13 +29,13 @@ embeddings, exact match for open-domain QA with retrieved passages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from probes.knowledge_conflict.asking import Asking, asking
+from probes.knowledge_conflict.asking import asking
+from probes.knowledge_conflict.chosen_items import chosen_items, named, of_kind, rows_of, split_items
 from probes.knowledge_conflict.config import (
     BIBTEX,
     ESSAYS,
@@ -47,40 +47,28 @@ from probes.knowledge_conflict.config import (
     Config,
 )
 from probes.knowledge_conflict.estimate import estimate
-from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, fit, is_shipped, own_conflicts
-from probes.knowledge_conflict.items import (
-    COLUMNS,
-    COUNTS,
-    GROUPS,
-    LONG,
-    OPTIONAL,
-    SPLITS,
-    Item,
-    assign_splits,
-    build_items,
-    read_conflicts,
-)
+from probes.knowledge_conflict.fact_conflicts import SHIPPED, example, own_conflicts
+from probes.knowledge_conflict.items import COLUMNS, GROUPS, OPTIONAL, SPLITS, Item
 from probes.knowledge_conflict.tables import KEYS, TABLES
 from workbench import organisms
 from workbench.core.cells import as_label
-from workbench.core.column_names import column_map
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
 from workbench.core.tables import read_table
 from workbench.models.model_outline import Facts
-from workbench.stats.clusters import FEWEST, cluster_share
+from workbench.stats.clusters import cluster_share
 
 
 def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
     """Raise InputError for conflicts that cannot be read, relations that are not in the file, a neutral text that
     cannot be read, and a variant that the architecture of the model does not allow."""
-    rows = _rows(config, data)
+    rows = rows_of(config, data)
     known = {row.get("relation") for row in rows}
     for relation in config.test_relations:
         if as_label(relation) not in known:
             raise InputError(
-                f"{_named(data)} has no relation '{relation}' to hold out for testing; it has "
+                f"{named(data)} has no relation '{relation}' to hold out for testing; it has "
                 f"{', '.join(sorted(map(str, known)))}."
             )
     if config.neutral != "auto":
@@ -94,9 +82,9 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
     reason = facts.why_not(PATHS_NEED) if facts is not None and config.path_heads else None
     if reason is not None:
         raise InputError(f"path_heads cannot be measured: {reason[:1].lower()}{reason[1:]} Leave it at 0.")
-    if config.kind and not _of_kind(rows, config.kind):
+    if config.kind and not of_kind(rows, config.kind):
         there = ", ".join(sorted({f"{c}:{row[c]}" for row in rows for c in GROUPS if row.get(c) is not None}))
-        raise InputError(f"{_named(data)} has no kind of conflict '{config.kind}'; it has {there or 'none'}.")
+        raise InputError(f"{named(data)} has no kind of conflict '{config.kind}'; it has {there or 'none'}.")
 
 
 @probe(
@@ -117,6 +105,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
         {"essays": ESSAYS, "documents": organisms.data("texts")} if config.neutral == "auto" else {}
     ),
     validate=validate,
+    before_loading="probes.knowledge_conflict.before_loading:check",
     figures="probes.knowledge_conflict.figures:figures",
     estimate=estimate,
     example=example,
@@ -146,6 +135,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     Raises InputError when no item can be measured or the model knows none of them."""
     from probes.knowledge_conflict.baselines import instructed
+    from probes.knowledge_conflict.before_loading import check_engine
     from probes.knowledge_conflict.dual_runs import dual_runs
     from probes.knowledge_conflict.head_importance import gradient_ranks, head_effects, head_groups, head_table
     from probes.knowledge_conflict.head_masks import save_masks, supported
@@ -155,15 +145,12 @@ def run(model, config: Config, context: Context) -> Result:
     from probes.knowledge_conflict.patched_positions import patching
     from probes.knowledge_conflict.pruning import ablation, prune
 
-    if context.engine != "hf":
-        raise InputError(
-            "knowledge-conflict edits the forward pass, which only the engine 'hf' does; run it with --engine hf."
-        )
+    check_engine(context)
     model.require("heads_apart", for_what="knowledge-conflict")  # before anything is computed
     how = asking(model, config)
-    items, skipped = _items(model, config, context, how)
+    items, skipped = chosen_items(model, config, context, how)
     items, known = _known(model, config, context, items)
-    split = _split(items, config, context)
+    split = split_items(items, config, context)
     find, asked = split["find"], instructed(config, context, how, split["test"])
     effects, gradient = head_effects(model, config, context, find)  # steps B and C
     ablated = ablation(model, config, context, split["validation"])
@@ -208,56 +195,6 @@ def run(model, config: Config, context: Context) -> Result:
 # the items
 
 
-def _named(data: Path | None) -> str:
-    """The data, as a sentence begins with them: a path means nothing to who gave none."""
-    return "The set of real facts that ships" if is_shipped(data) else str(data)
-
-
-def _rows(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> list[dict]:
-    return read_conflicts(data, column_map(config.columns, (*COLUMNS, *OPTIONAL)), tell=tell)
-
-
-def _of_kind(rows: list[dict], kind: str) -> list[int]:
-    """The numbers of the rows of one kind of conflict, given as column:value; of all rows for ""."""
-    column, _, value = kind.partition(":")
-    return [n for n, row in enumerate(rows) if not kind or (column in GROUPS and row.get(column) == as_label(value))]
-
-
-def _items(model, config: Config, context: Context, how: Asking) -> tuple[list[Item], dict[str, int]]:
-    """Items that can be measured on this model, and how many fell under each of COUNTS."""
-    rows = _rows(config, context.data, context.read_as)
-    chosen = _of_kind(rows, config.kind)
-    if 0 < config.limit < len(chosen):
-        drawn = context.rng("limit").permutation(len(chosen))[: config.limit]
-        chosen = sorted(chosen[i] for i in drawn.tolist())
-    if len(chosen) < len(rows):
-        context.rows_used = len(chosen)
-    if is_shipped(context.data):
-        rows, placed, replaced = fit(model, rows, chosen, context.data, check=context.check, how=how)
-        context.counters["distractors_replaced"] = replaced
-        if len(placed) < len(chosen):
-            skipped = f"{len(chosen) - len(placed)} of {len(chosen)} items were skipped"
-            context.warn(f"{skipped}: the tokenizer cannot place their answer or distractor after the prompt.")
-            chosen = placed
-    items, counts = build_items(
-        model,
-        rows,
-        context.data,
-        chosen=chosen,
-        room=config.max_new_tokens,
-        long=config.long,
-        rng=context.rng,
-        check=context.check,
-        how=how,
-    )
-    if counts[LONG]:
-        context.counters["rows_skipped_too_long"] = counts[LONG]
-    for reason, what in COUNTS.items():
-        if counts[reason]:
-            context.warn(f"{counts[reason]} of {len(chosen)} items {what}.")
-    return items, counts
-
-
 def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[list[Item], dict]:
     """The items whose greedy clean continuation names the answer (all of them for keep=all), and the share that is
     known."""
@@ -278,43 +215,10 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
         return items, known
     if not right.any():
         raise InputError(
-            f"{_named(context.data)}: the model knows none of the {len(items)} items (its clean answers never name the "
+            f"{named(context.data)}: the model knows none of the {len(items)} items (its clean answers never name the "
             f"truth); give a file of what it does know with --data, or use keep=all to measure these anyway."
         )
     return [item for item, knows in zip(items, right) if knows], known
-
-
-def _split(items: list[Item], config: Config, context: Context) -> dict[str, list[Item]]:
-    """The items of every split. Raises InputError for one without any, warns of one with few."""
-    items = assign_splits(
-        items,
-        find=config.find_share,
-        validation=config.validation_share,
-        test_relations=[as_label(relation) for relation in config.test_relations],
-        rng=context.rng("split"),
-    )
-    split = {name: [item for item in items if item.split == name] for name in SPLITS}
-    weak = {
-        "find": "no head gets a role or an interval",
-        "validation": "k hangs on single answers",
-        "test": "gains get no interval",
-    }
-    more = "a file of items that the model knows (--data)" if is_shipped(context.data) else "more items"
-    for name, some in split.items():
-        if not some:
-            instead = f"{more} or other shares" if config.keep == "all" else f"{more}, other shares or keep=all"
-            raise InputError(
-                f"{_named(context.data)}: no item is left for the split '{name}' (of {len(items)} that can be used); "
-                f"give {instead}."
-            )
-        subjects = len({item.subject for item in some})
-        if subjects < FEWEST:
-            by = ", with a file of items that the model knows (--data)" if is_shipped(context.data) else ""
-            context.warn(
-                f"The split '{name}' has only {subjects} subject{'s' if subjects > 1 else ''}: {weak[name]}; give it "
-                f"at least {FEWEST}{by}."
-            )
-    return split
 
 
 def _input_table(items: list[Item], split: dict[str, list[Item]]) -> pl.DataFrame:

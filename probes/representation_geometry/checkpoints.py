@@ -13,7 +13,10 @@ from workbench.core.paths import user_path
 from workbench.models.load_options import check_revision
 
 if TYPE_CHECKING:
+    from workbench.core.context import Context
     from workbench.models.model import Model
+    from workbench.models.text_side import TextSide
+    from workbench.models.unloaded_model import UnloadedModel
 
 
 def step_of(name: str) -> int | None:
@@ -24,16 +27,21 @@ def step_of(name: str) -> int | None:
 
 
 def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Callable[[], Model]]]:
-    """(name, step, function that loads it) of every checkpoint, by step where all have one, else as given.
-
-    What is called alike is numbered, since a name says nothing of the folders above it. An entry is a model folder, a
-    folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
-    (`name@revision`), or a revision of `model` itself. No entries: the model alone. Raises InputError for a folder
-    without checkpoints, a revision of what has none, and a step that is there twice; the loading functions for a
-    checkpoint of another shape or tokenizer."""
+    """(name, step, function that loads it) of every checkpoint, as `places` has them. No entries: the model alone. The
+    loading functions raise InputError for a checkpoint of another shape or tokenizer."""
     if not entries:
         name = Path(model.name).name if Path(model.name).is_dir() else model.name
         return [(name, step_of(f"{name}@{model.revision or ''}"), lambda: model)]
+    return [(name, step, lambda where=where: load_like(where, model)) for name, step, where in places(model, entries)]
+
+
+def places(model: Model | UnloadedModel, entries: Sequence[str]) -> list[tuple[str, int | None, str]]:
+    """(name, step, what to load) of every checkpoint, by step where all have one, else as given; nothing is loaded.
+
+    What is called alike is numbered, since a name says nothing of the folders above it. An entry is a model folder, a
+    folder of step* or checkpoint-* folders, an organism's name, `organism@*` for all of its checkpoints, a hub name
+    (`name@revision`), or a revision of `model` itself. Raises InputError for a folder without checkpoints, a revision
+    of what has none, and a step that is there twice."""
     if model.adapter is not None:
         raise InputError(
             f"{model.name} has an adapter merged into it, which its checkpoints would be measured without; leave out "
@@ -70,10 +78,35 @@ def find(model: Model, entries: Sequence[str]) -> list[tuple[str, int | None, Ca
         if twice:
             raise InputError(f"Two checkpoints are of the same step {twice[0]}; give each step once.")
         names = [pair for _, pair in sorted(zip(steps, names))]
-    return [(name, step_of(name), lambda where=where: load_like(where, model)) for name, where in names]
+    return [(name, step_of(name), where) for name, where in names]
 
 
-def _check_revision(entry: str, model: Model) -> None:
+def check_files(places: Sequence[tuple[str, int | None, str]], model: UnloadedModel, context: Context) -> None:
+    """Raise InputError for a checkpoint that is not there, or that its files say is not of the model's run; one of the
+    hub that is not here yet is taken on trust."""
+    from workbench.models.before_loading import check_presence
+    from workbench.models.unloaded_model import open_unloaded
+
+    for _, _, where in places:
+        context.check()
+        name, revision = _name_of(where, model)
+        try:
+            check_presence(name, revision=revision)
+            other = open_unloaded(name, revision)
+        except InputError as error:
+            raise InputError(f"The checkpoint {where} cannot be loaded: {error}") from None
+        if other is not None:
+            check_alike(where, other, model)
+
+
+def _name_of(where: str, model: Model | UnloadedModel) -> tuple[str, str | None]:
+    """Model and revision of what is to be loaded."""
+    from workbench import organisms
+
+    return (where, None) if user_path(where).is_dir() or where in organisms.names() else _parts(where, model)
+
+
+def _check_revision(entry: str, model: Model | UnloadedModel) -> None:
     """Raise InputError for a revision of an organism or a folder: it would be the same weights again."""
     from workbench import organisms
 
@@ -88,7 +121,7 @@ def _check_revision(entry: str, model: Model) -> None:
         raise InputError(f"The checkpoint {entry} cannot be loaded: {error}{said}") from None
 
 
-def _parts(entry: str, model: Model) -> tuple[str, str | None]:
+def _parts(entry: str, model: Model | UnloadedModel) -> tuple[str, str | None]:
     """Model and revision of an entry that is neither a folder nor an organism."""
     name, at, revision = entry.rpartition("@")
     if at:
@@ -117,16 +150,19 @@ def same_weights(weights: Sequence[tuple[str, str]]) -> str | None:
 def load_like(where: str, model: Model) -> Model:
     """Load a checkpoint in the dtype and on the device of `model`, and refuse one that does not belong to the same
     run."""
-    from workbench import organisms
     from workbench.models.loading import load
 
-    name, revision = where, None
-    if not user_path(where).is_dir() and where not in organisms.names():
-        name, revision = _parts(where, model)
+    name, revision = _name_of(where, model)
     try:
         other = load(name, revision, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
     except InputError as error:
         raise InputError(f"The checkpoint {where} cannot be loaded: {error}") from None
+    check_alike(where, other, model)
+    return other
+
+
+def check_alike(where: str, other: TextSide, model: TextSide) -> None:
+    """Raise InputError for a checkpoint with another tokenizer or of another shape than the model's."""
     if other.tokenizer_fingerprint != model.tokenizer_fingerprint:
         raise InputError(
             f"The checkpoint {where} has another tokenizer than {model.name}; the same texts would be other tokens."
@@ -136,4 +172,3 @@ def load_like(where: str, model: Model) -> Model:
             f"The checkpoint {where} has {other.n_layers} layers of width {other.width}, {model.name} "
             f"{model.n_layers} of {model.width}."
         )
-    return other

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     ),
     material=material,
     validate=validate,
+    before_loading="probes.retrieval_heads.before_loading:check",
     figures="probes.retrieval_heads.figures:figures",
     figures_of_several="probes.retrieval_heads.figures:of_several",
     estimate=estimate,
@@ -175,10 +176,9 @@ def run(model, config: Config, context: Context) -> Result:
 
 def _check_possible(model, config: Config, context: Context) -> None:
     """Raise InputError for an engine without attention rows and a masking that the model cannot do."""
-    if context.engine != "hf":
-        raise InputError(
-            "retrieval-heads reads attention rows, which only the engine 'hf' gives; run it with --engine hf."
-        )
+    from probes.retrieval_heads.before_loading import check_engine
+
+    check_engine(context)
     model.require("attention_rows", for_what="retrieval-heads")
     if config.masks and config.ablation != "uniform":
         model.require("heads_apart", for_what=f"a masking test with ablation={config.ablation}")

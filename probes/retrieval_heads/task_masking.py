@@ -22,6 +22,7 @@ from workbench.engine.kv_cache import prefill
 from workbench.models.batching import batches, halving
 from workbench.models.model import Model
 from workbench.models.prompt_style import PromptStyle, style_of, write_prompt
+from workbench.models.text_side import TextSide
 from workbench.models.thinking import thinking_splitter
 from workbench.stats.clusters import clusters_of
 from workbench.stats.crossed_shares import share_difference_interval
@@ -48,7 +49,7 @@ def task_tables(
     """The tables `task_masking`, `task_scores` and `task_inputs`, and the summary. The heads are those that all needles
     choose; no question chose any of them. Raises InputError for a prompt beyond the model's context."""
     questions = read_tasks(config.tasks, config.task_metric)
-    prompts, thinks = _prompts(model, config, questions)
+    prompts, thinks = task_prompts(model, config, questions)
     inputs = pl.DataFrame(
         {
             "question": range(len(questions)),
@@ -130,7 +131,7 @@ def summary_of_tasks(scores: pl.DataFrame) -> dict:
     }
 
 
-def _prompts(model: Model, config: Config, questions: Sequence[TaskQuestion]) -> tuple[list[list[int]], bool]:
+def task_prompts(model: TextSide, config: Config, questions: Sequence[TaskQuestion]) -> tuple[list[list[int]], bool]:
     """The tokens of every question in its prompt, and whether they end inside a block of thinking."""
     style, prompts, thinks = _style(config), [], False
     for row, q in enumerate(questions, 1):

@@ -275,13 +275,15 @@ def test_a_run_survives_a_reload_shows_in_two_tabs_is_cancelled_and_the_next_one
     assert cut_buttons(page) == []
     start = time.perf_counter()
     other.keyboard.press("s")  # the key that stops
-    other.get_by_role("button", name="Resume").first.wait_for()
+    other.locator(".st-key-jobs-ended").get_by_text(re.compile("^cancelled")).first.wait_for()
     assert (
         time.perf_counter() - start < 8
     )  # two seconds for the computation, one for the page to look, on a busy machine
+    page.locator(".st-key-jobs-ended").get_by_text(re.compile("^cancelled")).first.click()
     page.get_by_role("button", name="Resume").first.wait_for()
     rest(page)
     assert cut_buttons(page) == []
+    shot(page, "probe-cancelled")
     page.get_by_role("button", name="Dismiss").first.click()
     page.get_by_role("button", name="Resume").first.wait_for(state="detached")
     start_run(page, "64,128", 1)

@@ -20,7 +20,7 @@ from workbench.runs import queue as jobs
 HERE = Path(__file__).parent
 
 PLUGIN = """
-import os, signal, time
+import errno, os, signal, time
 from dataclasses import dataclass
 import polars as pl
 from workbench.core.context import Result
@@ -44,6 +44,8 @@ def run(model, config: Config, context):
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.manner == "error":
                 raise ZeroDivisionError("a part that fails")
+            if config.manner == "full":
+                raise OSError(errno.ENOSPC, "No space left on device")
             if config.manner == "panic":
                 raise pl.exceptions.PanicException("a panic in Rust")
             if config.manner == "base":
@@ -214,12 +216,20 @@ def test_cancelling_a_waiting_job_takes_it_out_of_the_queue_at_once(queued, tmp_
     assert not (tmp_path / "never").exists()
 
 
-@pytest.mark.parametrize(("manner", "words"), [("crash", "SIGKILL"), ("error", "a part that fails")])
-def test_a_crash_is_reported_with_its_message_and_the_queue_goes_on(queued, manner, words):
+@pytest.mark.parametrize(
+    ("manner", "words", "failure"),
+    [
+        ("crash", "SIGKILL", "circumstance"),
+        ("error", "a part that fails", "fault"),
+        ("full", "is full", "circumstance"),
+    ],
+)
+def test_a_crash_is_reported_with_its_message_and_the_queue_goes_on(queued, manner, words, failure):
     bad = jobs.submit("queued", "fake", config={"manner": manner})
     good = jobs.submit("queued", "fake")
     now = ended(bad)
     assert now.status == "failed" and words in now.error
+    assert now.failure == failure and now.resumable == (failure == "circumstance")
     assert ended(good).status == "complete"
 
 
@@ -285,6 +295,7 @@ def test_bad_input_is_refused_before_anything_is_queued(queued, tmp_path):
     assert jobs.listing() == []
     bad = jobs.submit("queued", "no-such-model")
     assert ended(bad).status == "failed" and "no-such-model" in jobs.get(bad.id).error
+    assert jobs.get(bad.id).failure == "settings" and not jobs.get(bad.id).resumable
 
 
 @pytest.mark.parametrize(

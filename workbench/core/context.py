@@ -6,15 +6,16 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import read_plain, write_bytes
 from workbench.core.parquet import parquet_bytes, parse_parquet
 from workbench.core.private import make_folder
+from workbench.core.progress import SCALE, Course, Stages, shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from workbench.store.activation_store import Store
 
+Item = TypeVar("Item")
 _COUNTERS = ("prompts", "tokens", "forwards", "cache_hits")
 
 
@@ -57,6 +59,7 @@ class Context:
     readings: list[str] = field(default_factory=list)  # of data files in a published format: what was read as what
     parts_loaded: int = 0
     parts_computed: int = 0
+    course: Course = field(default_factory=Course)  # how far the whole is
     seconds_saved: float = 0.0  # what the parts that were loaded had taken to compute
 
     def rng(self, name: str) -> np.random.Generator:
@@ -76,10 +79,32 @@ class Context:
             raise Cancelled("Cancelled; the same command resumes the run.")
 
     def progress(self, done: int, total: int, label: str = "") -> None:
-        """Tell how far the work is, and stop here if the run was asked to."""
+        """Tell how far the present stage is, and stop here if the run was asked to.
+
+        ``on_progress`` is told how far the whole is, in parts of SCALE, and how far the stage is in words; where there
+        is no total, only what is done."""
+        share = self.course.told(int(done), int(total))
         if self.on_progress is not None:
-            self.on_progress(int(done), int(total), label)
+            if total > 0:
+                words = f"{label}: {int(done):,} of {int(total):,}" if label and total > 1 else label
+                self.on_progress(int(share * SCALE), SCALE, words)
+            else:
+                self.on_progress(int(done), 0, label)
         self.check()
+
+    def stages(self, weights: Mapping[str, float]) -> Stages:
+        """The stages of what comes now, in their order, and what each is likely to take beside the others (in any
+        unit; 0 for one that is left out): ``stages = context.stages({"read": 1, "fit": 4})``, then ``with
+        stages("read"): ...``."""
+        return Stages(self.course, len(self.course.open), dict(zip(weights, shares(list(weights.values())))))
+
+    def each(self, items: Iterable[Item], weights: Sequence[float] | None = None) -> Iterator[Item]:
+        """The items, each as a stage of what comes now; ``weights`` as in :meth:`stages`, default: all alike."""
+        items = list(items)
+        depth, places = len(self.course.open), shares([1.0] * len(items) if weights is None else list(weights))
+        for item, place in zip(items, places, strict=True):
+            with self.course.within(depth, *place):
+                yield item
 
     def warn(self, message: str) -> None:
         """Record a warning in run.json, once."""

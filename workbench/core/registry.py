@@ -87,6 +87,7 @@ class Probe:
     bibtex: str
     data: DataSpec | None = None
     validate: Callable[..., None] | None = None
+    before_loading: str | None = None
     figures: str | None = None
     figures_of_several: str | None = None
     estimate: Callable[[Any, Path | None, Any], Any] | None = None
@@ -125,6 +126,7 @@ def probe(
     bibtex: str,
     data: DataSpec | None = None,
     validate: Callable[..., None] | None = None,
+    before_loading: str | None = None,
     figures: str | None = None,
     figures_of_several: str | None = None,
     estimate: Callable[[Any, Path | None, Any], Any] | None = None,
@@ -149,9 +151,13 @@ def probe(
     ``summary``: one sentence. ``tables``: table -> columns that it always has (it may have more). ``validate(config,
     data_path)``: raises InputError before any model is loaded; one with a parameter ``model`` is also given its name,
     or None where it is not known yet, one with a parameter ``facts`` what is known of the model from its files
-    (:class:`workbench.models.model_outline.Facts`), or None. ``needs``: what a model must have for the probe to run on
-    it at all, ``"tokenizer"`` or names of :class:`workbench.models.facts.ModelFacts`; a model that lacks it by its
-    files is refused before it is loaded. ``version``: raise it when the numbers change, so that
+    (:class:`workbench.models.model_outline.Facts`), or None. ``before_loading``: ``"module:function"``, called as
+    function(model, config, context) with the model as it is without its weights
+    (:class:`workbench.models.unloaded_model.UnloadedModel`); it raises InputError for what tokenizer, config,
+    autoencoder or checkpoints say against the run, so that it is known before an hour of loading. ``needs``: what a
+    model must have for the probe to run on it at all, ``"tokenizer"`` or names of
+    :class:`workbench.models.facts.ModelFacts`; a model that lacks it by its files is refused before it is loaded.
+    ``version``: raise it when the numbers change, so that
     old runs are not taken for new ones. ``material(config, model name)``: what the numbers depend on besides config and
     data file, for example a text that ships with the project, by name: paths, which count by their content, or plain
     values. It goes into the identity of a run and into run.json.
@@ -204,6 +210,7 @@ def probe(
                 bibtex=bibtex.strip(),
                 data=data,
                 validate=validate,
+                before_loading=before_loading,
                 figures=figures,
                 figures_of_several=figures_of_several,
                 estimate=estimate,

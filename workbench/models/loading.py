@@ -30,7 +30,7 @@ from workbench.models.files import (
 from workbench.models.load_checks import find_facts, install_attention
 from workbench.models.load_options import check_device, check_dtype, read_day
 from workbench.models.model import DTYPES, Model
-from workbench.models.prompt_templates import uses_date
+from workbench.models.unloaded_model import check_date, prepends_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,8 +76,7 @@ def load(
         raise _why_not(error, folder, name) from error
     model.adapter, model.day = patch, day
     model.warnings = tuple(filter(None, [patch and other_base(patch, name)]))
-    if date is not None and not uses_date(model):
-        raise InputError(f"The day {day} means nothing to '{name}', whose chat template prints no date; leave it out.")
+    check_date(model, date)
     _ = model.fingerprint  # taken now: the files may become others later
     if _stamps(folder, patch) != before:
         raise InputError(f"The files of '{name}' changed while it was loaded; load it again.")
@@ -153,13 +152,6 @@ def wrap(
         own = hf(input_ids=ids, use_cache=False).logits
     through = install_attention(hf, anatomy, ids, own)
     examine(hf, anatomy, ids)
-    model = Model(hf, tokenizer, name, revision, folder, anatomy, through, _prepends_bos(tokenizer))
+    model = Model(hf, tokenizer, name, revision, folder, anatomy, through, prepends_bos(tokenizer))
     find_facts(model, ids, own)
     return model
-
-
-def _prepends_bos(tokenizer) -> bool:
-    if tokenizer is None or tokenizer.bos_token_id is None:
-        return False
-    found = tokenizer("a")["input_ids"]
-    return len(found) > 0 and found[0] == tokenizer.bos_token_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import inspect
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.load_options import DAY
 from workbench.models.running_pass import positions_after, running
 from workbench.models.sites import Site
-from workbench.models.token_bytes import readable
+from workbench.models.text_side import TextSide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +43,7 @@ DTYPES = {
 
 
 @dataclass(eq=False)
-class Model:
+class Model(TextSide):
     """A loaded causal LM. Heads are query heads; layers and heads count from 0."""
 
     hf: PreTrainedModel
@@ -107,20 +106,12 @@ class Model:
         return found if found.is_floating_point else self.hf.dtype  # quantised weights compute in another
 
     @property
-    def bos_id(self) -> int | None:
-        return self.tokenizer.bos_token_id if self.tokenizer is not None else None
-
-    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Every id that ends a generation: the tokenizer's and those of the generation config."""
         found = [getattr(self.tokenizer, "eos_token_id", None)]
         configured = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
         found += configured if isinstance(configured, list) else [configured]
         return tuple(sorted({int(i) for i in found if i is not None and int(i) < self.vocab_size}))
-
-    @property
-    def eos_id(self) -> int | None:
-        return getattr(self.tokenizer, "eos_token_id", None)
 
     @property
     def pad_id(self) -> int:
@@ -170,82 +161,6 @@ class Model:
                     f"Head {layer}.{head} does not exist: {self.name} has layers 0–{self.n_layers - 1} and "
                     f"heads 0–{self.n_heads - 1}."
                 )
-
-    # text and tokens
-
-    def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of `text`, with BOS in front iff `bos` and the tokenizer itself puts one there; no other
-        specials."""
-        return (
-            self.encode_with_offsets(text, bos=bos)[0]
-            if self.tokenizer is None
-            else self._bos(bos) + list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        )
-
-    def encode_all(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
-        """`encode` of every text, with few calls of the tokenizer (which keeps much more than ids of what it has in
-        hand)."""
-        if self.tokenizer is None:
-            return [self.encode(text, bos=bos) for text in texts]
-        some = (list(texts[start : start + 256]) for start in range(0, len(texts), 256))
-        return [
-            self._bos(bos) + ids for part in some for ids in self.tokenizer(part, add_special_tokens=False)["input_ids"]
-        ]
-
-    def encode_with_offsets(self, text: str, *, bos: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and the character span [start, end) of each; BOS has the empty span (0, 0).
-
-        Raises InputError when the model has no tokenizer, or a slow one that cannot say where its tokens are."""
-        if self.tokenizer is None:
-            raise InputError(f"The model {self.name} has no tokenizer; give token ids instead of text.")
-        if not self.tokenizer.is_fast:
-            raise InputError(
-                f"The tokenizer of {self.name} is a slow one without character offsets; convert it to a tokenizer.json."
-            )
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        front = self._bos(bos)
-        return front + list(found["input_ids"]), [(0, 0)] * len(front) + [
-            tuple(span) for span in found["offset_mapping"]
-        ]
-
-    @property
-    def special_ids(self) -> set[int]:
-        """Ids that are no text: special tokens, but for an unknown-token id that has no other office (it may be an
-        ordinary letter in small vocabularies; where it is also the BOS, as in GPT-2's kin, it is none). Empty without a
-        tokenizer."""
-        if self.tokenizer is None:
-            return set()
-        t = self.tokenizer
-        return set(t.all_special_ids) - ({t.unk_token_id} - {t.bos_token_id, t.eos_token_id, t.pad_token_id})
-
-    def _bos(self, wanted: bool) -> list[int]:
-        if not (wanted and self.prepends_bos):
-            return []
-        bos = self.bos_id
-        assert bos is not None  # the tokenizer puts it in front
-        return [bos]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens (an unknown-token id stays: it may be an ordinary letter in small
-        vocabularies)."""
-        hidden = self.special_ids
-        return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], clean_up_tokenization_spaces=False)
-
-    def token_strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token as it reads in the text (leading space visible as a space), specials by name, bytes that are no
-        whole character as ``<0xF0>``."""
-        special = set(self.tokenizer.all_special_ids)
-        out = []
-        for i in ids:
-            piece = self.tokenizer.convert_ids_to_tokens(int(i))
-            if i in special or piece is None:
-                out.append(piece or f"<{i}>")
-            elif piece.startswith("▁"):
-                out.append(" " + piece[1:])
-            else:
-                text = self.tokenizer.decode([i], clean_up_tokenization_spaces=False) or piece
-                out.append(readable(piece, text))
-        return out
 
     # modules and weights
 
@@ -415,9 +330,6 @@ class Model:
         position_ids."""
         return "position_ids" in self._accepts and not getattr(self.hf.config, "alibi", False)
 
-    def too_long(self, length: int) -> bool:
-        return self.context_length is not None and length > self.context_length
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the config and the weights: of the files where the model came from a folder (`load` takes
@@ -428,22 +340,6 @@ class Model:
         for key, value in sorted(self.hf.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    @cached_property
-    def tokenizer_fingerprint(self) -> str:
-        """SHA-256 (hex) over the tokenizer's vocabulary, rules, special tokens and chat template, and the ids that end
-        a text."""
-        if self.tokenizer is None:
-            return "none"
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        rules = [
-            str(self.tokenizer.special_tokens_map),
-            self.prepends_bos,
-            getattr(self.tokenizer, "chat_template", None),
-            self.eos_ids,
-        ]
-        return hashlib.sha256((text + json.dumps(rules, sort_keys=True, default=str)).encode()).hexdigest()
 
     def bridge(self):
         """A TransformerLens `TransformerBridge` around a fresh copy of this model (booting one replaces the modules it

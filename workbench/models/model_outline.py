@@ -82,10 +82,10 @@ class Facts:
         return tried is None or tried.attention_interface
 
 
-def facts(model: str) -> Facts | None:
-    """What is known of a model that is on this machine; None for one that would have to be fetched first, and for one
-    whose config.json cannot be read."""
-    folder = _folder(model)
+def facts(model: str, revision: str | None = None) -> Facts | None:
+    """What is known of a model that is on this machine (at a revision of the hub's); None for one that would have to be
+    fetched first, and for one whose config.json cannot be read."""
+    folder = _folder(model, revision)
     try:
         config = None if folder is None else read_json_object(folder / "config.json", what="config.json")
     except (InputError, OSError):
@@ -127,7 +127,7 @@ def _has_chat_template(folder: Path) -> bool:
         return False
 
 
-def _folder(model: str) -> Path | None:
+def _folder(model: str, revision: str | None = None) -> Path | None:
     try:
         if model in organisms.names():
             return organisms.folder(model)
@@ -143,7 +143,7 @@ def _folder(model: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model, "config.json")
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
     except (HFValidationError, ValueError, OSError):
         return None
     return Path(found).parent if isinstance(found, str) else None

@@ -23,7 +23,7 @@ from workbench.models.template_arguments import check_arguments, thinking_switch
 from workbench.models.thinking import tags_in_template, tags_of
 
 if TYPE_CHECKING:
-    from workbench.models.model import Model
+    from workbench.models.text_side import TextSide
 
 MARK = "Qx7zVj7kW"  # stands in for a text, to see what the template writes around it
 
@@ -56,14 +56,14 @@ def style_of(config: Any) -> PromptStyle:
     return PromptStyle(**values, arguments=tuple(template_arguments(getattr(config, "template_args", ())).items()))
 
 
-def way_of(model: Model, style: PromptStyle) -> str:
+def way_of(model: TextSide, style: PromptStyle) -> str:
     """ "chat" or "raw", for this model. Raises InputError for a chat on a model without a template."""
     if template_text(style.template) is None:
         return template_of(model, style.template)
     return template_of(model, "chat") if style.template.startswith(CHAT) else "raw"
 
 
-def check_style(model: Model, style: PromptStyle) -> None:
+def check_style(model: TextSide, style: PromptStyle) -> None:
     """Raise InputError for what the model's chat template, or its absence, makes impossible: a chat, a system message,
     arguments that the template does not read, thinking of a model that knows none."""
     if model.tokenizer is None:
@@ -85,7 +85,7 @@ def check_style(model: Model, style: PromptStyle) -> None:
 
 
 def write_prompt(
-    model: Model,
+    model: TextSide,
     fields: Mapping[str, str],
     *,
     style: PromptStyle,
@@ -111,7 +111,7 @@ def write_prompt(
 
 
 def write_messages(
-    model: Model, turns: Sequence[Turn], *, style: PromptStyle, answer: bool, prefix: str = ""
+    model: TextSide, turns: Sequence[Turn], *, style: PromptStyle, answer: bool, prefix: str = ""
 ) -> WrittenPrompt:
     """A conversation as the model's chat template writes it, ready for its next `answer` or as it ended; the span
     "text" is that of the last turn. One turn of the user's is what `write_prompt` makes of it.
@@ -145,7 +145,7 @@ def write_messages(
     return _chat(model, turns, spans, style=style, answer=answer, prefix=prefix, instead="other data")
 
 
-def token_span(model: Model, written: WrittenPrompt, name: str) -> tuple[int, int]:
+def token_span(model: TextSide, written: WrittenPrompt, name: str) -> tuple[int, int]:
     """The positions [start, end) in `written.ids` of the tokens that hold a field, at least in part. Raises InputError
     for a field without tokens and for a tokenizer that cannot say where they are."""
     start, end = written.spans[name]
@@ -161,7 +161,7 @@ def token_span(model: Model, written: WrittenPrompt, name: str) -> tuple[int, in
     return inside[0], inside[-1] + 1
 
 
-def _arguments(model: Model, style: PromptStyle) -> dict[str, Any]:
+def _arguments(model: TextSide, style: PromptStyle) -> dict[str, Any]:
     """What the template is told: the style's arguments, and the switch of thinking where one is asked for."""
     given, switch = dict(style.arguments), thinking_switch(source_of(model))
     if switch is None or style.thinking == "auto":
@@ -174,7 +174,7 @@ def _arguments(model: Model, style: PromptStyle) -> dict[str, Any]:
 
 
 def _chat(
-    model: Model,
+    model: TextSide,
     turns: list[Turn],
     spans: Mapping[str, tuple[int, int]],
     *,
@@ -207,7 +207,7 @@ def _chat(
     return WrittenPrompt(written, chat_ids(model, written), "chat", moved, thinks)
 
 
-def _place(model: Model, turns: list[Turn], written: str, how: Mapping[str, Any]) -> tuple[int, int]:
+def _place(model: TextSide, turns: list[Turn], written: str, how: Mapping[str, Any]) -> tuple[int, int]:
     """The characters [start, end) of the last turn's text in what was written."""
     role, text = turns[-1]
     marked = render(model, [*turns[:-1], (role, MARK)], **how)
@@ -221,7 +221,7 @@ def _place(model: Model, turns: list[Turn], written: str, how: Mapping[str, Any]
     return start, end
 
 
-def _thinking(model: Model, style: PromptStyle, header: str) -> tuple[str, bool]:
+def _thinking(model: TextSide, style: PromptStyle, header: str) -> tuple[str, bool]:
     """What is written after the `header` of an answer, and whether the prompt then ends inside a block of thinking."""
     tags = tags_of(model)
     if tags is None:

@@ -20,7 +20,7 @@ from workbench.core.wording import one_line
 from workbench.models.load_options import DAY
 
 if TYPE_CHECKING:
-    from workbench.models.model import Model
+    from workbench.models.text_side import TextSide
 
 Turn = tuple[str, str]  # role, text
 ROLES = {
@@ -34,7 +34,7 @@ _ONE_CLOCK = threading.Lock()
 _DRAWS = 16  # renderings of a template that may draw at random
 
 
-def template_of(model: Model, template: str = "auto") -> str:
+def template_of(model: TextSide, template: str = "auto") -> str:
     """How `prompt_ids` writes a prompt for this model: "chat" or "raw". Raises InputError for "chat" on a model without
     a template."""
     if template not in ("auto", "chat", "raw"):
@@ -47,7 +47,7 @@ def template_of(model: Model, template: str = "auto") -> str:
     return "chat" if has_one and template != "raw" else "raw"
 
 
-def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str = "") -> list[int]:
+def prompt_ids(model: TextSide, text: str, *, template: str = "auto", system: str = "") -> list[int]:
     """Token ids of a prompt. "raw": the text itself (BOS where the tokenizer puts one); "chat": as the user's turn in
     the model's chat template, ready for its answer, after the message `system` if there is one; "auto": chat iff the
     model has a template.
@@ -66,7 +66,7 @@ def prompt_ids(model: Model, text: str, *, template: str = "auto", system: str =
     return chat_ids(model, render(model, turns, answer=True))
 
 
-def raw_ids(model: Model, text: str) -> list[int]:
+def raw_ids(model: TextSide, text: str) -> list[int]:
     """Token ids of a bare text, BOS in front where the tokenizer puts one and the text has none; BOS alone for an empty
     one."""
     ids = model.encode(text)
@@ -75,32 +75,32 @@ def raw_ids(model: Model, text: str) -> list[int]:
     return ids[1:] if _bos_twice(model, text, ids) else ids
 
 
-def raw_ids_with_offsets(model: Model, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def raw_ids_with_offsets(model: TextSide, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """`raw_ids` and the characters [start, end) of each. Raises InputError for a tokenizer without offsets."""
     ids, offsets = model.encode_with_offsets(text)
     return (ids[1:], offsets[1:]) if _bos_twice(model, text, ids) else (ids, offsets)
 
 
-def chat_ids(model: Model, written: str) -> list[int]:
+def chat_ids(model: TextSide, written: str) -> list[int]:
     """Token ids of what a chat template wrote, which has its own BOS."""
     ids = list(model.tokenizer(written, add_special_tokens=False)["input_ids"])
     return ids[1:] if _bos_twice(model, written, ids) else ids
 
 
-def chat_ids_with_offsets(model: Model, written: str) -> tuple[list[int], list[tuple[int, int]]]:
+def chat_ids_with_offsets(model: TextSide, written: str) -> tuple[list[int], list[tuple[int, int]]]:
     """`chat_ids` and the characters [start, end) of each. Raises InputError for a tokenizer without offsets."""
     ids, offsets = model.encode_with_offsets(written, bos=False)
     return (ids[1:], offsets[1:]) if _bos_twice(model, written, ids) else (ids, offsets)
 
 
-def _bos_twice(model: Model, written: str, ids: Sequence[int]) -> bool:
+def _bos_twice(model: TextSide, written: str, ids: Sequence[int]) -> bool:
     """Whether the tokenizer put BOS in front of a text that begins with one BOS of its own."""
     bos = model.tokenizer.bos_token
     return bool(bos) and list(ids[:2]) == [model.bos_id] * 2 and not written.removeprefix(bos).startswith(bos)
 
 
 def render(
-    model: Model,
+    model: TextSide,
     turns: Sequence[Turn],
     *,
     answer: bool,
@@ -130,21 +130,21 @@ def render(
     return written
 
 
-def source_of(model: Model) -> str:
+def source_of(model: TextSide) -> str:
     """The program of the model's chat template; empty where there is none. Of several by name, the one for chats
     without tools."""
     source = getattr(model.tokenizer, "chat_template", None) or ""
     return str(source.get("default", "") if isinstance(source, Mapping) else source)
 
 
-def uses_date(model: Model) -> bool:
+def uses_date(model: TextSide) -> bool:
     """Whether the model's chat template asks for today's date."""
     source = source_of(model)
     return "strftime_now" in source or "date_string" in source
 
 
 def _form(
-    model: Model, turns: Sequence[Turn], answer: bool, instead: str, arguments: Mapping[str, Any]
+    model: TextSide, turns: Sequence[Turn], answer: bool, instead: str, arguments: Mapping[str, Any]
 ) -> tuple[bool, ...]:
     """Which turns go in as content parts, by their roles: none where that keeps every turn. Tried on words that no
     template has, so that a turn whose text the template writes anyhow is missed all the same."""
@@ -174,7 +174,7 @@ def _form(
 
 
 def _header(
-    model: Model, turns: Sequence[Turn], parts: tuple[bool, ...], written: str, arguments: Mapping[str, Any]
+    model: TextSide, turns: Sequence[Turn], parts: tuple[bool, ...], written: str, arguments: Mapping[str, Any]
 ) -> str:
     """What the template puts in front of an answer, where it does so only when the answer is there."""
     if written != _written(model, turns, parts, False, arguments):
@@ -190,7 +190,7 @@ def _header(
 
 
 def _written(
-    model: Model, turns: Sequence[Turn], parts: Sequence[bool], answer: bool, arguments: Mapping[str, Any]
+    model: TextSide, turns: Sequence[Turn], parts: Sequence[bool], answer: bool, arguments: Mapping[str, Any]
 ) -> str:
     messages = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}

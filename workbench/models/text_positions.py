@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.models.model import Model
+from workbench.models.text_side import TextSide
 
 
 def find(text: str, word: str) -> list[tuple[int, int]]:
@@ -38,7 +38,7 @@ def tokens_of(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int
     return tuple(i for i, (a, b) in enumerate(offsets) if a < b and any(a < end and start < b for start, end in spans))
 
 
-def first_token(model: Model, prompt: str, answer: str) -> int | None:
+def first_token(model: TextSide, prompt: str, answer: str) -> int | None:
     """The token that `answer` starts with after `prompt`; None where the prompt's tokens change when the answer
     follows."""
     ids = model.encode(prompt)
@@ -47,7 +47,7 @@ def first_token(model: Model, prompt: str, answer: str) -> int | None:
     return whole[len(ids)] if len(whole) > len(ids) and whole[: len(ids)] == ids else None
 
 
-def word_ids(model: Model, text: str, word: str) -> list[int]:
+def word_ids(model: TextSide, text: str, word: str) -> list[int]:
     """Tokens of `word` as it continues `text` after a space, whatever the tokenizer makes of a leading space."""
     for before in (text, "a"):
         front, whole = model.encode(before), model.encode(f"{before} {word}")
@@ -68,7 +68,7 @@ class Swap:
 
 
 def swapped(
-    model: Model,
+    model: TextSide,
     text: str,
     swaps: Sequence[Swap],
     rng: np.random.Generator,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from workbench.models.prompt_templates import source_of
 
 if TYPE_CHECKING:
-    from workbench.models.model import Model
+    from workbench.models.text_side import TextSide
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ TAGS = (
 )
 
 
-def tags_in_template(model: Model) -> ThinkingTags | None:
+def tags_in_template(model: TextSide) -> ThinkingTags | None:
     """The tags that the model's chat template knows, or None."""
     source = source_of(model)
     return next((tags for tags in TAGS if tags.opening in source or tags.closing in source), None)
 
 
-def tags_of(model: Model) -> ThinkingTags | None:
+def tags_of(model: TextSide) -> ThinkingTags | None:
     """The tags that the model thinks in: those of its chat template, else those that are tokens of their own; None for
     a model that knows no thinking."""
     if model.tokenizer is None:
@@ -94,7 +94,7 @@ class ThinkingSpan:
 NO_THINKING = ThinkingSpan(0, "none")
 
 
-def thinking_splitter(model: Model, *, inside: bool) -> Callable[[Sequence[int]], ThinkingSpan]:
+def thinking_splitter(model: TextSide, *, inside: bool) -> Callable[[Sequence[int]], ThinkingSpan]:
     """Of token ids of a response, which are thinking. `inside`: whether the prompt ended inside a block of thinking;
     else a response thinks if it begins with the opening tag (or, where the channel of the answer has a name, with
     that). Tags may be single tokens or spelt in several, and a token that ends with more than the tag belongs to the

@@ -48,7 +48,16 @@ from workbench.runs.folder import (
     runs_root,
 )
 from workbench.runs.identity import check_unchanged
-from workbench.runs.preparation import OPTIONS, Prepared, check_engine, data_file, prepare, with_own_data
+from workbench.runs.preparation import (
+    OPTIONS,
+    Prepared,
+    check_engine,
+    check_unloaded,
+    data_file,
+    prepare,
+    stamps,
+    with_own_data,
+)
 from workbench.runs.results import check_result, write_result
 
 if TYPE_CHECKING:
@@ -60,6 +69,7 @@ __all__ = [
     "Result",
     "Run",
     "bind",
+    "check_unloaded",
     "command_for",
     "execute",
     "figure",
@@ -68,6 +78,7 @@ __all__ = [
     "prepare",
     "run_by_id",
     "runs_root",
+    "stamps",
 ]
 
 _PROGRESS_EVERY = 0.5  # seconds between lines of progress.jsonl
@@ -126,6 +137,17 @@ def execute(
     done: Run | None = None
     try:
         if isinstance(model, (str, Path)):
+            check_unloaded(
+                ready,
+                str(model),
+                seed=seed,
+                revision=revision,
+                adapter=adapter,
+                date=date,
+                engine=engine,
+                edits=edits,
+                trust_remote_code=trust_remote_code,
+            )
             context.progress(0, 0, f"loading {model}")
             from workbench.models.loading import load
 

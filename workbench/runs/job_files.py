@@ -23,6 +23,9 @@ from workbench.runs import provenance
 ENDED = ("complete", "failed", "cancelled", "interrupted")
 DEVICE = r"cpu|mps|cuda(:[0-9]{1,3})?"
 BEING_WRITTEN = 60.0  # seconds in which a new folder may be without its job.json
+# Why a job failed: its settings or data, a fault of the probe, or circumstances (a full disk, want of memory, a kill),
+# under which the same settings may succeed another time.
+FAILURES = SETTINGS, FAULT, CIRCUMSTANCE = ("settings", "fault", "circumstance")
 ID = re.compile(r"[0-9]{8}T[0-9]{12}-[0-9a-f]{6}")
 
 
@@ -57,6 +60,12 @@ class Job:
     folder: str | None = None
     error: str | None = None
     detail: str | None = None  # the traceback of an unexpected error
+    failure: str | None = None  # what it was for: one of FAILURES, None where nobody said
+
+    @property
+    def resumable(self) -> bool:
+        """Whether asking for the same again may end otherwise: it was stopped, or failed for what may pass."""
+        return self.ended and self.status != "complete" and self.failure not in (SETTINGS, FAULT)
 
     @property
     def ended(self) -> bool:
@@ -105,6 +114,7 @@ class _Outcome(_Record):
     folder: Word | None = None
     error: str | None = None
     detail: str | None = None
+    failure: Literal["settings", "fault", "circumstance"] | None = None
 
 
 class _State(_Outcome):
@@ -220,7 +230,7 @@ def _with_state(job: Job, folder: Path) -> Job:
         status = "interrupted" if state.status == "running" else state.status
     known: dict[str, Any] = {"status": status}
     if state is not None:
-        known |= state.model_dump(include={"started", "finished", "run", "folder", "error", "detail"})
+        known |= state.model_dump(include={"started", "finished", "run", "folder", "error", "detail", "failure"})
     if status == "interrupted":
         known["error"] = "The worker process ended before the run did; resume goes on where it stopped."
     try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import datetime
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.core import config as configs
 from workbench.core import registry
-from workbench.core.errors import InputError
+from workbench.core.context import Context
+from workbench.core.errors import Cancelled, InputError
+from workbench.core.file_hashes import folder_stamps, stamp
 from workbench.core.hub_files import fetched, is_address, parse_address
 from workbench.core.paths import is_there, user_path
 from workbench.core.registry import Probe
@@ -18,6 +22,7 @@ from workbench.core.tables import existing, read_table
 from workbench.models.model_outline import Facts, facts
 
 ENGINES = ("hf", "nnsight")
+SECONDS = 20.0  # that a look at a run's texts may take before its model is loaded
 OPTIONS = (
     "data",
     "model",
@@ -79,6 +84,54 @@ def with_own_data(ready: Prepared, model: str) -> Prepared:
         return ready
     ready.probe.check(ready.config, own, model, facts(model))
     return dataclasses.replace(ready, data=own, data_name=name)
+
+
+def check_unloaded(
+    ready: Prepared,
+    model: str,
+    *,
+    seed: int = 0,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    date: str | datetime.date | None = None,
+    engine: str = "hf",
+    edits: Sequence[Any] = (),
+    trust_remote_code: bool = False,
+    seconds: float = SECONDS,
+) -> str | None:
+    """Hold a run against its model as it is without its weights: what the probe's `before_loading` finds in tokenizer,
+    config, autoencoder and checkpoints. A sentence on what could not be looked at yet, or None.
+
+    No weight is read. It ends after `seconds` at the latest where the probe asks whether to go on; what is wrong with
+    the texts beyond is said by the run. Raises InputError for what cannot work."""
+    if ready.probe.before_loading is None:
+        return None
+    from workbench.models.unloaded_model import open_unloaded
+
+    found = open_unloaded(model, revision, adapter=adapter, date=date, trust_remote_code=trust_remote_code)
+    if found is None:
+        return f"The model {model} is not on this machine yet: its tokenizer is held against the data once it is there."
+    ready = with_own_data(ready, model)
+    end = time.monotonic() + seconds
+    context = Context(
+        seed=seed, data=ready.data, edits=tuple(edits), engine=engine, cancelled=lambda: time.monotonic() > end
+    )
+    try:
+        registry.load_function(ready.probe.before_loading)(found, ready.config, context)
+    except Cancelled:
+        return "The texts are many: those that could not be looked at in time are checked by the run."
+    return None
+
+
+def stamps(ready: Prepared, model: str) -> tuple:
+    """Others once a file that :func:`check_unloaded` looks at has changed: of the model, the data, and what the config
+    names."""
+    about = facts(model)
+    named = [getattr(ready.config, option["name"]) for option in configs.describe(type(ready.config)) if option["file"]]
+    texts = [text for value in named for text in (value if isinstance(value, tuple) else (value,))]
+    paths = [user_path(text) for text in texts if isinstance(text, str) and text and is_there(user_path(text))]
+    paths += [path for path in (ready.data, about and about.folder) if path is not None]
+    return tuple((str(path), folder_stamps(path) if path.is_dir() else stamp(path)) for path in paths)
 
 
 def check_suited(item: Probe, about: Facts) -> None:

@@ -79,6 +79,7 @@ def submit(
     check_request(model.strip(), revision=revision or None, adapter=adapter or None, dtype=dtype)
     if looks_like_path(model.strip()):
         check_presence(model.strip())
+    execution.check_unloaded(ready, model.strip(), seed=seed, revision=revision or None, adapter=adapter or None)
     moment = datetime.now(UTC)
     job = Job(
         id=f"{moment:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",

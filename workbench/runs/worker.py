@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from workbench.core.disk_errors import disk_errno
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.locks import take
 from workbench.core.private import keep_new_files_private, make_folder
@@ -107,7 +108,8 @@ def _one(job: job_files.Job, inner: subprocess.Popen) -> subprocess.Popen | None
 
     outcome = job_files.root() / job.id / "outcome.json"
     if os.path.lexists(outcome):  # of nobody: not to be believed, and not to be overwritten
-        _close(job, status="failed", error=f"{outcome} was there before the job began; resume asks for a new job.")
+        said = f"{outcome} was there before the job began; resume asks for a new job."
+        _close(job, status="failed", error=said, failure=job_files.CIRCUMSTANCE)
         return inner
     job_files.write_state(
         job.id, status="running", started=provenance.now(), pid=os.getpid(), born=psutil.Process().create_time()
@@ -137,7 +139,7 @@ def _watch(job: job_files.Job, inner: subprocess.Popen) -> subprocess.Popen | No
             found = job_files.read_outcome(job.id)
         except InputError as error:
             _end(inner)
-            _close(job, status="failed", error=str(error))
+            _close(job, status="failed", error=str(error), failure=job_files.CIRCUMSTANCE)
             return None
         if found is not None:
             _close(job, **found)
@@ -146,9 +148,8 @@ def _watch(job: job_files.Job, inner: subprocess.Popen) -> subprocess.Popen | No
             _end(inner)  # an interrupt may have left hooks on the models that are kept loaded
             return None
         if code is not None:
-            _close(
-                job, **({"status": "cancelled"} if asked is not None else {"status": "failed", "error": _death(code)})
-            )
+            killed = {"status": "failed", "error": _death(code), "failure": job_files.CIRCUMSTANCE}
+            _close(job, **({"status": "cancelled"} if asked is not None else killed))
             return None
         if asked is None and job_files.wants_cancel(job.id):
             asked = time.monotonic()
@@ -203,13 +204,36 @@ def compute(device: str) -> None:
             warm.clear()  # it may have left hooks on a model
             found = {"status": "cancelled"}
         except WorkbenchError as error:
-            found = {"status": "failed", "error": str(error), "detail": _trace(error)}
+            found = {"status": "failed", "error": str(error), "detail": _trace(error), "failure": failure_of(error)}
         except SystemExit:  # the worker says that it ended by itself, and starts another
             raise
         except BaseException as error:  # what else a probe or a library raises, a panic in Rust too, ends the job only
             found = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error, 2000)}."}
-            found["detail"] = _trace(error)
+            found |= {"detail": _trace(error), "failure": failure_of(error)}
         job_files.write_outcome(identifier, found)
+
+
+def failure_of(error: BaseException) -> str:
+    """Whether the same settings may succeed another time, of an error that ended a run: one of FAILURES."""
+    if isinstance(error, InputError):
+        return job_files.SETTINGS
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        if isinstance(at, (OSError, MemoryError)) or disk_errno(at) is not None or _of_the_device(at):
+            return job_files.CIRCUMSTANCE
+        at = at.__cause__
+    return job_files.FAULT
+
+
+def _of_the_device(error: BaseException) -> bool:
+    """Whether a device ran out of memory or failed."""
+    if "torch" not in sys.modules:
+        return False
+    from workbench.models.batching import is_out_of_memory
+
+    return is_out_of_memory(error) or "CUDA error" in str(error)
 
 
 def _trace(error: BaseException) -> str | None:
