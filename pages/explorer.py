@@ -8,13 +8,13 @@ import streamlit as st
 
 from pages.widgets import (
     cached,
-    components,
     head_cards,
     head_cells,
     map_cards,
     navigation,
     styling,
     switchboard,
+    token_strip,
     url_state,
 )
 from workbench.core.wording import cut
@@ -32,7 +32,7 @@ SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
 KEYS = (
     ("h, l", "head to the left, to the right"),
     ("j, k", "layer below, above"),
-    ("arrows", "the same in the grid, or along the tokens, once one is chosen"),
+    ("arrows, Home, End", "the same in the grid and in maps, or along the tokens, once Tab has led there"),
     ("x", "switch the chosen head off or on"),
     ("space, shift-click", "the same in the grid"),
     ("Ctrl+Enter", "run, on a probe's screen"),
@@ -42,6 +42,7 @@ KEYS = (
 
 
 def main() -> None:
+    styling.unseen_heading("Explorer", level=1)
     left, right, one, two, more = st.columns([9, 22, 6, 6, 6], gap="small", vertical_alignment="bottom")
     with left:
         name = st.selectbox(
@@ -132,9 +133,11 @@ def view(name: str, opened, text: str) -> None:
 
     left, right = st.columns([10, 9], gap="large")
     with left:
+        styling.unseen_heading("Heads")
         column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables, target, at)
         head_cells.show(opened, frame, column, switches, (layer, head), share=share)
         switchboard.show(opened, frame, column, switches, (layer, head))
+        styling.unseen_heading("Answer")
         head_cards.answer(name, opened, ids, switches, reading)
     with right:
         card = st.segmented_control(
@@ -147,6 +150,7 @@ def view(name: str, opened, text: str) -> None:
             label_visibility="collapsed",
             help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
         )
+        styling.unseen_heading(f"{card} card")
         if why:
             st.caption(styling.md(f"No head to open on, so the first of the last layer. {why}"))
         if card == "Head":
@@ -191,23 +195,8 @@ def chosen_head(name: str, opened, tables) -> tuple[tuple[int, int], str]:
 
 
 def show_tokens(opened, ids, at: int, row, target: Target) -> None:
-    frame = opened_model.tokens(opened, ids)
-    weights = [float(w) for w in row]
-    shades = styling.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
-    items = []
-    for i, (_, token, text, special) in enumerate(frame.iter_rows()):
-        seen = i <= at
-        items.append(
-            {
-                "shown": styling.token(text),
-                "special": bool(special),
-                "line": "\n" in text,
-                "title": f"position {i}, id {token}" + (f", attention {weights[i]:.3f}" if seen else ""),
-                "colour": shades[i][0] if seen else None,
-                "ink": shades[i][1] if seen else None,
-            }
-        )
-    components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
+    styling.unseen_heading("Tokens")
+    token_strip.show(opened, ids, row, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
     count = opened_model.unknown(opened, ids)
     if count:
         st.warning(

@@ -82,7 +82,7 @@ def result(probe: Probe) -> None:
 
 
 def setup(probe: Probe) -> None:
-    st.subheader("Run")
+    st.header("Run")
     queue_panel.show(probe.name)
     newest = [run for run in cached.run_list() if run.probe == probe.name]
     model = st.selectbox(

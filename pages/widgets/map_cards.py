@@ -73,6 +73,7 @@ def show(looking: Looking) -> None:
         help="Lens: what every layer would say at every token. Waterfall: where the target's logit comes from. "
         "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to.",
     )
+    styling.unseen_heading(f"{chosen} map")
     with styling.guard():
         {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}[chosen](looking)
 
@@ -101,8 +102,9 @@ def lens(looking: Looking) -> None:
             help="KL: from the model's own next tokens at that token to the read-out's.",
         )
     ]
+    tokens = looking.tokens
     frame = cached.lens_map(looking.name, looking.ids, looking.switches, of, looking.target, looking.opened)
-    fig = drawn.lens_figure(frame, looking.tokens, colour=colour, said=looking.said)
+    fig = drawn.lens_figure(frame, tokens, colour=colour, said=looking.said)
     call = f"lens(of={of!r}, colour={colour!r})"
     with more:
         export_panel.show(looking.name, fig, frame, "lens", call, looking)
@@ -116,8 +118,8 @@ def lens(looking: Looking) -> None:
     few = 5 if frame.height <= MANY else 1
     words = dict(zip(ids := sorted({i for top in frame["top"] for i in top[:few]}), model.token_strings(ids)))
     titles = [
-        f"layer {drawn.layer_name(layer)}, token {position} {looking.tokens[position]}\n{colours[colour]}: {value}\n"
-        + "\n".join(f"{words[i]!r} {p:.3f}" for i, p in zip(top[:few], chance[:few]))
+        f"layer {drawn.layer_name(layer)}, token {position} {tokens[position]!r}: {words[top[0]]!r} {chance[0]:.3f}"
+        f"\n{colours[colour]}: {value}" + "".join(f"\n{words[i]!r} {p:.3f}" for i, p in zip(top[1:few], chance[1:few]))
         for layer, position, top, chance, value in zip(
             frame["layer"], frame["position"], frame["top"], frame["top_probability"], numbered
         )
@@ -127,7 +129,7 @@ def lens(looking: Looking) -> None:
         cell_map.CellMap(
             f"logit lens, {read}",
             [drawn.layer_name(layer) for layer in layers],
-            looking.tokens,
+            tokens,
             shown,
             titles,
             words=[styling.token(text or "") for text in frame["text"]],
