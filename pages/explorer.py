@@ -8,7 +8,6 @@ import streamlit as st
 
 from pages.widgets import (
     cached,
-    components,
     head_cards,
     head_cells,
     map_cards,
@@ -17,6 +16,7 @@ from pages.widgets import (
     prompt_box,
     styling,
     switchboard,
+    token_strip,
     url_state,
 )
 from workbench.explorer import beside_control, head_sets, opened_model, readings
@@ -33,6 +33,7 @@ SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
 
 
 def main() -> None:
+    styling.unseen_heading("Explorer", level=1)
     cached.look_again()
     body(*prompt_box.show())
 
@@ -59,9 +60,11 @@ def view(name: str, opened, text: str) -> None:
 
     left, right = st.columns([10, 9], gap="large")
     with left:
+        styling.unseen_heading("Heads")
         column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables, target, at)
         head_cells.show(opened, frame, column, switches, (layer, head), share=share)
         switchboard.show(opened, frame, column, switches, (layer, head))
+        styling.unseen_heading("Answer")
         head_cards.answer(name, opened, ids, switches, reading)
     with right:
         card = st.segmented_control(
@@ -74,6 +77,7 @@ def view(name: str, opened, text: str) -> None:
             label_visibility="collapsed",
             help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
         )
+        styling.unseen_heading(f"{card} card")
         if why:
             st.caption(styling.md(f"No head to open on, so the first of the last layer. {why}"))
         if card == "Head":
@@ -119,23 +123,8 @@ def chosen_head(name: str, opened, tables) -> tuple[tuple[int, int], str]:
 
 
 def show_tokens(opened, ids, at: int, row, target: Target) -> None:
-    frame = opened_model.tokens(opened, ids)
-    weights = [float(w) for w in row]
-    shades = styling.shades([w if i <= at else None for i, w in enumerate(weights)], ends=(0.0, 1.0))
-    items = []
-    for i, (_, token, text, special) in enumerate(frame.iter_rows()):
-        seen = i <= at
-        items.append(
-            {
-                "shown": styling.token(text),
-                "special": bool(special),
-                "line": "\n" in text,
-                "title": f"position {i}, id {token}" + (f", attention {weights[i]:.3f}" if seen else ""),
-                "colour": shades[i][0] if seen else None,
-                "ink": shades[i][1] if seen else None,
-            }
-        )
-    components.tokens(items, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
+    styling.unseen_heading("Tokens")
+    token_strip.show(opened, ids, row, at=at, key="tokens", on_pick=lambda i: url_state.put(SCREEN, "at", str(i)))
     prompt_box.said_of(opened)
     count = opened_model.unknown(opened, ids)
     if count:

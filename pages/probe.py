@@ -86,7 +86,7 @@ def result(probe: Probe) -> None:
 
 
 def setup(probe: Probe) -> None:
-    st.subheader("Run")
+    st.header("Run")
     queue_panel.show(probe)
     newest = [run for run in cached.run_list() if run.probe == probe.name]
     model = st.selectbox(

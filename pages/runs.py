@@ -61,7 +61,7 @@ def main() -> None:
     st.divider()
     a, b = st.columns([5, 2], gap="large")
     with a:
-        st.subheader(run.probe.replace("-", " ").capitalize())
+        st.header(run.probe.replace("-", " ").capitalize())
         run_view.show(run)
     with b:
         annotate(run)

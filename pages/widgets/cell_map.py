@@ -1,15 +1,18 @@
-"""A map of cells that are clicked and walked through with the arrow keys: layers upwards, tokens or heads to the right.
+"""A map of cells that are clicked and walked through with the arrow keys, Home and End: layers upwards, tokens or heads
+to the right. Only what has changed is drawn again, and the keyboard stays where it was.
 
 Inline and without anything from elsewhere, as the components beside it; every text goes into the page with
 `textContent`. Cells keep a size at which words can be read, and the map scrolls, with the layers' names in sight."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
+import xxhash
 
 from pages.widgets import styling
 from workbench.core.wording import number
@@ -17,7 +20,7 @@ from workbench.core.wording import number
 _CSS = """
 .map {overflow: auto; max-height: 460px; color: var(--st-text-color); font-size: .72rem; padding: 3px}
 .map table {border-collapse: separate; border-spacing: 1px}
-.map th {font-weight: 400; opacity: .75; white-space: pre; padding: 0 4px; position: sticky; background: var(--st-background-color)}
+.map th {font-weight: 400; color: color-mix(in srgb, var(--st-text-color) 78%, var(--st-background-color)); white-space: pre; padding: 0 4px; position: sticky; background: var(--st-background-color)}
 .map tbody th {left: 0; z-index: 1; text-align: right}
 .map tfoot th {bottom: 0; max-width: 84px; overflow: hidden; text-overflow: ellipsis; text-align: left;
   font-family: ui-monospace, "Source Code Pro", monospace}
@@ -28,59 +31,72 @@ _CSS = """
 .map.words button {width: 64px; font-family: ui-monospace, "Source Code Pro", monospace}
 .map.bare button {width: 26px}
 .map button:hover {outline: 1px solid var(--st-text-color)}
-.map button:focus-visible {outline: 2px dashed var(--st-primary-color)}
 .map button.at {outline: 2px solid var(--st-primary-color)}
+.map button:focus-visible {outline: 3px solid var(--st-text-color)}
 .foot {display: flex; align-items: center; gap: 8px; margin-top: 7px; flex-wrap: wrap; font-size: .74rem; color: var(--st-text-color)}
 .foot i {display: inline-block; width: 120px; height: 9px; border-radius: 2px}
-.foot .dim {opacity: .68}
+.foot .dim {opacity: .72}
 """  # noqa: E501
 _JS = """
 export default function({ data, parentElement, setTriggerValue }) {
   const frame = parentElement.querySelector('.map'), foot = parentElement.querySelector('.foot');
-  const root = parentElement.getRootNode(), active = root.activeElement;
-  const had = active && active.dataset ? active.dataset.cell : null;
-  const seen = [frame.scrollLeft, frame.scrollTop];
-  frame.textContent = ''; foot.textContent = '';
-  frame.className = 'map ' + (data.texts ? 'words' : 'bare');
-  const make = (kind, parent, text) => { const e = document.createElement(kind); if (text !== undefined) e.textContent = text; parent.appendChild(e); return e; };
-  const table = make('table', frame), body = make('tbody', table), feet = make('tfoot', table);
-  table.setAttribute('role', 'grid'); table.setAttribute('aria-label', data.name);
-  const cells = new Map(), columns = data.columns.length;
-  for (let r = data.rows.length - 1; r >= 0; r--) {
-    const row = make('tr', body); row.setAttribute('role', 'row');
-    make('th', row, data.rows[r]).setAttribute('role', 'rowheader');
-    for (let c = 0; c < columns; c++) {
-      const i = r * columns + c, td = make('td', row), b = make('button', td, data.texts ? data.texts[i] : '');
-      td.setAttribute('role', 'gridcell');
-      b.type = 'button'; b.tabIndex = -1; b.dataset.cell = r + '.' + c; b.title = data.titles[i];
-      b.setAttribute('aria-label', data.titles[i]);
-      b.style.background = data.colours[i]; b.style.color = data.inks[i];
-      cells.set(b.dataset.cell, b);
+  const active = parentElement.getRootNode().activeElement, within = active !== null && frame.contains(active);
+  const columns = data.columns.length, rows = data.rows.length;
+  const make = (kind, parent, text, role) => {
+    const e = document.createElement(kind);
+    if (text !== undefined) e.textContent = text;
+    if (role) e.setAttribute('role', role);
+    parent.appendChild(e);
+    return e;
+  };
+  const draw = () => {
+    const seen = [frame.scrollLeft, frame.scrollTop];
+    frame.textContent = ''; foot.textContent = '';
+    frame.className = 'map ' + (data.texts ? 'words' : 'bare');
+    const table = make('table', frame, undefined, 'grid'), body = make('tbody', table, undefined, 'rowgroup');
+    table.setAttribute('aria-label', data.name);
+    for (let r = rows - 1; r >= 0; r--) {
+      const row = make('tr', body, undefined, 'row');
+      make('th', row, data.rows[r], 'rowheader');
+      for (let c = 0; c < columns; c++) {
+        const i = r * columns + c, b = make('button', make('td', row, undefined, 'presentation'), data.texts ? data.texts[i] : '', 'gridcell');
+        b.type = 'button'; b.tabIndex = -1; b.dataset.cell = r + '.' + c; b.title = data.titles[i];
+        b.setAttribute('aria-label', data.titles[i].replaceAll('\\n', ', ')); b.setAttribute('aria-selected', 'false');
+        b.style.background = data.colours[i]; b.style.color = data.inks[i];
+      }
     }
-  }
-  const last = make('tr', feet); make('th', last, data.corner);
-  for (const name of data.columns) { const th = make('th', last, name); th.title = name; }
-  const at = cells.get(data.at.join('.')) || cells.get('0.0');
-  if (at) { at.classList.add('at'); at.tabIndex = 0; at.setAttribute('aria-selected', 'true'); }
-  const low = make('span', foot, data.low), bar = make('i', foot), high = make('span', foot, data.high), say = make('span', foot, data.say);
-  bar.style.background = 'linear-gradient(to right,' + data.scale.join(',') + ')'; say.className = 'dim';
-  frame.scrollLeft = seen[0]; frame.scrollTop = seen[1];
-  if (had && cells.get(had)) cells.get(had).focus({ preventScroll: true });
-  else if (at && !seen[0]) frame.scrollLeft = Math.max(0, at.offsetLeft + at.offsetWidth - frame.clientWidth + 8);
-  const pick = (key) => {
-    const b = cells.get(key); if (!b) return;
-    table.querySelectorAll('.at').forEach((e) => { e.classList.remove('at'); e.tabIndex = -1; e.removeAttribute('aria-selected'); });
-    b.classList.add('at'); b.tabIndex = 0; b.setAttribute('aria-selected', 'true'); b.focus();
-    setTriggerValue('picked', key.split('.').map(Number));
+    const last = make('tr', make('tfoot', table, undefined, 'rowgroup'), undefined, 'row');
+    make('th', last, data.corner, 'columnheader');
+    for (const name of data.columns) make('th', last, name, 'columnheader').title = name;
+    const low = make('span', foot, data.low), bar = make('i', foot), high = make('span', foot, data.high), say = make('span', foot, data.say);
+    bar.style.background = 'linear-gradient(to right,' + data.scale.join(',') + ')'; say.className = 'dim';
+    frame.scrollLeft = seen[0]; frame.scrollTop = seen[1];
+  };
+  if (frame.dataset.stamp !== data.stamp) { draw(); frame.dataset.stamp = data.stamp; }
+  const cell = (r, c) => frame.querySelector(`button[data-cell="${r}.${c}"]`);
+  const mark = (b) => {
+    const before = frame.querySelector('button.at');
+    if (before) { before.classList.remove('at'); before.tabIndex = -1; before.setAttribute('aria-selected', 'false'); }
+    b.classList.add('at'); b.tabIndex = 0; b.setAttribute('aria-selected', 'true');
+  };
+  const at = cell(...data.at) || cell(0, 0);
+  if (at) mark(at);
+  if (at && within) at.focus({ preventScroll: true });
+  else if (at && !frame.scrollLeft) frame.scrollLeft = Math.max(0, at.offsetLeft + at.offsetWidth - frame.clientWidth + 8);
+  const pick = (r, c) => {
+    const b = cell(r, c); if (!b) return;
+    mark(b); b.focus();
+    setTriggerValue('picked', [r, c]);
+  };
+  frame.onclick = (e) => { const b = e.target.closest('button'); if (b) pick(...b.dataset.cell.split('.').map(Number)); };
+  frame.onkeydown = (e) => {
+    const b = e.target.closest('button'); if (!b || e.altKey || e.metaKey) return;
+    const [r, c] = b.dataset.cell.split('.').map(Number), all = e.ctrlKey;
+    const to = { ArrowRight: [r, c + 1], ArrowLeft: [r, c - 1], ArrowUp: [r + 1, c], ArrowDown: [r - 1, c],
+      Home: [all ? rows - 1 : r, 0], End: [all ? 0 : r, columns - 1] }[e.key];
+    if (to) { e.preventDefault(); pick(...to); }
   };
   parentElement.host.dataset.drawn = 'map';
-  table.onclick = (e) => { const b = e.target.closest('button'); if (b) pick(b.dataset.cell); };
-  table.onkeydown = (e) => {
-    const b = e.target.closest('button'); if (!b) return;
-    const [r, c] = b.dataset.cell.split('.').map(Number);
-    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[e.key];
-    if (step) { e.preventDefault(); pick((r + step[0]) + '.' + (c + step[1])); }
-  };
 }
 """  # noqa: E501
 
@@ -92,7 +108,7 @@ _component = st.components.v2.component(
 @dataclass(frozen=True)
 class CellMap:
     """What a map shows: rows (from the bottom) and columns by name, and row by row values (None: no value), a title
-    each (what hovering says and a screen reader reads), and words or None."""
+    each (what hovering says and a screen reader reads, the lines one after the other), and words or None."""
 
     name: str
     rows: Sequence[str]
@@ -125,13 +141,13 @@ def show(
         "titles": list(shown.titles),
         "colours": [colour for colour, _ in shades],
         "inks": [ink for _, ink in shades],
-        "at": list(at),
         "corner": shown.corner,
         "low": number(ends[0]),
         "high": number(ends[1]),
         "scale": list(styling.scale(diverging=diverging)),
         "say": shown.say,
     }
+    data |= {"stamp": xxhash.xxh3_64_hexdigest(json.dumps(data).encode()), "at": list(at)}
 
     def picked() -> None:
         found = st.session_state.get(key)

@@ -308,7 +308,7 @@ def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer
         )
         st.html(
             styling.heading("logit lens at this layer (next: rank of what follows, 0 the top)")
-            + f"<div style='max-height:330px;overflow-y:auto'>{table}</div>"
+            + f"<div class='wb-tall' tabindex='0' role='region' aria-label='logit lens at this layer'>{table}</div>"
         )
     points = layer_curves.at_layer(cached.run_list(), layer, fingerprint=opened.model.fingerprint, read=cached.table)
     if points:

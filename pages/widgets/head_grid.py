@@ -41,7 +41,6 @@ export default function({ data, parentElement, setTriggerValue }) {
   const tall = Math.max(8, Math.min(26, Math.floor(300 / layers) - 2));
   const grid = document.createElement('div');
   grid.className = 'grid';
-  grid.setAttribute('role', 'grid');
   grid.style.gridTemplateColumns = 'minmax(30px, auto) ' + Array.from({ length: heads }, (_, h) => (wide + (h && group > 1 && h % group === 0 ? 5 : 0)) + 'px').join(' ') + ' 40px';
   const gap = (h) => group > 1 && h > 0 && h % group === 0;
   const cell = (l, h) => grid.querySelector(`button[data-key="${l}.${h}"]`);

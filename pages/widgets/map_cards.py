@@ -76,6 +76,7 @@ def show(looking: Looking) -> None:
         "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to. "
         "Features: those of an autoencoder.",
     )
+    styling.unseen_heading(f"{chosen} map")
     with styling.guard():
         draw = {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}
         (draw | {"Features": feature_cards.features})[chosen](looking)
@@ -105,9 +106,10 @@ def lens(looking: Looking) -> None:
             help="KL: from the model's own next tokens at that token to the read-out's.",
         )
     ]
+    tokens = looking.tokens
     frame = cached.lens_map(looking.name, looking.ids, looking.switches, of, looking.target, looking.opened)
     first = stretch(len(looking.ids), looking.at)
-    tokens, whole = looking.tokens[first : first + WIDE], frame
+    tokens, whole = tokens[first : first + WIDE], frame
     if len(tokens) < len(looking.ids):
         frame = frame.filter(pl.col("position").is_between(first, first + WIDE - 1))
     fig = drawn.lens_figure(frame, tokens, colour=colour, said=looking.said)
@@ -123,8 +125,8 @@ def lens(looking: Looking) -> None:
     few = 5 if frame.height <= MANY else 1
     words = dict(zip(ids := sorted({i for top in frame["top"] for i in top[:few]}), next_strings(looking.opened, ids)))
     titles = [
-        f"layer {drawn.layer_name(layer)}, token {position} {looking.tokens[position]}\n{colours[colour]}: {value}\n"
-        + "\n".join(f"{words[i]!r} {p:.3f}" for i, p in zip(top[:few], chance[:few]))
+        f"layer {drawn.layer_name(layer)}, token {position} {tokens[position]!r}: {words[top[0]]!r} {chance[0]:.3f}"
+        f"\n{colours[colour]}: {value}" + "".join(f"\n{words[i]!r} {p:.3f}" for i, p in zip(top[1:few], chance[1:few]))
         for layer, position, top, chance, value in zip(
             frame["layer"], frame["position"], frame["top"], frame["top_probability"], numbered
         )

@@ -18,7 +18,7 @@ _CSS = """
 .pattern {color: var(--st-text-color); font-size: .74rem}
 .pattern .bar {display: flex; gap: 4px; align-items: center; margin-bottom: 5px; flex-wrap: wrap}
 .pattern .bar button {all: unset; cursor: pointer; padding: 2px 8px; border: 1px solid var(--st-border-color, #8886); border-radius: 4px}
-.pattern .bar button[aria-pressed=true] {border-color: var(--st-primary-color); color: var(--st-primary-color)}
+.pattern .bar button[aria-pressed=true] {border-color: var(--st-primary-color); box-shadow: inset 0 0 0 1px var(--st-primary-color); font-weight: 600}
 .pattern .bar button:focus-visible, .pattern canvas:focus-visible {outline: 2px dashed var(--st-primary-color); outline-offset: 1px}
 .pattern canvas {image-rendering: pixelated; cursor: crosshair; max-width: 100%; display: block}
 .pattern .say {min-height: 2.6em; margin-top: 4px; font-variant-numeric: tabular-nums; white-space: pre-wrap}
@@ -27,10 +27,12 @@ _JS = """
 const SCALES = { linear: (w) => w, 'root': (w) => Math.sqrt(w), 'log': (w) => w > 0 ? Math.max(0, 1 + Math.log10(w) / 4) : 0, 'row maximum': (w, most) => most > 0 ? w / most : 0 };
 export default function({ data, parentElement, setTriggerValue }) {
   const box = parentElement.querySelector('.pattern');
-  const before = box.dataset.scale;
+  const before = box.dataset.scale, active = parentElement.getRootNode().activeElement;
+  const within = active !== null && active.tagName === 'CANVAS' && box.contains(active);
   box.textContent = '';
   const make = (kind, parent, text) => { const e = document.createElement(kind); if (text !== undefined) e.textContent = text; parent.appendChild(e); return e; };
   const bar = make('div', box); bar.className = 'bar'; make('span', bar, 'colour');
+  bar.setAttribute('role', 'group'); bar.setAttribute('aria-label', 'Colour of the pattern');
   const canvas = make('canvas', box), say = make('div', box); say.className = 'say'; say.setAttribute('aria-live', 'polite');
   const raw = Uint8Array.from(atob(data.weights), (c) => c.charCodeAt(0)), w = new Uint16Array(raw.buffer), T = data.names.length;
   const hex = (h) => [1, 3, 5].map((i) => parseInt(h.slice(i, i + 2), 16)), stops = data.scale.map(hex), grey = hex(data.grey);
@@ -38,7 +40,8 @@ export default function({ data, parentElement, setTriggerValue }) {
   const lut = Array.from({ length: 1024 }, (_, i) => shade(i / 1023));
   const side = Math.max(T, Math.floor(430 / T) * T), zoom = side / T;
   canvas.width = side; canvas.height = side; canvas.style.width = Math.max(side, 260) + 'px'; canvas.tabIndex = 0;
-  canvas.setAttribute('role', 'img'); canvas.setAttribute('aria-label', data.label + '; arrow keys walk through the cells');
+  canvas.setAttribute('role', 'application'); canvas.setAttribute('aria-label', data.label);
+  canvas.setAttribute('aria-description', 'Arrow keys walk through the cells, Enter asks from the token of the row.');
   const small = document.createElement('canvas'); small.width = T; small.height = T;
   let scale = before && SCALES[before] ? before : 'linear', at = [data.at, data.at];
   const most = Array.from({ length: T }, (_, i) => { let m = 0; for (let j = 0; j <= i; j++) m = Math.max(m, w[i * T + j]); return m / 65535; });
@@ -64,11 +67,12 @@ export default function({ data, parentElement, setTriggerValue }) {
   canvas.onmousemove = (e) => told(...where(e));
   canvas.onclick = (e) => { at = where(e); mark(); told(...at); setTriggerValue('picked', at[0]); };
   canvas.onkeydown = (e) => {
-    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -T], End: [0, T] }[e.key];
     if (step) { e.preventDefault(); e.stopPropagation(); at = at.map((v, k) => Math.min(T - 1, Math.max(0, v + step[k]))); mark(); told(...at); }
     if (e.key === 'Enter') setTriggerValue('picked', at[0]);
   };
   draw(); told(...at);
+  if (within) canvas.focus({ preventScroll: true });
   parentElement.host.dataset.drawn = 'pattern';
 }
 """  # noqa: E501

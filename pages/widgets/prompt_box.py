@@ -15,7 +15,7 @@ SCREEN = "explorer"
 KEYS = (
     ("h, l", "head to the left, to the right"),
     ("j, k", "layer below, above"),
-    ("arrows", "the same in the grid, or along the tokens, once one is chosen"),
+    ("arrows, Home, End", "the same in the grid and in maps, or along the tokens, once Tab has led there"),
     ("x", "switch the chosen head off or on"),
     ("space, shift-click", "the same in the grid"),
     ("Ctrl+Enter", "run: the prompt here, the form on a probe's screen"),

@@ -40,23 +40,30 @@ section[data-testid="stSidebar"] {width: 230px !important}
 [data-testid="stSidebarContent"]:not(:has([data-testid="stSidebarNav"])) [data-testid="stSidebarUserContent"] {visibility: hidden}
 h1, h2, h3 {padding: 0 !important} [data-testid="stHeading"] {margin-bottom: .35rem}
 [data-testid="stVerticalBlock"] {gap: .55rem}
-.wb-dim {opacity: .68}
+.wb-unseen {position: absolute !important; width: 1px; height: 1px; margin: 0 !important; overflow: hidden; clip-path: inset(50%); white-space: nowrap}
+[data-testid="stElementContainer"]:has(> [data-testid="stHtml"] > .wb-unseen) {position: absolute; width: 1px !important; height: 1px; overflow: hidden}
+[data-testid="stCaptionContainer"] {opacity: 1 !important}
+[data-testid="stCaptionContainer"] p, [data-testid="stWidgetLabel"][disabled] p {color: light-dark(#5B6270, #A6ADBB)}
+[data-testid="stMain"] button[data-selected="true"] p {color: light-dark(#1E54C0, #A9B8FA)}
+[data-testid="stMain"] button kbd {color: inherit !important; opacity: 1 !important}
+.wb-dim {opacity: .72}
 .wb-work > div {font-size: .82rem; line-height: 1.25; margin-bottom: .45rem; overflow-wrap: anywhere}
 table.wb {border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums}
 table.wb td, table.wb th {padding: .12rem .4rem .12rem 0; text-align: left; vertical-align: middle; border: 0; font-weight: 400}
-table.wb th {opacity: .68; font-size: .8rem; white-space: nowrap}
+table.wb th {opacity: .72; font-size: .8rem; white-space: nowrap}
 table.wb td.num, table.wb th.num {text-align: right; white-space: nowrap}
 table.wb td.tok {font-family: ui-monospace, "Source Code Pro", monospace; white-space: pre; max-width: 13rem; overflow: hidden; text-overflow: ellipsis}
 table.wb td.bar {width: 50%; min-width: 3rem} table.wb.two td.bar {width: 26%}
 table.wb td.bar i {display: block; height: .7rem; border-radius: 2px; min-width: 1px}
 table.wb tr.on td {font-weight: 600}
 .wb-scroll {overflow-x: auto; max-width: 100%}
+.wb-tall {max-height: 330px; overflow-y: auto}
 .wb-text {font-family: ui-monospace, "Source Code Pro", monospace; font-size: .86rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 2px solid; padding: .1rem 0 .1rem .6rem; margin: .15rem 0}
 .wb-grows {min-height: 2.7rem}
 .st-key-prompt textarea {field-sizing: content; height: auto !important; min-height: 0 !important; max-height: 7.5rem; line-height: 1.3}
 .st-key-prompt [data-testid="stTextAreaRootElement"] {height: auto !important; min-height: 0 !important}
-.wb-head {font-size: .8rem; opacity: .68; margin: .3rem 0 .05rem}
+.wb-head {font-size: .8rem !important; font-weight: 400 !important; line-height: 1.4; opacity: .72; margin: .3rem 0 .05rem !important}
 .wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
 @media (max-width: 640px) {.stMainBlockContainer {padding: 2.9rem .7rem 1rem}}
 """  # noqa: E501
@@ -205,8 +212,13 @@ def shades(
             colour = theme.MISSING if now == "light" else theme.MISSING_DARK
         else:
             colour = theme.colour_at(colours, (v - low) / (high - low))
-        found.append((colour, theme.ink_on(colour)))
+        found.append((colour, ink_on(colour)))
     return found
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever reads better on a cell of this colour: a contrast of at least 4.5 on every colour."""
+    return max(("#000000", "#FFFFFF"), key=lambda ink: theme.contrast(colour, ink))
 
 
 def limits(values: Sequence[float], *, diverging: bool = False) -> tuple[float, float]:
@@ -243,7 +255,10 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> 
     if any(title for title, _ in columns):
         out += [
             "<tr>",
-            *(f"<th class='{'num' if kind == 'num' else ''}'>{esc(title)}</th>" for title, kind in columns),
+            *(
+                f"<th scope='col' class='{'num' if kind == 'num' else ''}'>{esc(title)}</th>" if title else "<td></td>"
+                for title, kind in columns
+            ),
             "</tr>",
         ]
     for row in rows:
@@ -273,4 +288,10 @@ def quote(text: str, colour: str) -> str:
 
 
 def heading(text: str) -> str:
-    return f"<div class='wb-head'>{esc(text)}</div>"
+    """What stands above a table or text of a card, as HTML."""
+    return f"<h3 class='wb-head'>{esc(text)}</h3>"
+
+
+def unseen_heading(text: str, *, level: int = 2) -> None:
+    """A heading that takes no room: what a screen reader jumps to where the eye needs none."""
+    st.html(f"<h{level} class='wb-unseen'>{esc(text)}</h{level}>")

@@ -164,7 +164,7 @@ def test_a_damaged_run_costs_a_sentence_and_not_the_screen(name):
 def test_every_card_of_the_explorer_is_words_and_tables_of_the_house_and_never_a_raw_data_frame(card):
     at = open_page("explorer", model="organism", prompt="The mayor of Brusa is", card=card)
     written = words(at)
-    assert "dataframe" not in written and "shape: (" not in written and "<div class='wb-head'>" in written
+    assert "dataframe" not in written and "shape: (" not in written and "class='wb-head'>" in written
     if card == "Head":
         towards, against = (written.index(title) for title in ("writes towards", "writes against"))
         assert written.index("attends to") < towards < against
