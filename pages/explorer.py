@@ -15,6 +15,7 @@ from pages.widgets import (
     precision_choice,
     prompt_box,
     styling,
+    switch_row,
     switchboard,
     token_strip,
     url_state,
@@ -63,7 +64,7 @@ def view(name: str, opened, text: str) -> None:
         styling.unseen_heading("Heads")
         column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables, target, at)
         head_cells.show(opened, frame, column, switches, (layer, head), share=share)
-        switchboard.show(opened, frame, column, switches, (layer, head))
+        switch_row.show(opened, frame, column, switches, (layer, head))
         styling.unseen_heading("Answer")
         head_cards.answer(name, opened, ids, switches, reading)
     with right:
@@ -148,7 +149,9 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables, target: T
     if wanted := st.query_params.get("colour"):
         st.query_params["colour"] = head_sets.whole_label(wanted, from_runs)
     live = [HERE, *readings.SCORES, EFFECT, "output norm"]
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    left, right, scale = st.columns([5, 3, 3], vertical_alignment="bottom")
+    with scale:
+        head_cells.scale_choice()
     chosen = left.selectbox(
         "Colour of the heads",
         [*live, *from_runs],

@@ -18,11 +18,14 @@ KEYS = (
     ("arrows, Home, End", "the same in the grid and in maps, or along the tokens, once Tab has led there"),
     ("x", "switch the chosen head off or on"),
     ("space, shift-click", "the same in the grid"),
+    ("drag, shift+arrows", "select heads in the grid; with Ctrl more of them"),
+    ("Enter, Ctrl-click", "select one head more, or one less; Ctrl+A: all, Escape: none"),
+    ("click on a head's number", "select that head of every layer; shift-click on a layer: its heads"),
     ("Ctrl+Enter", "run: the prompt here, the form on a probe's screen"),
     ("s", "stop the run in progress there"),
     ("Ctrl+E", "download the figure as PDF there"),
 )
-CHOSEN = ("head", "off", "mlps", "at", "sae", "feature", "features")  # what another model does away with
+CHOSEN = ("head", "off", "mlps", "at", "selected", "sae", "feature", "features")  # what another model does away with
 KEPT = ("model", "prompt")  # what is still there when one comes back from another screen
 
 
