@@ -11,6 +11,7 @@ from pages.widgets import (
     components,
     head_cards,
     head_cells,
+    layer_card,
     map_cards,
     navigation,
     styling,
@@ -153,7 +154,7 @@ def view(name: str, opened, text: str) -> None:
         if card == "Head":
             head_cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
-            head_cards.layer(name, opened, ids, switches, reading, layer, at)
+            layer_card.show(name, opened, ids, switches, reading, layer, at)
         elif card == "Scores":
             head_cards.scores(name, opened, ids, layer, head)
         else:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from workbench.explorer import drawn, lens_maps, patch_maps
+from workbench.explorer import drawn, layer_curves, layer_curves_drawn, lens_maps, patch_maps
 from workbench.explorer.opened_model import Head, Opened, encode, open_model
 from workbench.explorer.readings import Reading, direct_effects, read
 from workbench.explorer.sub_blocks import sub_blocks
@@ -26,6 +26,7 @@ from workbench.explorer.targets import Target, target_of
 from workbench.explorer.waterfall import waterfall
 from workbench.figures.heads import head_map
 from workbench.models.model import Model
+from workbench.runs.folder import Run, list_runs
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -87,6 +88,13 @@ class Exploration:
         another prompt."""
         table = patch_maps.paths_into(self.opened, self.ids, self._ids(donor), receiver, self.target, then=then)
         return table, drawn.paths_figure(table, receiver, said=self.said)
+
+    def layer_curves(self, *, layer: int | None = None, runs: Sequence[Run] | None = None) -> Panel:
+        """What finished runs of this very model found over its layers, the newest first; `layer`: one that is marked.
+        `runs`: those that are looked at, all of the runs folder unless given."""
+        fingerprint = self.opened.model.fingerprint
+        found = layer_curves.curves(list_runs() if runs is None else runs, fingerprint=fingerprint)
+        return layer_curves.as_table(found), layer_curves_drawn.layer_curves_figure(found, layer=layer)
 
     @cached_property
     def reading(self) -> Reading:
