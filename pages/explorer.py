@@ -10,6 +10,7 @@ from pages.widgets import (
     cached,
     head_cards,
     head_cells,
+    layer_card,
     map_cards,
     navigation,
     precision_choice,
@@ -84,7 +85,7 @@ def view(name: str, opened, text: str) -> None:
         if card == "Head":
             head_cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
-            head_cards.layer(name, opened, ids, switches, reading, layer, at)
+            layer_card.show(name, opened, ids, switches, reading, layer, at)
         elif card == "Scores":
             head_cards.scores(name, opened, ids, layer, head)
         else:

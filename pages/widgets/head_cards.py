@@ -9,7 +9,7 @@ from pages.widgets import cached, pattern_map, styling, url_state
 from pages.widgets.continuation import Written, follow, kept
 from workbench.core.errors import WorkbenchError
 from workbench.core.wording import number
-from workbench.explorer import beside_control, head_sets, layer_curves, readings
+from workbench.explorer import beside_control, head_sets, readings
 from workbench.explorer.opened_model import Opened, encode
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
@@ -277,62 +277,3 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             st.html(shown)
             text = Written("greedy continuation", kept(who, tokens, off, model), styling.accent())
             follow([text], LONGEST, key=f"beside {side}")
-
-
-def layer(name, opened: Opened, ids, switches: Switches, reading: Reading, layer: int, at: int) -> None:
-    """One layer: logit lens, length of the stream, and what runs found at that depth."""
-    lens, norms = cached.lens_map(name, ids, switches, "stream", None, opened), readings.norms(reading)
-    texts = opened.model.token_strings(ids)
-    st.html(f"<b>Layer {layer}</b><span class='wb-dim'> (of 0–{opened.model.n_layers - 1}); the stream after it</span>")
-    depth, along = st.columns(2)
-    with depth:
-        here = (
-            lens.filter(pl.col("position") == at).sort("layer", descending=True).join(norms, on=["layer", "position"])
-        )
-        rows = [
-            ("input" if l < 0 else str(l), t, p, p, f"{n:.1f}")
-            for l, t, p, n in here.select("layer", "text", "probability", "norm").iter_rows()
-        ]
-        st.html(
-            styling.heading(f"logit lens at token {at}, by layer")
-            + styling.table(rows, [("layer", "text"), ("top token", "tok"), ("p", "num"), ("", "bar"), ("norm", "num")])
-        )
-    with along:
-        there = lens.filter(pl.col("layer") == layer)
-        rows = [
-            (i, texts[i], t, p, "" if r is None else str(r))
-            for i, t, p, r in there.select("position", "text", "probability", "next_rank").iter_rows()
-        ]
-        table = styling.table(
-            rows, [("at", "num"), ("token", "tok"), ("top token", "tok"), ("p", "num"), ("next", "num")]
-        )
-        st.html(
-            styling.heading("logit lens at this layer (next: rank of what follows, 0 the top)")
-            + f"<div class='wb-tall' tabindex='0' role='region' aria-label='logit lens at this layer'>{table}</div>"
-        )
-    points = layer_curves.at_layer(cached.run_list(), layer, fingerprint=opened.model.fingerprint, read=cached.table)
-    if points:
-        found = [
-            (
-                point.column,
-                point.of,
-                point.value,
-                "[{}, {}]".format(*map(number, point.interval)) if point.interval else "",
-                point.run,
-            )
-            for point in points
-        ]
-        st.html(
-            styling.heading("in finished runs")
-            + styling.table(
-                found, [("", "text"), ("of", "text"), ("value", "num"), ("95 % interval", "text"), ("run", "run")]
-            )
-        )
-    else:
-        do = ", ".join(title.lower() for title in layer_curves.probes_with_curves())
-        st.caption(
-            styling.md(
-                "No finished run says anything about this model's layers yet"
-                + (f"; probes that do: {do}." if do else ".")
-            )
-        )

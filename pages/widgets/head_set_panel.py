@@ -137,7 +137,7 @@ def keep(opened, heads, mlps) -> None:
 
 
 def saved_masks(model):
-    return head_sets.saved_masks(cached.run_list(), fingerprint=model.fingerprint)
+    return head_sets.saved_masks() | cached.heads_in_runs(model.fingerprint, str(model.name)).masks
 
 
 def apply_mask(name: str) -> None:

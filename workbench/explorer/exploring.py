@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from workbench.core.errors import InputError
-from workbench.explorer import drawn, feature_paths, features_drawn, lens_maps, parts_drawn, passages, patch_maps
+from workbench.explorer import (
+    drawn,
+    feature_paths,
+    features_drawn,
+    layer_curves,
+    layer_curves_drawn,
+    lens_maps,
+    parts_drawn,
+    passages,
+    patch_maps,
+)
 from workbench.explorer.autoencoders import DEFAULT, open_autoencoder
 from workbench.explorer.feature_readings import FeatureReading, read_features
 from workbench.explorer.opened_model import Head, Opened, encode, open_model
@@ -30,6 +40,7 @@ from workbench.explorer.waterfall import waterfall
 from workbench.figures.heads import head_map
 from workbench.models.model import Model
 from workbench.models.precision import AUTOMATIC
+from workbench.runs.folder import Run, list_runs
 from workbench.sae.feature_edits import feature_changes
 
 if TYPE_CHECKING:
@@ -141,6 +152,13 @@ class Exploration:
         another prompt."""
         table = patch_maps.paths_into(self.opened, self.ids, self._ids(donor), receiver, self.target, then=then)
         return table, drawn.paths_figure(table, receiver, said=self.said)
+
+    def layer_curves(self, *, layer: int | None = None, runs: Sequence[Run] | None = None) -> Panel:
+        """What finished runs of this very model found over its layers, the newest first; `layer`: one that is marked.
+        `runs`: those that are looked at, all of the runs folder unless given."""
+        fingerprint = self.opened.model.fingerprint
+        found = layer_curves.curves(list_runs() if runs is None else runs, fingerprint=fingerprint)
+        return layer_curves.as_table(found), layer_curves_drawn.layer_curves_figure(found, layer=layer)
 
     def _read_features(self, autoencoder: str) -> FeatureReading:
         return read_features(self.opened, self.ids, open_autoencoder(self.opened, autoencoder), self.switches)
