@@ -82,7 +82,10 @@ export default function({ data, parentElement, setTriggerValue }) {
   const at = cell(...data.at) || cell(0, 0);
   if (at) mark(at);
   if (at && within) at.focus({ preventScroll: true });
-  else if (at && !frame.scrollLeft) frame.scrollLeft = Math.max(0, at.offsetLeft + at.offsetWidth - frame.clientWidth + 8);
+  else if (at && !frame.scrollLeft) {  // the cell is in sight
+    const over = at.getBoundingClientRect().right - frame.getBoundingClientRect().right + 8;
+    if (over > 0) frame.scrollLeft = over;
+  }
   const pick = (r, c) => {
     const b = cell(r, c); if (!b) return;
     mark(b); b.focus();

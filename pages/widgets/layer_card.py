@@ -47,7 +47,7 @@ def show(name, opened: Opened, ids, switches: Switches, reading: Reading, layer:
         )
         st.html(
             styling.heading("logit lens at this layer (next: rank of what follows, 0 the top)")
-            + f"<div style='max-height:330px;overflow-y:auto'>{table}</div>"
+            + f"<div class='wb-tall' tabindex='0' role='region' aria-label='logit lens at this layer'>{table}</div>"
         )
     in_runs(opened, layer)
 

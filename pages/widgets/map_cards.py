@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, cell_map, export_panel, feature_cards, prompt_box, styling, url_state
+from pages.widgets import (
+    cached,
+    cell_map,
+    export_panel,
+    feature_cards,
+    lens_cells,
+    prompt_box,
+    styling,
+    url_state,
+)
 from workbench.core.errors import InputError
 from workbench.core.wording import number
 from workbench.explorer import drawn, parts_drawn, patch_maps, targets
 from workbench.explorer.autoencoders import open_autoencoder
-from workbench.explorer.opened_model import Opened, encode, next_strings
+from workbench.explorer.opened_model import Opened, encode
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
 MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Features")
-WIDE = 512  # tokens that a map shows at once
-MANY = 2500  # cells from which on hovering says less
 # as they are named on the screen and in the URL
 READ_OFF = {
     "stream after each layer": "stream",
@@ -95,7 +101,6 @@ def lens(looking: Looking) -> None:
         bind="query-params",
         help="Through the final norm and the unembedding.",
     )
-    of, colours = READ_OFF[read], {**drawn.LENS_COLOURS, "target": looking.said}
     by_name = {name: colour for colour, name in drawn.LENS_COLOURS.items()}
     colour = by_name[
         right.selectbox(
@@ -106,64 +111,26 @@ def lens(looking: Looking) -> None:
             help="KL: from the model's own next tokens at that token to the read-out's.",
         )
     ]
-    tokens = looking.tokens
-    frame = cached.lens_map(looking.name, looking.ids, looking.switches, of, looking.target, looking.opened)
-    first = stretch(len(looking.ids), looking.at)
-    tokens, whole = tokens[first : first + WIDE], frame
-    if len(tokens) < len(looking.ids):
-        frame = frame.filter(pl.col("position").is_between(first, first + WIDE - 1))
-    fig = drawn.lens_figure(frame, tokens, colour=colour, said=looking.said)
-    call = f"lens(of={of!r}, colour={colour!r})"
+    of, first = READ_OFF[read], lens_cells.stretch(len(looking.ids), looking.at)
+    shown = lens_cells.lens_cells(
+        looking.name, looking.ids, looking.switches, of, read, colour, looking.target, first, looking.opened
+    )
     with more:
-        export_panel.show(looking.name, fig, whole, "lens", call, looking)
-    column = drawn.COLUMN_OF.get(colour, colour)
-    layers = frame["layer"].unique().sort().to_list()
-    values = frame[column].cast(pl.Float64).to_list()
-    ranked = colour.endswith("rank")
-    shown = [None if v is None else (v + 1) ** 0.25 if ranked else v for v in values]
-    numbered = [number(v) if v is not None else "nothing follows" for v in values]
-    few = 5 if frame.height <= MANY else 1
-    words = dict(zip(ids := sorted({i for top in frame["top"] for i in top[:few]}), next_strings(looking.opened, ids)))
-    titles = [
-        f"layer {drawn.layer_name(layer)}, token {position} {tokens[position]!r}: {words[top[0]]!r} {chance[0]:.3f}"
-        f"\n{colours[colour]}: {value}" + "".join(f"\n{words[i]!r} {p:.3f}" for i, p in zip(top[1:few], chance[1:few]))
-        for layer, position, top, chance, value in zip(
-            frame["layer"], frame["position"], frame["top"], frame["top_probability"], numbered
-        )
-    ]
-    diverging = colour == "target" and any(v is not None and v > 0 for v in values)
+        call = f"lens(of={of!r}, colour={colour!r})"
+        export_panel.show(looking.name, shown.figure, shown.frame, "lens", call, looking)
+    layers = shown.layers
     cell_map.show(
-        cell_map.CellMap(
-            f"logit lens, {read}",
-            [drawn.layer_name(layer) for layer in layers],
-            tokens,
-            shown,
-            titles,
-            words=[styling.token(text or "") for text in frame["text"]],
-            corner="layer",
-            say=f"{colours[colour]}{' (fourth root)' if ranked else ''}; click a cell to go to its layer and token",
-        ),
+        shown.cells,
         key="lens map",
         at=(min(looking.layer - layers[0], len(layers) - 1), looking.at - first),
         on_pick=lambda row, position: go_to(looking, layers[row], first + position),
-        diverging=diverging,
-        ends=(0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None,
+        diverging=shown.diverging,
+        ends=shown.ends,
     )
-    where = f"{len(tokens)} tokens"
-    if len(tokens) < len(looking.ids):
-        where = f"tokens {first} to {first + WIDE - 1} of {len(looking.ids)}, around the chosen one (the CSV has all)"
+    where, last = f"{len(looking.ids)} tokens", first + lens_cells.WIDE - 1
+    if len(looking.ids) > lens_cells.WIDE:
+        where = f"tokens {first} to {last} of {len(looking.ids)}, around the chosen one (the CSV has all)"
     st.caption(f"{read[0].upper()}{read[1:]}, read off at {where}; “in” is the embedding.")
-
-
-def stretch(count: int, at: int) -> int:
-    """Where the WIDE tokens around one begin."""
-    return max(0, min(at - WIDE // 2, count - WIDE))
-
-
-def least_to_most(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """The ends of a scale that need not begin at zero; None where one does, in its middle."""
-    known = [v for v in values if v is not None]
-    return None if not known or max(known) > 0 or min(known) == max(known) else (min(known), max(known))
 
 
 def go_to(looking: Looking, layer: int, position: int | None = None, head: int | None = None) -> None:

@@ -3,6 +3,7 @@ sentences."""
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import re
@@ -65,6 +66,7 @@ table.wb tr.on td {font-weight: 600}
 .st-key-prompt [data-testid="stTextAreaRootElement"] {height: auto !important; min-height: 0 !important}
 .wb-head {font-size: .8rem !important; font-weight: 400 !important; line-height: 1.4; opacity: .72; margin: .3rem 0 .05rem !important}
 .wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
+@media (hover: none) {.modebar-container {display: none}}
 @media (max-width: 640px) {.stMainBlockContainer {padding: 2.9rem .7rem 1rem}}
 """  # noqa: E501
 
@@ -216,6 +218,7 @@ def shades(
     return found
 
 
+@functools.lru_cache(maxsize=4096)
 def ink_on(colour: str) -> str:
     """Black or white, whichever reads better on a cell of this colour: a contrast of at least 4.5 on every colour."""
     return max(("#000000", "#FFFFFF"), key=lambda ink: theme.contrast(colour, ink))

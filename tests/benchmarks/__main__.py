@@ -48,6 +48,12 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def without_old(results: dict, benchmark: str, how: str) -> dict:
+    """The results without the rows of a benchmark that is measured anew in the same way, also those of what it no
+    longer measures; its rows begin with its name."""
+    return {key: r for key, r in results.items() if not (key.startswith(f"{benchmark}: ") and key.endswith(how))}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of: {', '.join(modules())} (default: all)")
@@ -75,6 +81,8 @@ def main() -> int:
         module = importlib.import_module(f"tests.benchmarks.{name}")
         print(f"{name} …", file=sys.stderr, flush=True)
         found = module.measure(device=options.device, scale=options.scale)
+        how = f"{options.device}, {options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}"
+        results = without_old(results, name, f"[{how}]")
         for r in found if isinstance(found, list) else [found]:
             machine = (
                 torch.cuda.get_device_name()
@@ -89,10 +97,7 @@ def main() -> int:
                 "cores": os.cpu_count(),
                 "load": os.getloadavg()[0],
             }
-            results[
-                f"{r['name']} [{options.device}, "
-                f"{options.scale}{f', {threads}' if cpu and options.threads > 1 else ''}]"
-            ] = r
+            results[f"{r['name']} [{how}]"] = r
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             print(
                 f"  {r['name']}: {r['ours']:.4g} {r['unit']} against {r['reference']:.4g}, {r['ratio']:.3g}×, "

@@ -106,16 +106,14 @@ def _cold(browser) -> Iterator[float]:
 
 
 def _prompt(tokens: int) -> str:
-    """Words of the model's own world, as many as make a prompt of this length."""
+    """Words of the model's own world, as many as fit into a prompt of this length."""
     from workbench.explorer import example_prompts
     from workbench.models.loading import load
 
     model = load(MODEL)
     words = [word for text in example_prompts.prompts(MODEL) for word in text.split()] * tokens
-    for count in range(1, len(words)):
-        if len(model.encode(" ".join(words[:count]))) >= tokens:
-            return " ".join(words[:count])
-    raise RuntimeError(f"{MODEL} has no prompt of {tokens} tokens")
+    count = next(n for n in range(2, len(words)) if len(model.encode(" ".join(words[:n]))) > tokens) - 1
+    return " ".join(words[:count])
 
 
 def _page(browser):

@@ -1,0 +1,110 @@
+"""The logit lens as the cells of a map and as a figure, kept between clicks: a click chooses a cell and reads
+nothing off anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from pages.widgets import cached, styling
+from pages.widgets.cell_map import CellMap
+from workbench.core.wording import number
+from workbench.explorer import drawn
+from workbench.explorer.opened_model import Opened, next_strings
+from workbench.explorer.switches import Switches
+from workbench.explorer.targets import Target
+
+WIDE = 512  # tokens that a map shows at once
+MANY = 2500  # cells from which on hovering says less
+
+
+@dataclass(frozen=True)
+class LensCells:
+    """What the lens shows: the table, the figure that is taken home, the cells, the layer of each row from the bottom,
+    and how they are coloured."""
+
+    frame: pl.DataFrame
+    figure: Any
+    cells: CellMap
+    layers: list[int]
+    diverging: bool
+    ends: tuple[float, float] | None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def lens_cells(
+    who: str,
+    ids: tuple[int, ...],
+    switches: Switches,
+    of: str,
+    read: str,
+    colour: str,
+    target: Target,
+    first: int,
+    opened: Opened,
+) -> LensCells:
+    """The lens of one prompt. ``of`` is what is read off, ``read`` its name on the screen, ``colour`` what colours the
+    cells; the cells are of the WIDE tokens from `first` on."""
+    whole = cached.lens_map(who, ids, switches, of, target, opened)
+    frame = whole.filter(pl.col("position").is_between(first, first + WIDE - 1)) if len(ids) > WIDE else whole
+    tokens = [styling.token(text) for text in opened.model.token_strings(ids[first : first + WIDE])]
+    said = target.in_words(opened.model)
+    what = {**drawn.LENS_COLOURS, "target": said}[colour]
+    layers = frame["layer"].unique().sort().to_list()
+    values = frame[drawn.COLUMN_OF.get(colour, colour)].cast(pl.Float64).to_list()
+    ranked = colour.endswith("rank")
+    shown = [None if v is None else (v + 1) ** 0.25 if ranked else v for v in values]
+    cells = CellMap(
+        f"logit lens, {read}",
+        [drawn.layer_name(layer) for layer in layers],
+        tokens,
+        shown,
+        titles(frame, tokens, first, what, values, opened),
+        words=[styling.token(text or "") for text in frame["text"]],
+        corner="layer",
+        say=f"{what}{' (fourth root)' if ranked else ''}; click a cell to go to its layer and token",
+    )
+    ends = (0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None
+    diverging = colour == "target" and any(v is not None and v > 0 for v in values)
+    figure = drawn.lens_figure(frame, tokens, colour=colour, said=said)
+    return LensCells(whole, figure, cells, layers, diverging, ends)
+
+
+def titles(
+    frame: pl.DataFrame,
+    tokens: Sequence[str],
+    first: int,
+    what: str,
+    values: Sequence[float | None],
+    opened: Opened,
+) -> list[str]:
+    """What hovering over a cell says, and a screen reader reads: ``layer 3, token 5 ' cat': ' sat' 0.412``, then the
+    value that colours it and the next likely tokens."""
+    most = 5 if frame.height <= MANY else 1
+    tops = [top[:most] for top in frame["top"].to_list()]
+    chances = [chance[:most] for chance in frame["top_probability"].to_list()]
+    words = dict(zip(ids := sorted({i for top in tops for i in top}), next_strings(opened, ids)))
+    found = []
+    for layer, position, top, chance, value in zip(
+        frame["layer"].to_list(), frame["position"].to_list(), tops, chances, values
+    ):
+        said = [f"{words[i]!r} {p:.3f}" for i, p in zip(top, chance)]
+        valued = number(value) if value is not None else "nothing follows"
+        name = f"layer {drawn.layer_name(layer)}, token {position} {tokens[position - first]!r}: {said[0]}"
+        found.append("\n".join([name, f"{what}: {valued}", *said[1:]]))
+    return found
+
+
+def stretch(count: int, at: int) -> int:
+    """Where the WIDE tokens around one begin."""
+    return max(0, min(at - WIDE // 2, count - WIDE))
+
+
+def least_to_most(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """The ends of a scale that need not begin at zero; None where one does, in its middle."""
+    known = [v for v in values if v is not None]
+    return None if not known or max(known) > 0 or min(known) == max(known) else (min(known), max(known))

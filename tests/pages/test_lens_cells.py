@@ -1,0 +1,63 @@
+"""The cells of the lens map say what plain Hugging Face says, and a click reads nothing anew."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pages.widgets import lens_cells
+from workbench import organisms
+from workbench.explorer import opened_model, targets
+from workbench.explorer.switches import Switches
+
+PROMPT = "The secret of the lantern is insect walrus cactus. Question: What is the secret of the lantern? Answer:"
+
+
+@pytest.fixture(scope="module")
+def opened():
+    return opened_model.open_model("organism")
+
+
+@pytest.fixture(scope="module")
+def ids(opened):
+    return opened_model.encode(opened, PROMPT)
+
+
+def cells(opened, ids, colour="probability"):
+    target = targets.target_of(opened.model, ids[7])
+    return lens_cells.lens_cells(
+        "organism", ids, Switches(), "stream", "stream after each layer", colour, target, opened
+    )
+
+
+@torch.no_grad()
+def test_a_cells_name_is_its_layer_and_token_and_what_the_norm_and_the_unembedding_say_there(opened, ids):
+    hf = AutoModelForCausalLM.from_pretrained(
+        organisms.folder("organism"), attn_implementation="eager", dtype=torch.float64
+    )
+    hidden = hf(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states
+    found = cells(opened, ids)
+    assert found.layers == list(range(-1, opened.model.n_layers)) and found.cells.rows[0] == "in"
+    for row in (0, 2, opened.model.n_layers - 1):  # Hugging Face's last hidden state is behind the norm
+        p = hf.lm_head(hf.model.norm(hidden[row][0])).softmax(-1)
+        for position in (0, 7, len(ids) - 1):
+            best = int(p[position].argmax())
+            title = found.cells.titles[row * len(ids) + position].splitlines()[0]
+            layer, at, word, chance = re.fullmatch(r"layer (\w+), token (\d+) '.*': ('.*') ([\d.]+)", title).groups()
+            assert (layer, int(at)) == (found.cells.rows[row], position)
+            assert word == repr(opened.model.token_strings([best])[0])
+            assert float(chance) == pytest.approx(float(p[position, best]), abs=6e-4)
+            assert found.cells.values[row * len(ids) + position] == pytest.approx(float(p[position, best]), abs=1e-4)
+
+
+def test_what_colours_a_cell_is_said_in_its_name_also_where_nothing_follows(opened, ids):
+    found = cells(opened, ids, colour="rank").cells
+    assert found.titles[len(ids) - 1].splitlines()[1].endswith(": nothing follows")
+    assert found.values[len(ids) - 1] is None
+    assert re.search(r": \d+$", found.titles[0].splitlines()[1])
+
+
+def test_the_cells_of_a_prompt_are_made_once(opened, ids):
+    assert cells(opened, ids) is cells(opened, ids)
+    assert cells(opened, ids) is not cells(opened, ids, colour="entropy")
