@@ -27,6 +27,7 @@ from workbench.core.files import canonical, remove_leftovers, write_json
 from workbench.core.locks import folder_lock
 from workbench.core.nearest_name import nearest
 from workbench.core.private import appending
+from workbench.core.progress import SCALE, stage_of
 from workbench.core.registry import Probe
 from workbench.runs import checksums, claim, provenance, records
 from workbench.runs.description import (
@@ -253,7 +254,8 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
     }
     write_json(folder / records.RUN, info)
     (folder / ENDED).unlink(missing_ok=True)
-    context.on_progress = _recorder(folder / "progress.jsonl", context.on_progress)
+    told = context.on_progress
+    context.on_progress = _recorder(folder / "progress.jsonl", told)
     provenance.reset_peak_memory()
     start = time.perf_counter()
 
@@ -300,6 +302,8 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         check_result(ready.probe, result)
         write_result(folder, result)
         close("complete")
+        if told is not None:
+            told(SCALE, SCALE, "complete")
     except (KeyboardInterrupt, Cancelled):
         if not _is_complete(folder):  # else it came too late to stop anything
             close_if_it_can_be("cancelled")
@@ -443,8 +447,9 @@ def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Ca
 
     def record(done: int, total: int, label: str) -> None:
         moment = time.perf_counter()
-        if label != last["label"] or (total and done >= total) or moment - last["time"] >= _PROGRESS_EVERY:
-            last.update(time=moment, label=label)
+        stage = stage_of(label)
+        if stage != last["label"] or (total and done >= total) or moment - last["time"] >= _PROGRESS_EVERY:
+            last.update(time=moment, label=stage)
             line = {
                 "time": provenance.now(),
                 "seconds": round(moment - start, 3),
