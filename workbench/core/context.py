@@ -16,7 +16,7 @@ from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import read_plain, write_bytes
 from workbench.core.parquet import parquet_bytes, parse_parquet
 from workbench.core.private import make_folder
-from workbench.core.progress import SCALE, Course, shares
+from workbench.core.progress import SCALE, OverallProgress, shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ class Context:
     readings: list[str] = field(default_factory=list)  # of data files in a published format: what was read as what
     parts_loaded: int = 0
     parts_computed: int = 0
-    course: Course = field(default_factory=Course)  # how far the whole is
+    course: OverallProgress = field(default_factory=OverallProgress)  # how far the whole is
     seconds_saved: float = 0.0  # what the parts that were loaded had taken to compute
 
     def rng(self, name: str) -> np.random.Generator:

@@ -34,7 +34,7 @@ class Stretch:
 
 
 @dataclass
-class Course:
+class OverallProgress:
     """The stages that are open, the innermost last, and the share that was reached."""
 
     open: list[Stretch] = field(default_factory=lambda: [Stretch(0.0, 1.0, 0.0)])
