@@ -65,7 +65,7 @@ def show_ended(jobs: list[queue.Job], probe: Probe | None) -> None:
     if not jobs:
         return
     more = f" · {len(jobs) - 1} more" if len(jobs) > 1 else ""
-    with st.expander(styling.md(cut(f"{jobs[0].status}: {why(jobs[0])}", 90) + more), key="jobs-ended"):
+    with st.expander(styling.md(cut(f"{jobs[0].status}: {why(jobs[0])}", 64) + more), key="jobs-ended"):
         for job in jobs:
             show_one_that_ended(job, probe)
 

@@ -89,7 +89,7 @@ def unfinished(run: Run, status: str) -> None:
     if error:
         text += f" {error.get('message', '')}"
     elif progress.get("total"):
-        text += f" It got to {progress['label']}, {progress['done']:,} of {progress['total']:,}."
+        text += f" It got to {progress['done'] / progress['total']:.0%} ({progress['label']})."
     (st.error if status == "failed" else st.info)(styling.md(text))
     if error.get("traceback"):
         with st.expander("Traceback"):

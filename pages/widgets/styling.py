@@ -168,10 +168,9 @@ def state(job: Any) -> str:
         return f"waiting, number {job.position} in the queue of {job.device}"
     if job.status != "running":
         return job.status
-    text = job.label or "starting"
-    if job.total:
-        text += f", {job.done:,} of {job.total:,} ({job.done / job.total:.0%})"
-    return text + (f", {duration(job.seconds_left)} left of this stage" if job.seconds_left is not None else "")
+    share = f"{job.done / job.total:.0%} · " if job.total else ""
+    left = f" · {duration(job.seconds_left)} left" if job.seconds_left is not None else ""
+    return f"{share}{job.label or 'starting'}{left}"
 
 
 def short_id(identifier: str) -> str:

@@ -26,7 +26,7 @@ from probes.branching_factor.branching_samples import frame
 from probes.branching_factor.condition_tables import comparison_row, condition_tables
 from probes.branching_factor.conditions import Lab
 from probes.branching_factor.config import BIBTEX, Config, validate
-from probes.branching_factor.estimate import estimate
+from probes.branching_factor.estimate import conditions_of, estimate
 from probes.branching_factor.forking import forking_tables
 from probes.branching_factor.studies import STUDY
 from probes.branching_factor.summary import summary_of
@@ -160,13 +160,16 @@ def run(model: Model, config: Config, context: Context) -> Result:
     other = load(config.compare, dtype=model.dtype, device=model.device) if config.compare else None
     if other is not None:
         other.day = model.day  # both are asked on the same day, where their templates print it
-    lab = Lab(model, config, context, prompts, other)
+    lab = Lab(model, config, context, prompts, other, expected=prompts.height * conditions_of(config))
+    stage = context.stages(stage_weights(model, config, lab))
     try:
-        found, pairs, tables = STUDY[config.study](lab)
+        with stage("samples"):
+            found, pairs, tables = STUDY[config.study](lab)
     finally:
         lab.close()
 
-    tables |= condition_tables(found, config, context)
+    with stage("tables"):
+        tables |= condition_tables(found, config, context)
     tables |= forking_tables(found, config.forking) if config.forking else {}
     tables = {name: t.with_columns(pl.selectors.by_dtype(pl.Null).cast(pl.Float64)) for name, t in tables.items()}
     if pairs:
@@ -175,6 +178,17 @@ def run(model: Model, config: Config, context: Context) -> Result:
         tables["comparisons"] = frame({key: [row[key] for row in rows] for key in rows[0]})
     _warn_of_tokenizers(tables["conditions"], context)
     return Result(tables=tables, summary=summary_of(tables, config) | counted_rows(context))
+
+
+def stage_weights(model: Model, config: Config, lab: Lab) -> dict[str, float]:
+    """What sampling and its tables take beside each other: about the seconds on one CPU core, of a step of the model
+    whatever the batch, of every token, and of every prompt in the tables."""
+    tokens = lab.expected * config.samples * config.max_new_tokens
+    steps = config.max_new_tokens * max(1, lab.parts)
+    return {
+        "samples": steps * model.n_layers * 0.002 + tokens * 24 * model.n_layers * model.width**2 / 1e10,
+        "tables": 0.2 + 0.02 * lab.expected,
+    }
 
 
 def _warn_of_tokenizers(conditions: pl.DataFrame, context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,10 @@ from workbench.models.prompt_style import (
     write_prompt,
 )
 
-PART_ROWS = 1024  # samples per resumable part
+# Samples of a resumable part: a kill loses one part at most, which is a SHARE_LOST of the run unless so few samples
+# were asked for that they would be decoded one by one.
+LEAST_ROWS, MOST_ROWS, SHARE_LOST = 16, 1024, 0.04
+FILL = {"ids": -1, "steps": np.nan}  # after the end of a sample
 NEARLY_ALL = 0.99  # without a nucleus, compat is warned about where its 50 tokens hold less
 
 
@@ -58,6 +62,8 @@ class Lab:
     numbers: list[int] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)  # as `numbers`, one number for prompts with the same words
     engines: dict[int, object] = field(default_factory=dict)  # vLLM's, by id() of their models
+    expected: int = 0  # prompts that the study is likely to sample, over all of its conditions
+    measured: int = 0  # of these, those that were
 
     def __post_init__(self) -> None:
         self.models = [m for m in (self.model, self.other) if m is not None]
@@ -146,50 +152,78 @@ class Lab:
 
     def measure(self, condition: Condition) -> MeasuredCondition:
         """Sample the condition, part by part; parts that an interrupted run has done are read."""
-        per_part, parts = max(1, PART_ROWS // self.config.samples), []
-        for start in range(0, len(condition.ids), per_part):
-            rows = list(range(start, min(start + per_part, len(condition.ids))))
-            name = f"{condition.name}/{start}"
-            parts.append(self.context.part(name, lambda rows=rows: self._sample(condition, rows)))
+        rows = len(condition.ids)
+        whole = max(1, self.expected, self.measured + rows)
+        with self.context.stretch(self.measured / whole, (self.measured + rows) / whole, condition.name):
+            parts = [self._row_of_parts(condition, some) for some in self._parts(condition)]
+        self.measured += rows
         longest = max(part["ids"].shape[2] for part in parts)
 
         def join(name: str, fill) -> np.ndarray:
-            wide = [np.full((*p[name].shape[:2], longest, *p[name].shape[3:]), fill, p[name].dtype) for p in parts]
-            for whole, part in zip(wide, parts):
-                whole[:, :, : part[name].shape[2]] = part[name]
-            return np.concatenate(wide)
+            return np.concatenate([widened(part[name], longest, fill) for part in parts])
 
         lengths, finish = (np.concatenate([part[name] for part in parts]) for name in ("lengths", "finish"))
-        found = MeasuredCondition(condition, join("ids", -1), lengths, finish, join("steps", np.nan), [])
+        ids, steps = (join(name, fill) for name, fill in FILL.items())
+        found = MeasuredCondition(condition, ids, lengths, finish, steps, [])
         P, M = found.lengths.shape
         _put_back(found, self.context)
         found.texts = [[condition.model.decode(found.tokens(p, m)) for m in range(M)] for p in range(P)]
         _warn(found, self.config, self.context)
         return found
 
-    def _sample(self, condition: Condition, rows: list[int]) -> dict[str, np.ndarray]:
+    @property
+    def parts(self) -> int:
+        """How many resumable parts the study is likely to have."""
+        rows = self.expected * self.config.samples
+        return -(-rows // min(MOST_ROWS, max(LEAST_ROWS, int(SHARE_LOST * rows))))
+
+    def _parts(self, condition: Condition) -> list[list[tuple[range, range]]]:
+        """What is sampled together: prompts and samples of a part, those of the same prompts in one list."""
+        P, M = len(condition.ids), self.config.samples
+        most = min(MOST_ROWS, max(LEAST_ROWS, int(SHARE_LOST * max(self.expected, P) * M)))
+        whole = self.config.sampler == "vllm" or condition.rule.temperature == 0 or most >= M
+        prompts = max(1, most // M) if whole else 1
+        starts = [range(start, min(start + prompts, P)) for start in range(0, P, prompts)]
+        pieces = [range(M)] if whole else [range(m, min(m + most, M)) for m in range(0, M, most)]
+        return [[(rows, piece) for piece in pieces] for rows in starts]
+
+    def _row_of_parts(self, condition: Condition, some: list[tuple[range, range]]) -> dict[str, np.ndarray]:
+        """Some prompts with all of their samples, of parts that hold some of these each."""
+        found = []
+        for rows, piece in some:
+            name = f"{condition.name}/{rows.start}" + (f".{piece.start}" if len(some) > 1 else "")
+            found.append(self.context.part(name, partial(self._sample, condition, rows, piece)))
+        longest = max(part["ids"].shape[2] for part in found)
+        wide = {name: [widened(part[name], longest, FILL[name]) for part in found] for name in ("ids", "steps")}
+        wide |= {name: [part[name] for part in found] for name in ("lengths", "finish")}
+        return {name: np.concatenate(each, axis=1) for name, each in wide.items()}
+
+    def _sample(self, condition: Condition, rows: range, piece: range) -> dict[str, np.ndarray]:
         context, config, model = self.context, self.config, condition.model
-        total = len(condition.ids) * config.samples
+        M = config.samples
+        total, before = len(condition.ids) * M, rows.start * M + piece.start
         ids = [condition.ids[i] for i in rows]
 
         def progress(done: int, _total: int, label: str) -> None:
-            context.progress(rows[0] * config.samples + done, total, f"{condition.name}: {label}")
+            context.progress(before + done, total)
 
         run = Pass(edits=context.edits if model is self.model else (), check=context.check, progress=progress)
         options = {
-            "samples": config.samples,
+            "samples": len(piece),
             "max_new_tokens": config.max_new_tokens,
             "rule": condition.rule,
             "stop_strings": config.stop,
             "seed": context.torch_seed(condition.stream),
-            "prompt_keys": rows,
+            "prompt_keys": list(rows),
         }
         if config.sampler == "vllm":
             found = sample_vllm(model, ids, engine=self._engine(model), run=run, **options)
         else:
-            found = sample(model, ids, run=run, max_rows=config.max_rows, **options)
+            found = sample(model, ids, run=run, max_rows=config.max_rows, first=piece.start, **options)
         context.count(
-            prompts=len(rows), tokens=int(found.lengths.sum()) + sum(map(len, ids)), forwards=found.ids.shape[2]
+            prompts=len(rows) if piece.start == 0 else 0,
+            tokens=int(found.lengths.sum()) + sum(map(len, ids)),
+            forwards=found.ids.shape[2],
         )
         arrays = {name: getattr(found, name).numpy() for name in ("ids", "lengths", "finish", "steps")}
         return arrays | {"ids": arrays["ids"].astype(np.int32)}
@@ -199,6 +233,13 @@ class Lab:
         if id(model) not in self.engines:
             self.engines[id(model)] = open_engine(model, memory=0.6 / len(self.models))
         return self.engines[id(model)]
+
+
+def widened(values: np.ndarray, longest: int, fill: float) -> np.ndarray:
+    """Samples [P, M, N, …] with room for `longest` steps."""
+    out = np.full((*values.shape[:2], longest, *values.shape[3:]), fill, values.dtype)
+    out[:, :, : values.shape[2]] = values
+    return out
 
 
 def _put_back(found: MeasuredCondition, context: Context) -> None:

@@ -23,16 +23,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
     longest = min(config.max_new_tokens, model.context or CONTEXT)
     offsets = set(config.offsets)
-    times = {
-        "pair": 2,
-        "nudging": 3,
-        "complexity": len(config.levels) * (1 + bool(config.compare)),
-        "decoding": len(config.settings),
-        "resampling": len({0, *config.cuts}) * config.originals,
-        "random_prefix": 1 + len(INSERTED) * len(offsets) * config.originals,
-        "feedback": 1 + len(FEEDBACK) * config.originals,
-        "sentences": 1 + (config.max_sentences + 1) * config.originals,
-    }.get(config.study, 1)
+    times = conditions_of(config)
     rows, given = len(prompts) * times, 0
     if config.study == "random_prefix":
         given = sum(t + config.inserted * (kind != NOTHING) for t in offsets for kind in INSERTED) * config.originals
@@ -42,3 +33,18 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     if config.study == "sentences":  # an output with so many sentences, cut on average in its middle
         given = (config.max_sentences + 1) * config.originals * (longest // 2)
     return Plan(rows, model.tokens(prompts) * times + len(prompts) * given + rows * config.samples * longest)
+
+
+def conditions_of(config: Config) -> int:
+    """How many times the study samples its prompts, as far as that is known before."""
+    offsets = set(config.offsets)
+    return {
+        "pair": 2,
+        "nudging": 3,
+        "complexity": len(config.levels) * (1 + bool(config.compare)),
+        "decoding": len(config.settings),
+        "resampling": len({0, *config.cuts}) * config.originals,
+        "random_prefix": 1 + len(INSERTED) * len(offsets) * config.originals,
+        "feedback": 1 + len(FEEDBACK) * config.originals,
+        "sentences": 1 + (config.max_sentences + 1) * config.originals,
+    }.get(config.study, 1)

@@ -173,16 +173,23 @@ def run(model, config: Config, context: Context) -> Result:
     learned: dict[tuple[str, str], np.ndarray] = {}
     whole: dict[str, np.ndarray] = {}
     texts_of: dict[str, WrittenTexts] = {}
-    for number, (condition, noise, precision) in enumerate(conditions):
-        subject = cache(partial(_subject, model, precision, context))  # made only if a set is not measured yet
-        for k, concept in enumerate(sets):
+    subjects = {name: cache(partial(_subject, model, precision, context)) for name, _, precision in conditions}
+    work = [(condition, noise, concept) for condition, noise, _ in conditions for concept in sets]
+    sizes = [_size(concept) for *_, concept in work]
+    stage = context.stages({"concept sets": sum(sizes), "transfer": _pairs(config, sets)})
+    with stage("concept sets"):
+        for condition, noise, concept in context.each(
+            work,
+            sizes,
+            title=lambda number, item: f"{number} of {len(work)} ({item[2].name})",
+        ):
             written = write(model, concept, noise, config, context)
             inputs.append(
                 inputs_table(concept, condition, written.ids, splits[concept.name][0], start=sum(map(len, inputs)))
             )
             measure = study if concept.classes else number_study
-            work = partial(measure, subject, concept, condition, written, splits[concept.name], config, context)
-            for name, part in context.part(f"{condition} {concept.name}", work).items():
+            asked = (subjects[condition], concept, condition, written, splits[concept.name], config, context)
+            for name, part in context.part(f"{condition} {concept.name}", partial(measure, *asked)).items():
                 if name == "coefficients":
                     learned[concept.name, condition] = part
                 elif name == "fitted_on_all":
@@ -190,11 +197,11 @@ def run(model, config: Config, context: Context) -> Result:
                         whole[concept.name], texts_of[concept.name] = part, written
                 else:
                     found.setdefault(name, []).append(part)
-            context.progress(number * len(sets) + k + 1, len(conditions) * len(sets), "concept sets")
     # a point that a curve does not have is missing, not a number
     tables = {name: pl.concat(same).with_columns(pl.selectors.float().fill_nan(None)) for name, same in found.items()}
     tables["inputs"] = pl.concat(inputs)
-    tables["transfer"] = _transfer(model, pairs, whole, texts_of, tables["depth"], config, context)
+    with stage("transfer"):
+        tables["transfer"] = _transfer(model, pairs, whole, texts_of, tables["depth"], config, context)
     described = [set_row(concept, splits[concept.name][1]) for concept in sets]
     tables["sets"] = pl.DataFrame(described, schema_overrides=NULLABLE)
     if context.out is not None:
@@ -202,6 +209,16 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(
         tables, {}, summary_of(tables, left_out(sets, config)) | counted_rows(context) | counted_sinks(context)
     )
+
+
+def _size(concept: ConceptSet) -> float:
+    """What measuring a set takes beside others: a share for each set, and one for each text."""
+    return 50.0 + len(concept)
+
+
+def _pairs(config: Config, sets: Sequence[ConceptSet]) -> float:
+    """What transfer takes beside the sets: every set once more, without its shuffles."""
+    return 0.05 * sum(map(_size, sets)) if config.transfer else 0.0
 
 
 def _transfer(

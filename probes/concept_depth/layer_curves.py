@@ -170,13 +170,15 @@ def shuffled_courses(
     *,
     shuffles: int,
     rng: np.random.Generator,
+    told: Callable[[int], None] = lambda done: None,
 ) -> Control:
     """Probes fitted and tested on labels shuffled within the parts of the split and within its groups `units` [n]
     (None: it keeps none together); fewer courses where a shuffle leaves the rows to fit on without a class. `parts`: of
-    the test rows, as they take turns in picking the best layer."""
+    the test rows, as they take turns in picking the best layer. `told(done)`: is told how many shuffles are done."""
     accuracy, balanced, peaks, of_each, rows = [], [], [], [], np.concatenate(list(tests))
     k = len(set(labels))
-    for _ in range(shuffles):
+    for number in range(shuffles):
+        told(number)
         other = shuffle(labels, tests, units, rng)
         if all(len(set(np.delete(other, t))) == k for t in tests) and len(set(other[rows])) == k:
             scores = fit(other).scores

@@ -36,7 +36,10 @@ from probes.concept_depth.steering_check import STEERING, steering_check
 from probes.concept_depth.transfer import fitted_on_all
 from probes.concept_depth.written_texts import WrittenTexts
 from workbench.core.context import Context
+from workbench.models.model import Model
 from workbench.stats.clusters import FEWEST
+
+FLOPS, SECONDS_OF_A_FIT = 1e10, 0.003  # about: a second on one core, a probe of a hundred rows of width 64
 
 
 def study(
@@ -52,8 +55,9 @@ def study(
     fitted on all rows [1 + shuffles, L, d + 1]."""
     model, (tests, by_group), labels, k = subject(), folds, concept.labels, len(concept.classes)
     where = {"dataset": concept.name, "condition": condition}
-    features = layer_features(model, concept, written, config, context)
-
+    stage = context.stages(stage_weights(model, concept, written, config, folds=len(tests), clean=condition == "clean"))
+    with stage("activations"):
+        features = layer_features(model, concept, written, config, context)
     rows = np.concatenate(tests)
     truth, groups = labels[rows], np.array(concept.groups if concept.groups is not None else np.arange(len(labels)))
     units = groups if by_group else None
@@ -63,25 +67,29 @@ def study(
 
     fit = fitter(config, model.device, context, classes=k)
     score = partial(layer_curves.score_held_out, features, tests=tests)
-    held_out = score(labels, fit=fit)
+    with stage("probes"):
+        held_out = score(labels, fit=fit)
     layer_curves.warn_of_what_did_not_converge(held_out, concept.name, condition, context)
     rng = context.rng(f"bootstrap {concept.name}")
     curve = layer_curves.measured(held_out.scores, truth, clusters, tests, draws=config.draws, rng=rng)
     parts = picking_parts(truth, clusters if by_group else None, tests, context.rng(f"halves {concept.name}"))
-    control = layer_curves.shuffled_courses(
-        partial(score, fit=fit),
-        labels,
-        tests,
-        parts,
-        units,
-        model.n_layers,
-        shuffles=config.shuffles,
-        rng=context.rng(f"shuffle {concept.name}"),
-    )
+    with stage("shuffled labels"):
+        control = layer_curves.shuffled_courses(
+            partial(score, fit=fit),
+            labels,
+            tests,
+            parts,
+            units,
+            model.n_layers,
+            shuffles=config.shuffles,
+            rng=context.rng(f"shuffle {concept.name}"),
+            told=lambda done: context.progress(done, config.shuffles),
+        )
     context.check()
     scaled = partial(on_the_scale_of_two, classes=k)
     judged = above_chance(scaled(curve.value["balanced_accuracy"]), scaled(control.balanced), control.ways)
-    tasks = _control_tasks(concept, features, fit, config, context)
+    with stage("control tasks"):
+        tasks = _control_tasks(concept, features, fit, config, context)
     selective = control_tasks.selectivity(curve.value["accuracy"], curve.low["accuracy"], curve.high["accuracy"], tasks)
     resampled = None if curve.resampled is None else scaled(curve.resampled)
     points = row_of_points(scaled(curve.value["accuracy"]), resampled, scaled(control.accuracy), judged)
@@ -94,8 +102,9 @@ def study(
         probes = held_out.probes
         asked = asked_of(model, concept, written, tests[0], config, context) if layers else None
         if asked is not None and isinstance(probes, linear_probe.LinearProbes):  # of two classes
-            causal = causal_check(model, concept, asked, features, probes, layers, config, context)
-            steered = steering_check(model, concept.name, asked, features, probes, layers, config, context)
+            with stage("causal check"):
+                causal = causal_check(model, concept, asked, features, probes, layers, config, context)
+                steered = steering_check(model, concept.name, asked, features, probes, layers, config, context)
     table = layer_curves.layer_table(
         where,
         curve,
@@ -136,6 +145,25 @@ def study(
         )
         if config.transfer and condition == "clean" and k == 2
         else np.empty(0),
+    }
+
+
+def stage_weights(
+    model: Model, concept: ConceptSet, written: WrittenTexts, config: Config, *, folds: int, clean: bool
+) -> dict[str, float]:
+    """What the stages of a set take beside each other: about the seconds on one CPU core."""
+    read = sum(map(len, written.ids)) * 24 * model.n_layers * model.width**2 / FLOPS
+    fit = SECONDS_OF_A_FIT * model.n_layers * folds * (model.width / 64) * (len(concept) / 100)
+    held_out = 0.3 * read
+    passes = (2 + config.random_draws) * (model.n_layers if config.causal == "all" else config.causal == "peak")
+    passes *= 1 + 2 * len(config.steer)
+    return {
+        "activations": read,
+        "probes": 3 * fit,
+        "shuffled labels": config.shuffles * fit,
+        "control tasks": config.control_tasks * fit,
+        "causal check": passes * held_out if clean and concept.answers is not None else 0,
+        "the rest": (len(config.c_path) + config.transfer * config.shuffles / max(1, folds)) * fit,
     }
 
 

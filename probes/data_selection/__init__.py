@@ -191,23 +191,25 @@ def run(model, config: Config, context: Context) -> Result:
     if said:
         context.warn(said)
     tables_of, held = _held_out(model, config, tables_of, context)
+    stage = context.stages(_weights(config, frame, tables_of))
     pool = _tokenized(reader, frame, "pool")
     examples = {name: _tokenized(reader, table, f"target {name}") for name, table in tables_of.items()}
     examples, tables_of = _that_count(examples, tables_of)
-    for name, samples in examples.items():
-        examples[name] = without_sinks(reader, samples)
-        if config.sinks == "leave_out":
-            _note_sinks(samples, examples[name], f"target {name}", context)
-    examples, tables_of = _that_count(examples, tables_of)
-    context.count(prompts=len(pool) + sum(map(len, examples.values())))
-
-    targets = prototypes.of_targets(reader, examples, tables_of)
+    with stage("targets"):
+        for name, samples in examples.items():
+            examples[name] = without_sinks(reader, samples)
+            if config.sinks == "leave_out":
+                _note_sinks(samples, examples[name], f"target {name}", context)
+        examples, tables_of = _that_count(examples, tables_of)
+        context.count(prompts=len(pool) + sum(map(len, examples.values())))
+        targets = prototypes.of_targets(reader, examples, tables_of)
     about = [
         contributions.target_features(reader, samples, targets.center(t))
         for t, samples in enumerate(examples.values() if reader.sae is not None else ())
     ]
     wanted = sorted({int(f) for found in about for f in contributions.candidates(found, config.features)})
-    scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
+    with stage("pool"):
+        scores, resampled, statistics, left = pool_scores.score_pool(reader, pool, targets, wanted)
     lifted = [contributions.lifts(found, statistics, t) for t, found in enumerate(about)]
     features = feature_statistics.chosen_features(about, lifted, wanted, config.features)
     if config.sinks == "leave_out":
@@ -226,7 +228,8 @@ def run(model, config: Config, context: Context) -> Result:
     diverse, more_said = varied.EMPTY, {}
     if config.diversity != NO_DIVERSITY:
         plain, words = orders[main][0], texts(frame, config.tokens)
-        best, diverse, more_said = varied.diversified(reader, pool, frame, words, scores[main], plain, among)
+        with stage("diversity"):
+            best, diverse, more_said = varied.diversified(reader, pool, frame, words, scores[main], plain, among)
         scores[f"{main}_plain"], orders[f"{main}_plain"], orders[main] = scores[main], [plain], [best]
     selected = orders[main][0]
     tables = {
@@ -236,7 +239,8 @@ def run(model, config: Config, context: Context) -> Result:
     lengths = {"lengths": pool.counted, "target_lengths": [samples.counted.mean() for samples in examples.values()]}
     sizes = _sizes(config, among.size, len(pool))
     groups = row_groups(frame, texts(frame, config.tokens), selected_by_any(orders, max(sizes.values())), context)
-    tables |= compare(names, scores, orders, sizes, labels=labels, groups=groups, **lengths)
+    with stage("comparison"):
+        tables |= compare(names, scores, orders, sizes, labels=labels, groups=groups, **lengths)
     measured = finetuning.material_of(model, config, frame, held, context) if held is not None else None
     tables |= {
         "inputs": inputs_table(pool, examples, measured.held_samples() if measured else None),
@@ -246,8 +250,10 @@ def run(model, config: Config, context: Context) -> Result:
     best = [order[: config.explain] for order in selected]
     shown = sorted({f for own in features for f in own})
     strongest = feature_statistics.only(statistics, wanted, shown)
-    tables |= explain(reader, pool, targets, best, shown, strongest, lifted)
-    tables["map"] = pool_map.map_table(reader, pool)
+    with stage("explanations"):
+        tables |= explain(reader, pool, targets, best, shown, strongest, lifted)
+    with stage("map"):
+        tables["map"] = pool_map.map_table(reader, pool)
     if context.out is not None:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)
@@ -265,13 +271,32 @@ def run(model, config: Config, context: Context) -> Result:
         alike = {name: groups_of(table) for name, table in tables_of.items()}
         read = feature_effects.measured_texts(reader, pool, frame, texts(frame, config.tokens), examples, alike)
         leading = [own[: config.feature_effects] for own in features]
-        more, said = feature_effects.effects(reader, read, targets, leading)
+        with stage("effects of features"):
+            more, said = feature_effects.effects(reader, read, targets, leading)
         tables, summary = tables | more, summary | said
     if measured is not None:
         best_of = {name: orders[main][0][t] for t, name in enumerate(names)}
-        more, said = finetuning.finetune(model, config, measured, best_of, among.size, context)
+        with stage("fine-tuning"):
+            more, said = finetuning.finetune(model, config, measured, best_of, among.size, context)
         tables, summary = tables | more, summary | said
     return Result(tables, {}, summary | counted_rows(context) | counted_sinks(context))
+
+
+def _weights(config: Config, pool: pl.DataFrame, targets: dict[str, pl.DataFrame]) -> dict[str, float]:
+    """What the stages take beside each other, in samples that are read once."""
+    rows, examples = pool.height, sum(table.height for table in targets.values())
+    chosen = (config.k or max(1, round(config.ratio * rows))) * len(targets)
+    apart = len(targets) * config.feature_effects * (1 + config.effect_controls)
+    return {
+        "targets": 2 * examples,
+        "pool": rows,
+        "diversity": min(rows, (config.diversity_among + 5) * chosen) if config.diversity != NO_DIVERSITY else 0,
+        "comparison": 0.2 * rows,
+        "explanations": config.explain * len(targets),
+        "map": 0.2 * rows,
+        "effects of features": 0.3 * apart * (config.effect_rows + examples / max(1, len(targets))),
+        "fine-tuning": 3 * config.finetune_epochs * chosen * config.finetune_seeds * 2 if config.finetune else 0,
+    }
 
 
 def _held_out(

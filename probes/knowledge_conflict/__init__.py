@@ -144,32 +144,39 @@ def run(model, config: Config, context: Context) -> Result:
     from probes.knowledge_conflict.information_flow import flow
     from probes.knowledge_conflict.patched_positions import patching
     from probes.knowledge_conflict.pruning import ablation, prune
+    from probes.knowledge_conflict.stages import stage_weights
 
     check_engine(context)
     model.require("heads_apart", for_what="knowledge-conflict")  # before anything is computed
     how = asking(model, config)
     items, skipped = chosen_items(model, config, context, how)
-    items, known = _known(model, config, context, items)
+    stage = context.stages(stage_weights(model, config, items))
+    with stage("known items"):
+        items, known = _known(model, config, context, items)
     split = split_items(items, config, context)
     find, asked = split["find"], instructed(config, context, how, split["test"])
-    effects, gradient = head_effects(model, config, context, find)  # steps B and C
+    with stage("effects of heads"):
+        effects, gradient = head_effects(model, config, context, find)  # steps B and C
     ablated = ablation(model, config, context, split["validation"])
-    lists, _gates = head_lists(model, config, context, find, effects, ablated)
-    pruned, summary, chosen, variant = prune(model, config, context, split, lists, ablated, asked)  # step D
+    with stage("choice of heads"):
+        lists, _gates = head_lists(model, config, context, find, effects, ablated)
+    with stage("pruning"):
+        pruned, summary, chosen, variant = prune(model, config, context, split, lists, ablated, asked)  # step D
     heads = head_table(model, config, effects, gradient, find, variant)
     mixed = (heads["role"] == "mixed").to_numpy().reshape(model.n_layers, model.n_heads)
-    dual, said = dual_runs(model, config, context, split, some_items(find, config, context), mixed)
+    with stage("dual runs"):
+        dual, said = dual_runs(model, config, context, split, some_items(find, config, context), mixed)
     if dual:
         pruned["pruning"] = pl.concat([pruned["pruning"], pl.DataFrame(dual)], how="diagonal_relaxed")
-    tables = {
-        "heads": heads,
-        "head_groups": head_groups(model, config, effects[variant], find),
-        "flow": flow(model, config, context, find[: config.flow_items]),  # step A
-    }
+    tables = {"heads": heads, "head_groups": head_groups(model, config, effects[variant], find)}
+    with stage("flow"):
+        tables["flow"] = flow(model, config, context, find[: config.flow_items])  # step A
     if config.patch_items:
-        tables["patching"] = patching(model, config, context, find[: config.patch_items])
+        with stage("patched positions"):
+            tables["patching"] = patching(model, config, context, find[: config.patch_items])
     if config.path_heads:
-        tables["paths"] = paths(model, config, context, split["validation"][: config.path_items], heads)
+        with stage("paths between heads"):
+            tables["paths"] = paths(model, config, context, split["validation"][: config.path_items], heads)
     save_masks(model, config, context, chosen, summary)
     roles = {f"{role}_heads": heads.filter(pl.col("role") == role).height for role in (*ROLES, "mixed")}
     summary = {
@@ -205,7 +212,6 @@ def _known(model, config: Config, context: Context, items: list[Item]) -> tuple[
         "known", lambda: {"right": np.array(clean_right(model, config, context, items, edited(context)))}
     )["right"]
     known = as_said(cluster_share(right, np.array([item.subject for item in items])))
-    context.progress(1, 1, "known items")
     if config.keep == "all":
         if not right.any():
             context.warn(

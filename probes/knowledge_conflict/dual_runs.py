@@ -98,7 +98,7 @@ def _effects(model: Model, context: Context, items: Sequence[Item]) -> dict[str,
     def compute() -> dict[str, np.ndarray]:
         plain, found, heads = measured(()), [], model.heads()
         for number, head in enumerate(heads):
-            context.progress(number, len(heads), "dual runs of single heads")
+            context.progress(number, len(heads), "single heads")
             found.append([measured((DualRun((head,), scale),)) for scale in TRIED])
         shape = (model.n_layers, model.n_heads, len(TRIED))
         return {

@@ -28,7 +28,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     )
     find = items * config.find_share
     measured = 3 * items + 6 * find + min(config.flow_items, items) * model.layers
-    measured += selecting(config, model, min(find, config.select_items))
+    measured += selecting(config, model.layers * model.heads, min(find, config.select_items))
     tried = 1 if config.variant != "auto" or config.select == "gates" else 2
     measured += 16 * model.layers * model.heads * min(find, config.select_items) if config.dual_heads else 0
     measured += 3 * 4 * model.layers * min(find, config.patch_items)
@@ -47,15 +47,15 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     return Plan(round(prompts), round(prompts * (clean + conflict) / 2 + generated))
 
 
-def selecting(config: Config, model: Facts, items: float) -> float:
-    """Prompts that are read to make the lists of both sides."""
+def selecting(config: Config, heads: int, items: float) -> float:
+    """Prompts that are read to make the lists of both sides, of a model with so many heads."""
     if config.select == "rank":
         return 0
     if config.select == "gates":
         return 2 * 3 * config.gate_steps * items * 3  # a step is a pass there and, twice as dear, one back
-    pool = min(config.pool, model.layers * model.heads // 2)
+    pool = min(config.pool, heads // 2)
     steps = min(pool, max(config.prune_k, default=0))
     tried = 2 if config.variant == "auto" else 1
-    screened = 16 * model.layers * model.heads
+    screened = 16 * heads
     weighed = steps + 1 if config.max_clean_drop < 1 else 0  # clean prompts answered: with none off, with each head off
     return screened + 2 * tried * items * (steps * pool - steps * (steps - 1) // 2 + weighed)

@@ -40,7 +40,7 @@ def head_effects(
         compute = partial(_lost, model, config, context, items[start : start + AT_ONCE], variants)
         for name, lost in context.part(f"heads {start}", compute).items():
             found[name].append(lost)
-        context.progress(min(start + AT_ONCE, len(items)), len(items), "heads")
+        context.progress(min(start + AT_ONCE, len(items)), len(items), "items")
     whole = {name: np.concatenate(lost) for name, lost in found.items() if lost}
     return whole, whole.pop("gradient")
 

@@ -50,12 +50,33 @@ def head_lists(
     variants = [v for v in (TRIED if config.variant == "auto" else (config.variant,)) if v in effects]
     half, some = model.n_layers * model.n_heads // 2, some_items(items, config, context)
     if config.select == "gates":  # which ask nothing of the scores
-        gates = {role: _gates(model, config, context, some, role) for role in ROLES}
+        gates = {role: _gates(model, config, context, some, role) for role in context.each(ROLES)}
         lists = {variants[0]: {role: _closed(gates[role])[:half] for role in ROLES}}
         return lists, gates
-    helpful = _screened(model, config, context, some, ablated) if config.select == "greedy" else {}
-    lists: Lists = {}
-    for variant in variants:
+    greedy = config.select == "greedy"
+    weights = {"one head at a time": SCREENED * model.n_layers * model.n_heads if greedy else 0}
+    weights["heads together"] = 2 * len(variants) * len(some) * min(config.pool, half) * max(config.prune_k, default=0)
+    stage = context.stages(weights)
+    with stage("one head at a time"):
+        helpful = _screened(model, config, context, some, ablated) if greedy else {}
+    with stage("heads together"):
+        return _lists(model, config, context, some, items, effects, helpful, ablated, variants), {}
+
+
+def _lists(
+    model: Model,
+    config: Config,
+    context: Context,
+    some: Sequence[Item],
+    items: Sequence[Item],
+    effects: dict[str, np.ndarray],
+    helpful: dict[str, Heads],
+    ablated: Callable[[Heads], tuple[Edit, ...]],
+    variants: Sequence[str],
+) -> Lists:
+    """The heads of each side by their scores, alone or together (`helpful`: each side's by what each brings alone)."""
+    half, lists = model.n_layers * model.n_heads // 2, {}
+    for variant in context.each(variants):
         score = scores(effects[variant], config.metric)
         if config.select == "rank":
             side = head_roles(score, effects[variant], items, config).side
@@ -64,10 +85,10 @@ def head_lists(
         strength = strongest(score, items)
         strong = _ranked(strength, strength > NOISE * strength.max())
         lists[variant] = {}
-        for role in ROLES:
+        for role in context.each(ROLES, title=lambda _, role: f"choice of {role} heads"):
             pool = _in_turn(strong, helpful[role])[:half]
             lists[variant][role] = _greedy(model, config, context, some, pool, role, ablated)
-    return lists, {}
+    return lists
 
 
 def some_items(items: Sequence[Item], config: Config, context: Context) -> list[Item]:
@@ -101,7 +122,7 @@ def _screened(
     def compute() -> dict[str, np.ndarray]:
         found = []
         for heads in ((), *((head,) for head in model.heads())):
-            context.progress(len(found), len(model.heads()), "screening heads")
+            context.progress(len(found), len(model.heads()), "heads")
             found.append(log_probabilities(model, context, items, edited(context, ablated(heads))))
         return {"logp": np.stack(found)}
 
@@ -141,7 +162,7 @@ def _greedy(
         chosen, values, line, further = (), [value(())], list(first), list(spare)
         steps, counter = min(len(first), max(config.prune_k)), f"{role}_heads_too_costly"
         while len(chosen) < steps and line:
-            context.progress(len(chosen), steps, f"selecting {role} heads")
+            context.progress(len(chosen), steps, "heads chosen")
             tried = {head: value((*chosen, head)) for head in line}
             best = max(tried, key=lambda head: tried[head])  # the stronger one of equals
             while weighed and clean((*chosen, best)) < least:

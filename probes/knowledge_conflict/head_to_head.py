@@ -41,12 +41,12 @@ def paths(model: Model, config: Config, context: Context, items: Sequence[Item],
     subjects = clusters_of(np.array([item.subject for item in items]))
     rows = []
     for number, (receiver, side) in enumerate(plan):
-        context.progress(number, len(plan), "paths between heads")
+        context.progress(number, len(plan), "paths")
         senders = dict.fromkeys(before[receiver[0]], "top")
         senders |= {head: "random" for head in others if head[0] < receiver[0]}
         lost = _lost(model, config, context, items, receiver, side, list(senders))
         rows += _rows(config, lost, subjects, receiver, side, senders)
-    context.progress(max(1, len(plan)), max(1, len(plan)), "paths between heads")
+    context.progress(max(1, len(plan)), max(1, len(plan)), "paths")
     table = pl.DataFrame(rows, schema=PATHS, orient="row")
     if table.is_empty():
         context.warn("No head is before another, so there are no paths between heads.")

@@ -46,7 +46,7 @@ def flow(model: Model, config: Config, context: Context, items: Sequence[Item]) 
     panels = _panels(model, context) if items else []
     if items:
         before = context.part("flow", partial(measured, items))["p"]
-    for component, source in panels:
+    for component, source in context.each(panels, title=lambda _, panel: " ".join(panel)):
         chosen = [n for n, item in enumerate(items) if component != "knockout" or item.sources[source]]
         if not chosen:  # no prompt names the subject twice, for example: there is nothing to cut
             context.warn(f"No item has a span '{source}'; step A leaves it out.")
@@ -60,7 +60,7 @@ def flow(model: Model, config: Config, context: Context, items: Sequence[Item]) 
             low, high = mean_interval(delta, clusters)
             ends = (low[0], high[0], low[1], high[1])
             rows.append((component, start, source, *delta.mean(0), *ends, clusters.n, clusters.rows))
-            context.progress(start + 1, len(starts), f"flow: {component} {source}")
+            context.progress(start + 1, len(starts), "windows of layers")
     table = pl.DataFrame(rows, schema=FLOW, orient="row")
     return table.with_columns(pl.selectors.float().fill_nan(None), window=pl.lit(width))
 

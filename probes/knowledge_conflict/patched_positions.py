@@ -35,7 +35,7 @@ def patching(model: Model, config: Config, context: Context, items: Sequence[Ite
         context.warn(f"Attention and MLP outputs are not patched at single positions: {reason}.")
         components = {"residual": COMPONENTS["residual"]}
     found = [_lost(model, config, context, item, number, components) for number, item in enumerate(items)]
-    context.progress(len(items), len(items), "patched positions")
+    context.progress(len(items), len(items), "items")
     effects = np.stack(found)  # [n, components, positions, layers, 2], NaN where an item has no such name
     return _table(config, effects, items, tuple(components))
 
@@ -61,7 +61,7 @@ def _lost(
         context.count(prompts=patched, tokens=patched * len(item.conflict), forwards=len(components) * model.n_layers)
         return {"lost": out}
 
-    context.progress(number, config.patch_items, "patched positions")
+    context.progress(number, config.patch_items, "items")
     return context.part(f"patched positions {item.row}", compute)["lost"]
 
 

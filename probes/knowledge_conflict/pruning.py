@@ -18,6 +18,7 @@ from probes.knowledge_conflict.head_selection import Heads, Lists
 from probes.knowledge_conflict.items import Item
 from probes.knowledge_conflict.neutral_text import neutral_loss, neutral_texts
 from probes.knowledge_conflict.random_controls import random_draws
+from probes.knowledge_conflict.stages import test_rows, validation_rows
 from workbench.core.context import Context
 from workbench.engine.edits import Edit, HeadAblation
 from workbench.engine.mean_head_outputs import mean_head_outputs
@@ -41,7 +42,15 @@ def prune(
     `baselines.instructed`): tables `pruning` (test), `validation`, `groups`,
     `answers`; the summary; the chosen heads of each side; and the variant whose lists gain most on validation."""
     measure, neutral = _measuring(model, config, context, split, ablated)
-    validation = _validation(config, context, measure, lists)
+    counts = {name: len(split[name]) for name in ("validation", "test")}
+    sizes_of = {
+        "choosing k": validation_rows(config, len(lists)) * counts["validation"],
+        "pruned answers": (test_rows(config) - 4 * len(config.baselines)) * counts["test"],
+        "baselines": 4 * len(config.baselines) * counts["test"],
+    }
+    stage = context.stages(sizes_of)
+    with stage("choosing k"):
+        validation = _validation(config, context, measure, lists)
     variant, gains = _kept(config, lists, validation)
     best, ks = lists[variant], {}
     for role in ROLES:
@@ -49,10 +58,11 @@ def prune(
         own = [row for row in validation if row["variant"] == variant and row["role"] == role]
         ks[role] = choose_k(config, context, role, own) if best[role] else None
     controls = _controls(model, config, context, best, ks)
-    before = measure("test", ())
+    with stage("pruned answers"):
+        before = measure("test", ())
+        rows = _rows(config, context, measure, best, controls)
     summary = gains | baseline(before, context)
     summary |= {"neutral_text": neutral, "perplexity": float(before["perplexity"][0])}
-    rows = _rows(config, context, measure, best, controls)
     picks, groups, answers, tops = {}, [], [], {}
     for role, k in ks.items():
         picks[role] = best[role][: k or 0]
@@ -62,7 +72,8 @@ def prune(
         summary |= gain(context, role, k, before, top, randoms)
         groups += by_group(role, k or 0, split["test"], before, top, randoms)
         answers.append(_before_and_after(before, top, role, k or 0))
-    others, said = baseline_rows(model, config, context, split["test"], asked, before, tops)
+    with stage("baselines"):
+        others, said = baseline_rows(model, config, context, split["test"], asked, before, tops)
     rows, summary = [*rows, *others], summary | said
     for row in (*rows, *validation):
         row["chosen"] = row["heads"] == "top" and row["k"] > 0 and row["k"] == ks[row["role"]]
@@ -89,7 +100,7 @@ def _validation(config: Config, context: Context, measure: Measure, lists: Lists
     ]
     rows = []
     for number, (variant, role, k) in enumerate(plan):
-        context.progress(number, len(plan), f"choosing k of {role} heads")
+        context.progress(number, len(plan), "lists of heads")
         heads = lists[variant][role][:k]
         rows.append({"variant": variant} | _row(config, measure, "validation", role, k, heads, "top", 0))
     return rows
@@ -209,11 +220,12 @@ def _rows(
 ) -> list[dict]:
     """Rates on test of every pruning: none, the first k heads, the random ones."""
     rows = [_row(config, measure, "test", role, 0, (), "top", 0) for role in ROLES]
-    for number, ((role, k), drawn) in enumerate(controls.items()):
-        context.progress(number, len(controls), f"pruning {role} heads")
-        rows.append(_row(config, measure, "test", role, k, best[role][:k], "top", 0))
-        rows += [_row(config, measure, "test", role, k, others, "random", n) for n, others in enumerate(drawn)]
-    context.progress(len(controls), max(1, len(controls)), "pruning")
+    done, whole = 1, 1 + sum(1 + len(drawn) for drawn in controls.values())
+    for (role, k), drawn in controls.items():
+        for kind, draw, heads in [("top", 0, best[role][:k]), *(("random", n, other) for n, other in enumerate(drawn))]:
+            context.progress(done, whole, "sets of heads")
+            rows.append(_row(config, measure, "test", role, k, heads, kind, draw))
+            done += 1
     return rows
 
 

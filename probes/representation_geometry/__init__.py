@@ -44,6 +44,7 @@ from workbench.core.sinks import counted_sinks
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model_outline import Facts
 
+SPECTRUM, NUMBERS, LOSSES, MAPS = 2.0, 1.0, 1.1, 1.0  # what a layer, a layer, a variant and a map take, about
 WEIGHTS = "weights"  # of a checkpoint's part: the fingerprint of what it was measured on; in no table of the run
 
 
@@ -145,7 +146,11 @@ def run(model, config: Config, context: Context) -> Result:
     found: dict[str, list[pl.DataFrame]] = {}
     weights: list[tuple[str, str]] = []
     last_layers: list[tuple[tuple[str, int | None, int], torch.Tensor]] = []
-    for number, (name, step, load) in enumerate(found_at):
+    numbered = list(enumerate(found_at))
+    maps_too = [1.0] * (len(numbered) - 1) + [1.0 + MAPS * len(config.map)]  # of the last checkpoint
+    for number, (name, step, load) in context.each(
+        numbered, maps_too, title=lambda number, item: f"checkpoint {number} of {len(numbered)}, {item[1][0]}"
+    ):
         maps = config.map if number == len(found_at) - 1 else ()
 
         def compute(name=name, step=step, load=load, maps=maps) -> dict[str, pl.DataFrame | np.ndarray]:
@@ -162,7 +167,6 @@ def run(model, config: Config, context: Context) -> Result:
             last_layers.append(((name, step, model.n_layers - 1), torch.from_numpy(states)))
         for table, rows in part.items():
             found.setdefault(table, []).append(rows)
-        context.progress(number + 1, len(found_at), "checkpoints")
     tables = {name: pl.concat(each).with_columns(pl.selectors.float().fill_nan(None)) for name, each in found.items()}
     tables["similarity"] = pl.concat([tables["similarity"], similarity_table(last_layers, config, context)])
     tables["phases"] = phase_table(tables["layers"], context)
@@ -179,9 +183,25 @@ def _study(
     maps: Sequence[str],
 ) -> dict[str, pl.DataFrame | np.ndarray]:
     """Tables of one checkpoint: spectra of its layers, loss, ablations, memorisation, maps."""
-    found = measure(checkpoint)
+    config, context = checkpoint.config, checkpoint.context
+    layers = len(checkpoint.layers())
+    stage = context.stages(
+        {
+            "spectra": SPECTRUM * layers,
+            "numbers of layers": NUMBERS * layers,
+            "losses": LOSSES * (1 + 4 * len(config.ablate)) if config.loss_rows else 0,
+            "maps": MAPS * len(maps) * 10,
+            "shapes": 2.0 * layers * len(config.also),
+        }
+    )
+    with stage("spectra"):
+        found = measure(checkpoint)
     last_layer = checkpoint.layers()[checkpoint.model.n_layers - 1]
-    tables: dict[str, pl.DataFrame | np.ndarray] = {**layer_tables(checkpoint, found, null)}
-    tables |= loss_tables(checkpoint, found[FINAL].whole, counted, questions)
-    tables["map"] = map_table(checkpoint, found[last_layer].whole, maps)
-    return tables | shape_tables(checkpoint)
+    with stage("numbers of layers"):
+        tables: dict[str, pl.DataFrame | np.ndarray] = {**layer_tables(checkpoint, found, null)}
+    with stage("losses"):
+        tables |= loss_tables(checkpoint, found[FINAL].whole, counted, questions)
+    with stage("maps"):
+        tables["map"] = map_table(checkpoint, found[last_layer].whole, maps)
+    with stage("shapes"):
+        return tables | shape_tables(checkpoint)

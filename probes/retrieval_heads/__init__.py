@@ -56,6 +56,8 @@ from workbench.core.registry import HEAD_MASK, DataSpec, probe
 if TYPE_CHECKING:
     from probes.retrieval_heads.detection import MeasuredTrials
 
+TASKS = 50  # questions that a file of tasks is taken to hold, for how long they take beside the needles
+
 
 @probe(
     "retrieval-heads",
@@ -124,12 +126,14 @@ def run(model, config: Config, context: Context) -> Result:
         return attention_alone(model, config, context)
     grid = read_grid(model, config, context)
     trials = grid.trials
-    size = f"{len(trials):,} trials, {sum(len(t.ids) for t in trials):,} prompt tokens"
-    context.progress(0, len(trials), f"needles: {size}")
-    haystack = Haystack(model, grid.haystack)
-
-    measured = measure(model, config, context, grid, haystack)
-    closed = ask_without_needles(model, config, context, grid, haystack)
+    stage = context.stages(_weights(config, grid))
+    with stage("needles"):
+        size = f"{len(trials):,} trials, {sum(len(t.ids) for t in trials):,} prompt tokens"
+        context.progress(0, len(trials), size)
+        haystack = Haystack(model, grid.haystack)
+        measured = measure(model, config, context, grid, haystack)
+    with stage("questions without their needle"):
+        closed = ask_without_needles(model, config, context, grid, haystack)
     warn_of_answers(measured.responses, measured.thinking, config, context)
     recalls = np.array([recall(grid.needles[t.needle].answer, text) for t, text in zip(trials, measured.responses)])
     judged = judge(recalls, closed.of(trials, grid.closed), config)
@@ -139,7 +143,8 @@ def run(model, config: Config, context: Context) -> Result:
     scores, chance = (np.stack(each) for each in zip(*pairs))  # [trials, layers, H]
     beside = None
     if config.score == "attention":
-        beside = attention_beside(model, config, context, grid, haystack, scores, judged)
+        with stage("attention to the passages"):
+            beside = attention_beside(model, config, context, grid, haystack, scores, judged)
         scores, judged = beside.scores, replace(judged, kept=np.ones(len(trials), bool))
     names = cluster_names(trials, judged.kept, config)
     kept = judged.kept
@@ -156,7 +161,8 @@ def run(model, config: Config, context: Context) -> Result:
         "closed_book": closed_table(grid, closed, config),
         "enough": how_many_are_enough(scores[kept], names, context),
     }
-    masking, summary = _masking_test(model, config, context, grid, haystack, scores, judged)
+    with stage("masking"):
+        masking, summary = _masking_test(model, config, context, grid, haystack, scores, judged)
 
     whole = cluster_names(trials, np.ones(len(trials), bool), config)
     without = (
@@ -172,6 +178,21 @@ def run(model, config: Config, context: Context) -> Result:
         tables, found = tables | beside.tables, found | beside.summary
     found |= summary | {"tied_maxima": measured.ties}
     return Result(tables | masking, {"trial_scores": scores.astype(np.float32)}, found)
+
+
+def _weights(config: Config, grid: NeedleGrid) -> dict[str, float]:
+    """What the stages take beside each other, in answers that are written under one of the maskings of a prompt that is
+    read once: prompts of the grid are read anew with all of their attention rows, and without its needle a question is
+    answered at length."""
+    maskings = sum(1 for k in config.mask_k if k) * (1 + config.random_draws) if config.masks else 0
+    masked = min(len(grid.trials), config.mask_trials or len(grid.trials))
+    tasks = TASKS * maskings if config.tasks else 0
+    return {
+        "needles": 6 * len(grid.trials),
+        "questions without their needle": 16 * len(grid.closed),
+        "attention to the passages": 6 * len(grid.trials) if config.score == "attention" else 0,
+        "masking": maskings * masked + tasks,
+    }
 
 
 def _check_possible(model, config: Config, context: Context) -> None:
@@ -225,9 +246,11 @@ def _masking_test(
         plans = mask_plans(model, each, scores[judged.kept].mean(0), config, context)
         rows = np.flatnonzero(judged.tested)
         chosen = spread(rows, np.array([grid.trials[i].needle for i in rows]), config.mask_trials)
-    for number, (fold, plan) in enumerate(zip(parts, plans.folds)):
-        own = [i for i in chosen if fold.testing[i]]
-        masked.append(mask(model, config, context, grid, haystack, own, plan, part=f"masking-{number}"))
+    stage = context.stages({"needles without heads": len(chosen), "tasks": TASKS if config.tasks else 0})
+    with stage("needles without heads"):
+        for number, (fold, plan) in context.each(list(enumerate(zip(parts, plans.folds)))):
+            own = [i for i in chosen if fold.testing[i]]
+            masked.append(mask(model, config, context, grid, haystack, own, plan, part=f"masking-{number}"))
     masked = pl.concat(masked).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
     names = cluster_names(grid.trials, np.isin(np.arange(len(grid.trials)), chosen), config)
     recalls = recall_table(masked, names, plans.sampled)
@@ -239,7 +262,8 @@ def _masking_test(
     save_masks(model, config, context, plans, recalls, crossed=len(parts) > 1)
     summary = summary_of_masking(recalls)
     if config.tasks:
-        asked, said = task_tables(model, config, context, grid, plans)
+        with stage("tasks"):
+            asked, said = task_tables(model, config, context, grid, plans)
         tables, summary = tables | asked, summary | said
     return tables, summary
 

@@ -58,7 +58,7 @@ def ask_without_needles(
 
     done = 0
     for number, rows in enumerate(parts(model, grid.closed, config.max_tokens)):
-        context.progress(done, len(grid.closed), "questions without their needle")
+        context.progress(done, len(grid.closed), "prompts")
         part = context.part(f"closed-{number}", lambda rows=rows: compute(rows))
         for k, i in enumerate(rows):
             generated[i] = part["token"][part["prompt"] == k].tolist()

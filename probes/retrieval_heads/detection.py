@@ -44,7 +44,7 @@ def measure(model: Model, config: Config, context: Context, grid: NeedleGrid, ha
     found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     tied = steps_seen = 0
     for number, rows in enumerate(parts(model, trials, config.max_tokens)):
-        context.progress(len(found), len(trials), "needles")
+        context.progress(len(found), len(trials), "prompts")
         part = context.part(
             f"needles-{number}",
             lambda rows=rows: _measure_part(model, config, context, [trials[i] for i in rows], haystack, grid.stops),
@@ -54,7 +54,7 @@ def measure(model: Model, config: Config, context: Context, grid: NeedleGrid, ha
             found[i] = part["token"][own], part["position"][own], part["mass"][own]
             tied += int(part["tied"][own].sum())
             steps_seen += int(part["tied"][own].size)
-    context.progress(len(trials), len(trials), "needles")
+    context.progress(len(trials), len(trials), "prompts")
     generated = [found[i][0].tolist() for i in range(len(trials))]
     thinking = [grid.split(ids) for ids in generated]
     answered = [tuple(values[span.end :] for values in found[i]) for i, span in enumerate(thinking)]

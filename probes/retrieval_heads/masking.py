@@ -160,11 +160,11 @@ def mask(
     groups = batches([len(grid.trials[i].ids) for i in chosen], max_tokens=config.max_tokens, max_rows=16)
     tables, done = [], 0
     for number, group in enumerate(groups):
-        context.progress(done, len(chosen), "masking")
+        context.progress(done, len(chosen), "prompts")
         made = context.part(f"{part}-{number}", lambda group=group: compute([chosen[k] for k in group]))
         tables.append(made["trials"])
         done += len(group)
-    context.progress(done, len(chosen), "masking")
+    context.progress(done, len(chosen), "prompts")
     return pl.concat(tables).sort("k", "heads", "draw", "trial", descending=[False, True, False, False])
 
 

@@ -203,7 +203,7 @@ def _answered(
 
     tables, done = [], 0
     for number, group in enumerate(_groups(model, config, prompts)):
-        context.progress(done, len(prompts), "tasks")
+        context.progress(done, len(prompts), "prompts")
         part = context.part(
             f"tasks-{number}",
             lambda group=group: {
@@ -214,7 +214,7 @@ def _answered(
         )
         tables.append(part["rows"])
         done += len(group)
-    context.progress(done, len(prompts), "tasks")
+    context.progress(done, len(prompts), "prompts")
     return pl.concat(tables).sort("k", "heads", "draw", "question", descending=[False, True, False, False])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from workbench.core.context import Context
+from workbench.core.progress import SCALE
 from workbench.engine import capture as captures
 from workbench.engine import stored_capture
 from workbench.engine.capture import capture
@@ -169,11 +170,11 @@ def test_the_size_of_a_stored_capture_is_told_before_it_starts(tiny_llama, tmp_p
     expected = 160 * (64 + 8 * 8) * 4
     with caplog.at_level(logging.INFO):
         capture(model, IDS, SITES, store=context.store, context=context)
-    assert told[0] == (0, 160, "storing 81.9 kB of activations") and expected == 81_920
+    assert told[0] == (0, SCALE, "storing 81.9 kB of activations: 0 of 160") and expected == 81_920
     assert f"Storing 81.9 kB of activations in {tmp_path}." in caplog.text
     told.clear()
     capture(model, IDS, SITES, store=context.store, context=context)
-    assert [label for *_, label in told] == ["capture (stored)"]
+    assert [label for *_, label in told] == ["capture (stored): 160 of 160"]
 
 
 def test_a_budget_evicts_the_capture_not_used_for_longest(tiny_llama, tmp_path, monkeypatch):

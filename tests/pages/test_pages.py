@@ -315,7 +315,7 @@ def test_run_puts_exactly_what_the_form_says_into_the_queue(monkeypatch):
     job_files.write_state(job.id, status="running", pid=os.getpid(), born=psutil.Process().create_time())
     job_files.write_progress(job.id, 3, 12, "grid", 4.0)
     at.run()
-    assert not at.exception and "grid, 3 of 12 (25%), 4 s left of this stage" in words(at)
+    assert not at.exception and "25% · grid · 4 s left" in words(at)
     (jobs.root() / job.id / "state.json").unlink()
     at.button(key=f"cancel {job.id}").click().run()
     assert jobs.get(job.id).status == "cancelled"

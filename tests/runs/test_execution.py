@@ -86,8 +86,9 @@ def test_a_run_folder_holds_exactly_what_the_design_says():
     assert info["versions"]["polars"] == pl.__version__ and info["versions"]["python"].startswith("3.")
     assert info["started"] <= info["finished"]
     assert info["command"] == "workbench run parts --model fake --set parts=4 --seed 3"
-    assert [step[:2] for step in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert run.progress()["done"] == run.progress()["total"] == 4
+    assert [step[2] for step in told] == [*(f"parts: {n} of 4" for n in (1, 2, 3, 4)), "complete"]
+    assert [step[:2] for step in told] == [(225, 1000), (450, 1000), (675, 1000), (900, 1000), (1000, 1000)]
+    assert run.progress()["done"] == run.progress()["total"] == 1000
 
 
 def test_tables_arrays_and_summary_come_back_as_the_probe_gave_them():
@@ -314,7 +315,7 @@ def test_a_cancelled_run_keeps_its_parts_and_resumes_to_the_same_result(tmp_path
     event = threading.Event()
 
     def stop(done, total, label):
-        if done == 3:
+        if label == "parts: 3 of 6":
             if kind == "keyboard":
                 raise KeyboardInterrupt
             event.set()

@@ -279,8 +279,8 @@ def test_the_same_work_is_queued_once_and_a_job_that_left_no_worker_is_taken_up(
 def test_progress_says_how_far_and_how_long(queued):
     job = jobs.submit("queued", "fake", config={"parts": 8, "seconds": 0.4})
     now = until(lambda: (found := jobs.get(job.id)).seconds_left is not None and found)
-    assert now.total == 8 and 0 < now.done < 8 and 0 < now.seconds_left < 8
-    assert ended(job).done == 8
+    assert now.total == 1000 and 0 < now.done < 1000 and 0 < now.seconds_left < 12 and " of 8" in now.label
+    assert ended(job).done == 1000
 
 
 def test_bad_input_is_refused_before_anything_is_queued(queued, tmp_path):

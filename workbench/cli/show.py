@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from workbench.core.files import jsonable
+from workbench.core.progress import stage_of
 from workbench.core.wording import UNSEEN, harmless, quantity, significant
 
 _UNSEEN = re.compile(f"[{UNSEEN}]")  # JSON leaves these as they are; outside of texts it holds none of them
@@ -75,8 +76,8 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -85,7 +86,7 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -103,10 +104,11 @@ def _lines() -> Callable[[int, int, str], None]:
 
     def report(done: int, total: int, label: str) -> None:
         now = time.monotonic()
-        if label == last["label"] and now - last["time"] < 10 and not (total and done >= total):
+        stage = stage_of(label)
+        if stage == last["label"] and now - last["time"] < 10 and not (total and done >= total):
             return
-        last.update(label=label, time=now)
-        say(f"{_one_line(label) or 'working'}: {done}/{total}" if total else _one_line(label), error=True)
+        last.update(label=stage, time=now)
+        say(f"{_one_line(label) or 'working'} ({done / total:.0%})" if total else _one_line(label), error=True)
 
     return report
 

@@ -7,6 +7,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import read_plain, write_bytes
 from workbench.core.parquet import parquet_bytes, parse_parquet
 from workbench.core.private import make_folder
-from workbench.core.progress import SCALE, Course, Stages, shares
+from workbench.core.progress import SCALE, OverallProgress, shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ class Context:
     readings: list[str] = field(default_factory=list)  # of data files in a published format: what was read as what
     parts_loaded: int = 0
     parts_computed: int = 0
-    course: Course = field(default_factory=Course)  # how far the whole is
+    course: OverallProgress = field(default_factory=OverallProgress)  # how far the whole is
     seconds_saved: float = 0.0  # what the parts that were loaded had taken to compute
 
     def rng(self, name: str) -> np.random.Generator:
@@ -81,30 +82,50 @@ class Context:
     def progress(self, done: int, total: int, label: str = "") -> None:
         """Tell how far the present stage is, and stop here if the run was asked to.
 
-        ``on_progress`` is told how far the whole is, in parts of SCALE, and how far the stage is in words; where there
-        is no total, only what is done."""
+        ``on_progress`` is told how far the whole is, in parts of SCALE, and in words which stage it is and how far that
+        is; before anything is done and where there is no total, only what is said."""
         share = self.course.told(int(done), int(total))
         if self.on_progress is not None:
-            if total > 0:
-                words = f"{label}: {int(done):,} of {int(total):,}" if label and total > 1 else label
-                self.on_progress(int(share * SCALE), SCALE, words)
+            words = ", ".join(filter(None, [self.course.title, label]))
+            words += f": {int(done):,} of {int(total):,}" if words and total > 1 else ""
+            if total > 0 or share > 0:
+                self.on_progress(round(share * SCALE), SCALE, words)
             else:
-                self.on_progress(int(done), 0, label)
+                self.on_progress(int(done), 0, words)
         self.check()
 
-    def stages(self, weights: Mapping[str, float]) -> Stages:
+    def stages(self, weights: Mapping[str, float]) -> Callable[[str], AbstractContextManager[None]]:
         """The stages of what comes now, in their order, and what each is likely to take beside the others (in any
-        unit; 0 for one that is left out): ``stages = context.stages({"read": 1, "fit": 4})``, then ``with
-        stages("read"): ...``."""
-        return Stages(self.course, len(self.course.open), dict(zip(weights, shares(list(weights.values())))))
+        unit; 0 for one that is left out): ``stage = context.stages({"reading": 1, "fits": 4})``, then ``with
+        stage("reading"): ...``. A name is what a person is shown."""
+        depth, places = len(self.course.open), dict(zip(weights, shares(list(weights.values()))))
+        return lambda name: self._stage(depth, places[name], name)
 
-    def each(self, items: Iterable[Item], weights: Sequence[float] | None = None) -> Iterator[Item]:
-        """The items, each as a stage of what comes now; ``weights`` as in :meth:`stages`, default: all alike."""
+    def each(
+        self,
+        items: Iterable[Item],
+        weights: Sequence[float] | None = None,
+        *,
+        title: Callable[[int, Item], str] | None = None,
+    ) -> Iterator[Item]:
+        """The items, each as a stage of what comes now; ``weights`` as in :meth:`stages`, default: all alike.
+        ``title(number from 1, item)``: what a person is shown."""
         items = list(items)
         depth, places = len(self.course.open), shares([1.0] * len(items) if weights is None else list(weights))
-        for item, place in zip(items, places, strict=True):
-            with self.course.within(depth, *place):
+        for number, (item, place) in enumerate(zip(items, places, strict=True), 1):
+            with self._stage(depth, place, title(number, item) if title is not None else ""):
                 yield item
+
+    def stretch(self, start: float, end: float, title: str = "") -> AbstractContextManager[None]:
+        """A stage of what comes now whose place is known as a share of it."""
+        return self._stage(len(self.course.open), (min(1.0, start), min(1.0, end)), title)
+
+    @contextmanager
+    def _stage(self, depth: int, place: tuple[float, float], title: str) -> Iterator[None]:
+        with self.course.within(depth, *place, title):
+            if title:
+                self.progress(0, 0)
+            yield
 
     def warn(self, message: str) -> None:
         """Record a warning in run.json, once."""

@@ -7,11 +7,13 @@ series of reports that begins anew inside one stage, such as a pass over other t
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+COUNTS = re.compile(r": [0-9,]+ of [0-9,]+$")
 SCALE = 1000  # what whoever is told counts to
 SERIES = 0.9  # of what is left of a stage, what one series of reports fills: another may follow
 LAST = 0.995  # of the whole, until it is complete
@@ -28,10 +30,11 @@ class Stretch:
     end: float
     begun: float
     said: float = 0.0
+    title: str = ""
 
 
 @dataclass
-class Course:
+class OverallProgress:
     """The stages that are open, the innermost last, and the share that was reached."""
 
     open: list[Stretch] = field(default_factory=lambda: [Stretch(0.0, 1.0, 0.0)])
@@ -47,21 +50,32 @@ class Course:
             self._reach(here.begun + (here.end - here.begun) * SERIES * share)
         return min(self.reached, LAST)
 
+    @property
+    def title(self) -> str:
+        """What the innermost stages that have titles are called, at most two of them."""
+        return ", ".join([stage.title for stage in self.open if stage.title][-2:])
+
     def _reach(self, share: float) -> None:
         self.reached = max(self.reached, share)
 
     @contextmanager
-    def within(self, depth: int, start: float, end: float) -> Iterator[None]:
+    def within(self, depth: int, start: float, end: float, title: str = "") -> Iterator[None]:
         """A stage from `start` to `end` of the stage that was innermost at this depth; shares of it."""
         del self.open[depth:]  # of stages that ended with an error
         around = self.open[-1]
         size = around.end - around.start
-        here = Stretch(around.start + size * start, around.start + size * end, around.start + size * start)
+        begun = around.start + size * start
+        here = Stretch(begun, around.start + size * end, begun, title=title)
         self._reach(here.start)
         self.open.append(here)
         yield
         del self.open[depth:]
         self._reach(here.end)
+
+
+def stage_of(words: str) -> str:
+    """What is said of a stage without how far it is: the same for as long as it lasts."""
+    return COUNTS.sub("", words)
 
 
 def shares(weights: Sequence[float]) -> list[tuple[float, float]]:
@@ -70,18 +84,6 @@ def shares(weights: Sequence[float]) -> list[tuple[float, float]]:
     sizes = [weight / whole for weight in weights] if whole > 0 else [1 / len(weights)] * len(weights)
     ends = [min(1.0, sum(sizes[: n + 1])) for n in range(len(sizes))]
     return list(zip([0.0, *ends], ends))
-
-
-@dataclass
-class Stages:
-    """The stages of a piece of work by their names, entered one after the other: ``with stages("heads"):``."""
-
-    course: Course
-    depth: int
-    places: Mapping[str, tuple[float, float]]
-
-    def __call__(self, name: str):
-        return self.course.within(self.depth, *self.places[name])
 
 
 @dataclass

@@ -253,13 +253,15 @@ def sample(
     max_new_tokens: int,
     rule: Rule | None = None,
     seed: int = 0,
+    first: int = 0,
     prompt_keys: Sequence[int] | None = None,
     stop_ids: Sequence[int] = (),
     stop_strings: Sequence[str] = (),
     eos: bool = True,
     run: Pass,
 ) -> Samples:
-    """`samples` continuations of every prompt (token ids), with the statistics of every step under `rule`.
+    """`samples` continuations of every prompt (token ids), with the statistics of every step under `rule`; those from
+    number `first` on, so that more can be drawn later.
 
     Rows end as in `greedy`. What sample m of prompt p says depends on `seed`, its prompt's key (by default its place in
     `prompts`) and m, not on the batch it is computed in. At temperature 0 they are all the same, and one is decoded.
@@ -282,7 +284,7 @@ def sample(
 
     def compute(indices: list[int]) -> None:
         chosen = [rows[i] for i in indices]
-        key = row_keys(seed, [keys[p] for p, _ in chosen], [m for _, m in chosen], device=model.device)
+        key = row_keys(seed, [keys[p] for p, _ in chosen], [first + m for _, m in chosen], device=model.device)
         decoding = _Decoding(rule or Rule(), ends, room, max_new_tokens, run, tick)
         found = _sample_batch(model, prompts, [p for p, _ in chosen], key, decoding)
         p, m = torch.tensor(chosen).T

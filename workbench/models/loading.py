@@ -30,7 +30,8 @@ from workbench.models.files import (
 from workbench.models.load_checks import find_facts, install_attention
 from workbench.models.load_options import check_device, check_dtype, read_day
 from workbench.models.model import DTYPES, Model
-from workbench.models.unloaded_model import check_date, prepends_bos
+from workbench.models.prompt_templates import check_date
+from workbench.models.text_side import prepends_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import InputError
 from workbench.core.wording import one_line
-from workbench.models.load_options import DAY
+from workbench.models.load_options import DAY, read_day
 
 if TYPE_CHECKING:
     from workbench.models.text_side import TextSide
@@ -141,6 +141,15 @@ def uses_date(model: TextSide) -> bool:
     """Whether the model's chat template asks for today's date."""
     source = source_of(model)
     return "strftime_now" in source or "date_string" in source
+
+
+def check_date(model: TextSide, date: str | datetime.date | None) -> None:
+    """Raise InputError for a day that is told to a chat template which prints none."""
+    if date is not None and not uses_date(model):
+        raise InputError(
+            f"The day {read_day(date)} means nothing to '{model.name}', whose chat template prints no date; leave it "
+            f"out."
+        )
 
 
 def _form(

@@ -140,3 +140,11 @@ class TextSide(ABC):
             self.eos_ids,
         ]
         return hashlib.sha256((text + json.dumps(rules, sort_keys=True, default=str)).encode()).hexdigest()
+
+
+def prepends_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts BOS in front of a text."""
+    if tokenizer is None or tokenizer.bos_token_id is None:
+        return False
+    found = tokenizer("a")["input_ids"]
+    return len(found) > 0 and found[0] == tokenizer.bos_token_id

@@ -16,9 +16,9 @@ from workbench.models.adapters import Adapter, read_adapter
 from workbench.models.files import load_tokenizer
 from workbench.models.load_options import DAY, read_day
 from workbench.models.model_outline import Facts, facts
-from workbench.models.prompt_templates import uses_date
+from workbench.models.prompt_templates import check_date
 from workbench.models.sites import Site
-from workbench.models.text_side import TextSide
+from workbench.models.text_side import TextSide, prepends_bos
 
 READ = (".json", ".jinja", ".model", ".txt", ".py")  # endings of the files that it is made of
 
@@ -89,23 +89,6 @@ def open_unloaded(
     )
     check_date(found, date)
     return found
-
-
-def prepends_bos(tokenizer: Any) -> bool:
-    """Whether a tokenizer puts BOS in front of a text."""
-    if tokenizer is None or tokenizer.bos_token_id is None:
-        return False
-    found = tokenizer("a")["input_ids"]
-    return len(found) > 0 and found[0] == tokenizer.bos_token_id
-
-
-def check_date(model: TextSide, date: str | datetime.date | None) -> None:
-    """Raise InputError for a day that is told to a chat template which prints none."""
-    if date is not None and not uses_date(model):
-        raise InputError(
-            f"The day {read_day(date)} means nothing to '{model.name}', whose chat template prints no date; leave it "
-            f"out."
-        )
 
 
 def _stamps(folder: Path) -> tuple:

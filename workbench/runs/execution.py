@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import hashlib
 import inspect
-import json
 import os
 import shutil
 import socket
@@ -26,7 +25,7 @@ from workbench.core.errors import Cancelled, InputError, RunFailed, WorkbenchErr
 from workbench.core.files import canonical, remove_leftovers, write_json
 from workbench.core.locks import folder_lock
 from workbench.core.nearest_name import nearest
-from workbench.core.private import appending
+from workbench.core.progress import SCALE
 from workbench.core.registry import Probe
 from workbench.runs import checksums, claim, provenance, records
 from workbench.runs.description import (
@@ -58,6 +57,7 @@ from workbench.runs.preparation import (
     stamps,
     with_own_data,
 )
+from workbench.runs.progress_file import recorder
 from workbench.runs.results import check_result, write_result
 
 if TYPE_CHECKING:
@@ -80,8 +80,6 @@ __all__ = [
     "runs_root",
     "stamps",
 ]
-
-_PROGRESS_EVERY = 0.5  # seconds between lines of progress.jsonl
 
 
 def execute(
@@ -252,7 +250,15 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
     }
     write_json(folder / records.RUN, info)
     (folder / ENDED).unlink(missing_ok=True)
-    context.on_progress = _recorder(folder / "progress.jsonl", context.on_progress)
+    told = context.on_progress
+    recorded = recorder(folder / "progress.jsonl")
+
+    def tell(done: int, total: int, label: str) -> None:
+        recorded(done, total, label)
+        if told is not None:
+            told(done, total, label)
+
+    context.on_progress = tell
     provenance.reset_peak_memory()
     start = time.perf_counter()
 
@@ -298,7 +304,10 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         check_unchanged(ready.data, info["data"]["fingerprint"] if info["data"] else None)
         check_result(ready.probe, result)
         write_result(folder, result)
+        recorded(SCALE, SCALE, "complete")
         close("complete")
+        if told is not None:
+            told(SCALE, SCALE, "complete")
     except (KeyboardInterrupt, Cancelled):
         if not _is_complete(folder):  # else it came too late to stop anything
             close_if_it_can_be("cancelled")
@@ -430,33 +439,6 @@ def figure(run: Run | str | Path, name: str | None = None):
 
 
 # ---- pieces
-
-
-def _recorder(path: Path, forward: Callable[[int, int, str], None] | None) -> Callable[[int, int, str], None]:
-    """A progress function that also appends to progress.jsonl: each step that ends something, else twice a second."""
-    start = time.perf_counter()
-    last = {"time": -1.0, "label": None}
-    if path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
-        with appending(path) as file:  # the open line of a process that was killed
-            file.write(b"\n")
-
-    def record(done: int, total: int, label: str) -> None:
-        moment = time.perf_counter()
-        if label != last["label"] or (total and done >= total) or moment - last["time"] >= _PROGRESS_EVERY:
-            last.update(time=moment, label=label)
-            line = {
-                "time": provenance.now(),
-                "seconds": round(moment - start, 3),
-                "done": done,
-                "total": total,
-                "label": label,
-            }
-            with appending(path) as file:
-                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-        if forward is not None:
-            forward(done, total, label)
-
-    return record
 
 
 def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from workbench.core.disk_errors import disk_errno
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.locks import take
 from workbench.core.private import keep_new_files_private, make_folder
+from workbench.core.progress import TimeLeft
 from workbench.core.signals import stop_signals
 from workbench.core.wording import one_line
 from workbench.runs import job_files, provenance, queue
@@ -259,9 +260,9 @@ def _run(job: job_files.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
             job_files.wants_cancel(job.id) or os.getppid() != parent
         )  # without its outer process nobody would hear of the result
 
-    report = _reporter(job.id)
     item = registry.get(job.probe)
     ready = execution.prepare(item, configs.build(item.config, job.config, literal=True), job.data, model=job.model)
+    report = _reporter(job.id, _expected(job, ready))
     report(0, 0, f"loading {job.model}")
     model = _model(job, warm)
     if cancelled():
@@ -298,22 +299,34 @@ def _model(job: job_files.Job, warm: dict[tuple, Any]) -> Any:
     return warm[key]
 
 
-def _reporter(identifier: str):
-    """A progress function that writes a few times a second, with the time left at the pace of the present stage."""
-    state = {"written": 0.0, "label": None, "begun": 0.0, "first": 0}
+def _reporter(identifier: str, expected: float | None = None):
+    """A progress function that writes a few times a second, with the time left of the whole; `expected`: seconds that
+    it is likely to take."""
+    written, left_after = [0.0], TimeLeft(expected)
 
     def report(done: int, total: int, label: str) -> None:
         moment = time.monotonic()
-        if label != state["label"]:
-            state.update(label=label, begun=moment, first=done, written=0.0)
-        if moment - state["written"] < 0.25 and done < total:
+        left = left_after.after(done / total, moment) if total > 0 else None
+        if moment - written[0] < 0.25 and (done < total or not total):
             return
-        state["written"] = moment
-        step = done - state["first"]
-        left = (moment - state["begun"]) / step * (total - done) if step > 0 and total > 0 else None
+        written[0] = moment
         job_files.write_progress(identifier, done, total, label, left)
 
     return report
+
+
+def _expected(job: job_files.Job, ready: Any) -> float | None:
+    """Seconds that the run of a job is likely to take, where one like it was timed on this model and device."""
+    from workbench.runs import cost
+    from workbench.runs.folder import list_runs
+
+    try:
+        last, same = cost.last_like(list_runs(), job.probe, job.model, job.device)
+        now = cost.plan(job.probe, ready.config, ready.data, job.model) if same else None
+        then = cost.plan_of(last) if now is not None and last is not None else None
+        return None if now is None else cost.estimate(now, then=then, run=last, same_machine=same).seconds
+    except (WorkbenchError, OSError):  # of other runs, or of data that the run itself refuses
+        return None
 
 
 if __name__ == "__main__":

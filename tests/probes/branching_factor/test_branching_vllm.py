@@ -72,7 +72,7 @@ def fake_vllm(monkeypatch, stories):
 
 
 def test_vllm_writes_the_texts_and_one_engine_serves_a_whole_run(run, stories, fake_vllm, monkeypatch):
-    monkeypatch.setattr("probes.branching_factor.conditions.PART_ROWS", 6)  # one prompt per part
+    monkeypatch.setattr("probes.branching_factor.conditions.MOST_ROWS", 6)  # one prompt per part
     found = run(stories, sampler="vllm", study="decoding", settings="top_p=0.9,top_p=0.8", samples=4, max_new_tokens=10)
     assert (fake_vllm.opened, fake_vllm.closed, fake_vllm.memory) == (1, 1, [0.6])
     assert len({asked.seed for asked in fake_vllm.asked}) == 3 and len(fake_vllm.asked) == 6

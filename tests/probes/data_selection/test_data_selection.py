@@ -184,7 +184,7 @@ def test_a_stopped_run_goes_on_with_the_next_part(model, material, tmp_path, mon
             config=config,
             out=tmp_path / "run",
             progress=progress,
-            cancel=lambda: bool(told) and told[-1] >= 30,
+            cancel=lambda: bool(told) and told[-1] >= 300,
         )
     assert runs.open_run(tmp_path / "run").status == "cancelled"
     resumed = runs.execute("data-selection", model, data=material / "pool.jsonl", config=config, out=tmp_path / "run")

@@ -462,7 +462,7 @@ def test_how_large_the_run_is_is_said_before_it_starts(organism):
         progress=lambda done, total, label: told.append((done, total, label)),
     )
     size = next(t for t in told if "prompt tokens" in t[2])
-    assert size[:2] == (0, 12) and size[2].startswith("needles: 12 trials, 1,")
+    assert size[:2] == (0, 1000) and size[2].startswith("needles, 12 trials, 1,")
     assert told.index(size) < next(i for i, t in enumerate(told) if t[0] > 0)
 
 

@@ -162,7 +162,7 @@ def test_answers_are_those_of_plain_greedy_decoding_with_the_heads_zeroed_at_eve
 
 
 def test_prompts_hold_context_and_question_and_ask_for_reasoning_where_it_is_wanted(tmp_path, tiny_llama):
-    from probes.retrieval_heads.task_masking import _prompts
+    from probes.retrieval_heads.task_masking import task_prompts
 
     rows = [
         {"question": "Who ran?", "answer": "Ben", "context": "Ben ran."},
@@ -172,14 +172,14 @@ def test_prompts_hold_context_and_question_and_ask_for_reasoning_where_it_is_wan
     model, source = load(str(tiny_llama)), str(tmp_path / "t.jsonl")
     for reason in (False, True):
         config = Config(tasks=source, chain_of_thought=reason, task_tokens=20)
-        prompts, _ = _prompts(model, config, read_tasks(source, "f1"))
+        prompts, _ = task_prompts(model, config, read_tasks(source, "f1"))
         more, begun = (REASON, BEGUN) if reason else ("", "")
         assert [model.decode(ids) for ids in prompts] == [
             f"Ben ran.\n\nQuestion: Who ran?{more}\nAnswer:{begun}",
             f"Question: Who sat?{more}\nAnswer:{begun}",
         ]
     with pytest.raises(InputError, match="row 1: a prompt of .* go beyond the context of 512"):
-        _prompts(model, Config(tasks=source, task_tokens=510), read_tasks(source, "f1"))
+        task_prompts(model, Config(tasks=source, task_tokens=510), read_tasks(source, "f1"))
 
 
 @pytest.mark.parametrize(
