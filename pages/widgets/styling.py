@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from pages.widgets import figure_box
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError, is_panic
 from workbench.core.wording import cut, duration, number
@@ -53,8 +54,9 @@ table.wb tr.on td {font-weight: 600}
 .wb-scroll {overflow-x: auto; max-width: 100%}
 .wb-text {font-family: ui-monospace, "Source Code Pro", monospace; font-size: .86rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 2px solid; padding: .1rem 0 .1rem .6rem; margin: .15rem 0}
-.st-key-prompt textarea {field-sizing: content; height: auto !important; min-height: 0 !important; max-height: 7.5rem; line-height: 1.3}
+.st-key-prompt textarea {field-sizing: content; height: auto !important; min-height: 0 !important; max-height: 7.5rem; line-height: 1.3; padding-block: .58rem}
 .st-key-prompt [data-testid="stTextAreaRootElement"] {height: auto !important; min-height: 0 !important}
+:is(.wb-facts, table.wb) a {color: inherit; text-decoration: underline}
 .wb-head {font-size: .8rem; opacity: .68; margin: .3rem 0 .05rem}
 .wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
 @media (max-width: 640px) {.stMainBlockContainer {padding: 2.9rem .7rem 1rem}}
@@ -62,7 +64,7 @@ table.wb tr.on td {font-weight: 600}
 
 
 def style() -> None:
-    st.html(f"<style>{CSS}</style>")
+    st.html(f"<style>{CSS}{figure_box.CSS}</style>")
 
 
 def mode() -> str:
