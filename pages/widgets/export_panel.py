@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import streamlit as st
 
-from pages.widgets import styling
+from pages.widgets import figure_box, styling
 from workbench import figures
 from workbench.core.wording import cut
 from workbench.explorer import as_code
@@ -85,4 +85,5 @@ def drawn(fig, kind: str) -> bytes:
 def chart(fig, *, key: str, height: int | None = None) -> None:
     """The figure on the screen."""
     made = figures.dressed(fig, mode=styling.mode(), **({"height": height} if height else {}))
-    st.plotly_chart(made, theme=None, key=key, config={"displaylogo": False})
+    with figure_box.box(made, key):
+        st.plotly_chart(made, theme=None, key=key, config={"displaylogo": False})

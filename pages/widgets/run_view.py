@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.widgets import cached, navigation, row_prompts, styling
+from pages.widgets import cached, figure_box, navigation, row_prompts, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
@@ -129,7 +129,8 @@ def untitled(fig):
 
 
 def chart(fig, *, key: str) -> None:
-    st.plotly_chart(fig, theme=None, key=key, config={"displaylogo": False})
+    with figure_box.box(fig, key):
+        st.plotly_chart(fig, theme=None, key=key, config={"displaylogo": False})
 
 
 def chart_of_heads(run: Run, fig, *, key: str) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from pages.widgets import figure_box
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError, is_panic
 from workbench.core.wording import cut, duration, number
@@ -62,8 +63,9 @@ table.wb tr.on td {font-weight: 600}
 .wb-text {font-family: ui-monospace, "Source Code Pro", monospace; font-size: .86rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 2px solid; padding: .1rem 0 .1rem .6rem; margin: .15rem 0}
 .wb-grows {min-height: 2.7rem}
-.st-key-prompt textarea {field-sizing: content; height: auto !important; min-height: 0 !important; max-height: 7.5rem; line-height: 1.3}
+.st-key-prompt textarea {field-sizing: content; height: auto !important; min-height: 0 !important; max-height: 7.5rem; line-height: 1.3; padding-block: .58rem}
 .st-key-prompt [data-testid="stTextAreaRootElement"] {height: auto !important; min-height: 0 !important}
+:is(.wb-facts, table.wb) a {color: inherit; text-decoration: underline}
 .wb-head {font-size: .8rem !important; font-weight: 400 !important; line-height: 1.4; opacity: .72; margin: .3rem 0 .05rem !important}
 .wb-facts {font-size: .86rem; line-height: 1.45; overflow-wrap: anywhere}
 @media (hover: none) {.modebar-container {display: none}}
@@ -72,7 +74,7 @@ table.wb tr.on td {font-weight: 600}
 
 
 def style() -> None:
-    st.html(f"<style>{CSS}</style>")
+    st.html(f"<style>{CSS}{figure_box.CSS}</style>")
 
 
 def mode() -> str:

@@ -84,3 +84,22 @@ def test_a_selected_row_of_a_runs_table_opens_as_the_prompt_that_was_fed(visit, 
         assert (query(page, "prompt"), query(page, "model")) == ("quartz meadow quartz", MODEL)
     finally:
         shutil.rmtree(runs_root() / identifier)
+
+
+OVERLAPS = """() => {
+  const boxes = [...document.querySelectorAll('.js-plotly-plot .g-xtitle text, .js-plotly-plot [class^=g-x] text')]
+    .map((e) => e.getBoundingClientRect());
+  return [boxes.length, boxes.filter((a, i) => boxes.some((b, k) => k > i && a.left < b.right && b.left < a.right
+    && a.top < b.bottom && b.top < a.bottom)).length];
+}"""
+
+
+def test_axis_titles_of_panels_beside_each_other_do_not_print_over_each_other_on_a_phone(visit):
+    page = visit("/branching_factor?run=branching-factor-000000000001", size=(390, 844))
+    page.locator(".js-plotly-plot").first.wait_for()
+    rest(page)
+    shot(page, "phone-panels")
+    count, over = page.evaluate(OVERLAPS)
+    assert count >= 2 and over == 0 and too_wide(page) == []
+    page.add_style_tag(content='[class*="st-key-wide"] > * {min-width: 0 !important}')  # as it was before
+    page.wait_for_function(f"({OVERLAPS})()[1] > 0")
