@@ -124,12 +124,16 @@ def map_table(
         pl.Series("x", found.places[:, 0]),
         pl.Series("y", found.places[:, 1]),
     ]
-    if found.clusters is not None:
-        new.append(pl.Series(CLUSTER, [f"cluster {label + 1}" for label in found.clusters.labels]))
     if probes is not None and read is not None and found.site.layer is not None:
         scores = probes.scores(read.read(Site(probes.kind, found.site.layer)), found.site.layer)
         new += [pl.Series(SCORE, scores), pl.Series(PREDICTION, probes.predictions(scores))]
-    return texts.about.with_columns(new)
+    table = texts.about.with_columns(new)
+    return table if found.clusters is None else with_clusters(table, found.clusters)
+
+
+def with_clusters(table: pl.DataFrame, clusters: Clusters) -> pl.DataFrame:
+    """The table with a column `cluster`."""
+    return table.with_columns(pl.Series(CLUSTER, [f"cluster {label + 1}" for label in clusters.labels]))
 
 
 def figure_of(table: pl.DataFrame, found: MappedLayer, texts: MapTexts, *, colour: str | None, model: str) -> go.Figure:

@@ -192,13 +192,14 @@ def _of_rows(run: Run, rows: pl.Series, read: Callable[[Run, str], pl.DataFrame]
             and name != "text"
         ]
         more = [key for key in keys if key != "row"]
-        if keys == ("row", *more) and len(more) == 1 and frame[more[0]].n_unique() <= _WIDEST:
-            yield _wide(frame, more[0], values)
-            continue
-        same = [name for name in values if not more or frame[name].dtype == pl.String]
-        same = [name for name in same if frame.group_by("row").agg(pl.col(name).n_unique())[name].max() == 1]
+        same = [name for name in values if frame.group_by("row").agg(pl.col(name).n_unique())[name].max() == 1]
+        if more and keys != ("row", *more):  # the row is not what the table is of: only words are surely the text's own
+            same = [name for name in same if frame[name].dtype == pl.String]
         if same:
             yield frame.select("row", *same).unique("row", maintain_order=True).cast({"row": pl.Int64})
+        others = [name for name in values if name not in same]
+        if keys == ("row", *more) and len(more) == 1 and others and frame[more[0]].n_unique() <= _WIDEST:
+            yield _wide(frame, more[0], others)
 
 
 def _wide(frame: pl.DataFrame, key: str, values: Sequence[str]) -> pl.DataFrame:

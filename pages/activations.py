@@ -1,0 +1,381 @@
+"""Map of activations: many texts as points, layer by layer; drag around some to read them, open one as a prompt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import NoReturn
+
+import polars as pl
+import streamlit as st
+
+from pages.widgets import cached, export_panel, map_sources, navigation, run_view, styling, url_state
+from pages.widgets.map_sources import CAPTURE, FILE, RUN, Source
+from workbench.core.wording import cut
+from workbench.explorer import activation_maps as maps
+from workbench.explorer.layer_states import site_name
+from workbench.explorer.map_texts import MapTexts, colourable, parts_of, text_of
+from workbench.explorer.projections import NEIGHBOURS
+from workbench.models.sites import Site
+
+SCREEN = "activations"
+METHODS = {"PCA": maps.PCA, "UMAP": maps.UMAP}
+POINTS = (1000, 5000, 20000)
+MANY = 1500  # points from which on they are drawn by the graphics card
+IN_THE_URL = 400  # rows of a selection that a link can hold
+LISTED = 1000
+FEW_VALUES = 12  # of a column that is a label rather than a text
+
+
+def main() -> None:
+    st.title("Map of activations")
+    found = map_sources.sources()
+    source = chosen_source(found)
+    if source is None:
+        return
+    with styling.guard():
+        body(source)
+
+
+def chosen_source(found: dict[str, Source]) -> Source | None:
+    """What is mapped; None until a file is named."""
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    wanted = url_state.get(SCREEN, "source")  # always in the address: which run is the latest changes
+    if st.session_state.get("source") not in found or wanted not in ("", st.session_state["source"]):
+        st.session_state["source"] = wanted if wanted in found else next(iter(found))
+    label = left.selectbox(
+        "Texts",
+        list(found),
+        key="source",
+        on_change=new_source,
+        help="Of a run (what it read), of the organism's world, of a capture in the activation store, or a file.",
+    )
+    url_state.put(SCREEN, "source", label)
+    source = found[label]
+    if source.kind == FILE:
+        typed = st.text_input(
+            "File",
+            key="map file",
+            placeholder="/path/to/texts.csv",
+            on_change=clear,
+            help="csv, tsv, jsonl, parquet or txt with a column text, or prompt and response. A link never opens a "
+            "file, so it is not in the address.",
+        ).strip()
+        if not typed:
+            st.info("Type the path of a file of texts; its other columns can colour them.")
+            return None
+        source = Source(FILE, typed)
+    if source.model:
+        right.caption(styling.md(f"Model: {source.model}, as the {source.kind} has it."))
+        return source
+    name = right.selectbox(
+        "Model",
+        cached.model_names(),
+        key="model",
+        bind="query-params",
+        accept_new_options=True,
+        help="An organism, a local folder in Hugging Face format, or a hub id. Type to enter another.",
+    )
+    return Source(source.kind, source.which, name)
+
+
+def new_source() -> None:
+    url_state.put(SCREEN, "source", st.session_state["source"])
+    clear()
+
+
+def body(source: Source) -> None:
+    opened = cached.model(source.model)
+    first, place, coloured = st.columns([2, 4, 4], vertical_alignment="bottom")
+    method = first.segmented_control(
+        "Map",
+        list(METHODS),
+        default="PCA",
+        key="method",
+        bind="query-params",
+        required=True,
+        help="PCA: the two directions along which the texts differ most. UMAP: who is near whom.",
+    )
+    part, token, most, neighbours, clusters = chosen(source, opened)
+    asked = (source, map_sources.stamp(source), part, token, most)
+    texts, states, _ = map_sources.layers(*asked, opened)
+    with place:
+        site = chosen_site(states.sites)
+    found, table = map_sources.mapped(*asked, site, METHODS[method], neighbours, opened)
+    with coloured:
+        colour = chosen_colour(table)
+    if colour == maps.CLUSTER:
+        found = replace(found, clusters=map_sources.clusters(*asked, site, clusters, opened))
+        table = maps.with_clusters(table, found.clusters)
+    fig = maps.figure_of(table, found, texts, colour=colour, model=styling.short(source.model))
+    more = {"neighbours": neighbours, "clusters": clusters if colour == maps.CLUSTER else 0, "most": most}
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        draw(fig, table)
+        st.caption(styling.md(found.in_words() + what_is_drawn(texts)))
+        take_home(source, opened, fig, table, python_of(source, part, token, site, method, colour, **more))
+    with right:
+        listed(source, opened, texts, table, colour)
+
+
+def chosen(source: Source, opened) -> tuple[str, str, int, int, int]:
+    """(part of the run, token, points, neighbours, clusters)."""
+    first, second, third = st.columns([4, 3, 3], vertical_alignment="bottom")
+    part, token = "", "last"
+    if source.kind == RUN:
+        parts = parts_of(map_sources.run_of(source), read=cached.table)
+        if parts:
+            forget_unknown("part", parts)
+            part = first.selectbox(
+                "Part", parts, key="part", bind="query-params", on_change=clear, help="Which of the run's texts."
+            )
+    if source.kind != CAPTURE:
+        texts = map_sources.texts(source, map_sources.stamp(source), part, opened)
+        forget_unknown("token", list(texts.tokens))
+        token = second.selectbox(
+            "Token",
+            [texts.token, *(name for name in texts.tokens if name != texts.token)],
+            key="token",
+            bind="query-params",
+            help="last: the last token of each text; mean: over its tokens, sinks left out; others: where the run "
+            "looked.",
+        )
+    with third.popover("More", width="stretch", help="Neighbours, clusters, how many points."):
+        neighbours = st.number_input(
+            "Neighbours",
+            2,
+            200,
+            NEIGHBOURS,
+            key="neighbours",
+            bind="query-params",
+            help="Of UMAP (few: fine structure, many: coarse), and of the trustworthiness.",
+        )
+        clusters = st.number_input(
+            "Clusters", 2, 50, maps.GROUPS, key="clusters", bind="query-params", help="Of k-means."
+        )
+        most = st.selectbox(
+            "Points at most",
+            POINTS,
+            index=1,
+            key="points",
+            bind="query-params",
+            on_change=clear,
+            help="Of more texts, so many drawn at random.",
+        )
+    return part, token, int(most), int(neighbours), int(clusters)
+
+
+def chosen_site(sites: tuple[Site, ...]) -> Site:
+    by_name = {site_name(site): site for site in sites}
+    names = list(by_name)
+    forget_unknown("layer", names)
+    if len(names) == 1:
+        st.caption(styling.md(f"Site: {names[0]}"))
+        return sites[0]
+    name = st.select_slider(
+        "Layer",
+        names,
+        value=names[len(names) // 2],
+        key="layer",
+        bind="query-params",
+        help="The residual stream after this layer. Every layer is turned as the one before it, so that points stay "
+        "where they are as far as they can.",
+    )
+    return by_name[name]
+
+
+def chosen_colour(table: pl.DataFrame) -> str:
+    """What colours the points: columns of names first, then numbers, then clusters and texts of many kinds."""
+    columns = colourable(table)
+    named = [c for c in columns if not table[c].dtype.is_float() and table[c].n_unique() <= FEW_VALUES]
+    words = [c for c in columns if c not in named and table[c].dtype == pl.String]
+    order = [*named, *(c for c in columns if c not in (*named, *words)), maps.CLUSTER, *words]
+    forget_unknown("colour of points", order)
+    return st.selectbox(
+        "Colour",
+        order,
+        key="colour of points",
+        bind="query-params",
+        help="Any column of the texts: labels, scores of the run, what its probes say at this layer, clusters.",
+    )
+
+
+def forget_unknown(key: str, options: list[str]) -> None:
+    """A choice that is none here, from another source or from the address, gives way to the first one."""
+    if st.session_state.get(key) not in (None, *options):
+        del st.session_state[key]
+    if key in st.query_params and st.query_params[key] not in options:
+        del st.query_params[key]
+
+
+def what_is_drawn(texts: MapTexts) -> str:
+    said = f" {len(texts):,} texts"
+    said += f", drawn at random from {len(texts) + texts.left_out:,}" if texts.left_out else ""
+    said += f"; {texts.cut} are longer than the model's context and were cut" if texts.cut else ""
+    return said + ". Drag around points to list their texts; a double click lists all."
+
+
+# ---- the points that are chosen
+
+
+def draw(fig, table: pl.DataFrame) -> None:
+    """The map; what is dragged around stays chosen when the layer changes."""
+    made = run_view.on_screen(run_view.untitled(fig))
+    rows = chosen_rows()
+    if rows:
+        for trace in made.data:
+            own = trace.customdata if trace.customdata is not None else ()
+            trace.selectedpoints = [i for i, row in enumerate(own) if int(row) in rows]
+    made.layout.dragmode = "lasso"
+    if table.height > MANY:
+        made = by_graphics_card(made)
+    st.plotly_chart(
+        made,
+        theme=None,
+        key="map of activations",
+        config={"displaylogo": False},
+        on_select=picked,
+        selection_mode=("lasso", "box", "points"),
+    )
+
+
+def by_graphics_card(fig):
+    """The same with points that the browser draws by WebGL, many times faster."""
+    size = fig.layout.template.data.scatter[0].marker.size
+    traces = [{**trace.to_plotly_json(), "type": "scattergl"} for trace in fig.data]
+    for trace in traces:
+        trace["marker"] = {"size": size, **trace["marker"]}
+    return type(fig)(traces, fig.layout)
+
+
+def picked() -> None:
+    """Keep the rows that were dragged around; none where the selection was taken back."""
+    points = st.session_state["map of activations"].selection.points
+    rows = sorted({int(point["customdata"]) for point in points if point.get("customdata") is not None})
+    put_rows(rows)
+
+
+def put_rows(rows: list[int]) -> None:
+    st.session_state["chosen rows"] = rows
+    url_state.put(SCREEN, "rows", ".".join(map(str, rows)) if len(rows) <= IN_THE_URL else "")
+
+
+def clear() -> None:
+    put_rows([])
+
+
+def chosen_rows() -> set[int]:
+    """The rows that are chosen: of this session where they are too many for the address."""
+    text = url_state.get(SCREEN, "rows")
+    return {int(row) for row in re.findall(r"[0-9]{1,9}", text)} or set(st.session_state.get("chosen rows", ()))
+
+
+def listed(source: Source, opened, texts: MapTexts, table: pl.DataFrame, colour: str) -> None:
+    """The texts that were chosen, or all; a row opens as the prompt."""
+    rows = chosen_rows()
+    some = table.filter(pl.col("row").is_in(list(rows))) if rows else table
+    rows = rows if some.height else set()
+    some = some if some.height else table
+    a, b = st.columns([3, 2], vertical_alignment="center")
+    a.markdown(f"**{some.height:,} chosen texts**" if rows else f"**All {some.height:,} texts**")
+    b.button("All texts", on_click=clear, disabled=not rows, width="stretch", help="Choose none, list all.")
+    shown = some.head(LISTED).select("row", colour, "text")
+    found = st.dataframe(
+        shown,
+        height=420,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key="listed texts",
+        column_config={"text": st.column_config.TextColumn(width="large"), **styling.columns_of(shown)},
+    )
+    if some.height > LISTED:
+        st.caption(f"The first {LISTED:,} are listed; the CSV under Take home has all.")
+    chosen = [i for i in found.selection.rows if i < shown.height]
+    if not chosen:
+        st.caption("Select a row to read it whole and to open it in the Explorer.")
+        return
+    row = shown["row"][chosen[0]]
+    ids = texts.ids[table["row"].to_list().index(row)]
+    if not ids:
+        st.caption("This capture is from before token ids were kept, so its texts are not known.")
+        return
+    text = text_of(opened.model, ids, most=None)
+    st.html(styling.quote(cut(text, 4000), styling.accent()))
+    if st.button("Open in the Explorer", key="open text", help="As the prompt, in this model."):
+        to_prompt(source.model, text)
+
+
+def to_prompt(model: str, text: str) -> NoReturn:
+    """Go to the Explorer, to a prompt."""
+    for key in ("model", "prompt", *(f"last explorer {name}" for name in ("head", "at", "off", "mlps"))):
+        st.session_state.pop(key, None)
+    st.switch_page(navigation.HERE / "explorer.py", query_params={"model": model, "prompt": text})
+
+
+# ---- to take home
+
+
+def take_home(source: Source, opened, fig, table: pl.DataFrame, python: str) -> None:
+    with st.popover("Take home", width="stretch", help="This map as a file, and the Python that makes it."):
+        columns = st.columns(4, gap="small")
+        for column, (kind, mime) in zip(columns, export_panel.MIME.items()):
+            column.download_button(
+                kind.upper(),
+                lambda kind=kind: export_panel.csv_of(table) if kind == "csv" else export_panel.drawn(fig, kind),
+                f"map-of-activations.{kind}",
+                mime,
+                on_click="ignore",
+                key=f"map {kind}",
+                width="stretch",
+                help="The table, every column." if kind == "csv" else "The figure, light, at the width of two columns.",
+            )
+        model = opened.model
+        st.code(
+            f"{(fig.layout.meta or {}).get('title')}. {(fig.layout.meta or {}).get('note')} Texts: {source.kind} "
+            f"{source.which}. Model: {model.name}, weights {model.fingerprint[:12]}.",
+            language=None,
+            wrap_lines=True,
+        )
+        st.code(python, language="python", wrap_lines=True)
+
+
+def python_of(
+    source: Source,
+    part: str,
+    token: str,
+    site: Site,
+    method: str,
+    colour: str,
+    *,
+    neighbours: int,
+    clusters: int,
+    most: int,
+) -> str:
+    """The lines that make the map in a notebook."""
+    if source.kind == CAPTURE:
+        return (
+            "from workbench.explorer.layer_states import stored_states, stored_texts\n\n"
+            f"states, texts = stored_states({source.which!r}), stored_texts({source.which!r})"
+        )
+    given = {
+        "layer": "final" if site.layer is None else site.layer,
+        "method": METHODS[method],
+        "token": token,
+        "colour": colour,
+    }
+    given |= {"clusters": clusters} if clusters else {}
+    given |= {"neighbours": neighbours} if neighbours != NEIGHBOURS else {}
+    given |= {"most": most} if most != maps.DRAWN else {}
+    given |= {"part": part} if part else {}
+    first = source.which if source.kind == RUN else str(map_sources.path_of(source))
+    said = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return (
+        "from workbench import activation_map\n\n"
+        f"table, figure = activation_map({source.model!r}, {first!r}, {said})\n"
+        "figure.show()"
+    )
+
+
+navigation.through_app()
+main()
