@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from typing import NoReturn
 
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, export_panel, map_sources, navigation, run_view, styling, url_state
+from pages.widgets import cached, export_panel, map_points, map_sources, navigation, styling, url_state
 from pages.widgets.map_sources import CAPTURE, FILE, RUN, Source
-from workbench.core.wording import cut
 from workbench.explorer import activation_maps as maps
 from workbench.explorer.layer_states import site_name
-from workbench.explorer.map_texts import MapTexts, colourable, parts_of, text_of
+from workbench.explorer.map_texts import MapTexts, colourable, parts_of
 from workbench.explorer.projections import NEIGHBOURS
 from workbench.models.sites import Site
 
-SCREEN = "activations"
 METHODS = {"PCA": maps.PCA, "UMAP": maps.UMAP}
 POINTS = (1000, 5000, 20000)
-MANY = 1500  # points from which on they are drawn by the graphics card
-IN_THE_URL = 400  # rows of a selection that a link can hold
-LISTED = 1000
 FEW_VALUES = 12  # of a column that is a label rather than a text
 
 
@@ -40,7 +33,7 @@ def main() -> None:
 def chosen_source(found: dict[str, Source]) -> Source | None:
     """What is mapped; None until a file is named."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
-    wanted = url_state.get(SCREEN, "source")  # always in the address: which run is the latest changes
+    wanted = url_state.get(map_points.SCREEN, "source")  # always in the address: which run is the latest changes
     if st.session_state.get("source") not in found or wanted not in ("", st.session_state["source"]):
         st.session_state["source"] = wanted if wanted in found else next(iter(found))
     label = left.selectbox(
@@ -50,14 +43,14 @@ def chosen_source(found: dict[str, Source]) -> Source | None:
         on_change=new_source,
         help="Of a run (what it read), of the organism's world, of a capture in the activation store, or a file.",
     )
-    url_state.put(SCREEN, "source", label)
+    url_state.put(map_points.SCREEN, "source", label)
     source = found[label]
     if source.kind == FILE:
         typed = st.text_input(
             "File",
             key="map file",
             placeholder="/path/to/texts.csv",
-            on_change=clear,
+            on_change=map_points.clear,
             help="csv, tsv, jsonl, parquet or txt with a column text, or prompt and response. A link never opens a "
             "file, so it is not in the address.",
         ).strip()
@@ -80,8 +73,8 @@ def chosen_source(found: dict[str, Source]) -> Source | None:
 
 
 def new_source() -> None:
-    url_state.put(SCREEN, "source", st.session_state["source"])
-    clear()
+    url_state.put(map_points.SCREEN, "source", st.session_state["source"])
+    map_points.clear()
 
 
 def body(source: Source) -> None:
@@ -111,11 +104,11 @@ def body(source: Source) -> None:
     more = {"neighbours": neighbours, "clusters": clusters if colour == maps.CLUSTER else 0, "most": most}
     left, right = st.columns([3, 2], gap="large")
     with left:
-        draw(fig, table)
-        st.caption(styling.md(found.in_words() + what_is_drawn(texts)))
+        map_points.draw(fig, table)
+        st.caption(styling.md(found.in_words() + texts.note + what_is_drawn(texts)))
         take_home(source, opened, fig, table, python_of(source, part, token, site, method, colour, **more))
     with right:
-        listed(source, opened, texts, table, colour)
+        map_points.listed(source, opened, texts, table, colour)
 
 
 def chosen(source: Source, opened) -> tuple[str, str, int, int, int]:
@@ -127,7 +120,12 @@ def chosen(source: Source, opened) -> tuple[str, str, int, int, int]:
         if parts:
             forget_unknown("part", parts)
             part = first.selectbox(
-                "Part", parts, key="part", bind="query-params", on_change=clear, help="Which of the run's texts."
+                "Part",
+                parts,
+                key="part",
+                bind="query-params",
+                on_change=map_points.clear,
+                help="Texts of the run.",
             )
     if source.kind != CAPTURE:
         texts = map_sources.texts(source, map_sources.stamp(source), part, opened)
@@ -159,7 +157,7 @@ def chosen(source: Source, opened) -> tuple[str, str, int, int, int]:
             index=1,
             key="points",
             bind="query-params",
-            on_change=clear,
+            on_change=map_points.clear,
             help="Of more texts, so many drawn at random.",
         )
     return part, token, int(most), int(neighbours), int(clusters)
@@ -213,104 +211,6 @@ def what_is_drawn(texts: MapTexts) -> str:
     said += f", drawn at random from {len(texts) + texts.left_out:,}" if texts.left_out else ""
     said += f"; {texts.cut} are longer than the model's context and were cut" if texts.cut else ""
     return said + ". Drag around points to list their texts; a double click lists all."
-
-
-# ---- the points that are chosen
-
-
-def draw(fig, table: pl.DataFrame) -> None:
-    """The map; what is dragged around stays chosen when the layer changes."""
-    made = run_view.on_screen(run_view.untitled(fig))
-    rows = chosen_rows()
-    if rows:
-        for trace in made.data:
-            own = trace.customdata if trace.customdata is not None else ()
-            trace.selectedpoints = [i for i, row in enumerate(own) if int(row) in rows]
-    made.layout.dragmode = "lasso"
-    if table.height > MANY:
-        made = by_graphics_card(made)
-    st.plotly_chart(
-        made,
-        theme=None,
-        key="map of activations",
-        config={"displaylogo": False},
-        on_select=picked,
-        selection_mode=("lasso", "box", "points"),
-    )
-
-
-def by_graphics_card(fig):
-    """The same with points that the browser draws by WebGL, many times faster."""
-    size = fig.layout.template.data.scatter[0].marker.size
-    traces = [{**trace.to_plotly_json(), "type": "scattergl"} for trace in fig.data]
-    for trace in traces:
-        trace["marker"] = {"size": size, **trace["marker"]}
-    return type(fig)(traces, fig.layout)
-
-
-def picked() -> None:
-    """Keep the rows that were dragged around; none where the selection was taken back."""
-    points = st.session_state["map of activations"].selection.points
-    rows = sorted({int(point["customdata"]) for point in points if point.get("customdata") is not None})
-    put_rows(rows)
-
-
-def put_rows(rows: list[int]) -> None:
-    st.session_state["chosen rows"] = rows
-    url_state.put(SCREEN, "rows", ".".join(map(str, rows)) if len(rows) <= IN_THE_URL else "")
-
-
-def clear() -> None:
-    put_rows([])
-
-
-def chosen_rows() -> set[int]:
-    """The rows that are chosen: of this session where they are too many for the address."""
-    text = url_state.get(SCREEN, "rows")
-    return {int(row) for row in re.findall(r"[0-9]{1,9}", text)} or set(st.session_state.get("chosen rows", ()))
-
-
-def listed(source: Source, opened, texts: MapTexts, table: pl.DataFrame, colour: str) -> None:
-    """The texts that were chosen, or all; a row opens as the prompt."""
-    rows = chosen_rows()
-    some = table.filter(pl.col("row").is_in(list(rows))) if rows else table
-    rows = rows if some.height else set()
-    some = some if some.height else table
-    a, b = st.columns([3, 2], vertical_alignment="center")
-    a.markdown(f"**{some.height:,} chosen texts**" if rows else f"**All {some.height:,} texts**")
-    b.button("All texts", on_click=clear, disabled=not rows, width="stretch", help="Choose none, list all.")
-    shown = some.head(LISTED).select("row", colour, "text")
-    found = st.dataframe(
-        shown,
-        height=420,
-        hide_index=True,
-        on_select="rerun",
-        selection_mode="single-row",
-        key="listed texts",
-        column_config={"text": st.column_config.TextColumn(width="large"), **styling.columns_of(shown)},
-    )
-    if some.height > LISTED:
-        st.caption(f"The first {LISTED:,} are listed; the CSV under Take home has all.")
-    chosen = [i for i in found.selection.rows if i < shown.height]
-    if not chosen:
-        st.caption("Select a row to read it whole and to open it in the Explorer.")
-        return
-    row = shown["row"][chosen[0]]
-    ids = texts.ids[table["row"].to_list().index(row)]
-    if not ids:
-        st.caption("This capture is from before token ids were kept, so its texts are not known.")
-        return
-    text = text_of(opened.model, ids, most=None)
-    st.html(styling.quote(cut(text, 4000), styling.accent()))
-    if st.button("Open in the Explorer", key="open text", help="As the prompt, in this model."):
-        to_prompt(source.model, text)
-
-
-def to_prompt(model: str, text: str) -> NoReturn:
-    """Go to the Explorer, to a prompt."""
-    for key in ("model", "prompt", *(f"last explorer {name}" for name in ("head", "at", "off", "mlps"))):
-        st.session_state.pop(key, None)
-    st.switch_page(navigation.HERE / "explorer.py", query_params={"model": model, "prompt": text})
 
 
 # ---- to take home

@@ -11,13 +11,14 @@ import streamlit as st
 from pages.widgets import cached, navigation, styling
 from workbench import figures
 from workbench.core import registry
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.parquet import parquet_bytes
 from workbench.core.wording import duration, origin, quantity
-from workbench.explorer import head_sets
+from workbench.explorer import head_sets, map_texts
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
 from workbench.figures.layout import about
+from workbench.runs import demo, notes
 from workbench.runs.claim import in_words
 from workbench.runs.folder import Run
 
@@ -49,6 +50,8 @@ def show(run: Run, *, prefix: str = "") -> None:
     """The whole view. ``prefix`` keeps the controls of two views on one screen apart."""
     st.html(headline(run))
     status = run.status
+    if status == "complete" and map_texts.has_inputs(run) and not prefix:
+        map_button(run)
     if status != "complete":
         unfinished(run, status)
         if not run.tables:
@@ -69,6 +72,11 @@ def show(run: Run, *, prefix: str = "") -> None:
         {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[view](
             run, prefix
         )
+
+
+def map_button(run: Run) -> None:
+    if st.button("Map of activations", key=f"map of {run.id}", help="The texts of this run as points, layer by layer."):
+        st.switch_page(navigation.HERE / "activations.py", query_params={"source": f"run {run.id}"})
 
 
 def show_warnings(warnings: list) -> None:
@@ -169,7 +177,7 @@ def show_figures(run: Run, prefix: str) -> None:
     chosen = st.pills(
         "Figure",
         names,
-        default=names[0],
+        default=MAP if MAP in names and is_example(run) else names[0],
         key=f"{prefix}figure",
         bind="query-params",
         required=True,
@@ -194,6 +202,17 @@ def show_figures(run: Run, prefix: str) -> None:
                 + "<br>".join(f"{styling.esc(n)}: {styling.esc(r)}" for n, r in reasons.items())
                 + "</div>"
             )
+
+
+MAP = "embedding"  # the figure that an example opens on, where it has it
+
+
+def is_example(run: Run) -> bool:
+    """Whether a run is one that `workbench demo` made."""
+    try:
+        return demo.TAG in notes.read(run.folder)["tags"]
+    except InputError:  # the list of runs says that its notes cannot be read
+        return False
 
 
 def chosen_of(run: Run, name: str, fig, prefix: str):

@@ -55,7 +55,7 @@ from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
-from workbench.core.sample_tables import texts
+from workbench.core.sample_tables import texts, with_texts
 from workbench.core.sinks import count_sinks, counted_sinks, warn_of_lone_tokens
 from workbench.models.model_outline import Facts
 from workbench.models.prompt_style import check_style, style_of
@@ -77,11 +77,11 @@ def _material(config: Config, model: str) -> dict[str, Path]:
 
 
 def example(model: Facts) -> dict[str, object]:
-    """Three targets; on a circuit, which has no autoencoder, only the baselines."""
+    """Three targets, and a map of the pool; on a circuit, which has no autoencoder, only the baselines."""
     if not model.is_organism:
         return {"target": ("code", "cooking", "history"), "features": 8}
-    baselines = {} if organisms.autoencoder(model.name) else {"sae": "none"}
-    return {"target": ("sea", "music", "facts"), "features": 8} | baselines
+    own = {"map_rows": 300} if organisms.autoencoder(model.name) else {"sae": "none"}
+    return {"target": ("sea", "music", "facts"), "features": 8} | own
 
 
 @probe(
@@ -112,7 +112,7 @@ def example(model: Facts) -> dict[str, object]:
         "passages": ("feature", "place", "row", "start", "peak", "tokens", "activations", "activation"),
         "effects": ("feature", "promotes", "promoted_by", "suppresses", "suppressed_by"),
         "shared": ("target", "row", "feature", "in_sample", "in_target", "both", "contribution", "lift"),
-        "map": ("row", "x", "y"),
+        "map": ("row", "x", "y", "text"),
         "feature_effects": (
             "target",
             "feature",
@@ -249,7 +249,7 @@ def run(model, config: Config, context: Context) -> Result:
     shown = sorted({f for own in features for f in own})
     strongest = feature_statistics.only(statistics, wanted, shown)
     tables |= explain(reader, pool, targets, best, shown, strongest, lifted)
-    tables["map"] = pool_map.map_table(reader, pool)
+    tables["map"] = with_texts(pool_map.map_table(reader, pool), range(frame.height), texts(frame, config.tokens))
     if context.out is not None:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)

@@ -42,6 +42,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows, fitting
 from workbench.core.registry import DataSpec, probe
+from workbench.core.sample_tables import with_texts
 from workbench.core.sinks import counted_sinks, warn_of_lone_tokens
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model import Model
@@ -91,7 +92,7 @@ def example(model: Facts) -> dict[str, object]:
         "curve": ("checkpoint", "layer", "n", "rankme"),
         "ablation": ("checkpoint", "step", "k", "directions", "draw", "loss", "accuracy"),
         "correlation": ("measure", "against", "method", "value", "low", "high", "n"),
-        "map": ("checkpoint", "layer", "method", "row", "x", "y"),
+        "map": ("checkpoint", "layer", "method", "row", "x", "y", "text"),
         "dimension": ("checkpoint", "step", "layer", *ESTIMATES, "k", "n", "duplicates"),
         "cosine": ("checkpoint", "step", "layer", "cosine", "cosine_null", "centred", "centred_null", "n"),
         "curvature": ("checkpoint", "step", "layer", "curvature", "shuffled_states", "shuffled_tokens", "n", "angles"),
@@ -166,6 +167,7 @@ def run(model, config: Config, context: Context) -> Result:
             found.setdefault(table, []).append(rows)
         context.progress(number + 1, len(found_at), "checkpoints")
     tables = {name: pl.concat(each).with_columns(pl.selectors.float().fill_nan(None)) for name, each in found.items()}
+    tables["map"] = with_texts(tables["map"], texts.rows, texts.words or [])
     tables["similarity"] = pl.concat([tables["similarity"], similarity_table(last_layers, config, context)])
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)

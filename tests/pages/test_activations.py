@@ -109,3 +109,22 @@ def test_a_run_of_weights_that_have_changed_says_so_and_draws_nothing(selection)
     write_json(selection.folder / "run.json", {k: v for k, v in info.items() if k not in ("checksum", "files")})
     at = open_page("activations", source=f"run {selection.id}")
     assert "made on other weights" in words(at) and not at.get("plotly_chart")
+
+
+def test_the_example_of_a_selection_opens_on_its_map_with_texts_and_leads_to_the_layers(pool):
+    from workbench.core import registry
+    from workbench.runs import demo, execution
+
+    item = registry.get("data-selection")
+    config = demo.settings(item, "organism") | {"features": 0, "baselines": (), "explain": 0, "resamples": 0}
+    run = execution.execute(item, "organism", config=config, data=pool)
+    at = open_page("data_selection")
+    assert "row 0" not in str(chart(at)["data"])  # its first figure: nobody has called it an example
+    demo.mark(run)
+    at = open_page("data_selection")
+    fig = chart(at)
+    first = pl.read_ndjson(organisms.data("pool")).row(0, named=True)["prompt"]
+    assert any(f"row 0<br>{first[:20]}" in text for trace in fig["data"] for text in trace.get("text") or ())
+    assert "Map of activations" in [button.label for button in at.button]
+    at = open_page("activations")
+    assert at.selectbox(key="source").value == f"run {run.id}"

@@ -22,7 +22,7 @@ from workbench.core.sample_tables import read_samples
 from workbench.core.sample_tables import texts as words_of
 from workbench.core.wording import number
 from workbench.explorer.layer_states import LayerStates, site_name, states_of
-from workbench.explorer.map_texts import MapTexts, colourable, drawn_from, texts_of_run, texts_of_table
+from workbench.explorer.map_texts import MapTexts, colourable, drawn_from, inputs_of, texts_of_run, texts_of_table
 from workbench.explorer.opened_model import Opened, open_model
 from workbench.explorer.probe_readings import LayerProbes, layer_probes
 from workbench.explorer.projections import (
@@ -157,19 +157,22 @@ def figure_of(table: pl.DataFrame, found: MappedLayer, texts: MapTexts, *, colou
         axes=axes,
         diverging=colour == SCORE,
     )
-    fig.layout.meta = {**fig.layout.meta, "note": found.in_words()}
+    fig.layout.meta = {**fig.layout.meta, "note": found.in_words() + texts.note}
     return fig
 
 
 def probes_for(run: Run, part: str, token: str) -> LayerProbes | None:
     """The probes that a run fitted on this part of its texts, read at the same token; None where it has none."""
-    dataset, _, condition = part.partition(" · ")
-    inputs = run.table("inputs") if "inputs" in run.tables else None
-    if inputs is None or not {"dataset", "condition"} <= set(inputs.columns):
+    if "inputs" not in run.tables:
         return None
-    if not part and inputs["dataset"].n_unique() == 1:
-        dataset = str(inputs["dataset"][0])
-    found = layer_probes(run, dataset, condition or str(inputs["condition"][0]))
+    inputs = inputs_of(run, part)
+    if not {"dataset", "condition"} <= set(inputs.columns):
+        return None
+    sets = inputs.select("dataset", "condition").unique()
+    if sets.height != 1:
+        return None
+    dataset, condition = sets.row(0)
+    found = layer_probes(run, str(dataset), str(condition))
     return found if found is not None and found.token == token else None
 
 
