@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.widgets import cached, export_panel, map_points, map_sources, navigation, styling, url_state
 from pages.widgets.map_sources import CAPTURE, FILE, RUN, Source
+from workbench.core.errors import InputError
 from workbench.explorer import activation_maps as maps
 from workbench.explorer.layer_states import site_name
 from workbench.explorer.map_texts import MapTexts, colourable, parts_of
@@ -98,8 +99,12 @@ def body(source: Source) -> None:
     with coloured:
         colour = chosen_colour(table)
     if colour == maps.CLUSTER:
-        found = replace(found, clusters=map_sources.clusters(*asked, site, clusters, opened))
-        table = maps.with_clusters(table, found.clusters)
+        try:
+            found = replace(found, clusters=map_sources.clusters(*asked, site, clusters, opened))
+            table = maps.with_clusters(table, found.clusters)
+        except InputError as error:  # too few texts for it, which have a map all the same
+            colour = None
+            styling.problem(error)
     fig = maps.figure_of(table, found, texts, colour=colour, model=styling.short(source.model))
     more = {"neighbours": neighbours, "clusters": clusters if colour == maps.CLUSTER else 0, "most": most}
     left, right = st.columns([3, 2], gap="large")
@@ -246,7 +251,7 @@ def python_of(
     token: str,
     site: Site,
     method: str,
-    colour: str,
+    colour: str | None,
     *,
     neighbours: int,
     clusters: int,
@@ -262,8 +267,8 @@ def python_of(
         "layer": "final" if site.layer is None else site.layer,
         "method": METHODS[method],
         "token": token,
-        "colour": colour,
     }
+    given |= {"colour": colour} if colour else {}
     given |= {"clusters": clusters} if clusters else {}
     given |= {"neighbours": neighbours} if neighbours != NEIGHBOURS else {}
     given |= {"most": most} if most != maps.DRAWN else {}

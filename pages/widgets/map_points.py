@@ -71,7 +71,7 @@ def chosen_rows() -> set[int]:
     return {int(row) for row in re.findall(r"[0-9]{1,9}", text)} or set(st.session_state.get("chosen rows", ()))
 
 
-def listed(source: Source, opened, texts: MapTexts, table: pl.DataFrame, colour: str) -> None:
+def listed(source: Source, opened, texts: MapTexts, table: pl.DataFrame, colour: str | None) -> None:
     """The texts that were chosen, or all; a row opens as the prompt."""
     rows = chosen_rows()
     some = table.filter(pl.col("row").is_in(list(rows))) if rows else table
@@ -80,7 +80,7 @@ def listed(source: Source, opened, texts: MapTexts, table: pl.DataFrame, colour:
     a, b = st.columns([3, 2], vertical_alignment="center")
     a.markdown(f"**{some.height:,} chosen texts**" if rows else f"**All {some.height:,} texts**")
     b.button("All texts", on_click=clear, disabled=not rows, width="stretch", help="Choose none, list all.")
-    shown = some.head(LISTED).select("row", colour, "text")
+    shown = some.head(LISTED).select("row", *([colour] if colour else []), "text")
     found = st.dataframe(
         shown,
         height=420,

@@ -17,7 +17,7 @@ from workbench.explorer.activation_maps import MappedLayer
 from workbench.explorer.layer_states import LayerStates
 from workbench.explorer.map_texts import MapTexts
 from workbench.explorer.opened_model import Opened
-from workbench.explorer.projections import Clusters, Oriented, clusters_of
+from workbench.explorer.projections import PointClusters, Oriented, clusters_of
 from workbench.models.sites import Site
 from workbench.runs import execution
 from workbench.runs.folder import Run
@@ -117,7 +117,7 @@ def mapped(
 @st.cache_resource(max_entries=32, show_spinner="Looking for clusters", hash_funcs=cached.BY_MODEL)
 def clusters(
     source: Source, stamp: tuple, part: str, token: str, most: int, site: Site, count: int, opened: Opened
-) -> Clusters:
+) -> PointClusters:
     """The clusters of one layer."""
     _, states, found = layers(source, stamp, part, token, most, opened)
     return clusters_of(found[states.sites.index(site)].components, count=count)

@@ -43,7 +43,7 @@ def test_a_run_opens_on_its_pool_coloured_by_its_scores_and_a_link_restores_all_
     at = open_page("activations")
     assert at.selectbox(key="source").value == label  # the latest run comes first
     assert at.selectbox(key="part").value == "pool" and at.selectbox(key="token").value == "mean"
-    assert at.query_params["source"] == [label] and at.selectbox(key="colour of points").value == "label"
+    assert at.query_params["source"] == label and at.selectbox(key="colour of points").value == "label"
     assert {"score · sea", "score · music", "cluster"} <= set(at.selectbox(key="colour of points").options)
     at = open_page(
         "activations",
@@ -98,6 +98,7 @@ def test_a_stored_capture_is_a_source_with_its_texts():
     at.selectbox(key="source").set_value(label).run()
     assert not at.exception and at.select_slider(key="layer").options == ["layer 2", "layer 4"]
     assert any("Novis lives" in text for trace in chart(at)["data"] for text in trace["text"])
+    assert "6 clusters need more than 6 texts" in words(at)  # the map is there all the same
     at.segmented_control(key="method").set_value("UMAP").run()
     assert "UMAP needs at least 15 texts, and there are 12" in words(at) and not at.exception
 

@@ -27,7 +27,7 @@ from workbench.explorer.opened_model import Opened, open_model
 from workbench.explorer.probe_readings import LayerProbes, layer_probes
 from workbench.explorer.projections import (
     NEIGHBOURS,
-    Clusters,
+    PointClusters,
     Oriented,
     clusters_of,
     oriented,
@@ -61,7 +61,7 @@ class MappedLayer:
     places: np.ndarray
     shares: np.ndarray
     trust: float | None
-    clusters: Clusters | None = None
+    clusters: PointClusters | None = None
 
     def in_words(self) -> str:
         """What a reader of the picture must know of it."""
@@ -131,7 +131,7 @@ def map_table(
     return table if found.clusters is None else with_clusters(table, found.clusters)
 
 
-def with_clusters(table: pl.DataFrame, clusters: Clusters) -> pl.DataFrame:
+def with_clusters(table: pl.DataFrame, clusters: PointClusters) -> pl.DataFrame:
     """The table with a column `cluster`."""
     return table.with_columns(pl.Series(CLUSTER, [f"cluster {label + 1}" for label in clusters.labels]))
 
