@@ -17,7 +17,7 @@ from workbench.explorer.activation_maps import MappedLayer
 from workbench.explorer.layer_states import LayerStates
 from workbench.explorer.map_texts import MapTexts
 from workbench.explorer.opened_model import Opened
-from workbench.explorer.projections import PointClusters, Oriented, clusters_of
+from workbench.explorer.projections import Oriented, PointClusters, clusters_of
 from workbench.models.sites import Site
 from workbench.runs import execution
 from workbench.runs.folder import Run

@@ -27,8 +27,8 @@ from workbench.explorer.opened_model import Opened, open_model
 from workbench.explorer.probe_readings import LayerProbes, layer_probes
 from workbench.explorer.projections import (
     NEIGHBOURS,
-    PointClusters,
     Oriented,
+    PointClusters,
     clusters_of,
     oriented,
     plane,
