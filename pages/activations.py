@@ -12,13 +12,12 @@ from pages.widgets.map_sources import CAPTURE, FILE, RUN, Source
 from workbench.core.errors import InputError
 from workbench.explorer import activation_maps as maps
 from workbench.explorer.layer_states import site_name
-from workbench.explorer.map_texts import MapTexts, colourable, parts_of
+from workbench.explorer.map_texts import MapTexts, parts_of
 from workbench.explorer.projections import NEIGHBOURS
 from workbench.models.sites import Site
 
 METHODS = {"PCA": maps.PCA, "UMAP": maps.UMAP}
 POINTS = (1000, 5000, 20000)
-FEW_VALUES = 12  # of a column that is a label rather than a text
 
 
 def main() -> None:
@@ -189,10 +188,7 @@ def chosen_site(sites: tuple[Site, ...]) -> Site:
 
 def chosen_colour(table: pl.DataFrame) -> str:
     """What colours the points: columns of names first, then numbers, then clusters and texts of many kinds."""
-    columns = colourable(table)
-    named = [c for c in columns if not table[c].dtype.is_float() and table[c].n_unique() <= FEW_VALUES]
-    words = [c for c in columns if c not in named and table[c].dtype == pl.String]
-    order = [*named, *(c for c in columns if c not in (*named, *words)), maps.CLUSTER, *words]
+    order = map_sources.colours(table)
     forget_unknown("colour of points", order)
     return st.selectbox(
         "Colour",

@@ -25,6 +25,7 @@ from workbench.runs.folder import Run
 RUN, CAPTURE, SHIPPED, FILE = "run", "stored capture", "texts", "a file"
 SHIPPED_TEXTS = ("texts", "pool")  # of the organism's world, which are samples by themselves
 SHOWN_CAPTURES = 30
+FEW_VALUES = 12  # of a column that is a label rather than a text
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,11 @@ def clusters(
     """The clusters of one layer."""
     _, states, found = layers(source, stamp, part, token, most, opened)
     return clusters_of(found[states.sites.index(site)].components, count=count)
+
+
+def colours(table: pl.DataFrame) -> list[str]:
+    """What can colour the points: columns of few names first, then numbers, clusters, and texts of many kinds."""
+    columns = map_texts.colourable(table)
+    named = [c for c in columns if not table[c].dtype.is_float() and table[c].n_unique() <= FEW_VALUES]
+    words = [c for c in columns if c not in named and table[c].dtype == pl.String]
+    return [*named, *(c for c in columns if c not in (*named, *words)), activation_maps.CLUSTER, *words]

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.widgets import cached, navigation, styling
+from pages.widgets import cached, map_of_run, navigation, styling
 from workbench import figures
 from workbench.core import registry
-from workbench.core.errors import InputError, WorkbenchError
+from workbench.core.errors import WorkbenchError
 from workbench.core.parquet import parquet_bytes
 from workbench.core.wording import duration, origin, quantity
-from workbench.explorer import head_sets, map_texts
+from workbench.explorer import head_sets
 from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
 from workbench.figures.layout import about
-from workbench.runs import demo, notes
 from workbench.runs.claim import in_words
 from workbench.runs.folder import Run
 
@@ -50,18 +49,18 @@ def show(run: Run, *, prefix: str = "") -> None:
     """The whole view. ``prefix`` keeps the controls of two views on one screen apart."""
     st.html(headline(run))
     status = run.status
-    if status == "complete" and map_texts.has_inputs(run) and not prefix:
-        map_button(run)
+    if map_of_run.has_map(run) and not prefix:
+        map_of_run.button(run)
     if status != "complete":
         unfinished(run, status)
         if not run.tables:
             return
     show_warnings(run.info.get("warnings") or [])
-    views = ["Figures", "Summary", "Tables", "Settings"]
+    views = ["Figures", "Summary", "Tables", "Settings", *(["Map"] if map_of_run.has_map(run) else [])]
     view = st.segmented_control(
         "Part",
         views,
-        default="Figures",
+        default="Map" if map_of_run.opens_on_map(run) else "Figures",
         key=f"{prefix}part",
         bind="query-params",
         required=True,
@@ -69,14 +68,8 @@ def show(run: Run, *, prefix: str = "") -> None:
         help="What was found, drawn or in numbers, and what was asked.",
     )
     with styling.guard():
-        {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[view](
-            run, prefix
-        )
-
-
-def map_button(run: Run) -> None:
-    if st.button("Map of activations", key=f"map of {run.id}", help="The texts of this run as points, layer by layer."):
-        st.switch_page(navigation.HERE / "activations.py", query_params={"source": f"run {run.id}"})
+        shown = {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}
+        (shown | {"Map": map_of_run.show})[view if view in views else "Figures"](run, prefix)
 
 
 def show_warnings(warnings: list) -> None:
@@ -177,7 +170,7 @@ def show_figures(run: Run, prefix: str) -> None:
     chosen = st.pills(
         "Figure",
         names,
-        default=MAP if MAP in names and is_example(run) else names[0],
+        default=names[0],
         key=f"{prefix}figure",
         bind="query-params",
         required=True,
@@ -202,17 +195,6 @@ def show_figures(run: Run, prefix: str) -> None:
                 + "<br>".join(f"{styling.esc(n)}: {styling.esc(r)}" for n, r in reasons.items())
                 + "</div>"
             )
-
-
-MAP = "embedding"  # the figure that an example opens on, where it has it
-
-
-def is_example(run: Run) -> bool:
-    """Whether a run is one that `workbench demo` made."""
-    try:
-        return demo.TAG in notes.read(run.folder)["tags"]
-    except InputError:  # the list of runs says that its notes cannot be read
-        return False
 
 
 def chosen_of(run: Run, name: str, fig, prefix: str):

@@ -77,11 +77,11 @@ def _material(config: Config, model: str) -> dict[str, Path]:
 
 
 def example(model: Facts) -> dict[str, object]:
-    """Three targets, and a map of the pool; on a circuit, which has no autoencoder, only the baselines."""
+    """Three targets; on a circuit, which has no autoencoder, only the baselines."""
     if not model.is_organism:
         return {"target": ("code", "cooking", "history"), "features": 8}
-    own = {"map_rows": 300} if organisms.autoencoder(model.name) else {"sae": "none"}
-    return {"target": ("sea", "music", "facts"), "features": 8} | own
+    baselines = {} if organisms.autoencoder(model.name) else {"sae": "none"}
+    return {"target": ("sea", "music", "facts"), "features": 8} | baselines
 
 
 @probe(

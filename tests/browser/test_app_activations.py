@@ -30,7 +30,7 @@ def test_points_dragged_around_are_listed_stay_chosen_in_another_layer_and_open_
     page.get_by_text(re.compile("[0-9,]+ chosen texts")).first.wait_for()
     rest(page)
     rows = query(page, "rows")
-    page.locator('[data-testid="stSlider"] [role="slider"]').first.press("ArrowRight")
+    page.get_by_role("slider").first.press("ArrowRight")
     page.get_by_text("at layer 2").first.wait_for()
     rest(page)
     assert query(page, "layer") == "layer 2" and query(page, "rows") == rows

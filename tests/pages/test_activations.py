@@ -120,9 +120,10 @@ def test_the_example_of_a_selection_opens_on_its_map_with_texts_and_leads_to_the
     config = demo.settings(item, "organism") | {"features": 0, "baselines": (), "explain": 0, "resamples": 0}
     run = execution.execute(item, "organism", config=config, data=pool)
     at = open_page("data_selection")
-    assert "row 0" not in str(chart(at)["data"])  # its first figure: nobody has called it an example
+    assert at.segmented_control(key="part").value == "Figures"  # nobody has called it an example
     demo.mark(run)
     at = open_page("data_selection")
+    assert at.segmented_control(key="part").value == "Map" and "Trustworthiness of the PCA" in words(at)
     fig = chart(at)
     first = pl.read_ndjson(organisms.data("pool")).row(0, named=True)["prompt"]
     assert any(f"row 0<br>{first[:20]}" in text for trace in fig["data"] for text in trace.get("text") or ())
