@@ -23,7 +23,10 @@ HERE = Path(__file__).resolve().parents[1]
 def pages(screen: Callable[[str], None]) -> dict[str, list]:
     """The screens by section. ``screen`` draws that of a probe; it is at the probe's name with underscores."""
     return {
-        "": [st.Page(HERE / "explorer.py", title="Explorer", url_path="explorer", default=True)],
+        "": [
+            st.Page(HERE / "explorer.py", title="Explorer", url_path="explorer", default=True),
+            st.Page(HERE / "activations.py", title="Map of activations", url_path="activations"),
+        ],
         "Probes": [
             st.Page(_page(name, screen), title=name.replace("-", " ").capitalize(), url_path=name.replace("-", "_"))
             for name in registry.names()

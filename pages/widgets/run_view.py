@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.widgets import cached, figure_box, navigation, row_prompts, styling
+from pages.widgets import cached, figure_box, map_of_run, navigation, row_prompts, styling
 from workbench import figures
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
@@ -49,16 +49,18 @@ def show(run: Run, *, prefix: str = "") -> None:
     """The whole view. ``prefix`` keeps the controls of two views on one screen apart."""
     st.html(headline(run))
     status = run.status
+    if map_of_run.has_map(run) and not prefix:
+        map_of_run.button(run)
     if status != "complete":
         unfinished(run, status)
         if not run.tables:
             return
     show_warnings(run.info.get("warnings") or [])
-    views = ["Figures", "Summary", "Tables", "Settings"]
+    views = ["Figures", "Summary", "Tables", "Settings", *(["Map"] if map_of_run.has_map(run) else [])]
     view = st.segmented_control(
         "Part",
         views,
-        default="Figures",
+        default="Map" if map_of_run.opens_on_map(run) else "Figures",
         key=f"{prefix}part",
         bind="query-params",
         required=True,
@@ -66,9 +68,8 @@ def show(run: Run, *, prefix: str = "") -> None:
         help="What was found, drawn or in numbers, and what was asked.",
     )
     with styling.guard():
-        {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}[view](
-            run, prefix
-        )
+        shown = {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}
+        (shown | {"Map": map_of_run.show})[view if view in views else "Figures"](run, prefix)
 
 
 def show_warnings(warnings: list) -> None:

@@ -55,7 +55,7 @@ from workbench.core.errors import InputError
 from workbench.core.long_rows import counted_rows
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
-from workbench.core.sample_tables import texts
+from workbench.core.sample_tables import texts, with_texts
 from workbench.core.sinks import count_sinks, counted_sinks, warn_of_lone_tokens
 from workbench.models.model_outline import Facts
 from workbench.models.prompt_style import check_style, style_of
@@ -112,7 +112,7 @@ def example(model: Facts) -> dict[str, object]:
         "passages": ("feature", "place", "row", "start", "peak", "tokens", "activations", "activation"),
         "effects": ("feature", "promotes", "promoted_by", "suppresses", "suppressed_by"),
         "shared": ("target", "row", "feature", "in_sample", "in_target", "both", "contribution", "lift"),
-        "map": ("row", "x", "y"),
+        "map": ("row", "x", "y", "text"),
         "feature_effects": (
             "target",
             "feature",
@@ -253,7 +253,7 @@ def run(model, config: Config, context: Context) -> Result:
     with stage("explanations"):
         tables |= explain(reader, pool, targets, best, shown, strongest, lifted)
     with stage("map"):
-        tables["map"] = pool_map.map_table(reader, pool)
+        tables["map"] = with_texts(pool_map.map_table(reader, pool), range(frame.height), texts(frame, config.tokens))
     if context.out is not None:
         files, how = file_names(names), {"form": config.export, "scores": config.export_scores}
         export(context.out, tables["selected"], files)

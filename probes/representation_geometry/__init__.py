@@ -40,6 +40,7 @@ from workbench import organisms
 from workbench.core.context import Context, Result
 from workbench.core.long_rows import counted_rows
 from workbench.core.registry import DataSpec, probe
+from workbench.core.sample_tables import with_texts
 from workbench.core.sinks import counted_sinks
 from workbench.engine.evaluation import Question, encode_choices
 from workbench.models.model_outline import Facts
@@ -89,7 +90,7 @@ def example(model: Facts) -> dict[str, object]:
         "curve": ("checkpoint", "layer", "n", "rankme"),
         "ablation": ("checkpoint", "step", "k", "directions", "draw", "loss", "accuracy"),
         "correlation": ("measure", "against", "method", "value", "low", "high", "n"),
-        "map": ("checkpoint", "layer", "method", "row", "x", "y"),
+        "map": ("checkpoint", "layer", "method", "row", "x", "y", "text"),
         "dimension": ("checkpoint", "step", "layer", *ESTIMATES, "k", "n", "duplicates"),
         "cosine": ("checkpoint", "step", "layer", "cosine", "cosine_null", "centred", "centred_null", "n"),
         "curvature": ("checkpoint", "step", "layer", "curvature", "shuffled_states", "shuffled_tokens", "n", "angles"),
@@ -168,6 +169,7 @@ def run(model, config: Config, context: Context) -> Result:
         for table, rows in part.items():
             found.setdefault(table, []).append(rows)
     tables = {name: pl.concat(each).with_columns(pl.selectors.float().fill_nan(None)) for name, each in found.items()}
+    tables["map"] = with_texts(tables["map"], texts.rows, texts.words or [])
     tables["similarity"] = pl.concat([tables["similarity"], similarity_table(last_layers, config, context)])
     tables["phases"] = phase_table(tables["layers"], context)
     tables["correlation"] = correlation_table(tables, config.task, context)

@@ -124,21 +124,27 @@ def test_the_scores_of_a_selection_are_columns_of_its_texts(opened, pool):
 
 
 def test_what_the_probes_of_a_run_say_are_columns_of_its_texts(opened, tmp_path):
-    rows = [f"{word} {i},{'warm' if i % 2 else 'cold'}" for i, word in enumerate(["sun", "snow", "sea", "tree"] * 10)]
-    (tmp_path / "heat.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    run = probe("concept-depth", data=tmp_path / "heat.csv", shuffles=0).run(opened.model)
-    table, _ = activation_map(opened, run, layer=3, token="last")
+    words = ["sun", "snow", "sea", "tree"] * 10
+    for name, one, two in (("heat", "warm", "cold"), ("size", "small", "big")):
+        rows = [f"{name} of {word} {i},{one if i % 2 else two}" for i, word in enumerate(words)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    run = probe("concept-depth", data=tmp_path, shuffles=0).run(opened.model)
+    assert parts_of(run) == ["heat", "size"]
+    table, _ = activation_map(opened, run, layer=3, token="last", part="heat")
     found = load_file(run.folder / "directions.safetensors")
     direction, bias, scale = (found[f"heat/clean/{part}"][3] for part in ("direction", "bias", "scale"))
-    texts = texts_from(opened.model, run)
+    texts = texts_from(opened.model, run, part="heat")
     x = capture(opened.model, texts.ids, ["mlp_in.3"])["mlp_in.3"].double().numpy()  # what that probe reads by default
     np.testing.assert_allclose(table["probe score"], scale * (x @ direction + bias), rtol=1e-4, atol=1e-4)
     test = table.filter(fold=0)  # the probes whose directions are kept were fitted on the other parts
     right = (test["probe prediction"] == test["label"].replace_strict({0: "cold", 1: "warm"})).mean()
     assert 0.5 < right <= 1 and test.height == 8
     assert set(table["probe prediction"]) <= {"cold", "warm"}
-    assert probes_for(run, "", "mean") is None  # they were fitted on another token
-    assert "probe score" not in activation_map(opened, run, layer="final", token="last")[0].columns
+    assert probes_for(run, "heat", "mean") is None  # they were fitted on another token
+    assert probes_for(run, "", "last") is None  # texts of both sets have no probe in common
+    whole, _ = activation_map(opened, run, layer=3, token="last")
+    assert whole.height == 80 and "probe score" not in whole.columns
+    assert "probe score" not in activation_map(opened, run, layer="final", token="last", part="heat")[0].columns
 
 
 def test_a_stored_capture_is_a_map_with_its_own_texts(opened):

@@ -60,7 +60,8 @@ def test_every_probe_has_its_screen_at_its_name_and_the_other_screens_are_one_fi
     assert not at.exception
     *screens, drawn = [item.value for item in at.text]
     assert screens[0] == "//Explorer" and screens[-2:] == ["Results/runs/Runs", "Results/compare/Compare"]
-    assert screens[1:7] == [
+    assert screens[1] == "/activations/Map of activations"
+    assert screens[2:8] == [
         "Probes/retrieval_heads/Retrieval heads",
         "Probes/concept_depth/Concept depth",
         "Probes/knowledge_conflict/Knowledge conflict",
@@ -69,7 +70,14 @@ def test_every_probe_has_its_screen_at_its_name_and_the_other_screens_are_one_fi
         "Probes/representation_geometry/Representation geometry",
     ]
     assert drawn.split() == registry.names()
-    assert {path.stem for path in (ROOT / "pages").glob("*.py")} == {"__init__", "compare", "explorer", "probe", "runs"}
+    assert {path.stem for path in (ROOT / "pages").glob("*.py")} == {
+        "__init__",
+        "activations",
+        "compare",
+        "explorer",
+        "probe",
+        "runs",
+    }
 
 
 def test_the_explorer_shows_tokens_heads_and_the_answer_and_a_link_restores_switched_heads():

@@ -32,7 +32,7 @@ def open_page(name: str, **params: str) -> AppTest:
             else:
                 runpy.run_path(path, run_name="__page__")
 
-    probe = "" if name in ("compare", "explorer", "runs") else name.replace("_", "-")
+    probe = "" if name in ("activations", "compare", "explorer", "runs") else name.replace("_", "-")
     at = AppTest.from_function(
         script, default_timeout=120, kwargs={"path": str(ROOT / "pages" / f"{name}.py"), "probe": probe}
     )

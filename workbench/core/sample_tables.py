@@ -3,7 +3,7 @@ where the file holds talks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,14 @@ from workbench.core.nearest_name import nearest
 from workbench.core.published_formats import can_give, fit
 from workbench.core.table_files import headless
 from workbench.core.tables import asked, existing, open_table
+from workbench.core.wording import cut
 
 if TYPE_CHECKING:
     import polars as pl
 
 SAMPLE_COLUMNS = ("text", "prompt", "response", "messages")
 _BOTH = ("prompt", "response")
+SHOWN = 240  # characters of a text that a table of points keeps
 
 
 def read_samples(
@@ -56,6 +58,17 @@ def read_samples(
             f"{headless(there)}."
         )
     return table
+
+
+def with_texts(points: pl.DataFrame, rows: Sequence[int], words: Sequence[str]) -> pl.DataFrame:
+    """A table with a column `row`, and as `text` the first SHOWN characters of each row's text: ``words[i]`` is
+    that of ``rows[i]``."""
+    import polars as pl
+
+    wanted = set(points["row"].to_list())
+    found = [(row, cut(text, SHOWN)) for row, text in zip(rows, words) if row in wanted]
+    table = pl.DataFrame(found, schema={"row": points.schema["row"], "text": pl.String}, orient="row")
+    return points.join(table, on="row", how="left", maintain_order="left")
 
 
 def turns_before(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -22,13 +22,13 @@ from workbench.core.sample_tables import read_samples
 from workbench.core.sample_tables import texts as words_of
 from workbench.core.wording import number
 from workbench.explorer.layer_states import LayerStates, site_name, states_of
-from workbench.explorer.map_texts import MapTexts, colourable, drawn_from, texts_of_run, texts_of_table
+from workbench.explorer.map_texts import MapTexts, colourable, drawn_from, inputs_of, texts_of_run, texts_of_table
 from workbench.explorer.opened_model import Opened, open_model
 from workbench.explorer.probe_readings import LayerProbes, layer_probes
 from workbench.explorer.projections import (
     NEIGHBOURS,
-    Clusters,
     Oriented,
+    PointClusters,
     clusters_of,
     oriented,
     plane,
@@ -61,7 +61,7 @@ class MappedLayer:
     places: np.ndarray
     shares: np.ndarray
     trust: float | None
-    clusters: Clusters | None = None
+    clusters: PointClusters | None = None
 
     def in_words(self) -> str:
         """What a reader of the picture must know of it."""
@@ -124,12 +124,16 @@ def map_table(
         pl.Series("x", found.places[:, 0]),
         pl.Series("y", found.places[:, 1]),
     ]
-    if found.clusters is not None:
-        new.append(pl.Series(CLUSTER, [f"cluster {label + 1}" for label in found.clusters.labels]))
     if probes is not None and read is not None and found.site.layer is not None:
         scores = probes.scores(read.read(Site(probes.kind, found.site.layer)), found.site.layer)
         new += [pl.Series(SCORE, scores), pl.Series(PREDICTION, probes.predictions(scores))]
-    return texts.about.with_columns(new)
+    table = texts.about.with_columns(new)
+    return table if found.clusters is None else with_clusters(table, found.clusters)
+
+
+def with_clusters(table: pl.DataFrame, clusters: PointClusters) -> pl.DataFrame:
+    """The table with a column `cluster`."""
+    return table.with_columns(pl.Series(CLUSTER, [f"cluster {label + 1}" for label in clusters.labels]))
 
 
 def figure_of(table: pl.DataFrame, found: MappedLayer, texts: MapTexts, *, colour: str | None, model: str) -> go.Figure:
@@ -153,19 +157,22 @@ def figure_of(table: pl.DataFrame, found: MappedLayer, texts: MapTexts, *, colou
         axes=axes,
         diverging=colour == SCORE,
     )
-    fig.layout.meta = {**fig.layout.meta, "note": found.in_words()}
+    fig.layout.meta = {**fig.layout.meta, "note": found.in_words() + texts.note}
     return fig
 
 
 def probes_for(run: Run, part: str, token: str) -> LayerProbes | None:
     """The probes that a run fitted on this part of its texts, read at the same token; None where it has none."""
-    dataset, _, condition = part.partition(" · ")
-    inputs = run.table("inputs") if "inputs" in run.tables else None
-    if inputs is None or not {"dataset", "condition"} <= set(inputs.columns):
+    if "inputs" not in run.tables:
         return None
-    if not part and inputs["dataset"].n_unique() == 1:
-        dataset = str(inputs["dataset"][0])
-    found = layer_probes(run, dataset, condition or str(inputs["condition"][0]))
+    inputs = inputs_of(run, part)
+    if not {"dataset", "condition"} <= set(inputs.columns):
+        return None
+    sets = inputs.select("dataset", "condition").unique()
+    if sets.height != 1:
+        return None
+    dataset, condition = sets.row(0)
+    found = layer_probes(run, str(dataset), str(condition))
     return found if found is not None and found.token == token else None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from workbench.core.errors import InputError
+from workbench.core.sample_tables import SHOWN
 from workbench.core.wording import cut
 from workbench.explorer.head_sets import probe_of
 from workbench.models.model import Model
@@ -21,7 +22,6 @@ INPUTS = "inputs"  # the table in which a run keeps the token ids that it fed
 PARTS = ("dataset", "condition", "role", "target")  # columns of it that say to which part of the run a text belongs
 PLACES = ("position", "span_end")  # columns of it that say where the run looked
 TOKENS = ("last", "mean")
-SHOWN = 240  # characters of a text in the table of a map
 MOST = 20_000  # texts on a map
 OF_THE_MAP = ("x", "y", "site", "method", "cluster", "probe score", "probe prediction")  # its own columns
 _DRAWN_ALREADY = ("x", "y", "seed", "method", "step")
@@ -41,6 +41,7 @@ class MapTexts:
     left_out: int = 0
     cut: int = 0  # texts that are longer than the model's context, of which the beginning is read
     token: str = "last"  # that the source itself was read at
+    note: str = ""  # what else a reader of the map must know
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,12 +120,7 @@ def texts_of_run(
             f"The run {run.id} was made on other weights than {model.name} has now (a revision, an adapter, or files "
             f"that have changed since); run it again, or map its texts from a file."
         )
-    inputs = read(run, INPUTS)
-    if "row" not in inputs.columns:
-        inputs = inputs.with_row_index("row")
-    inputs = inputs.with_columns(pl.col("row").cast(pl.Int64))
-    if part:
-        inputs = _part(inputs, part, run)
+    inputs = inputs_of(run, part, read=read)
     inputs = inputs.filter(pl.col("ids").list.len() > 0)
     ids = [list(map(int, found)) for found in inputs["ids"]]
     about = inputs.select(name for name, kind in inputs.schema.items() if not kind.is_nested())
@@ -140,7 +136,19 @@ def texts_of_run(
                 places[name.replace("_", " ")] = found
     config = run.of("config", default={})
     token = next((str(config[key]) for key in ("token", "aggregate") if str(config.get(key)) in TOKENS), "last")
-    return _fitting(model, MapTexts(f"run {run.id}", ids, _ordered(about), places, token=token))
+    edits = " The run read a model with edits; this is the model without them." if run.of("edits") else ""
+    return _fitting(model, MapTexts(f"run {run.id}", ids, _ordered(about), places, token=token, note=edits))
+
+
+def inputs_of(run: Run, part: str, *, read: Callable[[Run, str], pl.DataFrame] = Run.table) -> pl.DataFrame:
+    """What a run fed, or one part of it, with the row of each text. Raises InputError where that is not known."""
+    inputs = read(run, INPUTS)
+    if not isinstance(inputs.schema.get("ids"), pl.List):
+        raise InputError(f"The table '{INPUTS}' of the run {run.id} has no token ids (ids), so the run has no map.")
+    if "row" not in inputs.columns:
+        inputs = inputs.with_row_index("row")
+    inputs = inputs.cast({"row": pl.Int64})
+    return _part(inputs, part, run) if part else inputs
 
 
 def has_inputs(run: Run) -> bool:
@@ -192,13 +200,14 @@ def _of_rows(run: Run, rows: pl.Series, read: Callable[[Run, str], pl.DataFrame]
             and name != "text"
         ]
         more = [key for key in keys if key != "row"]
-        if keys == ("row", *more) and len(more) == 1 and frame[more[0]].n_unique() <= _WIDEST:
-            yield _wide(frame, more[0], values)
-            continue
-        same = [name for name in values if not more or frame[name].dtype == pl.String]
-        same = [name for name in same if frame.group_by("row").agg(pl.col(name).n_unique())[name].max() == 1]
+        same = [name for name in values if frame.group_by("row").agg(pl.col(name).n_unique())[name].max() == 1]
+        if more and keys != ("row", *more):  # the row is not what the table is of: only words are surely the text's own
+            same = [name for name in same if frame[name].dtype == pl.String]
         if same:
             yield frame.select("row", *same).unique("row", maintain_order=True).cast({"row": pl.Int64})
+        others = [name for name in values if name not in same]
+        if keys == ("row", *more) and len(more) == 1 and others and frame[more[0]].n_unique() <= _WIDEST:
+            yield _wide(frame, more[0], others)
 
 
 def _wide(frame: pl.DataFrame, key: str, values: Sequence[str]) -> pl.DataFrame:

@@ -133,7 +133,7 @@ def _umap(found: Oriented, neighbours: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Clusters:
+class PointClusters:
     """`labels` [n]: the cluster of each point, from 0, the largest first. `silhouette`: mean over points, from −1 to 1,
     of how much nearer the own cluster is than the next (Rousseeuw 1987); near 0 there are no clusters to speak of."""
 
@@ -141,7 +141,7 @@ class Clusters:
     silhouette: float
 
 
-def clusters_of(found: PrincipalComponents, *, count: int, seed: int = SEED) -> Clusters:
+def clusters_of(found: PrincipalComponents, *, count: int, seed: int = SEED) -> PointClusters:
     """k-means of the first components: the best of ten beginnings. Raises InputError where there are not more different
     points than clusters."""
     from sklearn.cluster import KMeans
@@ -161,8 +161,8 @@ def clusters_of(found: PrincipalComponents, *, count: int, seed: int = SEED) -> 
     labels = np.argsort(order)[raw]
     some = _some(len(x), seed)
     if len(np.unique(labels[some])) < 2:
-        return Clusters(labels, float("nan"))
-    return Clusters(labels, float(silhouette_score(x[some], labels[some])))
+        return PointClusters(labels, float("nan"))
+    return PointClusters(labels, float(silhouette_score(x[some], labels[some])))
 
 
 def trustworthiness_of(

@@ -54,6 +54,19 @@ def test_the_map_has_a_panel_per_target_in_one_scale():
     assert list(maps[0].marker.color) == pytest.approx(scores) and list(maps[1].marker.color) != pytest.approx(scores)
 
 
+def test_the_map_says_the_text_of_a_point_and_draws_rows_without_a_score_in_grey():
+    run = figure_runs.selection()
+    said = run.table("map").with_columns(text=pl.format("words <b> of {}", "row"))
+    scores = run.table("scores").filter(target="gsm8k").filter(pl.col("row") != 3)
+    fig = data_selection.embedding(dataclasses.replace(run, frames={**run.frames, "map": said, "scores": scores}))
+    grey, drawn = fig.data
+    assert list(grey.customdata) == [3] and isinstance(grey.marker.color, str)
+    assert grey.text[0] == "n/a · row 3<br>words &lt;b&gt; of 3"
+    assert [text.rpartition("<br>")[2] for text in drawn.text] == [
+        f"words &lt;b&gt; of {row}" for row in drawn.customdata
+    ]
+
+
 def test_overlap_over_the_ratio_is_of_the_main_method():
     run = figure_runs.selection()
     found = data_of(data_selection.overlap_by_ratio(run))

@@ -9,6 +9,7 @@ import torch
 
 from tests.support.selection_pool import execute
 from workbench.core.context import Context
+from workbench.core.sample_tables import read_samples, texts
 
 
 def test_explanations_are_the_activations_that_they_show(model, tiny_llama, material, tmp_path):
@@ -109,6 +110,10 @@ def test_the_map_holds_the_samples_asked_for(model, material, tmp_path):
     run = execute(model, material, tmp_path / "run", map_rows=20, baselines=(), explain=0, features=0)
     assert torch.get_num_threads() == threads and "material" not in run.info
     table = run.table("map")
+    pool = texts(read_samples(material / "pool.jsonl", what="pool"))
+    assert all(
+        pool[row][:200] == text[:200] and len(text) <= 240 for row, text in table.select("row", "text").iter_rows()
+    )
     assert table["row"].n_unique() == table.height == 20 and table.select(pl.col("x", "y").is_finite().all()).row(
         0
     ) == (True, True)

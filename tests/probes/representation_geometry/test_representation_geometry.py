@@ -458,6 +458,8 @@ def test_maps_are_principal_components_and_umap_with_its_seed(stories, tiny_llam
         and here["row"].max() > 60
         and here["colour"].to_list() == [kinds[row] for row in here["row"]]
     )
+    words = pl.read_ndjson(texts)["text"]
+    assert all(words[row][:200] == text[:200] for row, text in here.select("row", "text").iter_rows())
     assert pca["colour"].to_list()[:3] == ["a", "b", "a"] and frame["seed"].n_unique() == 1
     umap = frame.filter(method="umap")
     assert umap.height == 150 and umap["x"].is_finite().all()
