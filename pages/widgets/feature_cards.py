@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pages.widgets.map_cards import Looking
 
 SCREEN = "explorer"
+LITTLE = 0.5  # explained variance below which a sentence stands above the map
 HERE, EVERYWHERE = "the chosen token", "the whole prompt"
 
 
@@ -145,9 +146,13 @@ def features(looking: Looking) -> None:
 def show_map(looking: Looking, found: FeatureReading, of: str, source: str, more) -> None:
     here = looking.at if of == HERE else None
     chosen, sae = found.most_active(here), found.autoencoder.sae
-    explained = (
-        "" if found.explained is None else f"; they rebuild {found.explained:.1%} of its variance on this prompt"
-    )
+    share = found.explained
+    explained = "" if share is None else f"; on this prompt they explain {share:.1%} of its variance"
+    if share is not None and share < LITTLE:
+        styling.left_out(
+            f"The autoencoder explains {share:.1%} of the variance on this prompt: it has seen few such texts, and "
+            f"much of what the model does here is in its error."
+        )
     st.caption(
         styling.md(f"{sae.d_sae:,} features of {sae.site}{explained}. Click a cell to choose its feature and token.")
     )
@@ -158,14 +163,14 @@ def show_map(looking: Looking, found: FeatureReading, of: str, source: str, more
         fig = features_drawn.feature_map_figure(found.table, chosen, looking.tokens, site=str(sae.site))
         where = f"position={looking.at}" if here is not None else ""
         export_panel.show(looking.name, fig, found.table, "features", call("features", given(source), where), looking)
-    rows = chosen[::-1]  # rows go upwards
+    now = chosen_feature(found, looking.at)
+    rows = [*chosen, *([now] if now is not None and now not in chosen else [])][::-1]  # rows go upwards
     values = features_drawn.grid_of(found.table, rows, len(looking.ids))
     titles = [
         f"feature {feature}, token {i} {token}\nactivation: {number(values[row, i]) if values[row, i] else 'off'}"
         for row, feature in enumerate(rows)
         for i, token in enumerate(looking.tokens)
     ]
-    now = chosen_feature(found, looking.at)
     cell_map.show(
         cell_map.CellMap(
             "features of the autoencoder over the tokens",
@@ -177,7 +182,7 @@ def show_map(looking: Looking, found: FeatureReading, of: str, source: str, more
             say="activation",
         ),
         key="feature map",
-        at=(rows.index(now) if now in rows else -1, looking.at),
+        at=(rows.index(now) if now in rows else 0, looking.at),
         on_pick=lambda row, position: pick(rows[row], position),
     )
 

@@ -167,7 +167,7 @@ def strip(one: dict, most: float) -> str:
     out = []
     for i, (text, value, (colour, ink)) in enumerate(zip(one["tokens"], one["activations"], shades)):
         look = f"background:{colour};color:{ink};" if value > 0 else ""
-        edge = "outline:2px solid;" if one["start"] + i == one["peak"] else ""
+        edge = f"outline:2px solid {styling.contrast()};" if one["start"] + i == one["peak"] else ""
         title = f"position {one['start'] + i}, activation {number(value)}"
         out.append(
             f"<span style='{look}{edge}border-radius:3px;padding:0 1px' title='{styling.esc(title)}'>"

@@ -180,6 +180,8 @@ def waterfall(looking: Looking) -> None:
         f"At token {looking.at}, the parts sum to {number(found.total)}. The final norm multiplies each by "
         f"{number(found.scale)} (held fixed) and adds {number(bias['share_of_norm'])} by itself."
     )
+    if split and source is not None:
+        say += " Up to the autoencoder's site they are its features, its decoder's bias and its error."
     if found.capped is not None:
         say += f" The model then caps its logits at ±{found.capped:g}."
     st.caption(styling.md(say))

@@ -305,6 +305,64 @@ def test_features_error_and_bias_stand_in_the_waterfall_for_what_their_site_is_t
     assert plainly.total == pytest.approx(split.total) and plainly.parts["feature"].is_null().all()
 
 
+def test_an_autoencoder_of_centred_activations_is_fed_and_takes_apart_the_plain_models(of_stream):
+    """TransformerLens' copy of GPT-2 has no mean over the width: what the encoder reads is x − mean(x)."""
+    more = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    one, autoencoder = of_stream("gpt2", kind="standard", **more)
+    assert autoencoder.sae.frame.center
+    found, x = read_features(one, IDS, autoencoder), states_of(one)
+    slow, centred = Slow(autoencoder), x - x.mean(-1, keepdim=True)
+    acts, pre = slow.encode(centred)
+    feature = found.most_active(4)[0]
+    assert feature == int(acts[4].argmax())
+    table = feature_sources(one, found, sub_blocks(one, IDS), feature, 4)
+    whole = table.filter(~pl.col("part").is_in(["head", "head_bias"]))["contribution"].sum()
+    assert whole == pytest.approx(float(pre[4, feature]), rel=1e-3, abs=2e-3)
+    each, rest = slow.parts(acts)
+    mine = found.table.filter(position=4)
+    assert mine["error"][0] == pytest.approx(float((centred[4] - each[4].sum(0) - rest[0]).norm()), rel=1e-3)
+    split = waterfall(one, IDS, TARGET, position=4, features=found)
+    logits, _ = plain(one, IDS)
+    whole = split.parts.filter(pl.col("part").is_in(WHOLE))["contribution"].sum()
+    assert whole == pytest.approx(float(logits[4, 7] - logits[4, 3]), rel=1e-3, abs=2e-3)
+
+
+def test_a_transcoders_features_stand_for_its_mlp_in_the_waterfall_and_are_not_switched(tmp_path, opened):
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    cls, config = get_sae_class("transcoder")
+    torch.manual_seed(3)
+    meta = SAEMetadata(hook_name="blocks.1.mlp.hook_in", hook_name_out="blocks.1.hook_mlp_out")
+    made = cls(config(d_in=32, d_out=32, d_sae=96, metadata=meta))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    made.save_model(tmp_path / "sae")
+    one = opened("llama")
+    autoencoder = open_autoencoder(one, str(tmp_path / "sae"))
+    found = read_features(one, IDS, autoencoder)
+    seen = {}
+    mlp = lambda hf: hf.model.layers[1].mlp  # noqa: E731
+    changes = [(mlp, "in", lambda x: seen.update(x=x[0]) or x), (mlp, "out", lambda y: seen.update(y=y[0]) or y)]
+    logits, _ = plain(one, IDS, changes)
+    p = {name: value.detach().double() for name, value in autoencoder.sae.inner.named_parameters()}
+    acts = (seen["x"] @ p["W_enc"] + p["b_enc"]).relu()
+    error = seen["y"] - acts @ p["W_dec"] - p["b_dec"]
+    mine = found.table.filter(position=3).drop_nulls("feature")
+    expected = {f: float(acts[3, f]) for f in range(96) if acts[3, f] > 1e-6}
+    assert dict(mine.select("feature", "activation").iter_rows()) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert mine["error"][0] == pytest.approx(float(error[3].norm()), rel=1e-3)
+    split = waterfall(one, IDS, TARGET, position=3, features=found).parts
+    whole = split.filter(pl.col("part").is_in(WHOLE))["contribution"].sum()
+    assert whole == pytest.approx(float(logits[3, 7] - logits[3, 3]), rel=1e-3, abs=2e-3)
+    assert set(split.filter(part="mlp")["layer"]) == {0, 2}
+    with pytest.raises(InputError, match="no sum of what heads write"):
+        feature_sources(one, found, sub_blocks(one, IDS), int(mine["feature"][0]), 3)
+    with pytest.raises(InputError, match="can be looked at, not switched"):
+        readings.read(one, IDS, Switches(features=(FeatureChange(3),), autoencoder=str(tmp_path / "sae")))
+
+
 # ---- switched
 
 

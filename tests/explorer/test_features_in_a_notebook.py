@@ -110,7 +110,11 @@ def test_passages_are_the_texts_in_which_the_feature_is_strongest_and_open_at_th
         assert one["tokens"] == model.token_strings(ids[one["start"] : stop])
         np.testing.assert_allclose(one["activations"], own[one["start"] : stop], rtol=1e-3, atol=1e-3)
         assert model.encode(one["text"])[:stop] == ids[:stop] and one["opens_at"] == peak
-    assert len(cells(fig)) == sum(map(len, table["tokens"]))
+    drawn = cells(fig)
+    for row, one in enumerate(table.reverse().iter_rows(named=True)):
+        mine = {c - 5 + one["peak"]: value for (r, c), value in drawn.items() if r == row and np.isfinite(value)}
+        near = range(max(one["start"], one["peak"] - 5), min(one["start"] + len(one["tokens"]), one["peak"] + 6))
+        assert mine == pytest.approx({p: one["activations"][p - one["start"]] for p in near})
     few = top_passages(view.opened, open_autoencoder(view.opened), feature, texts, tokens=30)
     assert few["row"].max() is None or few["row"].max() <= 1  # no more than thirty tokens were read
     with pytest.raises(InputError, match="no feature 5000"):

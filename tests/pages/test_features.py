@@ -19,7 +19,8 @@ def url(at, key: str) -> str:
 def test_a_feature_is_switched_set_and_on_again_and_the_answer_says_so():
     at = open_page("explorer", model="organism", prompt=PROMPT, map="Features", feature="7")
     text = words(at)
-    assert "Feature 7" in text and "1,024 features of resid" in text and "rebuild" in text
+    assert "Feature 7" in text and "1,024 features of resid" in text and "they explain" in text
+    assert any("much of what the model does" in item.value for item in at.warning)  # it knows few such texts
     button(at, "Switch off 7").click().run()
     assert url(at, "features") == "7=off" and "with the features switched" in words(at)
     at.number_input(key="feature value").set_value(3.5).run()

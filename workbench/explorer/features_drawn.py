@@ -57,35 +57,27 @@ def feature_map_figure(
     return dressed(fig)
 
 
-def passages_figure(table: pl.DataFrame, *, feature: int, title: str = "") -> go.Figure:
-    """Passages (`top_passages`) below each other, the strongest at the top, tokens coloured by the activation, each
-    passage's strongest token in the same column. Raises InputError where there is none."""
+def passages_figure(table: pl.DataFrame, *, feature: int, beside: int = 5, title: str = "") -> go.Figure:
+    """Passages (`top_passages`) below each other, the strongest at the top: each one's strongest token in the middle,
+    up to `beside` tokens on either side, coloured by the activation. Raises InputError where there is none."""
     if table.is_empty():
         raise InputError(f"Feature {feature} is active in none of the texts.")
-    before = max(peak - start for start, peak in table.select("start", "peak").iter_rows())
-    width = max(
-        before - (peak - start) + len(words)
-        for start, peak, words in table.select("start", "peak", "tokens").iter_rows()
-    )
-    values = np.full((table.height, width), np.nan)
-    words, custom = np.full(values.shape, "", object), np.full((*values.shape, 2), "", object)
+    shape = table.height, 2 * beside + 1
+    values, words, custom = np.full(shape, np.nan), np.full(shape, "", object), np.full((*shape, 2), "", object)
     for row, one in enumerate(table.reverse().iter_rows(named=True)):
-        first = before - (one["peak"] - one["start"])
-        own = slice(first, first + len(one["tokens"]))
-        values[row, own] = one["activations"]
-        words[row, own] = [traces.safe(text, 10) for text in one["tokens"]]
-        custom[row, own] = [
-            (traces.safe(text, 24), traces.number(value)) for text, value in zip(one["tokens"], one["activations"])
-        ]
-    names = [f"text {row}" for row in table["row"]][::-1]
+        for i, (text, value) in enumerate(zip(one["tokens"], one["activations"])):
+            column = one["start"] + i - one["peak"] + beside
+            if 0 <= column < shape[1]:
+                values[row, column], words[row, column] = value, traces.safe(text, 12)
+                custom[row, column] = traces.safe(text, 24), traces.number(value)
     ends = traces.limits(values)
     fig = sheet(
         title=title,
         x="tokens from the strongest on",
-        y_ticks=ticks(range(table.height), names, keep=True),
-        x_ticks=ticks(range(width), [str(i - before) for i in range(width)]),
-        aspect=min(1.0, max(0.2, 1.1 * table.height / width)),
-        cells=values.shape,
+        y_ticks=ticks(range(shape[0]), [f"text {row}" for row in table["row"]][::-1], keep=True),
+        x_ticks=ticks(range(shape[1]), [str(i - beside).replace("-", "−") for i in range(shape[1])]),
+        aspect=min(0.8, max(0.2, 0.5 * shape[0] / shape[1])),
+        cells=shape,
         note=f"The passages in which feature {feature} is most active, one a text; colour: its activation.",
     )
     traces.colour_scale(fig, ends, f"activation of feature {feature}")
