@@ -13,6 +13,7 @@ from pages.widgets import (
     map_cards,
     navigation,
     styling,
+    switch_row,
     switchboard,
     token_strip,
     url_state,
@@ -35,6 +36,9 @@ KEYS = (
     ("arrows, Home, End", "the same in the grid and in maps, or along the tokens, once Tab has led there"),
     ("x", "switch the chosen head off or on"),
     ("space, shift-click", "the same in the grid"),
+    ("drag, shift+arrows", "select heads in the grid; with Ctrl more of them"),
+    ("Enter, Ctrl-click", "select one head more, or one less; Ctrl+A: all, Escape: none"),
+    ("click on a head's number", "select that head of every layer; shift-click on a layer: its heads"),
     ("Ctrl+Enter", "run, on a probe's screen"),
     ("s", "stop the run in progress there"),
     ("Ctrl+E", "download the figure as PDF there"),
@@ -102,7 +106,7 @@ def new_model() -> None:
     before = st.session_state.get("model before")
     if before and st.session_state.get("prompt") in [shown_as(text) for text in cached.prompts(before)]:
         take_example(cached.prompts(st.session_state["model"])[0])
-    for key in ("head", "off", "mlps", "at"):
+    for key in ("head", "off", "mlps", "at", "selected"):
         url_state.put(SCREEN, key, "")
 
 
@@ -136,7 +140,7 @@ def view(name: str, opened, text: str) -> None:
         styling.unseen_heading("Heads")
         column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables, target, at)
         head_cells.show(opened, frame, column, switches, (layer, head), share=share)
-        switchboard.show(opened, frame, column, switches, (layer, head))
+        switch_row.show(opened, frame, column, switches, (layer, head))
         styling.unseen_heading("Answer")
         head_cards.answer(name, opened, ids, switches, reading)
     with right:
@@ -215,7 +219,9 @@ def colouring(name: str, opened, ids, switches, reading, rows, tables, target: T
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = head_sets.run_columns(tables)
     live = [HERE, *readings.SCORES, EFFECT, "output norm"]
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    left, right, scale = st.columns([5, 3, 3], vertical_alignment="bottom")
+    with scale:
+        head_cells.scale_choice()
     chosen = left.selectbox(
         "Colour of the heads",
         [*live, *from_runs],

@@ -1,4 +1,4 @@
-"""What is switched in the Explorer: read from the URL, changed by clicks in the grid and by the row under it."""
+"""What is switched in the Explorer, and which head is chosen: read from the URL, changed by clicks."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import re
 
 import streamlit as st
 
-from pages.widgets import cached, styling, url_state
-from workbench.core.errors import InputError, WorkbenchError
-from workbench.explorer import head_sets, opened_model
+from pages.widgets import cached, url_state
+from workbench.core.errors import InputError
+from workbench.explorer import head_text, opened_model
 from workbench.explorer.switches import HOW, Switches
 
 SCREEN = "explorer"
 
 
 def heads_of(text: str, model) -> tuple[tuple[int, int], ...]:
-    pairs = [(int(a), int(b)) for a, b in re.findall(r"([0-9]{1,4})\.([0-9]{1,4})", text)]
-    return tuple(sorted({(a, b) for a, b in pairs if a < model.n_layers and b < model.n_heads}))
+    return head_text.read_heads(text, layers=model.n_layers, heads=model.n_heads)
 
 
 def mlps_of(text: str, model) -> tuple[int, ...]:
@@ -71,118 +70,5 @@ def all_on() -> None:
     url_state.put(SCREEN, "mlps", "")
 
 
-def apply_mask(name: str) -> None:
-    model = cached.model(st.session_state["model"]).model
-    try:
-        found = head_sets.load_mask(name, saved_masks(model))
-    except InputError as error:
-        st.session_state["mask problem"] = str(error)
-        return
-    put_off(found.heads)
-    st.session_state["how"] = found.how
-
-
-def saved_masks(model):
-    return head_sets.saved_masks(cached.run_list(), fingerprint=model.fingerprint)
-
-
 def put_off(heads) -> None:
-    url_state.put(SCREEN, "off", ",".join(f"{a}.{b}" for a, b in heads))
-
-
-def switch_top(frame, column: str) -> None:
-    """Switch off the top heads of a column; none, with the reason, where no head stands out in it."""
-    found = head_sets.top_heads(frame, column, st.session_state["top k"])
-    if found:
-        put_off(sorted(found))
-    else:
-        st.session_state["no top heads"] = head_sets.none_because(frame, column)
-
-
-def show(opened, frame, column: str, switches: Switches, at: tuple[int, int]) -> None:
-    model = opened.model
-    off = heads_of(
-        url_state.get(SCREEN, "off"), model
-    )  # with a patch that has no donor yet they are chosen, not switched
-    mlps = mlps_of(url_state.get(SCREEN, "mlps"), model)
-    a, b, c, d = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
-    label = "Switch on" if at in off else "Switch off"
-    a.button(
-        f"{label} {at[0]}.{at[1]}",
-        key="switch",
-        on_click=toggle,
-        args=at,
-        shortcut="x",
-        width="stretch",
-        help="The chosen head. Shift-click in the grid does the same for any head.",
-    )
-    b.selectbox(
-        "How",
-        HOW,
-        key="how",
-        bind="query-params",
-        label_visibility="collapsed",
-        help="zero: no output; mean: the mean output over reference texts; uniform: heads attend evenly; patch: the "
-        "output on a second prompt.",
-    )
-    c.button(
-        "All on",
-        on_click=all_on,
-        disabled=not off and not mlps,
-        width="stretch",
-        help="Switch every head and MLP on again.",
-    )
-    with d.popover("Sets", width="stretch", help="Top heads of the present colour, and saved masks."):
-        st.number_input(
-            "Top heads by the present colour",
-            1,
-            model.n_layers * model.n_heads,
-            min(5, model.n_heads),
-            key="top k",
-            help="How many of the heads with the highest value.",
-        )
-        st.button(
-            "Switch these off",
-            on_click=lambda: switch_top(frame, column),
-            help="In place of the heads that are off now. Of a score with a control, only heads that are above it.",
-        )
-        if "no top heads" in st.session_state:
-            st.caption(styling.md(st.session_state.pop("no top heads")))
-        saved = saved_masks(model)
-        if saved:
-            mask = st.selectbox(
-                "Saved masks", list(saved), key="mask", help="Saved here, or the pruned heads of a run on this model."
-            )
-            st.button(
-                "Apply the mask", on_click=apply_mask, args=(mask,), help="In place of the heads that are off now."
-            )
-            if "mask problem" in st.session_state:
-                styling.problem(st.session_state.pop("mask problem"))
-        title = st.text_input(
-            "Save the present heads as",
-            key="mask name",
-            placeholder="name",
-            help="A file that `--edit` reads. It holds which heads, and zero or uniform.",
-        )
-        if st.button("Save", disabled=not off, help="Keep the heads that are off now."):
-            how = st.session_state.get("how") or "zero"
-            try:
-                path = head_sets.save_mask(
-                    title, Switches(off, how, (), mlps), note=f"Explorer, {model.name}", model=model
-                )
-                st.caption(styling.md(f"Saved; on the command line: --edit {path}"))
-            except WorkbenchError as error:
-                styling.problem(error)
-    if (st.session_state.get("how") or "zero") == "patch":
-        st.text_input(
-            "Second prompt, to patch from",
-            key="donor",
-            bind="query-params",
-            placeholder="a prompt that differs in what matters",
-            help="Head outputs are taken from it, position by position; prompts of different length are aligned at "
-            "their ends.",
-        )
-        if (off or mlps) and not switches.any:
-            st.caption("Type a second prompt: until then everything stays on.")
-    if mlps and switches.any and not switches.mlps:
-        st.caption("Only heads can attend uniformly: MLPs stay on. Zero, mean and patch switch them, too.")
+    url_state.put(SCREEN, "off", head_text.write_heads(heads))

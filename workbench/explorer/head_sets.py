@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 GUESSED = "heads"  # the table that a probe that is not installed here may have
 NO_SCORES = ("layer", "head", "kv_group", "n", "n_trials")
 INTERVAL = ("ci_low", "ci_high")
+SIDES = ("at least", "at most", "at least in size")  # of a value that heads are chosen by
 MASKS = ("zero", "uniform")  # what a file of heads can ask for
 
 
@@ -186,6 +187,17 @@ def top_heads(frame: pl.DataFrame, column: str, k: int) -> list[Head]:
         kept = kept.filter(pl.col(f"{column}_above"))
     kept = kept.sort(column, "layer", "head", descending=[True, False, False]).head(k)
     return [(int(a), int(b)) for a, b in kept.select("layer", "head").iter_rows()]
+
+
+def heads_from(frame: pl.DataFrame, column: str, value: float, side: str = "at least") -> list[Head]:
+    """The heads whose finite value of a column is at least `value`, at most it, or at least it in size, in order.
+    Raises InputError for an unknown side."""
+    if side not in SIDES:
+        raise InputError(f"Heads are chosen by a value that is {', '.join(SIDES)} a number, not '{side}'.")
+    score = pl.col(column).cast(pl.Float64)
+    kept = {"at least": score >= value, "at most": score <= value, "at least in size": score.abs() >= value}[side]
+    chosen = frame.filter(score.is_finite() & kept).sort("layer", "head")
+    return [(int(a), int(b)) for a, b in chosen.select("layer", "head").iter_rows()]
 
 
 def none_because(frame: pl.DataFrame, column: str) -> str | None:
