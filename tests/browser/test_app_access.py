@@ -41,6 +41,7 @@ def test_axe_core_finds_nothing_serious_on_any_screen_with_any_card_or_map_in_li
     found, seen = [], []
     for name in screens.walk(page, server, screens.places(page)):
         seen.append(name)
+        assert page.locator("h1").count() == 1, name
         found += [f"{name}, light: {line}" for line in findings(page)]
         page.emulate_media(color_scheme="dark")
         page.wait_for_function(
