@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import plotly.graph_objects as go
 import polars as pl
 import streamlit as st
 
@@ -23,11 +23,9 @@ MANY = 2500  # cells from which on hovering says less
 
 @dataclass(frozen=True)
 class LensCells:
-    """What the lens shows: the table, the figure that is taken home, the cells, the layer of each row from the bottom,
-    and how they are coloured."""
+    """What the lens shows: the table, the cells, the layer of each row from the bottom, and how they are coloured."""
 
     frame: pl.DataFrame
-    figure: Any
     cells: CellMap
     layers: list[int]
     diverging: bool
@@ -49,8 +47,7 @@ def lens_cells(
     cells."""
     frame = cached.lens_map(who, ids, switches, of, target, opened)
     tokens = [styling.token(text) for text in opened.model.token_strings(ids)]
-    said = target.in_words(opened.model)
-    what = {**drawn.LENS_COLOURS, "target": said}[colour]
+    what = {**drawn.LENS_COLOURS, "target": target.in_words(opened.model)}[colour]
     layers = frame["layer"].unique().sort().to_list()
     values = frame[drawn.COLUMN_OF.get(colour, colour)].cast(pl.Float64).to_list()
     ranked = colour.endswith("rank")
@@ -67,8 +64,17 @@ def lens_cells(
     )
     ends = (0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None
     diverging = colour == "target" and any(v is not None and v > 0 for v in values)
-    figure = drawn.lens_figure(frame, tokens, colour=colour, said=said)
-    return LensCells(frame, figure, cells, layers, diverging, ends)
+    return LensCells(frame, cells, layers, diverging, ends)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def lens_figure(
+    who: str, ids: tuple[int, ...], switches: Switches, of: str, colour: str, target: Target, opened: Opened
+) -> go.Figure:
+    """The figure that is taken home."""
+    frame = cached.lens_map(who, ids, switches, of, target, opened)
+    tokens = [styling.token(text) for text in opened.model.token_strings(ids)]
+    return drawn.lens_figure(frame, tokens, colour=colour, said=target.in_words(opened.model))
 
 
 def titles(
