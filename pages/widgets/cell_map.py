@@ -30,7 +30,7 @@ _CSS = """
 .map button {all: unset; box-sizing: border-box; display: block; cursor: pointer; border-radius: 2px; height: 21px; line-height: 21px;
   overflow: hidden; white-space: pre; text-overflow: ellipsis; padding: 0 3px}
 .map.words button {width: 64px; font-family: ui-monospace, "Source Code Pro", monospace}
-.map.bare button {min-width: 26px}
+.map.bare button {width: 100%; min-width: 26px}
 .map button:hover {outline: 1px solid var(--st-text-color)}
 .map button.at {outline: 2px solid var(--st-primary-color)}
 .map button:focus-visible {outline: 3px solid var(--st-text-color)}
