@@ -18,10 +18,11 @@ from pages.widgets import styling
 from workbench.core.wording import number
 
 _CSS = """
-.map {overflow: auto; max-height: 460px; color: var(--st-text-color); font-size: .72rem; padding: 3px}
+.map {overflow: auto; max-height: 460px; color: var(--st-text-color); font-size: .72rem; padding: 3px 3px 3px 0}
 .map table {border-collapse: separate; border-spacing: 1px}
 .map th {font-weight: 400; color: color-mix(in srgb, var(--st-text-color) 78%, var(--st-background-color)); white-space: pre; padding: 0 4px; position: sticky; background: var(--st-background-color)}
 .map tbody th {left: 0; z-index: 1; text-align: right}
+.map th:first-child {box-shadow: -2px 0 var(--st-background-color), 2px 0 var(--st-background-color)}
 .map tfoot th {bottom: 0; max-width: 84px; overflow: hidden; text-overflow: ellipsis; text-align: left;
   font-family: ui-monospace, "Source Code Pro", monospace}
 .map tfoot th:first-child {left: 0; z-index: 2}
@@ -29,7 +30,7 @@ _CSS = """
 .map button {all: unset; box-sizing: border-box; display: block; cursor: pointer; border-radius: 2px; height: 21px; line-height: 21px;
   overflow: hidden; white-space: pre; text-overflow: ellipsis; padding: 0 3px}
 .map.words button {width: 64px; font-family: ui-monospace, "Source Code Pro", monospace}
-.map.bare button {width: 26px}
+.map.bare button {width: 100%; min-width: 26px}
 .map button:hover {outline: 1px solid var(--st-text-color)}
 .map button.at {outline: 2px solid var(--st-primary-color)}
 .map button:focus-visible {outline: 3px solid var(--st-text-color)}

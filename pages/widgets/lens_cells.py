@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import plotly.graph_objects as go
 import polars as pl
 import streamlit as st
 
@@ -24,11 +24,9 @@ MANY = 2500  # cells from which on hovering says less
 
 @dataclass(frozen=True)
 class LensCells:
-    """What the lens shows: the table, the figure that is taken home, the cells, the layer of each row from the bottom,
-    and how they are coloured."""
+    """What the lens shows: the table, the cells, the layer of each row from the bottom, and how they are coloured."""
 
     frame: pl.DataFrame
-    figure: Any
     cells: CellMap
     layers: list[int]
     diverging: bool
@@ -50,10 +48,8 @@ def lens_cells(
     """The lens of one prompt. ``of`` is what is read off, ``read`` its name on the screen, ``colour`` what colours the
     cells; the cells are of the WIDE tokens from `first` on."""
     whole = cached.lens_map(who, ids, switches, of, target, opened)
-    frame = whole.filter(pl.col("position").is_between(first, first + WIDE - 1)) if len(ids) > WIDE else whole
-    tokens = [styling.token(text) for text in opened.model.token_strings(ids[first : first + WIDE])]
-    said = target.in_words(opened.model)
-    what = {**drawn.LENS_COLOURS, "target": said}[colour]
+    frame, tokens = part_of(whole, ids, first, opened)
+    what = {**drawn.LENS_COLOURS, "target": target.in_words(opened.model)}[colour]
     layers = frame["layer"].unique().sort().to_list()
     values = frame[drawn.COLUMN_OF.get(colour, colour)].cast(pl.Float64).to_list()
     ranked = colour.endswith("rank")
@@ -70,8 +66,22 @@ def lens_cells(
     )
     ends = (0.0, 1.0) if colour == "probability" else least_to_most(shown) if colour == "target" else None
     diverging = colour == "target" and any(v is not None and v > 0 for v in values)
-    figure = drawn.lens_figure(frame, tokens, colour=colour, said=said)
-    return LensCells(whole, figure, cells, layers, diverging, ends)
+    return LensCells(whole, cells, layers, diverging, ends)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def lens_figure(
+    who: str, ids: tuple[int, ...], switches: Switches, of: str, colour: str, target: Target, first: int, opened: Opened
+) -> go.Figure:
+    """The figure that is taken home: of the tokens that are shown."""
+    frame, tokens = part_of(cached.lens_map(who, ids, switches, of, target, opened), ids, first, opened)
+    return drawn.lens_figure(frame, tokens, colour=colour, said=target.in_words(opened.model))
+
+
+def part_of(whole: pl.DataFrame, ids: tuple[int, ...], first: int, opened: Opened) -> tuple[pl.DataFrame, list[str]]:
+    """The rows and the tokens of the WIDE tokens from `first` on."""
+    frame = whole.filter(pl.col("position").is_between(first, first + WIDE - 1)) if len(ids) > WIDE else whole
+    return frame, [styling.token(text) for text in opened.model.token_strings(ids[first : first + WIDE])]
 
 
 def titles(

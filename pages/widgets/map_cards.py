@@ -115,9 +115,6 @@ def lens(looking: Looking) -> None:
     shown = lens_cells.lens_cells(
         looking.name, looking.ids, looking.switches, of, read, colour, looking.target, first, looking.opened
     )
-    with more:
-        call = f"lens(of={of!r}, colour={colour!r})"
-        export_panel.show(looking.name, shown.figure, shown.frame, "lens", call, looking)
     layers = shown.layers
     cell_map.show(
         shown.cells,
@@ -131,6 +128,11 @@ def lens(looking: Looking) -> None:
     if len(looking.ids) > lens_cells.WIDE:
         where = f"tokens {first} to {last} of {len(looking.ids)}, around the chosen one (the CSV has all)"
     st.caption(f"{read[0].upper()}{read[1:]}, read off at {where}; “in” is the embedding.")
+    with more:  # after the cells, which are then on their way: the figure takes as long as they do
+        fig = lens_cells.lens_figure(
+            looking.name, looking.ids, looking.switches, of, colour, looking.target, first, looking.opened
+        )
+        export_panel.show(looking.name, fig, shown.frame, "lens", f"lens(of={of!r}, colour={colour!r})", looking)
 
 
 def go_to(looking: Looking, layer: int, position: int | None = None, head: int | None = None) -> None:

@@ -41,8 +41,8 @@ window.until = (there, start) => new Promise((done) => {
   look();
 });
 window.shown = (words) => () => {
-  const main = document.querySelector('[data-testid="stMain"]'), view = document.querySelector('.st-key-view, .st-key-page');
-  return main !== null && main.textContent.includes(words) && (view === null || getComputedStyle(view).visibility === 'visible');
+  const main = document.querySelector('[data-testid="stMain"]'), parts = [...document.querySelectorAll('.st-key-view, .st-key-page')];
+  return main !== null && main.textContent.includes(words) && parts.every((e) => getComputedStyle(e).visibility === 'visible');
 };
 window.inside = (key, selector) => {  // the first match in the components of a key
   for (const host of document.querySelectorAll(`.st-key-${key} *`)) {
@@ -93,9 +93,9 @@ def _served(count: int) -> Iterator[str]:
     """The app over a cache with so many runs."""
     with tempfile.TemporaryDirectory() as folder:
         if count:
-            from tests.support import many_runs
+            from tests.support import cache_of_runs
 
-            many_runs.make(Path(folder), count, model=MODEL)
+            cache_of_runs.make(Path(folder), count, model=MODEL)
         with serve(Path(folder)) as address:
             yield address
 
@@ -146,7 +146,7 @@ def _clicks(browser, address: str, tokens: int, rounds: int, *, runs: int = 0) -
         cell, at = page.locator(f'button[data-key="{layer}.{head}"]'), 3 + 2 * turn
         times["head click"].append(_click(page, cell, _words(f"Layer {layer}, head {head}")))
         times["token click"].append(
-            _click(page, page.locator(f'.strip button[data-i="{at}"]'), _words(f"at token {at}"))
+            _click(page, page.locator(f'.strip button[data-i="{at}"]'), _words(f"at token {at},"))
         )
         times["head switched"].append(_click(page, cell, _words(f"heads {layer}.{head} switched"), modifiers=["Shift"]))
         # a lens that nobody has asked for yet: of the model with this head switched
@@ -157,7 +157,7 @@ def _clicks(browser, address: str, tokens: int, rounds: int, *, runs: int = 0) -
         times["layer click"].append(_click(page, button, _words(f"Layer {(layer + 1) % 5} (of 0")))
         _choose(page, "Head")
         page.get_by_role("button", name="All on").click()
-        page.get_by_text("heads switched").wait_for(state="detached")
+        page.wait_for_function("() => !(window.shown('heads switched')())")
         rest(page)
     page.context.close()
     more = f", {runs} runs" if runs else ""

@@ -36,22 +36,39 @@ def findings(page, rules: tuple[str, ...] = ()) -> list[str]:
     return lines
 
 
+def in_both_lights(page, name: str) -> list[str]:
+    """What is grave on a page as it stands, in light and then, of its contrast, in dark."""
+    found = [f"{name}, light: {line}" for line in findings(page)]
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "() => getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme === 'dark'"
+    )
+    page.wait_for_timeout(150)
+    rest(page)
+    found += [f"{name}, dark: {line}" for line in findings(page, ("color-contrast",))]
+    page.emulate_media(color_scheme="light")
+    rest(page)
+    return found
+
+
 def test_axe_core_finds_nothing_serious_on_any_screen_with_any_card_or_map_in_light_and_dark(visit, server):
     page = visit("/")
     found, seen = [], []
     for name in screens.walk(page, server, screens.places(page)):
         seen.append(name)
-        found += [f"{name}, light: {line}" for line in findings(page)]
-        page.emulate_media(color_scheme="dark")
-        page.wait_for_function(
-            "() => getComputedStyle(document.querySelector('[data-testid=stApp]')).colorScheme === 'dark'"
-        )
-        page.wait_for_timeout(150)
-        rest(page)
-        found += [f"{name}, dark: {line}" for line in findings(page, ("color-contrast",))]
-        page.emulate_media(color_scheme="light")
-        rest(page)
+        assert page.locator("h1").count() == 1, name
+        found += in_both_lights(page, name)
     assert {"explorer-card-head", "explorer-map-lens", "retrieval_heads", "runs", "compare"} <= set(seen)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["Examples", "Sets", "Take home"])
+def test_axe_core_finds_nothing_serious_in_what_opens_over_the_explorer(visit, name):
+    page = visit(screens.explorer())
+    page.get_by_test_id("stPopover").get_by_role("button", name=name).click()
+    page.get_by_test_id("stPopoverBody").wait_for()
+    rest(page)
+    found = in_both_lights(page, name)
     assert not found, "\n".join(found)
 
 

@@ -61,14 +61,13 @@ def opened(browser, address: str, *, dark: bool = False):
 
 def below(page, path: Path) -> None:
     """A picture of the map alone: from the row that chooses it to the end of the screen."""
-    page.set_viewport_size(SIZE | {"height": page.evaluate("document.querySelector('.stMain').scrollHeight")})
+    tall = page.evaluate("document.querySelector('[data-testid=\"stMain\"]').scrollHeight")
+    page.set_viewport_size(SIZE | {"height": tall})
     page.wait_for_timeout(300)
     rest(page)
-    top = page.locator(".st-key-map").bounding_box()["y"] - 12
-    main = page.locator(".stMainBlockContainer").bounding_box()
-    page.screenshot(
-        path=path, clip={"x": main["x"], "y": top, "width": main["width"], "height": main["y"] + main["height"] - top}
-    )
+    top, main = page.locator(".st-key-map").bounding_box()["y"] - 12, page.get_by_test_id("stMainBlockContainer")
+    box = main.bounding_box()
+    page.screenshot(path=path, clip={"x": box["x"], "y": top, "width": box["width"], "height": tall - top})
 
 
 def shots() -> dict[str, tuple[str, bool, str | None]]:

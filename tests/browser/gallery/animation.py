@@ -44,9 +44,12 @@ def _walk(page, server: str):
     page.keyboard.press("x")
     page.get_by_text("heads 1.0 switched").first.wait_for()
     rest(page)
+    page.locator('button[data-key="1.1"]').click(modifiers=["Shift"])
+    page.get_by_text("heads 1.0, 1.1 switched").first.wait_for()
+    rest(page)
     yield "switch", page.screenshot()
     page.get_by_role("button", name="All on").click()
-    page.get_by_text("heads 1.0 switched").wait_for(state="detached")
+    page.get_by_text("heads 1.0, 1.1 switched").wait_for(state="detached")
     for choice, name in (("Patching", "patch"), ("Lens", "lens")):
         screens.choose(page, "Map", choice)
         page.locator(".map button").first.wait_for()
