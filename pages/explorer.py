@@ -11,6 +11,7 @@ from pages.widgets import (
     components,
     head_cards,
     head_cells,
+    head_list_card,
     map_cards,
     navigation,
     styling,
@@ -132,6 +133,7 @@ def view(name: str, opened, text: str) -> None:
     reading = cached.reading(name, ids, switches, opened)
     rows = cached.rows(name, ids, at, switches, opened)
     target = named_target(name, opened, ids)
+    looking = map_cards.Looking(name, opened, ids, switches, target, layer, head, at)
     show_tokens(opened, ids, at, rows[layer, head], target)
 
     left, right = st.columns([10, 9], gap="large")
@@ -143,13 +145,13 @@ def view(name: str, opened, text: str) -> None:
     with right:
         card = st.segmented_control(
             "Card",
-            ["Head", "Layer", "Scores", "Beside"],
+            ["Head", "Layer", "Heads", "Scores", "Beside"],
             default="Head",
             key="card",
             bind="query-params",
             required=True,
             label_visibility="collapsed",
-            help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
+            help="The chosen head; its layer; all heads as a list; its scores; a second prompt or model beside this.",
         )
         if why:
             st.caption(styling.md(f"No head to open on, so the first of the last layer. {why}"))
@@ -157,11 +159,13 @@ def view(name: str, opened, text: str) -> None:
             head_cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
             head_cards.layer(name, opened, ids, switches, reading, layer, at)
+        elif card == "Heads":
+            head_list_card.show(looking, tables)
         elif card == "Scores":
             head_cards.scores(name, opened, ids, layer, head)
         else:
             head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
-    map_cards.show(map_cards.Looking(name, opened, ids, switches, target, layer, head, at))
+    map_cards.show(looking)
 
 
 # ---- what is chosen
