@@ -10,6 +10,7 @@ from pages.widgets import (
     cached,
     head_cards,
     head_cells,
+    head_list_card,
     layer_card,
     map_cards,
     navigation,
@@ -58,6 +59,7 @@ def view(name: str, opened, text: str) -> None:
     reading = cached.reading(name, ids, switches, opened)
     rows = cached.rows(name, ids, at, switches, opened)
     target = named_target(name, opened, ids)
+    looking = map_cards.Looking(name, opened, ids, switches, target, layer, head, at)
     show_tokens(opened, ids, at, rows[layer, head], target)
 
     left, right = st.columns([10, 9], gap="large")
@@ -71,13 +73,13 @@ def view(name: str, opened, text: str) -> None:
     with right:
         card = st.segmented_control(
             "Card",
-            ["Head", "Layer", "Scores", "Beside"],
+            ["Head", "Layer", "Heads", "Scores", "Beside"],
             default="Head",
             key="card",
             bind="query-params",
             required=True,
             label_visibility="collapsed",
-            help="The chosen head; its layer; its scores; a second prompt or model beside this one.",
+            help="The chosen head; its layer; all heads as a list; its scores; a second prompt or model beside this.",
         )
         styling.unseen_heading(f"{card} card")
         if why:
@@ -86,11 +88,13 @@ def view(name: str, opened, text: str) -> None:
             head_cards.head(name, opened, ids, switches, rows, layer, head, at, tables)
         elif card == "Layer":
             layer_card.show(name, opened, ids, switches, reading, layer, at)
+        elif card == "Heads":
+            head_list_card.show(looking, tables)
         elif card == "Scores":
             head_cards.scores(name, opened, ids, layer, head)
         else:
             head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
-    map_cards.show(map_cards.Looking(name, opened, ids, switches, target, layer, head, at))
+    map_cards.show(looking)
     precision_choice.show(opened)
 
 

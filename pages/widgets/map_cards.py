@@ -13,6 +13,7 @@ from pages.widgets import (
     export_panel,
     feature_cards,
     lens_cells,
+    pattern_cards,
     prompt_box,
     styling,
     url_state,
@@ -27,7 +28,7 @@ from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
-MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Features")
+MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Patterns", "Features")
 # as they are named on the screen and in the URL
 READ_OFF = {
     "stream after each layer": "stream",
@@ -80,12 +81,12 @@ def show(looking: Looking) -> None:
         label_visibility="collapsed",
         help="Lens: what every layer would say at every token. Waterfall: where the target's logit comes from. "
         "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to. "
-        "Features: those of an autoencoder.",
+        "Patterns: where the heads of a layer look. Features: those of an autoencoder.",
     )
     styling.unseen_heading(f"{chosen} map")
     with styling.guard():
         draw = {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}
-        (draw | {"Features": feature_cards.features})[chosen](looking)
+        (draw | {"Patterns": pattern_cards.show, "Features": feature_cards.features})[chosen](looking)
 
 
 # ---- logit lens

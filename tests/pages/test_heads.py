@@ -114,3 +114,15 @@ def press(at, label):
 def test_a_link_with_nonsense_about_heads_gives_a_screen(params):
     at = open_page("explorer", model="circuit-copy-gqa", prompt=PROMPT, **params)
     assert "next token" in words(at) and "<script" not in words(at)
+
+
+def test_the_list_has_every_head_filters_them_and_selects_what_the_grid_selects():
+    at = open_page("explorer", model="circuit-copy-gqa", prompt=PROMPT, card="Heads", selected="0.1,1.1")
+    assert len(at.dataframe) == 1 and at.dataframe[0].value.shape[0] == 8
+    assert "8 of 8 heads" in words(at)
+    at.text_input(key="filter").set_value("1.").run()
+    assert at.dataframe[0].value.shape[0] == 4 and "4 of 8 heads" in words(at)
+    press(at, "Select all 4")
+    assert param(at, "selected") == "1.0-3" and "4 heads selected" in words(at)
+    at.text_input(key="filter").set_value("induction>bogus").run()
+    assert "is no number" in at.error[0].value and at.dataframe[0].value.shape[0] == 8

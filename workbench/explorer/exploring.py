@@ -22,12 +22,15 @@ from workbench.explorer import (
     drawn,
     feature_paths,
     features_drawn,
+    head_list,
+    head_sets,
     layer_curves,
     layer_curves_drawn,
     lens_maps,
     parts_drawn,
     passages,
     patch_maps,
+    pattern_thumbnails,
 )
 from workbench.explorer.autoencoders import DEFAULT, open_autoencoder
 from workbench.explorer.feature_readings import FeatureReading, read_features
@@ -138,6 +141,20 @@ class Exploration:
         table = direct_effects(self.opened, self.reading, self.target, position)
         return table, head_map(table, value="direct_effect", label=f"direct effect on {self.said}", diverging=True)
 
+    def heads(
+        self, *, position: int = -1, value: str = "attention", where: str = "", runs: Sequence[Run] | None = None
+    ) -> Panel:
+        """Every head with its scores on this prompt and in the finished runs of this model (`runs`: these; all unless
+        given), the rows that `where` asks for (`filter_heads`); in the figure all heads, coloured by `value`."""
+        given = list_runs() if runs is None else runs
+        model = self.opened.model
+        tables = head_sets.head_tables(given, fingerprint=model.fingerprint, name=str(model.name))
+        live, _ = head_list.live_columns(
+            self.opened, self.reading, self.target, position=position, switches=self.switches
+        )
+        table = head_list.with_runs(live, tables)
+        return head_list.filter_heads(table, where), head_list.list_figure(table, value, said=self.said)
+
     def patch_map(
         self, donor: str | Sequence[int], *, kind: str = "resid_pre", alignment: Sequence[int] | None = None
     ) -> Panel:
@@ -152,6 +169,15 @@ class Exploration:
         another prompt."""
         table = patch_maps.paths_into(self.opened, self.ids, self._ids(donor), receiver, self.target, then=then)
         return table, drawn.paths_figure(table, receiver, said=self.said)
+
+    def patterns(self, *, layer: int | None = None, heads: Iterable[Head] = (), side: int = 24) -> Panel:
+        """Attention patterns of the heads of a layer (the last unless given), or of these heads, in at most `side`
+        blocks of tokens to a side, each with the largest weight in it."""
+        model = self.opened.model
+        of = model.n_layers - 1 if layer is None else layer
+        chosen = tuple(heads) or tuple((of, head) for head in range(model.n_heads))
+        found = pattern_thumbnails.thumbnails(self.opened, self.ids, chosen, switches=self.switches, side=side)
+        return pattern_thumbnails.table(found), pattern_thumbnails.patterns_figure(found)
 
     def layer_curves(self, *, layer: int | None = None, runs: Sequence[Run] | None = None) -> Panel:
         """What finished runs of this very model found over its layers, the newest first; `layer`: one that is marked.
