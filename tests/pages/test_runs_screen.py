@@ -98,3 +98,39 @@ def test_the_first_example_is_the_one_on_the_model_that_the_probe_names_first_un
         )
     at = open_page("retrieval_heads")
     assert at.selectbox(key="retrieval-heads run").value == ids["own" if own == "newer" else demo.MODEL]
+
+
+@pytest.mark.parametrize("view, charts", [("Curves", 0), ("Ranks", 1), ("Small multiples", 3)])
+def test_three_runs_are_compared_and_a_link_restores_the_view(ids, view, charts):
+    mine = [i for i in ids if i.startswith("retrieval")]
+    at = open_page("compare", runs=",".join(mine), several=view)
+    assert not at.error and len(at.get("plotly_chart")) == charts
+    assert "seed" in words(at) and all(i in words(at) for i in mine)
+    assert bool(at.info) == (view == "Curves")  # the probe has no figure of several runs, and says so
+    if view == "Ranks":
+        assert at.dataframe[0].value.shape == (8, 5) and at.dataframe[0].value["mean rank"].is_monotonic_increasing
+
+
+def test_runs_are_added_to_two_and_taken_away_again(ids):
+    mine = [i for i in ids if i.startswith("retrieval")]
+    at = open_page("compare", a=mine[0], b=mine[1])
+    (box,) = at.multiselect
+    box.set_value(mine).run()
+    assert at.query_params["runs"] == ",".join(mine) and "several" in [c.key for c in at.segmented_control]
+    at.multiselect[0].set_value(mine[1:]).run()
+    assert "runs" not in at.query_params and (at.query_params["a"], at.query_params["b"]) == (mine[1], mine[2])
+    assert not at.error and "view" in [c.key for c in at.segmented_control]
+
+
+@pytest.mark.parametrize("odd", ["concept", "../../etc", "nothing"])
+def test_runs_that_cannot_be_compared_are_a_sentence(ids, odd):
+    mine = [i for i in ids if i.startswith("retrieval")][:2]
+    third = next(i for i in ids if i.startswith("concept")) if odd == "concept" else odd
+    at = open_page("compare", runs=",".join([*mine, third]))
+    assert len(at.error) == 1 and ("different probes" if odd == "concept" else "no run") in at.error[0].value
+
+
+def test_courses_over_the_layers_are_in_one_figure(ids):
+    at = open_page("compare", runs=",".join(i for i in ids if i.startswith("concept")))
+    assert not at.error and len(at.get("plotly_chart")) >= 1
+    assert at.selectbox(key="several column").options == ["accuracy", "selectivity"]
