@@ -1,4 +1,5 @@
-"""Two runs of one probe side by side: what was asked differently, heads on one scale, the difference, every table."""
+"""Runs of one probe side by side: what was asked differently, heads on one scale, the difference, every table; of more
+than two, curves, ranks and the same figure of each."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from collections import Counter
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, navigation, run_view, styling, url_state
+from pages.widgets import cached, navigation, run_view, several_runs, styling, url_state
 from workbench import figures
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.wording import cut, number, quantity
 from workbench.explorer import head_sets
 from workbench.figures import heads as head_figures
@@ -62,8 +63,11 @@ def main() -> None:
             "them on the probe's screen."
         )
         return
-    a, b = st.columns(2)
     ids = list(found)
+    if named := several_ids(found):
+        several(named, found)
+        return
+    a, b = st.columns(2)
     with a:
         one = pick("First run", "a", ids, found, help="Differences are second minus first.")
     others = [i for i in ids if i != one and found[i].probe == found[one].probe]
@@ -73,11 +77,52 @@ def main() -> None:
     with b:
         two = pick("Second run", "b", others, found, help="A run of the same probe.")
     first, second = found[one], found[two]
+    more([one, two], found)
     with styling.guard(
         f"The runs {one} and {two} cannot be compared with what is in their folders; run the one that is "
         f"damaged again with --fresh"
     ):
         views(first, second)
+
+
+def several_ids(found: dict[str, Run]) -> list[str]:
+    """The runs of the URL where it names more than two, each once."""
+    named = list(dict.fromkeys(name for name in url_state.get("compare", "runs").split(",") if name))
+    for name in named:
+        if name not in found:
+            execution.run_by_id(name)  # says what is wrong with an id from the URL
+            raise InputError(f"The run {name} has nothing to compare: it has no tables, or does not say of what model.")
+    return named if len(named) > 2 else []
+
+
+def several(named: list[str], found: dict[str, Run]) -> None:
+    """More than two runs, and a box in which they are chosen."""
+    runs = [found[name] for name in named]
+    more(named, found)
+    with styling.guard("These runs cannot be compared with what is in their folders"):
+        several_runs.show(runs)
+
+
+def more(named: list[str], found: dict[str, Run]) -> None:
+    """The runs that are compared, to be added to and taken from; with more than two the screen is another one."""
+    probes = {found[name].probe for name in named}
+    ids = [name for name, run in found.items() if run.probe in probes]
+    if len(ids) < 3:
+        return
+    chosen = st.multiselect(
+        "Runs",
+        ids,
+        default=named,
+        key=f"runs {len(ids)} {' '.join(named)}",
+        format_func=lambda i: label(found[i]),
+        help="More than two: their curves in one figure, their ranks, the same figure of each.",
+    )
+    if chosen != named and len(chosen) >= 2:
+        url_state.put("compare", "runs", ",".join(chosen) if len(chosen) > 2 else "")
+        if len(chosen) == 2:
+            url_state.put("compare", "a", chosen[0])
+            url_state.put("compare", "b", chosen[1])
+        st.rerun()
 
 
 def views(first: Run, second: Run) -> None:

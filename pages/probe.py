@@ -13,7 +13,7 @@ from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.core.wording import duration, human_bytes, two_digits
-from workbench.runs import cost, execution, queue
+from workbench.runs import cost, demo, execution, queue
 from workbench.runs.folder import Run
 
 LOOK = 4.0  # seconds that the form may wait for a look at the texts
@@ -44,8 +44,7 @@ def screen(name: str) -> None:
 
 
 def result(probe: Probe) -> None:
-    found = [run for run in cached.run_list() if run.probe == probe.name]
-    found.sort(key=lambda run: (run.status == "complete", styling.when(run)), reverse=True)
+    found = demo.shown_first(probe, [run for run in cached.run_list() if run.probe == probe.name])
     wanted = url_state.get(probe.name, "run")
     if wanted and wanted not in [run.id for run in found]:
         found.insert(0, execution.run_by_id(wanted))  # says what is wrong with an id from the URL

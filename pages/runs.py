@@ -87,17 +87,6 @@ def listed(found: list[Run]) -> list[Run]:
     if group != NOT_GROUPED:
         frame = one_group(frame, group, of)
     shown = f"{frame.height:,} of {len(found):,} runs" if frame.height < len(found) else f"{len(found):,} runs"
-    a, b = st.columns([5, 1], vertical_alignment="bottom")
-    a.caption(shown)
-    b.download_button(
-        "CSV",
-        lambda: frame.write_csv().encode(),
-        "runs.csv",
-        "text/csv",
-        on_click="ignore",
-        width="stretch",
-        help="The rows and columns below.",
-    )
     picked = st.dataframe(
         frame,
         hide_index=True,
@@ -106,6 +95,17 @@ def listed(found: list[Run]) -> list[Run]:
         selection_mode="multi-row",
         key=f"runs table {hash(tuple(frame['id']))}",  # other rows: nothing is chosen
         column_config={**styling.columns_of(frame), "seconds": st.column_config.NumberColumn(format="%.1f")},
+    )
+    a, b = st.columns([5, 1], vertical_alignment="center")
+    a.caption(shown)
+    b.download_button(
+        "CSV",
+        lambda: frame.write_csv().encode(),
+        "runs.csv",
+        "text/csv",
+        on_click="ignore",
+        width="stretch",
+        help="The rows and columns above.",
     )
     by_id = {run.folder.name: run for run in runs}
     chosen = [by_id[frame["id"][i]] for i in picked.selection.rows if i < frame.height]

@@ -7,12 +7,13 @@ import math
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, sparkline, styling
+from pages.widgets import cached, styling
 from workbench.core.wording import number
 from workbench.explorer import head_sets, layer_curves, readings
 from workbench.explorer.opened_model import Opened
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
+from workbench.figures import sparkline
 from workbench.runs.folder import Run
 
 NEWEST = 12  # runs whose curves are shown unless all are asked for
@@ -82,21 +83,28 @@ def in_runs(opened: Opened, layer: int) -> None:
     for curve in found:
         values = [v for v in curve.values if v is not None and math.isfinite(v)]
         scales.setdefault((curve.run.id, curve.column), []).extend(values)
-    rows = []
+    rows, above = [], None
     for curve in found:
         value, ends = curve.at(layer)
         interval = "[{}, {}]".format(*map(number, ends)) if ends else ""
+        scale = sparkline.span(scales[curve.run.id, curve.column])
         drawn = sparkline.svg(
-            curve.layers, curve.values, at=layer, ends=styling.span(scales[curve.run.id, curve.column])
+            curve.layers, curve.values, at=layer, ends=scale, colours=(styling.accent(), styling.contrast())
         )
-        rows.append((curve.column.replace("_", " "), curve.of, drawn, value, interval, curve.run))
+        said = (
+            f"{curve.column} of {curve.of or curve.run.probe} over the layers, on a scale from {number(scale[0])} to "
+        )
+        small = sparkline.image(drawn, said=said + number(scale[1]))
+        link = None if curve.run is above else curve.run  # one for all the curves of a run
+        rows.append((curve.column.replace("_", " "), curve.of, small, value, interval, link))
+        above = curve.run
     st.html(
         styling.heading(f"in finished runs, the newest first: over the layers, and at layer {layer}")
         + "<div style='max-height:420px;overflow-y:auto'>"
         + styling.table(
             rows,
             [
-                *(("", "text"), ("of", "text"), ("over the layers", "svg")),
+                *(("", "text"), ("of", "text"), ("over the layers", "image")),
                 *(("value", "num"), ("95 % interval", "text"), ("run", "run")),
             ],
         )
@@ -104,7 +112,7 @@ def in_runs(opened: Opened, layer: int) -> None:
     )
 
 
-def curves_of(run: Run) -> list[layer_curves.Curve]:
+def curves_of(run: Run) -> list[layer_curves.LayerCurve]:
     """What one run says of the layers, made again when one of its files has changed."""
     names = layer_curves.tables_with_curves(run)
     stamps = tuple(cached.stamp(run.folder / "tables" / f"{name}.parquet") for name in names)
@@ -112,5 +120,5 @@ def curves_of(run: Run) -> list[layer_curves.Curve]:
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
-def _curves_of(folder: str, stamps: tuple, _run: Run) -> list[layer_curves.Curve]:
+def _curves_of(folder: str, stamps: tuple, _run: Run) -> list[layer_curves.LayerCurve]:
     return layer_curves.curves([_run], read=cached.table)

@@ -54,8 +54,8 @@ def show(run: Run, *, prefix: str = "") -> None:
     if status != "complete":
         unfinished(run, status)
         if not run.tables:
+            show_warnings(run.info.get("warnings") or [])
             return
-    show_warnings(run.info.get("warnings") or [])
     views = ["Figures", "Summary", "Tables", "Settings", *(["Map"] if map_of_run.has_map(run) else [])]
     view = st.segmented_control(
         "Part",
@@ -70,12 +70,14 @@ def show(run: Run, *, prefix: str = "") -> None:
     with styling.guard():
         shown = {"Figures": show_figures, "Summary": show_summary, "Tables": show_tables, "Settings": show_settings}
         (shown | {"Map": map_of_run.show})[view if view in views else "Figures"](run, prefix)
+    show_warnings(run.info.get("warnings") or [])
 
 
 def show_warnings(warnings: list) -> None:
-    """What a run has to say of itself: many in a box that opens, so that the figures stay in sight."""
-    place = st.container() if len(warnings) <= WARNINGS else st.expander(f"{len(warnings)} warnings", icon="⚠️")
-    with place:
+    """What a run has to say of itself, in a line that opens; below what was found, which stays in sight."""
+    if not warnings:
+        return
+    with st.expander("1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings", icon="⚠️"):
         for warning in warnings:
             st.warning(styling.md(warning))
 
@@ -115,7 +117,6 @@ def figures_of(run: Run) -> tuple[dict, dict[str, str]]:
     return built(str(run.folder), cached.stamp(run.folder / "run.json"), run)
 
 
-WARNINGS = 3  # that are shown without a box
 TALLEST = 420  # pixels of a figure of one panel, so that it and what is said of it are in sight together
 
 

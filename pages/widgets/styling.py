@@ -240,12 +240,6 @@ def limits(values: Sequence[float], *, diverging: bool = False) -> tuple[float, 
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def span(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of a scale from the least to the most of the values."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
 def accent() -> str:
     return theme.BLUE if mode() == "light" else theme.PALETTE_DARK[0]
 
@@ -261,8 +255,8 @@ def run_address(run: Any) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> str:
-    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, run (a link to it), svg
-    (a drawing of `sparkline`), bar (0..1; or (value, 0..1, colour))."""
+    """A small table as HTML. ``columns``: (title, kind); kinds: text, tok (a token), num, run (a link to it, nothing
+    for None), image (of `sparkline`), bar (0..1; or (value, 0..1, colour))."""
     out = [
         f"<div class='wb-scroll'><table class='wb{' two' if sum(kind == 'bar' for _, kind in columns) > 1 else ''}'>"
     ]
@@ -286,8 +280,10 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[tuple[str, str]]) -> 
                 )
             elif kind == "tok":
                 out.append(f"<td class='tok' title='{esc(repr(value))}'>{esc(token(value))}</td>")
-            elif kind == "svg":  # ours, made of numbers
+            elif kind == "image":  # ours, made of numbers
                 out.append(f"<td>{value}</td>")
+            elif kind == "run" and value is None:
+                out.append("<td></td>")
             elif kind == "run":
                 out.append(f"<td><a href='{esc(run_address(value))}' target='_self'>{esc(value.id)}</a></td>")
             elif kind == "num":

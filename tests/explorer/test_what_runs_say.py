@@ -12,6 +12,7 @@ from tests.support import figure_runs
 from workbench.core.errors import InputError
 from workbench.explorer import head_sets, layer_curves
 from workbench.explorer.layer_curves_drawn import layer_curves_figure
+from workbench.figures import sparkline
 from workbench.runs.folder import Run
 
 
@@ -133,11 +134,10 @@ def test_the_table_and_the_figure_of_curves_hold_the_numbers_of_the_runs(tmp_pat
 
 @pytest.mark.parametrize("y, pieces, dots", [([0.0, 1.0, 0.5], 1, 0), ([0.0, None, 1.0, 2.0], 1, 1), ([None], 0, 0)])
 def test_a_small_curve_goes_through_its_points_and_breaks_where_there_is_none(y, pieces, dots):
-    from pages.widgets import sparkline
-
     drawn = sparkline.svg(range(len(y)), y)
     assert drawn.count("<polyline") == pieces and drawn.count("<circle") == dots
     points = [float(v) for line in re.findall(r"points='([^']*)'", drawn) for v in re.findall(r",([0-9.]+)", line)]
     values = y[-2:] if dots else [v for v in y if v is not None]
     least, most = min((v for v in y if v is not None), default=0), max((v for v in y if v is not None), default=1)
     assert points == pytest.approx([20 - 16 * (v - least) / (most - least) for v in values], abs=0.06)
+    assert ("<img" in sparkline.image(drawn)) == bool(drawn) and "<b" not in sparkline.image(drawn, said="'<b>")

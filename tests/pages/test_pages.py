@@ -614,16 +614,6 @@ def test_the_explorer_says_so_where_words_are_too_few_to_score_heads_on(tmp_path
     assert not at.error and "cannot be scored on repeated words" in words(at)
 
 
-def test_many_warnings_of_a_run_are_in_a_box_with_their_number_and_few_are_in_sight():
-    for count in (3, 14):
-        identifier = f"retrieval-heads-{count:012x}"
-        keep(retrieval(), identifier, warnings=[f"Warning {i}." for i in range(count)])
-        at = open_page("retrieval_heads", run=identifier)
-        assert len(at.warning) == count
-        boxes = [box.label for box in at.expander]
-        assert ("14 warnings" in boxes) == (count == 14) and "3 warnings" not in boxes
-
-
 def test_what_tells_runs_apart_stands_first_in_the_boxes_of_compare(two_runs):
     at = open_page("compare", a=two_runs[0], b=two_runs[1])
     assert not at.exception

@@ -285,19 +285,32 @@ def _csv(frame) -> str:
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN")],
-    second: Annotated[str, typer.Argument(metavar="RUN")],
-    table: Annotated[str | None, typer.Option(help="Print the joined rows of this table as CSV.")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Id of a run, a beginning of it, or a folder.")],
+    table: Annotated[str | None, typer.Option(help="Print the joined rows of this table as CSV (two runs).")] = None,
     json: Json = False,
 ) -> None:
-    """Compare two runs of the same probe.
+    """Compare two runs of the same probe, or several.
 
-    Tables of the same name are joined on their keys: differences, and correlations with intervals.
+    Tables of the same name are joined on their keys. Two runs: differences, and correlations with intervals. Several:
+    means, and the rank correlation of every pair.
     """
+    from workbench.core.errors import InputError
     from workbench.runs import compare as comparing
+    from workbench.runs import compare_several as several
     from workbench.runs.folder import open_run
 
-    one, two = open_run(first), open_run(second)
+    opened = [open_run(run) for run in runs]
+    if len(opened) != 2:
+        if table is not None:
+            raise InputError(f"--table joins the rows of two runs; {len(opened)} are named.")
+        found = several.compare_several(opened)
+        if json:
+            print_json(found)
+        else:
+            for line in several.lines_of_several(found):
+                say(line)
+        return
+    one, two = opened
     if table is not None:
         frame = comparing.joined(one, two, table)
         if json:

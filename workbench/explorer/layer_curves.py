@@ -17,7 +17,7 @@ GUESSED = "layers"  # the table that a probe that is not installed here may have
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class LayerCurve:
     """What a run says of one thing over the layers. ``of``: what it is of (a concept, a checkpoint), from the keys of
     its rows. ``ends``: of the interval at each layer, None where there is none."""
 
@@ -36,7 +36,7 @@ class Curve:
 
 def curves(
     runs: Sequence[Run], *, fingerprint: str | None = None, read: Callable[[Run, str], pl.DataFrame] = Run.table
-) -> list[Curve]:
+) -> list[LayerCurve]:
     """What the complete runs of this very model found over the layers, in the order of the runs; of a run the newest
     checkpoint first. A table that cannot be read is left out."""
     found = []
@@ -51,7 +51,7 @@ def curves(
     return found
 
 
-def as_table(found: Sequence[Curve]) -> pl.DataFrame:
+def as_table(found: Sequence[LayerCurve]) -> pl.DataFrame:
     """The curves as rows: run, probe, column, of, layer, value (Float64), ci_low, ci_high."""
     rows = [
         (curve.run.id, curve.run.probe, curve.column, curve.of, layer, value, *(ends or (None, None)))
@@ -76,7 +76,7 @@ def tables_with_curves(run: Run) -> list[str]:
     return [name for name in declared if name in run.tables]
 
 
-def _curves(run: Run, table: str, frame: pl.DataFrame) -> list[Curve]:
+def _curves(run: Run, table: str, frame: pl.DataFrame) -> list[LayerCurve]:
     probe = probe_of(run)
     if probe is None:  # names are words, what was measured are floating-point numbers
         keys = [c for c in frame.columns if frame[c].dtype == pl.String]
@@ -94,7 +94,7 @@ def _curves(run: Run, table: str, frame: pl.DataFrame) -> list[Curve]:
             mine = column == columns[0] and set(INTERVAL) <= set(part.columns)
             pairs = part.select(INTERVAL).iter_rows() if mine else [(None, None)] * len(layers)
             ends = tuple(None if None in pair else pair for pair in pairs)
-            found.append(Curve(column, of, run, layers, tuple(part[column].to_list()), ends))
+            found.append(LayerCurve(column, of, run, layers, tuple(part[column].to_list()), ends))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from workbench.core.errors import InputError
-from workbench.explorer.layer_curves import Curve, probes_with_curves
+from workbench.explorer.layer_curves import LayerCurve, probes_with_curves
 from workbench.figures import style as theme
 from workbench.figures import traces
 from workbench.figures.layout import dressed, sheet
@@ -15,7 +15,7 @@ from workbench.figures.layout import dressed, sheet
 MOST = 8  # curves of a panel that can be told apart
 
 
-def layer_curves_figure(found: Sequence[Curve], *, layer: int | None = None) -> go.Figure:
+def layer_curves_figure(found: Sequence[LayerCurve], *, layer: int | None = None) -> go.Figure:
     """A panel for each column, the newest curves in it with their intervals; `layer`: one that is marked.
 
     Raises InputError where no run says anything of the layers."""
@@ -24,7 +24,7 @@ def layer_curves_figure(found: Sequence[Curve], *, layer: int | None = None) -> 
             "No finished run says anything about this model's layers yet; probes that do: "
             f"{', '.join(title.lower() for title in probes_with_curves()) or 'none that is installed here'}."
         )
-    panels: dict[tuple[str, str], list[Curve]] = {}
+    panels: dict[tuple[str, str], list[LayerCurve]] = {}
     for curve in found:
         panels.setdefault((curve.run.probe, curve.column), []).append(curve)
     drawn = {panel: mine[:MOST] for panel, mine in panels.items()}
@@ -62,7 +62,7 @@ def layer_curves_figure(found: Sequence[Curve], *, layer: int | None = None) -> 
     return dressed(fig)
 
 
-def name_of(curve: Curve, among: Sequence[Curve]) -> str:
+def name_of(curve: LayerCurve, among: Sequence[LayerCurve]) -> str:
     """What a curve is of, with the end of its run's id where several runs have one of that name."""
     same = {other.run.id for other in among if (other.run.probe, other.of) == (curve.run.probe, curve.of)}
     end = curve.run.id.rpartition("-")[2][-6:]

@@ -46,10 +46,10 @@ def compare(first: Run | str | Path, second: Run | str | Path) -> dict[str, Any]
         )
     said = comparable(first, second)
     return {
-        "first": {"id": first.id, "model": _model_name(first), "folder": str(first.folder)},
-        "second": {"id": second.id, "model": _model_name(second), "folder": str(second.folder)},
+        "first": {"id": first.id, "model": model_name_of(first), "folder": str(first.folder)},
+        "second": {"id": second.id, "model": model_name_of(second), "folder": str(second.folder)},
         "probe": first.probe,
-        "settings": _settings(first.info, second.info),
+        "settings": settings_apart([first.info, second.info]),
         "not_compared": said.reason or None,
         "headline": {name: _estimate(found) for name, found in said.headline.items()},
         "tables": {name: _compare_tables(first, second, name, said) for name in shared},
@@ -177,8 +177,9 @@ def _estimate(found: Estimate) -> dict[str, Any]:
     return {"low": None, "high": None} | {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in values}
 
 
-def _settings(one: dict[str, Any], two: dict[str, Any]) -> dict[str, list[Any]]:
-    """What the runs were asked that differs; of what was imported, as far as both say it."""
+def settings_apart(infos: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """What runs (by their run.json) were asked that differs, one value for each; where some were imported, as far as
+    all say it."""
     flat = [
         {
             "imported": origin(info) or None,
@@ -190,19 +191,16 @@ def _settings(one: dict[str, Any], two: dict[str, Any]) -> dict[str, list[Any]]:
             "edits": info.get("edits"),
             **{f"config {key}": value for key, value in (info.get("config") or {}).items()},
         }
-        for info in (one, two)
+        for info in infos
     ]
-    found = {
-        key: [flat[0].get(key), flat[1].get(key)]
-        for key in {**flat[0], **flat[1]}
-        if flat[0].get(key) != flat[1].get(key)
-    }
+    values = {key: [said.get(key) for said in flat] for key in dict.fromkeys(key for said in flat for key in said)}
+    found = {key: found for key, found in values.items() if any(value != found[0] for value in found)}
     if not any(said["imported"] for said in flat):
         return found
     return {key: values for key, values in found.items() if key == "imported" or None not in values}
 
 
-def _model_name(run: Run) -> str:
+def model_name_of(run: Run) -> str:
     return run.of("model", "name", default="an unnamed model")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,29 @@ def mark(run: Run) -> None:
     if not os.path.lexists(run.folder / "notes.json"):
         with contextlib.suppress(OSError):  # a cache that can only be read
             notes.write(run.folder, tags=[TAG], note="")
+
+
+def shown_first(probe: Probe, runs: Sequence[Run]) -> list[Run]:
+    """Runs of a probe in the order in which a screen shows them: complete ones first, the newest first; but where the
+    newest are examples, those on the model that the probe names first come first. Somebody's own newer run stays in
+    front of every example."""
+    found = sorted(runs, key=lambda run: (run.info.get("status") == "complete", _ended(run)), reverse=True)
+    count = next((i for i, run in enumerate(found) if not _is_example(run)), len(found))
+    models = list(probe.example_models)
+    names = [run.of("model", "name") for run in found[:count]]
+    places = [models.index(name) if name in models else len(models) for name in names]
+    return [found[i] for i in sorted(range(count), key=places.__getitem__)] + found[count:]
+
+
+def _ended(run: Run) -> str:
+    return str(run.of("finished") or run.of("started") or "")
+
+
+def _is_example(run: Run) -> bool:
+    try:
+        return TAG in notes.read(run.folder)["tags"]
+    except InputError:  # the run's own view says so
+        return False
 
 
 def _named(progress: Report, name: str) -> Report:
