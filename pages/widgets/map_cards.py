@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, cell_map, export_panel, styling, url_state
+from pages.widgets import cached, cell_map, export_panel, steps_card, styling, url_state
 from workbench.core.errors import InputError
 from workbench.core.wording import number
 from workbench.explorer import drawn, patch_maps, targets
@@ -18,7 +18,7 @@ from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
-MAPS = ("Lens", "Waterfall", "Patching", "Paths")
+MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Steps")
 MANY = 2500  # cells from which on hovering says less
 # as they are named on the screen and in the URL
 READ_OFF = {
@@ -71,10 +71,13 @@ def show(looking: Looking) -> None:
         required=True,
         label_visibility="collapsed",
         help="Lens: what every layer would say at every token. Waterfall: where the target's logit comes from. "
-        "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to.",
+        "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to. "
+        "Steps: the text that follows, token by token.",
     )
     with styling.guard():
-        {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}[chosen](looking)
+        {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths, "Steps": steps_card.show}[chosen](
+            looking
+        )
 
 
 # ---- logit lens
