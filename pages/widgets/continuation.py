@@ -39,33 +39,44 @@ class Written:
     colour: str
 
 
-@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=cached.BY_MODEL)
 def kept(
-    who: str, ids: tuple[int, ...], switches: Switches, opened: Opened, temperature: float = 0.0, seed: int = 0
+    who: str, ids: tuple[int, ...], switches: Switches, opened: Opened, *, temperature: float = 0.0, seed: int = 0
 ) -> Continuation:
     """The continuation of a prompt, as far as it was written."""
+    return _kept(who, ids, switches, opened, float(temperature), seed)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def _kept(
+    who: str, ids: tuple[int, ...], switches: Switches, opened: Opened, temperature: float, seed: int
+) -> Continuation:
     return Continuation(opened, ids, switches, temperature, seed)
 
 
 @st.fragment
-def follow(texts: Sequence[Written], most: int, *, key: str) -> None:
-    """Texts as far as they are written, and more of them by and by, until each has `most` tokens or is stopped."""
+def follow(texts: Sequence[Written], most: int, *, key: str, whole: bool = False) -> None:
+    """Texts as far as they are written, and more of them by and by, until each has `most` tokens or is stopped; with
+    `whole` the rest of the screen is drawn again then."""
     marks = tuple((one.text.ids, one.text.switches, one.text.temperature, one.text.seed) for one in texts)
     asked = st.session_state.pop(f"{key} more", False)
     with styling.guard():
         stopped = st.session_state.get(f"{key} stopped") == marks
         if asked and not stopped:
             write(texts, most)
+        again = whole and asked
         unfinished = any(not one.text.finished(most) for one in texts)
         st.html("".join(shown(one, most, stopped=stopped) for one in texts))
         if unfinished:
-            st.button(
+            pressed = st.button(
                 "Go on" if stopped else "Stop writing",
                 key=f"{key} stop",
                 on_click=lambda: st.session_state.update({f"{key} stopped": None if stopped else marks}),
                 help="The text is written after everything else, token by token.",
             )
+            again = whole and pressed
         ask(key, sum(len(one.text.written) for one in texts), go=unfinished and not stopped)
+        if again:
+            st.rerun()
 
 
 def write(texts: Sequence[Written], most: int) -> None:

@@ -15,6 +15,7 @@ from pages.widgets import (
     lens_cells,
     pattern_cards,
     prompt_box,
+    steps_card,
     styling,
     url_state,
 )
@@ -28,7 +29,7 @@ from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
-MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Patterns", "Features")
+MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Patterns", "Features", "Steps")
 # as they are named on the screen and in the URL
 READ_OFF = {
     "stream after each layer": "stream",
@@ -81,12 +82,14 @@ def show(looking: Looking) -> None:
         label_visibility="collapsed",
         help="Lens: what every layer would say at every token. Waterfall: where the target's logit comes from. "
         "Patching: which activations of a second prompt change it. Paths: which heads the chosen one listens to. "
-        "Patterns: where the heads of a layer look. Features: those of an autoencoder.",
+        "Patterns: where the heads of a layer look. Features: those of an autoencoder. "
+        "Steps: the text that follows, token by token.",
     )
     styling.unseen_heading(f"{chosen} map")
     with styling.guard():
         draw = {"Lens": lens, "Waterfall": waterfall, "Patching": patching, "Paths": paths}
-        (draw | {"Patterns": pattern_cards.show, "Features": feature_cards.features})[chosen](looking)
+        others = {"Patterns": pattern_cards.show, "Features": feature_cards.features, "Steps": steps_card.show}
+        (draw | others)[chosen](looking)
 
 
 # ---- logit lens

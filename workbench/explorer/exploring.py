@@ -33,9 +33,11 @@ from workbench.explorer import (
     pattern_thumbnails,
 )
 from workbench.explorer.autoencoders import DEFAULT, open_autoencoder
+from workbench.explorer.continuation import MOST, Continuation
 from workbench.explorer.feature_readings import FeatureReading, read_features
 from workbench.explorer.opened_model import Head, Opened, encode, open_model
 from workbench.explorer.readings import Reading, direct_effects, read
+from workbench.explorer.steps import read_steps, steps_figure
 from workbench.explorer.sub_blocks import sub_blocks
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target, target_of
@@ -169,6 +171,16 @@ class Exploration:
         another prompt."""
         table = patch_maps.paths_into(self.opened, self.ids, self._ids(donor), receiver, self.target, then=then)
         return table, drawn.paths_figure(table, receiver, said=self.said)
+
+    def steps(self, *, most: int = 24, temperature: float = 0.0, seed: int = 0, k: int = 8) -> Panel:
+        """Up to `most` (64 at most) tokens that follow, the likeliest or those that a seed draws at a temperature, and
+        what the model computed at each (`read_steps`)."""
+        if not 1 <= most <= MOST:
+            raise InputError(f"A continuation has 1 to {MOST} tokens, not {most}.")
+        text = Continuation(self.opened, self.ids, self.switches, temperature, seed)
+        text.grow(most)
+        table = read_steps(self.opened, self.ids, text.written, self.target, self.switches, k=k).table
+        return table, steps_figure(table, said=self.said)
 
     def patterns(self, *, layer: int | None = None, heads: Iterable[Head] = (), side: int = 24) -> Panel:
         """Attention patterns of the heads of a layer (the last unless given), or of these heads, in at most `side`
