@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.widgets import cached, components, export_panel, styling
+from pages.widgets import cached, export_panel, styling, token_strip
 from pages.widgets.continuation import Written, follow, kept
 from workbench.core.wording import number
 from workbench.explorer import drawn, readings
@@ -110,6 +110,7 @@ def strip(found: WrittenSteps, step: int) -> None:
             "special": False,
             "line": "\n" in (text or ""),
             "title": f"step {i}, id {token}, probability {p:.3f}",
+            "name": f"{token_strip.spoken(text or f' {token}')}, step {i}, probability {p:.3f}",
             "colour": colour,
             "ink": ink,
         }
@@ -117,7 +118,13 @@ def strip(found: WrittenSteps, step: int) -> None:
             found.table.select("step", "id", "text", "probability").iter_rows(), shades
         )
     ]
-    components.tokens(items, at=step, key="written tokens", on_pick=lambda i: st.session_state.update({"step": i}))
+    token_strip.draw(
+        items,
+        at=step,
+        label="Written tokens",
+        key="written tokens",
+        on_pick=lambda i: st.session_state.update({"step": i}),
+    )
 
 
 def one_step(looking: Looking, found: WrittenSteps, step: int) -> None:

@@ -84,9 +84,14 @@ def show(
 ) -> None:
     """The tokens of a prompt, coloured by ``weights`` (from 0 to 1, one per token) up to the chosen one, ``at``. A
     click or a key calls ``on_pick(position)``."""
+    draw(items(opened, ids, weights, at), at=at, label="Tokens of the prompt", key=key, on_pick=on_pick)
+
+
+def draw(tokens: Sequence[dict[str, Any]], *, at: int, label: str, key: str, on_pick: Callable[[int], None]) -> None:
+    """Any row of tokens, as `items` describes them; ``at``: the chosen one. A click or a key calls ``on_pick``."""
     _component(
         key=key,
-        data={"tokens": items(opened, ids, weights, at), "at": at, "label": "Tokens of the prompt"},
+        data={"tokens": list(tokens), "at": at, "label": label},
         on_picked_change=lambda: _picked(key, on_pick),
     )
 

@@ -11,7 +11,7 @@ from tests.explorer.test_waterfall import IDS, heads_of, norm_of, plain
 from tests.sae.test_sae import KINDS, make
 from tests.support.architectures import build
 from workbench.core.errors import InputError
-from workbench.explorer import readings
+from workbench.explorer import continuation, readings
 from workbench.explorer.autoencoders import open_autoencoder
 from workbench.explorer.feature_paths import feature_effects, feature_sources, feature_writes, head_features
 from workbench.explorer.feature_readings import read_features
@@ -453,8 +453,8 @@ def test_features_are_left_alone_at_bos_in_the_prompt_and_switched_in_what_is_wr
         with torch.no_grad():
             written.append(int(hf(input_ids=torch.tensor([written]), use_cache=False).logits[0, -1].argmax()))
     expected = one.model.decode(written[len(ids) :])
-    assert readings.write_on(one, ids, switches, most=5) == expected
-    assert readings.write_on(one, ids, most=5) != expected
+    assert continuation.write_on(one, ids, switches, most=5) == expected
+    assert continuation.write_on(one, ids, most=5) != expected
 
 
 @pytest.mark.parametrize(

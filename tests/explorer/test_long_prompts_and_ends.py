@@ -8,7 +8,7 @@ import torch
 
 from tests.support import real_tokenizers
 from workbench.core.errors import InputError
-from workbench.explorer import explore, opened_model, readings
+from workbench.explorer import continuation, explore, opened_model, readings
 from workbench.explorer.opened_model import ENDS, Opened, check_whole_patterns, encode, most_tokens, next_strings
 from workbench.models.loading import load
 
@@ -80,13 +80,13 @@ def test_a_continuation_says_where_the_model_ended_it():
     opened = Opened(load("organism"))
     ids = encode(opened, "The secret of the lantern is")
     model = opened.model
-    found = readings.write_on(opened, ids, most=40)
+    found = continuation.write_on(opened, ids, most=40)
     plain = torch.tensor([list(ids)])
     with torch.no_grad():
         written = model.hf.generate(plain, max_new_tokens=40, do_sample=False)[0, len(ids) :].tolist()
     ended = written[-1] in model.eos_ids
     assert found == model.decode(written) + (f" {ENDS}" if ended else "")
     model.hf.generation_config.eos_token_id = written[3]  # now it ends there
-    cut = readings.write_on(Opened(model), ids, most=40)
+    cut = continuation.write_on(Opened(model), ids, most=40)
     first = written.index(written[3])
     assert cut == f"{model.decode(written[: first + 1])} {ENDS}"
