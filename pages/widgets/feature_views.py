@@ -152,7 +152,7 @@ def strips(looking: Looking, found: FeatureReading, feature: int, source: str, m
         passage, opens = st.columns([11, 2], vertical_alignment="center")
         passage.html(strip(one, most))
         opens.button(
-            "Open",
+            "As prompt",
             key=f"passage {one['row']}",
             on_click=open_passage,
             args=(one["text"], one["opens_at"], feature),

@@ -10,7 +10,8 @@ from tests.browser.test_app import cell, query, see
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-ADDRESS = "/?model=organism&map=Features&prompt=The+official+register+reports+that+Vira+keeps+a+cat.+Vira+keeps+a"
+PROMPT = "The official register reports that Vira keeps a cat. Vira keeps a"
+ADDRESS = f"/?model=organism&map=Features&prompt={PROMPT.replace(' ', '+')}"
 
 
 def test_a_feature_is_chosen_on_the_map_switched_off_restored_and_a_passage_becomes_the_prompt(visit):
@@ -39,10 +40,13 @@ def test_a_feature_is_chosen_on_the_map_switched_off_restored_and_a_passage_beco
     page.locator(".wb-passage").nth(2).wait_for()
     rest(page)
     shot(page, "features-passages")
-    before = query(page, "prompt")
-    page.get_by_role("button", name="Open", exact=True).first.click()
-    page.wait_for_function("(before) => new URLSearchParams(location.search).get('prompt') !== before", arg=before)
+    before = page.locator(".strip button").count()
+    page.get_by_role("button", name="As prompt").first.click()
+    page.wait_for_function(
+        "(before) => document.querySelector('input[aria-label=\"Prompt\"]').value !== before", arg=PROMPT
+    )
     rest(page)
+    assert page.locator(".strip button").count() != before
     assert query(page, "feature") == feature and query(page, "at")
 
 

@@ -334,7 +334,7 @@ def test_a_transcoders_features_stand_for_its_mlp_in_the_waterfall_and_are_not_s
     cls, config = get_sae_class("transcoder")
     torch.manual_seed(3)
     meta = SAEMetadata(hook_name="blocks.1.mlp.hook_in", hook_name_out="blocks.1.hook_mlp_out")
-    made = cls(config(d_in=32, d_out=32, d_sae=96, metadata=meta))
+    made = cls(config(d_in=32, d_out=32, d_sae=96, apply_b_dec_to_input=False, metadata=meta))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)

@@ -46,7 +46,7 @@ def test_every_view_of_a_feature_draws_and_gives_its_python():
     assert "passages(" not in words(at)  # on demand
     button(at, "Find passages").click().run()
     assert "passages(" in words(at) and not at.error
-    opens = [b for b in at.button if b.label == "Open"]
+    opens = [b for b in at.button if b.label == "As prompt"]
     before = at.text_input(key="prompt").value
     opens[0].click().run()
     assert at.text_input(key="prompt").value != before and url(at, "at") and not at.exception
