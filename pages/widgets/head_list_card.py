@@ -35,9 +35,19 @@ def live(
     )
 
 
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def figure(who: str, ids: tuple[int, ...], switches: Switches, target: Target, position: int, opened: Opened):
+    """The heads coloured by the first column that has values, and its name; None where none has."""
+    found, _ = live(who, ids, switches, target, position, opened)
+    known = [name for name in head_list.LIVE if found[name].is_not_null().any()]
+    said = target.in_words(opened.model)
+    return (head_list.list_figure(found, known[0], said=said), known[0]) if known else None
+
+
 def show(looking: Looking, tables) -> None:
     """The list. What is selected in it is selected in the grid, and the other way round."""
-    found, missing = live(looking.name, looking.ids, looking.switches, looking.target, looking.at, looking.opened)
+    of = looking.name, looking.ids, looking.switches, looking.target, looking.at
+    found, missing = live(*of, looking.opened)
     whole = head_list.with_runs(found, tables)
     left, more = st.columns([5, 3], vertical_alignment="bottom")
     text = left.text_input(
@@ -53,11 +63,11 @@ def show(looking: Looking, tables) -> None:
     except InputError as error:
         styling.problem(error)
         kept = whole
-    known = [name for name in head_list.LIVE if whole[name].is_not_null().any()]
     with more:
-        if known:
-            fig = head_list.list_figure(whole, known[0], said=looking.said)
-            call = f"heads(position={looking.at}, value={known[0]!r}, where={text!r})"
+        drawn = figure(*of, looking.opened)
+        if drawn is not None:
+            fig, value = drawn
+            call = f"heads(position={looking.at}, value={value!r}, where={text!r})"
             export_panel.show(looking.name, fig, kept, "heads", call, looking)
     rows(kept, head_selection.selected(looking.opened.model))
     listed = list(kept.select("layer", "head").iter_rows())

@@ -27,6 +27,12 @@ def of_heads(
     return pattern_thumbnails.thumbnails(opened, ids, heads, switches=switches, side=side)
 
 
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def figure(who: str, ids: tuple[int, ...], heads: tuple[Head, ...], switches: Switches, opened: Opened):
+    """Their figure, of blocks that are few enough to be drawn one by one."""
+    return pattern_thumbnails.patterns_figure(of_heads(who, ids, heads, switches, pattern_thumbnails.DRAWN, opened))
+
+
 def show(looking: Looking) -> None:
     """Thumbnails; a click chooses the head."""
     left, more = st.columns([6, 4], vertical_alignment="bottom")
@@ -51,9 +57,8 @@ def show(looking: Looking) -> None:
         heads = heads[: pattern_thumbnails.HEADS]
     of = looking.name, looking.ids, heads, looking.switches
     found = of_heads(*of, None, looking.opened)
-    coarse = of_heads(*of, pattern_thumbnails.DRAWN, looking.opened)
     with more:
-        fig = pattern_thumbnails.patterns_figure(coarse)
+        fig = figure(*of, looking.opened)
         export_panel.show(looking.name, fig, pattern_thumbnails.table(found), "patterns", call, looking)
     pattern_grid.show(
         found,

@@ -90,3 +90,21 @@ def test_a_grid_of_a_thousand_heads_is_read_and_walked_through_and_many_are_sele
 def middle(page, name: str) -> tuple[float, float]:
     box = cell(page, name).bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_pattern_of_a_layer_is_coloured_anew_without_the_server_and_a_click_chooses_its_head(visit):
+    page = visit("/?model=organism&map=Patterns&head=1.1")
+    one = page.locator(".patterns .one")
+    one.nth(7).wait_for()
+    assert one.count() == 8 and one.nth(1).get_attribute("aria-pressed") == "true"
+    assert one.nth(1).get_attribute("aria-label").startswith("layer 1, head 1: from the end most to token 7, ")
+    before = one.nth(1).locator("canvas").evaluate("c => c.toDataURL()")
+    page.locator(".patterns .bar button", has_text="linear").click()
+    assert one.nth(1).locator("canvas").evaluate("c => c.toDataURL()") != before
+    one.nth(1).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.get_by_text("Layer 1, head 2").first.wait_for()
+    rest(page)
+    assert page.locator('button[data-key="1.2"]').get_attribute("aria-current") == "true"
+    shot(page, "heads-patterns")

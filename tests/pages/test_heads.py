@@ -126,3 +126,14 @@ def test_the_list_has_every_head_filters_them_and_selects_what_the_grid_selects(
     assert param(at, "selected") == "1.0-3" and "4 heads selected" in words(at)
     at.text_input(key="filter").set_value("induction>bogus").run()
     assert "is no number" in at.error[0].value and at.dataframe[0].value.shape[0] == 8
+
+
+def test_patterns_are_of_the_layer_or_of_the_selected_heads_and_say_so():
+    at = open_page("explorer", model="circuit-copy-gqa", prompt=PROMPT, map="Patterns", head="1.2")
+    assert "Attention of layer 1" in words(at) and "view.patterns(layer=1)" in words(at)
+    at.selectbox(key="patterns of").set_value("selected heads").run()
+    assert any("Select heads in the grid" in item.value for item in at.info)
+    at = open_page("explorer", model="circuit-copy-gqa", prompt=PROMPT, map="Patterns", selected="0.1,1.2")
+    at.selectbox(key="patterns of").set_value("selected heads").run()
+    assert not at.exception and "Attention of the selected heads" in words(at)
+    assert "view.patterns(heads=[(0, 1), (1, 2)])" in words(at)
