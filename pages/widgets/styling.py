@@ -45,13 +45,14 @@ h1, h2, h3 {padding: 0 !important} [data-testid="stHeading"] {margin-bottom: .35
 .wb-unseen {position: absolute !important; width: 1px; height: 1px; margin: 0 !important; overflow: hidden; clip-path: inset(50%); white-space: nowrap}
 [data-testid="stElementContainer"]:has(> [data-testid="stHtml"] > .wb-unseen) {position: absolute; width: 1px !important; height: 1px; overflow: hidden}
 [data-testid="stCaptionContainer"] {opacity: 1 !important}
-[data-testid="stCaptionContainer"] p, [data-testid="stWidgetLabel"][disabled] p {color: light-dark(#5B6270, #A6ADBB)}
+[data-testid="stCaptionContainer"] p {color: color-mix(in srgb, currentColor 76%, transparent)}
+[data-testid="stWidgetLabel"][disabled] p {color: light-dark(#5B6270, #A6ADBB)}
 [data-testid="stMain"] button[data-selected="true"] p {color: light-dark(#1E54C0, #A9B8FA)}
 [data-testid="stMain"] button kbd {color: inherit !important; opacity: 1 !important}
 [data-testid="stCode"] .token {color: inherit !important}
-[data-testid="stCode"] .token:is(.keyword, .builtin, .boolean, .number) {color: light-dark(#1E54C0, #A9B8FA) !important}
-[data-testid="stCode"] .token.string {color: light-dark(#1A6B33, #6FD59A) !important}
-[data-testid="stCode"] .token.comment {color: light-dark(#5B6270, #A6ADBB) !important}
+[data-testid="stCode"] .token:is(.keyword, .builtin, .boolean, .number) {color: color-mix(in srgb, currentColor 45%, #2E6FE8) !important}
+[data-testid="stCode"] .token.string {color: color-mix(in srgb, currentColor 45%, #1F9D4D) !important}
+[data-testid="stCode"] .token.comment {color: color-mix(in srgb, currentColor 76%, transparent) !important}
 .wb-dim {opacity: .72}
 .wb-work > div {font-size: .82rem; line-height: 1.25; margin-bottom: .45rem; overflow-wrap: anywhere}
 table.wb {border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums}
