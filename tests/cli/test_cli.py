@@ -73,7 +73,7 @@ def test_a_run_prints_its_summary_and_folder_and_with_json_nothing_but_json(fake
     assert command_line(["run", "parts", "--model", "a", "--set", "parts=2"]) == 0
     first = capsys.readouterr()
     assert "parts on a: complete" in first.out and "n = 8" in first.out and "folder: " in first.out
-    assert "parts: 2/2" in first.err
+    assert "parts: 1 of 2 (45%)" in first.err and "complete (100%)" in first.err
     assert command_line(["run", "parts", "--model", "a", "--set", "parts=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "complete" and found["config"]["parts"] == 2 and found["summary"]["mean"]["n"] == 8

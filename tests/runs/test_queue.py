@@ -146,7 +146,7 @@ def ended(job):
 
 
 def at_work(job):
-    return until(lambda: (now := jobs.get(job.id)).status == "running" and now.label == "parts" and now)
+    return until(lambda: (now := jobs.get(job.id)).status == "running" and now.label.startswith("parts") and now)
 
 
 def test_waiting_jobs_are_numbered_in_the_order_in_which_they_were_asked_for(queued, monkeypatch):
