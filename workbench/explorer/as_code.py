@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 
 def panels() -> list[str]:
-    """The names of the panels: the methods of an `Exploration` that give a table and a figure."""
-    methods = inspect.getmembers(Exploration, inspect.isfunction)
-    return [name for name, method in methods if inspect.signature(method).return_annotation == "Panel"]
+    """The names of the panels: the methods of an `Exploration` that give a table and a figure, but for those that need
+    a second one."""
+    methods = {name: inspect.signature(method) for name, method in inspect.getmembers(Exploration, inspect.isfunction)}
+    panels = [name for name, about in methods.items() if about.return_annotation == "Panel"]
+    return [
+        name for name in panels if not any(one.annotation == "Exploration" for one in methods[name].parameters.values())
+    ]
 
 
 def parse_call(call: str) -> tuple[str, dict[str, Any]]:

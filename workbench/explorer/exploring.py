@@ -19,6 +19,7 @@ import polars as pl
 
 from workbench.core.errors import InputError
 from workbench.explorer import (
+    differences,
     drawn,
     feature_paths,
     features_drawn,
@@ -34,9 +35,11 @@ from workbench.explorer import (
 )
 from workbench.explorer.autoencoders import DEFAULT, open_autoencoder
 from workbench.explorer.continuation import MOST, Continuation
+from workbench.explorer.differences import difference_figure
 from workbench.explorer.feature_readings import FeatureReading, read_features
+from workbench.explorer.head_score_passes import SCORES
 from workbench.explorer.opened_model import Head, Opened, encode, open_model
-from workbench.explorer.readings import Reading, direct_effects, read
+from workbench.explorer.readings import Reading, direct_effects, head_scores, pattern, read
 from workbench.explorer.steps import read_steps, steps_figure
 from workbench.explorer.sub_blocks import sub_blocks
 from workbench.explorer.switches import Switches
@@ -181,6 +184,42 @@ class Exploration:
         text.grow(most)
         table = read_steps(self.opened, self.ids, text.written, self.target, self.switches, k=k).table
         return table, steps_figure(table, said=self.said)
+
+    def difference(self, other: Exploration, *, of: str = "lens", head: Head | None = None) -> Panel:
+        """Another exploration less this one: of the "lens" (the target by layer and token), of every head's
+        "direct_effects" or a score of heads by its name ("induction"), of a head's "pattern", or of "next_tokens".
+
+        Raises InputError for an unknown `of`, a pattern without a head, and panels that do not fit on each other."""
+        here, there = self.opened, other.opened
+        where = differences.aligned(here, self.ids, there, other.ids)
+        goal = differences.shared_target(self.target, here, there)
+        if of == "lens":
+            sides = (here, self.reading, self.target), (there, other.reading, goal)
+            table = differences.lenses_apart(*sides, where)
+            return table, difference_figure(table, "layer", "position", label=self.said, names=self.tokens)
+        if of == "next_tokens":
+            table = differences.next_tokens_apart((here, self.reading), (there, other.reading))
+            return table, differences.next_tokens_figure(table)
+        if of == "pattern":
+            if head is None:
+                raise InputError("The pattern of which head? Name one: head=(layer, head).")
+            mine, theirs = (pattern(side.opened, side.ids, *head, side.switches) for side in (self, other))
+            table = differences.patterns_apart(mine, theirs, where)
+            label = f"attention of head {head[0]}.{head[1]}"
+            return table, difference_figure(table, "query", "key", label=label, names=self.tokens)
+        if of == "direct_effects":
+            mine, theirs = (
+                direct_effects(side.opened, side.reading, goal_there, -1)
+                for side, goal_there in ((self, self.target), (other, goal))
+            )
+            table = differences.heads_apart(mine, theirs, "direct_effect")
+            return table, difference_figure(table, "layer", "head", label=f"direct effect on {self.said}")
+        if of not in SCORES:
+            known = ["lens", "next_tokens", "pattern", "direct_effects", *SCORES]
+            raise InputError(f"There is no difference of '{of}'; choose {', '.join(known)}.")
+        mine, theirs = (head_scores(side.opened, [side.ids]) for side in (self, other))
+        table = differences.heads_apart(mine, theirs, of)
+        return table, difference_figure(table, "layer", "head", label=of.replace("_", " "))
 
     def patterns(self, *, layer: int | None = None, heads: Iterable[Head] = (), side: int = 24) -> Panel:
         """Attention patterns of the heads of a layer (the last unless given), or of these heads, in at most `side`

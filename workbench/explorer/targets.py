@@ -37,11 +37,14 @@ class Target:
 
     def tokens_in_words(self, model: Model) -> str:
         """``“ Paris”`` or ``“ Paris” − “ Rome”``."""
-        return " − ".join(f"“{cut(text, 24)}”" for text in model.token_strings(self.ids))
+        return " − ".join(f"“{cut(text, 24)}”" for text in self._texts(model))
+
+    def _texts(self, model: Model) -> list[str]:
+        return [str(i) for i in self.ids] if model.tokenizer is None else model.token_strings(self.ids)
 
     def in_words(self, model: Model) -> str:
         """``log p(" Paris")`` or ``logit(" Paris") − logit(" Rome")``."""
-        names = [f"“{cut(text, 24)}”" for text in model.token_strings(self.ids)]
+        names = [f"“{cut(text, 24)}”" for text in self._texts(model)]
         return f"log p({names[0]})" if self.other is None else f"logit({names[0]}) − logit({names[1]})"
 
 
