@@ -11,6 +11,7 @@ from pages.widgets import cached, export_panel, map_points, map_sources, navigat
 from pages.widgets.map_sources import CAPTURE, FILE, RUN, Source
 from workbench.core.errors import InputError
 from workbench.explorer import activation_maps as maps
+from workbench.explorer import as_code
 from workbench.explorer.layer_states import site_name
 from workbench.explorer.map_texts import MapTexts, parts_of
 from workbench.explorer.projections import NEIGHBOURS
@@ -223,7 +224,7 @@ def take_home(source: Source, opened, fig, table: pl.DataFrame, python: str) -> 
         for column, (kind, mime) in zip(columns, export_panel.MIME.items()):
             column.download_button(
                 kind.upper(),
-                lambda kind=kind: export_panel.csv_of(table) if kind == "csv" else export_panel.drawn(fig, kind),
+                lambda kind=kind: as_code.csv(table).encode() if kind == "csv" else export_panel.drawn(fig, kind),
                 f"map-of-activations.{kind}",
                 mime,
                 on_click="ignore",

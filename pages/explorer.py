@@ -10,29 +10,25 @@ from pages.widgets import (
     cached,
     head_cards,
     head_cells,
+    head_colours,
     head_list_card,
     layer_card,
     map_cards,
     navigation,
     precision_choice,
     prompt_box,
+    side_by_side,
     styling,
     switch_row,
     switchboard,
     token_strip,
     url_state,
 )
-from workbench.explorer import beside_control, head_sets, opened_model, readings
+from workbench.explorer import head_sets, opened_model
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 
 SCREEN = "explorer"
-PROMPTS = ("prompt", "repeated tokens")
-HERE = "largest attention weight from the outlined token"
-EFFECT = "direct effect on the target"
-# Shares and frequencies are drawn on the whole scale from 0 to 1, so that colours mean the same on every prompt and
-# model.
-SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
 
 
 def main() -> None:
@@ -62,10 +58,11 @@ def view(name: str, opened, text: str) -> None:
     looking = map_cards.Looking(name, opened, ids, switches, target, layer, head, at)
     show_tokens(opened, ids, at, rows[layer, head], target)
 
+    there = None
     left, right = st.columns([10, 9], gap="large")
     with left:
         styling.unseen_heading("Heads")
-        column, frame, share = colouring(name, opened, ids, switches, reading, rows, tables, target, at)
+        column, frame, share = head_colours.choose(looking, tables)
         head_cells.show(opened, frame, column, switches, (layer, head), share=share)
         switch_row.show(opened, frame, column, switches, (layer, head))
         styling.unseen_heading("Answer")
@@ -93,7 +90,9 @@ def view(name: str, opened, text: str) -> None:
         elif card == "Scores":
             head_cards.scores(name, opened, ids, layer, head)
         else:
-            head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
+            there = head_cards.beside(name, opened, ids, switches, cached.model_names(), layer, head)
+    if there is not None:
+        side_by_side.show(looking, *there)
     map_cards.show(looking)
     precision_choice.show(opened)
 
@@ -146,55 +145,6 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
             f"click a token to ask from there. Effects are of {target.in_words(opened.model)}."
         )
     )
-
-
-def colouring(name: str, opened, ids, switches, reading, rows, tables, target: Target, at: int):
-    """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
-    from_runs = cached.heads_in_runs(opened.model.fingerprint, str(opened.model.name)).columns
-    if wanted := st.query_params.get("colour"):
-        st.query_params["colour"] = head_sets.whole_label(wanted, from_runs)
-    live = [HERE, *readings.SCORES, EFFECT, "output norm"]
-    left, right, scale = st.columns([5, 3, 3], vertical_alignment="bottom")
-    with scale:
-        head_cells.scale_choice()
-    chosen = left.selectbox(
-        "Colour of the heads",
-        [*live, *from_runs],
-        key="colour",
-        bind="query-params",
-        help="Type to search: a probe, a score, a seed, a date. "
-        + "; ".join(f"{k}: {v}" for k, v in readings.SCORES.items()),
-    )
-    source = right.selectbox(
-        "Scored on",
-        PROMPTS,
-        key="scored",
-        bind="query-params",
-        disabled=chosen not in readings.SCORES,
-        help="The prompt above, or likely words in a random order said twice, on which induction shows and is held "
-        "against a control.",
-    )
-    missing = cached.left_out(opened.model.fingerprint, str(opened.model.name))
-    if missing:
-        st.caption(styling.md(missing))
-    if chosen in from_runs:
-        identifier, column = from_runs[chosen]
-        run, frame = next((run, frame) for run, frame in tables if run.id == identifier)
-        return column, frame, head_sets.is_share(run, column)
-    if chosen == "output norm":
-        return "norm", readings.output_norms(reading), False
-    if chosen == EFFECT:
-        st.caption(
-            styling.md(f"Change of {target.in_words(opened.model)} at token {at} by what each head writes there.")
-        )
-        return "direct_effect", cached.direct_effects(name, ids, switches, target, at, opened), False
-    if chosen in readings.SCORES:
-        found = cached.scores(name, ids if source == PROMPTS[0] else (), opened)
-        if beside_control.has_control(found, chosen):
-            more = f" Score them on {PROMPTS[1]}." if source == PROMPTS[0] else ""
-            st.caption(styling.md(beside_control.in_words(found, chosen) + more))
-        return chosen, found, chosen in SHARES
-    return "attention", readings.largest(opened, rows), True
 
 
 navigation.through_app()

@@ -224,9 +224,12 @@ def scores(name, opened: Opened, ids, layer: int, head: int) -> None:
     )
 
 
-def beside(name, opened: Opened, ids, switches: Switches, known: list[str], layer: int, head: int) -> None:
+def beside(
+    name, opened: Opened, ids, switches: Switches, known: list[str], layer: int, head: int
+) -> tuple[str, Opened, tuple[int, ...], Switches, str] | None:
     """A second prompt, a second model, or both, next to the first: the answer, and where the same head looks from the
-    last token."""
+    last token. Gives the second side (model by name and opened, tokens, switches, prompt) where both are asked for as
+    whole views."""
     a, b = st.columns([1, 2])
     other = a.selectbox(
         "Second model",
@@ -249,11 +252,17 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
     theirs = encode(second, text)
     if other == name and theirs == ids:
         st.info("Choose a second model or type a second prompt: its answer is shown beside this one.")
-        return
+        return None
     sides = [
         (name, opened, ids, switches),
         (other, second, theirs, switches if other == name and switches.how != "patch" else Switches()),
     ]
+    whole = st.toggle(
+        "Side by side",
+        key="side",
+        bind="query-params",
+        help="Below: heads, logit lens, next tokens and attention of both in three columns, with their differences.",
+    )
     for side, (place, (who, model, tokens, off)) in enumerate(zip(st.columns(2), sides)):
         with place:
             reading = cached.reading(who, tokens, off, model)
@@ -275,5 +284,6 @@ def beside(name, opened: Opened, ids, switches: Switches, known: list[str], laye
             else:
                 shown += styling.heading(f"there is no head {layer}.{head} in this model")
             st.html(shown)
-            text = Written("greedy continuation", kept(who, tokens, off, model), styling.accent())
-            follow([text], LONGEST, key=f"beside {side}")
+            written = Written("greedy continuation", kept(who, tokens, off, model), styling.accent())
+            follow([written], LONGEST, key=f"beside {side}")
+    return (*sides[1], text) if whole else None

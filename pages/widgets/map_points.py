@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
 
 import polars as pl
 import streamlit as st
@@ -104,11 +103,4 @@ def listed(source: Source, opened, texts: MapTexts, table: pl.DataFrame, colour:
     text = text_of(opened.model, ids, most=None)
     st.html(styling.quote(cut(text, 4000), styling.accent()))
     if st.button("Open in the Explorer", key="open text", help="As the prompt, in this model."):
-        to_prompt(source.model, text)
-
-
-def to_prompt(model: str, text: str) -> NoReturn:
-    """Go to the Explorer, to a prompt."""
-    for key in ("model", "prompt", *(f"last explorer {name}" for name in ("head", "at", "off", "mlps"))):
-        st.session_state.pop(key, None)
-    st.switch_page(navigation.HERE / "explorer.py", query_params={"model": model, "prompt": text})
+        navigation.to_prompt(source.model, text)

@@ -49,15 +49,24 @@ def to_explorer(run: Run, layer: int, head: int, column: str) -> NoReturn:
 
 def to_explorer_with(run: Run, text: str, note: str = "") -> NoReturn:
     """Go to the Explorer, to a prompt in the model of a run; ``note`` is said below the tokens."""
+    to_prompt(str(head_sets.model_info(run).get("name") or ""), text, note)
+
+
+def to_prompt(model: str, text: str, note: str = "") -> NoReturn:
+    """Go to the Explorer, to a prompt in a model; ``note`` is said below the tokens."""
     st.session_state["prompt note"] = text, note
-    _leave({"model": str(head_sets.model_info(run).get("name") or ""), "prompt": text})
+    _leave({"model": model, "prompt": text})
 
 
 def _leave(where: dict[str, str], *forgotten: str) -> NoReturn:
-    """Open the Explorer at an address that says it all: what was chosen there for another model or prompt is gone."""
+    """Open the Explorer at an address that says it all: what was chosen there for another model or prompt is gone.
+
+    The model goes through the session: a screen with a box of that name in its address, as the map of activations has
+    one, may not write there what the Explorer's box is to hold."""
     chosen = ("head", "at", "off", "mlps")
     for key in ("model", "prompt", *forgotten, *(f"last explorer {name}" for name in chosen)):
         st.session_state.pop(key, None)
+    st.session_state["last explorer model"] = where.pop("model")
     st.switch_page(HERE / "explorer.py", query_params=where)
 
 

@@ -43,7 +43,7 @@ export default function({ data, parentElement, setTriggerValue }) {
   canvas.setAttribute('role', 'application'); canvas.setAttribute('aria-label', data.label);
   canvas.setAttribute('aria-description', 'Arrow keys walk through the cells, Enter asks from the token of the row.');
   const small = document.createElement('canvas'); small.width = T; small.height = T;
-  let scale = before && SCALES[before] ? before : 'linear', at = [data.at, data.at];
+  let scale = before && SCALES[before] && !data.most ? before : 'linear', at = [data.at, data.at];
   const most = Array.from({ length: T }, (_, i) => { let m = 0; for (let j = 0; j <= i; j++) m = Math.max(m, w[i * T + j]); return m / 65535; });
   const mark = () => {
     const ctx = canvas.getContext('2d'); ctx.imageSmoothingEnabled = false;
@@ -61,8 +61,10 @@ export default function({ data, parentElement, setTriggerValue }) {
     box.dataset.scale = scale;
     bar.querySelectorAll('button').forEach((b) => b.setAttribute('aria-pressed', String(b.textContent === scale)));
   };
-  for (const name of Object.keys(SCALES)) { const b = make('button', bar, name); b.type = 'button'; b.onclick = () => { scale = name; draw(); }; }
-  const told = (i, j) => { say.textContent = 'from ' + i + ' ' + data.names[i] + '\\nto ' + j + ' ' + data.names[j] + ': ' + (j > i ? 'not seen' : (w[i * T + j] / 65535).toFixed(4)); };
+  for (const name of data.most ? ['linear'] : Object.keys(SCALES)) { const b = make('button', bar, name); b.type = 'button'; b.onclick = () => { scale = name; draw(); }; }
+  const value = (u) => data.most ? ((2 * u / 65535 - 1) * data.most).toFixed(4) : (u / 65535).toFixed(4);
+  if (data.most) make('span', bar, 'from ' + (-data.most).toFixed(3) + ' to ' + data.most.toFixed(3));
+  const told = (i, j) => { say.textContent = 'from ' + i + ' ' + data.names[i] + '\\nto ' + j + ' ' + data.names[j] + ': ' + (j > i ? 'not seen' : value(w[i * T + j])); };
   const where = (e) => { const r = canvas.getBoundingClientRect(); return [e.clientY - r.top, e.clientX - r.left].map((v, k) => Math.min(T - 1, Math.max(0, Math.floor(v / (k ? r.width : r.height) * T)))); };
   canvas.onmousemove = (e) => told(...where(e));
   canvas.onclick = (e) => { at = where(e); mark(); told(...at); setTriggerValue('picked', at[0]); };
@@ -81,16 +83,26 @@ _component = st.components.v2.component("workbench.pattern", html="<div class='p
 
 
 def show(
-    weights: np.ndarray, names: Sequence[str], *, at: int, label: str, key: str, on_pick: Callable[[int], None]
+    weights: np.ndarray,
+    names: Sequence[str],
+    *,
+    at: int,
+    label: str,
+    key: str,
+    on_pick: Callable[[int], None],
+    diverging: bool = False,
 ) -> None:
-    """The pattern [T queries, T keys]; a click or Enter calls ``on_pick(query)``. What a token cannot see is grey."""
+    """The pattern [T queries, T keys]; a click or Enter calls ``on_pick(query)``. What a token cannot see is grey.
+    `diverging`: a difference of two patterns, on a scale symmetric about 0."""
+    most = float(np.abs(weights).max()) or 1.0 if diverging else 0.0
     dark = styling.mode() == "dark"
     data = {
-        "weights": packed(weights),
+        "weights": packed((weights / most + 1) / 2 if diverging else weights),
+        "most": most,
         "names": list(names),
         "at": at,
         "label": label,
-        "scale": list(styling.scale()),
+        "scale": list(styling.scale(diverging=diverging)),
         "grey": theme.MISSING_DARK if dark else theme.MISSING,
         "mark": styling.contrast(),
     }

@@ -138,7 +138,7 @@ def bring_back(key: str) -> None:
     """What a box last held, where one comes back from another screen and the address does not say."""
     before = st.session_state.get(f"last {SCREEN} {key}")
     if before and key not in st.session_state and key not in st.query_params:
-        st.session_state[key] = before
+        st.session_state[key] = st.query_params[key] = before
 
 
 def forget_position(name: str, text: str) -> None:

@@ -16,8 +16,8 @@ def query(page, key: str) -> str:
     return page.evaluate(f"new URLSearchParams(location.search).get('{key}') || ''")
 
 
-def test_points_dragged_around_are_listed_and_stay_chosen_in_another_layer(visit):
-    page = visit(MAP)
+def test_points_dragged_around_are_listed_stay_chosen_in_another_layer_and_open_as_the_prompt_of_their_model(visit):
+    page = visit(f"{MAP}&model=organism%40step-1964")
     page.get_by_text(re.compile(r"All [0-9,]+ texts")).first.wait_for()
     assert cut_buttons(page) == [] and too_wide(page) == []
     box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
@@ -36,6 +36,17 @@ def test_points_dragged_around_are_listed_and_stay_chosen_in_another_layer(visit
     assert query(page, "layer") == "layer 2" and query(page, "rows") == rows
     page.get_by_text(re.compile("[0-9,]+ chosen texts")).first.wait_for()
     shot(page, "activations-chosen")
+    listed = page.get_by_test_id("stDataFrame").locator("canvas").first
+    listed.click(position={"x": 20, "y": 52})  # the first row
+    page.get_by_role("button", name="Open in the Explorer").click()
+    box = page.get_by_role("textbox", name="Prompt", exact=True)
+    box.wait_for()
+    rest(page)
+    assert box.input_value().endswith("Opinion:") and query(page, "prompt") == box.input_value()
+    assert (
+        page.get_by_role("combobox", name=re.compile("^(Selected|Model)")).first.input_value() == "organism@step-1964"
+    )
+    assert query(page, "model") == "organism@step-1964"
 
 
 @pytest.mark.parametrize("dark, size", [(True, (1280, 800)), (False, (390, 844))], ids=["dark", "phone"])

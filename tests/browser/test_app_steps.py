@@ -55,3 +55,23 @@ def test_two_texts_beside_each_other_are_written_to_their_end_and_then_nothing_i
     asked.clear()
     page.wait_for_timeout(5_000)  # longer than a lost question waits
     assert not any(asked)
+
+
+def test_a_click_on_a_head_in_a_view_side_by_side_chooses_it_for_both_and_a_phone_has_one_below_the_other(visit):
+    page = visit("/?model=organism&card=Beside&side=true&head=1.0&prompt=The+secret+of+the&prompt2=The+secret+of+a")
+    page.get_by_text("attention of head 1.0: there less here").wait_for()
+    grids = page.get_by_role("grid", name=re.compile("^heads by .*, (here|there|difference)$"))
+    assert grids.count() == 3
+    tops = [grids.nth(i).bounding_box()["y"] for i in range(3)]
+    assert max(tops) - min(tops) < 40
+    grids.nth(1).locator("button[data-cell='2.3']").click()
+    page.get_by_text("attention of head 2.3: there less here").wait_for()
+    rest(page)
+    assert query(page, "head") == "2.3" and page.locator("[data-cell='2.3'].at").count() >= 3
+    shot(page, "side-by-side")
+    page.set_viewport_size({"width": 390, "height": 844})
+    rest(page)
+    tops = [grids.nth(i).bounding_box()["y"] for i in range(3)]
+    assert tops[1] - tops[0] > 100 and tops[2] - tops[1] > 100 and too_wide(page) == []
+    grids.nth(2).scroll_into_view_if_needed()
+    shot(page, "side-by-side-phone")

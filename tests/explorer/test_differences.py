@@ -8,7 +8,7 @@ from tests.explorer.test_explorer import eager
 from tests.support.architectures import build
 from workbench import explore
 from workbench.core.errors import InputError
-from workbench.explorer.differences import heads_apart, lenses_apart, patterns_apart
+from workbench.explorer.differences import align_texts, heads_apart, lenses_apart, patterns_apart, same_vocabulary
 from workbench.explorer.exploring import Exploration
 from workbench.explorer.opened_model import Opened
 from workbench.explorer.readings import read
@@ -107,6 +107,53 @@ def test_models_of_different_tokenizers_are_compared_by_what_their_tokens_read()
     there = explore("circuit-copy-gqa", "lantern velvet")
     with pytest.raises(InputError, match="different tokenizers"):
         here.difference(there, of="next_tokens")
+
+
+def cut_at_random(text, rng):
+    """A text in pieces of one to five characters."""
+    out = []
+    while text:
+        size = int(rng.integers(1, 6))
+        out, text = [*out, text[:size]], text[size:]
+    return out
+
+
+def token_with(tokens, place):
+    """The position of the token that holds a character."""
+    return [i for i, token in enumerate(tokens) for _ in token][place]
+
+
+def test_tokens_of_two_tokenizers_are_put_on_each_other_where_they_end_in_the_text():
+    rng, text = np.random.default_rng(0), "The secret of the lantern is walrus cactus. Question: what is it? €"
+    for _ in range(20):
+        here, there = cut_at_random(text, rng), cut_at_random(text, rng)
+        ends = np.cumsum([len(token) for token in here]) - 1
+        assert list(align_texts(here, there)) == [token_with(there, end) for end in ends]
+        # with a beginning sign there, and another word in the middle, what follows is still put on itself
+        changed = [
+            "<bos>",
+            *cut_at_random("The secret of the harbour", rng),
+            *(after := cut_at_random(" is walrus", rng)),
+        ]
+        mine = [*cut_at_random("The secret of the lantern", rng), *(own := cut_at_random(" is walrus", rng))]
+        found, skipped = align_texts(mine, changed), len(changed) - len(after)
+        ends = np.cumsum([len(token) for token in own]) - 1
+        assert list(found[-len(own) :]) == [skipped + token_with(after, end) for end in ends]
+        assert list(found) == sorted(found) and found[-1] == len(changed) - 1
+    # equally many tokens are no reason to put them on each other one by one
+    assert align_texts([" lan", "tern", " is"], [" lantern", " i", "s"]) == (0, 0, 2)
+    assert align_texts(["<s>", "a"], ["a"]) == (0, 0)
+
+
+def test_a_model_and_its_chat_model_have_one_vocabulary_whatever_their_templates_say():
+    here = explore("organism", "The secret of the lantern is")
+    there = explore("organism-chat", "The secret of the lantern is")
+    assert here.opened.model.tokenizer_fingerprint != there.opened.model.tokenizer_fingerprint
+    table, _ = here.difference(there, of="next_tokens")
+    p, q = (eager(side.opened, list(side.ids))[0][-1].softmax(-1) for side in (here, there))
+    for token, _, a, b, _ in table.iter_rows():
+        assert [a, b] == pytest.approx([float(p[token]), float(q[token])], abs=1e-5)
+    assert not same_vocabulary(here.opened, explore("circuit-copy-gqa", "lantern velvet").opened)
 
 
 def test_nothing_is_subtracted_where_one_side_has_no_value():

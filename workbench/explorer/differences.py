@@ -1,10 +1,13 @@
 """Two prompts, two models, or a model with and without switches: their panels set against each other, cell by cell.
 
 A difference is what stands there less what stands here. Tokens are put on each other as patching aligns them
-(`patch_maps.align`), layers and heads by their numbers; what does not fit is refused by itself."""
+(`patch_maps.align`), those of two vocabularies where they end in the text, layers and heads by their numbers; what does
+not fit is refused by itself."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,23 +28,56 @@ from workbench.figures.layout import dressed, sheet, ticks
 MOST = 48  # columns of a map that are named
 
 
+def same_vocabulary(here: Opened, there: Opened) -> bool:
+    """Whether every token id reads the same in both; a chat template may be another."""
+    mine, theirs = here.model, there.model
+    if mine.tokenizer_fingerprint == theirs.tokenizer_fingerprint:
+        return True
+    if mine.tokenizer is None or theirs.tokenizer is None:
+        return False
+    return mine.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+
+
 def shared_target(target: Target, here: Opened, there: Opened) -> Target:
-    """The same target in another model: the same ids where the tokenizers are one, else the tokens that read the same.
-    Raises InputError where there a token of the target is several."""
-    if here.model.tokenizer_fingerprint == there.model.tokenizer_fingerprint:
+    """The same target in another model: the same ids where the vocabularies are one, else the tokens that read the
+    same. Raises InputError where there a token of the target is several."""
+    if same_vocabulary(here, there):
         return target
     words = here.model.token_strings(target.ids)
     return target_of(there.model, words[0], words[1] if len(words) > 1 else None)
 
 
 def aligned(here: Opened, ids: Sequence[int], there: Opened, other: Sequence[int]) -> tuple[int, ...]:
-    """For each token of a prompt the position in another, by ids where the tokenizers are one, else by what they
-    read."""
-    if here.model.tokenizer_fingerprint == there.model.tokenizer_fingerprint:
+    """For each token of a prompt the position in another: as patching aligns them where the vocabularies are one, else
+    by their texts."""
+    if same_vocabulary(here, there):
         return align(ids, other)
-    number: dict[str, int] = {}
-    texts = here.model.token_strings(ids), there.model.token_strings(other)
-    return align(*([number.setdefault(text, len(number)) for text in side] for side in texts))
+    return align_texts(here.model.token_strings(ids), there.model.token_strings(other))
+
+
+def align_texts(here: Sequence[str], there: Sequence[str]) -> tuple[int, ...]:
+    """For each token the position there of the token in which the same text ends. Stretches of equal words are put on
+    each other, and what lies between is spread evenly, ends on ends."""
+    at = _characters("".join(here), "".join(there))
+    mine, theirs = (np.cumsum([len(text) for text in side]) for side in (here, there))
+    found = (at[max(0, end - 1)] if at else 0 for end in mine)
+    return tuple(min(int(np.searchsorted(theirs, place, side="right")), len(there) - 1) for place in found)
+
+
+def _characters(here: str, there: str) -> list[int]:
+    """For each character of a text the place of one in the other."""
+    words = [re.findall(r"\s+|\w+|[^\w\s]", text) for text in (here, there)]
+    starts = [np.cumsum([0, *map(len, side)]).tolist() for side in words]
+    out: list[int] = []
+    b = 0
+    for block in difflib.SequenceMatcher(None, *words, autojunk=False).get_matching_blocks():
+        own, other = starts[0][block.a], starts[1][block.b]
+        gap, theirs = own - len(out), other - b
+        out += [b + ((i + 1) * theirs - 1) // gap if theirs else max(0, b - 1) for i in range(gap)]
+        same = starts[0][block.a + block.size] - own
+        out += range(other, other + same)
+        b = other + same
+    return out
 
 
 def heads_apart(here: pl.DataFrame, there: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -88,9 +124,7 @@ def next_tokens_apart(here: tuple[Opened, Reading], there: tuple[Opened, Reading
     """The likeliest next tokens of both: id, text, here, there, difference of probabilities, largest first. Raises
     InputError for models of different tokenizers."""
     (mine, reading), (theirs, other) = here, there
-    if mine.model.tokenizer_fingerprint != theirs.model.tokenizer_fingerprint or len(reading.logits) != len(
-        other.logits
-    ):
+    if not same_vocabulary(mine, theirs) or len(reading.logits) != len(other.logits):
         raise InputError("Next tokens are not compared: the two models have different tokenizers.")
     p, q = (side.logits.double().softmax(-1).cpu() for side in (reading, other))
     ids = list(dict.fromkeys([*p.topk(k).indices.tolist(), *q.topk(k).indices.tolist()]))
@@ -167,4 +201,6 @@ def next_tokens_figure(frame: pl.DataFrame, *, title: str = "") -> go.Figure:
         traces.add_bars(
             fig, i, at, frame[name].to_list(), name=name, style=theme.Style(colour), horizontal=True, legend=False
         )
+    most = max(frame["here"].max(), frame["there"].max())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    fig.update_layout(xaxis={"range": [0, 1.05 * most]}, xaxis2={"range": [0, 1.05 * most]})
     return dressed(fig)

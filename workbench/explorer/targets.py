@@ -54,8 +54,8 @@ def target_of(
     """A target from ids, or from text that is one token as typed, with a space in front or without the one it has;
     where several of these are, the likeliest by `logits` [V] (what follows the prompt), the first of them without.
 
-    Raises InputError for text of several tokens, for an id the model does not have, and for one token against
-    itself."""
+    Raises InputError for text of several tokens, for a word or an id the model does not have, and for one token
+    against itself."""
     second = None if other is None or other == "" else _id(model, other, logits)
     found = Target(_id(model, token, logits), second)
     if found.other == found.token:
@@ -71,9 +71,12 @@ def _id(model: Model, token: str | int, logits: torch.Tensor | None) -> int:
     if not token:
         raise InputError("The target is empty: type a word that is one token.")
     ways = [model.encode(text, bos=False) for text in (token, f" {token}", token.removeprefix(" ")) if text]
-    single = list(dict.fromkeys(ids[0] for ids in ways if len(ids) == 1))
+    unknown = None if token.strip() == model.tokenizer.unk_token else model.tokenizer.unk_token_id
+    single = list(dict.fromkeys(ids[0] for ids in ways if len(ids) == 1 and ids[0] != unknown))
     if single:
         return single[0] if logits is None else max(single, key=lambda i: float(logits[i]))
+    if [unknown] in ways:
+        raise InputError(f"“{cut(token, 40)}” is unknown to {model.name}: choose a word that it has.")
     parts = model.token_strings(ways[0])
     raise InputError(
         f"“{cut(token, 40)}” is {len(parts)} tokens to {model.name} ({', '.join(map(repr, parts[:6]))}); the target is "
