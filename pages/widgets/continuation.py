@@ -19,12 +19,16 @@ from workbench.explorer.switches import Switches
 AT_ONCE = 0.2  # seconds of writing between two drawings
 
 _JS = """
+const asking = new WeakMap();  // how to end what the last drawing of each text asks
 export default function({ data, parentElement, setTriggerValue }) {
-  parentElement.host.dataset.writing = String(data.go);
+  const host = parentElement.host, ask = () => setTriggerValue('more', data.written);
+  asking.get(host)?.();  // what a drawing returns is called when the text goes, not when it is drawn again
+  host.dataset.writing = String(data.go);
   if (!data.go) return;
-  const ask = () => setTriggerValue('more', data.written);
   const soon = setTimeout(ask, 10), again = setInterval(ask, 4000);  // again: in case a question was lost
-  return () => { clearTimeout(soon); clearInterval(again); };
+  const end = () => { clearTimeout(soon); clearInterval(again); };
+  asking.set(host, end);
+  return end;
 }
 """
 _component = st.components.v2.component("workbench.more", html="<span></span>", js=_JS)

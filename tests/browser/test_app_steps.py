@@ -40,3 +40,18 @@ def test_text_is_written_by_itself_and_its_tokens_are_walked_through_and_a_reloa
     rest(page)
     assert too_wide(page) == []
     shot(page, "steps-phone")
+
+
+def test_two_texts_beside_each_other_are_written_to_their_end_and_then_nothing_is_asked_for(visit):
+    page = visit("/runs", resting=False)
+    asked = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda sent: asked.append(b'"more"' in sent)))
+    page.goto(
+        page.url.replace("runs", "") + "?model=organism&card=Beside&prompt=The+secret+of+the&prompt2=The+secret+of+a"
+    )
+    page.get_by_text(re.compile("greedy continuation, [0-9]+ tokens")).nth(2).wait_for()
+    rest(page)
+    assert any(asked)  # the texts were asked for, token by token
+    asked.clear()
+    page.wait_for_timeout(5_000)  # longer than a lost question waits
+    assert not any(asked)
