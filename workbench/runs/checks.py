@@ -220,12 +220,16 @@ def check_run(case: Case) -> None:
             context.progress = progress  # what the probe says, before it is made a share of the whole
             return case.probe.run(model, config, context)
 
+        def heard(done: int, total: int, label: str) -> None:
+            if 0 < done < total:  # the end is told of every run
+                told.append((done, total))
+
         def count() -> bool:
             case.calls += 1
             return False
 
         listening = dataclasses.replace(case.probe, run=listened)
-        run = case.reference = case.run(probe=listening, cancel=count)
+        run = case.reference = case.run(probe=listening, progress=heard, cancel=count)
     expect(run.status == "complete", f"the run is {run.status}")
     expect(any(done > 0 for done, _ in told), "no progress was reported (context.progress)")
     expect(all(total == 0 or 0 <= done <= total for done, total in told), "progress went beyond its total")
