@@ -151,9 +151,9 @@ def show_tokens(opened, ids, at: int, row, target: Target) -> None:
 def colouring(name: str, opened, ids, switches, reading, rows, tables, target: Target, at: int):
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     from_runs = cached.heads_in_runs(opened.model.fingerprint, str(opened.model.name)).columns
-    wanted = st.query_params.get("colour")
-    if wanted and "colour" not in st.session_state and (label := head_sets.whole_label(wanted, from_runs)) != wanted:
-        st.query_params["colour"] = label  # a link of before
+    wanted = st.query_params.get("colour", "")
+    if (label := head_sets.whole_label(wanted, from_runs)) != wanted:
+        from_runs = {**from_runs, wanted: from_runs[label]}  # an old link: its name for the column is one, too
     live = [HERE, *readings.SCORES, EFFECT, "output norm"]
     left, right, scale = st.columns([5, 3, 3], vertical_alignment="bottom")
     with scale:
