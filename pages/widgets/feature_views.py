@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import streamlit as st
 
-from pages.widgets import cached, export_panel, styling, url_state
+from pages.widgets import cached, export_panel, prompt_box, styling, url_state
 from workbench.core.wording import number
 from workbench.explorer import autoencoders, feature_paths, features_drawn, parts_drawn, passages
 from workbench.explorer.autoencoders import Autoencoder
@@ -180,7 +180,7 @@ def strip(one: dict, most: float) -> str:
 
 def open_passage(text: str, position: int | None, feature: int) -> None:
     """The passage becomes the prompt, its strongest token the chosen one."""
-    st.session_state["prompt"] = text.replace("\n", "\\n")
+    prompt_box.put_prompt(text)
     url_state.put(SCREEN, "at", "" if position is None else str(position))
     url_state.put(SCREEN, "feature", str(feature))
     st.session_state["passage opened"] = True

@@ -29,8 +29,9 @@ def choose(looking: Looking, tables: Sequence[tuple[Run, pl.DataFrame]]) -> tupl
     """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
     opened, target, at = looking.opened, looking.target, looking.at
     from_runs = cached.heads_in_runs(opened.model.fingerprint, str(opened.model.name)).columns
-    if wanted := st.query_params.get("colour"):
-        st.query_params["colour"] = head_sets.whole_label(wanted, from_runs)
+    wanted = st.query_params.get("colour", "")
+    if (label := head_sets.whole_label(wanted, from_runs)) != wanted:
+        from_runs = {**from_runs, wanted: from_runs[label]}  # an old link: its name for the column is one, too
     left, right, scale = st.columns([5, 3, 3], vertical_alignment="bottom")
     with scale:
         head_cells.scale_choice()

@@ -93,9 +93,9 @@ def _served(count: int) -> Iterator[str]:
     """The app over a cache with so many runs."""
     with tempfile.TemporaryDirectory() as folder:
         if count:
-            from tests.support import cache_of_runs
+            from tests.support import many_runs
 
-            cache_of_runs.make(Path(folder), count, model=MODEL)
+            many_runs.make(Path(folder), count, model=MODEL)
         with serve(Path(folder)) as address:
             yield address
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -36,7 +37,7 @@ def many(cache, monkeypatch):
 
 def test_runs_are_found_grouped_tagged_and_deleted_together(visit, cache, many):
     page = visit("/runs?search=model%3Dmine+retrieval&metrics=retrieval_heads&group=probe", size=(1280, 900))
-    page.get_by_text("4 of 38 runs").wait_for()
+    page.get_by_text(re.compile("^4 of [0-9]+ runs$")).wait_for()
     rest(page)
     tick(page, 0, 1, 2)
     shot(page, "runs-several")
@@ -57,5 +58,5 @@ def test_runs_are_found_grouped_tagged_and_deleted_together(visit, cache, many):
     page.get_by_text("Yes, delete 3 runs").click()
     rest(page)
     page.get_by_role("button", name="Delete them").click()
-    page.get_by_text("1 of 35 runs").wait_for()
+    page.get_by_text(re.compile("^1 of [0-9]+ runs$")).wait_for()
     assert not any((cache / "runs" / i).exists() for i in newest)

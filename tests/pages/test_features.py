@@ -47,9 +47,9 @@ def test_every_view_of_a_feature_draws_and_gives_its_python():
     button(at, "Find passages").click().run()
     assert "passages(" in words(at) and not at.error
     opens = [b for b in at.button if b.label == "As prompt"]
-    before = at.text_input(key="prompt").value
+    before = at.text_area(key="prompt").value
     opens[0].click().run()
-    assert at.text_input(key="prompt").value != before and url(at, "at") and not at.exception
+    assert at.text_area(key="prompt").value != before and url(at, "at") and not at.exception
 
 
 def test_a_model_without_an_autoencoder_asks_for_one_and_one_that_does_not_fit_is_a_sentence():

@@ -27,7 +27,7 @@ def ids(opened):
 def cells(opened, ids, colour="probability"):
     target = targets.target_of(opened.model, ids[7])
     return lens_cells.lens_cells(
-        "organism", ids, Switches(), "stream", "stream after each layer", colour, target, opened
+        "organism", ids, Switches(), "stream", "stream after each layer", colour, target, 0, opened
     )
 
 

@@ -134,3 +134,17 @@ def test_courses_over_the_layers_are_in_one_figure(ids):
     at = open_page("compare", runs=",".join(i for i in ids if i.startswith("concept")))
     assert not at.error and len(at.get("plotly_chart")) >= 1
     assert at.selectbox(key="several column").options == ["accuracy", "selectivity"]
+
+
+def test_an_old_link_to_a_runs_colour_leads_to_it_and_the_screen_can_be_drawn_again():
+    from workbench.models.loading import load
+
+    about = {**MODEL, "name": "circuit-copy-gqa", "fingerprint": load("circuit-copy-gqa").fingerprint}
+    (first, *_) = keep_many(3, mine=3, model=about)
+    at = open_page("explorer", model="circuit-copy-gqa", colour=f"score · {first}")
+    for _ in range(2):
+        assert not at.exception and at.selectbox(key="colour").value == f"score · {first}"
+        assert f"score · seed 0 · 2026-01-01 · {first}" in at.selectbox(key="colour").options
+        at.run()
+    at.segmented_control(key="card").set_value("Layer").run()
+    assert not at.exception and at.selectbox(key="colour").value.endswith(first)

@@ -37,7 +37,7 @@ def test_the_answer_is_there_before_any_token_is_written_and_the_text_grows_and_
     assert far(at) == ["2 of up to 24 tokens, stopped"] and far(more(at)) == ["2 of up to 24 tokens, stopped"]
     at.button(key="continuation stop").click().run()
     assert far(more(at)) == ["3 of up to 24 tokens"]
-    at.text_input(key="prompt").set_value(PROMPT + " velvet").run()  # another text is another continuation
+    at.text_area(key="prompt").set_value(PROMPT + " velvet").run()  # another text is another continuation
     assert far(at) == ["0 of up to 24 tokens"]
 
 

@@ -66,7 +66,7 @@ def shared_generator(model, config, context):
 
 
 def deaf(model, config, context):
-    context.on_progress and context.on_progress(1, 1, "")
+    context.on_progress and context.on_progress(1, 2, "")
     for _ in range(3):
         context.cancelled and context.cancelled()
     return table([1])

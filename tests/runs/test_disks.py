@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up_at_any_write_leaves_no_running_run_and_it_goes_on(
         real(path, data)
 
     with monkeypatch.context() as patch:
-        for module in ("core.files", "core.context", "core.parquet", "runs.folder"):
+        for module in ("core.files", "core.context", "core.parquet", "runs.results"):
             patch.setattr(f"workbench.{module}.write_bytes", full)
         if from_write < 10:
             with pytest.raises(RunFailed, match="full; free some space, and the same command resumes"):

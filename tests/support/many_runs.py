@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from tests.support.app_screens import keep
 from tests.support.figure_runs import depth, geometry, retrieval
 from workbench.core.files import write_json
+from workbench.models.loading import load
 from workbench.runs import execution
 from workbench.runs.checksums import of_folder
 from workbench.runs.records import seal
@@ -51,3 +54,26 @@ def keep_many(count: int, *, mine: int, model: dict, first: int = 0) -> list[str
         write_json(folder / "run.json", seal({**info, **about}))
         ids.append(identifier)
     return ids
+
+
+def make(cache: Path, count: int, *, model: str = "organism") -> list[str]:
+    """``keep_many`` below another cache, all of them of one model that is there, so that the Explorer counts them."""
+    opened = load(model)
+    about = {
+        "name": model,
+        "layers": opened.n_layers,
+        "heads": opened.n_heads,
+        "kv_heads": opened.n_kv_heads,
+        "fingerprint": opened.fingerprint,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    before = os.environ.get("WORKBENCH_CACHE")
+    os.environ["WORKBENCH_CACHE"] = str(cache)
+    try:
+        return keep_many(count, mine=count, model=about)
+    finally:
+        if before is None:
+            del os.environ["WORKBENCH_CACHE"]
+        else:
+            os.environ["WORKBENCH_CACHE"] = before

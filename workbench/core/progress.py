@@ -80,6 +80,8 @@ def stage_of(words: str) -> str:
 
 def shares(weights: Sequence[float]) -> list[tuple[float, float]]:
     """Where each of these weights begins and ends on a whole of 1; all alike where none weighs anything."""
+    if not weights:
+        return []
     whole = float(sum(weights))
     sizes = [weight / whole for weight in weights] if whole > 0 else [1 / len(weights)] * len(weights)
     ends = [min(1.0, sum(sizes[: n + 1])) for n in range(len(sizes))]

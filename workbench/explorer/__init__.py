@@ -28,8 +28,31 @@ def explore(
     return exploring.explore(model, prompt, target=target, other=other, dtype=dtype)
 
 
-def activation_map(model: Any, source: Any, **how: Any) -> tuple[pl.DataFrame, go.Figure]:
+def activation_map(
+    model: Any,
+    source: Any,
+    *,
+    layer: int | str = -1,
+    method: str = "pca",
+    token: str | None = None,
+    colour: str | None = None,
+    clusters: int = 0,
+    neighbours: int = 15,
+    most: int = 5000,
+    part: str = "",
+) -> tuple[pl.DataFrame, go.Figure]:
     """See :func:`workbench.explorer.activation_maps.activation_map`; torch is imported when it is called."""
     from workbench.explorer import activation_maps
 
-    return activation_maps.activation_map(model, source, **how)
+    return activation_maps.activation_map(
+        model,
+        source,
+        layer=layer,
+        method=method,
+        token=token,
+        colour=colour,
+        clusters=clusters,
+        neighbours=neighbours,
+        most=most,
+        part=part,
+    )

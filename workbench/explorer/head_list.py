@@ -83,7 +83,7 @@ def with_runs(live: pl.DataFrame, tables: Sequence[tuple[Run, pl.DataFrame]]) ->
     a run has no row for a head."""
     whole = live
     for run, frame in tables:
-        names = {name: head_sets.column_label(run, name) for name in head_sets.score_columns(frame)}
+        names = {name: f"{name} · {run.id}" for name in head_sets.score_columns(frame)}
         if names:
             mine = frame.select(*(pl.col(name).cast(pl.Int64) for name in HEADS), *names).rename(names)
             whole = whole.join(mine.unique(HEADS, keep="first"), on=HEADS, how="left", maintain_order="left")

@@ -24,6 +24,7 @@ from typing import Any
 
 from workbench.core import config as configs
 from workbench.core import registry
+from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, canonical
 from workbench.core.nearest_name import nearest
@@ -55,14 +56,17 @@ class Case:
     calls: int = 0  # how often the undisturbed run reported progress or asked whether to stop
     reference: Run | None = None
 
-    def run(self, *, fresh_folder: bool = True, **options: Any) -> Run:
-        """Run the probe in a folder and with a store of its own (or again in the last ones)."""
+    def run(self, *, fresh_folder: bool = True, probe: Probe | None = None, **options: Any) -> Run:
+        """Run the probe (or another in its place) in a folder and with a store of its own (or again in the last
+        ones)."""
         from workbench.store.activation_store import Store
 
         self.count += fresh_folder
         place = self.folder / str(self.count)
         arguments: dict[str, Any] = {"config": self.config, "data": self.data, "seed": self.seed, **options}
-        return execution.execute(self.probe, self.model, out=place / "run", store=Store(place / "store"), **arguments)
+        return execution.execute(
+            probe or self.probe, self.model, out=place / "run", store=Store(place / "store"), **arguments
+        )
 
 
 def check_probe(
@@ -206,14 +210,26 @@ def check_run(case: Case) -> None:
     before = fingerprint_of(case.model)
     with watching(case.model) as hooks:
 
-        def progress(done: int, total: int, label: str) -> None:
-            told.append((done, total))
+        def listened(model: Any, config: Any, context: Context) -> Result:
+            passed_on = context.progress
+
+            def progress(done: int, total: int, label: str = "") -> None:
+                told.append((done, total))
+                passed_on(done, total, label)
+
+            context.progress = progress  # what the probe says, before it is made a share of the whole
+            return case.probe.run(model, config, context)
+
+        def heard(done: int, total: int, label: str) -> None:
+            if 0 < done < total:  # the end is told of every run
+                told.append((done, total))
 
         def count() -> bool:
             case.calls += 1
             return False
 
-        run = case.reference = case.run(progress=progress, cancel=count)
+        listening = dataclasses.replace(case.probe, run=listened)
+        run = case.reference = case.run(probe=listening, progress=heard, cancel=count)
     expect(run.status == "complete", f"the run is {run.status}")
     expect(any(done > 0 for done, _ in told), "no progress was reported (context.progress)")
     expect(all(total == 0 or 0 <= done <= total for done, total in told), "progress went beyond its total")
