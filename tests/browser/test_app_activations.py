@@ -36,8 +36,8 @@ def test_points_dragged_around_are_listed_stay_chosen_in_another_layer_and_open_
     assert query(page, "layer") == "layer 2" and query(page, "rows") == rows
     page.get_by_text(re.compile("[0-9,]+ chosen texts")).first.wait_for()
     shot(page, "activations-chosen")
-    listed = page.get_by_test_id("stDataFrame").locator("canvas").first
-    listed.click(position={"x": 20, "y": 52})  # the first row
+    listed = page.get_by_test_id("stDataFrame").locator("canvas").first.bounding_box()
+    page.mouse.click(listed["x"] + 20, listed["y"] + 52)  # the box of the first row
     page.get_by_role("button", name="Open in the Explorer").click()
     box = page.get_by_role("textbox", name="Prompt", exact=True)
     box.wait_for()

@@ -25,7 +25,7 @@ def test_text_is_written_by_itself_and_its_tokens_are_walked_through_and_a_reloa
     page.get_by_role("slider").last.press("ArrowRight")
     page.get_by_text("Step 6").wait_for()
     rest(page)
-    assert query(page, "step") == "6" and "at" in strip.nth(6).get_attribute("class")
+    assert query(page, "step") == "6" and strip.nth(6).get_attribute("aria-selected") == "true"
     said = page.get_by_text("Step 6").first.inner_text()
     assert re.search(
         r"had probability 0\.\d+ \(rank 0\)", page.locator(".stHtml", has_text="Step 6").first.inner_text()
