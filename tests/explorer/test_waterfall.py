@@ -302,3 +302,15 @@ def test_a_target_is_one_token_of_the_model_and_says_what_its_value_is(tiny_llam
         target_of(model, word, word)
     with pytest.raises(InputError, match="There is no token"):
         target_of(model, model.vocab_size)
+
+
+def test_a_word_that_a_tokenizer_does_not_know_is_no_target_but_the_sign_for_such_words_is_one_by_its_name():
+    model = load("circuit-copy-gqa")
+    for word in ("walrusses", " walrusses"):
+        with pytest.raises(InputError, match="unknown to circuit-copy-gqa"):
+            target_of(model, word)
+    with pytest.raises(InputError, match="unknown to"):
+        target_of(model, "velvet", "walrusses")
+    sign = model.tokenizer.unk_token
+    assert target_of(model, sign) == Target(model.tokenizer.unk_token_id)
+    assert target_of(model, "velvet").token == model.tokenizer.get_vocab()["velvet"]
