@@ -17,7 +17,7 @@ _CSS = """
 .patterns {color: var(--st-text-color); font-size: .74rem}
 .patterns .bar {display: flex; gap: 4px; align-items: center; margin-bottom: 6px; flex-wrap: wrap}
 .patterns .bar button {all: unset; cursor: pointer; padding: 2px 8px; border: 1px solid var(--st-border-color, #8886); border-radius: 4px}
-.patterns .bar button[aria-pressed=true] {border-color: var(--st-primary-color); color: var(--st-primary-color)}
+.patterns .bar button[aria-pressed=true] {border-color: var(--st-primary-color); box-shadow: inset 0 0 0 1px var(--st-primary-color); font-weight: 600}
 .patterns .all {display: grid; grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)); gap: 8px; max-height: 560px; overflow-y: auto; padding: 3px}
 .patterns .one {all: unset; cursor: pointer; border-radius: 3px; padding: 2px; font-variant-numeric: tabular-nums}
 .patterns .one canvas {display: block; width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 2px; margin-top: 2px}

@@ -45,6 +45,7 @@ h1, h2, h3 {padding: 0 !important} [data-testid="stHeading"] {margin-bottom: .35
 .wb-unseen {position: absolute !important; width: 1px; height: 1px; margin: 0 !important; overflow: hidden; clip-path: inset(50%); white-space: nowrap}
 [data-testid="stElementContainer"]:has(> [data-testid="stHtml"] > .wb-unseen) {position: absolute; width: 1px !important; height: 1px; overflow: hidden}
 [data-testid="stCaptionContainer"] {opacity: 1 !important}
+[data-testid="stSliderThumbValue"], [data-testid="stSliderThumbValue"] p {color: inherit}
 [data-testid="stCaptionContainer"] p {color: color-mix(in srgb, currentColor 76%, transparent)}
 [data-testid="stWidgetLabel"][disabled] p {color: light-dark(#5B6270, #A6ADBB)}
 [data-testid="stMain"] button[data-selected="true"] p {color: light-dark(#1E54C0, #A9B8FA)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.browser.conftest import shot
@@ -39,6 +41,7 @@ def test_a_demo_on_a_tiny_model_ends_on_its_figure(visit, tiny):
     rest(page)
     page.locator('[data-testid="stBaseButton-primary"]').first.click()
     page.locator('[data-testid="stMain"]').get_by_text(tiny.rsplit("/", 1)[1]).first.wait_for()
-    page.get_by_text("samples ended at the model's context limit").first.wait_for()
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    page.get_by_text(re.compile("[0-9]+ warnings?")).first.click()  # one line below the figure, which opens
+    page.get_by_text("samples ended at the model's context limit").first.wait_for()
     shot(page, "demo-done")

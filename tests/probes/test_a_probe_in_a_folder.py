@@ -319,5 +319,6 @@ def test_in_the_app_it_has_its_place_screen_form_figures_estimate_and_example(pl
     options, view, charts = said["views"]
     assert options == ["Figures side by side", "In one figure", "Heads", "Tables"] and view == "Heads" and charts == 4
     assert said["in one"]
-    assert said["colours"] == [f"to_first · {said['run']}"] and said["masks"] == [f"off-best · {said['run']}"]
+    assert len(said["colours"]) == 1 and said["colours"][0].startswith("to_first · seed 0 · ")
+    assert said["colours"][0].endswith(f" · {said['run']}") and said["masks"] == [f"off-best · {said['run']}"]
     assert said["layer"]
