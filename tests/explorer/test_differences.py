@@ -76,6 +76,8 @@ def test_a_side_less_itself_is_nothing_and_a_switch_is_seen_where_it_acts():
         table, fig = view.difference(view, of=of)
         assert table["difference"].abs().max() == 0 and len(fig.data) >= 3
     off = view.switched(heads=[(1, 0), (1, 1)])
+    with pytest.raises(InputError, match="nothing switched"):
+        view.difference(off, of="induction")  # they would be the same on both sides
     table, _ = view.difference(off)
     assert table.filter(pl.col("layer") < 1)["difference"].abs().max() < 1e-5  # before the heads that are off
     end = table.filter(pl.col("position") == len(view.ids) - 1, pl.col("layer") == 5)["difference"].item()

@@ -271,6 +271,10 @@ def test_alignment_puts_equal_stretches_on_each_other_and_one_by_hand_is_checked
     assert align([1, 2, 3], [4, 5, 6]) == (0, 1, 2)
     assert align([1, 2, 3, 9], [1, 7, 8, 2, 3, 9]) == (0, 3, 4, 5)
     assert align([1, 7, 8, 2, 3], [1, 2, 3]) == (0, 0, 0, 1, 2)
+    # what differs is spread, its ends on its ends; one token alone takes from the last, which has read the others
+    assert align([1, 5, 6, 2], [1, 7, 8, 9, 2]) == (0, 1, 3, 4)
+    assert align([1, 5, 2], [1, 7, 8, 2]) == (0, 2, 3)
+    assert align([1, 5, 6], [1, 7, 8, 9]) == (0, 1, 3)
     one = opened("llama")
     with pytest.raises(InputError, match="must name a position of its donor"):
         patch_map(one, IDS, DONOR, Target(7), alignment=[0, 1])

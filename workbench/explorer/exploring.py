@@ -217,6 +217,8 @@ class Exploration:
         if of not in SCORES:
             known = ["lens", "next_tokens", "pattern", "direct_effects", *SCORES]
             raise InputError(f"There is no difference of '{of}'; choose {', '.join(known)}.")
+        if self.switches.any or other.switches.any:
+            raise InputError("Scores of heads are of models with nothing switched; take the difference of those.")
         mine, theirs = (head_scores(side.opened, [side.ids]) for side in (self, other))
         table = differences.heads_apart(mine, theirs, of)
         return table, difference_figure(table, "layer", "head", label=of.replace("_", " "))

@@ -46,12 +46,17 @@ def align(ids: Sequence[int], donor: Sequence[int]) -> tuple[int, ...]:
     for block in blocks:
         gap, theirs = block.a - a, block.b - b
         for i in range(gap):  # nothing of the donor in between: the token before it
-            at = b + (i * theirs) // gap if theirs else max(0, b - 1)
-            out[a + i] = min(at, len(donor) - 1)
+            out[a + i] = b + _spread(i, gap, theirs) if theirs else max(0, b - 1)
         for i in range(block.size):
             out[block.a + i] = block.b + i
         a, b = block.a + block.size, block.b + block.size
     return tuple(out)
+
+
+def _spread(i: int, mine: int, theirs: int) -> int:
+    """Which of `theirs` tokens the i-th of `mine` stands for: the first for the first, the last for the last. One alone
+    stands for the last, which has read the others."""
+    return theirs - 1 if mine == 1 else round(i * (theirs - 1) / (mine - 1))
 
 
 def patch_map(
