@@ -43,7 +43,7 @@ def test_a_feature_is_chosen_on_the_map_switched_off_restored_and_a_passage_beco
     before = page.locator(".strip button").count()
     page.get_by_role("button", name="As prompt").first.click()
     page.wait_for_function(
-        "(before) => document.querySelector('input[aria-label=\"Prompt\"]').value !== before", arg=PROMPT
+        "(before) => document.querySelector('textarea[aria-label=\"Prompt\"]').value !== before", arg=PROMPT
     )
     rest(page)
     assert page.locator(".strip button").count() != before
