@@ -16,7 +16,7 @@ from workbench.explorer.switches import Switches
 from workbench.figures import sparkline
 from workbench.runs.folder import Run
 
-NEWEST = 12  # runs whose curves are shown unless all are asked for
+NEWEST = 6  # runs whose curves are shown unless all are asked for
 
 
 def show(name, opened: Opened, ids, switches: Switches, reading: Reading, layer: int, at: int) -> None:
@@ -100,7 +100,7 @@ def in_runs(opened: Opened, layer: int) -> None:
         above = curve.run
     st.html(
         styling.heading(f"in finished runs, the newest first: over the layers, and at layer {layer}")
-        + "<div style='max-height:420px;overflow-y:auto'>"
+        + "<div class='wb-tall' tabindex='0' role='region' aria-label='curves of finished runs'>"
         + styling.table(
             rows,
             [
