@@ -90,7 +90,7 @@ def layers(
             raise InputError(f"This capture is of {len(found):,} texts, and a map has at most {map_texts.MOST:,}.")
         states = layer_states.stored_states(source.which)
     else:
-        found, token = activation_maps.chosen_texts(opened.model, found, token, most)
+        found, token = activation_maps.chosen_texts(found, token, most)
         states = layer_states.states_of(opened, found, token)
     return found, states, activation_maps.layers_of(states)
 

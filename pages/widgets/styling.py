@@ -181,12 +181,6 @@ def state(job: Any) -> str:
     return f"{share}{job.label or 'starting'}{left}"
 
 
-def short_id(identifier: str) -> str:
-    """A run's id with the end of its hash cut: enough to tell runs apart by eye."""
-    name, _, mark = identifier.rpartition("-")
-    return f"{name}-{mark[:6]}" if name else identifier[:24]
-
-
 def columns_of(frame: Any) -> dict[str, Any]:
     """How the columns of a table are written: numbers to three places, however small."""
     return {

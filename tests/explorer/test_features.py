@@ -9,35 +9,21 @@ import torch
 
 from tests.explorer.test_waterfall import IDS, heads_of, norm_of, plain
 from tests.sae.test_sae import KINDS, make
-from tests.support.architectures import build
 from workbench.core.errors import InputError
 from workbench.explorer import continuation, readings
 from workbench.explorer.autoencoders import open_autoencoder
 from workbench.explorer.feature_paths import feature_effects, feature_sources, feature_writes, head_features
 from workbench.explorer.feature_readings import read_features
-from workbench.explorer.opened_model import Opened, open_model
+from workbench.explorer.opened_model import open_model
 from workbench.explorer.reference_texts import reference
 from workbench.explorer.sub_blocks import sub_blocks
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 from workbench.explorer.waterfall import WHOLE, waterfall
-from workbench.models.loading import wrap
 from workbench.sae.feature_edits import FeatureChange, feature_changes
 
 NORMALISED = ("none", "layer_norm", "constant_norm_rescale")
 TARGET = Target(7, 3)
-
-
-@pytest.fixture(scope="module")
-def opened():
-    made = {}
-
-    def of(name):
-        if name not in made:
-            made[name] = Opened(wrap(build(name), None, name=name))
-        return made[name]
-
-    return of
 
 
 @pytest.fixture

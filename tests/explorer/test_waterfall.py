@@ -24,18 +24,6 @@ DONOR = [5, 12, 17, 8, 30, 41]
 ADDS_UP = ("llama", "gpt2", "gemma2", "olmo2", "gpt_neox", "qwen3")
 
 
-@pytest.fixture(scope="module")
-def opened():
-    made = {}
-
-    def of(name):
-        if name not in made:
-            made[name] = Opened(wrap(build(name), None, name=name))
-        return made[name]
-
-    return of
-
-
 def heads_of(hf, layer):
     """The output projection of a layer's attention."""
     if hasattr(hf, "gpt_neox"):

@@ -221,7 +221,7 @@ def activation_map(
     opened = model if isinstance(model, Opened) else Opened(model) if isinstance(model, Model) else open_model(model)
     if isinstance(source, str) and _is_run(source):
         source = open_run(source)
-    texts, token = chosen_texts(opened.model, texts_from(opened.model, source, part=part), token, most)
+    texts, token = chosen_texts(texts_from(opened.model, source, part=part), token, most)
     states = states_of(opened, texts, token)
     found = mapped(
         states,
@@ -237,7 +237,7 @@ def activation_map(
     return table, figure_of(table, found, texts, colour=colour, model=str(opened.model.name))
 
 
-def chosen_texts(model: Model, texts: MapTexts, token: str | None, most: int) -> tuple[MapTexts, str]:
+def chosen_texts(texts: MapTexts, token: str | None, most: int) -> tuple[MapTexts, str]:
     """At most `most` of the texts, and the token they are read at: the source's own unless one is given."""
     token = texts.token if token is None else token
     texts.positions(token)  # says what is wrong with the token
