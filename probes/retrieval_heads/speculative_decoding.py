@@ -153,9 +153,8 @@ def begin(
     readings = _stacked(model, seen)  # [B, layers, H, R, 3]
     steps, done, wrong = _as_far_as_guessed(chosen, guesses, readings, max_new_tokens=max_new_tokens, stops=stops)
     size = past.past.mask.shape[1]
-    columns = torch.arange(size, device=model.device)[None]
-    right = columns < size - torch.tensor(wrong, device=model.device)[:, None]
-    past = Cached(past.cache, replace(past.past, mask=past.past.mask & right))
+    real = past.past.real & (torch.arange(size) < size - torch.tensor(wrong)[:, None])
+    past = Cached(past.cache, replace(past.past, mask=real.to(model.device), real=real))
     going = [b for b in range(B) if not done[b]]
     return Begun(past if len(going) == B and not use_up else past.pick(going) if going else None, steps, done, spans)
 

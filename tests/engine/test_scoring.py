@@ -9,7 +9,7 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 from tests.support.architectures import build
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.draws import row_keys, step_keys
-from workbench.engine.sampling import FIELDS, Rule, step
+from workbench.engine.sampling import FIELDS, Rule, check_steps, likeliest, likeliest_unchecked, step
 from workbench.engine.scoring import score
 from workbench.models.loading import load, wrap
 
@@ -229,6 +229,21 @@ def test_teacher_forced_scores_equal_plain_hugging_face_in_float64(tiny_llama):
                 assert float(rows[t, FIELDS.index("entropy")]) == pytest.approx(truth["entropy"], abs=1e-3)
                 assert float(rows[t, FIELDS.index("entropy_full")]) == pytest.approx(truth["entropy_full"], abs=1e-3)
                 assert float(rows[t, FIELDS.index("logprob_full")]) == pytest.approx(truth["logprob_full"], abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_faults_of_greedy_steps_add_up_to_what_is_refused_at_the_end(dtype, bad):
+    scores = torch.randn(5, 3, 40, generator=torch.Generator().manual_seed(6)).to(dtype)
+    scores[..., 7] = -torch.inf
+    found = [likeliest_unchecked(step_scores) for step_scores in scores]
+    assert torch.equal(torch.stack([token for token, _ in found]), scores.argmax(-1))
+    check_steps(sum(fault for _, fault in found), "a model")
+    scores[2, 1, 9] = bad
+    with pytest.raises(RunFailed, match="NaN"):
+        check_steps(sum(fault for _, fault in map(likeliest_unchecked, scores)), "a model")
+    with pytest.raises(RunFailed, match="NaN"):
+        likeliest(scores[2], "a model")
 
 
 def test_rules_and_texts_that_make_no_sense_are_refused():

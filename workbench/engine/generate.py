@@ -60,18 +60,20 @@ class _Rows:
         for layer in layers:  # a model spread over several devices has its cache there too
             layer.batch_select_indices(rows.to(getattr(layer, "device", rows.device)))
         mask, position, ids = past.mask[rows], past.position_ids[rows], past.ids[rows]
-        self.past = Batch(ids, mask, position, past.lengths[rows], "left")
+        self.past = Batch(ids, mask, position, past.lengths[rows], "left", past.real[rows.cpu()])
 
 
 def _column(ids: torch.Tensor, positions: torch.Tensor) -> Batch:
     """One token per row at the given positions, as a batch."""
     one = torch.ones_like(ids)
-    return Batch(ids[:, None], one[:, None].bool(), positions[:, None], one, "left")
+    real = torch.ones((len(ids), 1), dtype=torch.bool)
+    return Batch(ids[:, None], one[:, None].bool(), positions[:, None], one, "left", real)
 
 
 def _split_last(batch: Batch) -> tuple[Batch, Batch]:
     """A left-padded batch as everything but its last column, and the last column."""
-    front = Batch(batch.ids[:, :-1], batch.mask[:, :-1], batch.position_ids[:, :-1], batch.lengths - 1, "left")
+    ids, mask, position, real = (t[:, :-1] for t in (batch.ids, batch.mask, batch.position_ids, batch.real))
+    front = Batch(ids, mask, position, batch.lengths - 1, "left", real)
     return front, _column(batch.ids[:, -1], batch.lengths - 1)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from workbench.models.batching import ALIGNED, Batch, pad
+from workbench.models.batching import ALIGNED, Batch, pad, sent
 from workbench.models.model import Model
 
 
@@ -35,16 +35,18 @@ class Cached:
 
         twin = _cache(_layer(*map(widen, keys_and_values(layer))) for layer in self.cache.layers)
         p = self.past
-        return Cached(twin, Batch(widen(p.ids), widen(p.mask), widen(p.position_ids), widen(p.lengths), "left"))
+        ids, mask, position_ids, lengths, real = map(widen, (p.ids, p.mask, p.position_ids, p.lengths, p.real))
+        return Cached(twin, Batch(ids, mask, position_ids, lengths, "left", real))
 
     def pick(self, rows: list[int]) -> Cached:
         """The past of some rows only. The cache itself shrinks: this past is not to be used any more."""
-        index, p = torch.tensor(rows, device=self.past.mask.device), self.past
+        p = self.past
+        (index,) = sent([torch.tensor(rows)], p.mask.device)
         for number, layer in enumerate(self.cache.layers):  # one after the other, so that what leaves is freed
             keys, values = keys_and_values(layer)
             here = index.to(keys.device)
             self.cache.layers[number] = _layer(keys.index_select(0, here), values.index_select(0, here))
-        return Cached(self.cache, Batch(p.ids[index], p.mask[index], p.position_ids[index], p.lengths[index], p.side))
+        return Cached(self.cache, _rows(p, index, rows))
 
     def first(self, columns: int, rows: Sequence[int] | None = None) -> Cached:
         """The past cut after its first `columns` columns, of the chosen rows (None: all). Only rows that are chosen are
@@ -53,7 +55,8 @@ class Cached:
         Of all rows the cut is in the same memory: where this past has room to grow, the cut grows over what lies beyond
         it."""
         p, every = self.past, rows is None or list(rows) == list(range(len(self.past.ids)))
-        ids, mask, position_ids = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids))
+        ids, mask, position_ids, real = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids, p.real))
+        front = Batch(ids, mask, position_ids, mask.sum(1), "left", real)
         if every:
             cut = _cache(
                 source.first(columns)
@@ -61,13 +64,20 @@ class Cached:
                 else _layer(*(state[:, :, :columns] for state in keys_and_values(source)))
                 for source in self.cache.layers
             )
-            return Cached(cut, Batch(ids, mask, position_ids, mask.sum(1), "left"))
-        index = torch.tensor(rows, device=ids.device)
+            return Cached(cut, front)
+        assert rows is not None  # it would be every row
+        (index,) = sent([torch.tensor(rows)], ids.device)
         chosen = _cache(
             _layer(*(state[index.to(state.device), :, :columns] for state in keys_and_values(source)))
             for source in self.cache.layers
         )
-        return Cached(chosen, Batch(ids[index], mask[index], position_ids[index], mask[index].sum(1), "left"))
+        return Cached(chosen, _rows(front, index, rows))
+
+
+def _rows(past: Batch, index: torch.Tensor, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch: `index` [k] on its device, `rows` the same on the host."""
+    ids, mask, position_ids, lengths = (t[index] for t in (past.ids, past.mask, past.position_ids, past.lengths))
+    return Batch(ids, mask, position_ids, lengths, past.side, past.real[list(rows)])
 
 
 def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,10 +158,10 @@ def merge(pasts: Sequence[Cached]) -> Cached:
 
     layers = (zip(*map(keys_and_values, same)) for same in zip(*(p.cache.layers for p in pasts)))
     cache = _cache(_layer(joined(keys, -2), joined(values, -2)) for keys, values in layers)
-    ids, mask, position_ids = (
-        joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids")
+    ids, mask, position_ids, real = (
+        joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids", "real")
     )
-    return Cached(cache, Batch(ids, mask, position_ids, torch.cat([p.past.lengths for p in pasts]), "left"))
+    return Cached(cache, Batch(ids, mask, position_ids, torch.cat([p.past.lengths for p in pasts]), "left", real))
 
 
 def feed(
@@ -170,11 +180,8 @@ def feed(
 
 def _after(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Batch:
     """Token rows as a batch, padded on the left, whose positions count on after `before`."""
-    batch = pad(rows, pad_id=model.pad_id, side="left", device=model.device)
-    if before is None:
-        return batch
-    start = torch.where(before.past.mask, before.past.position_ids, -1).amax(1, keepdim=True) + 1
-    return replace(batch, position_ids=torch.where(batch.mask, batch.position_ids + start, 0))
+    first = None if before is None else before.past.sizes
+    return pad(rows, pad_id=model.pad_id, side="left", device=model.device, first=first)
 
 
 def _grown(before: Cached | None, batch: Batch, cache: DynamicCache) -> Cached:
@@ -211,7 +218,7 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
         return feed(model, rows, before)[0]
     batch = _after(model, rows, before)
     width, past = batch.ids.shape[1], 0 if before is None else before.past.mask.shape[1]
-    padding = width - int(batch.lengths.min())
+    padding = width - min(batch.sizes)
     at_once = model.tokens_at_once() // len(rows) if before is not None or padding else width
     step = max(at_once, padding + ALIGNED)  # the first block holds a token of every row
     layers = [_Growing(past + width + room) for _ in range(model.n_layers)]
@@ -220,8 +227,8 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
     start = 0
     while start < width:
         stop = min(width, start + step - (past + start + step) % ALIGNED) if start + step < width else width
-        ids, mask, positions = (t[:, start:stop] for t in (batch.ids, batch.mask, batch.position_ids))
-        block = Batch(ids, mask, positions, mask.sum(1), "left")
+        ids, mask, positions, real = (t[:, start:stop] for t in (batch.ids, batch.mask, batch.position_ids, batch.real))
+        block = Batch(ids, mask, positions, mask.sum(1), "left", real)
         cache = _KeysOnly(layers)
         with torch.no_grad(), suppress(_Remembered):
             model.forward(block, cache=cache, past=before.past if before is not None else None, last_logits=1)

@@ -77,6 +77,7 @@ def grid(model: Model, ids, first: int = 0) -> Batch:
         position,
         torch.full((len(ids),), tokens.shape[1], device=model.device),
         "right",
+        torch.ones(tokens.shape, dtype=torch.bool),
     )
 
 

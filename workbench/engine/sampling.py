@@ -343,11 +343,21 @@ def likeliest(scores: torch.Tensor, name: str, *, last: Sequence[int] | None = N
     """Ids [...] of the highest of scores [..., V]. Raises RunFailed where one is NaN or infinite (the id would be 0).
 
     `last`: of scores [B, R, V], how many of the last R count in each row; what stands before them may be of padding."""
-    value, token = scores.max(-1)
-    if last is not None:
-        value = value.masked_fill(
-            torch.arange(value.shape[1], 0, -1, device=value.device) > torch.tensor(last, device=value.device)[:, None],
-            0,
-        )
-    check_steps(torch.where(value.isfinite(), value, torch.nan), name)
+    counted = None if last is None else torch.tensor(last, device=scores.device)
+    token, fault = likeliest_unchecked(scores, last=counted)
+    check_steps(fault, name)
     return token
+
+
+def likeliest_unchecked(scores: torch.Tensor, *, last: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [...] of the highest of scores [..., V], and faults [...] in the dtype of the scores: 0, and NaN where the
+    highest is NaN or infinite, whose id means nothing.
+
+    Nothing waits for the device: a loop adds the faults of its steps up and gives the sum to `check_steps` at its end.
+    `last` [B] as in `likeliest`, on the device."""
+    value, token = scores.max(-1)
+    fault = value - value
+    if last is not None:
+        padding = torch.arange(value.shape[1], 0, -1, device=value.device) > last[:, None]
+        fault = fault.masked_fill(padding, 0)
+    return token, fault

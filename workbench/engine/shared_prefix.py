@@ -23,7 +23,7 @@ from workbench.engine import hf
 from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.engine.passes import READ, Pass, with_pass
-from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad
+from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad, sent
 from workbench.models.model import Model
 from workbench.models.recording import Keep, Positions, converted, parse_sites, recording, select_positions
 from workbench.models.running_pass import PassPositions, running
@@ -199,14 +199,15 @@ def _run(
         tokens[b, :n], depth[b, :n], sees[b, :n, :n] = torch.tensor(pack.tokens), torch.tensor(pack.depth), pack.sees()
     hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
     hidden = torch.nn.functional.pad(hidden, (past, 0))[:, None].to(device)
-    tokens, depth, lengths = tokens.to(device), depth.to(device) + past, torch.tensor(sizes, device=device)
+    real = torch.arange(shape[1]) < torch.tensor(sizes)[:, None]
+    tokens, depth, there, lengths = sent([tokens, depth + past, real.long(), torch.tensor(sizes)], device)
     keys = torch.cat([torch.arange(past, device=device).expand(len(together), -1), depth], 1)
     after = (
         {"use_cache": False}
         if begun is None
         else {"past_key_values": begun.fork(len(together)).cache, "use_cache": True}
     )
-    batch = Batch(tokens, torch.arange(shape[1], device=device) < lengths[:, None], depth, lengths, "right")
+    batch = Batch(tokens, there.bool(), depth, lengths, "right", real)
     which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows], device=device)
     last = torch.tensor([node for pack in together for node in pack.last], device=device)
     with (

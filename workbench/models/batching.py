@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -36,33 +37,55 @@ def batches(lengths: Sequence[int], *, max_tokens: int = 8192, max_rows: int = 2
 
 @dataclass(eq=False)
 class Batch:
-    """Padded token ids. ids [B, T]; mask [B, T], True on real tokens; position_ids [B, T]; lengths [B]."""
+    """Padded token ids. ids [B, T]; mask [B, T], True on real tokens; position_ids [B, T]; lengths [B]; `real`: the
+    mask on the host, so that nobody waits for the device to learn how long the sequences are."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     position_ids: torch.Tensor
     lengths: torch.Tensor
     side: str
+    real: torch.Tensor
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """`lengths`, on the host."""
+        return self.real.sum(1).tolist()
 
     @property
     def tokens(self) -> int:
-        return int(self.lengths.sum())
+        return sum(self.sizes)
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any column of any row is no token."""
+        return not bool(self.real.all())
 
     def followed_by(self, more: Batch) -> Batch:
         """What was read before, and what is read after it, column by column: padded on the left."""
+        mask = torch.cat([self.mask, more.mask], 1)
         return Batch(
             torch.cat([self.ids, more.ids], 1),
-            torch.cat([self.mask, more.mask], 1),
+            mask,
             torch.cat([self.position_ids, more.position_ids], 1),
             self.lengths + more.lengths,
             "left",
+            mask if mask.device.type == "cpu" else torch.cat([self.real, more.real], 1),
         )
 
 
-def pad(ids: Sequence[Sequence[int]], *, pad_id: int, side: str = "right", device: torch.device | str = "cpu") -> Batch:
-    """Pad sequences to the longest; positions count from 0 at each sequence's first token, padding has position 0.
+def pad(
+    ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    side: str = "right",
+    device: torch.device | str = "cpu",
+    first: Sequence[int] | None = None,
+) -> Batch:
+    """Pad sequences to the longest; positions count from `first` (0) at each sequence's first token, padding has
+    position 0.
 
-    Raises InputError for an empty sequence."""
+    The batch is made on the host and goes to `device` in one copy. Raises InputError for an empty sequence."""
     lengths = [len(row) for row in ids]
     if not lengths or min(lengths) == 0:
         where = lengths.index(0) if lengths else 0
@@ -72,13 +95,28 @@ def pad(ids: Sequence[Sequence[int]], *, pad_id: int, side: str = "right", devic
         rows = [list(row) + [pad_id] * (width - len(row)) for row in ids]
     else:
         rows = [[pad_id] * (width - len(row)) + list(row) for row in ids]
-    tokens = torch.tensor(rows, dtype=torch.long, device=device)
-    length = torch.tensor(lengths, device=device)
-    column = torch.arange(width, device=device).expand(len(rows), -1)
+    length = torch.tensor(lengths)
     start = torch.zeros_like(length) if side == "right" else width - length
-    position = column - start[:, None]
-    mask = (position >= 0) & (position < length[:, None])
-    return Batch(tokens, mask, torch.where(mask, position, 0), length, side)
+    position = torch.arange(width) - start[:, None]
+    real = (position >= 0) & (position < length[:, None])
+    if first is not None:
+        position += torch.tensor(first)[:, None]
+    tokens, position, there, length = sent(
+        [torch.tensor(rows, dtype=torch.long), torch.where(real, position, 0), real.long(), length], device
+    )
+    return Batch(tokens, there.bool(), position, length, side, real)
+
+
+def sent(numbers: Sequence[torch.Tensor], device: torch.device | str) -> list[torch.Tensor]:
+    """Whole numbers [...] int64 of the host on `device`, in one copy that the host does not wait for."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return list(numbers)
+    together = torch.cat([x.flatten() for x in numbers])
+    if device.type == "cuda":  # from pageable memory a copy waits
+        together = together.pin_memory()
+    parts = together.to(device, non_blocking=True).split([x.numel() for x in numbers])
+    return [part.view(x.shape) for part, x in zip(parts, numbers)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

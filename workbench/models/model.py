@@ -249,16 +249,16 @@ class Model(TextSide):
 
         With a `cache`, `batch` continues it: its position_ids count on and `past` describes the cached columns.
         `last_logits` keeps the scores of that many last columns only (left padding); 0 keeps all."""
-        self._check_rotation(batch, cache)
+        here = positions_after(batch, past)
+        self._check_rotation(batch if here.whole is None else here.whole, cache)
         arguments = self.arguments(batch, cache=cache, past=past, last_logits=last_logits, use_cache=use_cache)
-        with running(positions_after(batch, past)):
+        with running(here):
             return self.hf(**arguments)
 
     def arguments(
         self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False
     ) -> dict[str, object]:
         """What `forward` calls the Hugging Face model with."""
-        key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
         extra: dict[str, object] = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
         if last_logits and "logits_to_keep" in self._accepts:
             extra["logits_to_keep"] = int(last_logits)
@@ -269,7 +269,8 @@ class Model(TextSide):
         # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the
         # mask.
         if batch.side == "left" or cache is not None or not self._mask_free:
-            if not bool(key_mask.all()) or not self._mask_free:
+            if batch.padded or (past is not None and past.padded) or not self._mask_free:
+                key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
                 extra["attention_mask"] = key_mask.long()
         else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
             extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
@@ -291,18 +292,19 @@ class Model(TextSide):
                 )
         return min(limits) if limits else None
 
-    def _check_rotation(self, batch: Batch, cache) -> None:
+    def _check_rotation(self, whole: Batch, cache) -> None:
         """Refuse passes whose numbers would depend on the company: Hugging Face picks one set of frequencies for the
-        whole batch, and keys that are cached already keep those they were computed with."""
+        whole batch, and keys that are cached already keep those they were computed with. `whole`: with what is
+        cached."""
         limit = self._rotation_limit
-        if limit is None or int(batch.position_ids.max()) < limit:
+        if limit is None or max(whole.sizes) <= limit:
             return
         if cache is not None:
             raise InputError(
                 f"{self.name} rotates positions by the length of the whole text beyond {limit} tokens, which "
                 f"cached keys cannot follow; use shorter texts."
             )
-        if len(set(batch.lengths.tolist())) > 1:
+        if len(set(whole.sizes)) > 1:
             raise InputError(
                 f"{self.name} rotates positions by the longest text of a batch beyond {limit} tokens; run "
                 f"these texts one by one."
