@@ -10,7 +10,7 @@ import torch
 from workbench.models.attention_weights import Masking, Rows, Weights
 from workbench.models.running_pass import PassPositions, positions
 
-# Scores that are held at once: on a CPU as many as stay in its caches, elsewhere more (256 MiB), as launches count there.
+# Scores held at once: on a CPU as many as stay in its caches, elsewhere more (256 MiB), as launches count there.
 ON_CPU, ELSEWHERE = 1 << 18, 1 << 26
 
 

@@ -104,9 +104,7 @@ def test_where_rows_come_from_full_maps_only_the_queries_wanted_go_through_one(n
     model = wrap(build(name), name=name)
     guesses = [tokens[:2] for tokens, *_ in reference]
     longest = max(map(len, PROMPTS))
-    monkeypatch.setattr(
-        workbench.models.attention_weights, "BLOCK", len(PROMPTS) * model.n_heads * 3 * (longest + N) / 4
-    )
+    monkeypatch.setattr(attention_weights, "BLOCK", len(PROMPTS) * model.n_heads * 3 * (longest + N) / 4)
     before = feed(model, [PROMPTS[0][:prefix]], None)[0].fork(3) if prefix else None
     compare(
         greedy_steps(
