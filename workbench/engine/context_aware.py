@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache
 
 from workbench.core.errors import InputError
-from workbench.engine.edits import apply
-from workbench.engine.generate import _Ends, _room, _Rows
+from workbench.engine.decoding import Decoding, Rows, decode
+from workbench.engine.edits import Edit, apply
+from workbench.engine.endings import Ends, Texts, room_after
 from workbench.engine.passes import DECODE, Pass, check_prompts, with_pass
-from workbench.engine.sampling import likeliest
+from workbench.engine.sampling import likeliest_unchecked
 from workbench.models.batching import pad
 from workbench.models.model import Model
 
@@ -48,16 +48,17 @@ def context_aware(
         raise InputError(f"There are {len(prompts)} prompts with and {len(without)} without context; give pairs.")
     if max_new_tokens < 1 or not math.isfinite(weight):
         raise InputError(f"max_new_tokens is {max_new_tokens} and the weight {weight}; give at least 1 and a number.")
-    rooms = [[_room(model, len(ids), max_new_tokens) for ids in side] for side in (prompts, without)]
+    rooms = [[room_after(model, len(ids), max_new_tokens) for ids in side] for side in (prompts, without)]
     for side, room in zip((prompts, without), rooms):
         check_prompts(model, side, run, room=room)
-    room, ends = [min(pair) for pair in zip(*rooms)], _Ends.of(model, (), (), True)
+    room, ends = [min(pair) for pair in zip(*rooms)], Ends.of(model, (), (), True)
     out: list[list[int]] = [[] for _ in prompts]
 
     def compute(rows: list[int]) -> None:
         pairs = [(prompts[i], without[i]) for i in rows]
-        found = _batch(model, pairs, [room[i] for i in rows], ends, weight, run.for_prompts([*rows, *rows]))
-        for i, ids in zip(rows, found):
+        texts = Texts([room[i] for i in rows], max_new_tokens, ends)
+        _batch(model, pairs, texts, weight, run.for_prompts([*rows, *rows]))
+        for i, ids in zip(rows, texts.written):
             out[i] = ids
 
     lengths = [2 * (max(map(len, pair)) + more) for pair, more in zip(zip(prompts, without), room)]
@@ -67,26 +68,18 @@ def context_aware(
 
 
 @torch.no_grad()
-def _batch(model: Model, pairs: list, room: list[int], ends: _Ends, weight: float, run: Pass) -> list[list[int]]:
-    """Continuations of pairs of prompts, read as one batch: those with a context first, then those without."""
-    rows = _Rows(model, DynamicCache(config=model.hf.config))
-    alive, written = list(range(len(pairs))), [[] for _ in pairs]
+def _batch(model: Model, pairs: list, texts: Texts, weight: float, run: Pass) -> None:
+    """Continue pairs of prompts, read as one batch: those with a context first, then those without."""
     batch = pad([ids for side in zip(*pairs) for ids in side], pad_id=model.pad_id, side="left", device=model.device)
+    rows = Rows(model, batch, max(texts.room))
     with apply(model, run.edits):
-        scores = rows.feed(batch)
-    while True:
+        scores = rows.read(rows.width)
+
+    def choose(scores: torch.Tensor, _keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         with_context, bare = scores.chunk(2)
-        chosen = likeliest(weighed(with_context, bare, weight), model.name)
-        keep = []
-        for k, (i, token) in enumerate(zip(alive, chosen.tolist())):
-            written[i].append(token)
-            if len(written[i]) < room[i] and not ends.reached(written[i]):
-                keep.append(k)
-        if not keep:
-            return written
-        if len(keep) < len(alive):
-            rows.select(torch.tensor([*keep, *(len(alive) + k for k in keep)], device=chosen.device))
-            alive, chosen = [alive[k] for k in keep], chosen[keep]
-        run.asked()
-        with apply(model, run.for_prompts([*alive, *(len(pairs) + i for i in alive)]).edits):
-            scores = rows.feed_tokens(chosen.repeat(2))
+        return likeliest_unchecked(weighed(with_context, bare, weight))
+
+    def edits(alive: list[int]) -> Sequence[Edit]:
+        return run.for_prompts([*alive, *(len(pairs) + i for i in alive)]).edits
+
+    decode(rows, scores, texts, Decoding(choose, edits, lambda _: run.asked(), sides=2))

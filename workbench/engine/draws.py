@@ -46,6 +46,11 @@ def step_keys(keys: torch.Tensor, t: int) -> torch.Tensor:
     return _mix(keys + _signed((t + 1) * _GOLDEN))
 
 
+def keys_of_steps(keys: torch.Tensor, steps: int) -> torch.Tensor:
+    """`step_keys` of rows [R] for the first steps, [R, steps]."""
+    return _mix(keys[:, None] + torch.arange(1, steps + 1, device=keys.device) * _signed(_GOLDEN))
+
+
 def draw(log_q: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
     """One id per row [r], drawn from log-probabilities [r, K] (any constant added) of the tokens `ids` [r, K] (None: 0
     … K−1)."""

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.models.batching import ALIGNED, Batch, pad, sent
 from workbench.models.model import Model
+from workbench.models.running_pass import positions_after
 
 
 @dataclass(eq=False)
@@ -35,8 +36,8 @@ class Cached:
 
         twin = _cache(_layer(*map(widen, keys_and_values(layer))) for layer in self.cache.layers)
         p = self.past
-        ids, mask, position_ids, lengths, real = map(widen, (p.ids, p.mask, p.position_ids, p.lengths, p.real))
-        return Cached(twin, Batch(ids, mask, position_ids, lengths, "left", real))
+        ids, mask, position_ids, real = map(widen, (p.ids, p.mask, p.position_ids, p.real))
+        return Cached(twin, Batch(ids, mask, position_ids, "left", real))
 
     def pick(self, rows: list[int]) -> Cached:
         """The past of some rows only. The cache itself shrinks: this past is not to be used any more."""
@@ -56,7 +57,7 @@ class Cached:
         it."""
         p, every = self.past, rows is None or list(rows) == list(range(len(self.past.ids)))
         ids, mask, position_ids, real = (t[:, :columns] for t in (p.ids, p.mask, p.position_ids, p.real))
-        front = Batch(ids, mask, position_ids, mask.sum(1), "left", real)
+        front = Batch(ids, mask, position_ids, "left", real)
         if every:
             cut = _cache(
                 source.first(columns)
@@ -76,8 +77,8 @@ class Cached:
 
 def _rows(past: Batch, index: torch.Tensor, rows: Sequence[int]) -> Batch:
     """Some rows of a batch: `index` [k] on its device, `rows` the same on the host."""
-    ids, mask, position_ids, lengths = (t[index] for t in (past.ids, past.mask, past.position_ids, past.lengths))
-    return Batch(ids, mask, position_ids, lengths, past.side, past.real[list(rows)])
+    ids, mask, position_ids = (t[index] for t in (past.ids, past.mask, past.position_ids))
+    return Batch(ids, mask, position_ids, past.side, past.real[list(rows)])
 
 
 def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +101,7 @@ class _Growing(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args, **_kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            _start(self, key_states[..., :0, :], value_states[..., :0, :])
         before = self.get_seq_length()
         end = before + key_states.shape[-2]
         buffers = self.buffers
@@ -127,8 +128,9 @@ class _Growing(DynamicLayer):
 
 
 def _start(layer: DynamicLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Let a new layer start from keys and values as they are: `update` would copy them."""
-    layer.lazy_initialization(keys, values)
+    """Let a new layer start from keys and values as they are: `update` would copy them, and `lazy_initialization` sends
+    two empty tensors to the device."""
+    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
     layer.keys, layer.values = keys, values
 
 
@@ -142,6 +144,7 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
 def _cache(layers: Iterable[DynamicLayer]) -> DynamicCache:
     """A cache that starts from these layers."""
     cache = DynamicCache()
+    cache.layer_class_to_replicate = _Whole  # of those that are still to come
     cache.layers.extend(layers)
     return cache
 
@@ -161,7 +164,45 @@ def merge(pasts: Sequence[Cached]) -> Cached:
     ids, mask, position_ids, real = (
         joined([getattr(p.past, name) for p in pasts], -1) for name in ("ids", "mask", "position_ids", "real")
     )
-    return Cached(cache, Batch(ids, mask, position_ids, torch.cat([p.past.lengths for p in pasts]), "left", real))
+    return Cached(cache, Batch(ids, mask, position_ids, "left", real))
+
+
+class _Whole(DynamicLayer):
+    """A layer of transformers' dynamic cache whose first tensors are not made from Python numbers, which would be two
+    copies to the device."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        _start(self, key_states[..., :0, :], value_states[..., :0, :])
+
+
+class _Window(DynamicSlidingWindowLayer):
+    """The same of a layer that attends over a window."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        _start(self, key_states[..., :0, :], value_states[..., :0, :])
+
+
+def empty_cache(model: Model) -> DynamicCache:
+    """A cache that has read nothing, of the kinds of layers that the architecture has."""
+    cache = DynamicCache(config=model.hf.config)
+    layers: list[Any] = cache.layers
+    for number, layer in enumerate(layers):
+        if type(layer) is DynamicLayer:
+            layers[number] = _Whole()
+        elif type(layer) is DynamicSlidingWindowLayer:
+            layers[number] = _Window(layer.sliding_window)
+    if not layers:  # they are made when they are first written to
+        cache.layer_class_to_replicate = _Whole
+    return cache
+
+
+def select_rows(cache: DynamicCache, index: torch.Tensor) -> None:
+    """Keep these rows [k] of a cache only, or repeat them."""
+    layers: list[Any] = cache.layers  # of whatever kinds the architecture has
+    there = {index.device: index}  # a model spread over several devices has its cache there too
+    for layer in layers:
+        device = getattr(layer, "device", index.device)
+        layer.batch_select_indices(there.setdefault(device, index.to(device)))
 
 
 def feed(
@@ -170,22 +211,17 @@ def feed(
     """Feed token rows (left-padded) after `before`; returns the grown past and the logits of the last `last_logits`
     columns."""
     batch = _after(model, rows, before)
-    cache = before.cache if before is not None else DynamicCache()
+    cache = before.cache if before is not None else _cache(())
+    here = positions_after(batch, before.past if before is not None else None)
     with torch.no_grad():
-        out = model.forward(
-            batch, cache=cache, past=before.past if before is not None else None, last_logits=last_logits
-        )
-    return _grown(before, batch, cache), out.logits[:, -last_logits:].float()
+        out = model.forward(batch, cache=cache, here=here, last_logits=last_logits)
+    return Cached(cache, here.whole or batch), out.logits[:, -last_logits:].float()
 
 
 def _after(model: Model, rows: Sequence[Sequence[int]], before: Cached | None) -> Batch:
     """Token rows as a batch, padded on the left, whose positions count on after `before`."""
     first = None if before is None else before.past.sizes
     return pad(rows, pad_id=model.pad_id, side="left", device=model.device, first=first)
-
-
-def _grown(before: Cached | None, batch: Batch, cache: DynamicCache) -> Cached:
-    return Cached(cache, batch if before is None else before.past.followed_by(batch))
 
 
 class _Remembered(Exception):
@@ -228,12 +264,12 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
     while start < width:
         stop = min(width, start + step - (past + start + step) % ALIGNED) if start + step < width else width
         ids, mask, positions, real = (t[:, start:stop] for t in (batch.ids, batch.mask, batch.position_ids, batch.real))
-        block = Batch(ids, mask, positions, mask.sum(1), "left", real)
-        cache = _KeysOnly(layers)
+        block = Batch(ids, mask, positions, "left", real)
+        cache, here = _KeysOnly(layers), positions_after(block, before.past if before is not None else None)
         with torch.no_grad(), suppress(_Remembered):
-            model.forward(block, cache=cache, past=before.past if before is not None else None, last_logits=1)
+            model.forward(block, cache=cache, here=here, last_logits=1)
         # last layers may use the keys of earlier ones
-        before = _grown(before, block, _cache(layer for layer in layers if layer.is_initialized))
+        before = Cached(_cache(layer for layer in layers if layer.is_initialized), here.whole or block)
         start = stop
     assert before is not None  # every row has a token
     return before

@@ -75,7 +75,6 @@ def grid(model: Model, ids, first: int = 0) -> Batch:
         tokens,
         torch.ones_like(tokens, dtype=torch.bool),
         position,
-        torch.full((len(ids),), tokens.shape[1], device=model.device),
         "right",
         torch.ones(tokens.shape, dtype=torch.bool),
     )

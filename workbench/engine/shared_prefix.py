@@ -200,14 +200,14 @@ def _run(
     hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
     hidden = torch.nn.functional.pad(hidden, (past, 0))[:, None].to(device)
     real = torch.arange(shape[1]) < torch.tensor(sizes)[:, None]
-    tokens, depth, there, lengths = sent([tokens, depth + past, real.long(), torch.tensor(sizes)], device)
+    tokens, depth, there = sent([tokens, depth + past, real.long()], device)
     keys = torch.cat([torch.arange(past, device=device).expand(len(together), -1), depth], 1)
     after = (
         {"use_cache": False}
         if begun is None
         else {"past_key_values": begun.fork(len(together)).cache, "use_cache": True}
     )
-    batch = Batch(tokens, there.bool(), depth, lengths, "right", real)
+    batch = Batch(tokens, there.bool(), depth, "right", real)
     which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows], device=device)
     last = torch.tensor([node for pack in together for node in pack.last], device=device)
     with (

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.generate import FINISH, Samples, _Ends
+from workbench.engine.endings import Ends
+from workbench.engine.generate import FINISH, Samples
 from workbench.engine.passes import Pass, check_ids, with_pass
 from workbench.engine.sampling import Rule
 from workbench.engine.scoring import score
@@ -77,7 +78,7 @@ def sample_vllm(
     if run.edits:
         raise InputError("Edits are hooks on the Hugging Face model; with them, use sampler=hf.")
     check_ids(model, prompts)
-    ends = _Ends.of(model, (), stop_strings, True)
+    ends = Ends.of(model, (), stop_strings, True)
     rule = rule or Rule()
     keys = range(len(prompts)) if prompt_keys is None else prompt_keys
     room = [

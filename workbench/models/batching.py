@@ -37,20 +37,24 @@ def batches(lengths: Sequence[int], *, max_tokens: int = 8192, max_rows: int = 2
 
 @dataclass(eq=False)
 class Batch:
-    """Padded token ids. ids [B, T]; mask [B, T], True on real tokens; position_ids [B, T]; lengths [B]; `real`: the
-    mask on the host, so that nobody waits for the device to learn how long the sequences are."""
+    """Padded token ids. ids [B, T]; mask [B, T], True on real tokens; position_ids [B, T]; `real`: the mask on the
+    host, so that nobody waits for the device to learn how long the sequences are."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     position_ids: torch.Tensor
-    lengths: torch.Tensor
     side: str
     real: torch.Tensor
 
     @cached_property
     def sizes(self) -> list[int]:
-        """`lengths`, on the host."""
+        """How many tokens each row has."""
         return self.real.sum(1).tolist()
+
+    @cached_property
+    def lengths(self) -> torch.Tensor:
+        """`sizes` where the ids are, [B]."""
+        return sent([self.real.sum(1)], self.ids.device)[0]
 
     @property
     def tokens(self) -> int:
@@ -68,7 +72,6 @@ class Batch:
             torch.cat([self.ids, more.ids], 1),
             mask,
             torch.cat([self.position_ids, more.position_ids], 1),
-            self.lengths + more.lengths,
             "left",
             mask if mask.device.type == "cpu" else torch.cat([self.real, more.real], 1),
         )
@@ -101,10 +104,10 @@ def pad(
     real = (position >= 0) & (position < length[:, None])
     if first is not None:
         position += torch.tensor(first)[:, None]
-    tokens, position, there, length = sent(
-        [torch.tensor(rows, dtype=torch.long), torch.where(real, position, 0), real.long(), length], device
+    tokens, position, there = sent(
+        [torch.tensor(rows, dtype=torch.long), torch.where(real, position, 0), real.long()], device
     )
-    return Batch(tokens, there.bool(), position, length, side, real)
+    return Batch(tokens, there.bool(), position, side, real)
 
 
 def sent(numbers: Sequence[torch.Tensor], device: torch.device | str) -> list[torch.Tensor]:

@@ -24,7 +24,7 @@ from workbench.models.batching import Batch
 from workbench.models.facts import ModelFacts
 from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.load_options import DAY
-from workbench.models.running_pass import positions_after, running
+from workbench.models.running_pass import PassPositions, positions_after, running
 from workbench.models.sites import Site
 from workbench.models.text_side import TextSide
 
@@ -243,22 +243,32 @@ class Model(TextSide):
     # running
 
     def forward(
-        self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False
+        self,
+        batch: Batch,
+        *,
+        cache=None,
+        past: Batch | None = None,
+        here: PassPositions | None = None,
+        last_logits: int = 0,
+        use_cache: bool = False,
     ):
         """One forward pass of the plain model over `batch`, with positions explicit; returns the Hugging Face output.
 
-        With a `cache`, `batch` continues it: its position_ids count on and `past` describes the cached columns.
-        `last_logits` keeps the scores of that many last columns only (left padding); 0 keeps all."""
-        here = positions_after(batch, past)
-        self._check_rotation(batch if here.whole is None else here.whole, cache)
-        arguments = self.arguments(batch, cache=cache, past=past, last_logits=last_logits, use_cache=use_cache)
+        With a `cache`, `batch` continues it: its position_ids count on and `past` describes the cached columns. `here`:
+        both together, for who has laid them out already. `last_logits` keeps the scores of that many last columns only
+        (left padding); 0 keeps all."""
+        here = here or positions_after(batch, past)
+        whole = here.whole or batch
+        self._check_rotation(whole, cache)
+        arguments = self.arguments(batch, cache=cache, whole=whole, last_logits=last_logits, use_cache=use_cache)
         with running(here):
             return self.hf(**arguments)
 
     def arguments(
-        self, batch: Batch, *, cache=None, past: Batch | None = None, last_logits: int = 0, use_cache: bool = False
+        self, batch: Batch, *, cache=None, whole: Batch | None = None, last_logits: int = 0, use_cache: bool = False
     ) -> dict[str, object]:
-        """What `forward` calls the Hugging Face model with."""
+        """What `forward` calls the Hugging Face model with. `whole`: the batch and what was read before it."""
+        whole = whole or batch
         extra: dict[str, object] = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
         if last_logits and "logits_to_keep" in self._accepts:
             extra["logits_to_keep"] = int(last_logits)
@@ -269,9 +279,8 @@ class Model(TextSide):
         # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the
         # mask.
         if batch.side == "left" or cache is not None or not self._mask_free:
-            if batch.padded or (past is not None and past.padded) or not self._mask_free:
-                key_mask = batch.mask if past is None else torch.cat([past.mask, batch.mask], dim=1)
-                extra["attention_mask"] = key_mask.long()
+            if whole.padded or not self._mask_free:
+                extra["attention_mask"] = whole.mask.long()
         else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
             extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
         return {"input_ids": batch.ids, **extra}
