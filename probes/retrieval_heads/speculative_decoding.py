@@ -18,11 +18,14 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
-from workbench.engine.sampling import likeliest
-from workbench.models.attention import observe
+from workbench.engine.sampling import check_steps, likeliest_unchecked
+from workbench.models.attention import observe_stacked
+from workbench.models.batching import Batch, sent
 from workbench.models.model import Model
+from workbench.models.query_rows import Queries
 from workbench.models.running_pass import positions
 
+LOOK = 8  # steps between two looks at what an accelerator has chosen
 FAR = 2.0**23  # beyond every token position, which float32 holds exactly up to here
 
 
@@ -34,34 +37,29 @@ class Step:
     reading: torch.Tensor | None
 
 
-def reader(model: Model, spans: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """Reduction of attention rows [B, H, R, S] to [B, H, R, 3]: the position that each head attends to most, its mass
-    on the span, whether the maximum is tied; ties go to the lowest position.
+def reader(spans: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Reduction of attention rows [n, B, H, R, S] of n layers to [n, B, H, R, 3]: the position that each head attends
+    to most, its mass on the span, whether the maximum is tied; ties go to the lowest position.
 
     `spans` [B, K]: the token positions whose mass is summed, -1 for none."""
 
-    # where the pass in progress has its tokens, and where its keys and spans are: the same for every layer
-    known: list = [None, None]
-
-    def places(S: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def places(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Position of each key [B, S]; key column of each span position [B, K], 0 where there is none; whether there is
         one [B, K]."""
-        here = positions()
-        if known[0] is not here or known[1][0].shape[1] != S:
-            keys = here.columns_of_keys(S)
-            wanted = spans.to(keys.device)
-            match = (keys[:, None] == wanted[:, :, None]) & (wanted >= 0)[:, :, None]  # [B, K, S]
-            known[:] = here, (keys, match.to(torch.uint8).argmax(-1), match.any(-1))
-        return known[1]
+        keys = positions().columns_of_keys(size).to(device)
+        wanted = spans.to(device)
+        match = (keys[:, None] == wanted[:, :, None]) & (wanted >= 0)[:, :, None]  # [B, K, S]
+        return keys, match.to(torch.uint8).argmax(-1), match.any(-1)
 
-    def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
-        keys, columns, there = (t.to(weights.device) for t in places(weights.shape[-1]))
-        on_span = weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1))
+    def reduce(weights: torch.Tensor) -> torch.Tensor:
+        size, device = weights.shape[-1], weights.device
+        keys, columns, there = positions().once((id(spans), size, device), lambda: places(size, device))
+        on_span = weights.gather(-1, columns[:, None, None].expand(*weights.shape[:4], -1))
         mass = (on_span * there[:, None, None]).sum(-1)
         # arithmetic instead of `max` and `==`, which are many times slower on a CPU; exact, as positions are small
         # whole numbers
         below = weights.sub_(weights.amax(-1, keepdim=True)).sign_()  # 0 at a maximum, else −1; padding weighs nothing
-        tied = below.sum(-1) > 1 - weights.shape[-1]
+        tied = below.sum(-1) > 1 - size
         place = -below.mul_(FAR).sub_(keys[:, None, None]).amax(-1)  # the lowest position of equal ones
         return torch.stack([place, mass, tied.float()], -1)
 
@@ -138,19 +136,12 @@ def begin(
         past = prefill(model, [row[:-1] for row in rows], past)
         rows = [row[-1:] for row in rows]
 
-    # the rows read are those of the prompt's last token and of every guessed one
-    ends = torch.tensor([len(r) for r in rows], device=model.device) - 1  # position of each prompt's last token
-    if past is not None:
-        ends = ends + torch.where(past.past.mask, past.past.position_ids + 1, 0).amax(1)
-    offsets = torch.arange(widest + 1, device=model.device)
-    lengths = torch.tensor([len(g) for g in guesses], device=model.device)
-    # [B, R], the last repeated where a guess is shorter
-    wanted = ends[:, None] + torch.minimum(offsets[None], lengths[:, None])
-    with observe(model, reader(model, spans), rows=wanted) if spans is not None else nullcontext({}) as seen:
+    # the rows read are those of the prompt's last token and of every guessed one, which are the last columns; where a
+    # guess is shorter, more of the prompt or of the padding before it
+    with _observed(model, spans, slice(-1 - widest, None)) as seen:
         past, logits = feed(model, [list(r) + g for r, g in zip(rows, guesses)], past, last_logits=widest + 1)
-    # column -1 is the last guessed token of every row
-    chosen = likeliest(logits, model.name, last=[len(g) + 1 for g in guesses]).tolist()
-    readings = _stacked(model, seen)  # [B, layers, H, R, 3]
+    (lengths,) = sent([torch.tensor([len(g) + 1 for g in guesses])], logits.device)
+    chosen, readings = _said(model, _marked(*likeliest_unchecked(logits, last=lengths)), _stacked(model, seen))
     steps, done, wrong = _as_far_as_guessed(chosen, guesses, readings, max_new_tokens=max_new_tokens, stops=stops)
     size = past.past.mask.shape[1]
     real = past.past.real & (torch.arange(size) < size - torch.tensor(wrong)[:, None])
@@ -168,12 +159,13 @@ def _as_far_as_guessed(
     stops: Callable[[Sequence[int]], bool],
 ) -> tuple[list[list[Step]], list[bool], list[int]]:
     """Of every row: the steps up to the first choice that was not guessed, whether it is complete, and how many of its
-    guessed tokens the model did not choose."""
+    guessed tokens the model did not choose. `chosen` and `readings` [B, layers, H, R, 3] are of the last columns."""
     steps, done, wrong = [], [], []
     for b, guess in enumerate(guesses):
         row, complete, matched = [], False, 0
-        for k, token in enumerate(chosen[b][-len(guess) - 1 :]):
-            row.append(Step(token, readings[b, :, :, k] if readings is not None else None))
+        first = len(chosen[b]) - len(guess) - 1
+        for k, token in enumerate(chosen[b][first:]):
+            row.append(Step(token, readings[b, :, :, first + k] if readings is not None else None))
             if stops([*guess[:k], token]) or len(row) >= max_new_tokens:
                 complete = True
                 break
@@ -197,12 +189,13 @@ def go_on(
     """The rest of `greedy_steps`, token by token, all rows of all `begun` together: their steps, in order. The pasts
     are used up.
 
-    Rows that are done leave, so that none grows beyond its answer. Where attention slides over a window, one `begun` at
-    a time."""
+    Rows that are done leave, so that none grows beyond its answer. On an accelerator the host looks at what was chosen
+    every LOOK steps only, and drops what a row was made to write beyond its end. Where attention slides over a window,
+    one `begun` at a time."""
     steps, done = [row for b in begun for row in b.steps], [row for b in begun for row in b.done]
     emitted = [[step.token for step in row] for row in steps]
-    rows_left = [k for k, complete in enumerate(done) if not complete]
-    if not rows_left:
+    going = [k for k, complete in enumerate(done) if not complete]
+    if not going:
         return steps
     past, spans = merge([b.past for b in begun if b.past is not None]), None
     for b in begun:
@@ -210,29 +203,82 @@ def go_on(
     if begun[0].spans is not None:
         width = max(b.spans.shape[1] for b in begun)
         widened = [torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun]
-        spans = torch.cat(widened)[rows_left]
-    while not all(done):
+        spans = torch.cat(widened)[going]
+    while True:
+        # no row comes to positions beyond its answer, which the model may not have
+        count = min(max_new_tokens - len(steps[b]) for b in going)
+        count = min(count, 1 if model.device.type == "cpu" else LOOK)
+        past, chosen, readings = _steps(model, past, [emitted[b][-1] for b in going], spans, count, check)
+        for k, b in enumerate(going):
+            for t in range(count):
+                steps[b].append(Step(chosen[k][t], readings[t, k, :, :, 0] if readings is not None else None))
+                emitted[b].append(chosen[k][t])
+                done[b] = stops(emitted[b]) or len(steps[b]) >= max_new_tokens
+                if done[b]:
+                    break
+        staying = [k for k, b in enumerate(going) if not done[b]]
+        if not staying:
+            return steps
+        if len(staying) < len(going):
+            going, past = [going[k] for k in staying], past.pick(staying)
+            spans = spans[staying] if spans is not None else None
+
+
+def _steps(
+    model: Model,
+    past: Cached,
+    last: Sequence[int],
+    spans: torch.Tensor | None,
+    count: int,
+    check: Callable[[], None] | None,
+) -> tuple[Cached, list[list[int]], torch.Tensor | None]:
+    """`count` tokens after the past and the `last` token of every row, chosen and fed back on the device: the grown
+    past, the tokens [B][count], and their readings [count, B, layers, H, 1, 3]."""
+    tokens, place = sent([torch.tensor(last), torch.tensor(past.past.sizes)], model.device)
+    one = torch.ones_like(tokens)
+    mask, real = one[:, None].bool(), torch.ones((len(last), 1), dtype=torch.bool)
+    chosen, found = [], []
+    for _ in range(count):
         if check is not None:
             check()
-        if any(done[b] for b in rows_left):
-            staying = [k for k, b in enumerate(rows_left) if not done[b]]
-            rows_left = [rows_left[k] for k in staying]
-            past = past.pick(staying)
-            spans = spans[staying] if spans is not None else None
-        with observe(model, reader(model, spans), rows="last") if spans is not None else nullcontext({}) as seen:
-            past, logits = feed(model, [[steps[b][-1].token] for b in rows_left], past)
-        tokens = likeliest(logits[:, -1], model.name).tolist()
-        readings = _stacked(model, seen)
-        for k, b in enumerate(rows_left):
-            steps[b].append(Step(tokens[k], readings[k, :, :, 0] if readings is not None else None))
-            emitted[b].append(tokens[k])
-            done[b] = stops(emitted[b]) or len(steps[b]) >= max_new_tokens
-    return steps
+        column = Batch(tokens[:, None], mask, place[:, None], one, "left", real)
+        with torch.no_grad(), _observed(model, spans, "last") as seen:
+            logits = model.forward(column, cache=past.cache, past=past.past, last_logits=1).logits[:, -1].float()
+        past, place = Cached(past.cache, past.past.followed_by(column)), place + one
+        tokens, fault = likeliest_unchecked(logits)
+        tokens = tokens.to(model.device)
+        chosen.append(_marked(tokens, fault.to(model.device)))
+        found.append(_stacked(model, seen))
+    readings = None if found[0] is None else torch.stack(found)
+    return past, *_said(model, torch.stack(chosen, 1), readings)
+
+
+def _observed(model: Model, spans: torch.Tensor | None, rows: Queries):
+    """Passes whose attention rows are read where there are spans: what was seen, by layer."""
+    return nullcontext({}) if spans is None else observe_stacked(model, reader(spans), rows=rows)
+
+
+def _marked(tokens: torch.Tensor, faults: torch.Tensor) -> torch.Tensor:
+    """Tokens, -1 where the scores they were chosen by are no numbers."""
+    return torch.where(faults.isnan(), -1, tokens)
 
 
 def _stacked(model: Model, seen: dict[int, torch.Tensor]) -> torch.Tensor | None:
-    """Readings of all layers on the CPU, [B, layers, H, R, 3], in one transfer."""
+    """Readings of all layers on one device, [B, layers, H, R, 3]."""
     if not seen:
         return None
     device = seen[0].device
-    return torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1).cpu()
+    return torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1)
+
+
+def _said(
+    model: Model, tokens: torch.Tensor, readings: torch.Tensor | None
+) -> tuple[list[list[int]], torch.Tensor | None]:
+    """Marked tokens and readings on the host, for one wait: what is sent first is there when the tokens are. Raises
+    RunFailed for a token that is marked."""
+    if readings is not None:
+        readings = readings.to(tokens.device).to("cpu", non_blocking=True)
+    chosen = tokens.tolist()
+    if any(token < 0 for row in chosen for token in row):
+        check_steps(torch.tensor(torch.nan), model.name)
+    return chosen, readings

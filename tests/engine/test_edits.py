@@ -11,7 +11,7 @@ from workbench.engine.capture import capture, logits
 from workbench.engine.edits import HeadAblation, KnockOut, Patch, ProjectOut, apply, describe
 from workbench.engine.head_masks import load_edits, save_heads
 from workbench.engine.mean_head_outputs import mean_head_outputs
-from workbench.models import attention
+from workbench.models import attention_weights
 from workbench.models.attention import observe
 from workbench.models.batching import pad
 from workbench.models.loading import load, wrap
@@ -176,7 +176,7 @@ def test_attention_edits_are_the_same_in_blocks_of_queries(name, rows, queries, 
     sites = [f"head_out.{layer}" for layer in range(3)]
     whole = capture(model, IDS[:1], sites, positions="all", edits=edits)
     clean = capture(model, IDS[:1], sites, positions="all")
-    monkeypatch.setattr(attention, "BLOCK", rows * model.n_heads * len(IDS[0]))
+    monkeypatch.setattr(attention_weights, "BLOCK", rows * model.n_heads * len(IDS[0]))
     found = capture(model, IDS[:1], sites, positions="all", edits=edits)
     for site in sites:
         torch.testing.assert_close(found[site], whole[site], atol=1e-6, rtol=1e-6)

@@ -14,7 +14,8 @@ from workbench.engine.edits import HeadAblation, KnockOut, Patch, ProjectOut, ap
 from workbench.engine.evaluation import token_losses
 from workbench.engine.generate import greedy, sample
 from workbench.engine.scoring import score
-from workbench.models.attention import knock_out, observe
+from workbench.models.attention import observe
+from workbench.models.attention_edits import knock_out
 from workbench.models.batching import pad
 from workbench.models.loading import wrap
 from workbench.models.sinks import SpanMeans
@@ -173,11 +174,11 @@ def test_path_patching_takes_the_edits_of_each_prompt(model, effects):
 
 def test_a_knock_out_of_chosen_queries_is_the_same_in_blocks_of_queries(model, monkeypatch):
     """Where rows are computed in blocks, a query beyond a block must not stand for its last one."""
-    from workbench.models import attention
+    from workbench.models import attention_weights
 
     batch, seen = pad([PROMPTS[2]], pad_id=0), {}
-    for name, block in (("whole", attention.BLOCK), ("blocks", 2 * model.n_heads * len(PROMPTS[2]))):
-        monkeypatch.setattr(attention, "BLOCK", block)
+    for name, block in (("whole", attention_weights.BLOCK), ("blocks", 2 * model.n_heads * len(PROMPTS[2]))):
+        monkeypatch.setattr(attention_weights, "BLOCK", block)
         with torch.no_grad(), knock_out(model, 1, queries=(1, 3, 5), sources=[[0]]):
             seen[name] = model.forward(batch).logits
     with torch.no_grad(), observe(model, lambda _l, w: w, rows="all", layers=[1]):

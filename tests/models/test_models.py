@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation, apply
-from workbench.models.attention import Weights, observe
+from workbench.models.attention import observe
+from workbench.models.attention_weights import Weights
 from workbench.models.files import fingerprint_folder, resolve
 from workbench.models.loading import load, wrap
 

@@ -23,7 +23,7 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.edit_sites import Prompts, at_site, check_positions, columns_at, positions_by_prompt
-from workbench.models.attention import knock_out, uniform
+from workbench.models.attention_edits import knock_out, uniform
 from workbench.models.model import Model
 from workbench.models.running_pass import positions
 from workbench.models.sites import Site

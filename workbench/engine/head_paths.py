@@ -31,7 +31,7 @@ from workbench.engine.patching import (
     injected,
     writes,
 )
-from workbench.models.attention import edit as attention_edit
+from workbench.models.attention_edits import edit as attention_edit
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import PassPositions, before, running

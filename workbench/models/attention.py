@@ -23,8 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from workbench.core.errors import InputError
+from workbench.models import attention_weights
+from workbench.models.attention_stacks import StackedRows
+from workbench.models.attention_weights import Weights, mix, pick
 from workbench.models.devices import is_cpu
-from workbench.models.running_pass import after, before, positions
+from workbench.models.query_rows import Queries, query_rows
+from workbench.models.running_pass import after, before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,8 +38,6 @@ if TYPE_CHECKING:
 
 NAME = "workbench"
 _HOOKS = "_workbench_hooks"  # the attribute of an attention module
-# Rows are computed in blocks of queries so that one block of scores stays under this many numbers (256 MiB in float32).
-BLOCK = 64 * 1024 * 1024
 
 
 @dataclass(eq=False)
@@ -84,7 +86,7 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
     if softcap is None and not edits:
         result = _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     else:
-        result = _mix(weigh, edits), None
+        result = mix(weigh, edits), None
     weigh.output = result[0]
     for reader in readers:
         reader(weigh)
@@ -106,66 +108,6 @@ def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwar
         )
         return mixed.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-
-
-@dataclass(eq=False)
-class Weights:
-    """Attention rows of one layer, computed on demand: rows(slice or index) → [B, H, R, S] float32, each summing to
-    1."""
-
-    query: torch.Tensor  # [B, H, Q, D], after rotation
-    key: torch.Tensor  # [B, KV, S, D]
-    value: torch.Tensor  # [B, KV, S, Dv]
-    mask: torch.Tensor | None
-    scaling: float | None
-    softcap: float | None
-    is_causal: bool = True
-    output: torch.Tensor | None = None  # what the layer's attention gave, [B, Q, H, Dv]
-
-    def scores(self, rows: torch.Tensor) -> torch.Tensor:
-        """Masked pre-softmax scores of query rows `rows` [R] (or [B, R], one set per sequence) → [B, H, R, S]
-        float32."""
-        B, H, Q, D = self.query.shape
-        KV, S = self.key.shape[1:3]
-        take = (rows if rows.ndim == 2 else rows.expand(B, -1)).to(self.query.device)  # [B, R]
-        q = self.query.gather(2, take[:, None, :, None].expand(B, H, -1, D))
-        q = q.float().reshape(B, KV, H // KV, -1, D)  # query head h reads group h // (H / KV)
-        scores = torch.einsum("bkgrd,bksd->bkgrs", q, self.key.float()).reshape(B, H, -1, S)
-        scores *= self.scaling if self.scaling is not None else D**-0.5
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        blocked = torch.finfo(torch.float32).min
-        if self.mask is None:
-            if Q > 1 and self.is_causal:
-                late = torch.arange(S, device=scores.device) > (take[..., None] + (S - Q))  # [B, R, S]
-                scores = scores.masked_fill(late[:, None], blocked)
-            return scores
-        mask = self.mask[..., :S].expand(B, -1, -1, -1)
-        mask = mask.gather(2, take[:, None, :, None].expand(B, mask.shape[1], -1, mask.shape[3]))
-        if mask.dtype == torch.bool:
-            return scores.masked_fill(~mask, blocked)
-        return scores.add_(mask).clamp_min_(blocked)
-
-    def rows(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.scores(rows).softmax(-1)
-
-
-def _mix(weigh: Weights, edits: Sequence[Callable] = ()) -> torch.Tensor:
-    """Attention output [B, Q, H, Dv] from explicit weights, in blocks of queries; used under edits and under
-    soft-caps."""
-    value = weigh.value
-    B, H, Q, _ = weigh.query.shape
-    KV, S = value.shape[1:3]
-    step = max(1, BLOCK // (B * H * S))
-    out = []
-    for start in range(0, Q, step):
-        rows = torch.arange(start, min(Q, start + step), device=value.device)
-        weights = weigh.rows(rows)
-        for edit in edits:
-            weights = edit(weights, start, weigh)
-        grouped = weights.to(value.dtype).reshape(B, KV, H // KV, len(rows), S)
-        out.append(torch.einsum("bkgrs,bksd->brkgd", grouped, value).reshape(B, len(rows), H, -1))
-    return torch.cat(out, dim=1)
 
 
 AttentionInterface.register(NAME, attention_forward)
@@ -205,32 +147,12 @@ def install(hf: PreTrainedModel, attentions: Sequence[nn.Module], ids: torch.Ten
     return False
 
 
-def query_rows(rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
-    """Column indices of the query rows asked for: "last", "all" or token positions ([R], or [B, R] one set per
-    sequence)."""
-    here = positions()
-    device = here.position_ids.device
-    if isinstance(rows, str) and rows == "all":
-        return torch.arange(queries, device=device)
-    if isinstance(rows, str) and rows == "last":
-        return here.last_columns()[:, None]
-    return here.columns(torch.as_tensor(rows, device=device))
-
-
-def _rows_in_pass(rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
-    """As `query_rows`, with -1 for positions that an earlier pass has read already (a cache holds them)."""
-    if isinstance(rows, str):
-        return query_rows(rows, queries)
-    columns, there = positions().columns_here(torch.as_tensor(rows, device=positions().position_ids.device))
-    return columns.masked_fill(~there, -1)
-
-
 @contextlib.contextmanager
 def observe(
     model: Model,
     reduce: Callable[[int, torch.Tensor], torch.Tensor],
     *,
-    rows: str | torch.Tensor | Sequence[int] = "last",
+    rows: Queries = "last",
     layers: Sequence[int] | None = None,
 ) -> Iterator[dict[int, torch.Tensor]]:
     """While open, every forward pass leaves `reduce(layer, weights)` in the yielded dict, under its layer.
@@ -240,30 +162,47 @@ def observe(
     and return something small: argmax, mass on a span, entropy. Each forward pass overwrites what the one before
     left. Raises InputError for layers whose rows are not what the model attends with."""
     seen: dict[int, torch.Tensor] = {}
-    chosen = range(model.n_layers) if layers is None else layers
-    model.require("attention_rows", for_what="attention rows", layers=chosen)
-    # where the pass in progress has its tokens, and the columns found there: the same for every layer
-    known: list = [None, None]
 
-    def where(queries: int) -> torch.Tensor:
-        if known[0] is not positions():
-            known[:] = positions(), query_rows(rows, queries)
-        return known[1]
+    def read(layer: int, weigh: Weights) -> None:
+        seen[layer] = reduce(layer, weigh.rows(query_rows(rows, weigh.query.shape[2])))
 
-    def reader_of(layer: int) -> Callable:
-        def reader(weigh: Weights) -> None:
-            seen[layer] = reduce(layer, weigh.rows(where(weigh.query.shape[2])))
-
-        return reader
-
-    with contextlib.ExitStack() as stack:
-        for layer in chosen:
-            module = model.attention(layer)
-            if model.attention_interface:
-                stack.enter_context(_hung(hooks_of(module).readers, reader_of(layer)))
-            else:
-                _observe_eager(model, module, layer, reduce, rows, seen, stack)
+    with _observing(model, read, reduce, rows, range(model.n_layers) if layers is None else layers, seen):
         yield seen
+
+
+@contextlib.contextmanager
+def observe_stacked(
+    model: Model, reduce: Callable[[torch.Tensor], torch.Tensor], *, rows: Queries = "last"
+) -> Iterator[dict[int, torch.Tensor]]:
+    """As `observe` of all layers, whose rows are reduced together: `reduce` gets weights [n, B, H, R, S] of n layers at
+    once and returns [n, ...]; it may write over the weights. Without gradients.
+
+    A layer costs one matrix product (and the change to float32 of a model in fewer bits, and the choice of rows where
+    not a stretch of them is read); the rest is launched once for all layers that are masked alike and fit into memory
+    together. Of a pass that ends before the last layer some layers are missing."""
+    seen: dict[int, torch.Tensor] = {}
+    stacks = StackedRows(range(model.n_layers), reduce, seen)
+
+    def read(_layer: int, weigh: Weights) -> None:
+        stacks.read(_layer, weigh, query_rows(rows, weigh.query.shape[2]))
+
+    def alone(_layer: int, weights: torch.Tensor) -> torch.Tensor:
+        return reduce(weights[None])[0]
+
+    with _observing(model, read, alone, rows, range(model.n_layers), seen):
+        yield seen
+
+
+@contextlib.contextmanager
+def _observing(model: Model, read: Callable, reduce: Callable, rows: Queries, layers: Sequence[int], seen: dict):
+    """While open, `read(layer, scores)` is told of every layer that goes through our attention function; of the others
+    `reduce` is given the rows of the weights that they return."""
+    model.require("attention_rows", for_what="attention rows", layers=layers)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_reading(model, read, layers))
+        for layer in () if model.attention_interface else layers:
+            _observe_eager(model, layer, reduce, rows, seen, stack)
+        yield
 
 
 def unexplained(model: Model, batch: Batch, layers: Sequence[int]) -> dict[int, float]:
@@ -274,17 +213,17 @@ def unexplained(model: Model, batch: Batch, layers: Sequence[int]) -> dict[int, 
     Empty for architectures outside the interface, whose rows are their own. Under a soft-cap there is no SDPA to
     compare with: both sides are made of the rows, and what holds them is that the logits equal those of the model's own
     attention."""
-    far: dict[int, float] = {}
+    far: dict[int, torch.Tensor] = {}
 
     def read(layer: int, weigh: Weights) -> None:
         assert weigh.output is not None  # readers come after it
         output = weigh.output.float()
-        far[layer] = float((_mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30))
+        far[layer] = (mix(weigh).float() - output).abs().max() / output.abs().max().clamp_min(1e-30)
 
     with _reading(model, read, layers), torch.no_grad():
         if model.attention_interface:
             model.forward(batch)
-    return far
+    return {layer: float(share) for layer, share in far.items()}
 
 
 @contextlib.contextmanager
@@ -307,12 +246,12 @@ def _reading(model: Model, read: Callable[[int, Weights], None], layers: Sequenc
         if model.attention_interface:
             for layer in layers:
                 where = hooks_of(model.attention(layer)).readers
-                stack.enter_context(_hung(where, lambda weigh, layer=layer: read(layer, weigh)))
+                stack.enter_context(hung(where, lambda weigh, layer=layer: read(layer, weigh)))
         yield
 
 
 @contextlib.contextmanager
-def _hung(where: list, item: Callable) -> Iterator[None]:
+def hung(where: list, item: Callable) -> Iterator[None]:
     entry = threading.get_ident(), item
     where.append(entry)
     try:
@@ -321,7 +260,7 @@ def _hung(where: list, item: Callable) -> Iterator[None]:
         where.remove(entry)
 
 
-def _observe_eager(model, module, layer, reduce, rows, seen, stack) -> None:
+def _observe_eager(model, layer, reduce, rows, seen, stack) -> None:
     """The fall-back for architectures outside the interface: the weights that their eager attention returns."""
 
     def ask(_module, args, kwargs):
@@ -335,98 +274,18 @@ def _observe_eager(model, module, layer, reduce, rows, seen, stack) -> None:
             raise InputError(
                 f"{model.architecture} does not return its attention weights; its attention rows cannot be read."
             )
-        if weights.numel() > 4 * BLOCK:
+        if weights.numel() > 4 * attention_weights.BLOCK:
             raise InputError(
                 f"{model.architecture} can only be read through full attention maps, too large here "
                 f"({weights.numel() * 4 >> 20} MiB a layer); use shorter prompts or smaller batches."
             )
-        take = query_rows(rows, weights.shape[2])
-        take = take if take.ndim == 2 else take.expand(weights.shape[0], -1)
-        picked = weights.float().gather(2, take[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
+        # a copy: what reduces it may write over it
+        picked = pick(weights, query_rows(rows, weights.shape[2])).to(torch.float32, copy=True)
         seen[layer] = reduce(layer, picked)
 
+    module = model.attention(layer)
     for handle in (before(module, ask), after(module, read)):
         stack.callback(handle.remove)
-
-
-@contextlib.contextmanager
-def edit(model: Model, layer: int, change: Callable[[torch.Tensor, int, Weights], torch.Tensor]) -> Iterator[None]:
-    """While open, layer `layer` attends with `change(weights [B, H, R, S], first query column, scores)` instead.
-
-    Raises InputError on architectures that do not go through the attention interface, and for layers whose rows are not
-    what the model attends with."""
-    model.require("attention_edits", "attention_rows", for_what="attention edits", layers=[layer])
-    if not model.attention_interface:
-        raise InputError(
-            f"{model.architecture} computes attention outside the interface of transformers; attention edits "
-            f"are not available for it."
-        )
-    with _hung(hooks_of(model.attention(layer)).edits, change):
-        yield
-
-
-def uniform(model: Model, layer: int, heads: Sequence[int]) -> contextlib.AbstractContextManager:
-    """Heads attend uniformly to every key they may see (the ablation of the retrieval-head code: scores set to 0)."""
-    index = list(heads)
-
-    def change(weights: torch.Tensor, start: int, weigh: Weights) -> torch.Tensor:
-        rows = torch.arange(start, start + weights.shape[2], device=weights.device)
-        visible = (weigh.scores(rows)[:, index] > torch.finfo(torch.float32).min / 2).float()
-        weights = weights.clone()
-        weights[:, index] = visible / visible.sum(-1, keepdim=True).clamp_min(1)
-        return weights
-
-    return edit(model, layer, change)
-
-
-def knock_out(
-    model: Model,
-    layer: int,
-    *,
-    queries: str | torch.Tensor | Sequence[int],
-    sources: torch.Tensor | Sequence[Sequence[int]],
-    heads: Sequence[int] | None = None,
-) -> contextlib.AbstractContextManager:
-    """Query positions cannot attend to source positions (scores −inf, rows renormalised).
-
-    `queries`: "last", "all" or token positions; `sources`: token positions, one list per sequence of the batch (-1 =
-    none). A row that loses everything it could see attends to nothing: its weights are 0."""
-    index = slice(None) if heads is None else list(heads)
-
-    def change(weights: torch.Tensor, start: int, weigh: Weights) -> torch.Tensor:
-        B, _, R, S = weights.shape
-        if isinstance(queries, str) and queries == "all":
-            asks = torch.ones(B, R, dtype=torch.bool, device=weights.device)
-        else:
-            rows = _rows_in_pass(queries, weigh.query.shape[2]).to(weights.device).expand(B, -1)
-            here = torch.arange(start, start + R, device=weights.device)
-            asks = (rows[:, None, :] == here[:, None]).any(-1)  # [B, R]
-        cut = positions().key_columns(_ragged(sources, positions().key_position.device), S).to(weights.device)  # [B, S]
-        gone = asks[:, None, :, None] & cut[:, None, None, :]
-        weights = weights.clone()
-        kept = weights[:, index].masked_fill(gone, 0.0)
-        total = kept.sum(-1, keepdim=True)
-        renormed = kept / total.clamp_min(1e-30)
-        faint = gone.any(-1, keepdim=True) & (total < 1e-6)
-        if faint.any():  # float32 has rounded the rest of these rows away: their scores still have it
-            scores = weigh.scores(torch.arange(start, start + R, device=weights.device))[:, index]
-            open_ = (scores > torch.finfo(torch.float32).min / 2) & ~gone
-            again = scores.masked_fill(~open_, torch.finfo(torch.float32).min).softmax(-1) * open_
-            renormed = torch.where(faint, again, renormed)
-        weights[:, index] = torch.where(gone.any(-1, keepdim=True), renormed, weights[:, index])
-        return weights
-
-    return edit(model, layer, change)
-
-
-def _ragged(rows, device) -> torch.Tensor:
-    """Lists of different lengths as one tensor, filled with -1."""
-    if isinstance(rows, torch.Tensor):
-        return rows.to(device)
-    width = max((len(r) for r in rows), default=0)
-    return torch.tensor([list(r) + [-1] * (width - len(r)) for r in rows], dtype=torch.long, device=device).reshape(
-        len(rows), width
-    )
 
 
 def entropy(weights: torch.Tensor) -> torch.Tensor:

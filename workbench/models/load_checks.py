@@ -13,7 +13,8 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.models.architecture import Anatomy, closeness, output_weight
-from workbench.models.attention import edit, hooks_of, install, observe, observe_mixes, unexplained
+from workbench.models.attention import hooks_of, install, observe, observe_mixes, unexplained
+from workbench.models.attention_edits import edit
 from workbench.models.batching import Batch, pad
 from workbench.models.call_tape import hidden_argument
 from workbench.models.float32 import EXACT, plain_unembedding

@@ -7,12 +7,12 @@ of execution, and a hook made with `own` acts in the passes of the thread that h
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from workbench.core.errors import InputError, RunFailed
 from workbench.models.batching import Batch
+
+Found = TypeVar("Found")
 
 
 @dataclass(eq=False)
@@ -34,6 +36,14 @@ class PassPositions:
     mask: torch.Tensor
     key_position: torch.Tensor
     whole: Batch | None = None
+    _found: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` finds of this pass, looked for the first time that `key` is asked for: layers ask for the
+        same."""
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
     def last_columns(self) -> torch.Tensor:
         """Query column of each sequence's last token, [B]."""

@@ -98,13 +98,13 @@ def test_a_shared_prefix_changes_nothing(case):
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_where_rows_come_from_full_maps_only_the_queries_wanted_go_through_one(name, prefix, monkeypatch):
     """Room for maps of the last prompt token and the guess, not for one of the prompt."""
-    import workbench.models.attention
+    from workbench.models import attention_weights
 
     reference = [plain_decode(name, p, s.tolist(), {}) for p, s in zip(PROMPTS, SPANS)]
     model = wrap(build(name), name=name)
     guesses = [tokens[:2] for tokens, *_ in reference]
     longest = max(map(len, PROMPTS))
-    monkeypatch.setattr(workbench.models.attention, "BLOCK", len(PROMPTS) * model.n_heads * 3 * (longest + N) / 4)
+    monkeypatch.setattr(attention_weights, "BLOCK", len(PROMPTS) * model.n_heads * 3 * (longest + N) / 4)
     before = feed(model, [PROMPTS[0][:prefix]], None)[0].fork(3) if prefix else None
     compare(
         greedy_steps(
