@@ -117,7 +117,7 @@ def _in_pieces(model: Model, longest: int) -> bool:
     once = model.facts.why_not("blocks_run_once") is None
     return (
         once
-        and model._mask_free
+        and model.mask_free
         and not varies
         and not (window and longest > window)
         and not (model.sliding and not window)
