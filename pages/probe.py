@@ -13,6 +13,7 @@ from workbench.core import registry
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
 from workbench.core.wording import duration, human_bytes, two_digits
+from workbench.models.precision import CHOICES
 from workbench.runs import cost, demo, execution, queue
 from workbench.runs.folder import Run
 
@@ -124,10 +125,10 @@ def setup(probe: Probe) -> None:
         )
         dtype = st.selectbox(
             "dtype",
-            ["float32", "bfloat16", "float16"],
+            CHOICES,
             key=f"{probe.name}.dtype",
             bind="query-params",
-            help="Precision of the weights.",
+            help="Precision of the weights. Automatic: float32 on a CPU, as stored on an accelerator.",
         )
         device = st.selectbox(
             "device",

@@ -24,8 +24,8 @@ from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
 from workbench.explorer.waterfall import Waterfall
 from workbench.explorer.waterfall import waterfall as parts_of_logit
-from workbench.models.load_options import local_folder
-from workbench.models.precision import AUTOMATIC, CHOICES
+from workbench.models.load_options import AUTOMATIC, local_folder
+from workbench.models.precision import CHOICES
 from workbench.runs import demo, execution
 from workbench.runs.folder import Run, unreadable_sentence
 from workbench.runs.run_index import RunIndex

@@ -17,8 +17,8 @@ def show(opened: Opened) -> None:
         CHOICES,
         key="dtype",
         bind="query-params",
-        help="Of the weights, and of what they compute; read-outs are in float32. Automatic: float32, or as stored "
-        "where float32 would take more than 60 % of the free memory.",
+        help="Of the weights, and of what they compute; read-outs are in float32. Automatic: float32 on a "
+        "CPU, unless it would take more than 60 % of the free memory; else as stored.",
     )
     dtype = str(opened.model.dtype).removeprefix("torch.")
     right.caption(styling.md(f"Weights in {dtype} on {opened.model.device}, next-token scores in float32."))

@@ -19,6 +19,7 @@ from workbench.figures.export import bibtex, caption
 from workbench.figures.export import export as write_figure
 from workbench.figures.layout import about
 from workbench.runs.claim import in_words
+from workbench.runs.description import dtype_said
 from workbench.runs.folder import Run
 
 MOST_ROWS = 5000  # of a table on the screen; the files have them all
@@ -375,7 +376,7 @@ def python_code(
     """The three lines that make a run. ``of_model``: what else the model was loaded with, None for what it was not."""
     said = "".join(f", {k}={v!r}" for k, v in settings.items())
     more = (f", data={str(data)!r}" if data else "") + (f", seed={seed}" if seed else "")
-    loads = f", dtype={dtype!r}" if dtype not in (None, "float32") else ""
+    loads = f", dtype={dtype!r}" if dtype_said(dtype, device or "cpu") else ""
     loads += f", device={device!r}" if device not in (None, "cpu") else ""
     loads += "".join(f", {name}={value!r}" for name, value in of_model.items() if value)
     return (

@@ -32,7 +32,14 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         given = len(FEEDBACK) * (longest + said) * config.originals
     if config.study == "sentences":  # an output with so many sentences, cut on average in its middle
         given = (config.max_sentences + 1) * config.originals * (longest // 2)
-    return Plan(rows, model.tokens(prompts) * times + len(prompts) * given + rows * config.samples * longest)
+    return Plan(
+        rows,
+        model.tokens(prompts) * times + len(prompts) * given + rows * config.samples * longest,
+        longest=model.longest(prompts) + longest,
+        generated=longest,
+        rows=config.max_rows,
+        samples=config.samples,
+    )
 
 
 def conditions_of(config: Config) -> int:

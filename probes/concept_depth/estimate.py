@@ -29,4 +29,5 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan | None:
         passes = 2 * len(config.steer) * (1 + config.random_draws) * layers * held_out
         asked = [text for concept in sets if concept.answers is not None for text in concept.texts]
         rows, tokens = rows + round(len(asked) * passes), tokens + round(model.tokens(asked) * passes if asked else 0)
-    return Plan(rows, tokens, stored)
+    longest, kept = model.longest(texts), model.layers * model.width
+    return Plan(rows, tokens, stored, longest=longest, at_once=config.max_tokens, captured=kept)

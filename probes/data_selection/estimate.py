@@ -37,4 +37,5 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         fed = config.finetune_epochs * size * length * config.finetune_seeds * (len(targets) + 2)
         held = config.finetune_held_out * length * (len(found) - rows)
         tokens += round(3 * fed + held * (1 + 3 * config.finetune_seeds))
-    return Plan(len(found), tokens)
+    longest = model.longest(found)
+    return Plan(len(found), tokens, longest=longest, at_once=config.max_tokens, captured=longest * model.width)

@@ -22,10 +22,10 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     frame = read_table(data, required=("clean_prompt", "conflict_prompt"), columns=names, what="conflicts")
     items = min(config.limit or frame.height, frame.height)
     around = "{prompt}" if config.template == "raw" else template_text(config.template) or TURN
-    clean, conflict = (
-        model.tokens([filled(around, {"prompt": text})[0] for text in frame[name]]) / frame.height
-        for name in ("clean_prompt", "conflict_prompt")
-    )
+    written = [
+        [filled(around, {"prompt": text})[0] for text in frame[name]] for name in ("clean_prompt", "conflict_prompt")
+    ]
+    clean, conflict = (model.tokens(texts) / frame.height for texts in written)
     find = items * config.find_share
     measured = 3 * items + 6 * find + min(config.flow_items, items) * model.layers
     measured += selecting(config, model.layers * model.heads, min(find, config.select_items))
@@ -44,7 +44,12 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     answered = chosen + 2 * dual + sets * items * (1 - config.find_share - config.validation_share)
     prompts = measured + 3 * answered  # two are answered, one is scored
     generated = (items + 2 * answered) * config.max_new_tokens
-    return Plan(round(prompts), round(prompts * (clean + conflict) / 2 + generated))
+    return Plan(
+        round(prompts),
+        round(prompts * (clean + conflict) / 2 + generated),
+        longest=max(map(model.longest, written)) + config.max_new_tokens,
+        generated=config.max_new_tokens,
+    )
 
 
 def selecting(config: Config, heads: int, items: float) -> float:

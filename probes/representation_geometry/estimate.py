@@ -39,4 +39,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         stored,
         extra * model.vocabulary * a_word,
         "loss_rows=0" if extra else "",
+        longest=min(model.longest(texts), length),
+        at_once=config.max_tokens,
+        captured=sites * model.width,
     )

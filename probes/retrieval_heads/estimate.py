@@ -47,7 +47,9 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
             prompts += len(tasks)
             fed += model.tokens([f"{task.context} {task.question}" for task in tasks])
             fed += len(tasks) * (TAIL + passes * config.task_tokens)
-    return Plan(prompts, fed)
+    generated = config.max_new_tokens if config.generates else 1
+    longest = max(lengths) + TAIL + generated
+    return Plan(prompts, fed, longest=longest, generated=generated, at_once=max(longest, config.max_tokens))
 
 
 def _of_passages(source: str, model: Facts) -> Plan:

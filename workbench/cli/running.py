@@ -10,6 +10,7 @@ import typer
 from workbench.cli.app import Json, Quiet, app, path_of
 from workbench.cli.show import print_columns, print_json, progress, say, summary_lines
 from workbench.core.errors import InputError, RunFailed
+from workbench.models.load_options import AUTOMATIC
 
 
 @app.command()
@@ -53,7 +54,12 @@ def run(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, float16 or auto (as stored); automatic: float32 on a CPU, else as stored."
+        ),
+    ] = AUTOMATIC,
     engine: Annotated[str, typer.Option(help="hf or nnsight, both on this machine.")] = "hf",
     edit: Annotated[
         Path | None,

@@ -15,6 +15,7 @@ import typer
 from workbench.cli.app import Json, Quiet, app, path_of
 from workbench.cli.show import print_json, progress, say
 from workbench.core.signals import stop_signals
+from workbench.models.load_options import AUTOMATIC
 
 
 @app.command("train-sae")
@@ -57,7 +58,9 @@ def train_sae(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and held-out texts.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU where there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model: float32, bfloat16, float16 or auto.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the model: float32, bfloat16, float16, auto or automatic.")
+    ] = (AUTOMATIC),
     store_dtype: Annotated[str, typer.Option(help="Precision of the weights that are written.")] = "float32",
     store: Annotated[
         bool, typer.Option("--store", help="Keep the activations in the store: computed once, read in every epoch.")

@@ -62,7 +62,7 @@ def context_aware(
             out[i] = ids
 
     lengths = [2 * (max(map(len, pair)) + more) for pair, more in zip(zip(prompts, without), room)]
-    for _ in run.batches(lengths, compute, tokens=DECODE):
+    for _ in run.batches(lengths, compute, tokens=model.planned_tokens(DECODE, longest=max(lengths), caches=True)):
         pass
     return out
 

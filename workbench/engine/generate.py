@@ -70,7 +70,9 @@ def greedy(
             for i, ids in zip(rows, _greedy_batch(model, mine, texts, edit_phase, run.for_prompts(rows))):
                 out[i] = ids
 
-        for _ in run.batches([len(prompts[i]) + room[i] for i in group], compute, tokens=DECODE):
+        lengths = [len(prompts[i]) + room[i] for i in group]
+        tokens = model.planned_tokens(DECODE, longest=max(lengths, default=1), caches=True)
+        for _ in run.batches(lengths, compute, tokens=tokens):
             pass
     return out
 
@@ -192,7 +194,8 @@ def sample(
         out.put(p, m, *found)
 
     reach = [len(prompts[p]) + room[p] for p, _ in rows]
-    for indices in run.batches(reach, compute, tokens=SAMPLE):
+    tokens = model.planned_tokens(SAMPLE, longest=max(reach), caches=True)
+    for indices in run.batches(reach, compute, tokens=tokens):
         done += len(indices)
         tick(0, 0)
     return out.shortened()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from workbench.engine.edits import apply
-from workbench.engine.passes import ROWS, Pass, check_prompts, with_pass
+from workbench.engine.passes import READ, ROWS, Pass, check_prompts, with_pass
 from workbench.models.batching import Batch, pad
 from workbench.models.model import Model
 from workbench.models.recording import (
@@ -60,5 +60,6 @@ def stream(
         found.append(({site: seen[site] for site in wanted}, batch))
 
     lengths = [len(row) for row in ids]
-    for indices in run.batches(lengths, step, rows=model.rows_at_once(lengths, run.max_rows or ROWS)):
+    tokens = model.planned_tokens(READ, longest=max(lengths))
+    for indices in run.batches(lengths, step, tokens=tokens, rows=model.rows_at_once(lengths, run.max_rows or ROWS)):
         yield indices, *found[0]

@@ -46,8 +46,8 @@ from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target, target_of
 from workbench.explorer.waterfall import waterfall
 from workbench.figures.heads import head_map
+from workbench.models.load_options import AUTOMATIC
 from workbench.models.model import Model
-from workbench.models.precision import AUTOMATIC
 from workbench.runs.folder import Run, list_runs
 from workbench.sae.feature_edits import feature_changes
 

@@ -13,9 +13,10 @@ import torch
 from workbench.core.errors import InputError
 from workbench.engine.passes import check_ids
 from workbench.models.files import check_folder, resolve
+from workbench.models.load_options import AUTOMATIC
 from workbench.models.loading import load
 from workbench.models.model import Model
-from workbench.models.precision import AUTOMATIC, precision_for
+from workbench.models.precision import precision_for
 
 Head = tuple[int, int]
 FEW_TOKENS, MOST_TOKENS = 512, 4096  # of a prompt, in any model and in one that has room for more
@@ -38,8 +39,8 @@ class Opened:
 
 
 def open_model(name: str, *, dtype: str = AUTOMATIC, device: str | None = None) -> Opened:
-    """Load a model for looking at it: in float32, or as it is stored where float32 would crowd the memory
-    (`precision_for`), or in the `dtype` that is named. Raises InputError as `load` does."""
+    """Load a model for looking at it: in float32 on a CPU, or as it is stored on an accelerator and where float32 would
+    crowd the memory (`precision_for`), or in the `dtype` that is named. Raises InputError as `load` does."""
     if dtype != AUTOMATIC:
         return Opened(load(name, dtype=dtype, device=device))
     folder = resolve(name)

@@ -10,7 +10,14 @@ from workbench import organisms
 from workbench.core.errors import InputError
 from workbench.models.adapters import read_adapter
 from workbench.models.files import check_folder, resolve
-from workbench.models.load_options import check_device, check_dtype, check_revision, local_folder, read_day
+from workbench.models.load_options import (
+    AUTOMATIC,
+    check_device,
+    check_dtype,
+    check_revision,
+    local_folder,
+    read_day,
+)
 
 
 def check_request(
@@ -19,7 +26,7 @@ def check_request(
     revision: str | None = None,
     adapter: str | Path | None = None,
     date: str | datetime.date | None = None,
-    dtype: str = "float32",
+    dtype: str = AUTOMATIC,
 ) -> None:
     """Raise InputError for a revision, adapter, day or dtype that cannot be had, whatever the model is."""
     check_revision(name, revision)

@@ -12,14 +12,15 @@ from workbench.core.errors import InputError
 from workbench.models import devices
 
 DEVICE = r"[a-z][a-z0-9_]*(:[0-9]{1,3})?"  # how the name of one is written; which there are, PyTorch knows
+AUTOMATIC = "automatic"  # the dtype where none is asked for: see `precision`
 DTYPE_NAMES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16", "float64")
 DAY = datetime.date(2024, 7, 26)  # what "today" is for chat templates that print it, unless a day is given
 
 
 def check_dtype(dtype: str) -> None:
     """InputError for a name that is no dtype."""
-    if dtype != "auto" and dtype not in DTYPE_NAMES:
-        raise InputError(f"'{dtype}' is not a dtype; choose one of auto, {', '.join(DTYPE_NAMES)}.")
+    if dtype not in (AUTOMATIC, "auto", *DTYPE_NAMES):
+        raise InputError(f"'{dtype}' is not a dtype; choose one of {AUTOMATIC}, auto, {', '.join(DTYPE_NAMES)}.")
 
 
 def check_device(device: Any) -> Any:

@@ -28,8 +28,9 @@ from workbench.models.files import (
     resolve,
 )
 from workbench.models.load_checks import find_facts, install_attention
-from workbench.models.load_options import check_device, check_dtype, read_day
+from workbench.models.load_options import AUTOMATIC, check_device, check_dtype, read_day
 from workbench.models.model import DTYPES, Model
+from workbench.models.precision import check_fits, dtype_for
 from workbench.models.prompt_templates import check_date
 from workbench.models.text_side import prepends_bos
 
@@ -41,7 +42,7 @@ def load(
     name: str,
     revision: str | None = None,
     *,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype = AUTOMATIC,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     adapter: str | Path | None = None,
@@ -50,17 +51,20 @@ def load(
     """Load a causal LM for observation.
 
     `name`: an organism, a local folder in Hugging Face format, or a hub id (`revision` is the hub's). `dtype`:
-    "float32" (default), "bfloat16", "float16", "float64" or "auto" (as stored). `device`: "cpu", "cuda", "cuda:1", or
-    "auto" to spread it with accelerate; None takes a GPU if there is one. `adapter`: a folder of peft's, merged into
+    "float32", "bfloat16", "float16", "float64" or "auto" (as stored); by default float32 on a CPU and as stored on an
+    accelerator (`precision.dtype_for`). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with accelerate; None
+    takes a GPU if there is one. `adapter`: a folder of peft's, merged into
     the weights. `date`: the day (2025-01-31) that a chat template which prints today's date is told; always the same
     one by default. Raises InputError for a missing, incomplete, damaged or pickled model, one whose libraries are not
-    here, and an architecture or adapter that does not fit."""
+    here, an architecture or adapter that does not fit, and weights that the device has no room for."""
     if isinstance(dtype, str):
         check_dtype(dtype)
     device = check_device(device)
     day = read_day(date)
     folder = resolve(name, revision=revision)
     check_folder(folder, name)
+    dtype = dtype_for(folder, device) if dtype == AUTOMATIC else dtype
+    check_fits(folder, name, dtype=str(dtype).removeprefix("torch."), device=device)
     patch = None if adapter is None else read_adapter(adapter)
     before = _stamps(folder, patch)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import inspect
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
+from workbench.core.wording import one_line
 from workbench.models.adapters import Adapter, fingerprint_files, merge
 from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
@@ -32,6 +34,9 @@ from workbench.models.text_side import TextSide
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from workbench.models.memory import Footprint
+
+LONG = 1024  # tokens of a text, where a batch is planned without one at hand
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -327,8 +332,37 @@ class Model(TextSide):
 
     def tokens_at_once(self, wanted: int = 0) -> int:
         """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each
-        of its threads."""
-        return wanted or (768 * min(torch.get_num_threads(), 8) if is_cpu(self.device) else 16384)
+        of its threads; on an accelerator what has room."""
+        from workbench.models.memory import usual_tokens
+
+        return wanted or self.planned_tokens(usual_tokens(self.device.type), longest=LONG)
+
+    def planned_tokens(self, usual: int, *, longest: int, caches: bool = False) -> int:
+        """Tokens of one batch of rows of at most `longest` tokens: the `usual` ones on a CPU; on an accelerator what
+        has room beside what is there already (`memory.tokens_that_fit`), over the devices that the model is spread
+        over. `caches`: rows are decoded, with their keys and values.
+
+        A model whose code needs numbers to run is given the usual ones."""
+        if is_cpu(self.device) or self._footprint is None:
+            return usual
+        from workbench.models.memory import tokens_that_fit
+        from workbench.models.precision import free_bytes
+
+        devices = {weight.device for weight in self.hf.parameters() if weight.device.type not in ("cpu", "meta")}
+        free = min(map(free_bytes, devices)) * len(devices)
+        return tokens_that_fit(self._footprint, free, longest=longest, usual=usual, caches=caches)
+
+    @cached_property
+    def _footprint(self) -> Footprint | None:
+        """What rows of tokens take of a device's memory, reckoned from shapes alone; None where the code of the model
+        needs numbers to run."""
+        from workbench.models.memory import footprint_of_loaded
+
+        try:
+            return footprint_of_loaded(self.hf, self.dtype)
+        except Exception as error:  # modelling code raises whatever it likes
+            logging.getLogger(__name__).debug("no footprint of %s: %s", self.name, one_line(error))
+            return None
 
     @cached_property
     def accepts(self) -> set[str]:

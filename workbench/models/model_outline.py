@@ -15,6 +15,7 @@ from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.json_text import read_json_object
 
 SAMPLE = 200  # texts that are counted in full; the rest are taken to be like them
+LONGEST = 20  # texts, the longest by characters, among which the longest by tokens is looked for
 CHARACTERS = 4  # to a token, where there is no tokenizer to ask
 TOKENIZER = "tokenizer"  # what can be asked of an outline beside the names of `ModelFacts`
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -53,6 +54,10 @@ class Facts:
         counted."""
         some = list(texts[:: max(1, len(texts) // SAMPLE)])
         return round(sum(self.lengths(some)) / len(some) * len(texts)) if some else 0
+
+    def longest(self, texts: Sequence[str]) -> int:
+        """Tokens of the longest of these texts; of many, the LONGEST ones by their characters are counted."""
+        return max(self.lengths(sorted(texts, key=len)[-LONGEST:]), default=0)
 
     def fits(self, tokens: int) -> bool:
         """Whether a text of so many tokens is within the context, as far as that is known."""

@@ -1,33 +1,88 @@
-"""In which precision a model is held to be looked at: float32, unless that would crowd this machine's memory."""
+"""In which precision a model is held where nobody says: one rule for runs and for the Explorer; and whether its weights
+have room at all, before any is read.
+
+On an accelerator weights stay as they are stored (scores are read off in float32 whatever they are, see `float32`); on
+a CPU, which is no faster in 16 bits, they are float32. Where float32 does not fit, a run is refused with what would
+fit: its numbers, and its id, may not hang on what else happens to be in memory. The Explorer, whose numbers are not
+kept, takes the 16 bits that are stored and says so."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.core.errors import InputError
 from workbench.models.files import stored_numbers
+from workbench.models.load_options import AUTOMATIC, check_device, free_memory
+from workbench.models.size import BYTES
 
-AUTOMATIC = "automatic"
 CHOICES = (AUTOMATIC, "float32", "bfloat16", "float16")
-SHARE = 0.6  # of the free memory that weights may take in float32
-HALF = {"BF16": "bfloat16", "F16": "float16"}  # by their name in safetensors files
+SHARE = 0.6  # of the free memory that weights may take in float32 before the Explorer takes 16 bits
+STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}  # names in safetensors files
+FILED = {"F64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}  # bytes; of all others 1
+
+
+def dtype_for(folder: Path, device: Any = None) -> str:
+    """The dtype of a model where none is asked for: float32 on a CPU; on an accelerator as most of its weights are
+    stored ("auto" where that is no plain format: quantised weights).
+
+    Raises InputError for a weight file without a readable header."""
+    return "float32" if str(check_device(device)).startswith("cpu") else _as_stored(folder)
 
 
 def precision_for(folder: Path, device: Any = None) -> tuple[str, str]:
-    """The dtype to hold the model of a folder in, and why in a sentence where that is not float32: weights that are
-    stored in 16 bits stay as they are where in float32 they would take more than SHARE of the free memory.
-
-    Raises InputError for a weight file without a readable header."""
-    stored = stored_numbers(folder)
-    of_halves = {name: stored.get(name, 0) for name in HALF}
-    most = max(of_halves, key=lambda name: of_halves[name])
-    wide, free = 4 * sum(stored.values()), free_bytes(device)
-    if 2 * of_halves[most] <= sum(stored.values()) or wide <= SHARE * free:
-        return "float32", ""
-    return HALF[most], (
-        f"The weights are held in {HALF[most]}, as they are stored: in float32 they would take {_said(wide)} of "
+    """`dtype_for` as the Explorer takes it, and why in a sentence where a CPU does not hold the weights in float32:
+    weights that are stored in 16 bits stay so where in float32 they would take more than SHARE of the free memory."""
+    chosen, stored = dtype_for(folder, device), _as_stored(folder)
+    if chosen != "float32" or stored not in ("bfloat16", "float16"):
+        return chosen, ""
+    wide, free = weight_bytes(folder, chosen), free_bytes(device)
+    if wide <= SHARE * free:
+        return chosen, ""
+    return stored, (
+        f"The weights are held in {stored}, as they are stored: in float32 they would take {_said(wide)} of "
         f"{_said(free)} that are free."
     )
+
+
+def weight_bytes(folder: Path, dtype: str) -> int:
+    """Bytes of the weights in the files of a folder, held in that dtype ("auto", and what is no floating-point number:
+    as stored)."""
+    stored = stored_numbers(folder)
+    floats = {kind: count for kind, count in stored.items() if kind in STORED}
+    others = sum(count * FILED.get(kind, 1) for kind, count in stored.items() if kind not in STORED)
+    return others + sum(count * (FILED[kind] if dtype == "auto" else BYTES[dtype]) for kind, count in floats.items())
+
+
+def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None) -> None:
+    """Raise InputError, with what would fit, for weights that a device has no room for. What is spread (device
+    "auto") finds room on other devices, in memory and on disk, and is not refused."""
+    if (place := str(check_device(device))) == "auto":
+        return
+    wanted = weight_bytes(folder, dtype)
+    if wanted <= free_bytes(device):
+        return
+    free_memory()  # of a model that is gone something may still be held
+    if wanted <= (free := free_bytes(device)):
+        return
+    raise InputError(
+        f"The weights of '{name}' take {_said(wanted)} in {dtype}, and {_said(free)} are free on {place}; "
+        f"{what_fits(folder, dtype=dtype, device=device, free=free)}."
+    )
+
+
+def what_fits(folder: Path, *, dtype: str, device: Any, free: int, more: Sequence[str] = ()) -> str:
+    """What to ask for where a model in that dtype does not fit, in words; `more`: what else would help."""
+    stored = _as_stored(folder)
+    least = stored if stored in BYTES else "auto"
+    here = [] if weight_bytes(folder, least) > free or least == dtype else [f"--dtype {least} (as stored)"]
+    elsewhere = (
+        [] if str(check_device(device)).startswith("cpu") else ["--device auto (over several devices and memory)"]
+    )
+    elsewhere += ["--device cpu"] if elsewhere and weight_bytes(folder, "float32") <= free_bytes("cpu") else []
+    ways = [*here, *more, *elsewhere]
+    return f"use {' or '.join(ways)}" if ways else "use a smaller model, or a machine with more memory"
 
 
 def free_bytes(device: Any = None) -> int:
@@ -36,9 +91,10 @@ def free_bytes(device: Any = None) -> int:
     import psutil
     import torch
 
-    name = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(name))[0])
+    name = str(check_device(device))
+    module: Any = None if name.startswith(("cpu", "auto")) else torch.get_device_module(torch.device(name))
+    if hasattr(module, "mem_get_info"):
+        return int(module.mem_get_info(torch.device(name))[0])
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
@@ -46,6 +102,12 @@ def free_bytes(device: Any = None) -> int:
         return max(0, min(free, int(limit) - int(used)))
     except (OSError, ValueError):  # no such limit
         return free
+
+
+def _as_stored(folder: Path) -> str:
+    """The name of the format that most of a folder's numbers are in; "auto" for one that is no plain format."""
+    stored = stored_numbers(folder)
+    return STORED.get(max(stored, key=lambda kind: stored[kind]), "auto") if stored else "float32"
 
 
 def _said(size: float) -> str:

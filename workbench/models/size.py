@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.core.errors import InputError
 from workbench.core.wording import one_line
 from workbench.models.load_options import check_dtype
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,8 @@ class Size:
 
 def size_of(folder: Path) -> Size:
     """The size of the model in a folder. Raises InputError for an architecture that cannot be made from its config."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # configs are programs, too
-        raise InputError(
-            f"{folder}: the size of the model cannot be told from its config.json ({one_line(error)})."
-        ) from error
+    model = empty_model(folder)
+    config = model.config
     inner = config.get_text_config()
     of_experts = _first(inner, "num_local_experts", "num_experts", "n_routed_experts")
     chosen = _first(inner, "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
@@ -54,6 +46,23 @@ def size_of(folder: Path) -> Size:
         active += round(weight.numel() * share)
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return Size(total, active, dtype if dtype in BYTES else "float32")
+
+
+def empty_model(folder: Path, **options: Any) -> Any:
+    """The Hugging Face model of a folder with shapes and no numbers (on the device "meta"); `options` of `from_config`.
+
+    Raises InputError for an architecture that cannot be made from its config."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **options).eval()
+    except Exception as error:  # configs are programs, too
+        raise InputError(
+            f"{folder}: the size of the model cannot be told from its config.json ({one_line(error)})."
+        ) from error
 
 
 def _first(config: object, *names: str) -> int:

@@ -27,13 +27,23 @@ CONTEXT = 2048  # tokens, where a model does not say how long a text may be
 class Plan:
     """``prompts`` and ``tokens`` that are fed or generated; ``stored``: bytes of activations that are kept in the
     store; ``scored``: multiply-adds of scores over the vocabulary that come on top of the passes, and ``without``: the
-    setting that leaves them out."""
+    setting that leaves them out.
+
+    Of the largest batch: ``longest`` tokens of a row, with the ``generated`` ones that follow it; ``at_once`` tokens
+    and ``rows`` at most (0: what suits the device), of which ``samples`` share the reading of one prompt; ``captured``
+    numbers that are kept of a row while it runs."""
 
     prompts: int
     tokens: int
     stored: int = 0
     scored: int = 0
     without: str = ""
+    longest: int = 0
+    generated: int = 0
+    at_once: int = 0
+    rows: int = 0
+    samples: int = 1
+    captured: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from workbench.core.errors import InputError
 from workbench.core.files import digest_path
 from workbench.core.paths import is_there, usable_path, user_path
 from workbench.core.tables import fingerprint_file, read_table
-from workbench.models.load_options import DAY
+from workbench.models.load_options import AUTOMATIC, DAY
 from workbench.models.prompt_templates import uses_date
 from workbench.runs.identity import by_content, model_name, own_name
 from workbench.runs.preparation import Prepared, named_in
@@ -124,12 +124,25 @@ def command_for(
         words += ["--set", f"{key}={configs.format_value(_absolute(value) if key in files else value)}"]
     words += ["--seed", str(seed)] if seed else []
     words += ["--engine", engine] if engine != "hf" else []
-    dtype = dtype if isinstance(model, (str, Path)) else dtype_of(model)
-    words += ["--dtype", dtype] if dtype not in (None, "float32") else []
+    named = isinstance(model, (str, Path))
+    dtype, place = (dtype, device) if named else (dtype_of(model), str(model.device))
+    words += ["--dtype", dtype] if dtype_said(dtype, place) else []
     words += ["--device", device] if device else []
     words += ["--edit", str(usable_path(edit, what="edit file").resolve())] if edit is not None else []
     words += ["--out", str(usable_path(out, what="--out folder").resolve())] if out is not None else []
     return shlex.join(words)
+
+
+def dtype_said(dtype: str | None, device: str | None) -> bool:
+    """Whether a command has to name the dtype to get it: not where it is what the device takes by itself."""
+    by_itself = (None, AUTOMATIC, "float32") if (device or "").startswith("cpu") else (None, AUTOMATIC)
+    return dtype not in by_itself
+
+
+def with_dtype(command: str, model: Any) -> str:
+    """A command that left the dtype to the device, with the one that it got: elsewhere it might get another."""
+    named = "--dtype" in shlex.split(command)
+    return command if named or dtype_of(model) == "float32" else f"{command} --dtype {dtype_of(model)}"
 
 
 def _own_data_name(ready: Prepared) -> str | None:

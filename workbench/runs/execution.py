@@ -28,6 +28,7 @@ from workbench.core.nearest_name import nearest
 from workbench.core.progress import SCALE
 from workbench.core.registry import Probe
 from workbench.models import devices
+from workbench.models.load_options import AUTOMATIC
 from workbench.runs import checksums, claim, provenance, records
 from workbench.runs.description import (
     command_for,
@@ -36,6 +37,7 @@ from workbench.runs.description import (
     describe_material,
     describe_model,
     identify,
+    with_dtype,
 )
 from workbench.runs.folder import (
     ENDED,
@@ -94,7 +96,7 @@ def execute(
     revision: str | None = None,
     adapter: str | Path | None = None,
     date: str | datetime.date | None = None,
-    dtype: str = "float32",
+    dtype: str = AUTOMATIC,
     device: str | None = None,
     engine: str = "hf",
     edits: Sequence[Any] = (),
@@ -238,7 +240,9 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
         "engine": context.engine,
         "edits": describe_edits(context.edits),
         "versions": provenance.versions(),
-        "command": command or command_for(ready, model, seed=context.seed, engine=context.engine),
+        "command": with_dtype(command, model)
+        if command
+        else command_for(ready, model, seed=context.seed, engine=context.engine),
         "started": before.get("started") or provenance.now(),
         "finished": None,
         "resumed": (before.get("resumed") or 0) + 1 if before else 0,

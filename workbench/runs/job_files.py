@@ -18,7 +18,7 @@ from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, canonical, read_json, write_json
 from workbench.core.private import mark
-from workbench.models.load_options import DEVICE
+from workbench.models.load_options import AUTOMATIC, DEVICE
 from workbench.runs import provenance
 
 ENDED = ("complete", "failed", "cancelled", "interrupted")
@@ -43,7 +43,7 @@ class Job:
     config: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     seed: int = 0
-    dtype: str = "float32"
+    dtype: str = AUTOMATIC
     device: str = "cpu"
     revision: str | None = None
     adapter: str | None = None
@@ -99,7 +99,7 @@ class _Spec(_Record):
     config: dict[str, Any] = {}
     data: Word | None = None
     seed: Count = 0
-    dtype: Annotated[str, Field(max_length=40)] = "float32"
+    dtype: Annotated[str, Field(max_length=40)] = AUTOMATIC
     device: Annotated[str, Field(pattern=f"^({DEVICE})$")] = "cpu"
     revision: Word | None = None
     adapter: Word | None = None

@@ -30,7 +30,7 @@ from workbench.core.locks import take
 from workbench.core.private import appending, make_folder
 from workbench.core.wording import human_bytes
 from workbench.models.devices import CPU, known, listed
-from workbench.models.load_options import DEVICE
+from workbench.models.load_options import AUTOMATIC, DEVICE
 from workbench.runs import execution
 from workbench.runs.job_files import (
     Job,
@@ -53,7 +53,7 @@ def submit(
     config: dict[str, Any] | None = None,
     data: str | Path | None = None,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = AUTOMATIC,
     device: str = "cpu",
     revision: str | None = None,
     adapter: str | None = None,
