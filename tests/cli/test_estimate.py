@@ -7,7 +7,7 @@ import pytest
 
 from workbench.cli.main import run as command_line
 from workbench.models.loading import load
-from workbench.runs import cost, execution
+from workbench.runs import cost, execution, memory_plan
 from workbench.runs.folder import list_runs
 
 FEW = ["--set", "samples=2", "--set", "max_new_tokens=3", "--set", "max_prompts=4"]
@@ -21,7 +21,33 @@ def test_an_estimate_runs_nothing_and_says_tokens_arithmetic_and_bytes(capsys):
     weights = load("organism").hf.num_parameters()
     assert found["prompts"] == 4 and found["parameters"] == weights and found["weight_bytes"] == 4 * weights
     assert found["flops"] == 2 * weights * found["tokens"]  # the organism's embedding is tied
+    memory = found["memory"]
+    assert memory["weights"] == 4 * weights and memory["tokens"] == 3 + longest_prompt() and memory["rows"] == 8
+    assert memory["total"] == sum(memory[part] for part in ("weights", "cache", "activations", "scores", "captured"))
+    assert memory["fits"] and memory["total"] < memory["free"] and memory["dtype"] == "float32"
     assert found["seconds"] is None and len(list_runs()) == before
+
+
+def longest_prompt() -> int:
+    """Tokens of the longest of the default prompts."""
+    from workbench.core import registry
+    from workbench.core.tables import read_table
+
+    path = registry.get("branching-factor").data.default_path("organism")
+    model = load("organism")
+    return max(len(model.encode(text)) for text in read_table(path)["prompt"].to_list()[:4])
+
+
+def test_what_has_no_room_is_said_with_what_would_have(capsys, monkeypatch):
+    for free, ways in (
+        (4.0, "--dtype bfloat16 (as stored)\n"),
+        (5.5, "--dtype bfloat16 (as stored) or smaller batches"),
+    ):
+        monkeypatch.setattr(memory_plan, "free_bytes", lambda device=None, free=free: int(free * 1e6))
+        assert command_line(["run", "branching-factor", "--model", "organism", *FEW, "--estimate"]) == 0
+        said = capsys.readouterr().out
+        assert "keys and values:" in said and "activations of a pass:" in said
+        assert f"of {free} MB that are free, which is too little: use {ways}" in said
 
 
 def test_after_a_run_the_estimate_is_at_its_pace(capsys):

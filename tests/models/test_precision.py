@@ -10,7 +10,10 @@ from workbench import explore
 from workbench.core.errors import InputError
 from workbench.explorer.opened_model import open_model
 from workbench.models import precision
+from workbench.models.load_options import AUTOMATIC
 from workbench.models.loading import load
+from workbench.runs.description import command_for, identify, with_dtype
+from workbench.runs.execution import prepare
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16"])
@@ -21,6 +24,11 @@ def half(request, tiny_llama, tmp_path_factory):
     model.save_pretrained(folder)
     small.tokenizer().save_pretrained(folder)
     return folder, request.param, sum(p.numel() for p in model.parameters())
+
+
+def on_accelerator(monkeypatch) -> None:
+    """As if the device that `load` takes were a GPU."""
+    monkeypatch.setattr(precision, "check_device", lambda device: "cuda" if device is None else device)
 
 
 def only(monkeypatch, size: float) -> None:
@@ -41,8 +49,56 @@ def test_halves_stay_halves_where_float32_would_take_more_than_its_share_of_what
     assert open_model(str(folder), dtype="float32").model.dtype == torch.float32  # whoever asks for it, gets it
 
 
+def test_the_dtype_of_itself_is_float32_on_a_cpu_and_as_stored_on_an_accelerator(half, tiny_llama, monkeypatch):
+    folder, stored, _ = half
+    assert load(str(folder)).dtype == load(str(folder), dtype="float32").dtype == torch.float32
+    on_accelerator(monkeypatch)
+    only(monkeypatch, 1e12)
+    assert precision.dtype_for(folder) == stored and precision.precision_for(folder) == (stored, "")
+    assert precision.dtype_for(tiny_llama) == "float32"
+    assert precision.dtype_for(folder, "cpu") == "float32"
+    quantised = {"U8": 10**6, "BF16": 10**4}
+    monkeypatch.setattr(precision, "stored_numbers", lambda folder: quantised)
+    assert precision.dtype_for(folder) == "auto" and precision.weight_bytes(folder, "auto") == 10**6 + 2 * 10**4
+
+
+def test_what_cannot_fit_is_refused_with_what_would_before_any_weight_is_read(half, tiny_llama, monkeypatch):
+    folder, stored, n = half
+
+    def read(*args, **kwargs):
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
+    only(monkeypatch, 3 * n)
+    for asked in ({}, {"dtype": "float32"}):
+        with pytest.raises(InputError, match=rf"take .* in float32, and .* free on cpu; use --dtype {stored}"):
+            load(str(folder), device="cpu", **asked)
+    with pytest.raises(InputError, match="use a smaller model, or a machine with more memory"):
+        load(str(tiny_llama), device="cpu", dtype="float64")
+    with pytest.raises(InputError, match="a weight was read"):  # 16 bits have room
+        load(str(folder), device="cpu", dtype=stored)
+    only(monkeypatch, n)
+    on_accelerator(monkeypatch)
+    with pytest.raises(InputError, match=rf"take .* in {stored}, and .* free on cuda; use --device auto"):
+        precision.check_fits(folder, "m", dtype=stored)
+    precision.check_fits(folder, "m", dtype=stored, device="auto")
+
+
+def test_a_run_is_what_it_was_on_a_cpu_and_another_one_in_the_dtype_that_an_accelerator_takes(half):
+    folder, stored, _ = half
+    ready = prepare("representation-geometry", {}, model=str(folder))
+    alone, asked, halved = (load(str(folder), device="cpu", **o) for o in ({}, {"dtype": "float32"}, {"dtype": stored}))
+    assert identify(ready, alone, seed=0) == identify(ready, asked, seed=0) != identify(ready, halved, seed=0)
+    assert "--dtype" not in command_for(ready, alone) and "--dtype" not in with_dtype("workbench run x", alone)
+    assert with_dtype("workbench run x", halved) == f"workbench run x --dtype {stored}"
+    assert f"--dtype {stored}" in command_for(ready, halved)
+    for device, said in (("cpu", False), ("cuda", True), (None, True)):  # where float32 is not what comes by itself
+        assert ("--dtype float32" in command_for(ready, str(folder), dtype="float32", device=device)) is said
+    assert "--dtype" not in command_for(ready, str(folder), dtype=AUTOMATIC, device="cuda")
+
+
 def test_what_is_stored_in_float32_is_not_rounded_however_little_is_free(tiny_llama, monkeypatch):
-    only(monkeypatch, 1)
+    only(monkeypatch, precision.weight_bytes(tiny_llama, "float32"))
     opened = open_model(str(tiny_llama))
     assert (opened.model.dtype, opened.precision) == (torch.float32, "")
 
@@ -84,8 +140,8 @@ def test_a_dtype_is_of_a_model_that_is_not_loaded_yet(tiny_llama):
 
 
 def test_the_screen_says_the_precision_and_keeps_a_choice_in_its_address(half, monkeypatch):
-    folder, stored, _ = half
-    only(monkeypatch, 1)
+    folder, stored, n = half
+    only(monkeypatch, 4 * n)
     at = open_page("explorer", model=str(folder), prompt="Once upon a time")
     assert f"Weights in {stored} on cpu" in words(at).replace("\\", "")
     assert any(f"held in {stored}" in item.value.replace("\\", "") for item in at.info)
@@ -94,6 +150,7 @@ def test_the_screen_says_the_precision_and_keeps_a_choice_in_its_address(half, m
     assert at.selectbox(key="dtype").value == "float32"
     at = open_page("explorer", model=str(folder), prompt="Once upon a time", dtype="<b>")
     assert f"Weights in {stored}" in words(at)
+    only(monkeypatch, 1e12)
     at = open_page("explorer", model="circuit-copy-gqa", prompt="lantern velvet")
     at.selectbox(key="dtype").set_value("bfloat16").run()
     assert not at.exception and "Weights in bfloat16 on cpu" in words(at)

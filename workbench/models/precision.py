@@ -91,7 +91,7 @@ def free_bytes(device: Any = None) -> int:
     import psutil
     import torch
 
-    name = str(check_device(device))
+    name = str(check_device(None) if device is None else device)
     module: Any = None if name.startswith(("cpu", "auto")) else torch.get_device_module(torch.device(name))
     if hasattr(module, "mem_get_info"):
         return int(module.mem_get_info(torch.device(name))[0])

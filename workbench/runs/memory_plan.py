@@ -57,7 +57,10 @@ def plan_memory(folder: Path, now: Plan, *, dtype: str, device: str | None) -> M
     found = MemoryPlan(need, rows, now.longest, dtype, place, free)
     if found.fits:
         return found
-    fewer = ["smaller batches (they are halved where memory runs out)"] if rows > 1 else ["shorter texts"]
+    fewer = []
+    if weights < free:
+        alone_fits = _need(of, now, 1, weights).total <= free
+        fewer = ["smaller batches (they are halved where memory runs out)" if alone_fits else "shorter texts"]
     room = max(0, free - (need.total - weights))
     return replace(found, instead=what_fits(folder, dtype=dtype, device=device, free=room, more=fewer))
 
