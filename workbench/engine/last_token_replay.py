@@ -17,6 +17,7 @@ import torch
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.edits import Edit, apply, for_prompts
 from workbench.engine.kv_cache import keys_and_values
+from workbench.engine.layer_windows import Window, Windows
 from workbench.models.batching import Batch
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
@@ -53,6 +54,9 @@ class Injection:
     layer: int
     head: int
     z: torch.Tensor
+
+
+Job = Injection | Window  # what a copy of the prompts differs in, from `layer` on
 
 
 @dataclass(eq=False)
@@ -128,9 +132,9 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
 
 
 def _replay(
-    model: Model, seen: _LastToken, jobs: Sequence[Injection], *, frozen: bool, edits: Sequence[Edit]
+    model: Model, seen: _LastToken, jobs: Sequence[Job], *, frozen: bool, edits: Sequence[Edit]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final states of the unpatched prompts [P, width] and under each injection [P, jobs, width].
+    """Final states of the unpatched prompts [P, width] and under each job, in the order of layers [P, jobs, width].
 
     `frozen`: the other heads keep their outputs (only MLPs are computed again)."""
     n, first = len(seen.z[0]), min(job.layer for job in jobs)
@@ -139,12 +143,14 @@ def _replay(
     args, kwargs = seen.calls[first]
     hidden = hidden_argument(args, kwargs)
     place: dict[int, int] = {}  # job → its first row
+    windows = Windows(jobs, n, device)
     for layer in range(first, model.n_layers):
         arrived = [j for j, job in enumerate(jobs) if job.layer == layer]
         fresh: list[tuple[int, Injection]] = []
         for j in arrived:
             place[j] = len(prompt)
-            fresh.append((len(prompt), jobs[j]))
+            if isinstance(job := jobs[j], Injection):
+                fresh.append((len(prompt), job))
             prompt = torch.cat([prompt, torch.arange(n, device=device)])
         hidden = torch.cat([hidden, hidden[:n].repeat(len(arrived), 1, 1)]) if arrived else hidden
 
@@ -160,7 +166,9 @@ def _replay(
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(apply(model, for_prompts(edits, prompt.tolist()) if edits else ()))
-            stack.callback(before(model.o_proj(layer), inject).remove)
+            if frozen or fresh:
+                stack.callback(before(model.o_proj(layer), inject).remove)
+            windows.hang(model, layer, len(prompt), stack)
             hidden = _block(model, seen, layer, hidden, prompt)
     final = hidden[:, -1]
     return final[:n], torch.stack([final[place[j] : place[j] + n] for j in range(len(jobs))], 1)
@@ -210,10 +218,11 @@ def check_finite(model: Model, layer: int, *states: torch.Tensor) -> None:
 
 @torch.no_grad()
 def injected_states(
-    model: Model, ids, jobs: Sequence[Injection], *, frozen: bool = False, edits: Sequence[Edit] = ()
+    model: Model, ids, jobs: Sequence[Job], *, frozen: bool = False, edits: Sequence[Edit] = ()
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final states (before the final norm) of P prompts of equal length: unpatched [P, width], and under each injection
-    at the last position [P, jobs, width]. `frozen`: all other heads keep their outputs, so that only MLPs react.
+    """Final states (before the final norm) of P prompts of equal length: unpatched [P, width], and under each job (an
+    injection or a window of layers) at the last position [P, jobs, width]. `frozen`: all other heads keep their
+    outputs, so that only MLPs react.
 
     Raises InputError when the blocks of the architecture, called on their own, do not give what the model gives."""
     model.require(*REPLAYED, for_what="blocks that are called on their own")

@@ -27,7 +27,7 @@ import torch
 from workbench.core.errors import InputError
 from workbench.engine.edits import Edit, Patch, apply, on_final_norm
 from workbench.engine.hf import stream
-from workbench.engine.last_token_replay import REPLAYED, Injection, check_finite, injected_states, room
+from workbench.engine.last_token_replay import REPLAYED, Injection, Job, check_finite, injected_states, room
 from workbench.engine.passes import GRADIENT, READ, Pass, check_ids, check_prompts, with_pass
 from workbench.models.batching import Batch, batches, halving, pad
 from workbench.models.float32 import in_float32
@@ -238,9 +238,9 @@ def gather(n: int, plan: list[list[int]], compute: Callable, run: Pass) -> Effec
 
 
 def injected(
-    model: Model, ids, jobs: Sequence[Injection], tokens: torch.Tensor, run: Pass, *, frozen: bool = False
+    model: Model, ids, jobs: Sequence[Job], tokens: torch.Tensor, run: Pass, *, frozen: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """Scores of P prompts of equal length, unpatched and under each injection at the last position.
+    """Scores of P prompts of equal length, unpatched and under each job at the last position.
 
     → logits [P, k], normaliser [P], patched logits [P, jobs, k], patched normaliser [P, jobs]."""
     with torch.no_grad():
@@ -251,28 +251,42 @@ def _recomputed(model: Model, ids, donors, tokens, heads, run: Pass, *, frozen: 
     model.require(*REPLAYED, *READ_OFF, for_what="effects of heads through later blocks")
     tokens, chosen = check_pairs(model, ids, donors, tokens, run), _heads(model, heads)
     z_sites = {layer: Site("head_out", layer) for layer in sorted({layer for layer, _ in chosen})}
-    by_length: dict[int, list[int]] = {}
-    for i, row in enumerate(ids):
-        by_length.setdefault(len(row), []).append(i)
-    plan = []
-    for length, rows in sorted(by_length.items()):
-        size = max(1, room(model, length, 4) // (len(chosen) + 1))
-        plan += [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
         mine, prompts = run.for_prompts(rows), [ids[i] for i in rows]
         donor = _at_last(model, [donors[i] for i in rows], list(z_sites.values()), mine)
         jobs = [Injection(layer, head, donor[z_sites[layer]][:, head]) for layer, head in chosen]
 
-        def inject(some: list[Injection]) -> tuple[torch.Tensor, ...]:
-            return injected(model, prompts, some, tokens[rows], mine, frozen=frozen)
+        return replayed(model, prompts, jobs, tokens[rows], mine, frozen=frozen)
 
-        if len(rows) > 1:  # prompts are halved first, by `gather`
-            return inject(jobs)
-        parts = [found for _, found in halving(jobs, inject, run.check)]
-        return *parts[0][:2], *(torch.cat([part[k] for part in parts], 1) for k in (2, 3))
+    return gather(len(ids), alike(model, ids, len(chosen)), compute, run)
 
-    return gather(len(ids), plan, compute, run)
+
+def alike(model: Model, ids, jobs: int) -> list[list[int]]:
+    """Prompts of equal length, in groups of which so many jobs each have room in one replay."""
+    by_length: dict[int, list[int]] = {}
+    for i, row in enumerate(ids):
+        by_length.setdefault(len(row), []).append(i)
+    plan = []
+    for length, rows in sorted(by_length.items()):
+        size = max(1, room(model, length, 4) // (jobs + 1))
+        plan += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return plan
+
+
+def replayed(
+    model: Model, ids, jobs: Sequence[Job], tokens: torch.Tensor, run: Pass, *, frozen: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """As `injected`; where memory runs out with one prompt, its jobs are halved (prompts are halved first, by
+    `gather`)."""
+
+    def inject(some: list[Job]) -> tuple[torch.Tensor, ...]:
+        return injected(model, ids, some, tokens, run, frozen=frozen)
+
+    if len(ids) > 1:
+        return inject(list(jobs))
+    parts = [found for _, found in halving(jobs, inject, run.check)]
+    return *parts[0][:2], *(torch.cat([part[k] for part in parts], 1) for k in (2, 3))
 
 
 @with_pass
