@@ -80,7 +80,8 @@ class Door:
             if scope["type"] == "http" and self.token is not None and "token" in request.query_params:
                 await self._enter(scope, receive, send, request)  # into the view, without the token in its address
             else:
-                await self.app(scope, receive, _with_headers(send))
+                kept = scope["path"].startswith(f"{base()}/media/")
+                await self.app(scope, receive, _with_headers(send, private=kept))
         else:
             await self._enter(scope, receive, send, request)
 
@@ -175,7 +176,9 @@ async def _refuse(scope: Any, receive: Any, send: Any, reason: str) -> None:
 
 
 def _with_headers(send: Any, *, private: bool = False) -> Any:
-    """Nothing of an address goes to other sites, and no other site frames a screen."""
+    """Nothing of an address goes to other sites, and no other site frames a screen. What is `private` (a file that was
+    made for somebody) no browser keeps; so a download is not read from the half-written entry of the request by which
+    Streamlit first looks whether the file is there."""
     more = [(b"referrer-policy", b"same-origin"), (b"x-frame-options", b"SAMEORIGIN")]
     more += [(b"cache-control", b"no-store")] if private else []
 
