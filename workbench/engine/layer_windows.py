@@ -16,7 +16,7 @@ import torch
 from workbench.core.errors import InputError
 from workbench.engine.edit_sites import at_site
 from workbench.engine.edits import Edit, KnockOut, Patch
-from workbench.models.attention import knock_out
+from workbench.models.attention_edits import knock_out
 from workbench.models.model import Model
 from workbench.models.sites import Site, sites
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import InputError
+from workbench.models.devices import free_caches
 from workbench.models.files import stored_numbers
-from workbench.models.load_options import AUTOMATIC, check_device, free_memory
+from workbench.models.load_options import AUTOMATIC, check_device
 from workbench.models.size import BYTES
 
 CHOICES = (AUTOMATIC, "float32", "bfloat16", "float16")
@@ -63,7 +64,7 @@ def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None) -> No
     wanted = weight_bytes(folder, dtype)
     if wanted <= free_bytes(device):
         return
-    free_memory()  # of a model that is gone something may still be held
+    free_caches()  # of a model that is gone something may still be held
     if wanted <= (free := free_bytes(device)):
         return
     raise InputError(
