@@ -144,7 +144,7 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
 def _cache(layers: Iterable[DynamicLayer]) -> DynamicCache:
     """A cache that starts from these layers."""
     cache = DynamicCache()
-    cache.layer_class_to_replicate = _Whole  # of those that are still to come
+    cache.layer_class_to_replicate = WholeLayer  # of those that are still to come
     cache.layers.extend(layers)
     return cache
 
@@ -167,7 +167,7 @@ def merge(pasts: Sequence[Cached]) -> Cached:
     return Cached(cache, Batch(ids, mask, position_ids, "left", real))
 
 
-class _Whole(DynamicLayer):
+class WholeLayer(DynamicLayer):
     """A layer of transformers' dynamic cache whose first tensors are not made from Python numbers, which would be two
     copies to the device."""
 
@@ -175,7 +175,7 @@ class _Whole(DynamicLayer):
         _start(self, key_states[..., :0, :], value_states[..., :0, :])
 
 
-class _Window(DynamicSlidingWindowLayer):
+class WindowLayer(DynamicSlidingWindowLayer):
     """The same of a layer that attends over a window."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -188,11 +188,11 @@ def empty_cache(model: Model) -> DynamicCache:
     layers: list[Any] = cache.layers
     for number, layer in enumerate(layers):
         if type(layer) is DynamicLayer:
-            layers[number] = _Whole()
+            layers[number] = WholeLayer()
         elif type(layer) is DynamicSlidingWindowLayer:
-            layers[number] = _Window(layer.sliding_window)
+            layers[number] = WindowLayer(layer.sliding_window)
     if not layers:  # they are made when they are first written to
-        cache.layer_class_to_replicate = _Whole
+        cache.layer_class_to_replicate = WholeLayer
     return cache
 
 

@@ -28,7 +28,7 @@ from workbench.models.attention_stacks import StackedRows
 from workbench.models.attention_weights import Weights, mix, pick
 from workbench.models.devices import is_cpu
 from workbench.models.query_rows import Queries, query_rows
-from workbench.models.running_pass import after, before
+from workbench.models.running_pass import after, before, in_progress, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,6 +116,8 @@ AttentionInterface.register(NAME, attention_forward)
 def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch.Tensor | None:
     """The mask of SDPA, None where a causal kernel needs none; on a CPU as numbers, which its kernel would make of it
     in every layer."""
+    if in_progress() and (whole := positions().whole) is not None and whole.padded:
+        kwargs["allow_is_causal_skip"] = False  # it could not be, and to find that out transformers asks the device
     mask = sdpa_mask(*args, dtype=dtype, **kwargs)
     if mask is None or not is_cpu(mask.device):
         return mask

@@ -114,10 +114,10 @@ def pad(
 def sent(numbers: Sequence[torch.Tensor], device: torch.device | str) -> list[torch.Tensor]:
     """Whole numbers [...] int64 of the host on `device`, in one copy that the host does not wait for."""
     device = torch.device(device)
-    if device.type == "cpu":
+    if devices.is_cpu(device):
         return list(numbers)
     together = torch.cat([x.flatten() for x in numbers])
-    if device.type == "cuda":  # from pageable memory a copy waits
+    if devices.has_pinned_memory(device):  # from other memory a copy waits
         together = together.pin_memory()
     parts = together.to(device, non_blocking=True).split([x.numel() for x in numbers])
     return [part.view(x.shape) for part, x in zip(parts, numbers)]
