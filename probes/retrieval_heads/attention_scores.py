@@ -22,8 +22,8 @@ from probes.retrieval_heads.passages import ASKED, PassageTask
 from workbench.core.context import Context
 from workbench.engine.edits import apply
 from workbench.engine.kv_cache import Cached, feed
-from workbench.models.attention import observe
-from workbench.models.batching import halving
+from workbench.models.attention import observe_stacked
+from workbench.models.batching import halving, sent
 from workbench.models.model import Model
 from workbench.models.running_pass import positions
 
@@ -106,26 +106,28 @@ def _read(
             before = past.first(past.past.mask.shape[1], some) if model.sliding else past.fork()
         asked = [range(t.trial.body + t.tails[kind].start, t.trial.body + t.tails[kind].end) for t in own]
         width = max(map(len, asked))
-        wanted = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in asked], device=model.device)
-        real = torch.tensor([[1.0] * len(row) + [0.0] * (width - len(row)) for row in asked], device=model.device)
-        with observe(model, _mass_on([t.gold for t in own], real), rows=wanted) as seen:
+        wanted = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in asked])
+        real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in asked])
+        spans, real = sent([torch.tensor([t.gold for t in own]), real], model.device)
+        with observe_stacked(model, _mass_on(spans, real.float()), rows=wanted) as seen:
             feed(model, rows, before)
         device = seen[0].device
         found.append(torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1).cpu().numpy())
     return np.concatenate(found)
 
 
-def _mass_on(spans: Sequence[tuple[int, int]], real: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """Reduction of attention rows [B, H, R, S] to [B, H]: the weight on token positions [start, end) of each sequence,
-    mean over its `real` rows [B, R] (1 or 0)."""
-    span = torch.tensor(spans, device=real.device)[:, :, None]  # [B, 2, 1]
+def _mass_on(spans: torch.Tensor, real: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Reduction of attention rows [n, B, H, R, S] to [n, B, H]: the weight on token positions [start, end) of each
+    sequence, `spans` [B, 2], mean over its `real` rows [B, R] (1 or 0)."""
 
-    def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
-        keys, bounds, rows = (
-            t.to(weights.device) for t in (positions().columns_of_keys(weights.shape[-1]), span, real)
-        )
-        inside = ((keys >= bounds[:, 0]) & (keys < bounds[:, 1])).to(weights.dtype)  # [B, S]
-        mass = torch.einsum("bhrs,bs->bhr", weights, inside)
+    def inside(size: int, device: torch.device) -> torch.Tensor:
+        keys, bounds = positions().columns_of_keys(size).to(device), spans.to(device)
+        return ((keys >= bounds[:, :1]) & (keys < bounds[:, 1:])).float()  # [B, S]
+
+    def reduce(weights: torch.Tensor) -> torch.Tensor:
+        size, device = weights.shape[-1], weights.device
+        within = positions().once((id(spans), size, device), lambda: inside(size, device))
+        mass, rows = torch.einsum("nbhrs,bs->nbhr", weights, within), real.to(device)
         return (mass * rows[:, None]).sum(-1) / rows.sum(-1)[:, None]
 
     return reduce

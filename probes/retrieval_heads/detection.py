@@ -17,7 +17,7 @@ from probes.retrieval_heads.needles import Trial
 from probes.retrieval_heads.speculative_decoding import Begun, Step, begin, go_on
 from workbench.core.context import Context
 from workbench.engine.edits import apply
-from workbench.models.batching import halving
+from workbench.models.batching import halving, sent
 from workbench.models.model import Model
 from workbench.models.thinking import ThinkingSpan
 
@@ -151,7 +151,7 @@ def _span_rows(trials: Sequence[Trial], model: Model) -> torch.Tensor:
     """The positions of every answer in its prompt, [n, longest], filled up with -1."""
     width = max(t.span[1] - t.span[0] for t in trials)
     rows = [[*range(*t.span), *[-1] * (width - t.span[1] + t.span[0])] for t in trials]
-    return torch.tensor(rows, device=model.device)
+    return sent([torch.tensor(rows)], model.device)[0]
 
 
 def each_step(context: Context) -> Callable[[], None]:

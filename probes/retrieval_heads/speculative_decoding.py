@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.core.errors import InputError
+from workbench.engine.decoding import Rows, steps_between_looks
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
 from workbench.engine.sampling import check_steps, likeliest_unchecked
 from workbench.models.attention import observe_stacked
-from workbench.models.batching import Batch, sent
+from workbench.models.batching import sent
 from workbench.models.model import Model
 from workbench.models.query_rows import Queries
 from workbench.models.running_pass import positions
 
-LOOK = 8  # steps between two looks at what an accelerator has chosen
 FAR = 2.0**23  # beyond every token position, which float32 holds exactly up to here
 
 
@@ -143,11 +143,15 @@ def begin(
     (lengths,) = sent([torch.tensor([len(g) + 1 for g in guesses])], logits.device)
     chosen, readings = _said(model, _marked(*likeliest_unchecked(logits, last=lengths)), _stacked(model, seen))
     steps, done, wrong = _as_far_as_guessed(chosen, guesses, readings, max_new_tokens=max_new_tokens, stops=stops)
-    size = past.past.mask.shape[1]
-    real = past.past.real & (torch.arange(size) < size - torch.tensor(wrong)[:, None])
-    past = Cached(past.cache, replace(past.past, mask=real.to(model.device), real=real))
     going = [b for b in range(B) if not done[b]]
-    return Begun(past if len(going) == B and not use_up else past.pick(going) if going else None, steps, done, spans)
+    if not going:
+        return Begun(None, steps, done, spans)
+    real = past.past.real.clone()
+    for row, many in zip(real, wrong):
+        row[len(row) - many :] = False
+    (there,) = sent([real.long()], model.device)
+    past = Cached(past.cache, replace(past.past, mask=there.bool(), real=real))
+    return Begun(past if len(going) == B and not use_up else past.pick(going), steps, done, spans)
 
 
 def _as_far_as_guessed(
@@ -190,7 +194,7 @@ def go_on(
     are used up.
 
     Rows that are done leave, so that none grows beyond its answer. On an accelerator the host looks at what was chosen
-    every LOOK steps only, and drops what a row was made to write beyond its end. Where attention slides over a window,
+    every few steps only, and drops what a row was made to write beyond its end. Where attention slides over a window,
     one `begun` at a time."""
     steps, done = [row for b in begun for row in b.steps], [row for b in begun for row in b.done]
     emitted = [[step.token for step in row] for row in steps]
@@ -204,11 +208,13 @@ def go_on(
         width = max(b.spans.shape[1] for b in begun)
         widened = [torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun]
         spans = torch.cat(widened)[going]
+    rows = _going_on(model, past, max_new_tokens - min(len(steps[b]) for b in going))
+    del past
     while True:
         # no row comes to positions beyond its answer, which the model may not have
-        count = min(max_new_tokens - len(steps[b]) for b in going)
-        count = min(count, 1 if model.device.type == "cpu" else LOOK)
-        past, chosen, readings = _steps(model, past, [emitted[b][-1] for b in going], spans, count, check)
+        room = max_new_tokens - max(len(steps[b]) for b in going)
+        count = min(room, steps_between_looks(model.device))
+        chosen, readings = _steps(rows, [emitted[b][-1] for b in going], spans, count, check)
         for k, b in enumerate(going):
             for t in range(count):
                 steps[b].append(Step(chosen[k][t], readings[t, k, :, :, 0] if readings is not None else None))
@@ -220,37 +226,39 @@ def go_on(
         if not staying:
             return steps
         if len(staying) < len(going):
-            going, past = [going[k] for k in staying], past.pick(staying)
-            spans = spans[staying] if spans is not None else None
+            index, going = rows.select(staying), [going[k] for k in staying]
+            spans = spans[index.to(spans.device)] if spans is not None else None
+
+
+def _going_on(model: Model, past: Cached, room: int) -> Rows:
+    """The rows of a past, to be continued by up to `room` tokens. The past is used up."""
+    rows = Rows(model, past.past, room)
+    rows.cache, rows.columns = past.cache, rows.width
+    return rows
 
 
 def _steps(
-    model: Model,
-    past: Cached,
+    rows: Rows,
     last: Sequence[int],
     spans: torch.Tensor | None,
     count: int,
     check: Callable[[], None] | None,
-) -> tuple[Cached, list[list[int]], torch.Tensor | None]:
-    """`count` tokens after the past and the `last` token of every row, chosen and fed back on the device: the grown
-    past, the tokens [B][count], and their readings [count, B, layers, H, 1, 3]."""
-    tokens, place = sent([torch.tensor(last), torch.tensor(past.past.sizes)], model.device)
-    one = torch.ones_like(tokens)
-    mask, real = one[:, None].bool(), torch.ones((len(last), 1), dtype=torch.bool)
+) -> tuple[list[list[int]], torch.Tensor | None]:
+    """`count` tokens after the `last` token of every row, chosen and fed back on the device: the tokens [B][count], and
+    their readings [count, B, layers, H, 1, 3]."""
+    model = rows.model
+    (tokens,) = sent([torch.tensor(last)], model.device)
     chosen, found = [], []
     for _ in range(count):
         if check is not None:
             check()
-        column = Batch(tokens[:, None], mask, place[:, None], one, "left", real)
         with torch.no_grad(), _observed(model, spans, "last") as seen:
-            logits = model.forward(column, cache=past.cache, past=past.past, last_logits=1).logits[:, -1].float()
-        past, place = Cached(past.cache, past.past.followed_by(column)), place + one
-        tokens, fault = likeliest_unchecked(logits)
-        tokens = tokens.to(model.device)
-        chosen.append(_marked(tokens, fault.to(model.device)))
+            scores = rows.feed(tokens)
+        tokens, fault = (x.to(model.device) for x in likeliest_unchecked(scores))
+        chosen.append(_marked(tokens, fault))
         found.append(_stacked(model, seen))
     readings = None if found[0] is None else torch.stack(found)
-    return past, *_said(model, torch.stack(chosen, 1), readings)
+    return _said(model, torch.stack(chosen, 1), readings)
 
 
 def _observed(model: Model, spans: torch.Tensor | None, rows: Queries):

@@ -291,16 +291,16 @@ def test_small_embeddings_before_a_large_first_layer_are_not_taken_for_a_post_no
 
 def test_right_padding_needs_no_mask(monkeypatch):
     """Rows of different lengths stay on the causal path of SDPA: no mask reaches the attention."""
-    from workbench.models import attention
+    from workbench.models import attention_kernel
 
     model, masks = wrap(build("llama"), name="llama"), []
-    real = attention.sdpa_attention_forward
+    real = attention_kernel.sdpa_attention_forward
 
     def heard(module, query, key, value, attention_mask, **kwargs):
         masks.append(attention_mask)
         return real(module, query, key, value, attention_mask, **kwargs)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", heard)
+    monkeypatch.setattr(attention_kernel, "sdpa_attention_forward", heard)
     logits(model, IDS)
     assert masks and all(mask is None for mask in masks)
 

@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from workbench.core.errors import InputError
 from workbench.models import attention_weights
+from workbench.models.attention_kernel import attention_mask, sdpa
 from workbench.models.attention_stacks import StackedRows
 from workbench.models.attention_weights import Weights, mix, pick
-from workbench.models.devices import is_cpu
 from workbench.models.query_rows import Queries, query_rows
-from workbench.models.running_pass import after, before, in_progress, positions
+from workbench.models.running_pass import after, before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +73,7 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
         hooks.groups = key.shape[1]
         readers, edits = _of_this_thread(hooks.readers), _of_this_thread(hooks.edits)
     if not readers and not edits and softcap is None:
-        return _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if (readers or edits) and (kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None):
         raise InputError(
             f"{type(module).__name__} adds sinks or position biases to its scores; its attention rows cannot be read "
@@ -84,7 +82,7 @@ def attention_forward(module, query, key, value, attention_mask, scaling=None, d
     causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
     weigh = Weights(query, key, value, attention_mask, scaling, softcap, is_causal=causal)
     if softcap is None and not edits:
-        result = _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        result = sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     else:
         result = mix(weigh, edits), None
     weigh.output = result[0]
@@ -98,34 +96,7 @@ def _of_this_thread(hung: Sequence[tuple[int, Callable]]) -> list[Callable]:
     return [item for owner, item in hung if owner == thread] if hung else []
 
 
-def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwargs):
-    """SDPA as transformers calls it; on a CPU, whose kernel reads grouped keys as they are, without a copy of them for
-    every head."""
-    groups, plain = query.shape[1] // key.shape[1], kwargs.get("position_bias") is None and kwargs.get("cache") is None
-    if groups > 1 and attention_mask is not None and is_cpu(query.device) and plain:
-        mixed = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
-        )
-        return mixed.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-
-
 AttentionInterface.register(NAME, attention_forward)
-
-
-def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch.Tensor | None:
-    """The mask of SDPA, None where a causal kernel needs none; on a CPU as numbers, which its kernel would make of it
-    in every layer."""
-    if in_progress() and (whole := positions().whole) is not None and whole.padded:
-        kwargs["allow_is_causal_skip"] = False  # it could not be, and to find that out transformers asks the device
-    mask = sdpa_mask(*args, dtype=dtype, **kwargs)
-    if mask is None or not is_cpu(mask.device):
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(
-        ~mask, float("-inf")
-    )  # the smallest float16 would still look visible
-
-
 AttentionMaskInterface.register(NAME, attention_mask)
 
 

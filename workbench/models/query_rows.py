@@ -42,15 +42,15 @@ def _query_rows(rows: Queries, queries: int) -> Rows:
         return slice(*rows.indices(queries)[:2])
     if isinstance(rows, Columns):
         return rows.at
-    return here.columns(torch.as_tensor(rows, device=here.position_ids.device))
+    return here.columns(torch.as_tensor(rows))
 
 
 def rows_in_pass(rows: str | torch.Tensor | Sequence[int], queries: int) -> torch.Tensor:
     """Query columns [R] or [B, R] of the rows asked for, with -1 for positions that an earlier pass has read already (a
     cache holds them)."""
     here = positions()
-    device = here.position_ids.device
     if isinstance(rows, str):
-        return torch.arange(queries, device=device) if rows == "all" else here.last_columns()[:, None]
-    columns, there = here.columns_here(torch.as_tensor(rows, device=device))
+        every = torch.arange(queries, device=here.position_ids.device)
+        return every if rows == "all" else here.last_columns()[:, None]
+    columns, there = here.columns_here(torch.as_tensor(rows))
     return columns.masked_fill(~there, -1)

@@ -59,25 +59,47 @@ class PassPositions:
     def columns(self, positions: torch.Tensor) -> torch.Tensor:
         """Query columns [B, R] of token positions [R] or [B, R]; negative positions count from each sequence's end.
 
-        Raises InputError when a sequence of this pass does not hold the position."""
-        match = (self.position_ids[:, None, :] == self.absolute(positions)[:, :, None]) & self.mask[:, None, :]
-        if not match.any(-1).all():
-            row, k = (~match.any(-1)).nonzero()[0].tolist()
-            wanted = int(positions.expand(len(match), -1)[row, k])
-            raise InputError(f"Position {wanted} is not among the tokens of sequence {row} in this pass.")
+        Raises InputError when a sequence of this pass does not hold the position. Positions of the host are looked for
+        there: nothing waits."""
+        absolute = self.absolute(positions)
+        match = self._match(absolute)
+        if self._known_on_host(positions):
+            assert self.whole is not None
+            end = torch.tensor(self.whole.sizes)[:, None]
+            first = end - self.whole.real[:, -self.mask.shape[1] :].sum(1, keepdim=True)
+            asked = torch.where(positions < 0, end + positions, positions)
+            self._refuse((asked < first) | (asked >= end), positions)
+        else:
+            self._refuse(~match.any(-1), positions)
         return match.to(torch.uint8).argmax(-1)
 
     def columns_here(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Query columns [B, R] of token positions, and whether this pass reads them [B, R]: what an earlier pass has
         read and a cache holds, or a later one will read, is not here. Raises InputError for a negative position before
-        the first token."""
+        the first token; positions of the host are looked at there."""
         wanted = self.absolute(positions)
-        if (wanted < 0).any():
-            row, k = (wanted < 0).nonzero()[0].tolist()
-            asked = int(positions.expand(len(wanted), -1)[row, k])
-            raise InputError(f"Position {asked} is not among the tokens of sequence {row} in this pass.")
-        match = (self.position_ids[:, None, :] == wanted[:, :, None]) & self.mask[:, None, :]
+        if self._known_on_host(positions):
+            assert self.whole is not None
+            self._refuse(positions < -torch.tensor(self.whole.sizes)[:, None], positions)
+        else:
+            self._refuse(wanted < 0, positions)
+        match = self._match(wanted)
         return match.to(torch.uint8).argmax(-1), match.any(-1)
+
+    def _match(self, wanted: torch.Tensor) -> torch.Tensor:
+        """Where the tokens at positions [B, R] stand, [B, R, Q]."""
+        return (self.position_ids[:, None, :] == wanted[:, :, None]) & self.mask[:, None, :]
+
+    def _known_on_host(self, positions: torch.Tensor) -> bool:
+        """Whether the host knows both the positions asked for and how long the sequences are."""
+        return positions.device.type == "cpu" and self.whole is not None
+
+    def _refuse(self, missing: torch.Tensor, positions: torch.Tensor) -> None:
+        """Raise InputError for the first position that is missing [B, R]."""
+        if missing.any():
+            row, k = missing.nonzero()[0].tolist()
+            wanted = int(positions.expand(len(missing), -1)[row, k])
+            raise InputError(f"Position {wanted} is not among the tokens of sequence {row} in this pass.")
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
         """Mask [B, Q]: the queries of this pass at token positions [B, R] (-1 = none); positions outside it are

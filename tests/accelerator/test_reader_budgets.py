@@ -1,0 +1,100 @@
+"""What reading attention costs on a device: counted on the virtual accelerator, and the same numbers as eager Hugging
+Face gives on the CPU."""
+
+import pytest
+import torch
+
+from probes.retrieval_heads.speculative_decoding import greedy_steps
+from tests import virtual_accelerator as va
+from tests.probes.retrieval_heads.test_speculative_decoding import PROMPTS, SPANS, N, compare, plain_decode
+from tests.support.architectures import build
+from workbench.models import attention_stacks
+from workbench.models.attention import observe, observe_stacked
+from workbench.models.batching import pad
+from workbench.models.loading import wrap
+
+LAYERS, PER_LAYER, NEW = 8, 6, 17  # launches that a layer may cost for its reading; tokens that are written
+
+
+def on_device(name, **changes):
+    """A tiny model that was checked on the CPU, on the virtual device."""
+    model = wrap(build(name, **changes), name=name)
+    model.hf.to("virtual")
+    return model
+
+
+def steps(model, spans, *, guesses=((), (), ()), new=N, stops=lambda _ids: False):
+    return greedy_steps(model, None, PROMPTS, guesses, max_new_tokens=new, stops=stops, spans=spans)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt2", "gptj"])
+def test_steps_on_a_device_are_those_of_eager_decoding_on_the_cpu(virtual, name):
+    """Rows with right and wrong guesses, rows that end before the host looks: the tokens and readings are the same."""
+    reference = [plain_decode(name, p, s.tolist(), {}) for p, s in zip(PROMPTS, SPANS)]
+    model, spans = on_device(name), SPANS.to("virtual")
+    compare(steps(model, spans), reference)
+    end = reference[0][0][2]
+    until = [tokens.index(end) + 1 if end in tokens else N for tokens, *_ in reference]
+    compare(
+        steps(model, spans, guesses=[reference[0][0][:2], [63], ()], stops=lambda ids: ids[-1] == end),
+        [tuple(x[:n] for x in row) for row, n in zip(reference, until)],
+    )
+
+
+def test_readers_cost_a_few_launches_a_layer_and_no_wait(virtual):
+    """Greedy decoding with readers has the waits of decoding without, and less than PER_LAYER launches a layer more."""
+    model, counts = on_device("llama", num_hidden_layers=LAYERS), {}
+    for spans in (None, SPANS.to("virtual")):
+        steps(model, spans, new=2)  # what is made once
+        with va.counting() as counts[spans is not None]:
+            steps(model, spans, new=NEW)
+    plain, read = counts[False], counts[True]
+    assert read.launch - plain.launch <= NEW * LAYERS * PER_LAYER, (plain, read)
+    assert read.wait + read.to_host == plain.wait + plain.to_host <= 0.2 * NEW, read.of("wait", "to_host")
+    assert read.to_host_async == 3  # of the first pass, and at each look
+
+
+def test_a_layer_costs_one_product_and_the_rest_is_shared(virtual):
+    """Twice the layers: twice the launches of the model, and of the readers one for each layer more."""
+    more = {}
+    for layers in (4, 8):
+        model, spans = on_device("llama", num_hidden_layers=layers), SPANS.to("virtual")
+        with va.counting() as plain:
+            steps(model, None, new=1)
+        with va.counting() as read:
+            steps(model, spans, new=1)
+        more[layers] = read.launch - plain.launch
+    assert more[8] - more[4] <= 4 * 2, more  # a product, and queries laid out for it
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_masked_pass_on_a_device_waits_for_nothing_and_copies_no_keys(virtual, side):
+    model = wrap(build("llama"), name="llama")
+    with torch.no_grad():
+        expected = model.forward(pad(PROMPTS, pad_id=0, side=side)).logits
+        model.hf.to("virtual")
+        batch = pad(PROMPTS, pad_id=0, side=side, device="virtual")
+        with va.counting() as counts:
+            found = model.forward(batch).logits
+    assert counts.waits == 0, counts.of("wait", "to_device", "to_host")
+    copies = [line for line in counts.of("launch") if line.startswith("clone ") and "attention.py" in line]
+    assert len(copies) <= 2, copies  # queries and results laid out; keys and values are as they were
+    torch.testing.assert_close(found.cpu()[batch.real], expected[batch.real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gptj"])
+def test_rows_of_layers_together_are_those_of_eager_attention(name, at_once, monkeypatch):
+    """In one stack and in many; layers with windows of their own and without; rows in a stretch and by position."""
+    monkeypatch.setattr(attention_stacks, "ON_CPU", at_once)
+    reference, model = build(name).double(), wrap(build(name), name=name)
+    ids = [[5, 9, 2, 40, 41, 7, 30, 11], [6, 3, 1, 50, 8, 4, 2, 9]]
+    with torch.no_grad():
+        expected = torch.stack(reference(torch.tensor(ids), output_attentions=True).attentions, 1)
+        for rows, take in ((slice(-3, None), [5, 6, 7]), ([1, -1], [1, 7]), ("all", list(range(8)))):
+            for see in (observe_stacked, observe):
+                reduce = (lambda w: w.clone()) if see is observe_stacked else (lambda _layer, w: w.clone())
+                with see(model, reduce, rows=rows) as seen:
+                    model.forward(pad(ids, pad_id=0))
+                found = torch.stack([seen[layer] for layer in range(model.n_layers)], 1)
+                torch.testing.assert_close(found.double(), expected[:, :, :, take], atol=1e-5, rtol=0)
