@@ -18,6 +18,7 @@ from workbench.engine import hf, nnsight, shared_prefix
 from workbench.engine.passes import READ, ROWS, Pass, check_prompts, with_pass
 from workbench.engine.stored_capture import Captured, Request, through_store
 from workbench.models.batching import batches
+from workbench.models.host_copies import arrivals
 from workbench.models.model import DTYPES, Model
 from workbench.models.recording import Positions, parse_sites, positions_of
 from workbench.models.sites import Site
@@ -137,7 +138,7 @@ def _compute(request: Request, rows: list[int], stream, context: Context | None)
     lengths = [request.lengths[i] if request.positions == "all" else 1 for i in rows]
     starts = list(accumulate(lengths, initial=0))
     part: Captured = {}  # filled as batches come: views of their rows, joined at the end, would hold everything twice
-    for indices, found, batch in stream(
+    streamed = stream(
         request.model,
         [request.ids[i] for i in rows],
         request.sites,
@@ -145,13 +146,14 @@ def _compute(request: Request, rows: list[int], stream, context: Context | None)
         side=request.side,
         dtype=request.dtype,
         run=request.run.for_prompts(rows),
-    ):
+    )
+    for (indices, batch), found in arrivals(((indices, batch), found) for indices, found, batch in streamed):
         places = [torch.arange(starts[i], starts[i + 1]) for i in indices]
         places = torch.cat(places) if places else None  # None: a pass over what all begin with
         for site, tensor in found.items():
             if site not in part:
                 part[site] = torch.empty((starts[-1], *tensor.shape[1:]), dtype=tensor.dtype)
-            part[site][places] = tensor.cpu()
+            part[site][places] = tensor
         if context is not None:
             context.count(prompts=len(indices), tokens=batch.tokens, forwards=1)
     return {site: part[site] for site in request.sites}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -169,13 +170,19 @@ def _write(
         context.progress(0, len(request.ids), f"storing {human_bytes(total)} of activations")
     more = 16 * len(request.ids) + 4 * sum(request.lengths)  # what is said of the prompts
     options = {"n_shards": len(blocks), "expected_bytes": total + more, "check": request.run.check}
-    with store.writer(name, request.about(), **options) as writer:
+    with store.writer(name, request.about(), **options) as writer, ThreadPoolExecutor(1, "store") as beside:
+        writing: Future[None] | None = None  # at most one shard is on its way to the disk while the next is computed
         for i, rows in enumerate(blocks):
             if i not in writer.done:
                 found = {str(site): tensor for site, tensor in compute(rows).items()}
-                writer.write(i, found | request.prompts(rows))
+                if writing is not None:
+                    writing.result()  # what the disk refused is raised here
+                writing = beside.submit(writer.write, i, found | request.prompts(rows))
+                del found
             elif context is not None and i >= given:  # those given out before are counted already
                 context.count(cache_hits=1)
             done += len(rows)
             if context is not None:
                 context.progress(done, len(request.ids), "capture")
+        if writing is not None:
+            writing.result()

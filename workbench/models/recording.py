@@ -16,6 +16,7 @@ from torch import nn
 from workbench.core.errors import InputError, RunFailed
 from workbench.models.batching import Batch
 from workbench.models.call_tape import first_tensor, hidden_argument
+from workbench.models.host_copies import Resident, arriving
 from workbench.models.model import Model
 from workbench.models.running_pass import Call, PassPositions, after, before, hooked
 from workbench.models.sinks import BESIDE_SINKS, SpanMeans, sinks_of
@@ -60,16 +61,14 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
     of spans are as these of whole texts: in a span, the first token of the text and its median stay the text's.
 
     Raises InputError for another word, and for positions that a row does not have."""
-    here = PassPositions(batch.position_ids, batch.mask, batch.position_ids)
     if isinstance(positions, str):
         if positions == "all":
-            if bool(batch.mask.all()):
+            if not batch.padded:
                 return lambda x: x.flatten(0, 1).clone()
-            real = batch.mask.flatten().nonzero()[:, 0]
-            return lambda x: x.flatten(0, 1).index_select(0, real.to(x.device))
+            real = Resident(batch.real.flatten().nonzero()[:, 0])
+            return lambda x: x.flatten(0, 1).index_select(0, real.on(x.device))
         if positions == "last":
-            last = here.last_columns()
-            return lambda x: x[torch.arange(len(last), device=x.device), last.to(x.device)]
+            return _at([[-1]] * len(batch.sizes), batch, one=True)
         if positions == "mean":
             return lambda x: _masked_mean(x, batch.mask.to(x.device))
         if positions.startswith(BESIDE_SINKS):
@@ -82,11 +81,31 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
             if positions.beside_sinks
             else lambda x: _masked_mean(x, inside.to(x.device))
         )
-    rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
+    rows: list = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
         raise InputError("Every prompt needs the same number of positions.")
-    columns = here.columns(torch.tensor(rows, device=batch.ids.device))
-    return lambda x: x[torch.arange(len(columns), device=x.device)[:, None], columns.to(x.device)]
+    return _at(rows, batch)
+
+
+def _at(rows: Sequence[Sequence[int]], batch: Batch, *, one: bool = False) -> Keep:
+    """How to take the tokens of each row at these positions, from its first token on or, negative, from its end: [B, k,
+    …], or of `one` position [B, …]. Raises InputError for a position that a row does not have."""
+    width, columns = batch.real.shape[1], []
+    for row, (wanted, size) in enumerate(zip(rows, batch.sizes)):
+        first = width - size if batch.side == "left" else 0
+        for position in wanted:
+            if not -size <= position < size:
+                raise InputError(f"Position {position} is not among the tokens of sequence {row} in this pass.")
+        columns.append([first + position % size for position in wanted])
+    k = len(rows[0]) if rows else 0
+    place = torch.tensor(columns, dtype=torch.long).view(len(rows), k)
+    both = Resident(torch.stack([torch.arange(len(rows))[:, None].expand_as(place), place]))
+
+    def select(x: torch.Tensor) -> torch.Tensor:
+        row, column = both.on(x.device)
+        return x[row[:, 0], column[:, 0]] if one else x[row, column]
+
+    return select
 
 
 def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -127,11 +146,10 @@ def _with_last(found: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
 def _inside(batch: Batch, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Mask [B, T] of the tokens in the span of each row. Raises InputError for a span that is empty or beyond its
     text."""
-    lengths = batch.mask.sum(1).tolist()
-    for (start, end), length in zip(spans, lengths, strict=True):
+    for (start, end), length in zip(spans, batch.sizes, strict=True):
         if not 0 <= start < end <= length:
             raise InputError(f"The tokens {start} to {end} are not among the {length} of their text.")
-    starts, ends = torch.tensor(spans, device=batch.ids.device).T
+    starts, ends = arriving(torch.tensor(spans), batch.ids.device).T
     at = batch.position_ids
     return batch.mask & (at >= starts[:, None]) & (at < ends[:, None])
 
