@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from workbench.core.errors import InputError
 from workbench.models.call_tape import hidden_argument
+from workbench.models.host_copies import Resident
 from workbench.models.model import Model
-from workbench.models.running_pass import after, before, positions
+from workbench.models.running_pass import PassPositions, after, before, positions
 from workbench.models.sites import Site
 
 Prompts = Sequence[range]  # of each prompt the positions it has, from minus its length on; generated ones included
@@ -43,15 +45,65 @@ def _check_positions(wanted: Sequence | None, prompts: Prompts | None, first: in
                 )
 
 
-def columns_at(wanted: Sequence | None, x: torch.Tensor) -> torch.Tensor:
-    """Mask [B, T] of the columns at the positions (one tuple for all rows of the batch, or one each); everywhere for
-    None. Positions before or after this pass are not in it."""
-    if wanted is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if (own := positions_by_prompt(wanted)) is not None:
-        longest = max(map(len, own))
-        wanted = tuple(row + row[-1:] * (longest - len(row)) for row in own)  # a position twice is there once
-    return positions().at(positions().absolute(torch.tensor(wanted))).to(x.device)
+class Columns:
+    """Where the positions that are edited are in the pass at hand: found once for every pass and device.
+
+    `wanted`: one tuple for all rows of the batch, or one each; None: everywhere."""
+
+    def __init__(self, wanted: Sequence | None):
+        self.everywhere = wanted is None
+        own = positions_by_prompt(wanted)
+        if own is not None:
+            longest = max(map(len, own))
+            wanted = tuple(row + row[-1:] * (longest - len(row)) for row in own)  # a position twice is there once
+        self._each = own is not None
+        self._named: tuple[Any, ...] = () if wanted is None else tuple(wanted)
+        self._wanted = Resident(torch.tensor(self._named, dtype=torch.long))
+        self._pass: PassPositions | None = None
+        self._masks: dict[torch.device, torch.Tensor] = {}
+        self._places: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _here(self) -> tuple[PassPositions, torch.Tensor]:
+        """The pass at hand, and the positions on its device."""
+        here = positions()
+        if here is not self._pass:
+            self._pass, self._masks, self._places = here, {}, {}
+        return here, self._wanted.on(here.position_ids.device)
+
+    def _check(self, here: PassPositions) -> None:
+        """Raise InputError for a negative position before the first token, as far as the host knows the lengths."""
+        for row, size in enumerate(here.whole.sizes if here.whole is not None else ()):
+            for position in self._named[row] if self._each else self._named:
+                if position + size < 0:
+                    raise InputError(f"Position {position} is not among the tokens of sequence {row} in this pass.")
+
+    def changed(self, x: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """`x` [B, T, …] with `new` of the same shape at these positions. Those before or after this pass are not in
+        it."""
+        if self.everywhere:
+            return new
+        here, wanted = self._here()
+        if x.device not in self._masks:
+            self._masks[x.device] = here.at(here.absolute(wanted)).to(x.device)
+        mask = self._masks[x.device]
+        return torch.where(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), new, x)
+
+    def put(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """`x` [B, T, …] with `values` [R, …], or [B, R, …] with a block for each row, at the R positions; where one is
+        named twice, its last value."""
+        if self.everywhere:
+            return values.expand_as(x).clone()  # some blocks go on to add in place
+        here, wanted = self._here()
+        if x.device not in self._places:
+            self._check(here)
+            match = here.position_ids[:, None] == here.absolute(wanted)[:, :, None]  # [B, R, T]
+            last = wanted.shape[-1] - 1 - match.flip(1).to(torch.uint8).argmax(1)
+            self._places[x.device] = last.to(x.device), (match.any(1) & here.mask).to(x.device)
+        which, there = self._places[x.device]
+        values = values.expand(len(x), wanted.shape[-1], *x.shape[2:])
+        if values.shape[1] > 1:
+            values = values[torch.arange(len(x), device=x.device)[:, None], which]
+        return torch.where(there.reshape(*there.shape, *[1] * (x.ndim - 2)), values, x)
 
 
 def at_site(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -22,10 +21,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.edit_sites import Prompts, at_site, check_positions, columns_at, positions_by_prompt
+from workbench.engine.edit_sites import Columns, Prompts, at_site, check_positions, positions_by_prompt
 from workbench.models.attention import knock_out, uniform
+from workbench.models.host_copies import Resident, arriving
 from workbench.models.model import Model
-from workbench.models.running_pass import positions
 from workbench.models.sites import Site
 
 ABLATIONS = ("zero", "mean", "uniform")
@@ -68,24 +67,25 @@ class HeadAblation:
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        by_layer = defaultdict(list)
+        columns, chosen = Columns(self.positions), torch.zeros(model.n_layers, model.n_heads, dtype=torch.bool)
         for layer, head in self.heads:
-            by_layer[layer].append(head)
-        for layer, heads in by_layer.items():
+            chosen[layer, head] = True
+        resident = Resident(chosen)
+        for layer in sorted({layer for layer, _ in self.heads}):
             if self.how == "uniform":
-                stack.enter_context(uniform(model, layer, heads))
-            else:
-                at_site(model, Site("head_out", layer), lambda x, a=layer, h=heads: self._ablated(x, a, h), stack)
+                stack.enter_context(uniform(model, layer, [head for at, head in self.heads if at == layer]))
+                continue
 
-    def _ablated(self, x: torch.Tensor, layer: int, heads: list[int]) -> torch.Tensor:
-        """x [B, T, H, d_head] with one value per head at the chosen positions."""
-        chosen = torch.zeros(x.shape[2], dtype=torch.bool, device=x.device)
-        chosen[heads] = True
-        new = x.new_zeros(x.shape[2:])
-        if self.mean is not None and self.how == "mean":
-            new[heads] = self.mean[layer, heads].to(x.device, x.dtype)
-        here = columns_at(self.positions, x)
-        return torch.where((here[:, :, None] & chosen)[..., None], new, x)
+            def ablated(x: torch.Tensor, layer: int = layer) -> torch.Tensor:
+                """x [B, T, H, d_head] with one value per head."""
+                new = x.new_zeros(()) if self._means is None else self._means.on(x.device, x.dtype)[layer]
+                return columns.changed(x, torch.where(resident.on(x.device)[layer][:, None], new, x))
+
+            at_site(model, Site("head_out", layer), ablated, stack)
+
+    @cached_property
+    def _means(self) -> Resident | None:
+        return None if self.mean is None or self.how != "mean" else Resident(self.mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +117,27 @@ class HeadScale:
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        scales = torch.ones(model.n_layers, model.n_heads)
+        columns, scales = Columns(self.positions), torch.ones(model.n_layers, model.n_heads)
         for (layer, head), scale in self._pairs():
             scales[layer, head] = scale
+        resident = Resident(scales)
         for layer in sorted({layer for layer, _ in self.heads}):
-            at_site(model, Site("head_out", layer), lambda x, s=scales[layer]: self._scaled(x, s), stack)
+            at_site(
+                model,
+                Site("head_out", layer),
+                lambda x, a=layer: columns.changed(x, _scaled(x, resident.on(x.device, x.dtype)[a][:, None])),
+                stack,
+            )
 
     def _pairs(self) -> list[tuple[tuple[int, int], float]]:
         scales = (self.scale,) * len(self.heads) if isinstance(self.scale, int | float) else self.scale
         return [(head, float(scale)) for head, scale in zip(self.heads, scales)]
 
-    def _scaled(self, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """x [B, T, H, d_head] with each head times its scale [H] at the chosen positions."""
-        scales = scales.to(x.device, x.dtype)
-        chosen = columns_at(self.positions, x)[:, :, None] & (scales != 1)
-        # what is scaled by 0 is 0, whatever it was, as in zero ablation
-        new = torch.where((scales == 0)[:, None], torch.zeros_like(x), x * scales[:, None])
-        return torch.where(chosen[..., None], new, x)
+
+def _scaled(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """x [B, T, H, d_head] with each head times its scale [H, 1]: what is scaled by 0 is 0, whatever it was, as in zero
+    ablation; what is scaled by 1 is left alone."""
+    return torch.where(scales == 1, x, torch.where(scales == 0, torch.zeros_like(x), x * scales))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,22 +183,19 @@ class Patch:
 
     def for_prompts(self, indices: Sequence[int]) -> Patch:
         """The same patch for the prompts `indices` alone."""
-        return replace(self, value=self.value[list(indices)]) if self.per_prompt else self
+        if not self.per_prompt:
+            return self
+        rows = arriving(torch.tensor(list(indices), dtype=torch.long), self.value.device)
+        return replace(self, value=self.value[rows])
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        at_site(model, self.site, self._patched, stack)
+        columns = Columns(self.positions)
+        at_site(model, self.site, lambda x: columns.put(x, self._resident.on(x.device, x.dtype)), stack)
 
-    def _patched(self, x: torch.Tensor) -> torch.Tensor:
-        value = self.value.to(x.device, x.dtype)
-        if self.positions is None:
-            return value.expand_as(x).clone()  # some blocks go on to add in place
-        columns, there = positions().columns_here(torch.tensor(self.positions))  # [B, R]
-        new = value.expand(*columns.shape, *x.shape[2:])
-        row, place = there.nonzero(as_tuple=True)
-        x = x.clone()
-        x[row.to(x.device), columns[row, place].to(x.device)] = new[row, place]
-        return x
+    @cached_property
+    def _resident(self) -> Resident:
+        return Resident(self.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +231,12 @@ class ProjectOut:
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        at_site(model, self.site, self._projected, stack)
+        columns = Columns(self.positions)
+        at_site(model, self.site, lambda x: columns.changed(x, self._projected(x)), stack)
+
+    @cached_property
+    def _resident(self) -> Resident:
+        return Resident(self._basis)
 
     @cached_property
     def _basis(self) -> torch.Tensor:
@@ -242,10 +248,9 @@ class ProjectOut:
         return right[values > values[0] * 1e-10]
 
     def _projected(self, x: torch.Tensor) -> torch.Tensor:
-        b = self._basis.to(x.device, torch.float32)
+        b = self._resident.on(x.device, torch.float32)
         along = ((x.float() @ b.T) @ b).to(x.dtype)
-        changed = along if self.keep else x - along
-        return torch.where(columns_at(self.positions, x)[..., None], changed, x)
+        return along if self.keep else x - along
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,13 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.edit_sites import Prompts, at_site, check_positions, columns_at, positions_by_prompt
+from workbench.engine.edit_sites import Columns, Prompts, at_site, check_positions, positions_by_prompt
+from workbench.models.host_copies import Resident
 from workbench.models.model import Model
 from workbench.models.sites import Site
 
@@ -38,7 +40,7 @@ class Steer:
                 f"The direction to add at {self.site} has the shape {' × '.join(map(str, shape))}, and the site holds "
                 f"{width} numbers."
             )
-        if not torch.isfinite(self.direction).all() or not math.isfinite(self.strength):
+        if not self._finite:
             raise InputError(f"The direction to add at {self.site}, or its strength, is not finite.")
         check_positions(self.positions, prompts)
 
@@ -49,9 +51,18 @@ class Steer:
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        at_site(model, self.site, self._steered, stack)
+        columns = Columns(self.positions)
+        at_site(model, self.site, lambda x: columns.changed(x, self._steered(x)), stack)
+
+    @cached_property
+    def _resident(self) -> Resident:
+        return Resident(self.direction)
+
+    @cached_property
+    def _finite(self) -> bool:
+        return bool(torch.isfinite(self.direction).all()) and math.isfinite(self.strength)
 
     def _steered(self, x: torch.Tensor) -> torch.Tensor:
         # in float32: in bfloat16 a product that is rounded first moves the state by something else
-        added = self.strength * self.direction.to(x.device, torch.float32)
-        return torch.where(columns_at(self.positions, x)[..., None], (x.float() + added).to(x.dtype), x)
+        added = self.strength * self._resident.on(x.device, torch.float32)
+        return (x.float() + added).to(x.dtype)
