@@ -101,7 +101,7 @@ def parts_alone(rows: Rows, center: torch.Tensor, n: int) -> torch.Tensor:
     to the mean of the others (of a single sample: to itself)."""
     at, value = center[rows.feature], rows.value.double()
     rest = (at if n < 2 else (n * at - value) / (n - 1)).clamp(min=0)
-    total = rows.sums()
+    total = rows.totals
     whole = center.sum() if n < 2 else (n * center.sum() - total) / (n - 1)
     shared = torch.minimum(value, rest)
     most = total + whole - rows.sums(shared)
@@ -121,7 +121,7 @@ def parts(rows: Rows, centers: torch.Tensor, times: torch.Tensor) -> torch.Tenso
 def shared_with(rows: Rows, center: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """min(z, p) of every entry, [entries], and Σ max(z, p) of every sample, [n]."""
     shared = torch.minimum(rows.value.double(), center[rows.feature])
-    return shared, rows.sums() + center.sum() - rows.sums(shared)
+    return shared, rows.totals + center.sum() - rows.sums(shared)
 
 
 def _per_feature(rows: Rows, values: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from probes.data_selection.contributions import Lifts, TargetFeatures, described, parts
 from probes.data_selection.prototypes import Prototypes
 from probes.data_selection.sample_vectors import Reader, SampleBatch
+from workbench.models.host_copies import arriving
 from workbench.sae.features import column_of
 from workbench.sae.load import Sae
 
@@ -31,48 +32,52 @@ class FeatureStatistics:
         self.sums: dict[str, torch.Tensor] = {}
         self.peak = np.zeros((len(wanted), len(times)), np.float32)
         if reader.sae is not None:
-            self.column = column_of(wanted, reader.sae.d_sae).to(reader.model.device)
+            column = column_of(wanted, reader.sae.d_sae)
+            column[column < 0] = len(wanted)  # one behind the last is of all that nobody asks for
+            self.column = column.to(reader.model.device)
 
-    def add(self, batch: SampleBatch) -> None:
-        """Count the tokens of a batch. What samples begin with comes without indices, and is in all of its rows."""
+    def add(self, batch: SampleBatch) -> torch.Tensor | None:
+        """Count the tokens of a batch. What samples begin with comes without indices, and is in all of its rows. The
+        highest activation of each wanted feature in each sample (in what all begin with: in one), [wanted, samples]:
+        for `add_peaks`, once it has left the device. Nothing here waits for it."""
         x, tokens, indices = batch.activations, batch.tokens, batch.indices
         if tokens is None:
-            return
+            return None
         times = self.times[indices] if indices else [self.times[batch.rows].sum()]
-        own = torch.as_tensor(times, dtype=torch.float64, device=x.device)
+        own = arriving(torch.as_tensor(times, dtype=torch.float64), x.device)
         weight = own[batch.owner]
         of_entry = weight[tokens.row]
-        self._sum("fired", torch.bincount(tokens.feature, weights=of_entry, minlength=tokens.width))
-        counts = [float(weight.sum()), float(of_entry.sum()), float(own.sum()) if indices else 0.0]
-        self._sum("tokens", torch.tensor(counts, dtype=torch.float64))
-        if self.wanted:
-            self.peak[:, batch.rows] = np.maximum(self.peak[:, batch.rows], self._peaks(batch))
+        fired = torch.zeros(tokens.width, dtype=torch.float64, device=x.device)
+        self._sum("fired", fired.index_add_(0, tokens.feature, of_entry))
+        rows = own.sum() if indices else torch.zeros_like(own[0])
+        self._sum("tokens", torch.stack([weight.sum(), of_entry.sum(), rows]))
         if indices and self.centers is not None:
             self._sum("parts", parts(batch.vectors["sae"], self.centers, own))
         if self.wanted and indices:
             rows = batch.vectors["sae"]
-            mine = self.column[rows.feature] >= 0
-            total = torch.zeros(len(self.wanted), dtype=torch.float64, device=x.device)
-            value = rows.value[mine] * own[rows.row[mine]]
-            self._sum("pool weight", total.index_add_(0, self.column[rows.feature[mine]], value))
-        if not self.reader.sae.reconstructs:
-            return
-        aim = self.reader.sae.target(batch.rebuilt)
-        error = (aim - self.reader.sae.decode(tokens, x).reshape(aim.shape)).double().flatten(1)
-        flat = aim.double().flatten(1)
-        self._sum("sum", weight @ flat)
-        self._sum("squares", torch.stack([weight @ (flat * flat).sum(1), weight @ (error * error).sum(1)]))
+            total = torch.zeros(len(self.wanted) + 1, dtype=torch.float64, device=x.device)
+            total.index_add_(0, self.column[rows.feature], rows.value * own[rows.row])
+            self._sum("pool weight", total[:-1])
+        if self.reader.sae.reconstructs:
+            aim = self.reader.sae.target(batch.rebuilt)
+            error = (aim - self.reader.sae.decode(tokens, x).reshape(aim.shape)).double().flatten(1)
+            flat = aim.double().flatten(1)
+            self._sum("sum", weight @ flat)
+            self._sum("squares", torch.stack([weight @ (flat * flat).sum(1), weight @ (error * error).sum(1)]))
+        return self._peaks(batch) if self.wanted else None
+
+    def add_peaks(self, rows: list[int], peaks: torch.Tensor) -> None:
+        """Take in what `add` gave of the samples that are these rows, on the host."""
+        self.peak[:, rows] = np.maximum(self.peak[:, rows], peaks.numpy())
 
     def _sum(self, key: str, value: torch.Tensor) -> None:
         self.sums[key] = self.sums[key] + value if key in self.sums else value
 
-    def _peaks(self, batch: SampleBatch) -> np.ndarray:
-        """The highest activation of each wanted feature in each sample of a batch (in what all begin with: one)."""
-        tokens, n = batch.tokens, max(1, len(batch.indices))
-        mine = self.column[tokens.feature] >= 0
-        place = self.column[tokens.feature[mine]] * n + batch.owner[tokens.row[mine]]
-        peak = torch.zeros(len(self.wanted) * n, device=batch.activations.device)
-        return peak.scatter_reduce(0, place, tokens.value[mine], "amax").view(-1, n).cpu().numpy()
+    def _peaks(self, batch: SampleBatch) -> torch.Tensor:
+        tokens, n, wanted = batch.tokens, max(1, len(batch.indices)), len(self.wanted)
+        place = self.column[tokens.feature] * n + batch.owner[tokens.row]
+        peak = torch.zeros((wanted + 1) * n, device=batch.activations.device)
+        return peak.scatter_reduce(0, place, tokens.value, "amax").view(-1, n)[:wanted]
 
     def found(self, rows: np.ndarray, strongest: int) -> dict[str, np.ndarray]:
         """The sums, and the `strongest` samples of each wanted feature, which are these `rows` of the pool."""

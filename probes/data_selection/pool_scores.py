@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from probes.data_selection.feature_statistics import FeatureStatistics, merge
 from probes.data_selection.prototypes import Prototypes
 from probes.data_selection.sample_vectors import Reader
 from probes.data_selection.samples import TokenizedSamples
+from workbench.models.host_copies import arrivals
 from workbench.sae.sparse_rows import dense_cosine, similarity
 from workbench.stats.jackknife import jackknife_interval
 
@@ -22,6 +23,7 @@ BOUNDS = {
     "euclidean": (-np.inf, 0.0),
     "hidden": (-1.0, 1.0),
 }  # of a score
+Key = tuple[str, str | int]  # what a number is, and of which method or target
 DRAWS_KEPT = 20_000_000  # numbers up to which the scores of every resample are kept, for `selected_share`
 
 
@@ -100,21 +102,34 @@ def _score_part(
     statistics = FeatureStatistics(reader, times, wanted, centers)
     masks = [pool.masks[i] for i in rows]
     kept = [np.zeros(len(mask), bool) for mask in masks]  # of a row that comes in no batch nothing is left
-    for batch in reader.read(pool.lists(rows), masks, leave_out_sinks=True):
-        for i, mask in zip(batch.indices, batch.counted):
+
+    def computed() -> Iterator[tuple[tuple[list[int], list[int], list[np.ndarray]], dict[Key, torch.Tensor]]]:
+        for batch in reader.read(pool.lists(rows), masks, leave_out_sinks=True):
+            found: dict[Key, torch.Tensor] = {}
+            for method, vector in batch.vectors.items():
+                found["score", method] = _similarity(reader, vector, prototypes.by_method[method], torch.float64)
+            found |= _varied(reader, batch.vectors.get(main), prototypes, "row draws" in out)
+            peaks = statistics.add(batch)
+            told = batch.indices, batch.rows, batch.counted
+            yield told, found if peaks is None else found | {("peaks", 0): peaks}
+
+    for (indices, where, counted), found in arrivals(computed()):
+        numbers = {key: x.numpy() for key, x in found.items()}
+        for i, mask in zip(indices, counted):
             kept[i] = mask
-        for method, vector in batch.vectors.items():
-            found = _similarity(reader, vector, prototypes.by_method[method], torch.float64).cpu().numpy()
-            best = [found[:, prototypes.target == t].max(1) for t in range(shape[1])]
-            out[f"row {method}"][batch.indices] = np.stack(best, axis=1)
-            for t in range(shape[1]) if method == main else ():
-                near = found[:, prototypes.target == t]
-                low, high = _interval(reader, vector, near, prototypes, t)
-                out["row low"][batch.indices, t], out["row high"][batch.indices, t] = low, high
-                if "row draws" in out and prototypes.resampled[t] is not None:
-                    drawn = _resampled(reader, vector, near, prototypes.resampled[t])
-                    out["row draws"][batch.indices, t] = drawn
-        statistics.add(batch)
+        if ("peaks", 0) in found:
+            statistics.add_peaks(where, found["peaks", 0])
+        for method in prototypes.by_method if indices else ():
+            score = numbers["score", method]
+            best = [score[:, prototypes.target == t].max(1) for t in range(shape[1])]
+            out[f"row {method}"][indices] = np.stack(best, axis=1)
+        for t in range(shape[1]) if reads and indices else ():
+            near = numbers["score", main][:, prototypes.target == t]
+            low, high = _interval(reader, near, numbers.get(("without", t)), prototypes, t)
+            out["row low"][indices, t], out["row high"][indices, t] = low, high
+            if "row draws" in out and prototypes.resampled[t] is not None:
+                drawn = _resampled(reader, near, numbers.get(("draws", t)), prototypes.resampled[t])
+                out["row draws"][indices, t] = drawn
     sinks = [(k, at) for k, mask in enumerate(masks) for at in np.flatnonzero(mask & ~kept[k])]
     out["sinks"] = np.array(sinks, np.int64).reshape(-1, 2)
     return out | statistics.found(rows, reader.config.passages)
@@ -127,26 +142,40 @@ def _similarity(reader: Reader, vector: Any, prototypes: torch.Tensor, dtype: to
     return similarity(vector, prototypes, reader.config.similarity, dtype=dtype)
 
 
+def _varied(reader: Reader, vector: Any, prototypes: Prototypes, draws: bool) -> dict[Key, torch.Tensor]:
+    """The largest similarity of some samples to a target's prototypes, [samples, …]: without each group of its
+    examples ("without") and, for `draws`, under each resample of them, where these have prototypes of their own."""
+    if vector is None:
+        return {}
+    wanted: dict[Key, torch.Tensor] = {}
+    for t in range(len(prototypes.names)):
+        if prototypes.without[t] is not None:
+            wanted["without", t] = prototypes.without[t]
+        if draws and reader.config.prototype != "max" and prototypes.resampled[t] is not None:
+            wanted["draws", t] = prototypes.resampled[t]
+    found = {}
+    for key, again in wanted.items():  # [ways, P of the target, width]
+        near = _similarity(reader, vector, again.flatten(0, 1), again.dtype)
+        found[key] = near.view(len(near), *again.shape[:2]).amax(2)
+    return found
+
+
 def _interval(
-    reader: Reader, vector: Any, near: np.ndarray, prototypes: Prototypes, target: int
+    reader: Reader, near: np.ndarray, again: np.ndarray | None, prototypes: Prototypes, target: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of the scores of some samples for one target, [samples] each, from the scores where some of its
-    examples are left out; `near` [samples, P of the target]: the similarities to the prototypes as they are."""
-    without = prototypes.without[target]
-    if without is None:
+    """The 95 % interval of the scores of some samples for one target, [samples] each, from the scores `again` [samples,
+    groups] where some of its examples are left out; `near` [samples, P of the target]: the similarities to the
+    prototypes as they are."""
+    if again is None:
         return np.full(len(near), np.nan), np.full(len(near), np.nan)
-    again = _similarity(reader, vector, without.flatten(0, 1), without.dtype)
-    again = again.view(len(near), *without.shape[:2]).amax(2).cpu().numpy()
     low, high = jackknife_interval(near.max(1), again, prototypes.left_out[target], used=near.argmax(1))
-    least, most = BOUNDS["hidden" if isinstance(vector, torch.Tensor) else reader.config.similarity]
+    least, most = BOUNDS["hidden" if reader.main == "hidden" else reader.config.similarity]
     return np.maximum(low, least), np.minimum(high, most)
 
 
-def _resampled(reader: Reader, vector: Any, found: np.ndarray, again: Any) -> np.ndarray:
-    """Scores [samples, B] for one target under every resample of its examples (an entry of `Prototypes.resampled`);
-    `found` [samples, P of the target]: the similarities to the prototypes as they are."""
-    if reader.config.prototype == "max":
-        return np.stack([found[:, some > 0].max(1) for some in again], axis=1)
-    flat = again.flatten(0, 1)
-    near = _similarity(reader, vector, flat, flat.dtype)
-    return near.view(len(found), *again.shape[:2]).amax(2).cpu().numpy()
+def _resampled(reader: Reader, near: np.ndarray, again: np.ndarray | None, drawn: Any) -> np.ndarray:
+    """Scores [samples, B] for one target under every resample of its examples; `near` [samples, P of the target]: the
+    similarities to the prototypes as they are, of which `drawn` [B, P] takes some with prototype=max."""
+    if again is not None:
+        return again
+    return np.stack([near[:, some > 0].max(1) for some in drawn], axis=1)

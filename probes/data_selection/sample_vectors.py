@@ -18,7 +18,9 @@ from workbench.core.errors import InputError
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass
 from workbench.engine.shared_prefix import Beginning, beginning, stream_after
+from workbench.models.batching import sent
 from workbench.models.gated_mlp import gate_neurons
+from workbench.models.host_copies import arriving
 from workbench.models.model import Model
 from workbench.models.sinks import norms_of, ordinary_tokens
 from workbench.models.sites import Site
@@ -122,31 +124,30 @@ class Reader:
         """The samples at the places `part` of one pass over `indices`, in which the same of the beginning counts."""
         last, n = self.config.aggregate == "last", len(part)
         size = shared.size if shared else 0
-        chosen, place = set(part), {k: at for at, k in enumerate(part)}
-        own = [mask[size:] if k in chosen else np.zeros(len(mask) - size, bool) for k, mask in enumerate(counted)]
-        flat = torch.from_numpy(np.concatenate(own))
-        owner = torch.repeat_interleave(torch.tensor([place.get(k, 0) for k in range(len(own))]), _lengths(own))[flat]
+        place = {k: at for at, k in enumerate(part)}
+        own = [mask[size:] if k in place else np.zeros(len(mask) - size, bool) for k, mask in enumerate(counted)]
+        flat = np.concatenate(own)
+        owner = np.repeat([place.get(k, 0) for k in range(len(own))], [len(mask) for mask in own])[flat]
         before = shared.sums_of(counted[part[0]][:size], [indices[k] for k in part]) if shared else {}
-        counted_before = int(counted[part[0]][:size].sum())
-        found = _counted(found, flat)
+        many = np.ones(n, np.int64)  # the tokens that each vector is of
+        if self.config.aggregate == "mean":
+            many = np.bincount(owner, minlength=n) + int(counted[part[0]][:size].sum())
+        numbers = (np.flatnonzero(flat), owner, many)
+        chosen, owner, per = sent([torch.from_numpy(x) for x in numbers], found[self.site].device)
+        found = _picked(found, chosen)
         x, rows = found[self.site], self.sparse(found)
-        owner = owner.to(x.device)
         which = torch.arange(len(x), device=x.device)  # the tokens that make the vector of a sample
         if last:
             which = torch.zeros(n, dtype=torch.int64, device=x.device).scatter_reduce(0, owner, which, "amax")
         whose = owner[which]
-        if self.config.aggregate == "sum":
-            per = torch.ones(n, device=x.device)
-        else:
-            per = torch.bincount(whose, minlength=n) + counted_before
         vectors = {
             name: sum_tokens(own.only(which) if last else own, owner, n, before.get(name)).divided(per)
             for name, own in rows.items()
         }
         if "hidden" in self.config.baselines:
-            flat = x[which].flatten(1).double()
-            total = torch.zeros(n, flat.shape[1], dtype=torch.float64, device=x.device) + before.get("hidden", 0)
-            vectors["hidden"] = total.index_add_(0, whose, flat) / per[:, None]
+            states = x[which].flatten(1).double()
+            total = torch.zeros(n, states.shape[1], dtype=torch.float64, device=x.device) + before.get("hidden", 0)
+            vectors["hidden"] = total.index_add_(0, whose, states) / per[:, None]
             if not bool(vectors["hidden"].isfinite().all()):
                 raise InputError(
                     f"The activations of {self.model.name} at {self.site} are NaN or infinite on a "
@@ -191,7 +192,8 @@ class SharedBeginning:
         return sums
 
     def _sums(self, counted: np.ndarray) -> tuple[SampleBatch, dict[str, torch.Tensor]]:
-        found = _counted(self.begun.found, torch.from_numpy(counted))
+        chosen = arriving(torch.from_numpy(np.flatnonzero(counted)), self.norms.device)
+        found = _picked(self.begun.found, chosen)
         x, rows = found[self.reader.site], self.reader.sparse(found)
         owner = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         sums = {name: sum_tokens(own, owner, 1).dense()[0] for name, own in rows.items()}
@@ -255,12 +257,9 @@ def _autoencoder(model: Model, config: Config, context: Context) -> Sae | None:
     return loaded
 
 
-def _counted(found: dict[Site, torch.Tensor], counted: torch.Tensor) -> dict[Site, torch.Tensor]:
-    return {site: x[counted.to(x.device)] for site, x in found.items()}
-
-
-def _lengths(masks: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.tensor([len(mask) for mask in masks])
+def _picked(found: dict[Site, torch.Tensor], tokens: torch.Tensor) -> dict[Site, torch.Tensor]:
+    """Activations of some of the tokens, by their numbers."""
+    return {site: x[tokens.to(x.device)] for site, x in found.items()}
 
 
 def _alike_in_front(counted: Sequence[np.ndarray], size: int) -> list[list[int]]:

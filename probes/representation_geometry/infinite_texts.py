@@ -70,7 +70,7 @@ class LeftOut:
         self.kernel = torch.from_numpy(1 / (self.values[:, None] + self.ridges)).to(self.directions)
         self.forms = torch.zeros(POINTS, dtype=torch.float64, device=self.directions.device)  # Σ h / (1 - h)
         self.fourth = torch.zeros_like(self.directions[:, 0])  # Σ z⁴ along every direction
-        self.lengths = 0.0  # Σ |z|⁴
+        self.lengths = torch.zeros((), dtype=torch.float64, device=self.directions.device)  # Σ |z|⁴
 
     def add(self, x: torch.Tensor) -> None:
         """Take in features [m, d]."""
@@ -78,14 +78,14 @@ class LeftOut:
         seen = (squares @ self.kernel / (self.n - 1)).clamp(max=1 - 1e-12)
         self.forms += (seen / (1 - seen)).sum(0)
         self.fourth += squares.square().sum(0)
-        self.lengths += float(squares.sum(1).square().sum())
+        self.lengths += squares.sum(1).square().sum()
 
     @property
     def unequal(self) -> float:
         """Mean fourth power over squared mean square of the samples' lengths: 1 for a Gaussian's, more for lengths that
         differ."""
         pairs = 1 - float((self.values**2).sum())
-        found = (self.lengths - float(self.fourth.sum())) / self.n / pairs if pairs > 1e-9 else 1.0
+        found = (float(self.lengths) - float(self.fourth.sum())) / self.n / pairs if pairs > 1e-9 else 1.0
         return max(found, 1.0)
 
     def rankme(self) -> float:

@@ -15,6 +15,7 @@ from probes.representation_geometry.features import FINAL, Checkpoint
 from probes.representation_geometry.infinite_texts import AtInfinity, LeftOut, at_infinity
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.models.host_copies import arriving
 from workbench.models.model import Model
 from workbench.models.sites import Site
 
@@ -60,11 +61,13 @@ def measure(checkpoint: Checkpoint) -> dict[Site, SiteSpectra]:
         seed = context.torch_seed("bootstrap") % 2**32
         for rows, features in checkpoint.features():
             weight = spectra.weights(rows, config.draws, seed=seed) if config.draws else torch.zeros(0, len(rows))
+            weight = arriving(weight, checkpoint.model.device)
             for site, measured in found.items():
+                x = arriving(features[site], checkpoint.model.device)
                 for bootstrap in measured.bootstraps:
-                    bootstrap.add(weight, features[site])
+                    bootstrap.add(weight, x)
                 if measured.left_out is not None:
-                    measured.left_out.add(features[site])
+                    measured.left_out.add(x)
             context.check()
     return found
 
@@ -81,8 +84,10 @@ def _held(
         checkpoint.context.check()
     for site in sites:
         checkpoint.context.check()
-        x = torch.stack(held[site])
-        nested = [spectra.from_features(x[np.sort(order[:size])]) for size in sizes[:-1]]
+        device = checkpoint.model.device
+        x = arriving(torch.stack(held[site]), device)
+        some = [arriving(torch.from_numpy(np.sort(order[:size])), device) for size in sizes[:-1]]
+        nested = [spectra.from_features(x[rows]) for rows in some]
         yield site, [*nested, spectra.from_features(x, vectors=True)]
 
 
@@ -94,17 +99,19 @@ def _summed(
     for k, (start, end) in enumerate(zip([0, *sizes], sizes)):
         joins_at[order[start:end]] = k
     sums: dict[Site, list[spectra.Moments]] = {}
+    device = checkpoint.model.device
     for rows, features in checkpoint.features(counting=True):
+        joined = [np.flatnonzero(joins_at[rows] == k) for k in range(len(sizes))]
+        members = [arriving(torch.from_numpy(some), device) for some in joined]
         for site in sites:
-            x = _finite(features[site], site, checkpoint.model)
+            x = arriving(_finite(features[site], site, checkpoint.model), device)
             if site not in sums:
                 first = spectra.Moments.like(x)
                 more = [replace(first, total=first.total.clone(), outer=first.outer.clone()) for _ in sizes[1:]]
                 sums[site] = [first, *more]
-            for k, moments in enumerate(sums[site]):
-                members = np.flatnonzero(joins_at[rows] == k)
-                if len(members):
-                    moments.add(x[members])
+            for some, moments in zip(members, sums[site]):
+                if len(some):
+                    moments.add(x[some])
         checkpoint.context.check()
     for site in sites:
         checkpoint.context.check()
@@ -117,7 +124,7 @@ def _summed(
 
 
 def _finite(x: torch.Tensor, site: Site, model: Model) -> torch.Tensor:
-    x = x.to(model.device)
+    """Activations [n, d] of the host, looked at there: nobody waits for the device that they go to."""
     if not bool(x.isfinite().all()):
         raise InputError(f"The activations at {site} are NaN or infinite; load the model in float32 or bfloat16.")
     return x

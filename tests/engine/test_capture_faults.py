@@ -114,7 +114,8 @@ def test_a_capture_killed_at_twenty_random_moments_resumes_as_if_undisturbed(tin
     lines = log.read_text().splitlines()
     computed = [line for line in lines if line.startswith("compute")]
     finished = [line for line in lines if line.startswith("finish")]
-    assert len(set(computed)) == n_shards and len(computed) <= n_shards + 20  # at most the open shard, once per kill
+    # a kill costs the shard that is written and the one that is computed beside it, at most
+    assert len(set(computed)) == n_shards and len(computed) <= n_shards + 2 * 20
     assert len(finished) == len(set(finished))
     monkeypatch.setattr(model.hf, "forward", None)  # what the killed processes left needs no model any more
     found = capture(model, IDS, SITES, positions="all", store=Store(root))

@@ -410,14 +410,15 @@ def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_numbers(case
         patching, "_both", full(patching._both, lambda model, residual, patched, tokens: len(residual), 1)
     )
     monkeypatch.setattr(replay, "_replay", full(replay._replay, lambda model, seen, jobs: len(jobs), 5))
-    monkeypatch.setattr(patching, "_one_batch", full(patching._one_batch, lambda model, ids, edits: len(ids), 2))
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", full(forward, lambda model, batch: len(batch.ids), 2))
     monkeypatch.setattr(patching, "pad", full(patching.pad, lambda rows: len(rows), 1))
     for (call, options), expected_change in zip(calls, wanted):
         torch.testing.assert_close(
             call(model, ids, donors, tokens, **options).change(), expected_change, atol=2e-5, rtol=0
         )
     torch.testing.assert_close(attribution(model, ids, donors, tokens), slopes, atol=2e-5, rtol=0)
-    assert set(refused) == {"_both", "_replay", "_one_batch", "pad"}
+    assert set(refused) == {"_both", "_replay", "forward", "pad"}
     monkeypatch.setattr(
         patching, "_both", full(patching._both, lambda model, residual, patched, tokens: len(residual), 0)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -55,7 +56,8 @@ class Columns:
         if own is not None:
             longest = max(map(len, own))
             wanted = tuple(row + row[-1:] * (longest - len(row)) for row in own)  # a position twice is there once
-        self._each, self._named = own is not None, () if wanted is None else tuple(wanted)
+        self._each = own is not None
+        self._named: tuple[Any, ...] = () if wanted is None else tuple(wanted)
         self._wanted = Resident(torch.tensor(self._named, dtype=torch.long))
         self._pass: PassPositions | None = None
         self._masks: dict[torch.device, torch.Tensor] = {}

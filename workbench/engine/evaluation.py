@@ -17,6 +17,7 @@ from workbench.engine.edits import on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
 from workbench.engine.variant_losses import Variant, keeps, variant_losses
+from workbench.models.host_copies import Resident, arriving
 from workbench.models.model import Model
 from workbench.models.recording import read_out_site, scores_of
 from workbench.models.sites import Site
@@ -105,9 +106,9 @@ def _losses(
     found = []
     for start in range(0, len(states), size):
         run.asked()
-        some, tokens = states[start : start + size], torch.tensor(target[start : start + size])
+        some, tokens = states[start : start + size], Resident(torch.tensor(target[start : start + size]))
         found.append(torch.stack([_called(model, read, _changed(some, variant), tokens) for variant in variants]))
-    return torch.cat(found, dim=1) if found else torch.empty(len(variants), 0, dtype=torch.float64)
+    return torch.cat(found, dim=1).double().cpu() if found else torch.empty(len(variants), 0, dtype=torch.float64)
 
 
 def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:
@@ -115,15 +116,15 @@ def _changed(states: torch.Tensor, variant: Variant) -> torch.Tensor:
     how, directions = variant
     if directions is None:
         return states
-    v = directions.to(states.device, torch.float32)
+    v = arriving(directions, states.device, torch.float32)
     along = ((states.float() @ v.T) @ v).to(states.dtype)
     return along if keeps(how) else states - along
 
 
-def _called(model: Model, site: Site, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-ln p [T] float64 on the CPU, by an unembedding that has to be called."""
+def _called(model: Model, site: Site, states: torch.Tensor, target: Resident) -> torch.Tensor:
+    """-ln p [T] float32, by an unembedding that has to be called."""
     scores = scores_of(model, site, states)
-    return cross_entropy(scores, target.to(scores.device), reduction="none").double().cpu()
+    return cross_entropy(scores, target.on(scores.device), reduction="none")
 
 
 def read_choices(path: str | Path) -> list[tuple[str, list[str], int]]:

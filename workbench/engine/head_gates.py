@@ -21,8 +21,9 @@ from workbench.engine.edit_sites import at_site
 from workbench.engine.edits import apply, on_final_norm
 from workbench.engine.passes import GRADIENT, Pass, check_prompts, with_pass
 from workbench.models.batching import pad
+from workbench.models.host_copies import arriving
 from workbench.models.model import Model
-from workbench.models.recording import ended_by, read_out_site, scores_of
+from workbench.models.recording import ended_by, read_out_site, scores_of, select_positions
 from workbench.models.sites import Site
 
 CLIP = 4.0  # |θ| beyond which the penalty pulls no further: gates of 0.018 and 0.982
@@ -93,12 +94,13 @@ def gate_slopes(
 ) -> torch.Tensor:
     """The gradient by every gate [layers, H] of the mean −log p of the wanted tokens, float32 on the CPU. Where all
     gates are 1 it is, to first order, what closing one alone, at every position, would take off the loss."""
-    gates = gates.detach().clone().requires_grad_()
-    total = torch.zeros(gates.shape)
+    gates = arriving(gates.detach(), model.device).clone().requires_grad_()
+    total, finite = torch.zeros_like(gates), torch.ones((), dtype=torch.bool, device=model.device)
     site = read_out_site(model, edited=on_final_norm(run.edits))
 
     def compute(rows: list[int]) -> None:
         batch = pad([ids[i] for i in rows], pad_id=model.pad_id, device=model.device)
+        at_last = select_positions(batch, "last")
         with torch.enable_grad():
             with contextlib.ExitStack() as stack:
                 stack.enter_context(apply(model, run.for_prompts(rows).edits))
@@ -108,13 +110,14 @@ def gate_slopes(
                 states = stack.enter_context(ended_by(model, site))
                 model.forward(batch)  # ends where the site is seen: nothing of this block comes after it
             state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
-            scores = scores_of(model, site, state[torch.arange(len(rows)), batch.lengths - 1])
-            tokens = torch.tensor([wanted[i] for i in rows], device=scores.device)
+            scores = scores_of(model, site, at_last(state))
+            tokens = arriving(torch.tensor([wanted[i] for i in rows]), scores.device)
             loss = -scores.float().log_softmax(-1).gather(1, tokens[:, None]).sum() / len(ids)
-            if not bool(loss.isfinite()):
-                raise RunFailed(f"The loss of {model.name} under gates is NaN or infinite; use bfloat16 or float32.")
+            finite.logical_and_(loss.detach().isfinite().to(finite.device))
             total.add_(torch.autograd.grad(loss, gates)[0])
 
     for _ in run.batches([len(row) for row in ids], compute, tokens=GRADIENT):
         pass
-    return total
+    if not bool(finite):  # looked at once, when all batches are on their way
+        raise RunFailed(f"The loss of {model.name} under gates is NaN or infinite; use bfloat16 or float32.")
+    return total.detach().cpu()

@@ -19,11 +19,12 @@ def mean_head_outputs(model: Model, ids: Sequence[Sequence[int]], *, run: Pass) 
 
     Raises InputError where they are NaN or infinite."""
     sites = [Site("head_out", layer) for layer in range(model.n_layers)]
-    total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64)
+    total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64, device=model.device)
     count = 0
     for _, found, batch in stream(model, ids, sites, positions="all", run=run):
-        total += torch.stack([found[site].double().sum(0).cpu() for site in sites])
+        total += torch.stack([found[site].double().sum(0).to(total.device) for site in sites])
         count += batch.tokens
+    total = total.cpu()  # one copy, when all batches are on their way
     if not bool(total.isfinite().all()):
         raise InputError(
             f"The head outputs of {model.name} are NaN or infinite on these texts, so they have no mean; load the "

@@ -19,20 +19,21 @@ and C; Wang et al. 2022 for paths.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.edits import Edit, Patch, apply, on_final_norm
+from workbench.engine.edits import Patch, apply, on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.last_token_replay import REPLAYED, Injection, Job, check_finite, injected_states, room
 from workbench.engine.passes import GRADIENT, READ, Pass, check_ids, check_prompts, with_pass
 from workbench.models.batching import Batch, batches, halving, pad
 from workbench.models.float32 import in_float32
+from workbench.models.host_copies import Resident, arrivals, arriving
 from workbench.models.model import Model
-from workbench.models.recording import ended_by, read_out_site, scores_of
+from workbench.models.recording import ended_by, read_out_site, scores_of, select_positions
 from workbench.models.running_pass import before as before_call
 from workbench.models.sites import Site, sites
 
@@ -104,21 +105,27 @@ def _heads(model: Model, heads: Sequence[Head] | None) -> list[Head]:
 
 def _at_last(model: Model, ids, wanted: Sequence[Site], run: Pass) -> dict[Site, torch.Tensor]:
     """Activations at the last position, in the order of `ids`, in the model's dtype and on its device."""
-    rows: dict[Site, list] = {site: [None] * len(ids) for site in wanted}
+    parts: dict[Site, list[torch.Tensor]] = {site: [] for site in wanted}
+    order: list[int] = []
     for indices, found, _ in stream(model, ids, wanted, edits=run.edits):
+        order += indices
         for site in wanted:
-            for i, row in zip(indices, found[site]):
-                rows[site][i] = row
-    return {site: torch.stack(values) for site, values in rows.items()}
+            parts[site].append(found[site])
+    if order == list(range(len(ids))):
+        return {site: torch.cat(some) for site, some in parts.items()}
+    place = Resident(torch.tensor(order).argsort())
+    return {site: torch.cat(some)[place.on(some[0].device)] for site, some in parts.items()}
 
 
 def _scores(model: Model, residual: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final states [R, width], tokens [R, k] → their scores [R, k] and the log-normaliser [R], float32 on the CPU."""
-    logits, normaliser = [], []
-    for part, wanted in zip(*(t.split(max(1, SCORES // model.vocab_size)) for t in (residual, tokens))):
-        scores = model.logits_from(part)
-        logits.append(scores.gather(1, wanted.to(scores.device)).cpu())
-        normaliser.append(scores.logsumexp(-1).cpu())
+    """Final states [R, width], tokens [R, k] → their scores [R, k] and the log-normaliser [R], float32, on the device
+    of the scores."""
+    logits, normaliser, targets = [], [], Resident(tokens)
+    for rows in torch.arange(len(residual)).split(max(1, SCORES // model.vocab_size)):
+        here = slice(int(rows[0]), int(rows[-1]) + 1)
+        scores = model.logits_from(residual[here])
+        logits.append(scores.gather(1, targets.on(scores.device)[here]))
+        normaliser.append(scores.logsumexp(-1))
     return torch.cat(logits), torch.cat(normaliser)
 
 
@@ -147,6 +154,7 @@ def writes(model: Model, layer: int, z: torch.Tensor, change: torch.Tensor) -> t
 
 def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
     """The output projection (and post-norm) of the heads is what attention adds to the stream; otherwise refused."""
+    layers, told = [], []  # of each layer: how far the two are apart at most, and how large they are
     for layer in range(model.n_layers):
         if (seen := states.get(Site("attn_out", layer))) is None:
             continue
@@ -154,9 +162,12 @@ def _check_writers(model: Model, states: dict[Site, torch.Tensor]) -> None:
         ours = block.o_proj(states[Site("head_out", layer)].flatten(-2))
         if block.attention_writer in block.norms.values():
             ours = block.attention_writer(ours)
-        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
-        check_finite(model, layer, ours, seen)
-        if not (ours - seen).abs().max() <= tolerance * (1e-6 + seen.abs().max()):
+        layers.append(layer)
+        told.append(torch.stack([(ours - seen).abs().max(), seen.abs().max()]).float())
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
+    for layer, (apart, size) in zip(layers, torch.stack([two.to(told[0].device) for two in told]).cpu()):
+        check_finite(model, layer, apart)  # NaN or infinite where any of the two is
+        if not apart <= tolerance * (1e-6 + size):
             why = f"changes the heads' sum after the output projection of layer {layer}"
             raise InputError(f"{model.architecture} {why}; its direct paths cannot be computed in closed form.")
 
@@ -183,10 +194,11 @@ def direct_effects(model: Model, ids, donors, tokens, *, heads: Sequence[Head] |
         residual = states[final].to(torch.promote_types(states[final].dtype, torch.float32))
         patched = residual.new_empty(len(rows), len(chosen), model.width)
         for layer, site in zip(layers, z_sites):
-            these = [(order[pair], pair[1]) for pair in chosen if pair[0] == layer]
+            own = [pair for pair in chosen if pair[0] == layer]
+            heads, places = _index([h for _, h in own], residual), _index([order[pair] for pair in own], residual)
             wide = torch.promote_types(states[site].dtype, torch.float32)
             added = writes(model, layer, states[site], donor[site].to(wide) - states[site].to(wide))
-            patched[:, [i for i, _ in these]] = residual[:, None] + added[:, [h for _, h in these]].to(residual.device)
+            patched[:, places] = residual[:, None] + added.to(residual.device)[:, heads]
         return _both(model, residual, patched, tokens[rows])
 
     most = max(1, STATES // (len(chosen) * model.width))
@@ -221,16 +233,30 @@ def _both(
     return logits[:, 0], normaliser[:, 0], logits[:, 1:], normaliser[:, 1:]
 
 
+def _index(numbers: list[int], like: torch.Tensor) -> slice | torch.Tensor:
+    """What picks these places of a dimension on the device of `like`; a slice where they follow each other."""
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return arriving(torch.tensor(numbers), like.device)
+
+
 def gather(n: int, plan: list[list[int]], compute: Callable, run: Pass) -> Effects:
     """Run `compute(rows, first)` on every group of the plan and put the results in the order of the prompts; a group
     that runs out of memory is halved."""
-    out: list[torch.Tensor] = []  # filled in place: whether it is empty says whether a group is the first
-    for group in plan:
-        for rows, found in halving(group, lambda rows: compute(rows, not out), run.check):
-            if not out:
-                out.extend(t.new_empty(n, *t.shape[1:]) for t in found)
-            for whole, part in zip(out, found):
-                whole[rows] = part
+
+    def computed() -> Iterator[tuple[list[int], dict[int, torch.Tensor]]]:
+        done: list[int] = []
+        for group in plan:
+            for rows, found in halving(group, lambda rows: compute(rows, not done), run.check):
+                done.extend(rows)
+                yield rows, dict(enumerate(found))
+
+    out: list[torch.Tensor] = []
+    for rows, found in arrivals(computed()):
+        if not out:
+            out.extend(t.new_empty(n, *t.shape[1:]) for t in found.values())
+        for whole, part in zip(out, found.values()):
+            whole[rows] = part
     return Effects(*out)
 
 
@@ -321,42 +347,45 @@ def attribution(model: Model, ids, donors, tokens, *, metric: str = "logprob", r
     model.require("heads_apart", "logits_unembedded", for_what="attribution to heads")
     tokens = check_pairs(model, ids, donors, tokens, run)
     z_sites = sites("head_out", range(model.n_layers))
-    out = torch.empty(len(ids), model.n_layers * model.n_heads, tokens.shape[1])
+    held: list[torch.Tensor] = []  # of the batch at hand
 
     def compute(rows: list[int]) -> None:
         prompts, mine = [ids[i] for i in rows], run.for_prompts(rows)
         old, new = (_at_last(model, part, z_sites, mine) for part in (prompts, [donors[i] for i in rows]))
-        batch = pad(prompts, pad_id=model.pad_id, device=model.device)
+        change = [new[site].float() - old[site].float() for site in z_sites]
+        batch, effects = pad(prompts, pad_id=model.pad_id, device=model.device), []
         with torch.enable_grad():
             leaves, scores = _last_scores(model, batch, mine)
             scores = scores if metric == "logit" else scores.log_softmax(-1)
+            wanted = arriving(tokens[rows], scores.device)
             for k in range(tokens.shape[1]):
-                wanted = scores.gather(1, tokens[rows, k : k + 1].to(scores.device)).sum()
-                slopes = torch.autograd.grad(wanted, leaves, retain_graph=k + 1 < tokens.shape[1])
-                for layer, site in enumerate(z_sites):
-                    difference = new[site].float() - old[site].float()
-                    effect = (slopes[layer].reshape(difference.shape).float() * difference).sum(-1)
-                    out[rows, layer * model.n_heads : (layer + 1) * model.n_heads, k] = effect.cpu()
+                one = scores.gather(1, wanted[:, k : k + 1]).sum()
+                slopes = torch.autograd.grad(one, leaves, retain_graph=k + 1 < tokens.shape[1])
+                of_heads = [(slope.reshape(d.shape).float() * d).sum(-1) for slope, d in zip(slopes, change)]
+                effects.append(torch.cat([effect.to(scores.device) for effect in of_heads], 1))
+        held[:] = [torch.stack(effects, -1)]
 
-    for _ in run.batches([len(row) for row in ids], compute, tokens=GRADIENT):
-        pass
+    out = torch.empty(len(ids), model.n_layers * model.n_heads, tokens.shape[1])
+    done = run.batches([len(row) for row in ids], compute, tokens=GRADIENT)
+    for rows, found in arrivals((rows, {0: held[0]}) for rows in done):
+        out[rows] = found[0]
     return out
 
 
 def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Zeros added to every layer's z at the last position, [B, H·d_head] each, and the scores there [B, V] as a
     function of them."""
-    rows, last = len(batch.ids), batch.lengths - 1
+    rows, at_last = len(batch.sizes), select_positions(batch, "last")
+    last = torch.nn.functional.one_hot(torch.tensor(batch.sizes) - 1, batch.real.shape[1])  # padded on the right
+    last = Resident(last[..., None])
     leaves: dict[int, torch.Tensor] = {}
     site = read_out_site(model, edited=on_final_norm(run.edits))
 
     def add(layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         x = args[0]
         leaves[layer] = x.new_zeros(rows, x.shape[-1]).requires_grad_()
-        at = torch.zeros(batch.ids.shape, dtype=x.dtype, device=x.device)
-        at[torch.arange(rows), last] = 1
         rowed = x.unflatten(0, batch.ids.shape) if x.ndim == 2 else x
-        return ((rowed + at[..., None] * leaves[layer][:, None]).reshape(x.shape), *args[1:]), kwargs
+        return ((rowed + last.on(x.device, x.dtype) * leaves[layer][:, None]).reshape(x.shape), *args[1:]), kwargs
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(apply(model, run.edits))
@@ -366,8 +395,7 @@ def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tens
         states = stack.enter_context(ended_by(model, site))
         model.forward(batch)
     state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
-    scores = scores_of(model, site, state[torch.arange(rows), last])
-    return [leaves[layer] for layer in range(model.n_layers)], scores
+    return [leaves[layer] for layer in range(model.n_layers)], scores_of(model, site, at_last(state))
 
 
 @with_pass
@@ -406,30 +434,56 @@ def activation_patching(
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
         (row,) = rows
         length, mine = lengths[row], run.for_prompts(rows)
-        base, donor = (
-            next(stream(model, [source[row]], spots, positions="all", edits=mine.edits))[1] for source in (ids, donors)
-        )
-        if align is not None:
-            donor = {site: values[list(align[row])] for site, values in donor.items()}
-        logits, normaliser = [], []
-        columns = [p % length for p in positions]
-        step = max(1, (run.max_tokens or READ) // length)
-        for site in spots:
+        base, donor = _whole(model, ids, donors, row, spots, mine, align)
+        columns = torch.tensor([p % length for p in positions])
+        here = Resident(torch.nn.functional.one_hot(columns, length).bool())
 
-            def patched(part: list[int], site: Site = site) -> torch.Tensor:
-                value = base[site].expand(len(part), *base[site].shape).clone()
-                value[torch.arange(len(part)), part] = donor[site][part]
-                same = mine.for_prompts([0] * len(part)).edits
-                return _one_batch(model, [ids[row]] * len(part), (*same, Patch(site, value, tuple(range(length)))))
+        def patched(site: Site, part: slice) -> torch.Tensor:
+            x = base[site]
+            at = here.on(x.device)[part]
+            return torch.where(at.reshape(*at.shape, *[1] * (x.ndim - 1)), donor[site], x)
 
-            for start in range(0, len(columns), step):
-                for part, found in halving(columns[start : start + step], patched, run.check):
-                    logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
-                    normaliser.append(found.logsumexp(-1))
-        plain = _one_batch(model, [ids[row]], mine.edits)
-        return plain.gather(1, tokens[[row]]), plain.logsumexp(-1), torch.cat(logits)[None], torch.cat(normaliser)[None]
+        return _patched_one_by_one(model, ids[row], spots, len(positions), patched, tokens[[row]], mine)
 
     return gather(len(ids), [[i] for i in range(len(ids))], compute, run)
+
+
+def _whole(
+    model: Model, ids, donors, row: int, wanted: Sequence[Site], run: Pass, align: Sequence[Sequence[int]] | None
+) -> tuple[dict[Site, torch.Tensor], dict[Site, torch.Tensor]]:
+    """Activations [T, …] of every token of one prompt, and of its donor, position by position as `align` says."""
+    base, donor = (
+        next(stream(model, [source[row]], wanted, positions="all", edits=run.edits))[1] for source in (ids, donors)
+    )
+    if align is not None:
+        place = Resident(torch.tensor(list(align[row])))
+        donor = {site: values[place.on(values.device)] for site, values in donor.items()}
+    return base, donor
+
+
+def _patched_one_by_one(
+    model: Model,
+    row: Sequence[int],
+    spots: Sequence[Site],
+    n: int,
+    patched: Callable[[Site, slice], torch.Tensor],
+    tokens: torch.Tensor,
+    run: Pass,
+) -> tuple[torch.Tensor, ...]:
+    """Scores of the tokens [1, k] of one prompt as it is, and with `n` patches at each of the sites in turn:
+    `patched(site, part)` [p, T, …] are the activations of a site under some of its patches."""
+    step, found = max(1, (run.max_tokens or READ) // len(row)), []
+    for site in spots:
+        for start in range(0, n, step):
+            value = patched(site, slice(start, min(start + step, n)))
+            many = run.for_prompts([0] * len(value))
+            found.append(
+                _last_of(model, row, replace(many, edits=(*many.edits, Patch(site, value))), tokens, len(value))
+            )
+    logits, normaliser = _last_of(model, row, run, tokens, 1)
+    here = logits.device
+    parts = ([part[k].to(here) for part in found] for k in (0, 1))
+    return logits, normaliser, *(torch.cat(some)[None] for some in parts)
 
 
 @with_pass
@@ -444,37 +498,27 @@ def head_patching(
 
     def compute(rows: list[int], _first: bool) -> tuple[torch.Tensor, ...]:
         (row,) = rows
-        mine, length = run.for_prompts(rows), len(ids[row])
-        base, donor = (
-            next(stream(model, [source[row]], z_sites, positions="all", edits=mine.edits))[1]
-            for source in (ids, donors)
-        )
-        logits, normaliser = [], []
-        step = max(1, (run.max_tokens or READ) // length)
-        for site in z_sites:
-            theirs = donor[site] if align is None else donor[site][list(align[row])]
+        mine = run.for_prompts(rows)
+        base, donor = _whole(model, ids, donors, row, z_sites, mine, align)
+        each = Resident(torch.eye(model.n_heads, dtype=torch.bool))
 
-            def patched(heads: list[int], site: Site = site, theirs: torch.Tensor = theirs) -> torch.Tensor:
-                value = base[site].expand(len(heads), *base[site].shape).clone()  # [n, T, H, d_head]
-                for i, head in enumerate(heads):
-                    value[i, :, head] = theirs[:, head]
-                same = mine.for_prompts([0] * len(heads)).edits
-                return _one_batch(model, [ids[row]] * len(heads), (*same, Patch(site, value, tuple(range(length)))))
+        def patched(site: Site, part: slice) -> torch.Tensor:  # [p, T, H, d_head]
+            return torch.where(each.on(base[site].device)[part][:, None, :, None], donor[site], base[site])
 
-            every = list(range(model.n_heads))
-            for start in range(0, len(every), step):
-                for part, found in halving(every[start : start + step], patched, run.check):
-                    logits.append(found.gather(1, tokens[[row]].expand(len(part), -1)))
-                    normaliser.append(found.logsumexp(-1))
-        plain = _one_batch(model, [ids[row]], mine.edits)
-        return plain.gather(1, tokens[[row]]), plain.logsumexp(-1), torch.cat(logits)[None], torch.cat(normaliser)[None]
+        return _patched_one_by_one(model, ids[row], z_sites, model.n_heads, patched, tokens[[row]], mine)
 
     return gather(len(ids), [[i] for i in range(len(ids))], compute, run)
 
 
-def _one_batch(model: Model, ids, edits: Sequence[Edit]) -> torch.Tensor:
-    """Last logits [n, V] of prompts that share one batch, in their order (edits with one value per row need that)."""
-    found = next(
-        stream(model, ids, ["logits"], edits=edits, dtype=torch.float32, max_tokens=1 << 40, max_rows=len(ids))
-    )
-    return found[1][Site("logits")].cpu()
+def _last_of(
+    model: Model, row: Sequence[int], run: Pass, tokens: torch.Tensor, n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last scores of the tokens [1, k] and log-normaliser of one prompt run `n` times, [n, k] and [n] on the device:
+    edits with a value for each know which is which."""
+    logits, normaliser, wanted = [], [], Resident(tokens)
+    together = replace(run, max_tokens=1 << 40, max_rows=n)
+    for indices, found, _ in stream(model, [row] * n, ["logits"], dtype=torch.float32, run=together):
+        scores = found[Site("logits")]  # batches of equal lengths come in the order of the rows
+        logits.append(scores.gather(1, wanted.on(scores.device).expand(len(indices), -1)))
+        normaliser.append(scores.logsumexp(-1))
+    return torch.cat(logits), torch.cat(normaliser)

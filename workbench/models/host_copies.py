@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from workbench.models.devices import has_pinned_memory, is_cpu
+
 Key = TypeVar("Key", bound=Hashable)
 Label = TypeVar("Label")
 
@@ -33,7 +35,7 @@ def leaving(found: Mapping[Key, torch.Tensor]) -> Callable[[], dict[Key, torch.T
 def _begun(tensors: Sequence[torch.Tensor]) -> Callable[[], Sequence[torch.Tensor]]:
     """`leaving` of tensors of one device and dtype."""
     device = tensors[0].device
-    if device.type == "cpu":
+    if is_cpu(device):
         return lambda: tensors
     shapes = [x.shape for x in tensors]
     together = tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([x.reshape(-1) for x in tensors])
@@ -65,7 +67,7 @@ def arrivals(
     been asked for: `batches` launches its work before it yields."""
     waiting: tuple[Label, Callable[[], dict[Key, torch.Tensor]]] | None = None
     for label, found in batches:
-        there, begun = all(x.device.type == "cpu" for x in found.values()), (label, leaving(found))
+        there, begun = all(is_cpu(x.device) for x in found.values()), (label, leaving(found))
         if waiting is not None:
             yield waiting[0], waiting[1]()
         waiting = begun
@@ -80,14 +82,9 @@ def arriving(x: torch.Tensor, device: torch.device, dtype: torch.dtype | None = 
     """`x` on a device, in another dtype where one is given. From the host it goes through pinned memory, and nobody
     waits for it."""
     dtype = x.dtype if dtype is None else dtype
-    if x.device.type != "cpu" or not _pins(device):
+    if not is_cpu(x.device) or not has_pinned_memory(device):
         return x.to(device, dtype)
     return x.to(dtype).pin_memory().to(device, non_blocking=True)
-
-
-def _pins(device: torch.device) -> bool:
-    """Whether a copy from pinned memory is one that the host does not wait for."""
-    return device.type not in ("cpu", "mps", "meta")
 
 
 class Resident:

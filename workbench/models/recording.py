@@ -81,7 +81,7 @@ def select_positions(batch: Batch, positions: Positions) -> Keep:
             if positions.beside_sinks
             else lambda x: _masked_mean(x, inside.to(x.device))
         )
-    rows = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
+    rows: list = [list(row) for row in positions] if differ_by_prompt(positions) else [list(positions)] * len(batch.ids)
     if len({len(row) for row in rows}) != 1:
         raise InputError("Every prompt needs the same number of positions.")
     return _at(rows, batch)

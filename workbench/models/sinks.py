@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.models.host_copies import arriving
+
 TIMES = 10.0  # a norm beyond so many medians of its text's norms is a sink's
 
 BESIDE_SINKS = "beside_sinks:"  # positions of a capture: with "mean" or a number behind it
@@ -75,13 +77,13 @@ def ordinary_tokens(
     for row, real, own in zip(mask, inside, counted):
         row[: len(own)], real[: len(own)] = own, True
     device = torch.device("cpu") if norms is None else norms.device
-    real = torch.from_numpy(inside).to(device)
+    real, inside_counted = arriving(torch.from_numpy(np.stack([inside, mask])), device)
     padded = torch.zeros(real.shape, dtype=torch.float32 if norms is None else norms.dtype, device=device)
     if norms is not None:
         padded[:, size:] = padded[:, size:].masked_scatter(real[:, size:], norms)
     if before is not None:
         padded[:, :size] = before.to(padded)
-    sinks = find_sinks(padded, real, torch.from_numpy(mask).to(device)).cpu().numpy()
+    sinks = find_sinks(padded, real, inside_counted).cpu().numpy()
     return [own & ~found[: len(own)] for own, found in zip(counted, sinks)]
 
 

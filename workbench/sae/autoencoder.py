@@ -14,9 +14,9 @@ from workbench.core.errors import InputError
 from workbench.models.devices import is_cpu
 from workbench.models.sites import Site
 from workbench.sae.frame import PLAIN, Frame
-from workbench.sae.largest import largest
+from workbench.sae.largest import candidates, largest, positive
 from workbench.sae.recorded_conventions import Conventions
-from workbench.sae.sparse_rows import Rows, check_values
+from workbench.sae.sparse_rows import Rows, entries
 
 PRE_ACTIVATIONS = {
     "cpu": 1_000_000,
@@ -84,16 +84,18 @@ class Sae:
 
     def encode(self, x: torch.Tensor) -> Rows:
         """Feature activations of activations [n, d] (or [n, H, d_head]), one sparse row per token, float32; all ≥ 0,
-        finite."""
+        finite. The host waits for an accelerator once, where the number of active features is fixed."""
         x = self._flat(x)
         step = max(1, PRE_ACTIVATIONS["cpu" if is_cpu(x.device) else "accelerator"] // self.d_sae)
-        blocks = []
         with torch.no_grad():
-            for start in range(0, max(1, len(x)), step):
-                row, feature, value = self._entries(self._framed().enter(x[start : start + step].float()))
-                blocks.append((row + start, feature, value))
-        row, feature, value = (torch.cat(column) for column in zip(*blocks))
-        check_values(value)
+            blocks = (self._framed().enter(x[i : i + step].float()) for i in range(0, max(1, len(x)), step))
+            if self.k is not None and not is_cpu(x.device):  # which are above 0 is asked once, of all blocks together
+                found = [candidates(self._before(block), self.k) for block in blocks]
+                value, column = (torch.cat(part) for part in zip(*found))
+                return Rows(*positive(value, column), len(x), self.d_sae)
+            found = [self._entries(block) for block in blocks]
+        row = torch.cat([some + i * step for i, (some, _, _) in enumerate(found)])
+        feature, value = (torch.cat([part[i] for part in found]) for i in (1, 2))
         return Rows(row, feature, value, len(x), self.d_sae)
 
     def _flat(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,15 +111,19 @@ class Sae:
         return self.frame
 
     def _entries(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.k is None:
-            found = self.inner.encode(x)
-            row, feature = found.nonzero(as_tuple=True)
-            return row, feature, found[row, feature]
+        """(row, feature, value) of what is active. Raises InputError as `check_values` does."""
+        if self.k is not None:
+            return largest(self._before(x), self.k)
+        found = self.inner.encode(x)
+        return entries(found, found != 0)
+
+    def _before(self, x: torch.Tensor) -> torch.Tensor:
+        """What the k largest are taken of, [n, d_sae]."""
         inner = self.inner
         before = torch.addmm(inner.b_enc, inner.process_sae_in(x), inner.W_enc)
         if getattr(inner.cfg, "rescale_acts_by_decoder_norm", False):
             before *= inner.W_dec.norm(dim=-1)
-        return largest(before, self.k)
+        return before
 
     @property
     def scales_input(self) -> bool:

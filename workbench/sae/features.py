@@ -16,6 +16,7 @@ from torch import nn
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, with_pass
 from workbench.models.float32 import in_float32, unembedded
+from workbench.models.host_copies import Resident, arrivals, arriving
 from workbench.models.model import Model
 from workbench.sae.load import Sae
 from workbench.sae.sparse_rows import Rows
@@ -30,9 +31,9 @@ def encoded(
     """Yield (row indices, token rows of the batch, owner [tokens]): owner[t] is the place in the row indices of the
     text of token t."""
     for indices, found, batch in stream(model, ids, [sae.site], positions="all", run=run):
-        owner = torch.repeat_interleave(torch.arange(len(indices), device=batch.lengths.device), batch.lengths)
+        owner = torch.repeat_interleave(torch.arange(len(indices)), torch.tensor(batch.sizes))
         rows = sae.encode(found[sae.site])
-        yield indices, rows, owner.to(rows.row.device)
+        yield indices, rows, arriving(owner, rows.row.device)
 
 
 @with_pass
@@ -43,14 +44,20 @@ def token_activations(
     texts."""
     if not ids:
         return []
-    out: list[np.ndarray] = [None] * len(ids)
-    place = column_of(features, sae.d_sae)
-    for indices, rows, _ in encoded(model, sae, ids, run=run):
-        column = place.to(rows.feature.device)[rows.feature]
-        mine = column >= 0
-        dense = torch.zeros(rows.n, len(features), device=rows.value.device)
-        dense[rows.row[mine], column[mine]] = rows.value[mine]
-        for i, block in zip(indices, dense.cpu().split([len(ids[i]) for i in indices])):
+    place = Resident(column_of(features, sae.d_sae))
+
+    def dense() -> Iterator[tuple[list[int], dict[int, torch.Tensor]]]:
+        for indices, rows, _ in encoded(model, sae, ids, run=run):
+            column = place.on(rows.feature.device)[
+                rows.feature
+            ]  # -1, the last of a row, holds all that is not asked for
+            found = torch.zeros(rows.n, len(features) + 1, device=rows.value.device)
+            found[rows.row, column] = rows.value
+            yield indices, {0: found[:, :-1].contiguous()}
+
+    out: list[np.ndarray] = [None] * len(ids)  # pyright: ignore[reportAssignmentType]
+    for indices, found in arrivals(dense()):
+        for i, block in zip(indices, found[0].split([len(ids[i]) for i in indices])):
             out[i] = block.numpy()
     return out
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from workbench.models.devices import is_cpu
-from workbench.sae.sparse_rows import Rows, check_values
+from workbench.sae.sparse_rows import Rows, check_values, entries
 
 
 def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(row, column, value) of those of the k largest of each row [n, d] that are above 0, rows ascending; exact, NaN
-    kept.
+    """(row, column, value) of those of the k largest of each row [n, d] that are above 0, rows ascending; exact. Raises
+    InputError where one is NaN or infinite.
 
     On a CPU the search is narrowed first: of d elements in groups, the k-th largest group maximum is reached by at
     least k elements, so nothing below it is among the k largest, and only a few more than k elements are left to
@@ -22,10 +22,7 @@ def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     groups = _groups(d, k) if is_cpu(x.device) and x.dtype == torch.float32 and n else None
     maxima = x.view(n, d // groups, groups).amax(1).numpy() if groups else None
     if groups is None or np.isnan(maxima).any():
-        value, column = x.topk(min(k, d), dim=-1, sorted=False)
-        row = torch.arange(n, device=x.device)[:, None].expand_as(column)
-        active = ~(value <= 0)
-        return row[active], column[active], value[active]
+        return positive(*candidates(x, k))
     maxima.partition(groups - k, axis=1)
     numbers = x.numpy()
     flat = np.flatnonzero(
@@ -45,7 +42,20 @@ def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.
         first = before[np.minimum(np.cumsum(count) - count, len(flat) - 1)]
         keep = (value > least) | (equal & (before - first[row] < room[row]))
         flat, row, value = flat[keep], row[keep], value[keep]
-    return torch.from_numpy(row), torch.from_numpy(flat - row * d), torch.from_numpy(value)
+    found = torch.from_numpy(value)
+    check_values(found)
+    return torch.from_numpy(row), torch.from_numpy(flat - row * d), found
+
+
+def candidates(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(value, column) of the k largest of each row [n, d], [n, min(k, d)] in no order."""
+    found = x.topk(min(k, x.shape[1]), dim=-1, sorted=False)
+    return found.values, found.indices
+
+
+def positive(value: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(row, column, value) of those candidates that are above 0. Raises InputError where one is NaN or infinite."""
+    return entries(value, ~(value <= 0), column)
 
 
 @functools.cache
@@ -58,6 +68,4 @@ def _groups(d: int, k: int) -> int | None:
 def neuron_rows(values: torch.Tensor, k: int) -> Rows:
     """The k largest neurons of each token [n, d_mlp] as sparse rows; what is left of them below zero (SiLU's dip) is
     dropped."""
-    row, feature, value = largest(values, k)
-    check_values(value)
-    return Rows(row, feature, value, *values.shape)
+    return Rows(*largest(values, k), *values.shape)

@@ -50,13 +50,14 @@ def quality(
     x = found[torch.from_numpy(np.concatenate(kept))].to(model.device)
     if not len(x):
         raise InputError(f"No token of {len(ids)} texts counts at {made.site}; give longer texts, or set sinks=keep.")
-    entries, fired, lost = 0, torch.zeros(made.d_sae, dtype=torch.int64, device=x.device), 0.0
+    entries, fired = 0, torch.zeros(made.d_sae, dtype=torch.int64, device=x.device)
+    lost = torch.zeros((), dtype=torch.float64, device=x.device)
     for block in x.split(8192):
         rows = made.encode(block)
         entries += len(rows.value)
-        fired += torch.bincount(rows.feature, minlength=made.d_sae)
+        fired.index_add_(0, rows.feature, torch.ones_like(rows.feature))  # a count by `bincount` is waited for
         aim = made.target(block).double()  # in the autoencoder's own frame, as what it rebuilds
-        lost += float((aim - made.decode(rows, block).reshape(block.shape).double()).pow(2).sum())
+        lost += (aim - made.decode(rows, block).reshape(block.shape).double()).pow(2).sum()
     aim = made.target(x).double()
     variance = float((aim - aim.mean(0)).pow(2).sum())
     run = replace(run, max_tokens=run.max_tokens or LOSS_TOKENS)
@@ -71,7 +72,7 @@ def quality(
         "width": made.d_sae,
         "k": made.k,
         "l0": entries / len(x),
-        "explained_variance": 1 - lost / variance,
+        "explained_variance": 1 - float(lost) / variance,
         "dead_fraction": float((fired == 0).double().mean()),
         "tokens": len(x),
         "texts": len(ids),

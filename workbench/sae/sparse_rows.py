@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from workbench.core.errors import InputError
+from workbench.models.devices import is_cpu
 
 KINDS = ("jaccard", "cosine", "euclidean", "containment")
-BUFFER = 32_000_000  # numbers of the dense buffer in which the tokens of some samples are summed
+# Numbers of the dense buffer in which the tokens of some samples are summed.
+BUFFER, BUFFER_ON_GPU = 32_000_000, 256_000_000
 BLOCK = 8_000_000  # numbers held at once while rows are compared with several prototypes
 
 
@@ -42,6 +45,11 @@ class Rows:
         """The sum of each row (or of other numbers [entries] of the same entries), float64 [n]."""
         values = self.value if values is None else values
         return torch.zeros(self.n, dtype=torch.float64, device=values.device).index_add_(0, self.row, values.double())
+
+    @cached_property
+    def totals(self) -> torch.Tensor:
+        """The sum of each row, float64 [n]."""
+        return self.sums()
 
     def take(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(features, values) of one row."""
@@ -82,10 +90,38 @@ def check_values(value: torch.Tensor) -> None:
         )
 
 
+def entries(
+    value: torch.Tensor, active: torch.Tensor, column: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(row, column, value) of the `active` [n, c] of some numbers [n, c], rows ascending. `column` [n, c]: where each
+    stands (None: at its own column).
+
+    The host waits for an accelerator once. Raises InputError as `check_values` does of those that are active."""
+    flat, bad = active.flatten(), True
+    if is_cpu(value.device):
+        places = flat.nonzero()[:, 0]
+    else:
+        wrong = active & ~(value.isfinite() & (value >= 0))
+        count, bad = torch.stack([flat.sum(), wrong.any()]).tolist()
+        places = places_of(flat, count)
+    kept, c = value.flatten()[places], value.shape[1]
+    if bad:
+        check_values(kept)
+    return places // c, places % c if column is None else column.flatten()[places], kept
+
+
+def places_of(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """The places [count] of what is True in a mask [n], ascending, where it is known how many they are: nobody waits.
+    (`torch.nonzero_static` does the same where a device has it.)"""
+    target = torch.where(mask, mask.cumsum(0) - 1, count)
+    places = torch.empty(count + 1, dtype=torch.int64, device=mask.device)
+    return places.scatter_(0, target, torch.arange(len(mask), device=mask.device))[:count]
+
+
 def sum_tokens(tokens: Rows, owner: torch.Tensor, n: int, start_from: torch.Tensor | None = None) -> Rows:
     """Token rows summed by the sample that owns them (owner [tokens.n], ascending or not), from `start_from` [width] on
-    where given → n rows in float64."""
-    per = max(1, BUFFER // tokens.width)
+    where given → n rows in float64. The host waits for an accelerator once for each block of samples."""
+    per = max(1, (BUFFER if is_cpu(owner.device) else BUFFER_ON_GPU) // tokens.width)
     whose = owner[tokens.row]
     blocks = []
     for start in range(0, n, per):
@@ -115,21 +151,22 @@ def similarity(
     if kind not in KINDS:
         raise InputError(f"'{kind}' is not a similarity; choose {', '.join(KINDS)}.")
     prototypes = prototypes.to(rows.value.device, dtype)
-    value = rows.value.to(dtype)
-    total = rows.sums().to(value)[:, None]
-    square = rows.sums(rows.value.double() ** 2).to(value)[:, None]
+    value, least = rows.value.to(dtype), kind in ("jaccard", "containment")
+    # Σ z of each row where the measure asks for it, else Σ z²
+    own = rows.totals if kind == "jaccard" else None if least else rows.sums(rows.value.double() ** 2)
+    own = None if own is None else own.to(value)[:, None]
     columns = []
     for p in prototypes.split(max(1, BLOCK // max(1, len(value)))):
         at = p.T.contiguous()[rows.feature]  # [entries, P]
-        own = torch.minimum(at, value[:, None]) if kind in ("jaccard", "containment") else at * value[:, None]
-        shared = value.new_zeros(rows.n, len(p)).index_add_(0, rows.row, own)
-        if kind in ("jaccard", "containment"):
-            whole = p.sum(1) if kind == "containment" else total + p.sum(1) - shared
+        part = torch.minimum(at, value[:, None], out=at) if least else at.mul_(value[:, None])
+        shared = value.new_zeros(rows.n, len(p)).index_add_(0, rows.row, part)
+        if least:
+            whole = p.sum(1) if own is None else own + p.sum(1) - shared
             score = torch.where(whole > 0, shared / whole, 1.0 if kind == "jaccard" else 0.0)
         elif kind == "cosine":
-            score = (shared / (square * (p * p).sum(1)).sqrt()).nan_to_num(0.0)
+            score = (shared / (own * (p * p).sum(1)).sqrt()).nan_to_num(0.0)
         else:
-            score = -(square - 2 * shared + (p * p).sum(1)).clamp(min=0).sqrt()
+            score = -(own - 2 * shared + (p * p).sum(1)).clamp(min=0).sqrt()
         columns.append(score)
     return torch.cat(columns, dim=1)
 

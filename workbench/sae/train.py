@@ -31,6 +31,8 @@ from workbench.core.sinks import SINKS
 from workbench.core.wording import one_line
 from workbench.engine.capture import capture
 from workbench.engine.passes import ROWS
+from workbench.models.devices import is_cpu
+from workbench.models.host_copies import arriving
 from workbench.models.model import DTYPES, Model
 from workbench.models.sinks import norms_of, ordinary_tokens
 from workbench.models.sites import _TRANSFORMER_LENS, _TRANSFORMER_LENS_TOP, Site
@@ -40,6 +42,7 @@ from workbench.sae.quality import quality
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "standard", "gated")
 BLOCK_BYTES = 128 * 1024 * 1024  # of activations that are shuffled together
 MEMORY_BYTES = 512 * 1024 * 1024  # of activations that are kept between epochs
+LOOK = 20  # steps after which the host looks at the loss: it waits for the device then
 
 
 @dataclass(frozen=True)
@@ -250,25 +253,30 @@ def train(
         feed.sinks |= _resume(trainer, state, identity)
     total = trainer.cfg.total_training_steps
     provider = feed.batches(trainer.n_training_steps)
+    diverged = _Diverged(model.device)
+
+    def save() -> None:
+        diverged.check()
+        _save(trainer, state, identity, feed.sinks)
+
     while trainer.n_training_steps < total:
         trainer.maybe_reset_sparsity()
-        step = trainer.step(next(provider))
+        step = trainer.step(arriving(next(provider), model.device))
         trainer.n_training_steps += 1
         done = trainer.n_training_steps
-        if not bool(torch.isfinite(step.loss)):
-            raise InputError(
-                f"The training diverged at step {done}: the loss is not finite. Use a smaller learning rate "
-                f"(lr), in another folder."
-            )
+        diverged.note(step.loss, done)
+        look = done % LOOK == 0 or done == total
+        if look or is_cpu(model.device):
+            diverged.check()
         if done % save_every == 0 and done < total:
-            _save(trainer, state, identity, feed.sinks)
+            save()
         try:
-            if progress is not None and (done % 20 == 0 or done == total):
+            if progress is not None and look:
                 progress(done * recipe.batch, total * recipe.batch, f"loss {float(step.losses['mse_loss']):.4g}")
             if check is not None:
                 check()
         except BaseException:  # asked to stop, between two steps
-            _save(trainer, state, identity, feed.sinks)
+            save()
             raise
 
     inner = trainer.sae
@@ -293,6 +301,26 @@ def train(
     write_json(report_file, report)
     state.unlink(missing_ok=True)
     return report
+
+
+class _Diverged:
+    """The first step whose loss was not finite, noted on the device: the host looks when it waits anyway."""
+
+    def __init__(self, device: torch.device):
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+
+    def note(self, loss: torch.Tensor, step: int) -> None:
+        """Take in the loss of a step."""
+        first = (self._first == 0) & ~torch.isfinite(loss.detach())
+        self._first.masked_fill_(first, step)
+
+    def check(self) -> None:
+        """Raise InputError where a step diverged."""
+        if step := int(self._first):
+            raise InputError(
+                f"The training diverged at step {step}: the loss is not finite. Use a smaller learning rate "
+                f"(lr), in another folder."
+            )
 
 
 def _trainer(model: Model, feed: Feed, recipe: SaeRecipe):
