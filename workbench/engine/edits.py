@@ -192,8 +192,9 @@ class Patch:
         columns, there = positions().columns_here(torch.tensor(self.positions))  # [B, R]
         new = value.expand(*columns.shape, *x.shape[2:])
         row, place = there.nonzero(as_tuple=True)
+        column, row, place = (at.to(x.device) for at in (columns[row, place], row, place))
         x = x.clone()
-        x[row.to(x.device), columns[row, place].to(x.device)] = new[row, place]
+        x[row, column] = new[row, place]
         return x
 
 

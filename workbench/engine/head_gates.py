@@ -108,7 +108,7 @@ def gate_slopes(
                 states = stack.enter_context(ended_by(model, site))
                 model.forward(batch)  # ends where the site is seen: nothing of this block comes after it
             state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
-            scores = scores_of(model, site, state[torch.arange(len(rows)), batch.lengths - 1])
+            scores = scores_of(model, site, state[torch.arange(len(rows)), (batch.lengths - 1).to(state.device)])
             tokens = torch.tensor([wanted[i] for i in rows], device=scores.device)
             loss = -scores.float().log_softmax(-1).gather(1, tokens[:, None]).sum() / len(ids)
             if not bool(loss.isfinite()):

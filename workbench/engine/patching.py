@@ -340,7 +340,7 @@ def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tens
         x = args[0]
         leaves[layer] = x.new_zeros(rows, x.shape[-1]).requires_grad_()
         at = torch.zeros(batch.ids.shape, dtype=x.dtype, device=x.device)
-        at[torch.arange(rows), last] = 1
+        at[torch.arange(rows), last.to(x.device)] = 1
         rowed = x.unflatten(0, batch.ids.shape) if x.ndim == 2 else x
         return ((rowed + at[..., None] * leaves[layer][:, None]).reshape(x.shape), *args[1:]), kwargs
 
@@ -352,7 +352,7 @@ def _last_scores(model: Model, batch: Batch, run: Pass) -> tuple[list[torch.Tens
         states = stack.enter_context(ended_by(model, site))
         model.forward(batch)
     state = states[0].unflatten(0, batch.ids.shape) if states[0].ndim == 2 else states[0]
-    scores = scores_of(model, site, state[torch.arange(rows), last])
+    scores = scores_of(model, site, state[torch.arange(rows), last.to(state.device)])
     return [leaves[layer] for layer in range(model.n_layers)], scores
 
 
