@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from probes.branching_factor.branching_samples import Condition, Continuations
 from probes.branching_factor.config import Config, talk_of
@@ -16,10 +18,10 @@ from probes.branching_factor.estimators import Profile, log_bf
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.long_rows import fitting
-from workbench.engine.generate import sample
+from workbench.engine.generate import Samples, sample
 from workbench.engine.passes import Pass
 from workbench.engine.sampling import FIELDS, TOP, Rule
-from workbench.engine.vllm import close_engine, open_engine, sample_vllm
+from workbench.engine.vllm import Writer, with_statistics
 from workbench.models.model import Model
 from workbench.models.prompt_style import (
     PromptStyle,
@@ -61,7 +63,7 @@ class Lab:
     other: Model | None = None
     numbers: list[int] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)  # as `numbers`, one number for prompts with the same words
-    engines: dict[int, object] = field(default_factory=dict)  # vLLM's, by id() of their models
+    writers: dict[int, Writer] = field(default_factory=dict)  # with vLLM, by id() of their models
     expected: int = 0  # prompts that the study is likely to sample, over all of its conditions
     measured: int = 0  # of these, those that were
 
@@ -124,8 +126,8 @@ class Lab:
 
     def close(self) -> None:
         """Give back what vLLM holds."""
-        while self.engines:
-            close_engine(self.engines.popitem()[1])
+        while self.writers:
+            self.writers.popitem()[1].close()
 
     def condition(
         self, name: str, model: Model | None = None, *, texts: Sequence[str] | None = None, rule=None, **more
@@ -155,6 +157,8 @@ class Lab:
         rows = len(condition.ids)
         whole = max(1, self.expected, self.measured + rows)
         with self.context.stretch(self.measured / whole, (self.measured + rows) / whole, condition.name):
+            if self.config.sampler == "vllm":  # all texts first: vLLM and the models take turns on the device
+                self._write(condition)
             parts = [self._row_of_parts(condition, some) for some in self._parts(condition)]
         self.measured += rows
         longest = max(part["ids"].shape[2] for part in parts)
@@ -208,17 +212,10 @@ class Lab:
             context.progress(before + done, total)
 
         run = Pass(edits=context.edits if model is self.model else (), check=context.check, progress=progress)
-        options = {
-            "samples": len(piece),
-            "max_new_tokens": config.max_new_tokens,
-            "rule": condition.rule,
-            "stop_strings": config.stop,
-            "seed": context.torch_seed(condition.stream),
-            "prompt_keys": list(rows),
-        }
         if config.sampler == "vllm":
-            found = sample_vllm(model, ids, engine=self._engine(model), run=run, **options)
+            found = with_statistics(model, ids, self._texts(condition, rows), rule=condition.rule, run=run)
         else:
+            options = self._options(condition, rows, len(piece))
             found = sample(model, ids, run=run, max_rows=config.max_rows, first=piece.start, **options)
         context.count(
             prompts=len(rows) if piece.start == 0 else 0,
@@ -228,11 +225,43 @@ class Lab:
         arrays = {name: getattr(found, name).numpy() for name in ("ids", "lengths", "finish", "steps")}
         return arrays | {"ids": arrays["ids"].astype(np.int32)}
 
-    def _engine(self, model: Model) -> object:
-        """vLLM's engine of a model, opened once."""
-        if id(model) not in self.engines:
-            self.engines[id(model)] = open_engine(model, memory=0.6 / len(self.models))
-        return self.engines[id(model)]
+    def _options(self, condition: Condition, rows: range, samples: int) -> dict[str, Any]:
+        """How the samples of some prompts are drawn, whoever draws them."""
+        return {
+            "samples": samples,
+            "max_new_tokens": self.config.max_new_tokens,
+            "rule": condition.rule,
+            "stop_strings": self.config.stop,
+            "seed": self.context.torch_seed(condition.stream),
+            "prompt_keys": list(rows),
+        }
+
+    def _write(self, condition: Condition) -> None:
+        """Have the texts of every part written by vLLM, whose engine is opened once for the whole run."""
+        for ((rows, _),) in self._parts(condition):
+            self._texts(condition, rows)
+        if id(condition.model) in self.writers:
+            self.writers[id(condition.model)].rest()
+
+    def _texts(self, condition: Condition, rows: range) -> Samples:
+        """The texts of some prompts from vLLM, a part of their own."""
+        model, config = condition.model, self.config
+
+        def compute() -> dict[str, np.ndarray]:
+            if id(model) not in self.writers:
+                share = {"memory": config.gpu_memory_utilization, "gpus": config.tensor_parallel_size}
+                self.writers[id(model)] = Writer(model, aside=self.models, **share)
+            found = self.writers[id(model)].write(
+                [condition.ids[i] for i in rows],
+                longest=max(map(len, condition.ids)),
+                check=self.context.check,
+                edits=self.context.edits if model is self.model else (),
+                **self._options(condition, rows, config.samples),
+            )
+            return {name: getattr(found, name).numpy() for name in ("ids", "lengths", "finish", "steps")}
+
+        part = self.context.part(f"{condition.name}/{rows.start}/texts", compute)
+        return Samples(**{name: torch.from_numpy(np.array(values)) for name, values in part.items()})
 
 
 def widened(values: np.ndarray, longest: int, fill: float) -> np.ndarray:

@@ -107,6 +107,12 @@ class Config:
         "hf, or vllm (an extra): samples from vLLM, exact statistics from one pass over them",
         choices=("hf", "vllm"),
     )
+    gpu_memory_utilization: float = option(
+        0.9, "sampler=vllm: share of a GPU's memory that vLLM may take", low=0.05, high=1, later=True
+    )
+    tensor_parallel_size: int = option(
+        1, "sampler=vllm: over how many GPUs vLLM spreads the model", low=1, high=64, later=True
+    )
     levels: tuple[int, ...] = option(
         (0, 1, 2, 3, 4, 5),
         "study complexity: how much of the prompt text is kept; -1 keeps all",

@@ -4,15 +4,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests import virtual_accelerator as va
 from tests.support import tiny_llama as small
 from tests.support.app_screens import open_page, words
 from workbench import explore
 from workbench.core.errors import InputError
 from workbench.explorer.opened_model import open_model
-from workbench.models import precision
+from workbench.models import devices, precision
 from workbench.models.load_options import AUTOMATIC
 from workbench.models.loading import load
-from workbench.runs.description import command_for, identify, with_dtype
+from workbench.runs.description import command_for, describe_model, identify, with_dtype
 from workbench.runs.execution import prepare
 
 
@@ -24,11 +25,6 @@ def half(request, tiny_llama, tmp_path_factory):
     model.save_pretrained(folder)
     small.tokenizer().save_pretrained(folder)
     return folder, request.param, sum(p.numel() for p in model.parameters())
-
-
-def on_accelerator(monkeypatch) -> None:
-    """As if the device that `load` takes were a GPU."""
-    monkeypatch.setattr(precision, "check_device", lambda device: "cuda" if device is None else device)
 
 
 def only(monkeypatch, size: float) -> None:
@@ -52,14 +48,18 @@ def test_halves_stay_halves_where_float32_would_take_more_than_its_share_of_what
 def test_the_dtype_of_itself_is_float32_on_a_cpu_and_as_stored_on_an_accelerator(half, tiny_llama, monkeypatch):
     folder, stored, _ = half
     assert load(str(folder)).dtype == load(str(folder), dtype="float32").dtype == torch.float32
-    on_accelerator(monkeypatch)
-    only(monkeypatch, 1e12)
-    assert precision.dtype_for(folder) == stored and precision.precision_for(folder) == (stored, "")
-    assert precision.dtype_for(tiny_llama) == "float32"
-    assert precision.dtype_for(folder, "cpu") == "float32"
+    with va.present():
+        assert load(str(folder)).dtype == load(str(folder), device="virtual").dtype == getattr(torch, stored)
+        assert load(str(folder), device="virtual", dtype="float32").dtype == torch.float32
+        assert load(str(folder), device="cpu").dtype == torch.float32
+        opened = open_model(str(folder), device="virtual")
+        assert (opened.model.dtype, opened.precision) == (getattr(torch, stored), "")
+        assert precision.dtype_for(tiny_llama, "virtual") == "float32"
     quantised = {"U8": 10**6, "BF16": 10**4}
     monkeypatch.setattr(precision, "stored_numbers", lambda folder: quantised)
-    assert precision.dtype_for(folder) == "auto" and precision.weight_bytes(folder, "auto") == 10**6 + 2 * 10**4
+    with va.present():
+        assert precision.dtype_for(folder) == "auto"
+    assert precision.weight_bytes(folder, "auto") == 10**6 + 2 * 10**4
 
 
 def test_what_cannot_fit_is_refused_with_what_would_before_any_weight_is_read(half, tiny_llama, monkeypatch):
@@ -77,11 +77,11 @@ def test_what_cannot_fit_is_refused_with_what_would_before_any_weight_is_read(ha
         load(str(tiny_llama), device="cpu", dtype="float64")
     with pytest.raises(InputError, match="a weight was read"):  # 16 bits have room
         load(str(folder), device="cpu", dtype=stored)
-    only(monkeypatch, n)
-    on_accelerator(monkeypatch)
-    with pytest.raises(InputError, match=rf"take .* in {stored}, and .* free on cuda; use --device auto"):
-        precision.check_fits(folder, "m", dtype=stored)
-    precision.check_fits(folder, "m", dtype=stored, device="auto")
+    monkeypatch.undo()
+    with va.present(memory=n):
+        with pytest.raises(InputError, match=rf"take .* in {stored}, and .* free on virtual; .*--device auto"):
+            load(str(folder))
+        precision.check_fits(folder, "m", dtype=stored, device="auto")
 
 
 def test_a_run_is_what_it_was_on_a_cpu_and_another_one_in_the_dtype_that_an_accelerator_takes(half):
@@ -89,6 +89,10 @@ def test_a_run_is_what_it_was_on_a_cpu_and_another_one_in_the_dtype_that_an_acce
     ready = prepare("representation-geometry", {}, model=str(folder))
     alone, asked, halved = (load(str(folder), device="cpu", **o) for o in ({}, {"dtype": "float32"}, {"dtype": stored}))
     assert identify(ready, alone, seed=0) == identify(ready, asked, seed=0) != identify(ready, halved, seed=0)
+    with va.present():
+        on_device = load(str(folder))
+        assert identify(ready, on_device, seed=0) == identify(ready, halved, seed=0)
+        assert describe_model(on_device)["dtype"] == stored and f"--dtype {stored}" in command_for(ready, on_device)
     assert "--dtype" not in command_for(ready, alone) and "--dtype" not in with_dtype("workbench run x", alone)
     assert with_dtype("workbench run x", halved) == f"workbench run x --dtype {stored}"
     assert f"--dtype {stored}" in command_for(ready, halved)
@@ -106,10 +110,10 @@ def test_what_is_stored_in_float32_is_not_rounded_however_little_is_free(tiny_ll
 def test_what_is_free_is_the_least_of_what_the_system_has_and_a_limit_leaves(monkeypatch, tmp_path):
     import psutil
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"available": 5000}))
-    real = precision.Path
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"available": 5000, "total": 8000}))
+    real = devices.Path
     (tmp_path / "memory.current").write_text("1000\n")
-    monkeypatch.setattr(precision, "Path", lambda p: tmp_path if p == "/sys/fs/cgroup" else real(p))
+    monkeypatch.setattr(devices, "Path", lambda p: tmp_path if p == "/sys/fs/cgroup" else real(p))
     for limit, free in (("3000\n", 2000), ("max\n", 5000), ("900\n", 0), ("9000\n", 5000)):
         (tmp_path / "memory.max").write_text(limit)
         assert precision.free_bytes("cpu") == free

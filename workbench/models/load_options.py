@@ -11,8 +11,8 @@ from typing import Any
 from workbench.core.errors import InputError
 from workbench.models import devices
 
-DEVICE = r"[a-z][a-z0-9_]*(:[0-9]{1,3})?"  # how the name of one is written; which there are, PyTorch knows
 AUTOMATIC = "automatic"  # the dtype where none is asked for: see `precision`
+DEVICE = r"[a-z][a-z0-9_]*(:[0-9]{1,3})?"  # how the name of one is written; which there are, PyTorch knows
 DTYPE_NAMES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16", "float64")
 DAY = datetime.date(2024, 7, 26)  # what "today" is for chat templates that print it, unless a day is given
 

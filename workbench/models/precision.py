@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import InputError
-from workbench.models.devices import free_caches
+from workbench.models import devices
 from workbench.models.files import stored_numbers
 from workbench.models.load_options import AUTOMATIC, check_device
 from workbench.models.size import BYTES
@@ -64,7 +64,7 @@ def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None) -> No
     wanted = weight_bytes(folder, dtype)
     if wanted <= free_bytes(device):
         return
-    free_caches()  # of a model that is gone something may still be held
+    devices.free_caches()  # of a model that is gone something may still be held
     if wanted <= (free := free_bytes(device)):
         return
     raise InputError(
@@ -87,22 +87,9 @@ def what_fits(folder: Path, *, dtype: str, device: Any, free: int, more: Sequenc
 
 
 def free_bytes(device: Any = None) -> int:
-    """Bytes that are free on a device (None: the one that `load` takes); of a CPU what the system could give, or what a
-    limit of the process's control group leaves."""
-    import psutil
-    import torch
-
-    name = str(check_device(None) if device is None else device)
-    module: Any = None if name.startswith(("cpu", "auto")) else torch.get_device_module(torch.device(name))
-    if hasattr(module, "mem_get_info"):
-        return int(module.mem_get_info(torch.device(name))[0])
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / file).read_text().strip() for file in ("memory.max", "memory.current"))
-        return max(0, min(free, int(limit) - int(used)))
-    except (OSError, ValueError):  # no such limit
-        return free
+    """Bytes that are free on a device (None: the one that `load` takes; "auto": the host)."""
+    name = str(devices.current() if device is None else device)
+    return devices.memory(devices.CPU if name == "auto" else name)[0]
 
 
 def _as_stored(folder: Path) -> str:
