@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from workbench.models.devices import is_cpu
+
 TOP = 50  # what vLLM was asked to return in the official code of the branching factor
 # Scores this far below the largest have probability 0 in float64 too; clamping there keeps 0 × −inf out of the
 # entropies.
@@ -39,7 +41,7 @@ def likeliest_tokens(values: torch.Tensor, count: int) -> Ranked:
 
 def all_tokens(values: torch.Tensor) -> Ranked:
     """All tokens of values [r, V]. Waits for nothing."""
-    if values.device.type != "cpu":
+    if not is_cpu(values.device):
         ranked, ids = values.sort(dim=-1, descending=True, stable=True)
         return ranked, ids
     ids = _order(values)
@@ -57,7 +59,7 @@ def nucleus_tokens(
     steps of an eighth of a nat, tells down to which step the nucleus reaches; whole steps are taken, so that ties stay
     together. An accelerator sorts faster than it could be asked how much there is to sort."""
     R, V = values.shape
-    if values.device.type != "cpu" or V <= SORTED:
+    if not is_cpu(values.device) or V <= SORTED:
         yield None, all_tokens(values)
         return
     reach, size = _reach(values, weight, top_p, min_p)

@@ -1,15 +1,15 @@
 """What a decoding step says about its next token: entropies, log-probabilities and the sampled id, reduced on the
 device.
 
-A step turns scores [R, V] into one id and a few float32 numbers per row; the scores never leave the device. The same
-function serves sampling (`generate.sample`) and teacher-forced scoring of texts that already exist (`scoring.score`),
-so both give the same numbers.
+A step turns scores [R, V] into one id and a few float32 numbers per row; the scores never leave the device, and the
+host waits for nothing. The same function serves sampling (`generate.sample`) and teacher-forced scoring of texts that
+already exist (`scoring.score`), so both give the same numbers.
 
 Two distributions are described. *Full* is the model's own: softmax of the scores, temperature 1, nothing cut.
 *Truncated* is the one that is sampled from: temperature, then top-k, then top-p, then min-p, renormalised (the order of
-Hugging Face). The nucleus is the smallest prefix of the sorted probabilities whose sum is at least top_p − 1e-6:
-without that margin a uniform distribution over 10 tokens keeps 9 or 10 of them at top_p 0.9, as rounding has it. Equal
-probabilities are ordered by token id.
+Hugging Face; `truncation`). The nucleus is the smallest prefix of the sorted probabilities whose sum is at least
+top_p − 1e-6: without that margin a uniform distribution over 10 tokens keeps 9 or 10 of them at top_p 0.9, as rounding
+has it. Equal probabilities are ordered by token id (`ranking`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from workbench.engine.draws import draw
 from workbench.engine.ranking import FLOOR, TOP, Ranked, likeliest_tokens, nucleus_tokens
 from workbench.engine.rule import Rule
 from workbench.engine.truncation import Tempered, of_rule
+from workbench.models.devices import is_cpu, memory
 
 FIELDS = (
     "entropy",  # nats, of the truncated distribution
@@ -37,7 +38,7 @@ FIELDS = (
 )
 # Numbers per block of rows on a CPU: a block stays in a cache, and its copies in memory that is at hand.
 BLOCK = 1 << 19
-NUMBER = 128  # bytes that a step on an accelerator holds at most for one score
+NUMBER = 128  # bytes that a step on an accelerator holds at most for one score of a block
 
 
 def step(
@@ -54,7 +55,7 @@ def step(
     are worked on at once (`rows_at_once`; None: what suits the caches of a CPU, and all of them elsewhere). On an
     accelerator nothing waits for the device. Of a row whose highest score is NaN or infinite, statistics are NaN."""
     if rows is None:
-        rows = max(1, BLOCK // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
+        rows = rows_at_once(scores.device, scores.shape[1]) if is_cpu(scores.device) else max(1, len(scores))
     parts = []
     for start in range(0, len(scores), rows):
         part = slice(start, start + rows)
@@ -63,9 +64,12 @@ def step(
     return parts[0] if len(parts) == 1 else (torch.cat([x for x, _ in parts]), torch.cat([x for _, x in parts]))
 
 
-def rows_at_once(vocabulary: int, free: int) -> int:
-    """How many rows of a step fit into `free` bytes of an accelerator."""
-    return max(1, free // (NUMBER * vocabulary))
+def rows_at_once(device: torch.device, vocabulary: int) -> int:
+    """How many rows a step works on at once: what stays in the caches of a CPU, what half of an accelerator's free
+    memory holds. Ask once, not at every step."""
+    if is_cpu(device):
+        return max(1, BLOCK // vocabulary)
+    return max(1, memory(device)[0] // 2 // (NUMBER * vocabulary))
 
 
 def widest(device: torch.device) -> torch.dtype:
