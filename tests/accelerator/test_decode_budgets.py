@@ -12,6 +12,7 @@ from workbench.core.errors import RunFailed
 from workbench.engine import recorded_steps
 from workbench.engine.edits import HeadAblation
 from workbench.engine.generate import greedy
+from workbench.engine.kv_cache import feed, merge, prefill
 from workbench.models.attention import observe
 from workbench.models.loading import wrap
 
@@ -74,6 +75,22 @@ def test_recorded_steps_write_what_the_cpu_writes_while_rows_leave(virtual, monk
     with va.counting() as ours:
         assert greedy(on_device(name), PROMPTS, **options) == expected
     assert any(line.startswith("graph replay") for line in ours.of("launch"))
+
+
+def test_a_past_is_read_forked_cut_picked_and_merged_without_a_wait_and_with_one_copy_each(virtual):
+    model, cpu = on_device("llama"), wrap(build("llama"), name="llama")
+
+    def scores(model):
+        past = prefill(model, PROMPTS[2:], None, room=8)
+        past, _ = feed(model, [[5, 6], [7, 8]], past)
+        both = merge([past.fork().pick([1]), past.fork().first(4, [0]), past])
+        return feed(model, [[9]] * 4, both, last_logits=1)[1]
+
+    with va.counting() as counts:
+        found = scores(model)
+    torch.testing.assert_close(found.cpu(), scores(cpu), rtol=1e-4, atol=1e-5)
+    assert counts.waits == 0, counts.of("wait", "to_device", "to_host")
+    assert counts.to_device_async == 5  # what is read three times, and which rows are picked twice
 
 
 def test_a_step_that_waits_is_not_recorded_and_the_log_says_so(virtual, caplog):

@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from workbench.engine.kv_cache import WholeLayer, WindowLayer, keys_and_values
+from workbench.engine.kv_cache import GrowingLayer, WholeLayer, WindowLayer, keys_and_values
 from workbench.models.batching import sent
 
 
@@ -125,7 +125,7 @@ def windows(cache: DynamicCache) -> list[int | None] | None:
     out: list[int | None] = []
     layers: list[Any] = cache.layers
     for layer in layers:
-        if type(layer) not in (WholeLayer, WindowLayer) or layer.device != layers[0].device:
+        if type(layer) not in (WholeLayer, GrowingLayer, WindowLayer) or layer.device != layers[0].device:
             return None
         out.append(layer.sliding_window if isinstance(layer, WindowLayer) else None)
     return out or None

@@ -32,7 +32,7 @@ class Rows:
     batch: the prompts, padded on the left; room: how many tokens may follow."""
 
     def __init__(self, model: Model, batch: Batch, room: int):
-        self.model, self.cache = model, empty_cache(model)
+        self.model, self.cache = model, empty_cache(model, batch.ids.shape[1])
         self.columns = 0  # that were read
         self.width = batch.ids.shape[1]
         self.keys: torch.Tensor | None = None  # [rows, room] int64, where something is drawn

@@ -186,7 +186,7 @@ def recorded(steps: OneByOne, left: int, alive: list[int]) -> OneByOne | Recorde
             ours = RecordedSteps(steps.rows.model, steps.how, _begun(steps), left)
             scores = ours.first()
         except Exception as error:  # of a model that takes no such mask, or of memory for a second cache
-            why_not = one_line(error)
+            ours, why_not = None, one_line(error)
     steps.step(alive)
     if ours is not None and scores is not None:
         if not _close(scores, steps.scores):

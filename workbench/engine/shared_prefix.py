@@ -23,7 +23,7 @@ from workbench.engine import hf
 from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.engine.passes import READ, Pass, with_pass
-from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad, sent
+from workbench.models.batching import ALIGNED, Batch, copied, is_out_of_memory, pad, sent
 from workbench.models.devices import is_cpu
 from workbench.models.model import Model
 from workbench.models.recording import Keep, Positions, converted, parse_sites, recording, select_positions
@@ -199,9 +199,11 @@ def _run(
     for b, (pack, n) in enumerate(zip(together, sizes)):
         tokens[b, :n], depth[b, :n], sees[b, :n, :n] = torch.tensor(pack.tokens), torch.tensor(pack.depth), pack.sees()
     hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
-    hidden = torch.nn.functional.pad(hidden, (past, 0))[:, None].to(device)
+    hidden = copied(torch.nn.functional.pad(hidden, (past, 0))[:, None], device)
     real = torch.arange(shape[1]) < torch.tensor(sizes)[:, None]
-    tokens, depth, there = sent([tokens, depth + past, real.long()], device)
+    which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows])
+    last = torch.tensor([node for pack in together for node in pack.last])
+    tokens, depth, there, which, last = sent([tokens, depth + past, real.long(), which, last], device)
     keys = torch.cat([torch.arange(past, device=device).expand(len(together), -1), depth], 1)
     after = (
         {"use_cache": False}
@@ -209,8 +211,6 @@ def _run(
         else {"past_key_values": begun.fork(len(together)).cache, "use_cache": True}
     )
     batch = Batch(tokens, there.bool(), depth, "right", real)
-    which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows], device=device)
-    last = torch.tensor([node for pack in together for node in pack.last], device=device)
     with (
         torch.no_grad(),
         running(PassPositions(depth, batch.mask, keys)),
