@@ -24,6 +24,7 @@ from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.engine.passes import READ, Pass, with_pass
 from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad
+from workbench.models.devices import is_cpu
 from workbench.models.model import Model
 from workbench.models.recording import Keep, Positions, converted, parse_sites, recording, select_positions
 from workbench.models.running_pass import PassPositions, running
@@ -32,9 +33,9 @@ from workbench.models.sites import Site
 WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention mask
 NODES = {
     "cpu": 64,
-    "cuda": 512,
+    "accelerator": 512,
 }  # of one pack, where two prompts have room in it: attention over a pack is quadratic in it
-TOKENS = {"cpu": 1024, "cuda": 8192}  # of one pass
+TOKENS = {"cpu": 1024, "accelerator": 8192}  # of one pass
 LONGEST = 512  # tokens of a prompt that is run on a trie, without what all begin with
 FRONT = 4  # tokens that all prompts begin with for which a pass of their own pays
 SHARE = 0.1  # of all tokens, for which it pays where every token is wanted: going on from a past takes a mask
@@ -150,7 +151,7 @@ def stream(
     if positions != "last" or run.edits:
         raise InputError("Shared prefixes are run once for last tokens without edits only.")
     wanted = parse_sites(model, sites)
-    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    kind = "cpu" if is_cpu(model.device) else "accelerator"
     common = front(model, ids)
     rest = [row[len(common) :] for row in ids]
     most = _aligned(max(NODES[kind], 2 * max(map(len, rest))), len(common))

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from workbench.core.errors import InputError
+from workbench.models.devices import is_cpu
 from workbench.models.running_pass import after, before, positions
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwar
     """SDPA as transformers calls it; on a CPU, whose kernel reads grouped keys as they are, without a copy of them for
     every head."""
     groups, plain = query.shape[1] // key.shape[1], kwargs.get("position_bias") is None and kwargs.get("cache") is None
-    if groups > 1 and attention_mask is not None and query.device.type == "cpu" and plain:
+    if groups > 1 and attention_mask is not None and is_cpu(query.device) and plain:
         mixed = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
         )
@@ -174,7 +175,7 @@ def attention_mask(*args, dtype: torch.dtype = torch.float32, **kwargs) -> torch
     """The mask of SDPA, None where a causal kernel needs none; on a CPU as numbers, which its kernel would make of it
     in every layer."""
     mask = sdpa_mask(*args, dtype=dtype, **kwargs)
-    if mask is None or mask.device.type != "cpu":
+    if mask is None or not is_cpu(mask.device):
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(
         ~mask, float("-inf")

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from workbench.core.errors import InputError
+from workbench.models import devices
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -111,8 +112,7 @@ def halving(
             yield part, found
             continue
         # outside the handler: the error holds on to the frames, and so to the memory, of the pass that failed
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        devices.free_caches()
         half = len(part) // 2
         queue += [part[half:], part[:half]]
 

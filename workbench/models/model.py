@@ -21,6 +21,7 @@ from workbench.core.errors import InputError
 from workbench.models.adapters import Adapter, fingerprint_files, merge
 from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
+from workbench.models.devices import is_cpu
 from workbench.models.facts import ModelFacts
 from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.load_options import DAY
@@ -316,9 +317,7 @@ class Model(TextSide):
     def tokens_at_once(self, wanted: int = 0) -> int:
         """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each
         of its threads."""
-        if self.device.type == "cuda":
-            return wanted or 16384
-        return wanted or 768 * min(torch.get_num_threads(), 8)
+        return wanted or (768 * min(torch.get_num_threads(), 8) if is_cpu(self.device) else 16384)
 
     @cached_property
     def _accepts(self) -> set[str]:
