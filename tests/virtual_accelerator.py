@@ -48,7 +48,10 @@ WAITS = frozenset(
     "_local_scalar_dense nonzero masked_select unique_dim _unique _unique2 unique_consecutive unique_dim_consecutive "
     "equal allclose is_nonzero bincount repeat_interleave _linalg_check_errors linalg_eig histc".split()
 )
-FREE = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift"))
+FREE = frozenset(
+    "empty empty_strided empty_like new_empty new_empty_strided _unsafe_view lift is_same_size _has_same_storage_numel "
+    "_efficientzerotensor".split()
+)
 _BY_PYTHON = torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
 # Host numbers of no dimension that are no operand of a pointwise operation, and still go with tensors of a device.
 HOST_NUMBERS = frozenset(("masked_fill", "masked_fill_", "fill_", "index_put", "index_put_", "_index_put_impl_"))
@@ -483,6 +486,10 @@ def _compute(op: Any, known: _Operation, args: tuple, kwargs: dict, index: int |
             for raw in tree_leaves(raw_args[place] if place < len(raw_args) else raw_kwargs.get(name)):
                 if isinstance(raw, torch.Tensor):
                     capture.before_write(raw)
+    if (
+        known.name == "_efficientzerotensor"
+    ):  # has no numbers, and is one to PyTorch by what it is, which is hidden here
+        op = aten.zeros.default
     out = op(*raw_args, **raw_kwargs)
     if capture is not None:
         capture.record(op, raw_args, raw_kwargs, out, known.mutable)
@@ -558,6 +565,8 @@ def _to(op: Any, source: torch.Tensor, target: torch.device, kwargs: dict) -> to
             return Tensor(_compute(op, known, (source,), kwargs, index), index)
         count("between_devices", "to")
         return Tensor(op(source.raw, **kwargs), index)
+    if target.type == "meta":  # forward-mode gradients look at shapes so
+        return op(source.raw, **kwargs | {"device": target})
     if target.type != "cpu":
         raise RuntimeError(f"a tensor of {source.device} is moved to {target} ({source_line()})")
     if not asynchronous:
