@@ -40,7 +40,7 @@ UP = torch.linspace(-1, 1, 64)
 def models(tiny_llama):
     """(on the CPU, on a device)"""
     with va.present():
-        yield load(str(tiny_llama), device="cpu"), load(str(tiny_llama), device="virtual")
+        yield tuple(load(str(tiny_llama), device=device, dtype="float32") for device in ("cpu", "virtual"))
 
 
 def flat(found) -> list:

@@ -85,7 +85,7 @@ def loaded(present, _circuits):
 
     def get(name: str, device: str):
         if (name, device) not in kept:
-            kept[name, device] = load(name, device=device)
+            kept[name, device] = load(name, device=device, dtype="float32")
         return kept[name, device]
 
     return get
