@@ -8,7 +8,9 @@ from tests.support.architectures import build
 from workbench.engine.draws import row_keys, step_keys
 from workbench.engine.sampling import NUMBER, Rule, likeliest_unchecked, rows_at_once, step
 from workbench.engine.scoring import score
+from workbench.engine.variant_losses import variant_losses
 from workbench.models.loading import wrap
+from workbench.models.unembedding import Unembedding
 
 LAUNCHES = {  # drawn, given
     Rule(): (62, 46),
@@ -75,3 +77,30 @@ def test_given_texts_are_scored_with_one_copy_back_a_batch(virtual):
     assert not own["wait"] and sum(own["to_host"].values()) == 1 and sum(own["to_device"].values()) <= 1
     for a, b in zip(found, score(wrap(build("llama"), name="llama"), prompts, texts)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_variants_are_copied_to_the_device_twice_and_back_once_however_many_blocks(virtual, monkeypatch):
+    V, T, W = 9000, 40, 16
+    draw = torch.Generator().manual_seed(0)
+    weight, states = torch.randn(V, W, generator=draw), torch.randn(T, W, generator=draw)
+    target = torch.randint(0, V, (T,), generator=draw).tolist()
+    one, two = (torch.linalg.qr(torch.randn(W, 3, generator=draw))[0].T for _ in range(2))
+    variants = [("none", None), ("remove", one), ("keep", one), ("keep", two)]
+    there, states_there = Unembedding(weight.to("virtual"), None, None, None), states.to("virtual")
+    h, w = states.double(), weight.double()
+    kept = [
+        h,
+        h - h @ one.double().T @ one.double(),
+        h @ one.double().T @ one.double(),
+        h @ two.double().T @ two.double(),
+    ]
+    truth = torch.stack([-(x @ w.T).log_softmax(-1)[range(T), target] for x in kept])
+    launches = []
+    for words in (8192, 1000):
+        monkeypatch.setattr("workbench.engine.variant_losses.WORDS_ON_GPU", words)
+        with va.counting() as counts:
+            found = variant_losses(there, states_there, target, variants)
+        assert (counts.wait, counts.to_device, counts.to_host) == (0, 2, 1), counts.of("wait", "to_device", "to_host")
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+        launches.append(counts.launch / -(-V // words))
+    assert max(launches) <= 100  # of a block of words, with four variants
