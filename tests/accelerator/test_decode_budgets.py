@@ -11,8 +11,9 @@ from tests.support.architectures import build
 from workbench.core.errors import RunFailed
 from workbench.engine import recorded_steps
 from workbench.engine.edits import HeadAblation
-from workbench.engine.generate import greedy
+from workbench.engine.generate import greedy, sample
 from workbench.engine.kv_cache import feed, merge, prefill
+from workbench.engine.sampling import Rule
 from workbench.models.attention import observe
 from workbench.models.loading import wrap
 
@@ -127,3 +128,19 @@ def test_scores_that_are_no_numbers_are_refused_on_a_device_too(virtual):
         model.hf.lm_head.weight[7].fill_(torch.nan)
     with pytest.raises(RunFailed, match="NaN"):
         greedy(model, PROMPTS, max_new_tokens=STEPS)
+
+
+@pytest.mark.parametrize("how", ["recorded", "one by one"])
+@pytest.mark.parametrize("rule", [Rule(top_p=0.9), Rule()], ids=str)
+def test_sampling_with_statistics_stays_in_its_budget_and_draws_what_the_cpu_draws(virtual, monkeypatch, how, rule):
+    if how == "one by one":
+        monkeypatch.setattr(recorded_steps, "SHORTEST", 10**6)
+    model, options = on_device("llama"), {"samples": 1, "max_new_tokens": STEPS, "rule": rule, "eos": False}
+    _, theirs = plain_generate(model, do_sample=True, top_p=rule.top_p, top_k=0)
+    with va.counting() as ours:
+        found = sample(model, PROMPTS, **options)
+    expected = sample(wrap(build("llama"), name="llama"), PROMPTS, **options)
+    assert torch.equal(found.ids, expected.ids)
+    torch.testing.assert_close(found.steps, expected.steps, atol=1e-4, rtol=1e-4)
+    assert ours.launch <= (1.25 if how == "one by one" else 0.6) * theirs.launch
+    assert ours.waits <= 0.2 * STEPS < theirs.waits, ours.of("wait", "to_device", "to_host")
