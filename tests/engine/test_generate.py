@@ -146,8 +146,10 @@ def test_texts_do_not_depend_on_how_often_the_host_looks_at_them(stories, monkey
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2", "gemma3_text", "gpt_neox", "opt", "phi3"])
 def test_steps_on_fixed_memory_write_what_the_others_write(monkeypatch, name):
-    """Without a graph, which a CPU has not: windows fill up and slide, rows leave, and memory runs full."""
-    model, prompts = wrap(build(name), name=name), [[5, 9, 11, 3, 40, 22, 8, 17, 30], [7], [33, 12, 60, 21]]
+    """Without a graph, which a CPU has not: windows fill up and slide, rows leave, one at the end of the context and
+    computed on for a while, and memory runs full."""
+    prompts = [[5, 9, 11, 3, 40, 22, 8, 17, 30], [7], [33, 12, 60, 21], list(range(4, 62))]
+    model = wrap(build(name), name=name)
     options = {"max_new_tokens": 30, "stop_ids": [3, 4, 5, 6, 7], "eos": False}
     drawing = options | {"samples": 4, "rule": Rule(temperature=3.0), "seed": 2}
     expected, drawn = greedy(model, prompts, **options), sample(model, prompts, **drawing)
