@@ -20,7 +20,7 @@ from workbench.core.errors import InputError
 from workbench.engine.decoding import Rows, steps_between_looks
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
 from workbench.engine.sampling import check_steps, likeliest_unchecked
-from workbench.models.attention import observe_stacked
+from workbench.models.attention import observe_stacked, of_layers
 from workbench.models.batching import sent
 from workbench.models.model import Model
 from workbench.models.query_rows import Queries
@@ -141,7 +141,9 @@ def begin(
     with _observed(model, spans, slice(-1 - widest, None)) as seen:
         past, logits = feed(model, [list(r) + g for r, g in zip(rows, guesses)], past, last_logits=widest + 1)
     (lengths,) = sent([torch.tensor([len(g) + 1 for g in guesses])], logits.device)
-    chosen, readings = _said(model, _marked(*likeliest_unchecked(logits, last=lengths)), _stacked(model, seen))
+    chosen, readings = _said(
+        model, _marked(*likeliest_unchecked(logits, last=lengths)), of_layers(seen, 1) if seen else None
+    )
     steps, done, wrong = _as_far_as_guessed(chosen, guesses, readings, max_new_tokens=max_new_tokens, stops=stops)
     going = [b for b in range(B) if not done[b]]
     if not going:
@@ -256,7 +258,7 @@ def _steps(
             scores = rows.feed(tokens)
         tokens, fault = (x.to(model.device) for x in likeliest_unchecked(scores))
         chosen.append(_marked(tokens, fault))
-        found.append(_stacked(model, seen))
+        found.append(of_layers(seen, 1) if seen else None)
     readings = None if found[0] is None else torch.stack(found)
     return _said(model, torch.stack(chosen, 1), readings)
 
@@ -269,14 +271,6 @@ def _observed(model: Model, spans: torch.Tensor | None, rows: Queries):
 def _marked(tokens: torch.Tensor, faults: torch.Tensor) -> torch.Tensor:
     """Tokens, -1 where the scores they were chosen by are no numbers."""
     return torch.where(faults.isnan(), -1, tokens)
-
-
-def _stacked(model: Model, seen: dict[int, torch.Tensor]) -> torch.Tensor | None:
-    """Readings of all layers on one device, [B, layers, H, R, 3]."""
-    if not seen:
-        return None
-    device = seen[0].device
-    return torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1)
 
 
 def _said(
