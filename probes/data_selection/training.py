@@ -19,6 +19,7 @@ from probes.data_selection.samples import TokenizedSamples
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.passes import GRADIENT, ROWS
 from workbench.models.batching import batches, pad
+from workbench.models.devices import kept_randomness, memory
 from workbench.models.model import Model
 
 RANK = 8  # of LoRA
@@ -37,21 +38,12 @@ def check_trainable(model: Model, how: str) -> None:
             f"{model.name} is {what}, and finetune=true trains a copy of it; load it whole, or leave it out."
         )
     if how == "all":
-        needed, free = BYTES * sum(p.numel() for p in model.hf.parameters()), _free(model.device)
+        needed, free = BYTES * sum(p.numel() for p in model.hf.parameters()), memory(model.device)[0]
         if needed > free:
             raise InputError(
                 f"Fine-tuning all weights of {model.name} takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are "
                 f"free; use finetune_weights=lora."
             )
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of memory that are free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def steps_of(rows: np.ndarray, lengths: np.ndarray, *, steps: int, tokens: float, rng: np.random.Generator) -> list:
@@ -82,7 +74,7 @@ def trainable_copy(model: Model, how: str, seed: int) -> Any:
     config = peft.LoraConfig(
         r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with kept_randomness(model.device):
         torch.manual_seed(seed)
         try:
             return peft.get_peft_model(own, config).eval()

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.decoding import Rows, steps_between_looks
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
+from workbench.engine.one_by_one import Rows, steps_between_looks
 from workbench.engine.sampling import check_steps, likeliest_unchecked
 from workbench.models.attention import observe_stacked, of_layers
 from workbench.models.batching import sent

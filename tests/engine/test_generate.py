@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.architectures import NAMES, build
 from workbench.core.errors import InputError
-from workbench.engine import generate
+from workbench.engine import generate, one_by_one, recorded_steps
 from workbench.engine.edits import HeadAblation, KnockOut, Patch, apply
 from workbench.engine.generate import FINISH, greedy, sample
 from workbench.engine.sampling import Rule, step
@@ -119,6 +119,53 @@ def test_rows_end_at_stop_strings_stop_ids_and_the_end_of_the_context(stories):
     long = (prompts[0] * full)[: full - 3]
     assert len(greedy(stories, [long], max_new_tokens=50, eos=False)[0]) == 4
     assert len(greedy(stories, [(prompts[0] * full)[:full]], max_new_tokens=50, eos=False)[0]) == 1
+
+
+@pytest.mark.parametrize("every", [3, 100])
+def test_texts_do_not_depend_on_how_often_the_host_looks_at_them(stories, monkeypatch, every):
+    """Stop ids and strings, the end of the context and edits included: what follows an end is dropped."""
+    prompts = [stories.encode(p) for p in PROMPTS]
+    long = (prompts[2] + [i for p in prompts[:2] for i in p] * stories.context_length)[: stories.context_length - 5]
+    edits = (Patch(Site.parse("resid_post.1"), torch.randn(5, 1, stories.width), positions=(1,)),)
+    stops = {"stop_strings": ["m"], "stop_ids": [greedy(stories, prompts[:1], max_new_tokens=6)[0][5]]}
+    texts = [*prompts, long]
+
+    def both():
+        written = greedy(stories, texts, max_new_tokens=30, edits=edits, **stops)
+        drawn = sample(stories, texts, samples=3, max_new_tokens=30, rule=RULE, seed=3, **stops)
+        return written, drawn
+
+    expected, drawn = both()
+    assert len({len(ids) for ids in expected}) > 2 and len(set(drawn.finish.flatten().tolist())) > 1
+    monkeypatch.setattr(one_by_one, "steps_between_looks", lambda _device: every)
+    found, again = both()
+    assert found == expected
+    assert torch.equal(again.ids, drawn.ids) and torch.equal(again.finish, drawn.finish)
+    torch.testing.assert_close(again.steps, drawn.steps, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2", "gemma3_text", "gpt_neox", "opt", "phi3"])
+def test_steps_on_fixed_memory_write_what_the_others_write(monkeypatch, name):
+    """Without a graph, which a CPU has not: windows fill up and slide, rows leave, and memory runs full."""
+    model, prompts = wrap(build(name), name=name), [[5, 9, 11, 3, 40, 22, 8, 17, 30], [7], [33, 12, 60, 21]]
+    options = {"max_new_tokens": 30, "stop_ids": [3, 4, 5, 6, 7], "eos": False}
+    drawing = options | {"samples": 4, "rule": Rule(temperature=3.0), "seed": 2}
+    expected, drawn = greedy(model, prompts, **options), sample(model, prompts, **drawing)
+    made = []
+
+    def as_they_are(steps):
+        made.append(steps.room)
+        steps.replay = steps.run
+
+    monkeypatch.setattr(recorded_steps, "graphs", lambda _device: (object, object))
+    monkeypatch.setattr(recorded_steps.RecordedSteps, "record", as_they_are)
+    monkeypatch.setattr(recorded_steps, "SHORTEST", 1)
+    monkeypatch.setattr(recorded_steps, "SEGMENT", 11)
+    assert greedy(model, prompts, **options) == expected
+    assert made and max(made) <= 11
+    again = sample(model, prompts, **drawing)
+    assert torch.equal(again.ids, drawn.ids) and torch.equal(again.finish, drawn.finish)
+    torch.testing.assert_close(again.steps, drawn.steps, atol=2e-4, rtol=2e-4, equal_nan=True)
 
 
 def test_bad_input_is_refused_with_a_sentence(stories):

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.decoding import Decoding, Rows, decode
+from workbench.engine.decoding import decode
 from workbench.engine.edits import Edit, apply
 from workbench.engine.endings import Ends, Texts, room_after
+from workbench.engine.one_by_one import Decoding, Rows
 from workbench.engine.passes import DECODE, Pass, check_prompts, with_pass
 from workbench.engine.sampling import likeliest_unchecked
 from workbench.models.batching import pad

@@ -12,10 +12,6 @@ from collections.abc import Sequence
 
 import torch
 
-EXACT = 4096  # so many tokens are compared in float64; of more, those that a draw in float32 leaves
-# The best two of a draw are a nat apart on average and float32 is off by 1e-5: that more than so many lie within that
-# of each other does not occur.
-SCREEN = 8
 _GOLDEN, _A, _B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -51,31 +47,24 @@ def keys_of_steps(keys: torch.Tensor, steps: int) -> torch.Tensor:
     return _mix(keys[:, None] + torch.arange(1, steps + 1, device=keys.device) * _signed(_GOLDEN))
 
 
-def draw(log_q: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """One id per row [r], drawn from log-probabilities [r, K] (any constant added) of the tokens `ids` [r, K] (None: 0
-    … K−1)."""
-    tokens = torch.arange(log_q.shape[1], device=log_q.device)[None] if ids is None else ids
-    bits = (_mix(keys[:, None] ^ (tokens * _signed(_A) + _signed(_GOLDEN))) >> 11).bitwise_and_((1 << 53) - 1)
-    if log_q.shape[1] <= EXACT:
-        best = _gumbel(log_q, bits).argmax(-1)
-    else:  # two logarithms in float64 for every token of the vocabulary are slow: only for those that may win
-        near = _screened(log_q, bits).topk(SCREEN, dim=-1).indices
-        best = _gumbel(log_q.gather(1, near), bits.gather(1, near)).argmax(-1, keepdim=True)
-        best = near.gather(1, best)[:, 0]
-    return best if ids is None else ids.gather(1, best[:, None])[:, 0]
+def draw(
+    weights: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor | None = None, *, wide: torch.dtype
+) -> torch.Tensor:
+    """One place [r] per row of `weights` [r, K], drawn in proportion to them (0: never), by the random keys [r] and the
+    ids [r, K] of the tokens they are of (None: 0 … K−1). `wide`: the dtype that two candidates are compared in.
+
+    The token with the greatest log w + Gumbel noise is the one with the least Exp(1) / w: one logarithm each."""
+    tokens = torch.arange(weights.shape[1], device=weights.device) if ids is None else ids
+    bits = _mix(keys[:, None] ^ torch.add(torch.tensor(_signed(_GOLDEN)), tokens, alpha=_signed(_A)))
+    return _minus_exponential((bits >> 11).bitwise_and_((1 << 53) - 1), wide).div_(weights).argmax(-1)
 
 
-def _gumbel(log_q: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities plus Gumbel noise, float64, of numbers `bits` from 0 to 2⁵³ − 1."""
-    uniform = bits.double().add_(0.5).mul_(2.0**-53)
-    return log_q - uniform.log_().neg_().log_()
-
-
-def _screened(log_q: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """`_gumbel` in float32, off by 1e-5 at most where log_q is near 0: close to 1 the logarithm is taken of the
-    distance from it, which float32 holds."""
-    size = 2.0**-53
-    noise = (bits.float() + 0.5).mul_(size).log_()
-    distance = ((1 << 53) - bits).float().sub_(0.5).mul_(size)
-    noise = torch.where(distance < 0.5, distance.clamp_(max=0.5).neg_().log1p_(), noise)
-    return log_q.float() - noise.neg_().log_()
+def _minus_exponential(bits: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """Logarithms of uniform numbers, of whole numbers `bits` from 0 to 2⁵³ − 1."""
+    size, half = 2.0**-53, torch.tensor(2.0**-54, dtype=wide)
+    noise = torch.add(half, bits, alpha=size).log_()
+    if wide == torch.float64:
+        return noise
+    # float32 holds small numbers but none next to 1, where the logarithm is taken of the distance from it
+    distance = torch.add(half, (1 << 53) - 1 - bits, alpha=size)
+    return torch.where(distance < 0.5, distance.neg_().log1p_(), noise)

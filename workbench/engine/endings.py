@@ -77,6 +77,11 @@ class Texts:
         """Tokens that every row that goes on may still write."""
         return min(self.room[i] - len(self.written[i]) for i in self.alive)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that some row that goes on may still write."""
+        return max(self.room[i] - len(self.written[i]) for i in self.alive)
+
     def take(self, ids: list[list[int]], found: torch.Tensor) -> list[int]:
         """The tokens of K steps, K lists of one for each row that was going on, and what was found in them [K, rows,
         …]; → the places among these rows of those that go on. What a row was made to write after its end is dropped."""

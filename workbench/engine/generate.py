@@ -14,10 +14,11 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
-from workbench.engine.decoding import Decoding, Rows, decode
+from workbench.engine.decoding import decode
 from workbench.engine.draws import keys_of_steps, row_keys
 from workbench.engine.edits import Edit, apply
 from workbench.engine.endings import FINISH, Ends, Texts, room_after
+from workbench.engine.one_by_one import Decoding, Rows
 from workbench.engine.passes import DECODE, SAMPLE, Pass, check_prompts, with_pass
 from workbench.engine.sampling import FIELDS, Rule, likeliest_unchecked, step
 from workbench.models.batching import pad, sent

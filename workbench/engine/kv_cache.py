@@ -16,8 +16,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.models.batching import ALIGNED, Batch, pad, sent
+from workbench.models.devices import is_cpu
 from workbench.models.model import Model
 from workbench.models.running_pass import positions_after
+
+MORE = 256  # columns that a cache on an accelerator grows by
 
 
 @dataclass(eq=False)
@@ -61,7 +64,7 @@ class Cached:
         if every:
             cut = _cache(
                 source.first(columns)
-                if isinstance(source, _Growing)
+                if isinstance(source, GrowingLayer)
                 else _layer(*(state[:, :, :columns] for state in keys_and_values(source)))
                 for source in self.cache.layers
             )
@@ -88,13 +91,13 @@ def keys_and_values(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return keys, values
 
 
-class _Growing(DynamicLayer):
-    """Keys and values [B, KV, S, D] of one layer at the beginning of a buffer that has room for `room` columns in
-    all."""
+class GrowingLayer(DynamicLayer):
+    """Keys and values [B, KV, S, D] of one layer at the beginning of a buffer that has room for `room` columns in all,
+    and for `more` beyond those that are needed where it has to be made anew."""
 
-    def __init__(self, room: int):
+    def __init__(self, room: int, more: int = 0):
         super().__init__()
-        self.room = room
+        self.room, self.more = room, more
         self.buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -117,11 +120,16 @@ class _Growing(DynamicLayer):
 
     def _empty(self, new: torch.Tensor, size: int) -> torch.Tensor:
         """A buffer for states like `new`, of `size` columns at least."""
-        return new.new_empty(*new.shape[:-2], max(self.room, size), new.shape[-1])
+        return new.new_empty(*new.shape[:-2], max(self.room, size + self.more), new.shape[-1])
 
-    def first(self, columns: int) -> _Growing:
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows only, or repeat them; their buffer is made when they grow."""
+        super().batch_select_indices(indices)
+        self.buffers = None
+
+    def first(self, columns: int) -> GrowingLayer:
         """The first `columns` columns, in the same buffer."""
-        cut = _Growing(self.room)
+        cut = GrowingLayer(self.room, self.more)
         _start(cut, *(state[..., :columns, :] for state in keys_and_values(self)))
         cut.buffers = self.buffers
         return cut
@@ -144,7 +152,7 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
 def _cache(layers: Iterable[DynamicLayer]) -> DynamicCache:
     """A cache that starts from these layers."""
     cache = DynamicCache()
-    cache.layer_class_to_replicate = _Whole  # of those that are still to come
+    cache.layer_class_to_replicate = WholeLayer  # of those that are still to come
     cache.layers.extend(layers)
     return cache
 
@@ -167,7 +175,7 @@ def merge(pasts: Sequence[Cached]) -> Cached:
     return Cached(cache, Batch(ids, mask, position_ids, "left", real))
 
 
-class _Whole(DynamicLayer):
+class WholeLayer(DynamicLayer):
     """A layer of transformers' dynamic cache whose first tensors are not made from Python numbers, which would be two
     copies to the device."""
 
@@ -175,24 +183,26 @@ class _Whole(DynamicLayer):
         _start(self, key_states[..., :0, :], value_states[..., :0, :])
 
 
-class _Window(DynamicSlidingWindowLayer):
+class WindowLayer(DynamicSlidingWindowLayer):
     """The same of a layer that attends over a window."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         _start(self, key_states[..., :0, :], value_states[..., :0, :])
 
 
-def empty_cache(model: Model) -> DynamicCache:
-    """A cache that has read nothing, of the kinds of layers that the architecture has."""
+def empty_cache(model: Model, columns: int) -> DynamicCache:
+    """A cache that has read nothing, of the kinds of layers that the architecture has, for `columns` and some more.
+
+    On an accelerator it grows where it is: what `torch.cat` copies for every token is as much as attention reads."""
     cache = DynamicCache(config=model.hf.config)
     layers: list[Any] = cache.layers
     for number, layer in enumerate(layers):
         if type(layer) is DynamicLayer:
-            layers[number] = _Whole()
+            layers[number] = WholeLayer() if is_cpu(model.device) else GrowingLayer(columns + MORE, MORE)
         elif type(layer) is DynamicSlidingWindowLayer:
-            layers[number] = _Window(layer.sliding_window)
+            layers[number] = WindowLayer(layer.sliding_window)
     if not layers:  # they are made when they are first written to
-        cache.layer_class_to_replicate = _Whole
+        cache.layer_class_to_replicate = WholeLayer
     return cache
 
 
@@ -257,7 +267,7 @@ def prefill(model: Model, rows: Sequence[Sequence[int]], before: Cached | None, 
     padding = width - min(batch.sizes)
     at_once = model.tokens_at_once() // len(rows) if before is not None or padding else width
     step = max(at_once, padding + ALIGNED)  # the first block holds a token of every row
-    layers = [_Growing(past + width + room) for _ in range(model.n_layers)]
+    layers = [GrowingLayer(past + width + room) for _ in range(model.n_layers)]
     for layer, source in zip(layers, before.cache.layers if before is not None else ()):
         _start(layer, *keys_and_values(source))
     start = 0

@@ -10,12 +10,16 @@ from workbench.core.errors import InputError
 from workbench.engine.edits import on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass, check_ids, with_pass
-from workbench.engine.sampling import BLOCK, Rule, check_steps, step
+from workbench.engine.rule import Rule
+from workbench.engine.sampling import check_steps, rows_at_once, step
+from workbench.models.devices import is_cpu
 from workbench.models.model import Model
 from workbench.models.recording import read_out_site, scores_of
 from workbench.models.sites import Site
 
-WIDENED = 32 * BLOCK  # scores at once where the unembedding is widened for them
+# Scores of one product with the unembedding on a CPU. In few bits the unembedding is widened for every block anew,
+# which pays for more rows at once.
+SCORES, WIDENED = 1 << 21, 1 << 26
 
 
 @with_pass
@@ -61,11 +65,13 @@ def _in_blocks(
     model: Model, site: Site, hidden: torch.Tensor, target: torch.Tensor, rule: Rule, run: Pass
 ) -> torch.Tensor:
     """Statistics [T, len(FIELDS)] of the tokens `target` [T] after activations `hidden` [T, …] of the read-out site."""
-    # in few bits the unembedding is widened for every block anew, which pays for more rows at once
-    size = max(1, (WIDENED if model.low_precision else BLOCK) // model.vocab_size)
+    if is_cpu(model.device):
+        size = max(1, (WIDENED if model.low_precision else SCORES) // model.vocab_size)
+    else:
+        size = rows_at_once(model.device, model.vocab_size)
     found = []
     for start in range(0, len(hidden), size):
         scores = scores_of(model, site, hidden[start : start + size])
-        found.append(step(scores, rule, chosen=target[start : start + size].to(scores.device))[1].cpu())
+        found.append(step(scores, rule, chosen=target[start : start + size].to(scores.device))[1])
         run.asked()
-    return torch.cat(found)
+    return torch.cat(found).cpu()  # the one moment when the device is waited for

@@ -23,7 +23,8 @@ from workbench.engine import hf
 from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.engine.passes import READ, Pass, with_pass
-from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad, sent
+from workbench.models.batching import ALIGNED, Batch, copied, is_out_of_memory, pad, sent
+from workbench.models.devices import is_cpu
 from workbench.models.model import Model
 from workbench.models.recording import Keep, Positions, converted, parse_sites, recording, select_positions
 from workbench.models.running_pass import PassPositions, running
@@ -32,9 +33,9 @@ from workbench.models.sites import Site
 WORTHWHILE = 0.6  # nodes per token below which the trie pays for its attention mask
 NODES = {
     "cpu": 64,
-    "cuda": 512,
+    "accelerator": 512,
 }  # of one pack, where two prompts have room in it: attention over a pack is quadratic in it
-TOKENS = {"cpu": 1024, "cuda": 8192}  # of one pass
+TOKENS = {"cpu": 1024, "accelerator": 8192}  # of one pass
 LONGEST = 512  # tokens of a prompt that is run on a trie, without what all begin with
 FRONT = 4  # tokens that all prompts begin with for which a pass of their own pays
 SHARE = 0.1  # of all tokens, for which it pays where every token is wanted: going on from a past takes a mask
@@ -116,7 +117,7 @@ def _in_pieces(model: Model, longest: int) -> bool:
     once = model.facts.why_not("blocks_run_once") is None
     return (
         once
-        and model._mask_free
+        and model.mask_free
         and not varies
         and not (window and longest > window)
         and not (model.sliding and not window)
@@ -150,7 +151,7 @@ def stream(
     if positions != "last" or run.edits:
         raise InputError("Shared prefixes are run once for last tokens without edits only.")
     wanted = parse_sites(model, sites)
-    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    kind = "cpu" if is_cpu(model.device) else "accelerator"
     common = front(model, ids)
     rest = [row[len(common) :] for row in ids]
     most = _aligned(max(NODES[kind], 2 * max(map(len, rest))), len(common))
@@ -198,9 +199,11 @@ def _run(
     for b, (pack, n) in enumerate(zip(together, sizes)):
         tokens[b, :n], depth[b, :n], sees[b, :n, :n] = torch.tensor(pack.tokens), torch.tensor(pack.depth), pack.sees()
     hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
-    hidden = torch.nn.functional.pad(hidden, (past, 0))[:, None].to(device)
+    hidden = copied(torch.nn.functional.pad(hidden, (past, 0))[:, None], device)
     real = torch.arange(shape[1]) < torch.tensor(sizes)[:, None]
-    tokens, depth, there = sent([tokens, depth + past, real.long()], device)
+    which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows])
+    last = torch.tensor([node for pack in together for node in pack.last])
+    tokens, depth, there, which, last = sent([tokens, depth + past, real.long(), which, last], device)
     keys = torch.cat([torch.arange(past, device=device).expand(len(together), -1), depth], 1)
     after = (
         {"use_cache": False}
@@ -208,8 +211,6 @@ def _run(
         else {"past_key_values": begun.fork(len(together)).cache, "use_cache": True}
     )
     batch = Batch(tokens, there.bool(), depth, "right", real)
-    which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows], device=device)
-    last = torch.tensor([node for pack in together for node in pack.last], device=device)
     with (
         torch.no_grad(),
         running(PassPositions(depth, batch.mask, keys)),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from workbench.models.devices import is_cpu
 from workbench.models.unembedding import Unembedding
 
 # ("keep…" or "remove…", orthonormal rows [k, width]); None: the states as they are
@@ -135,9 +136,9 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 def _numbers(x: torch.Tensor) -> int:
     """Numbers of a block of scores that suit the device."""
-    return NUMBERS * torch.get_num_threads() if x.device.type == "cpu" else NUMBERS_ON_GPU
+    return NUMBERS * torch.get_num_threads() if is_cpu(x.device) else NUMBERS_ON_GPU
 
 
 def _words(x: torch.Tensor) -> int:
     """Words of a block of scores."""
-    return WORDS if x.device.type == "cpu" else WORDS_ON_GPU
+    return WORDS if is_cpu(x.device) else WORDS_ON_GPU

@@ -9,7 +9,6 @@ recomputed here has truncated log-probability −inf.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from workbench.engine.generate import FINISH, Samples
 from workbench.engine.passes import Pass, check_ids, with_pass
 from workbench.engine.sampling import Rule
 from workbench.engine.scoring import score
+from workbench.models.devices import free_caches
 from workbench.models.model import Model
 
 _APART = 1_000_003  # vLLM seeds sample m of a request with seed + m: seeds of two prompts must not meet
@@ -49,9 +49,7 @@ def close_engine(engine: Any) -> None:
     if core is not None and hasattr(core, "shutdown"):
         core.shutdown()
     del engine, core
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_caches()
 
 
 @with_pass

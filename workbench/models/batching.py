@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from workbench.core.errors import InputError
+from workbench.models import devices
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -112,14 +113,17 @@ def pad(
 
 def sent(numbers: Sequence[torch.Tensor], device: torch.device | str) -> list[torch.Tensor]:
     """Whole numbers [...] int64 of the host on `device`, in one copy that the host does not wait for."""
-    device = torch.device(device)
-    if device.type == "cpu":
+    if devices.is_cpu(device):
         return list(numbers)
-    together = torch.cat([x.flatten() for x in numbers])
-    if device.type == "cuda":  # from pageable memory a copy waits
-        together = together.pin_memory()
-    parts = together.to(device, non_blocking=True).split([x.numel() for x in numbers])
-    return [part.view(x.shape) for part, x in zip(parts, numbers)]
+    together = copied(torch.cat([x.flatten() for x in numbers]), device)
+    return [part.view(x.shape) for part, x in zip(together.split([x.numel() for x in numbers]), numbers)]
+
+
+def copied(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the host on `device`, without waiting for the copy: from other memory than pinned one the host
+    would."""
+    pinned = x.pin_memory() if devices.has_pinned_memory(device) else x
+    return pinned.to(device, non_blocking=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -152,8 +156,7 @@ def halving(
             yield part, found
             continue
         # outside the handler: the error holds on to the frames, and so to the memory, of the pass that failed
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        devices.free_caches()
         half = len(part) // 2
         queue += [part[half:], part[:half]]
 

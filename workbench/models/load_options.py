@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import InputError
+from workbench.models import devices
 
+DEVICE = r"[a-z][a-z0-9_]*(:[0-9]{1,3})?"  # how the name of one is written; which there are, PyTorch knows
 DTYPE_NAMES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16", "float64")
 DAY = datetime.date(2024, 7, 26)  # what "today" is for chat templates that print it, unless a day is given
 
@@ -21,23 +23,22 @@ def check_dtype(dtype: str) -> None:
 
 
 def check_device(device: Any) -> Any:
-    """The device to load on, None being a GPU if there is one; InputError for one that is misspelt or not there."""
-    name = str(device)
-    if device is not None and not re.fullmatch(r"auto|cpu(:0)?|cuda(:[0-9]{1,3})?|mps(:0)?", name):
-        raise InputError(f"'{device}' is not a device; use cpu, cuda, cuda:1, mps or auto.")
-    if name.startswith(("cpu", "auto")):
-        return device
-    import torch
-
+    """The device to load on, any that PyTorch has here, None being its accelerator if there is one; InputError for one
+    that is misspelt or not there."""
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return devices.current()
+    name = str(device)
     kind, _, index = name.partition(":")
-    if not (torch.backends.mps.is_available() if kind == "mps" else torch.cuda.is_available()):
+    if name in ("auto", "cpu", "cpu:0"):
+        return device
+    if not re.fullmatch(DEVICE, name) or kind in ("auto", "cpu") or not devices.known(kind):
+        raise InputError(f"'{device}' is not a device; use cpu, cuda, cuda:1, mps or auto.")
+    count = devices.count(kind)
+    if not count:
         raise InputError(f"The device '{device}' was asked for but this machine has no usable GPU; use --device cpu.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if int(index or 0) >= count:
         raise InputError(
-            f"The device '{device}' was asked for but this machine has {torch.cuda.device_count()} GPU, "
-            f"counted from cuda:0."
+            f"The device '{device}' was asked for but this machine has {count} GPU, counted from {kind}:0."
         )
     return device
 
@@ -94,14 +95,3 @@ def read_day(date: str | datetime.date | None) -> datetime.date:
         return datetime.date.fromisoformat(date)
     except (TypeError, ValueError):
         raise InputError(f"'{date}' is not a day; write it as 2025-01-31.") from None
-
-
-def free_memory() -> None:
-    """Give back what a pass or a model that is gone still holds, on the GPU too. Loads no torch."""
-    import gc
-    import sys
-
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ from workbench.core.errors import InputError
 from workbench.models.adapters import Adapter, fingerprint_files, merge
 from workbench.models.architecture import Anatomy, output_weight, weight_of
 from workbench.models.batching import Batch
+from workbench.models.devices import is_cpu
 from workbench.models.facts import ModelFacts
 from workbench.models.float32 import EXACT, in_float32, unembedded
 from workbench.models.load_options import DAY
@@ -269,8 +270,8 @@ class Model(TextSide):
     ) -> dict[str, object]:
         """What `forward` calls the Hugging Face model with. `whole`: the batch and what was read before it."""
         whole = whole or batch
-        extra: dict[str, object] = {"position_ids": batch.position_ids} if "position_ids" in self._accepts else {}
-        if last_logits and "logits_to_keep" in self._accepts:
+        extra: dict[str, object] = {"position_ids": batch.position_ids} if "position_ids" in self.accepts else {}
+        if last_logits and "logits_to_keep" in self.accepts:
             extra["logits_to_keep"] = int(last_logits)
         if cache is not None or use_cache:
             extra |= {"past_key_values": cache, "use_cache": True}
@@ -278,19 +279,19 @@ class Model(TextSide):
             extra["use_cache"] = False
         # Padding to the right of a causal model is never seen: no mask, fast kernels. A cache or left padding needs the
         # mask.
-        if batch.side == "left" or cache is not None or not self._mask_free:
-            if whole.padded or not self._mask_free:
+        if batch.side == "left" or cache is not None or not self.mask_free:
+            if whole.padded or not self.mask_free:
                 extra["attention_mask"] = whole.mask.long()
         else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
             extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
-            if self.attention_interface and batch.ids.device.type != "cpu":
+            if self.attention_interface and not is_cpu(batch.ids.device):
                 # without a mask transformers looks whether positions start again, which waits for the device; our
                 # attention knows that there is nothing to hide
                 extra["attention_mask"] = torch.ones_like(batch.ids)
         return {"input_ids": batch.ids, **extra}
 
     @cached_property
-    def _rotation_limit(self) -> int | None:
+    def rotation_limit(self) -> int | None:
         """The length beyond which rotary frequencies depend on the longest row of the pass (longrope, dynamic NTK);
         None: never."""
         config = self.hf.config.get_text_config()
@@ -309,7 +310,7 @@ class Model(TextSide):
         """Refuse passes whose numbers would depend on the company: Hugging Face picks one set of frequencies for the
         whole batch, and keys that are cached already keep those they were computed with. `whole`: with what is
         cached."""
-        limit = self._rotation_limit
+        limit = self.rotation_limit
         if limit is None or max(whole.sizes) <= limit:
             return
         if cache is not None:
@@ -326,24 +327,23 @@ class Model(TextSide):
     def rows_at_once(self, lengths: Sequence[int], wanted: int) -> int:
         """How many texts of these lengths may share a pass: `wanted`, or 1 where they would change each other's
         numbers."""
-        return 1 if self._rotation_limit is not None and max(lengths, default=0) > self._rotation_limit else wanted
+        return 1 if self.rotation_limit is not None and max(lengths, default=0) > self.rotation_limit else wanted
 
     def tokens_at_once(self, wanted: int = 0) -> int:
         """Tokens in one batch: `wanted`, or for 0 what suits the device: few on a CPU, whose caches are small, for each
         of its threads."""
-        if self.device.type == "cuda":
-            return wanted or 16384
-        return wanted or 768 * min(torch.get_num_threads(), 8)
+        return wanted or (768 * min(torch.get_num_threads(), 8) if is_cpu(self.device) else 16384)
 
     @cached_property
-    def _accepts(self) -> set[str]:
+    def accepts(self) -> set[str]:
+        """Names of what the Hugging Face model's forward takes."""
         return set(inspect.signature(self.hf.forward).parameters)
 
     @cached_property
-    def _mask_free(self) -> bool:
+    def mask_free(self) -> bool:
         """ALiBi models build their biases from the mask, so they always get one; so do those that take no
         position_ids."""
-        return "position_ids" in self._accepts and not getattr(self.hf.config, "alibi", False)
+        return "position_ids" in self.accepts and not getattr(self.hf.config, "alibi", False)
 
     @cached_property
     def fingerprint(self) -> str:

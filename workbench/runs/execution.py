@@ -27,6 +27,7 @@ from workbench.core.locks import folder_lock
 from workbench.core.nearest_name import nearest
 from workbench.core.progress import SCALE
 from workbench.core.registry import Probe
+from workbench.models import devices
 from workbench.runs import checksums, claim, provenance, records
 from workbench.runs.description import (
     command_for,
@@ -273,7 +274,7 @@ def _locked(ready: Prepared, model, context: Context, folder, name, command, fre
             peak_memory_bytes=provenance.peak_memory_bytes(),
             warnings=list(context.warnings),
         )
-        on_device = provenance.peak_device_memory_bytes()
+        on_device = devices.peak_memory_bytes()
         if on_device is not None:
             info["peak_device_memory_bytes"] = on_device
         if context.sae is not None:

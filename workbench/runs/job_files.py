@@ -18,10 +18,10 @@ from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, canonical, read_json, write_json
 from workbench.core.private import mark
+from workbench.models.load_options import DEVICE
 from workbench.runs import provenance
 
 ENDED = ("complete", "failed", "cancelled", "interrupted")
-DEVICE = r"cpu|mps|cuda(:[0-9]{1,3})?"
 BEING_WRITTEN = 60.0  # seconds in which a new folder may be without its job.json
 # Why a job failed: its settings or data, a fault of the probe, or circumstances (a full disk, want of memory, a kill),
 # under which the same settings may succeed another time.

@@ -6,6 +6,8 @@ import platform
 import sys
 from datetime import UTC, datetime
 
+from workbench.models import devices
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -42,15 +44,13 @@ def now() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Start a new peak, where the system can (Linux; CUDA)."""
+    """Start a new peak, where the system can (Linux) and on the accelerator."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
     except OSError:
         pass
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    devices.reset_peak_memory()
 
 
 def peak_memory_bytes() -> int:
@@ -72,11 +72,3 @@ def peak_memory_bytes() -> int:
         import psutil
 
         return psutil.Process().memory_info().peak_wset
-
-
-def peak_device_memory_bytes() -> int | None:
-    """Largest memory that torch held on a CUDA device since :func:`reset_peak_memory`; None without one."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return None
-    return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))

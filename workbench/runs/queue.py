@@ -29,9 +29,10 @@ from workbench.core.files import write_bytes, write_json
 from workbench.core.locks import take
 from workbench.core.private import appending, make_folder
 from workbench.core.wording import human_bytes
+from workbench.models.devices import CPU, known, listed
+from workbench.models.load_options import DEVICE
 from workbench.runs import execution
 from workbench.runs.job_files import (
-    DEVICE,
     Job,
     UnreadableJob,
     folder_of,
@@ -71,7 +72,7 @@ def submit(
     configs.check_seed(seed)
     if not model.strip():
         raise InputError("Name a model: an organism, a local folder or a hub id.")
-    if not re.fullmatch(DEVICE, device):
+    if not re.fullmatch(DEVICE, device) or not (device == CPU or known(device.partition(":")[0])):
         raise InputError(f"'{device}' is not a device; it is cpu, cuda, cuda:0 and so on.")
     from workbench.models.before_loading import check_presence, check_request
     from workbench.models.load_options import looks_like_path
@@ -161,12 +162,8 @@ def forget(job: Job | str) -> None:
 def devices() -> list[str]:
     """Devices that runs can be sent to, the fastest first (looked up without torch, where the driver says it)."""
     gpus = Path("/proc/driver/nvidia/gpus")
-    if gpus.is_dir():
-        count = len(list(gpus.iterdir()))
-    else:
-        torch = sys.modules.get("torch")
-        count = torch.cuda.device_count() if torch is not None else 0
-    return [*(f"cuda:{i}" for i in range(count)), "cpu"]
+    found = [f"cuda:{i}" for i, _ in enumerate(gpus.iterdir())] if gpus.is_dir() else listed()
+    return [*found, CPU]
 
 
 def get(identifier: str) -> Job:

@@ -27,7 +27,8 @@ from workbench.core.nearest_name import nearest
 from workbench.core.paths import user_path
 from workbench.core.wording import one_line
 from workbench.models.before_loading import check_presence, check_request
-from workbench.models.load_options import check_device, free_memory, read_day
+from workbench.models.devices import free_caches
+from workbench.models.load_options import check_device, read_day
 from workbench.runs import execution
 
 _OPTIONS = ("device", "dtype", "engine", "revision", "adapter", "date")
@@ -143,7 +144,7 @@ def run(jobs: list[PlannedRun], *, progress: Callable[[int, int, str], None] | N
         except BaseException as error:  # also what is no Exception: a panic in Rust, a library that wants to exit
             outcome["error"] = _said(error)
         if "error" in outcome:
-            free_memory()  # out here: the error held on to the frames, and so to the memory, of the run that failed
+            free_caches()  # out here: the error held on to the frames, and so to the memory, of the run that failed
         outcomes.append(outcome)
     return outcomes
 
@@ -161,7 +162,7 @@ class _Models:
         key = (job.model, *sorted(job.options.items()))
         if key != self.key:
             self.key, self.model, self.error = key, None, ""  # the last model goes before the next one comes
-            free_memory()
+            free_caches()
             report(0, 0, "loading the model")
             from workbench.models.loading import load
 

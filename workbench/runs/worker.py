@@ -283,8 +283,8 @@ def _run(job: job_files.Job, warm: dict[tuple, Any]) -> dict[str, Any]:
 def _model(job: job_files.Job, warm: dict[tuple, Any]) -> Any:
     """The model of a job, loaded or still warm; one whose files changed meanwhile is loaded again."""
     from workbench.core.file_hashes import folder_stamps
+    from workbench.models.devices import free_caches
     from workbench.models.files import resolve
-    from workbench.models.load_options import free_memory
     from workbench.models.loading import load
 
     adapter = {"adapter": job.adapter} if job.adapter else {}
@@ -293,7 +293,7 @@ def _model(job: job_files.Job, warm: dict[tuple, Any]) -> Any:
     if key not in warm:
         while len(warm) >= WARM:
             del warm[next(iter(warm))]
-        free_memory()
+        free_caches()
         warm[key] = load(job.model, job.revision, dtype=job.dtype, device=job.device, **adapter)
     warm[key] = warm.pop(key)  # the last one used goes last
     return warm[key]

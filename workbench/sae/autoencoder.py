@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from workbench.core.errors import InputError
+from workbench.models.devices import is_cpu
 from workbench.models.sites import Site
 from workbench.sae.frame import PLAIN, Frame
 from workbench.sae.largest import largest
@@ -19,7 +20,7 @@ from workbench.sae.sparse_rows import Rows, check_values
 
 PRE_ACTIVATIONS = {
     "cpu": 1_000_000,
-    "cuda": 256_000_000,
+    "accelerator": 256_000_000,
 }  # numbers held at once while encoding: on a CPU, what fits its cache
 DASHBOARD = "https://neuronpedia.org"
 
@@ -85,7 +86,7 @@ class Sae:
         """Feature activations of activations [n, d] (or [n, H, d_head]), one sparse row per token, float32; all ≥ 0,
         finite."""
         x = self._flat(x)
-        step = max(1, PRE_ACTIVATIONS.get(x.device.type, 4_000_000) // self.d_sae)
+        step = max(1, PRE_ACTIVATIONS["cpu" if is_cpu(x.device) else "accelerator"] // self.d_sae)
         blocks = []
         with torch.no_grad():
             for start in range(0, max(1, len(x)), step):

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import torch
 
+from workbench.models.devices import is_cpu
 from workbench.sae.sparse_rows import Rows, check_values
 
 
@@ -18,7 +19,7 @@ def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     least k elements, so nothing below it is among the k largest, and only a few more than k elements are left to
     compare. Of equal ones the first count."""
     n, d = x.shape
-    groups = _groups(d, k) if x.device.type == "cpu" and x.dtype == torch.float32 and n else None
+    groups = _groups(d, k) if is_cpu(x.device) and x.dtype == torch.float32 and n else None
     maxima = x.view(n, d // groups, groups).amax(1).numpy() if groups else None
     if groups is None or np.isnan(maxima).any():
         value, column = x.topk(min(k, d), dim=-1, sorted=False)
