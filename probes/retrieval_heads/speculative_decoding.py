@@ -209,7 +209,8 @@ def go_on(
     if begun[0].spans is not None:
         width = max(b.spans.shape[1] for b in begun)
         widened = [torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun]
-        spans = torch.cat(widened)[going]
+        (index,) = sent([torch.tensor(going)], widened[0].device)
+        spans = torch.cat(widened)[index]
     rows = _going_on(model, past, max_new_tokens - min(len(steps[b]) for b in going))
     del past
     while True:

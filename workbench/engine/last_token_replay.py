@@ -12,12 +12,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.edits import Edit, apply, for_prompts
-from workbench.engine.kv_cache import keys_and_values
+from workbench.engine.kv_cache import empty_cache, keys_and_values
 from workbench.models.batching import Batch, sent
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
@@ -108,11 +109,12 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
         z[i] = hidden_argument(args, kwargs).reshape(len(ids), model.n_heads, model.d_head).clone()
 
     with apply(model, edits):
-        cache = front = None
+        cache, front = empty_cache(model, length), None
         if length > 1:
             front = grid(model, [row[:-1] for row in ids])
-            cache = model.forward(front, use_cache=True, last_logits=True).past_key_values
-            past = [None if layer.keys is None else keys_and_values(layer) for layer in cache.layers]
+            model.forward(front, cache=cache, last_logits=True)
+            read: list[Any] = cache.layers  # of whatever kinds the architecture has
+            past = [None if layer.keys is None else keys_and_values(layer) for layer in read]
         end = after(blocks[-1].block, lambda _m, _a, output: final.append(first_tensor(output)[:, -1]))
         try:
             with _calls([b.block for b in blocks], seen), _calls([b.o_proj for b in blocks], heads):
@@ -120,7 +122,6 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
                     grid(model, [row[-1:] for row in ids], length - 1),
                     cache=cache,
                     past=front,
-                    use_cache=True,
                     last_logits=True,
                 )
         finally:
