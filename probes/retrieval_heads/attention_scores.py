@@ -22,7 +22,7 @@ from probes.retrieval_heads.passages import ASKED, PassageTask
 from workbench.core.context import Context
 from workbench.engine.edits import apply
 from workbench.engine.kv_cache import Cached, feed
-from workbench.models.attention import observe_stacked
+from workbench.models.attention import observe_stacked, of_layers
 from workbench.models.batching import halving, sent
 from workbench.models.model import Model
 from workbench.models.running_pass import positions
@@ -111,8 +111,7 @@ def _read(
         spans, real = sent([torch.tensor([t.gold for t in own]), real], model.device)
         with observe_stacked(model, _mass_on(spans, real.float()), rows=wanted) as seen:
             feed(model, rows, before)
-        device = seen[0].device
-        found.append(torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1).cpu().numpy())
+        found.append(of_layers(seen, 1).cpu().numpy())
     return np.concatenate(found)
 
 

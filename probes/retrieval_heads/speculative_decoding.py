@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.core.errors import InputError
-from workbench.engine.decoding import Rows, steps_between_looks
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
+from workbench.engine.one_by_one import Rows, steps_between_looks
 from workbench.engine.sampling import check_steps, likeliest_unchecked
-from workbench.models.attention import observe_stacked
+from workbench.models.attention import observe_stacked, of_layers
 from workbench.models.batching import sent
 from workbench.models.model import Model
 from workbench.models.query_rows import Queries
@@ -141,7 +141,9 @@ def begin(
     with _observed(model, spans, slice(-1 - widest, None)) as seen:
         past, logits = feed(model, [list(r) + g for r, g in zip(rows, guesses)], past, last_logits=widest + 1)
     (lengths,) = sent([torch.tensor([len(g) + 1 for g in guesses])], logits.device)
-    chosen, readings = _said(model, _marked(*likeliest_unchecked(logits, last=lengths)), _stacked(model, seen))
+    chosen, readings = _said(
+        model, _marked(*likeliest_unchecked(logits, last=lengths)), of_layers(seen, 1) if seen else None
+    )
     steps, done, wrong = _as_far_as_guessed(chosen, guesses, readings, max_new_tokens=max_new_tokens, stops=stops)
     going = [b for b in range(B) if not done[b]]
     if not going:
@@ -207,7 +209,8 @@ def go_on(
     if begun[0].spans is not None:
         width = max(b.spans.shape[1] for b in begun)
         widened = [torch.nn.functional.pad(b.spans, (0, width - b.spans.shape[1]), value=-1) for b in begun]
-        spans = torch.cat(widened)[going]
+        (index,) = sent([torch.tensor(going)], widened[0].device)
+        spans = torch.cat(widened)[index]
     rows = _going_on(model, past, max_new_tokens - min(len(steps[b]) for b in going))
     del past
     while True:
@@ -256,7 +259,7 @@ def _steps(
             scores = rows.feed(tokens)
         tokens, fault = (x.to(model.device) for x in likeliest_unchecked(scores))
         chosen.append(_marked(tokens, fault))
-        found.append(_stacked(model, seen))
+        found.append(of_layers(seen, 1) if seen else None)
     readings = None if found[0] is None else torch.stack(found)
     return _said(model, torch.stack(chosen, 1), readings)
 
@@ -269,14 +272,6 @@ def _observed(model: Model, spans: torch.Tensor | None, rows: Queries):
 def _marked(tokens: torch.Tensor, faults: torch.Tensor) -> torch.Tensor:
     """Tokens, -1 where the scores they were chosen by are no numbers."""
     return torch.where(faults.isnan(), -1, tokens)
-
-
-def _stacked(model: Model, seen: dict[int, torch.Tensor]) -> torch.Tensor | None:
-    """Readings of all layers on one device, [B, layers, H, R, 3]."""
-    if not seen:
-        return None
-    device = seen[0].device
-    return torch.stack([seen[layer].to(device) for layer in range(model.n_layers)], 1)
 
 
 def _said(

@@ -9,16 +9,18 @@ whole passes would give.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.edits import Edit, apply, for_prompts
-from workbench.engine.kv_cache import keys_and_values
+from workbench.engine.kv_cache import empty_cache, keys_and_values
 from workbench.engine.layer_windows import Window, Windows
-from workbench.models.batching import Batch
+from workbench.models.batching import Batch, sent
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import PassPositions, after, before, running
@@ -73,7 +75,7 @@ class _LastToken:
 
 def grid(model: Model, ids, first: int = 0) -> Batch:
     """Prompts of equal length as a batch without padding; positions count from `first`."""
-    tokens = torch.tensor(ids, dtype=torch.long, device=model.device)
+    (tokens,) = sent([torch.tensor(ids, dtype=torch.long)], model.device)
     position = torch.arange(first, first + tokens.shape[1], device=model.device).expand(len(ids), -1)
     return Batch(
         tokens,
@@ -111,11 +113,12 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
         z[i] = hidden_argument(args, kwargs).reshape(len(ids), model.n_heads, model.d_head).clone()
 
     with apply(model, edits):
-        cache = front = None
+        cache, front = empty_cache(model, length), None
         if length > 1:
             front = grid(model, [row[:-1] for row in ids])
-            cache = model.forward(front, use_cache=True, last_logits=True).past_key_values
-            past = [None if layer.keys is None else keys_and_values(layer) for layer in cache.layers]
+            model.forward(front, cache=cache, last_logits=True)
+            read: list[Any] = cache.layers  # of whatever kinds the architecture has
+            past = [None if layer.keys is None else keys_and_values(layer) for layer in read]
         end = after(blocks[-1].block, lambda _m, _a, output: final.append(first_tensor(output)[:, -1]))
         try:
             with _calls([b.block for b in blocks], seen), _calls([b.o_proj for b in blocks], heads):
@@ -123,7 +126,6 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
                     grid(model, [row[-1:] for row in ids], length - 1),
                     cache=cache,
                     past=front,
-                    use_cache=True,
                     last_logits=True,
                 )
         finally:
@@ -134,44 +136,54 @@ def _last_token(model: Model, ids, edits: Sequence[Edit]) -> _LastToken:
 def _replay(
     model: Model, seen: _LastToken, jobs: Sequence[Job], *, frozen: bool, edits: Sequence[Edit]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final states of the unpatched prompts [P, width] and under each job, in the order of layers [P, jobs, width].
+    """Final states of the unpatched prompts [P, width] and under each job [P, jobs, width]; jobs in the order of their
+    layers, injections before windows.
 
     `frozen`: the other heads keep their outputs (only MLPs are computed again)."""
-    n, first = len(seen.z[0]), min(job.layer for job in jobs)
-    device = seen.z[0].device
-    prompt = torch.arange(n, device=device)  # row → prompt; the first n rows are unpatched
+    n, first = len(seen.z[0]), jobs[0].layer
+    # the first n rows are unpatched, those of each job follow: row → prompt
+    prompts = torch.arange(n, device=seen.z[0].device).repeat(1 + len(jobs))
     args, kwargs = seen.calls[first]
-    hidden = hidden_argument(args, kwargs)
-    place: dict[int, int] = {}  # job → its first row
-    windows = Windows(jobs, n, device)
+    hidden, here = hidden_argument(args, kwargs), 0  # how many jobs have arrived
+    windows = Windows(jobs, n, prompts.device)
     for layer in range(first, model.n_layers):
-        arrived = [j for j, job in enumerate(jobs) if job.layer == layer]
-        fresh: list[tuple[int, Injection]] = []
-        for j in arrived:
-            place[j] = len(prompt)
-            if isinstance(job := jobs[j], Injection):
-                fresh.append((len(prompt), job))
-            prompt = torch.cat([prompt, torch.arange(n, device=device)])
+        arrived = [job for job in jobs if job.layer == layer]
         hidden = torch.cat([hidden, hidden[:n].repeat(len(arrived), 1, 1)]) if arrived else hidden
-
-        def inject(_module, call_args, kwargs, layer=layer, fresh=fresh, prompt=prompt):
-            x = call_args[0]
-            if frozen:
-                z = seen.z[layer][prompt.to(x.device)]
-            else:
-                z = x.reshape(len(prompt), model.n_heads, model.d_head).clone()
-            for row, job in fresh:
-                z[row : row + n, job.head] = job.z.to(x.device, x.dtype)
-            return (z.reshape(x.shape).to(x.dtype), *call_args[1:]), kwargs
-
+        prompt, start = prompts[: len(hidden)], n * (1 + here)
+        here += len(arrived)
+        injections = [job for job in arrived if isinstance(job, Injection)]
+        replaced = functools.partial(_injected, model, seen.z[layer] if frozen else None, injections, start)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(apply(model, for_prompts(edits, prompt.tolist()) if edits else ()))
-            if frozen or fresh:
-                stack.callback(before(model.o_proj(layer), inject).remove)
-            windows.hang(model, layer, len(prompt), stack)
+            own = for_prompts(edits, [row % n for row in range(len(hidden))]) if edits else ()
+            stack.enter_context(apply(model, own))
+            if frozen or injections:
+                stack.callback(before(model.o_proj(layer), replaced).remove)
+            windows.hang(model, layer, len(hidden), stack)
             hidden = _block(model, seen, layer, hidden, prompt)
     final = hidden[:, -1]
-    return final[:n], torch.stack([final[place[j] : place[j] + n] for j in range(len(jobs))], 1)
+    return final[:n], final[n:].unflatten(0, (len(jobs), n)).transpose(0, 1)
+
+
+def _injected(
+    model: Model,
+    kept: torch.Tensor | None,
+    arrived: Sequence[Injection],
+    start: int,
+    _module,
+    args: tuple,
+    kwargs: dict,
+) -> tuple[tuple, dict]:
+    """The call of an output projection with the outputs of jobs that arrive here in their rows, which begin at `start`.
+    `kept` [P, H, d_head]: what all other heads put out, where they are not to react."""
+    x = args[0]
+    z = x.reshape(len(x), model.n_heads, model.d_head)
+    z = z.clone() if kept is None else kept.to(x.device).repeat(len(x) // len(kept), 1, 1)
+    if arrived:
+        found = torch.stack([job.z.to(x.device, z.dtype) for job in arrived])  # [jobs, P, d_head]
+        rows = z[start : start + found.shape[0] * found.shape[1]].unflatten(0, found.shape[:2])
+        (heads,) = sent([torch.tensor([job.head for job in arrived])], x.device)
+        rows.scatter_(2, heads[:, None, None, None].expand(*found.shape[:2], 1, model.d_head), found[:, :, None])
+    return (z.reshape(x.shape).to(x.dtype), *args[1:]), kwargs
 
 
 def _block(model: Model, seen: _LastToken, layer: int, hidden: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
@@ -209,11 +221,21 @@ def room(model: Model, length: int, element: int) -> int:
 
 def check_finite(model: Model, layer: int, *states: torch.Tensor) -> None:
     """Raise RunFailed for states that are NaN or infinite: no comparison with them holds, whatever it is about."""
-    if not all(bool(x.isfinite().all()) for x in states):
+    if not bool(torch.stack([x.isfinite().all().to(states[0].device) for x in states]).all()):
         raise RunFailed(
             f"The activations of {model.name} in layer {layer} are NaN or infinite on these prompts; load the "
             f"model in bfloat16 or float32."
         )
+
+
+def _check_replayed(model: Model, replayed: torch.Tensor, final: torch.Tensor) -> None:
+    """Raise InputError where blocks that are called one by one do not give the final states of the whole pass, and
+    RunFailed where either is no number; for one wait."""
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
+    # what is no number, or infinite, is not close
+    if not bool((replayed - final).abs().max() < tolerance * (1e-6 + final.abs().max())):
+        check_finite(model, model.n_layers - 1, replayed, final)
+        raise InputError(f"The blocks of {model.architecture} cannot be called on their own; use the direct variant.")
 
 
 @torch.no_grad()
@@ -227,18 +249,13 @@ def injected_states(
     Raises InputError when the blocks of the architecture, called on their own, do not give what the model gives."""
     model.require(*REPLAYED, for_what="blocks that are called on their own")
     seen = _last_token(model, ids, edits)
-    order = sorted(range(len(jobs)), key=lambda j: jobs[j].layer)
+    order = sorted(range(len(jobs)), key=lambda j: (jobs[j].layer, isinstance(jobs[j], Window)))
     step = max(1, room(model, seen.length, seen.final.element_size()) // len(ids) - 1)
     patched: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), step):
         part = order[start : start + step]
         unpatched, found = _replay(model, seen, [jobs[j] for j in part], frozen=frozen, edits=edits)
-        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 6e-2
-        check_finite(model, model.n_layers - 1, unpatched, seen.final)
-        if not (unpatched - seen.final).abs().max() <= tolerance * (1e-6 + seen.final.abs().max()):
-            raise InputError(
-                f"The blocks of {model.architecture} cannot be called on their own; use the direct variant."
-            )
+        _check_replayed(model, unpatched, seen.final)
         for k, j in enumerate(part):
             patched[j] = found[:, k]
     return seen.final, torch.stack([patched[j] for j in range(len(jobs))], 1)

@@ -17,6 +17,7 @@ from workbench.core.errors import InputError
 from workbench.engine.edit_sites import at_site
 from workbench.engine.edits import Edit, KnockOut, Patch
 from workbench.models.attention_edits import knock_out
+from workbench.models.batching import sent
 from workbench.models.model import Model
 from workbench.models.sites import Site, sites
 
@@ -61,8 +62,8 @@ class Windows:
                 sources += [()] * prompts
         self.kinds = [kind for k, kind in enumerate(kinds) if any(row[2] == k for row in rows)]
         width = max(1, max(map(len, sources)))
-        whole = torch.tensor(
-            [(*row, *cut, *[-1] * (width - len(cut))) for row, cut in zip(rows, sources)], device=device
+        (whole,) = sent(
+            [torch.tensor([(*row, *cut, *[-1] * (width - len(cut))) for row, cut in zip(rows, sources)])], device
         )
         self.first, self.end, self.kind, self.sources = whole[:, 0], whole[:, 1], whole[:, 2], whole[:, 3:]
         self.number = {kind: kinds.index(kind) for kind in self.kinds}

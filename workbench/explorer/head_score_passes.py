@@ -47,42 +47,46 @@ def attention_to(
     used = {name: n for name, n in used.items() if n}
     if not used and more is None:
         return {}
+    chosen = {name: marks[name].to(model.device) for name in used}
 
     def reduce(layer: int, weights: torch.Tensor) -> torch.Tensor:
-        sums = [(weights[0] * marks[name].to(weights.device)).sum((-1, -2)) / n for name, n in used.items()]
-        rest = [] if more is None else list(more(layer, weights[0]))
-        return torch.stack([one.double().cpu() for one in (*sums, *rest)])
+        sums = [(weights[0] * chosen[name].to(weights.device)).sum((-1, -2)) / n for name, n in used.items()]
+        rest = [] if more is None else [one.to(weights.device) for one in more(layer, weights[0])]
+        return torch.stack([*sums, *rest])
 
     with attention.observe(model, reduce, rows="all") as seen:
         model.forward(pad([list(ids)], pad_id=model.pad_id, device=model.device))
-    means = torch.stack([seen[layer] for layer in range(model.n_layers)], dim=1).numpy()  # [scores, layers, H]
+    means = attention.of_layers(seen, 1).cpu().double().numpy()  # [scores, layers, H]
     return dict(zip((*used, *(() if more is None else MORE)), means))
 
 
-def copying(
-    model: Model, reading: Reading, layer: int, weights: torch.Tensor, others: Sequence[int] | None
-) -> torch.Tensor:
+def favoured(model: Model, ids: Sequence[int], others: Sequence[int] | None) -> torch.Tensor:
+    """Columns of the unembedding for the tokens of a prompt, relative to their mean over the vocabulary, and for the
+    tokens that stand for them, [2, T, width] float32: NaN where there are none."""
+    unembed = model.unembed.weight
+    sides = torch.tensor([list(ids), list(ids if others is None else others)], device=unembed.device)
+    favour = unembed[sides].float() - mean_row(unembed)
+    if others is None:
+        favour[1] = torch.nan
+    return favour
+
+
+def copying(model: Model, reading: Reading, favour: torch.Tensor, layer: int, weights: torch.Tensor) -> torch.Tensor:
     """Sum over queries of Σ_j A_ij (c_ij − mean over the vocabulary), [2, H]: c_ij is the first-order change of token
     j's logit at query i by what the head writes there, through the final norm; in the second row that of the token that
-    stands for j in ``others``. BOS as a source is left out, and so is the first query."""
+    stands for j (``favour``: of `favoured`). BOS as a source is left out, and so is the first query."""
     T, final = len(reading.ids), reading.stream[-1]
     z = reading.z[layer].to(model.dtype)
     wrote = -writes(model, layer, z, -z).to(final.device, final.dtype)  # [T, H, width]
-    norm, unembed = model.final_norm, model.unembed.weight
-    sides = torch.tensor([reading.ids, reading.ids if others is None else others])
-    # columns of the unembedding for the tokens of the prompt, relative to their mean over the vocabulary
-    favour = unembed[sides.to(unembed.device)].float() - mean_row(unembed)  # [2, T, width]
+    norm = model.final_norm
     sources = weights.clone()
     if model.bos_id is not None and reading.ids[0] == model.bos_id:
         sources[..., 0] = 0
-    dtype, out = torch.promote_types(unembed.dtype, torch.float32), []
+    dtype, out = torch.promote_types(model.unembed.weight.dtype, torch.float32), []
     for some in range(0, wrote.shape[1], step := max(1, AT_ONCE // final.numel())):
         tangents = wrote[:, some : some + step].transpose(0, 1).to(dtype)  # [heads, T, width]
         through = functools.partial(in_float32, norm)
         _, moved = torch.func.jvp(through, (final.to(dtype).repeat(len(tangents), 1, 1),), (tangents,))
         gain = moved.float()[:, None] @ favour.mT  # [heads, 2, T queries, T tokens]
         out.append((sources[some : some + step, None, 1:T] * gain[:, :, 1:].to(sources.device)).sum((-1, -2)))
-    found = torch.cat(out).T * (1.0 if model.logit_scale is None else model.logit_scale)
-    if others is None:
-        found[1] = torch.nan
-    return found
+    return torch.cat(out).T * (1.0 if model.logit_scale is None else model.logit_scale)

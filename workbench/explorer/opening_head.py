@@ -49,11 +49,11 @@ def induction(opened: Opened, rows: Sequence[Sequence[int]]) -> pl.DataFrame:
 
 def _attention_to(model: Model, rows: list[list[int]], pairs: torch.Tensor) -> np.ndarray:
     """Mean attention to the marked pairs [B, T, T] over the queries that have one, [B, layers, H]; NaN for none."""
-    queries = pairs.any(-1).sum(-1)[:, None]
+    queries, own = pairs.any(-1).sum(-1)[:, None, None], pairs[:, None].to(model.device)
 
     def reduce(_layer: int, weights: torch.Tensor) -> torch.Tensor:
-        return ((weights * pairs[:, None].to(weights.device)).sum((-1, -2)).double().cpu()) / queries
+        return (weights * own.to(weights.device)).sum((-1, -2))
 
     with attention.observe(model, reduce, rows="all") as seen:
         model.forward(pad(rows, pad_id=model.pad_id, device=model.device), last_logits=True)
-    return torch.stack([seen[layer] for layer in range(model.n_layers)], dim=1).numpy()
+    return (attention.of_layers(seen, 1).cpu().double() / queries).numpy()

@@ -21,7 +21,7 @@ from workbench.engine.evaluation import token_losses
 from workbench.engine.hf import stream
 from workbench.engine.patching import ADDITIVE, READ_OFF, writes
 from workbench.explorer import beside_control
-from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying
+from workbench.explorer.head_score_passes import CONTROLS, SCORES, attention_to, copying, favoured
 from workbench.explorer.marked_pairs import marked, marked_in_twin
 from workbench.explorer.opened_model import Opened, check_whole_patterns, next_strings
 from workbench.explorer.reference_texts import reference
@@ -123,9 +123,9 @@ def attention_rows(opened: Opened, ids: Sequence[int], position: int, switches: 
     """What every head attends to from one token: [layers, H, T] float32, rows summing to 1."""
     model = opened.model
     with opened.lock, torch.no_grad(), apply(model, edits_of(opened, switches, ids)):
-        with attention.observe(model, lambda _, w: w[0, :, 0].cpu(), rows=[position]) as seen:
+        with attention.observe(model, lambda _, w: w[0, :, 0], rows=[position]) as seen:
             model.forward(_batch(model, ids))
-    return torch.stack([seen[layer] for layer in range(model.n_layers)]).numpy()
+    return attention.of_layers(seen).cpu().numpy()
 
 
 def largest(opened: Opened, rows: np.ndarray) -> pl.DataFrame:
@@ -225,11 +225,12 @@ def _row_scores(opened: Opened, ids: list[int], *, seed: int) -> dict[str, np.nd
     again = {f"{name} control": pairs for name, pairs in marked_in_twin(ids, twin, first=first).items()}
     reading = read(opened, ids) if model.lacks(*ADDITIVE, *READ_OFF) is None else None
     others = unsaid(ids, likely_words(opened), seed=seed) if reading is not None else None
+    favour = None if reading is None else favoured(model, ids, others)
 
     def more(layer: int, weights: torch.Tensor) -> torch.Tensor:
         """Entropy, copying and its control, [3, H]."""
         copied = weights.new_full((2, len(weights)), torch.nan)
-        copied = copied if reading is None else copying(model, reading, layer, weights, others)
+        copied = copied if reading is None or favour is None else copying(model, reading, favour, layer, weights)
         return torch.stack([attention.entropy(weights)[:, 1:].sum(-1).to(copied.device), *copied]) / (len(ids) - 1)
 
     found = attention_to(model, ids, marked(ids, first=first), more if len(ids) > 1 else None)

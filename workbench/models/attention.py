@@ -178,6 +178,12 @@ def _observing(model: Model, read: Callable, reduce: Callable, rows: Queries, la
         yield
 
 
+def of_layers(seen: dict[int, torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """What was seen of each layer, in their order, stacked at `dim` on one device: one copy takes it to the host."""
+    device = next(iter(seen.values())).device
+    return torch.stack([seen[layer].to(device) for layer in sorted(seen)], dim)
+
+
 def unexplained(model: Model, batch: Batch, layers: Sequence[int]) -> dict[int, float]:
     """How far the attention rows that readers get are from those that the model attends with: per layer, over all
     queries of `batch`, the largest distance between rows × values and the output of SDPA, as a share of the output's

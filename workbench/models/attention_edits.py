@@ -11,6 +11,7 @@ import torch
 from workbench.core.errors import InputError
 from workbench.models.attention import hooks_of, hung
 from workbench.models.attention_weights import BLOCKED, Weights
+from workbench.models.devices import is_cpu
 from workbench.models.query_rows import rows_in_pass
 from workbench.models.running_pass import positions
 
@@ -91,7 +92,7 @@ def knock_out(
         faint = asked & (total < 1e-6)
         # Where float32 has rounded the rest of these rows away, their scores still have it. To look whether there are
         # any is nothing on a CPU, and a wait elsewhere.
-        if weights.device.type != "cpu" or faint.any():
+        if not is_cpu(weights.device) or faint.any():
             scores = weigh.scores(slice(start, start + weights.shape[2])).index_select(1, chosen)
             open_ = (scores > BLOCKED / 2) & ~gone
             again = scores.masked_fill(~open_, BLOCKED).softmax(-1) * open_

@@ -16,17 +16,19 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from workbench.models.devices import is_cpu
 from workbench.models.running_pass import in_progress, positions
 
 
 def sdpa(module, query, key, value, attention_mask, *, scaling, dropout, **kwargs):
     """SDPA as transformers calls it, but with a mask no copy of grouped keys for every head: a CPU's kernel reads them
     as they are; those of other devices do not under a mask, and get the queries of a group as more queries of one head
-    (while its mask is smaller than the copies)."""
+    (while its mask is smaller than the copies; a single query transformers packs itself)."""
     (B, H, Q, D), KV = query.shape, key.shape[1]
     plain = kwargs.get("position_bias") is None and kwargs.get("cache") is None
-    cpu = query.device.type == "cpu"
-    if KV == H or attention_mask is None or not plain or not (cpu or Q <= KV * D and attention_mask.shape[1] == 1):
+    cpu = is_cpu(query.device)
+    packed = 1 < Q <= KV * D and attention_mask is not None and attention_mask.shape[1] == 1
+    if KV == H or attention_mask is None or not plain or not (cpu or packed):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
@@ -79,6 +81,6 @@ def _padded(given: dict) -> bool | None:
     whole = positions().whole if in_progress() else None
     if whole is None or whole.real.shape != padding.shape or first + keys > whole.real.shape[1]:
         return None
-    if whole.side == "right" and padding.device.type != "cpu":
+    if whole.side == "right" and not is_cpu(padding.device):
         return False
     return not bool(whole.real[:, first : first + keys].all())

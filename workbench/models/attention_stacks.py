@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from workbench.models.attention_weights import Masking, Rows, Weights
+from workbench.models.devices import is_cpu
 from workbench.models.running_pass import PassPositions, positions
 
 # Scores held at once: on a CPU as many as stay in its caches, elsewhere more (256 MiB), as launches count there.
@@ -66,7 +67,7 @@ class StackedRows:
         for stack in self._stacks:
             if stack.takes(masking, shape, device):
                 return stack
-        most = ON_CPU if device.type == "cpu" else ELSEWHERE
+        most = ON_CPU if is_cpu(device) else ELSEWHERE
         room = max(1, min(self._left, most // (B * H * count * shape[-1])))
         self._stacks.append(_Stack(masking, rows, torch.empty(room, *shape, device=device)))
         return self._stacks[-1]

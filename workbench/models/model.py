@@ -289,7 +289,7 @@ class Model(TextSide):
                 extra["attention_mask"] = whole.mask.long()
         else:  # padding counts on: positions that start again would be taken for packed sequences, and get a mask
             extra["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
-            if self.attention_interface and batch.ids.device.type != "cpu":
+            if self.attention_interface and not is_cpu(batch.ids.device):
                 # without a mask transformers looks whether positions start again, which waits for the device; our
                 # attention knows that there is nothing to hide
                 extra["attention_mask"] = torch.ones_like(batch.ids)

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from workbench.core.errors import InputError, RunFailed
 from workbench.models.batching import Batch
+from workbench.models.devices import is_cpu
 
 Found = TypeVar("Found")
 
@@ -92,7 +93,7 @@ class PassPositions:
 
     def _known_on_host(self, positions: torch.Tensor) -> bool:
         """Whether the host knows both the positions asked for and how long the sequences are."""
-        return positions.device.type == "cpu" and self.whole is not None
+        return is_cpu(positions.device) and self.whole is not None
 
     def _refuse(self, missing: torch.Tensor, positions: torch.Tensor) -> None:
         """Raise InputError for the first position that is missing [B, R]."""
