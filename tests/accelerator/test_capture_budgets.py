@@ -13,7 +13,7 @@ from tests.support.architectures import build
 from tests.support.selection_pool import sentence, write
 from workbench.core.context import Context
 from workbench.engine import patching
-from workbench.engine.capture import capture
+from workbench.engine.capture import capture, shards
 from workbench.engine.edits import HeadAblation, HeadScale, Patch, ProjectOut
 from workbench.engine.evaluation import token_losses
 from workbench.engine.head_gates import gate_slopes
@@ -98,6 +98,21 @@ def test_a_stored_capture_of_a_device_is_that_of_the_cpu(models, tmp_path, monke
     kept = [capture(model, IDS, ["resid_post.1"], positions="all", store=Store(tmp_path / name))["resid_post.1"]
             for name, model in zip(("cpu", "device"), models)]  # fmt: skip
     assert torch.equal(*kept) and len(list((tmp_path / "device").rglob("*.safetensors"))) > 2
+
+
+def test_what_is_computed_when_a_capture_is_stopped_is_given_first(models):
+    """On a device a batch is still on its way when the next one is asked for, which may be refused."""
+    calls, given = [], []
+
+    def check():
+        calls.append(0)
+        if len(calls) > 2:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        for rows, _ in shards(models[1], IDS, ["resid_post.1"], max_rows=2, check=check):
+            given.append(len(rows))
+    assert given == [2, 2]
 
 
 HEADS = tuple((layer, head) for layer in range(5) for head in (0, 3))
