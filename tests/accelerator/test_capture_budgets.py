@@ -13,7 +13,7 @@ from tests.support.architectures import build
 from tests.support.selection_pool import sentence, write
 from workbench.core.context import Context
 from workbench.engine import patching
-from workbench.engine.capture import capture
+from workbench.engine.capture import capture, shards
 from workbench.engine.edits import HeadAblation, HeadScale, Patch, ProjectOut
 from workbench.engine.evaluation import token_losses
 from workbench.engine.head_gates import gate_slopes
@@ -27,9 +27,9 @@ from workbench.sae import train as training
 from workbench.sae.sparse_rows import sum_tokens
 from workbench.store.activation_store import Store
 
-IDS = [[1, 5 + i, 9, 2, 40 + i, *range(60, 60 + i)] for i in range(10)]
+IDS = [[1, 5 + i, 9, 2, 40 + i, *range(60, 60 + i)] for i in range(6)]
 SAME = [[1, 5 + i, 9, 2, 40 + i, 7] for i in range(6)]
-BATCHES = 5  # of two rows each
+BATCHES = 3  # of two rows each
 WAITS = ("wait", "to_device", "to_host")
 
 
@@ -37,12 +37,19 @@ WAITS = ("wait", "to_device", "to_host")
 def models(tiny_llama):
     """The same model on the CPU and on a virtual device."""
     with va.present():
-        yield load(str(tiny_llama)), load(str(tiny_llama), device="virtual")
+        both = load(str(tiny_llama)), load(str(tiny_llama), device="virtual")
+        capture(both[1], IDS[:2], ["logits"])  # what is made once is made
+        yield both
+
+
+@pytest.fixture(scope="module")
+def plain(models):
+    """What a capture without an edit costs."""
+    return counted(models[1], lambda model: capture(model, IDS, ["final_norm"], max_rows=2, max_tokens=1000))[1]
 
 
 def counted(model, function):
-    """(what `function(model)` gives, what it cost) the second time: what is made once is made."""
-    function(model)
+    """(what `function(model)` gives, what it cost)."""
     with va.counting() as counts:
         return function(model), counts
 
@@ -83,14 +90,29 @@ def test_the_next_batch_is_launched_before_the_last_one_is_waited_for(models, mo
     monkeypatch.setattr(type(models[1]), "forward", noted)
     monkeypatch.setattr(va.Event, "synchronize", lambda event: looked.append(len(begun)) or wait(event))
     capture(models[1], IDS, ["resid_post.1"], max_rows=2)
-    assert looked == [2, 3, 4, 5, 5]
+    assert looked == [2, 3, 3]
 
 
 def test_a_stored_capture_of_a_device_is_that_of_the_cpu(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 5000)
+    monkeypatch.setattr("workbench.engine.stored_capture.SHARD_BYTES", 1500)
     kept = [capture(model, IDS, ["resid_post.1"], positions="all", store=Store(tmp_path / name))["resid_post.1"]
             for name, model in zip(("cpu", "device"), models)]  # fmt: skip
     assert torch.equal(*kept) and len(list((tmp_path / "device").rglob("*.safetensors"))) > 2
+
+
+def test_what_is_computed_when_a_capture_is_stopped_is_given_first(models):
+    """On a device a batch is still on its way when the next one is asked for, which may be refused."""
+    calls, given = [], []
+
+    def check():
+        calls.append(0)
+        if len(calls) > 2:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        for rows, _ in shards(models[1], IDS, ["resid_post.1"], max_rows=2, check=check):
+            given.append(len(rows))
+    assert given == [2, 2]
 
 
 HEADS = tuple((layer, head) for layer in range(5) for head in (0, 3))
@@ -100,14 +122,14 @@ EDITS = {
     "mean": HeadAblation(HEADS, "mean", torch.randn(5, 8, 8)),
     "scale": HeadScale(HEADS, 0.5, (1,)),
     "patch": Patch(Site("resid_post", 1), torch.randn(2, 64), (-1, 1)),
-    "patch by prompt": Patch(Site("head_out", 2), torch.randn(10, 2, 8, 8), (-2, 0)),
+    "patch by prompt": Patch(Site("head_out", 2), torch.randn(6, 2, 8, 8), (-2, 0)),
     "steer": Steer(Site("mlp_out", 1), torch.randn(64), 2.0, (-1,)),
     "project": ProjectOut(Site("resid_post", 1), torch.randn(2, 64)),
 }
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_costs_no_wait_and_is_sent_once_a_batch(models, name):
+def test_an_edit_costs_no_wait_and_is_sent_once_a_batch(models, plain, name):
     cpu, device = models
     edit = EDITS[name]
 
@@ -115,7 +137,6 @@ def test_an_edit_costs_no_wait_and_is_sent_once_a_batch(models, name):
         return capture(model, IDS, ["final_norm"], edits=[edit], max_rows=2, max_tokens=1000)["final_norm"]
 
     found, counts = counted(device, edited)
-    _, plain = counted(device, lambda model: capture(model, IDS, ["final_norm"], max_rows=2, max_tokens=1000))
     assert counts.waits == plain.waits, counts.of(*WAITS)
     assert counts.to_device_async - plain.to_device_async <= 2 * BATCHES  # its numbers, and where they belong
     assert torch.equal(found, edited(cpu))
@@ -128,17 +149,17 @@ MEASURES = {
         m, SAME[:3], SAME[3:], TOKENS, heads=[(3, 1), (0, 5), (3, 0), (3, 7)]
     ),
     "attribution": lambda m: patching.attribution(m, SAME[:3], SAME[3:], TOKENS),
-    "head patching": lambda m: patching.head_patching(m, SAME[:3], SAME[3:], TOKENS),
+    "head patching": lambda m: patching.head_patching(m, SAME[:1], SAME[3:4], TOKENS[:1]),
     "activation patching": lambda m: patching.activation_patching(
-        m, SAME[:3], SAME[3:], TOKENS, "head_out", head=2, positions=[-1, 1]
+        m, SAME[:1], SAME[3:4], TOKENS[:1], "head_out", head=2, positions=[-1, 1]
     ),
     "losses": lambda m: np.concatenate(token_losses(m, IDS, max_rows=2)),
     "gates": lambda m: gate_slopes(m, SAME[:3], [5, 6, 7], torch.full((5, 8), 0.5)),
     "mean heads": lambda m: mean_head_outputs(m, IDS, max_rows=2),
 }
 # passes over the model, and times that their results are waited for
-PASSES = {"direct": (2, 2), "direct of some heads": (2, 2), "attribution": (3, 1), "head patching": (3 * 8, 3)}
-PASSES |= {"activation patching": (3 * 8, 3), "losses": (BATCHES, 1), "gates": (1, 2), "mean heads": (BATCHES, 1)}
+PASSES = {"direct": (2, 2), "direct of some heads": (2, 2), "attribution": (3, 1), "head patching": (8, 1)}
+PASSES |= {"activation patching": (8, 1), "losses": (BATCHES, 1), "gates": (1, 2), "mean heads": (BATCHES, 1)}
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -191,7 +212,6 @@ def test_encoding_waits_once_and_gives_the_rows_of_the_cpu(models, tmp_path, kin
     monkeypatch.setitem(sae.PRE_ACTIVATIONS, "accelerator", 256 * 40 if kind == "topk" else 1 << 30)
     x = torch.randn(100, made[0].d_in, generator=torch.Generator().manual_seed(0))
     there = x.to("virtual")
-    made[1].encode(there)
     with va.counting() as counts:
         found = made[1].encode(there)
     expected = made[0].encode(x)
@@ -230,9 +250,10 @@ def test_data_selection_waits_four_times_a_batch_and_selects_what_the_cpu_select
 
     with va.counting() as counts:
         tables, forwards = selected(models[1])
-    own, expected = plain_waits(models[1], [6], 1), selected(models[0])[0]
-    most = 4 * forwards + 60  # reading the autoencoder, sums of the whole pool, tables
-    assert counts.waits + counts.event_wait - own * forwards <= most, counts.of(*WAITS, "event_wait").most_common(12)
+    expected = selected(models[0])[0]
+    passes = ("models/model.py", "models/batching.py", "engine/kv_cache.py")  # budgets of their own
+    own = {line: n for line, n in counts.of(*WAITS, "event_wait").items() if not any(file in line for file in passes)}
+    assert sum(own.values()) <= 4 * forwards + 80, own  # reading the autoencoder, sums of the whole pool, tables
     for name in ("scores", "selected", "features", "quality"):
         for column, kind in expected[name].schema.items():
             mine, theirs = tables[name][column], expected[name][column]
@@ -262,15 +283,16 @@ def _in_steps(line: str) -> bool:
 
 
 @pytest.mark.usefixtures("models")
-def test_readings_of_a_model_in_bfloat16_on_a_device_are_those_of_the_cpu():
-    """Its weights and states are in 16 bits; scores, sums and norms are in float32 wherever it runs."""
+def test_scores_of_a_model_in_bfloat16_are_those_of_float64_from_the_same_states():
+    """On a device as well: states and weights have 16 bits; the norm, the scores and their sums do not."""
     model, ids = wrap(build("llama").to(torch.bfloat16), name="llama"), [[1, 5, 9, 2, 40], [3, 4, 5, 6, 7]]
-
-    def read():
-        return capture(model, ids, ["logits", "final_norm", "resid_post.1"]).tensors, np.stack(token_losses(model, ids))
-
-    acts, losses = read()
     model.hf.to("virtual")
-    found, theirs = read()
-    assert all(torch.equal(found[site], acts[site]) for site in acts)
-    np.testing.assert_allclose(theirs, losses, atol=1e-6)
+    last = f"resid_post.{model.n_layers - 1}"
+    found = capture(model, ids, ["logits", last], positions="all")
+    norm, x = model.hf.model.norm, found[last].double()
+    normed = x / (x.square().mean(1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.cpu().double()
+    scores = normed @ model.hf.lm_head.weight.cpu().double().T
+    torch.testing.assert_close(found["logits"].double(), scores, atol=1e-5, rtol=1e-5)
+    after = scores.view(2, 5, -1)[:, :-1].log_softmax(-1)
+    expected = -after.gather(2, torch.tensor(ids)[:, 1:, None])[..., 0]
+    np.testing.assert_allclose(np.stack(token_losses(model, ids)), expected.numpy(), atol=1e-5)

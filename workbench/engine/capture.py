@@ -17,7 +17,7 @@ from workbench.core.errors import InputError, RunFailed
 from workbench.engine import hf, nnsight, shared_prefix
 from workbench.engine.passes import READ, ROWS, Pass, check_prompts, with_pass
 from workbench.engine.stored_capture import Captured, Request, through_store
-from workbench.models.batching import batches
+from workbench.models.batching import Batch, batches
 from workbench.models.host_copies import arrivals
 from workbench.models.model import DTYPES, Model
 from workbench.models.recording import Positions, parse_sites, positions_of
@@ -114,8 +114,8 @@ def shards(
     )
     alike = engine == "hf" and positions == "last" and not run.edits and shared_prefix.applies(model, ids)
 
-    def compute(rows: list[int]) -> Captured:
-        return _compute(request, rows, shared_prefix.stream if alike else ENGINES[engine], context)
+    def compute(plan: list[list[int]]) -> Iterator[Captured]:
+        return _compute(request, plan, shared_prefix.stream if alike else ENGINES[engine], context)
 
     if store is not None:
         yield from through_store(request, store, compute, context)
@@ -125,29 +125,36 @@ def shards(
     else:
         plan = batches(request.lengths, max_tokens=run.max_tokens or READ, max_rows=run.max_rows or ROWS)
     done = 0
-    for rows in plan:
-        found = compute(rows)
+    for rows, found in zip(plan, compute(plan)):
         done += len(rows)
         if context is not None:
             context.progress(done, len(ids), "capture")
         yield rows, found
+        del found  # before the next shard is computed
 
 
-def _compute(request: Request, rows: list[int], stream, context: Context | None) -> Captured:
-    """The activations of some of the prompts, in the order of `rows`, on the CPU."""
-    lengths = [request.lengths[i] if request.positions == "all" else 1 for i in rows]
-    starts = list(accumulate(lengths, initial=0))
+def _compute(request: Request, plan: list[list[int]], stream, context: Context | None) -> Iterator[Captured]:
+    """The activations of the prompts of every shard of the plan, in the order of its rows, on the CPU. On a device the
+    next batch, be it of the next shard, is launched before the last one is waited for."""
+
+    def streamed() -> Iterator[tuple[tuple[list[int], list[int], Batch], dict[Site, torch.Tensor]]]:
+        for rows in plan:
+            for indices, found, batch in stream(
+                request.model,
+                [request.ids[i] for i in rows],
+                request.sites,
+                positions=positions_of(request.positions, rows),
+                side=request.side,
+                dtype=request.dtype,
+                run=request.run.for_prompts(rows),
+            ):
+                yield (rows, indices, batch), found
+
     part: Captured = {}  # filled as batches come: views of their rows, joined at the end, would hold everything twice
-    streamed = stream(
-        request.model,
-        [request.ids[i] for i in rows],
-        request.sites,
-        positions=positions_of(request.positions, rows),
-        side=request.side,
-        dtype=request.dtype,
-        run=request.run.for_prompts(rows),
-    )
-    for (indices, batch), found in arrivals(((indices, batch), found) for indices, found, batch in streamed):
+    sizes, done = request.lengths if request.positions == "all" else [1] * len(request.ids), 0
+    for (rows, indices, batch), found in arrivals(streamed()):
+        lengths = [sizes[i] for i in rows]
+        starts = list(accumulate(lengths, initial=0))
         places = [torch.arange(starts[i], starts[i + 1]) for i in indices]
         places = torch.cat(places) if places else None  # None: a pass over what all begin with
         for site, tensor in found.items():
@@ -156,7 +163,12 @@ def _compute(request: Request, rows: list[int], stream, context: Context | None)
             part[site][places] = tensor
         if context is not None:
             context.count(prompts=len(indices), tokens=batch.tokens, forwards=1)
-    return {site: part[site] for site in request.sites}
+        done += len(indices)
+        if done == len(rows):
+            whole, part, done = {site: part[site] for site in request.sites}, {}, 0
+            del found, tensor
+            yield whole
+            del whole
 
 
 def _in_order(
@@ -182,8 +194,9 @@ def logits(model: Model, ids: Sequence[Sequence[int]], *, positions: Positions =
 
     Raises RunFailed where they are NaN, InputError for prompts, positions or edits that do not fit."""
     rows: dict[int, torch.Tensor] = {}
-    for indices, found, _ in hf.stream(model, ids, ["logits"], positions=positions, dtype=torch.float32, run=run):
-        for i, row in zip(indices, found[Site("logits")].cpu()):
+    streamed = hf.stream(model, ids, ["logits"], positions=positions, dtype=torch.float32, run=run)
+    for indices, found in arrivals((indices, found) for indices, found, _ in streamed):
+        for i, row in zip(indices, found[Site("logits")]):
             if bool(row.isnan().any()):
                 raise RunFailed(
                     f"The model {model.name} gave NaN scores for prompt {i + 1}; use another dtype (bfloat16 or "

@@ -125,7 +125,7 @@ class Request:
 
 
 def through_store(
-    request: Request, store: Store, compute: Callable[[list[int]], Captured], context: Context | None
+    request: Request, store: Store, compute: Callable[[list[list[int]]], Iterator[Captured]], context: Context | None
 ) -> Iterator[tuple[list[int], Captured]]:
     """(rows, activations) of every shard: read where it is stored, computed and stored where it is not."""
     name, blocks, n = request.key(), request.blocks(), len(request.ids)
@@ -158,7 +158,7 @@ def _write(
     store: Store,
     name: str,
     blocks: list[list[int]],
-    compute: Callable[[list[int]], Captured],
+    compute: Callable[[list[list[int]]], Iterator[Captured]],
     context: Context | None,
     given: int,
 ) -> None:
@@ -172,9 +172,11 @@ def _write(
     options = {"n_shards": len(blocks), "expected_bytes": total + more, "check": request.run.check}
     with store.writer(name, request.about(), **options) as writer, ThreadPoolExecutor(1, "store") as beside:
         writing: Future[None] | None = None  # at most one shard is on its way to the disk while the next is computed
+        missing = writer.missing
+        computed, lacking = compute([blocks[i] for i in missing]), set(missing)
         for i, rows in enumerate(blocks):
-            if i not in writer.done:
-                found = {str(site): tensor for site, tensor in compute(rows).items()}
+            if i in lacking:
+                found = {str(site): tensor for site, tensor in next(computed).items()}
                 if writing is not None:
                     writing.result()  # what the disk refused is raised here
                 writing = beside.submit(writer.write, i, found | request.prompts(rows))

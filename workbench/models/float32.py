@@ -66,10 +66,17 @@ def _wide(t: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     return t.detach().to(dtype) if t is not None and t.is_floating_point() else t
 
 
+def _ordinary(weight: torch.Tensor) -> bool:
+    """Whether a weight is numbers and nothing else: packed and quantised ones have classes of their own. So have all
+    tensors of a device that is written in Python."""
+    written_in_python = weight.device.type == torch._C._get_privateuse1_backend_name()
+    return type(weight) is nn.Parameter or (written_in_python and isinstance(weight, nn.Parameter))
+
+
 def plain_unembedding(module: nn.Module) -> bool:
     """Whether a module is a linear map that does nothing else: its weights may be used without calling it."""
     weight = module._parameters.get("weight")
-    if type(module) is not nn.Linear or type(weight) is not nn.Parameter or weight.is_meta:
+    if type(module) is not nn.Linear or weight is None or weight.is_meta or not _ordinary(weight):
         return False
     replaced = "forward" in module.__dict__ and not hasattr(module, "_hf_hook")  # accelerate's only moves
     hooked = module._forward_hooks or module._forward_pre_hooks

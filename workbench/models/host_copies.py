@@ -64,9 +64,19 @@ def arrivals(
     batches: Iterable[tuple[Label, Mapping[Key, torch.Tensor]]],
 ) -> Iterator[tuple[Label, dict[Key, torch.Tensor]]]:
     """(label, tensors on the host) of every batch, in order. Those of a device are waited for when the next batch has
-    been asked for: `batches` launches its work before it yields."""
+    been asked for: `batches` launches its work before it yields. Where the next one raises, the last is given first:
+    what is done is not lost."""
     waiting: tuple[Label, Callable[[], dict[Key, torch.Tensor]]] | None = None
-    for label, found in batches:
+    stopped: Exception | None = None
+    upcoming = iter(batches)
+    while stopped is None:
+        try:
+            label, found = next(upcoming)
+        except StopIteration:
+            break
+        except Exception as error:
+            stopped = error
+            continue
         there, begun = all(is_cpu(x.device) for x in found.values()), (label, leaving(found))
         if waiting is not None:
             yield waiting[0], waiting[1]()
@@ -76,6 +86,8 @@ def arrivals(
             yield label, begun[1]()
     if waiting is not None:
         yield waiting[0], waiting[1]()
+    if stopped is not None:
+        raise stopped
 
 
 def arriving(x: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -8,14 +8,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.edit_sites import Prompts
+from workbench.models.host_copies import Resident
 from workbench.models.model import Model
 from workbench.models.sites import Site
 from workbench.sae.autoencoder import Sae
+from workbench.sae.features import column_of
 from workbench.sae.sparse_rows import Rows
 from workbench.sae.splicing import spliced
 from workbench.sae.written_parts import added
@@ -100,18 +103,23 @@ class FeatureEdit:
 
     def _changed(self, x: torch.Tensor) -> torch.Tensor:
         """x [tokens, …], all changes together."""
-        now = self.sae.encode(x)
-        feature = torch.tensor([change.feature for change in self.changes], device=x.device)
-        at = torch.zeros(len(x), len(feature), device=x.device)
-        for i, one in enumerate(self.changes):
-            mine = now.feature == one.feature
-            at[now.row[mine], i] = now.value[mine].float()
-        value = torch.tensor([change.value for change in self.changes], device=x.device)
-        extra = torch.tensor([change.how == "add" for change in self.changes], device=x.device)
-        delta = torch.where(extra, value, value - at)
-        row, column = delta.nonzero(as_tuple=True)
-        change = Rows(row, feature[column], delta[row, column], len(x), self.sae.d_sae)
+        now, n, m = self.sae.encode(x), len(x), len(self.changes)
+        place, feature, value, extra = (numbers.on(x.device) for numbers in self._numbers)
+        at = torch.zeros(n, m + 1, device=x.device)  # the last of a row holds what is not changed
+        at[now.row, place[now.feature]] = now.value.float()
+        delta = torch.where(extra, value, value - at[:, :m])
+        row = torch.arange(n, device=x.device)[:, None].expand(n, m)
+        change = Rows(row.reshape(-1), feature.repeat(n), delta.reshape(-1), n, self.sae.d_sae)
         return (x.float() + added(self.sae, change, x).reshape(x.shape)).to(x.dtype)
+
+    @cached_property
+    def _numbers(self) -> tuple[Resident, ...]:
+        """Of every feature its place among the changes, [d_sae]; of every change its feature, its value, and whether
+        that is added."""
+        features = [change.feature for change in self.changes]
+        value = torch.tensor([change.value for change in self.changes])
+        extra = torch.tensor([change.how == "add" for change in self.changes])
+        return tuple(map(Resident, (column_of(features, self.sae.d_sae), torch.tensor(features), value, extra)))
 
 
 def check_feature(sae: Sae, feature: int) -> None:
