@@ -11,12 +11,14 @@ as good at this as at the concept may know the texts and not the concept.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from probes.concept_depth import class_measures
 from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.held_out import Problem
 from workbench.stats.clusters import FEWEST, student_quantile
 
 _WORD = re.compile(r"\w+")
@@ -49,17 +51,8 @@ def types_of(concept: ConceptSet) -> np.ndarray | None:
     return types
 
 
-def task_accuracies(
-    accuracy: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    types: np.ndarray | None,
-    n_layers: int,
-    *,
-    tasks: int,
-    rng: np.random.Generator,
-    classes: int = 2,
-) -> np.ndarray:
-    """Accuracy on control tasks of as many classes, [tasks, L], by `accuracy(labels, train, test)`; empty where there
-    are none."""
+def drawn_tasks(types: np.ndarray | None, *, tasks: int, rng: np.random.Generator, classes: int = 2) -> list[Problem]:
+    """Control tasks of as many classes; none where there are no types."""
     found = []
     for _ in range(tasks if types is not None else 0):
         assert types is not None
@@ -67,7 +60,13 @@ def task_accuracies(
         labels = rng.permutation(np.arange(count) % classes)[types]
         train, test = _both_sides(types, rng)
         if len(test) and len(set(labels[train])) == classes:
-            found.append(accuracy(labels, train, test))
+            found.append(Problem(labels, train, test))
+    return found
+
+
+def task_accuracies(scores: Sequence[np.ndarray], tasks: Sequence[Problem], n_layers: int) -> np.ndarray:
+    """Accuracy of every layer on each control task, [tasks, L], from the scores of its test rows."""
+    found = [class_measures.right(own, task.labels[task.test]).mean(1) for own, task in zip(scores, tasks)]
     return np.array(found).reshape(-1, n_layers)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.config import Config
-from probes.concept_depth.layer_curves import Probes
+from probes.concept_depth.held_out import Probes
 from workbench.core.files import jsonable, write_bytes
 from workbench.models.model import Model
 

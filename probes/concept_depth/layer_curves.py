@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import torch
 
-from probes.concept_depth import class_measures, linear_probe
+from probes.concept_depth import class_measures
 from probes.concept_depth.above_chance import AboveChance
 from probes.concept_depth.control_tasks import Selectivity
-from probes.concept_depth.label_shuffles import arrangements, shuffle
-from probes.concept_depth.multinomial_probe import MultinomialProbes
+from probes.concept_depth.held_out import HeldOut
+from probes.concept_depth.label_shuffles import shuffle
 from probes.concept_depth.peak_layer import picked_elsewhere
 from workbench.core.context import Context
 from workbench.stats.clusters import FEWEST, Clusters, clusters_of, share_interval
@@ -41,41 +40,6 @@ LAYERS = {
 }
 
 Measures = dict[str, np.ndarray]
-Probes = linear_probe.LinearProbes | MultinomialProbes
-Fit = Callable[[Sequence[torch.Tensor], np.ndarray], Probes]
-
-
-@dataclass(eq=False)
-class HeldOut:
-    """Rows scored by probes that have not seen them: scores [L, rows] (of k > 2 classes [L, rows, k]), fold after fold;
-    the probes of the first fold; the most Newton steps and the largest error of any fold, each [L]."""
-
-    scores: np.ndarray
-    probes: Probes
-    iterations: np.ndarray
-    error: np.ndarray
-
-
-def score_held_out(
-    features: Sequence[torch.Tensor],
-    labels: np.ndarray,
-    tests: Sequence[np.ndarray],
-    *,
-    fit: Fit = linear_probe.fit,
-) -> HeldOut:
-    """Fit a probe a layer on the rows outside of each of `tests`, and score those inside. `fit(features, labels)`."""
-    fitted, scores = [], []
-    for test in tests:
-        train = np.delete(np.arange(len(labels)), test)
-        probes = fit([x[train] for x in features], labels[train])
-        scores.append(probes.scores([x[test] for x in features]))
-        fitted.append(probes)
-    return HeldOut(
-        np.concatenate(scores, axis=1),
-        fitted[0],
-        np.max([probes.iterations for probes in fitted], axis=0),
-        np.max([probes.error for probes in fitted], axis=0),
-    )
 
 
 def warn_of_what_did_not_converge(held_out: HeldOut, name: str, condition: str, context: Context) -> None:
@@ -160,41 +124,46 @@ def _never_of_no_width(
     return low, high
 
 
-def shuffled_courses(
-    fit: Callable[[np.ndarray], HeldOut],
+def shuffled_labels(
     labels: np.ndarray,
     tests: Sequence[np.ndarray],
-    parts: Sequence[np.ndarray],
     units: np.ndarray | None,
-    n_layers: int,
     *,
     shuffles: int,
     rng: np.random.Generator,
-    told: Callable[[int], None] = lambda done: None,
+) -> list[np.ndarray]:
+    """The labels shuffled within the parts of the split and within its groups `units` [n] (None: it keeps none
+    together); fewer where a shuffle leaves the rows to fit on without a class."""
+    k, rows = len(set(labels)), np.concatenate(list(tests))
+    drawn = [shuffle(labels, tests, units, rng) for _ in range(shuffles)]
+    return [own for own in drawn if all(len(set(np.delete(own, t))) == k for t in tests) and len(set(own[rows])) == k]
+
+
+def control_of(
+    scores: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
+    ways: float,
+    n_layers: int,
+    classes: int,
 ) -> Control:
-    """Probes fitted and tested on labels shuffled within the parts of the split and within its groups `units` [n]
-    (None: it keeps none together); fewer courses where a shuffle leaves the rows to fit on without a class. `parts`: of
-    the test rows, as they take turns in picking the best layer. `told(done)`: is told how many shuffles are done."""
-    accuracy, balanced, peaks, of_each, rows = [], [], [], [], np.concatenate(list(tests))
-    k = len(set(labels))
-    for number in range(shuffles):
-        told(number)
-        other = shuffle(labels, tests, units, rng)
-        if all(len(set(np.delete(other, t))) == k for t in tests) and len(set(other[rows])) == k:
-            scores = fit(other).scores
-            found = class_measures.metrics(scores, other[rows])
-            accuracy.append(found["accuracy"])
-            balanced.append(found["balanced_accuracy"])
-            peaks.append(float(np.nanmean(picked_elsewhere(class_measures.right(scores, other[rows]), parts)[1])))
-            if k > 2:
-                of_each.append(class_measures.recalls(scores, other[rows]))
+    """What scores [L, rows] or [L, rows, k] on shuffled labels [rows], a course each, come to. `parts`: of the test
+    rows, as they take turns in picking the best layer; `ways`: in how many the labels can be shuffled."""
+    accuracy, balanced, peaks, of_each = [], [], [], []
+    for own, labels in zip(scores, truth):
+        found = class_measures.metrics(own, labels)
+        accuracy.append(found["accuracy"])
+        balanced.append(found["balanced_accuracy"])
+        peaks.append(float(np.nanmean(picked_elsewhere(class_measures.right(own, labels), parts)[1])))
+        if classes > 2:
+            of_each.append(class_measures.recalls(own, labels))
     shape = (-1, n_layers)
     return Control(
         np.array(accuracy).reshape(shape),
         np.array(balanced).reshape(shape),
         np.array(peaks),
-        arrangements(labels, tests, units),
-        np.array(of_each).reshape(-1, n_layers, k) if k > 2 else None,
+        ways,
+        np.array(of_each).reshape(-1, n_layers, classes) if classes > 2 else None,
     )
 
 

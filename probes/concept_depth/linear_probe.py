@@ -1,28 +1,28 @@
 """L2-regularised logistic regression for all layers at once, converged to the unique optimum.
 
 The objective is scikit-learn's `LogisticRegression(C=c)`: ½‖w‖² + c · Σ log(1 + exp(-±(w·x + b))), intercept
-unpenalised, which is Eq. 1-2 of Jin et al. (arXiv 2404.07066) up to a factor. It is 1-strongly convex in w, so the
-gradient bounds the distance to the optimum, ‖w - w*‖ ≤ ‖∇_w‖: the solver stops on that certificate and reports it,
-instead of on an iteration limit.
+unpenalised, which is Eq. 1-2 of Jin et al. (arXiv 2404.07066) up to a factor. It is solved by `batched_newton`, which
+stops on a certificate, ‖w - w*‖ ≤ ‖∇_w‖, and reports it, instead of on an iteration limit.
 
-Newton's method: features are centred and scaled to a Hessian of unit diagonal (exact changes of variables, they tame
-massive dimensions); gradients are float64; the Hessian is factorised in float32 where that is stable and reused as the
-preconditioner of a few conjugate-gradient steps until it is stale. With fewer rows than features the problem is solved
-in the span of the rows.
+Features are centred (an exact change of variables). With fewer rows than features the problem is solved in the span of
+the rows, whose coordinates are the Cholesky factor of their products with each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from probes.concept_depth.batched_newton import LOGISTIC, Loss, minimise
+from probes.concept_depth.many_fits import ManyFits, finite_features, fit_each
 from workbench.core.errors import InputError
 
-_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 8 * 2**30}  # features solved together: CPU caches small, a GPU wants many
+LEAST_SINGLE = 1e-4  # tolerance on a device without float64: a gradient in float32 is no surer
 
 
 @dataclass(eq=False)
@@ -58,204 +58,99 @@ def fit(
     device: torch.device | str | None = None,
     check: Callable[[], None] | None = None,
 ) -> LinearProbes:
-    """Fit one probe per layer. features [L][n, d] (tensor or list of tensors, any float dtype, CPU or CUDA), labels [n]
-    of 0 and 1.
+    """Fit one probe per layer. features [L][n, d] (tensor or list of tensors, any float dtype, on any device), labels
+    [n] of 0 and 1.
 
     `c`: inverse strength of the penalty, as in scikit-learn. `standardize`: divide by the standard deviation of these
-    rows first (after centring, which changes nothing). `device`: where to solve (default: where the features are).
-    `check` is called between chunks of layers and may raise. Raises InputError for one class only, or NaN or infinite
-    features (naming the layer)."""
+    rows first (after centring, which changes nothing). `device`: where to solve (default: where the features are), in
+    float64, or in float32 to a tolerance of 1e-4 where the device has no float64. `check` is called between chunks of
+    layers and may raise. Raises InputError for one class only, or NaN or infinite features (naming the layer)."""
+    labels = np.asarray(labels)
+    options = {"standardize": standardize, "device": device, "check": check}
+    found = fit_many(
+        features,
+        labels[None],
+        np.ones((1, len(labels)), dtype=bool),
+        c=c,
+        tolerance=tolerance,
+        max_iter=max_iter,
+        **options,
+    )
+    return probes_of(found, tolerance=tolerance)
+
+
+def fit_many(
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    labels: np.ndarray,
+    fitted: np.ndarray,
+    *,
+    c: float = 1.0,
+    standardize: bool = False,
+    tolerance: float = 1e-6,
+    max_iter: int = 100,
+    device: torch.device | str | None = None,
+    check: Callable[[], None] | None = None,
+    keep: int | None = None,
+) -> ManyFits:
+    """Fit probes of every layer for each of several labellings, labels [q, n], and the rows that each is fitted on,
+    `fitted` [q, n] of bool; all at once, as `fit` does one. Coefficients of the first `keep` (default: all)."""
     if c <= 0:
         raise InputError(f"The inverse penalty c must be above 0, not {c}.")
-    check_fit(features, labels)
-    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
-    chunks = [
-        _fit_chunk(x, labels.to(x.device), float(c), standardize, tolerance, max_iter)
-        for x in chunks_of_layers(features, device, check)
-    ]
-    coef, intercept, iterations, error = (torch.cat([chunk[k].cpu() for chunk in chunks]) for k in range(4))
-    return LinearProbes(coef, intercept, iterations.numpy(), error.numpy(), (error <= tolerance).numpy())
+    check_fit(features, labels, fitted)
+    solve = partial(solve_in_span, loss=LOGISTIC, c=float(c), tolerance=tolerance, max_iter=max_iter)
+    y, rows = labels.T[..., None].astype(np.float64), fitted.T.astype(np.float64)
+    return fit_each(features, y, rows, solve, standardize=standardize, device=device, check=check, keep=keep)
 
 
-def chunks_of_layers(
-    features: Sequence[torch.Tensor] | torch.Tensor,
-    device: torch.device | str | None,
-    check: Callable[[], None] | None,
-) -> Iterator[torch.Tensor]:
-    """Features [L][n, d] as many layers at a time as are solved together, each [b, n, d] float64 on the device
-    (default: where they are). `check` is called before each and may raise."""
-    n, d = features[0].shape
-    device = torch.device(device) if device is not None else features[0].device
-    per_chunk = max(1, _CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (8 * n * d))
-    for start in range(0, len(features), per_chunk):
-        if check is not None:
-            check()
-        yield torch.stack([f.to(device).double() for f in features[start : start + per_chunk]])
+def probes_of(found: ManyFits, number: int = 0, *, tolerance: float = 1e-6) -> LinearProbes:
+    """The probes of one of several problems."""
+    error = found.error[number]
+    return LinearProbes(
+        found.coef[number, :, 0], found.intercept[number, :, 0], found.iterations[number], error, error <= tolerance
+    )
 
 
-def check_fit(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarray | torch.Tensor) -> None:
-    """Raise InputError for rows and labels that do not go together, labels that are not of two classes, and features
-    that are not finite (naming the layer)."""
-    labels = torch.tensor(np.asarray(labels), dtype=torch.float64)
-    if len(features) == 0 or features[0].shape[0] != len(labels):
-        raise InputError(
-            f"The features have {0 if len(features) == 0 else features[0].shape[0]} rows and there are "
-            f"{len(labels)} labels."
-        )
-    found = set(labels.unique().tolist())
-    if not found <= {0.0, 1.0}:
+def solve_in_span(
+    x: torch.Tensor, y: torch.Tensor, fitted: torch.Tensor, *, loss: Loss, c: float, tolerance: float, max_iter: int
+) -> tuple[torch.Tensor, ...]:
+    """`batched_newton.minimise`, with fewer rows than features in the span of the rows."""
+    double = x.dtype == torch.float64
+    if not double:
+        tolerance = max(tolerance, LEAST_SINGLE)
+    options = {"c": c, "tolerance": tolerance, "max_iter": max_iter}
+    # in float32 the products of rows with each other would lose what is small in them
+    if x.shape[1] >= x.shape[2] or not double:
+        found = minimise(x, y, fitted, loss, **options)
+        return found.weights, found.intercepts, found.iterations, found.error
+    # x = z @ basis with orthonormal rows of basis: ‖w‖ = ‖u‖ for w = basisᵀ u
+    products = x @ x.mT
+    rounding = 10 * torch.finfo(x.dtype).eps * products.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+    products.diagonal(dim1=1, dim2=2).add_(rounding + 1e-300)
+    z = torch.linalg.cholesky_ex(products).L
+    found = minimise(z, y, fitted, loss, **options)
+    u = found.weights.flatten(2)
+    w = x.mT @ torch.linalg.solve_triangular(z.mT, u, upper=True)
+    return w.unflatten(2, found.weights.shape[2:]), found.intercepts, found.iterations, found.error
+
+
+def check_fit(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarray, fitted: np.ndarray) -> None:
+    """Raise InputError for rows and labels [q, n] that do not go together, labels of the rows fitted on that are not of
+    two classes, and features that are not finite (naming the layer)."""
+    check_rows(features, labels)
+    if not np.isin(labels, (0, 1)).all():
         raise InputError("A probe separates two classes; labels must be 0 and 1.")
-    if len(found) < 2:
-        raise InputError(f"All {len(labels)} training labels are of one class; a probe needs both.")
+    ones, rows = (labels * fitted).sum(1), fitted.sum(1)
+    lacking = (ones == 0) | (ones == rows)
+    if lacking.any():
+        raise InputError(f"All {rows[lacking][0]} training labels are of one class; a probe needs both.")
     finite_features(features)
 
 
-def finite_features(features: Sequence[torch.Tensor] | torch.Tensor) -> None:
-    """Raise InputError, naming the layer, for features that are not finite."""
-    for layer, x in enumerate(features):
-        if not torch.isfinite(x).all():
-            raise InputError(
-                f"The features of layer {layer} hold NaN or infinite values; load the model in float32 or bfloat16."
-            )
-
-
-def _fit_chunk(x, y, c, standardize, tolerance, max_iter):
-    """x [b, n, d] float64 (overwritten), y [n]; → coef [b, d], intercept [b], iterations [b], error [b]."""
-    b, n, d = x.shape
-    mean = x.mean(1)
-    x -= mean[:, None]
-    deviation = torch.ones(b, d, dtype=x.dtype, device=x.device)
-    if standardize:
-        deviation = spread_of(x, mean)
-        x /= deviation[:, None]
-    if n < d:  # in the span of the rows: x = z @ basis with orthonormal rows, ‖w‖ = ‖u‖ for w = basisᵀ u
-        values, vectors = torch.linalg.eigh(x @ x.mT)
-        values = values.clamp(min=0)
-        kept = values > values[:, -1:] * 1e-13
-        root = values.sqrt()
-        z = vectors * torch.where(kept, root, 0.0)[:, None]
-        u, intercept, iterations, error = _newton(z, y, c, tolerance, max_iter)
-        w = (x.mT @ (vectors @ torch.where(kept, u / root.clamp(min=1e-300), 0.0)[..., None])).squeeze(-1)
-    else:
-        w, intercept, iterations, error = _newton(x, y, c, tolerance, max_iter)
-    w = w / deviation
-    return w, intercept - (w * mean).sum(1), iterations, error
-
-
-def spread_of(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Standard deviation [b, d] of centred features [b, n, d]; 1 for a constant one, of which rounding is left."""
-    spread = x.square().mean(1).sqrt()
-    return torch.where(spread > 1e-12 * mean.abs().clamp(min=1e-30), spread, torch.ones_like(spread))
-
-
-def _newton(x, y, c, tolerance, max_iter):
-    """Minimise the objective for centred x [b, n, d]; → w [b, d], b [b], iterations [b], certified relative error
-    [b]."""
-    b, n, d = x.shape
-    scale = (1 + c / 4 * x.square().sum(1)).rsqrt()  # unit diagonal of the Hessian at w = 0
-    # theta = (w / scale, intercept): the last column is the intercept's, unpenalised
-    a = torch.cat([x * scale[:, None], torch.ones(b, n, 1, dtype=x.dtype, device=x.device)], 2)
-    penalty = torch.cat([scale.square(), torch.zeros(b, 1, dtype=x.dtype, device=x.device)], 1)
-    a32 = a.float()
-    theta = torch.zeros(b, d + 1, dtype=x.dtype, device=x.device)
-    share = y.mean()
-    theta[:, -1] = torch.log(share / (1 - share))
-    z = times(a, theta)
-
-    def objective(z, theta):
-        # log(1 + e^z) - y z
-        return c * (torch.nn.functional.softplus(z) - y * z).sum(1) + 0.5 * (penalty * theta.square()).sum(1)
-
-    value = objective(z, theta)
-    iterations = torch.zeros(b, dtype=torch.long, device=x.device)
-    error = torch.full((b,), float("inf"), dtype=x.dtype, device=x.device)
-    active = torch.ones(b, dtype=torch.bool, device=x.device)
-    factor, stale = None, True
-    for _ in range(max_iter):
-        p = torch.sigmoid(z)
-        gradient = penalty * theta + c * times(a.mT, p - y)
-        w_size = (scale * theta[:, :-1]).norm(dim=1)
-        in_w = (gradient[:, :-1] / scale).norm(dim=1)
-        # the intercept is not strongly convex; its gradient counts relative to the number of rows
-        error = in_w / w_size.clamp(min=1e-12) + gradient[:, -1].abs() / (c * n)
-        active &= error > tolerance
-        if not active.any():
-            break
-        weight = p * (1 - p)
-        fresh = stale or factor is None
-        if fresh:
-            factor = _factorise(a, a32, weight, penalty, c)
-        step, used = _direction(a32, weight, penalty, c, gradient, factor, fresh)
-        stale = used >= 12
-        slope = (gradient * step).sum(1)
-        if not (slope[active] < 0).all():  # rounding, or a factor too stale to descend: the exact one does
-            factor = _factorise(a, None, weight, penalty, c)
-            step, _ = _direction(a32, weight, penalty, c, gradient, factor, True)
-            slope = (gradient * step).sum(1)
-        moved = times(a, step)
-        size = active.to(x.dtype)  # finished layers stay where they are
-        for _ in range(40):
-            new_theta, new_z = theta + size[:, None] * step, z + size[:, None] * moved
-            new_value = objective(new_z, new_theta)
-            bad = active & ~(new_value <= value + 1e-4 * size * slope + 1e-12 * value.abs())
-            if not bad.any():
-                break
-            size = torch.where(bad, size / 2, size)
-        theta, z, value = new_theta, new_z, new_value
-        iterations += active.long()
-    return scale * theta[:, :-1], theta[:, -1], iterations, error
-
-
-def times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """[b, m, k] @ [b, k] → [b, m]."""
-    return torch.bmm(matrix, vector[..., None]).squeeze(-1)
-
-
-def _factorise(a, a32, weight, penalty, c):
-    """Cholesky factor [b, d+1, d+1] of the Hessian, in float32 (half the time; it is only a preconditioner) or, where
-    that is not positive definite or not asked for, in float64."""
-    if a32 is not None:
-        half = a32 * (c * weight).sqrt().float()[..., None]
-        hessian = torch.bmm(half.mT, half)
-        hessian.diagonal(dim1=1, dim2=2).add_(penalty.float() + 1e-6 * hessian.diagonal(dim1=1, dim2=2))
-        factor, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed.any() and torch.isfinite(factor).all():
-            return factor
-    half = a * (c * weight).sqrt()[..., None]
-    hessian = torch.bmm(half.mT, half)
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    diagonal.add_(penalty + 1e-13 * diagonal.amax(1, keepdim=True) + 1e-300)
-    return torch.linalg.cholesky(hessian)
-
-
-def _direction(a32, weight, penalty, c, gradient, factor, fresh):
-    """Newton direction [b, d+1] by preconditioned conjugate gradients; → direction, number of steps used."""
-
-    def precondition(r):
-        return torch.cholesky_solve(r.to(factor.dtype)[..., None], factor).squeeze(-1).to(r.dtype)
-
-    w32, p32 = (c * weight).float(), penalty.float()
-    size = gradient.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    r = (-gradient / size).float()
-    x = torch.zeros_like(r)
-    s = precondition(r)
-    direction, rho = s, (r * s).sum(1)
-    start = rho.clone()
-    used, most = 0, 3 if fresh else 15
-    while used < most:
-        used += 1
-        q = times(a32.mT, w32 * times(a32, direction)) + p32 * direction
-        curvature = (direction * q).sum(1)
-        step = torch.where(curvature > 0, rho / curvature, torch.zeros_like(rho))
-        x = x + step[:, None] * direction
-        r = r - step[:, None] * q
-        s = precondition(r)
-        new = (r * s).sum(1)
-        if not (new > 1e-4 * start).any():
-            break
-        direction = s + (new / rho.clamp(min=1e-38))[:, None] * direction
-        rho = new
-    return x.double() * size, used
+def check_rows(features: Sequence[torch.Tensor] | torch.Tensor, labels: np.ndarray) -> None:
+    """Raise InputError for features [L][n, d] that have not as many rows as there are labels [q, n]."""
+    rows = 0 if len(features) == 0 else features[0].shape[0]
+    if rows != labels.shape[1] or rows == 0:
+        raise InputError(f"The features have {rows} rows and there are {labels.shape[1]} labels.")
 
 
 def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

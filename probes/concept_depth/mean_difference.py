@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from probes.concept_depth import linear_probe
+from probes.concept_depth import linear_probe, multinomial_probe
 from probes.concept_depth.linear_probe import LinearProbes
-from probes.concept_depth.multinomial_probe import MultinomialProbes, check_classes
+from probes.concept_depth.many_fits import ManyFits, fit_each
+from probes.concept_depth.multinomial_probe import MultinomialProbes
 
 
 def fit(
@@ -29,27 +30,24 @@ def fit(
     and an intercept that puts the boundary half way between them. `standardize`: of features divided by their standard
     deviation on these rows (folded in, so that it is divided by the variance here). Raises InputError as
     `linear_probe.fit` does."""
-    linear_probe.check_fit(features, labels)
-    ones = torch.from_numpy(np.asarray(labels).astype(bool))
-    coefs, intercepts = [], []
-    for x in features:
-        if check is not None:
-            check()
-        own = x.to(device if device is not None else x.device).double()
-        there = ones.to(own.device)
-        high, low = own[there].mean(0), own[~there].mean(0)
-        w = high - low
-        if standardize:
-            spread = own.std(0, correction=0)
-            # a constant feature tells nothing; what is left of it is rounding
-            w = torch.where(spread > 1e-12 * own.mean(0).abs().clamp(min=1e-30), w / spread.square(), 0.0)
-        coefs.append(w.cpu())
-        intercepts.append(-(w @ (high + low) / 2).cpu())
-    n_layers = len(coefs)
-    zero = np.zeros(n_layers)
-    return LinearProbes(
-        torch.stack(coefs), torch.stack(intercepts), zero.astype(int), zero, np.ones(n_layers, dtype=bool)
-    )
+    whole = _whole(labels)
+    return linear_probe.probes_of(fit_many(features, *whole, standardize=standardize, device=device, check=check))
+
+
+def fit_many(
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    labels: np.ndarray,
+    fitted: np.ndarray,
+    *,
+    standardize: bool = False,
+    device: torch.device | str | None = None,
+    check: Callable[[], None] | None = None,
+    keep: int | None = None,
+) -> ManyFits:
+    """The same for several labellings, as `linear_probe.fit_many`."""
+    linear_probe.check_fit(features, labels, fitted)
+    y, rows = np.eye(2)[labels.T.astype(int)], fitted.T.astype(np.float64)
+    return fit_each(features, y, rows, _between, standardize=standardize, device=device, check=check, keep=keep)
 
 
 def nearest_mean(
@@ -64,21 +62,56 @@ def nearest_mean(
     linear, with coef = the class mean and intercept = −½ its squared length (means taken from the mean of all rows).
     Of two classes the difference of their scores is that of `fit`. `standardize` as there. Raises InputError as
     `multinomial_probe.fit` does."""
-    k = check_classes(features, labels)
-    coefs, intercepts = [], []
-    for x in features:
-        if check is not None:
-            check()
-        own = x.to(device if device is not None else x.device).double()
-        centre, truth = own.mean(0), torch.as_tensor(np.asarray(labels), device=own.device)
-        means = torch.stack([own[truth == j].mean(0) - centre for j in range(k)])
-        spread = own.std(0, correction=0)
-        # a constant feature tells nothing; what is left of it is rounding
-        scale = torch.where(spread > 1e-12 * centre.abs().clamp(min=1e-30), 1 / spread.square(), 0.0)
-        w = means * scale if standardize else means
-        coefs.append(w.cpu())
-        intercepts.append((-(w * means).sum(1) / 2 - w @ centre).cpu())
-    zero = np.zeros(len(coefs))
-    return MultinomialProbes(
-        torch.stack(coefs), torch.stack(intercepts), zero.astype(int), zero, np.ones(len(coefs), dtype=bool)
-    )
+    whole = _whole(labels)
+    found = nearest_means(features, *whole, standardize=standardize, device=device, check=check)
+    return multinomial_probe.probes_of(found)
+
+
+def nearest_means(
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    labels: np.ndarray,
+    fitted: np.ndarray,
+    *,
+    standardize: bool = False,
+    device: torch.device | str | None = None,
+    check: Callable[[], None] | None = None,
+    keep: int | None = None,
+) -> ManyFits:
+    """The same for several labellings, as `multinomial_probe.fit_many`."""
+    k = multinomial_probe.check_classes(features, labels, fitted)
+    y, rows = np.eye(k)[labels.T.astype(int)], fitted.T.astype(np.float64)
+    found = fit_each(features, y, rows, _nearest, standardize=standardize, device=device, check=check, keep=keep)
+    return multinomial_probe.as_log_odds(found)
+
+
+def _whole(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One labelling, fitted on all rows."""
+    labels = np.asarray(labels)
+    return labels[None], np.ones((1, len(labels)), dtype=bool)
+
+
+def _means(x: torch.Tensor, y: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
+    """Mean of each class, [b, d, q, k], from rows x [b, n, d], one of each row's classes y [n, q, k], and the rows that
+    count [n, q]."""
+    share = fitted[..., None] * y
+    share = (share / share.sum(0)).flatten(1)
+    return torch.matmul(x.mT, share).unflatten(2, y.shape[1:])
+
+
+def _between(x: torch.Tensor, y: torch.Tensor, fitted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    low, high = _means(x, y, fitted).unbind(-1)
+    w = high - low
+    return w[..., None], -(w * (high + low) / 2).sum(1)[..., None], *_at_once(w)
+
+
+def _nearest(x: torch.Tensor, y: torch.Tensor, fitted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    means = _means(x, y, fitted)
+    centre = torch.matmul(x.mT, fitted / fitted.sum(0))[..., None]
+    w = means - centre
+    return w, -(w * (w / 2 + centre)).sum(1), *_at_once(w[..., 0])
+
+
+def _at_once(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """No iterations and no error, [b, q]."""
+    none = torch.zeros_like(w[:, 0])
+    return none, none

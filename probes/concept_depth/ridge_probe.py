@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from probes.concept_depth.linear_probe import LinearProbes, finite_features, spread_of
-from workbench.core.errors import InputError
+from probes.concept_depth.linear_probe import LinearProbes, check_rows
+from probes.concept_depth.many_fits import chunks_of_layers, finite_features, on_host, spread_of
 
 PENALTIES = tuple(10.0**k for k in range(-6, 5))
 
@@ -50,52 +50,66 @@ def read_held_out(
     `inner(rows)`: parts (places in those rows) that take turns as test rows in choosing the penalty. `standardize`,
     `device` and `check` as in `linear_probe.fit`. Raises InputError for rows and targets that do not go together, and
     for features that are not finite (naming the layer)."""
-    if not len(features) or features[0].shape[0] != targets.shape[1]:
-        raise InputError(f"The features and the {targets.shape[1]} numbers to read are not of the same rows.")
+    check_rows(features, targets)
     finite_features(features)
-    read, guess, alphas, first = [], [], [], []
-    for test in tests:
-        train = np.delete(np.arange(targets.shape[1]), test)
-        own, parts, found, chosen = torch.from_numpy(targets[:, train].astype(np.float64)), inner(train), [], []
-        for x in features:
-            if check is not None:
-                check()
-            x = x.to(device if device is not None else x.device).double()
-            y = own.to(x.device)
-            alpha = _best_penalty(x[train], y, parts, standardize)
-            w, b = _Axes.of(x[train], y, standardize).solved(alpha)
-            found.append((w @ x[test].T + b[:, None]).cpu().numpy())
-            chosen.append(float(alpha[0]))
-            if test is tests[0]:
-                first.append((w[0].cpu(), b[0].cpu()))
-        read.append(np.stack(found, 1))
-        guess.append(np.repeat(targets[:, train].mean(1)[:, None], len(test), 1))
-        alphas.append(chosen)
-    zero = np.zeros(len(features))
-    sure = np.ones(len(features), dtype=bool)
-    weights, intercepts = (torch.stack([each[i] for each in first]) for i in (0, 1))
-    probes = LinearProbes(weights, intercepts, zero.astype(int), zero, sure)
-    return HeldOutNumbers(np.concatenate(read, 2), np.concatenate(guess, 1), probes, np.array(alphas))
+    rows = np.arange(targets.shape[1])
+    trains = [np.delete(rows, test) for test in tests]
+    parts = [inner(train) for train in trains]
+    guess = [np.repeat(targets[:, train].mean(1)[:, None], len(test), 1) for train, test in zip(trains, tests)]
+    chunks = []
+    for x in chunks_of_layers(features, device, check, problems=len(targets)):
+        y = torch.from_numpy(targets.astype(np.float64)).to(x.device, x.dtype)
+        chunks.append([_one_fold(x, y, *fold, standardize) for fold in zip(trains, tests, parts)])
+    folds = [[torch.cat(same) for same in zip(*of_chunks)] for of_chunks in zip(*chunks)]
+    none, sure = np.zeros(len(features)), np.ones(len(features), dtype=bool)
+    probes = LinearProbes(folds[0][2], folds[0][3], none.astype(int), none, sure)
+    read = np.concatenate([fold[0].numpy() for fold in folds], 2).swapaxes(0, 1)
+    return HeldOutNumbers(read, np.concatenate(guess, 1), probes, np.stack([fold[1].numpy() for fold in folds]))
+
+
+def _one_fold(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    train: np.ndarray,
+    test: np.ndarray,
+    parts: Sequence[np.ndarray],
+    standardize: bool,
+) -> list[torch.Tensor]:
+    """Of x [b, n, d] and y [m, n]: what is read in the rows `test`, [b, m, rows]; the penalty [b], coefficients [b, d]
+    and intercept [b] of the first target. On the CPU."""
+    inside, own = x[:, train], y[:, train]
+    alpha = _best_penalty(inside, own, parts, standardize)
+    axes = _Axes.of(inside, own, standardize)
+    solution = axes.solved(alpha)
+    read = axes.read(solution, x[:, test])
+    w = torch.bmm(axes.basis, solution[..., :1]).squeeze(-1) / axes.scale
+    return on_host(read, alpha[:, 0], w, axes.centre[0] - (w * axes.mean).sum(-1))
 
 
 def _best_penalty(x: torch.Tensor, y: torch.Tensor, parts: Sequence[np.ndarray], standardize: bool) -> torch.Tensor:
-    """The penalty of each target [m] with the least squared error over `parts` of the rows x [n, d], y [m, n]."""
-    scale = spread_of((x - x.mean(0))[None], x.mean(0)[None])[0] if standardize else 1.0
-    unit = ((x - x.mean(0)) / scale).square().sum(1).mean().clamp(min=1e-300)
-    grid = [float(unit) * penalty for penalty in PENALTIES]
-    errors = torch.zeros(len(grid), len(y), dtype=y.dtype, device=y.device)
+    """The penalty of each layer and target [b, m] with the least squared error over `parts` of the rows x [b, n, d], y
+    [m, n]."""
+    mean = x.mean(1)
+    centred = x - mean[:, None]
+    if standardize:
+        centred = centred / spread_of(centred, mean, x.shape[1])[:, None]
+    unit = centred.square().sum(2).mean(1).clamp(min=torch.finfo(x.dtype).tiny)
+    grid = torch.tensor(PENALTIES, dtype=x.dtype).to(x.device) * unit[:, None]
+    errors = x.new_zeros(len(PENALTIES), len(x), len(y))
     for part in parts:
-        rest = np.delete(np.arange(len(x)), part)
-        axes = _Axes.of(x[rest], y[:, rest], standardize)
-        for k, alpha in enumerate(grid):
-            w, b = axes.solved(torch.full((len(y),), alpha, dtype=y.dtype, device=y.device))
-            errors[k] += (y[:, part] - w @ x[part].T - b[:, None]).square().sum(1)
-    return torch.tensor(grid, dtype=y.dtype, device=y.device)[errors.argmin(0)]
+        rest = np.delete(np.arange(x.shape[1]), part)
+        axes = _Axes.of(x[:, rest], y[:, rest], standardize)
+        places = axes.places(x[:, part])
+        off = y[:, part] - axes.centre[:, None]
+        for k in range(len(PENALTIES)):
+            errors[k] += (off - torch.bmm(places, axes.solved(grid[:, k, None])).mT).square().sum(2)
+    return grid.gather(1, errors.argmin(0))
 
 
 @dataclass(frozen=True, eq=False)
 class _Axes:
-    """Centred rows in their principal axes: weights are `basis` [d, r] · `right` [r, m] / (`values` [r] + alpha)."""
+    """Centred rows in their principal axes: a solution is `right` [b, r, m] / (`values` [b, r] + alpha), weights are
+    `basis` [b, d, r] times it over `scale` [b, d]; `mean` [b, d] of the rows, `centre` [m] of the targets."""
 
     basis: torch.Tensor
     values: torch.Tensor
@@ -106,18 +120,25 @@ class _Axes:
 
     @classmethod
     def of(cls, x: torch.Tensor, y: torch.Tensor, standardize: bool) -> _Axes:
-        """Of rows x [n, d] and targets y [m, n], by whichever of the two products is smaller."""
-        mean, centre = x.mean(0), y.mean(1)
-        x = x - mean
-        scale = spread_of(x[None], mean[None])[0] if standardize else torch.ones_like(mean)
-        x, off = x / scale, (y - centre[:, None]).T
-        wide = x.shape[0] < x.shape[1]
-        values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-        basis = x.T @ vectors if wide else vectors
-        right = vectors.T @ off if wide else vectors.T @ (x.T @ off)
+        """Of rows x [b, n, d] and targets y [m, n], by whichever of the two products is smaller."""
+        mean, centre = x.mean(1), y.mean(1)
+        x = x - mean[:, None]
+        scale = spread_of(x, mean, x.shape[1]) if standardize else torch.ones_like(mean)
+        x, off = x / scale[:, None], (y - centre[:, None]).T.expand(len(x), -1, -1)
+        wide = x.shape[1] < x.shape[2]
+        values, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
+        basis = x.mT @ vectors if wide else vectors
+        right = vectors.mT @ off if wide else vectors.mT @ (x.mT @ off)
         return cls(basis, values.clamp(min=0), right, scale, mean, centre)
 
-    def solved(self, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights [m, d] and intercepts [m] for the penalties alpha [m]."""
-        w = (self.basis @ (self.right / (self.values[:, None] + alpha))).T / self.scale
-        return w, self.centre - w @ self.mean
+    def solved(self, alpha: torch.Tensor) -> torch.Tensor:
+        """The solution [b, r, m] for the penalties alpha [b, m] (or [b, 1])."""
+        return self.right / (self.values[..., None] + alpha[:, None])
+
+    def places(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows x [b, rows, d] along the axes, [b, rows, r]."""
+        return torch.bmm((x - self.mean[:, None]) / self.scale[:, None], self.basis)
+
+    def read(self, solution: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """What a solution reads in rows x [b, rows, d]: [b, m, rows]."""
+        return torch.bmm(self.places(x), solution).mT + self.centre[:, None]

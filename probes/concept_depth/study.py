@@ -16,8 +16,6 @@ from probes.concept_depth import (
     control_tasks,
     layer_curves,
     linear_probe,
-    mean_difference,
-    multinomial_probe,
 )
 from probes.concept_depth.above_chance import above_chance
 from probes.concept_depth.causal import CAUSAL, asked_of, causal_check
@@ -27,6 +25,8 @@ from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.config import FEW, FEW_GROUPS, OFTEN, Config
 from probes.concept_depth.depth_points import DEPTH, control_table, row_of_points
 from probes.concept_depth.directions import coefficients
+from probes.concept_depth.held_out import FITS, Fit, courses_of, folds_of, held_out_of, score_held_out, solve
+from probes.concept_depth.label_shuffles import arrangements
 from probes.concept_depth.layer_features import layer_features
 from probes.concept_depth.number_measures import NUMBERS
 from probes.concept_depth.number_points import NUMBER_DEPTH
@@ -66,30 +66,31 @@ def study(
     warn_of_few(concept, len(rows), n, folds=config.split == "kfold", context=context)
 
     fit = fitter(config, model.device, context, classes=k)
-    score = partial(layer_curves.score_held_out, features, tests=tests)
+    others = layer_curves.shuffled_labels(
+        labels, tests, units, shuffles=config.shuffles, rng=context.rng(f"shuffle {concept.name}")
+    )
+    drawn = control_tasks.drawn_tasks(
+        control_tasks.types_of(concept),
+        tasks=config.control_tasks,
+        rng=context.rng(f"control tasks {concept.name}"),
+        classes=k,
+    )
     with stage("probes"):
-        held_out = score(labels, fit=fit)
+        problems = [problem for own in (labels, *others) for problem in folds_of(own, tests)] + drawn
+        solved = solve(features, problems, fit, told=lambda done: context.progress(done, len(problems)))
+        held_out = held_out_of(solved, len(tests))
     layer_curves.warn_of_what_did_not_converge(held_out, concept.name, condition, context)
     rng = context.rng(f"bootstrap {concept.name}")
     curve = layer_curves.measured(held_out.scores, truth, clusters, tests, draws=config.draws, rng=rng)
     parts = picking_parts(truth, clusters if by_group else None, tests, context.rng(f"halves {concept.name}"))
     with stage("shuffled labels"):
-        control = layer_curves.shuffled_courses(
-            partial(score, fit=fit),
-            labels,
-            tests,
-            parts,
-            units,
-            model.n_layers,
-            shuffles=config.shuffles,
-            rng=context.rng(f"shuffle {concept.name}"),
-            told=lambda done: context.progress(done, config.shuffles),
-        )
+        _, *courses = courses_of(solved.scores[: len(problems) - len(drawn)], len(tests))
+        ways = arrangements(labels, tests, units)
+        control = layer_curves.control_of(courses, [own[rows] for own in others], parts, ways, model.n_layers, k)
     context.check()
     scaled = partial(on_the_scale_of_two, classes=k)
     judged = above_chance(scaled(curve.value["balanced_accuracy"]), scaled(control.balanced), control.ways)
-    with stage("control tasks"):
-        tasks = _control_tasks(concept, features, fit, config, context)
+    tasks = control_tasks.task_accuracies(solved.scores[len(problems) - len(drawn) :], drawn, model.n_layers)
     selective = control_tasks.selectivity(curve.value["accuracy"], curve.low["accuracy"], curve.high["accuracy"], tasks)
     resampled = None if curve.resampled is None else scaled(curve.resampled)
     points = row_of_points(scaled(curve.value["accuracy"]), resampled, scaled(control.accuracy), judged)
@@ -124,7 +125,10 @@ def study(
             where,
             config.c_path,
             lambda c: class_measures.metrics(
-                score(labels, fit=fitter(replace(config, c=c), model.device, context, classes=k)).scores, truth
+                score_held_out(
+                    features, labels, tests, fit=fitter(replace(config, c=c), model.device, context, classes=k)
+                ).scores,
+                truth,
             ),
         ),
         "classes": class_table(where, concept, held_out.scores, truth, clusters, tests, control)
@@ -159,36 +163,19 @@ def stage_weights(
     passes *= 1 + 2 * len(config.steer)
     return {
         "activations": read,
-        "probes": 3 * fit,
-        "shuffled labels": config.shuffles * fit,
-        "control tasks": config.control_tasks * fit,
+        "probes": (3 + config.shuffles + config.control_tasks / max(1, folds)) * fit,
+        "shuffled labels": 0.02 * config.shuffles * fit,
         "causal check": passes * held_out if clean and concept.answers is not None else 0,
         "the rest": (len(config.c_path) + config.transfer * config.shuffles / max(1, folds)) * fit,
     }
 
 
-def fitter(config: Config, device: torch.device, context: Context, *, classes: int = 2) -> layer_curves.Fit:
-    """The classifier that the config asks for, of so many classes: a probe a layer of features and labels."""
+def fitter(config: Config, device: torch.device, context: Context, *, classes: int = 2) -> Fit:
+    """The classifier that the config asks for, of so many classes: probes of every layer for several problems."""
     options: dict[str, Any] = {"standardize": config.standardize, "device": device, "check": context.check}
-    if config.classifier == "mean_difference":
-        return partial(mean_difference.fit if classes == 2 else mean_difference.nearest_mean, **options)
-    return partial(linear_probe.fit if classes == 2 else multinomial_probe.fit, c=config.c, **options)
-
-
-def _control_tasks(
-    concept: ConceptSet, features: list[torch.Tensor], fit: layer_curves.Fit, config: Config, context: Context
-) -> np.ndarray:
-    """Accuracy of the same probe on control tasks, [tasks, L]."""
-
-    def accuracy(labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        probes = fit([x[train] for x in features], labels[train])
-        return class_measures.right(probes.scores([x[test] for x in features]), labels[test]).mean(1)
-
-    types = control_tasks.types_of(concept)
-    rng = context.rng(f"control tasks {concept.name}")
-    return control_tasks.task_accuracies(
-        accuracy, types, len(features), tasks=config.control_tasks, rng=rng, classes=len(concept.classes)
-    )
+    if config.classifier == "logistic":
+        options["c"] = config.c
+    return partial(FITS[config.classifier][classes > 2], **options)
 
 
 def warn_of_few(concept: ConceptSet, rows: int, n: int, *, folds: bool, context: Context) -> None:

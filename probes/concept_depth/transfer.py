@@ -16,9 +16,9 @@ import torch
 
 from probes.concept_depth.above_chance import above_chance
 from probes.concept_depth.concept_sets import ConceptSet
-from probes.concept_depth.directions import coefficients
+from probes.concept_depth.held_out import Fit
 from probes.concept_depth.label_shuffles import arrangements, shuffle
-from probes.concept_depth.layer_curves import Fit, measured
+from probes.concept_depth.layer_curves import measured
 from probes.concept_depth.linear_probe import metrics
 
 TRANSFER = {
@@ -48,7 +48,9 @@ def fitted_on_all(
     (within its groups `units`)."""
     whole = [np.arange(len(labels))]
     others = [shuffle(labels, whole, units, rng) for _ in range(shuffles)]
-    return np.stack([coefficients(fit(features, own)) for own in (labels, *others) if len(set(own)) == 2])
+    drawn = np.stack([own for own in (labels, *others) if len(set(own)) == 2])
+    found = fit(features, drawn, np.ones(drawn.shape, dtype=bool))
+    return np.concatenate([found.coef[:, :, 0].numpy(), found.intercept.numpy()], axis=-1)
 
 
 def transfer_table(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from probes.concept_depth import linear_probe
 from probes.concept_depth.concept_sets import ConceptSet
-from probes.concept_depth.control_tasks import selectivity, task_accuracies, types_of
+from probes.concept_depth.control_tasks import drawn_tasks, selectivity, task_accuracies, types_of
+from probes.concept_depth.held_out import solve
 
 
 def concept_of(texts, groups=None, template="{text}"):
@@ -35,13 +35,11 @@ def test_a_control_task_is_learned_by_heart_or_not_at_all(knows, expected):
         x = rng.standard_normal((20, 30))[types] * 4 + 0.3 * x
     features = [torch.tensor(x)]
 
-    def accuracy(labels, train, test):
-        assert set(types[test]) <= set(types[train]) and not set(train) & set(test)
-        assert all(len(set(labels[types == t])) == 1 for t in set(types)) and labels.mean() == 0.5
-        probes = linear_probe.fit([f[train] for f in features], labels[train])
-        return ((probes.scores([f[test] for f in features]) > 0) == (labels[test] == 1)).mean(1)
-
-    found = task_accuracies(accuracy, types, 1, tasks=20, rng=rng)
+    tasks = drawn_tasks(types, tasks=20, rng=rng)
+    for task in tasks:
+        assert set(types[task.test]) <= set(types[task.train]) and not set(task.train) & set(task.test)
+        assert all(len(set(task.labels[types == t])) == 1 for t in set(types)) and task.labels.mean() == 0.5
+    found = task_accuracies(solve(features, tasks).scores, tasks, 1)
     assert found.shape == (20, 1) and abs(found.mean() - expected) < 0.06
 
 

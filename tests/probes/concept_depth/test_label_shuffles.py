@@ -8,8 +8,8 @@ import torch
 
 from probes.concept_depth import linear_probe
 from probes.concept_depth.concept_sets import ConceptSet
+from probes.concept_depth.held_out import score_held_out
 from probes.concept_depth.label_shuffles import arrangements, shuffle
-from probes.concept_depth.layer_curves import score_held_out
 from probes.concept_depth.set_splits import split
 
 

@@ -18,6 +18,8 @@ from probes.concept_depth.chosen_sets import read_sets
 from probes.concept_depth.class_measures import on_the_scale_of_two
 from probes.concept_depth.concept_sets import ConceptSet
 from probes.concept_depth.depth_points import points
+from probes.concept_depth.held_out import courses_of, folds_of, solve
+from probes.concept_depth.label_shuffles import arrangements
 from probes.concept_depth.set_splits import split
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -254,14 +256,13 @@ def test_labels_of_groups_that_say_nothing_are_above_chance_in_one_set_in_twenty
         tests, by_group = split(concept, "kfold", folds=3, rng=rng)
         assert by_group
 
-        def fit(own, features=features, tests=tests):
-            return layer_curves.score_held_out(features, own, tests, fit=mean_difference.nearest_mean)
-
-        scores = fit(labels).scores
+        others = layer_curves.shuffled_labels(labels, tests, groups, shuffles=20, rng=rng)
+        problems = [problem for own in (labels, *others) for problem in folds_of(own, tests)]
+        scores, *courses = courses_of(solve(features, problems, mean_difference.nearest_means).scores, len(tests))
         value = class_measures.metrics(scores, labels[np.concatenate(tests)])["balanced_accuracy"]
-        control = layer_curves.shuffled_courses(
-            fit, labels, tests, [np.arange(45), np.arange(45, 90)], groups, 3, shuffles=20, rng=rng
-        )
+        rows, halves = np.concatenate(tests), [np.arange(45), np.arange(45, 90)]
+        ways = arrangements(labels, tests, groups)
+        control = layer_curves.control_of(courses, [own[rows] for own in others], halves, ways, 3, 3)
         scaled = on_the_scale_of_two(value, 3), on_the_scale_of_two(control.balanced, 3)
         found += above_chance(*scaled, control.ways).above.any()
         level.append(value.mean() - control.balanced.mean())

@@ -30,7 +30,7 @@ def table_of(sets, features, shuffles=20):
     rng = np.random.default_rng(1)
     fitted = {
         c.name: fitted_on_all(
-            features[c.name], c.labels, np.array(c.groups), linear_probe.fit, shuffles=shuffles, rng=rng
+            features[c.name], c.labels, np.array(c.groups), linear_probe.fit_many, shuffles=shuffles, rng=rng
         )
         for c in sets
     }
