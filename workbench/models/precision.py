@@ -56,12 +56,12 @@ def weight_bytes(folder: Path, dtype: str) -> int:
     return others + sum(count * (FILED[kind] if dtype == "auto" else BYTES[dtype]) for kind, count in floats.items())
 
 
-def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None) -> None:
+def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None, parts: int = 1) -> None:
     """Raise InputError, with what would fit, for weights that a device has no room for. What is spread (device
-    "auto") finds room on other devices, in memory and on disk, and is not refused."""
+    "auto") finds room on other devices, in memory and on disk, and is not refused. `parts`: over so many processes."""
     if (place := str(check_device(device))) == "auto":
         return
-    wanted = weight_bytes(folder, dtype)
+    wanted = weight_bytes(folder, dtype) // parts
     if wanted <= free_bytes(device):
         return
     devices.free_caches()  # of a model that is gone something may still be held
