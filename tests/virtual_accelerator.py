@@ -49,6 +49,7 @@ WAITS = frozenset(
     "equal allclose is_nonzero bincount repeat_interleave _linalg_check_errors linalg_eig histc".split()
 )
 FREE = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift"))
+_BY_PYTHON = torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
 # Host numbers of no dimension that are no operand of a pointwise operation, and still go with tensors of a device.
 HOST_NUMBERS = frozenset(("masked_fill", "masked_fill_", "fill_", "index_put", "index_put_", "_index_put_impl_"))
 
@@ -398,6 +399,7 @@ class _Operation:
     view: bool
     composite: bool  # is made of others, which are run and counted one by one
     pointwise: bool
+    reshapes: bool  # in place, and writes no number: squeeze_, t_
     written: tuple[tuple[int, str], ...]  # arguments that it writes to, by place and by name
     returned: tuple[int, ...]  # for each result that is an argument written to, which of `written`
 
@@ -421,6 +423,7 @@ def _operation(op: Any) -> _Operation:
         view=op.is_view,
         composite=torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"),
         pointwise=torch.Tag.pointwise in op.tags,
+        reshapes=torch.Tag.inplace_view in op.tags,
         written=tuple((place, argument.name) for place, argument in written),
         returned=tuple(returned),
     )
@@ -449,10 +452,10 @@ def _run(op: Any, args: tuple, kwargs: dict) -> Any:
     if known.mutable:
         given = [args[place] if place < len(args) else kwargs.get(name) for place, name in known.written]
         for tensor in tree_leaves(given):
-            if isinstance(tensor, Tensor) and (tensor.shape, tensor.stride()) != (
-                tensor.raw.shape,
-                tensor.raw.stride(),
-            ):
+            if isinstance(tensor, Tensor) and known.reshapes:
+                with torch._C._ExcludeDispatchKeyGuard(_BY_PYTHON):
+                    op(*args, **kwargs)  # PyTorch's own, on a tensor without numbers: its shape becomes that of `raw`
+            if isinstance(tensor, Tensor) and tensor.shape != tensor.raw.shape:
                 raise NotImplementedError(f"{op}: changes the shape of a tensor in place ({source_line()})")
         if known.returned:
             found = tuple(given[place] for place in known.returned)
@@ -469,7 +472,7 @@ def _compute(op: Any, known: _Operation, args: tuple, kwargs: dict, index: int |
     """The operation on raw tensors, counted, and recorded where a graph is captured."""
     if known.name in WAITS or _waits_for_a_mask(known, args):
         _wait(known.name, index=index)
-    elif not known.view and known.name not in FREE:
+    elif not (known.view or known.reshapes) and known.name not in FREE:
         if recording() is None:
             count("launch", known.name)
     raw_args = tuple(_raw(x) for x in args)
@@ -749,6 +752,7 @@ def _pinning(make: Any) -> Any:
         out = make(*args, **kwargs)
         return _pin(out) if pin_memory else out
 
+    torch.jit._builtins._register_builtin(made, f"aten::{make.__name__}")  # for functions that are scripted meanwhile
     return made
 
 
