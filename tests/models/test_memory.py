@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from tests import virtual_accelerator as va
 from tests.support.architectures import CONFIGS
+from workbench.engine.capture import capture
 from workbench.engine.hf import stream
 from workbench.models import memory
 from workbench.models.attention import NAME
@@ -84,7 +85,8 @@ def test_a_batch_takes_its_share_of_what_is_free_at_least_a_row_and_not_without_
     assert memory.tokens_that_fit(of, round(7.5 * row / memory.SHARE), **asked) == 7 * 64
     assert memory.tokens_that_fit(of, 0, **asked) == 64
     assert memory.tokens_that_fit(of, 10**15, **asked) == memory.MORE * 640
-    assert memory.tokens_that_fit(of, round(7.5 * row / memory.SHARE), **(asked | {"caches": True})) < 7 * 64
+    for more in ({"caches": True}, {"captured": row}):
+        assert memory.tokens_that_fit(of, round(7.5 * row / memory.SHARE), **(asked | more)) < 7 * 64
 
 
 def test_batches_on_an_accelerator_are_as_large_as_its_memory_allows_and_on_a_cpu_as_ever(monkeypatch):
@@ -96,15 +98,17 @@ def test_batches_on_an_accelerator_are_as_large_as_its_memory_allows_and_on_a_cp
         model.hf.to("virtual")
         try:
             free = module.mem_get_info()[0]
-            row = model._footprint.activations(1, 64) + model._footprint.positions(1)
+            row = model._footprint.activations(1, 64) + model._footprint.positions(1) + 4 * 128
             fits = int(memory.SHARE * free / row)
             assert 1 < fits < 40
             sizes = [len(rows) for rows, _, _ in stream(model, ids, ["resid_post.1"])]
             assert sizes[0] == fits  # none ran out of memory and was halved
+            found = capture(model, ids, ["resid_post.1"], positions="all")["resid_post.1"]
             with pytest.raises(torch.OutOfMemoryError):
                 module_pass(model, ids * 8)
         finally:
             model.hf.to("cpu")
+    torch.testing.assert_close(found, capture(model, ids, ["resid_post.1"], positions="all")["resid_post.1"])
 
 
 def module_pass(model, ids) -> None:

@@ -130,11 +130,13 @@ def usual_tokens(place: str) -> int:
     return CPU_TOKENS * min(torch.get_num_threads(), 8) if place.startswith("cpu") else READ_TOKENS
 
 
-def tokens_that_fit(of: Footprint, free: int, *, longest: int, usual: int, caches: bool) -> int:
+def tokens_that_fit(
+    of: Footprint, free: int, *, longest: int, usual: int, caches: bool = False, captured: int = 0
+) -> int:
     """How many tokens of rows of `longest` tokens go into one batch where so many bytes are free: what SHARE of them
     holds, at least one row and at most MORE times the `usual` ones. `caches`: keys and values are kept, and statistics
-    taken of the scores."""
-    row = of.activations(1, longest) + of.positions(1, copies=STEP if caches else 1)
+    taken of the scores; `captured` numbers are kept of each row."""
+    row = 4 * captured + of.activations(1, longest) + of.positions(1, copies=STEP if caches else 1)
     row += of.cache(1, longest) if caches else 0
     return max(longest, min(MORE * usual, int(SHARE * free / max(1, row)) * longest))
 
