@@ -9,7 +9,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from tests import virtual_accelerator as va
 from tests.support.architectures import CONFIGS
 from workbench.engine.capture import capture
+from workbench.engine.draws import row_keys, step_keys
 from workbench.engine.hf import stream
+from workbench.engine.sampling import Rule, step
 from workbench.models import memory
 from workbench.models.attention import NAME
 from workbench.models.loading import load, wrap
@@ -76,6 +78,13 @@ def test_scores_of_positions_are_counted_in_the_models_dtype_and_in_float32():
     of, real = made("llama", torch.bfloat16)
     scores = real(input_ids=torch.zeros(1, 5, dtype=torch.long)).logits
     assert of.positions(5) == scores.nbytes + scores.float().nbytes
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(top_p=0.9), Rule(temperature=0.7, top_p=0.9)])
+def test_the_statistics_of_a_step_hold_no_more_copies_of_its_scores_than_are_counted(rule):
+    scores = torch.randn(32, 32000, generator=torch.Generator().manual_seed(0))  # flat: what takes most
+    keys = step_keys(row_keys(0, list(range(32)), [0] * 32, device="cpu"), 0)
+    assert 2 * scores.nbytes < allocated(lambda: step(scores, rule, keys=keys)) <= memory.STEP * scores.nbytes
 
 
 def test_a_batch_takes_its_share_of_what_is_free_at_least_a_row_and_not_without_end():

@@ -28,7 +28,7 @@ FUSED = "workbench_shapes"  # an attention kernel that gives a tensor of the rig
 SHARE = 0.5  # of what is free, that the batches of an accelerator may take
 READ_TOKENS, CPU_TOKENS = 16384, 768  # of a batch that is read: on an accelerator, and on a CPU for each thread
 MORE = 4  # times as many tokens as usual go into one batch where there is room: beyond, nothing gets faster
-STEP = 10  # float32 copies of the scores that the statistics of a decoding step hold at once
+STEP = 17  # float32 copies of the scores that the statistics of a decoding step hold at once, at most
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from workbench.core.errors import InputError
 from workbench.models import devices
-from workbench.models.files import stored_numbers
+from workbench.models.files import read_part, stored_numbers
 from workbench.models.load_options import AUTOMATIC, check_device
 from workbench.models.size import BYTES
 
@@ -93,9 +93,13 @@ def free_bytes(device: Any = None) -> int:
 
 
 def _as_stored(folder: Path) -> str:
-    """The name of the format that most of a folder's numbers are in; "auto" for one that is no plain format."""
-    stored = stored_numbers(folder)
-    return STORED.get(max(stored, key=lambda kind: stored[kind]), "auto") if stored else "float32"
+    """The name of the format that most of a folder's numbers are in, or of which its config.json says so where there
+    are no weights yet; "auto" for one that is no plain format."""
+    if stored := stored_numbers(folder):
+        return STORED.get(max(stored, key=lambda kind: stored[kind]), "auto")
+    config = read_part(folder / "config.json", folder.name)
+    said = config.get("dtype") or config.get("torch_dtype")
+    return said if said in BYTES else "float32"
 
 
 def _said(size: float) -> str:
