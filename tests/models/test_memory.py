@@ -8,7 +8,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from tests import virtual_accelerator as va
 from tests.support.architectures import CONFIGS
+from workbench.engine.capture import capture
+from workbench.engine.draws import row_keys, step_keys
 from workbench.engine.hf import stream
+from workbench.engine.sampling import Rule, step
 from workbench.models import memory
 from workbench.models.attention import NAME
 from workbench.models.loading import load, wrap
@@ -77,6 +80,13 @@ def test_scores_of_positions_are_counted_in_the_models_dtype_and_in_float32():
     assert of.positions(5) == scores.nbytes + scores.float().nbytes
 
 
+@pytest.mark.parametrize("rule", [Rule(), Rule(top_p=0.9), Rule(temperature=0.7, top_p=0.9)])
+def test_the_statistics_of_a_step_hold_no_more_copies_of_its_scores_than_are_counted(rule):
+    scores = torch.randn(32, 32000, generator=torch.Generator().manual_seed(0))  # flat: what takes most
+    keys = step_keys(row_keys(0, list(range(32)), [0] * 32, device="cpu"), 0)
+    assert 2 * scores.nbytes < allocated(lambda: step(scores, rule, keys=keys)) <= memory.STEP * scores.nbytes
+
+
 def test_a_batch_takes_its_share_of_what_is_free_at_least_a_row_and_not_without_end():
     of, _ = made("llama")
     row = of.activations(1, 64) + of.positions(1)
@@ -84,7 +94,8 @@ def test_a_batch_takes_its_share_of_what_is_free_at_least_a_row_and_not_without_
     assert memory.tokens_that_fit(of, round(7.5 * row / memory.SHARE), **asked) == 7 * 64
     assert memory.tokens_that_fit(of, 0, **asked) == 64
     assert memory.tokens_that_fit(of, 10**15, **asked) == memory.MORE * 640
-    assert memory.tokens_that_fit(of, round(7.5 * row / memory.SHARE), **(asked | {"caches": True})) < 7 * 64
+    for more in ({"caches": True}, {"captured": row}):
+        assert memory.tokens_that_fit(of, round(7.5 * row / memory.SHARE), **(asked | more)) < 7 * 64
 
 
 def test_batches_on_an_accelerator_are_as_large_as_its_memory_allows_and_on_a_cpu_as_ever(monkeypatch):
@@ -96,15 +107,17 @@ def test_batches_on_an_accelerator_are_as_large_as_its_memory_allows_and_on_a_cp
         model.hf.to("virtual")
         try:
             free = module.mem_get_info()[0]
-            row = model._footprint.activations(1, 64) + model._footprint.positions(1)
+            row = model._footprint.activations(1, 64) + model._footprint.positions(1) + 4 * 128
             fits = int(memory.SHARE * free / row)
             assert 1 < fits < 40
             sizes = [len(rows) for rows, _, _ in stream(model, ids, ["resid_post.1"])]
             assert sizes[0] == fits  # none ran out of memory and was halved
+            found = capture(model, ids, ["resid_post.1"], positions="all")["resid_post.1"]
             with pytest.raises(torch.OutOfMemoryError):
                 module_pass(model, ids * 8)
         finally:
             model.hf.to("cpu")
+    torch.testing.assert_close(found, capture(model, ids, ["resid_post.1"], positions="all")["resid_post.1"])
 
 
 def module_pass(model, ids) -> None:

@@ -123,7 +123,9 @@ def shards(
     if alike:
         plan = [list(range(start, min(start + ALIKE, len(ids)))) for start in range(0, len(ids), ALIKE)]
     else:
-        plan = batches(request.lengths, max_tokens=run.max_tokens or READ, max_rows=run.max_rows or ROWS)
+        kept = (max(request.lengths) if positions == "all" else 1) * sum(map(model.site_size, wanted))
+        tokens = model.planned_tokens(READ, longest=max(request.lengths), captured=kept)
+        plan = batches(request.lengths, max_tokens=run.max_tokens or tokens, max_rows=run.max_rows or ROWS)
     done = 0
     for rows, found in zip(plan, compute(plan)):
         done += len(rows)

@@ -60,6 +60,8 @@ def stream(
         found.append(({site: seen[site] for site in wanted}, batch))
 
     lengths = [len(row) for row in ids]
-    tokens = model.planned_tokens(READ, longest=max(lengths))
+    each = max(lengths) if positions == "all" else 1
+    kept = each * sum(map(model.site_size, wanted))
+    tokens = model.planned_tokens(READ, longest=max(lengths), captured=kept)
     for indices in run.batches(lengths, step, tokens=tokens, rows=model.rows_at_once(lengths, run.max_rows or ROWS)):
         yield indices, *found[0]

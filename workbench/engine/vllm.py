@@ -167,7 +167,7 @@ class Writer:
 
 
 def _move(model: Model, device: torch.device) -> None:
-    hf: torch.nn.Module = model.hf
+    hf: Any = model.hf
     hf.to(device)
 
 

@@ -144,6 +144,7 @@ _NEEDED = {
     "mlp_out": ("stream_adds_up",),
     "resid_mid": ("stream_adds_up",),
     "head_out": ("heads_apart",),
+    "mlp_hidden": ("neurons_whole",),
 }
 
 

@@ -19,6 +19,7 @@ class ModelFacts:
     stream_adds_up: Layers = field(default_factory=dict)  # a block adds its attention's and its MLP's output, no more
     heads_apart: Layers = field(default_factory=dict)  # the output projection reads what each head said, head by head
     heads_add_up: Layers = field(default_factory=dict)  # the output projection is a sum over heads
+    neurons_whole: Layers = field(default_factory=dict)  # this process holds all of them
     blocks_run_once: Layers = field(default_factory=dict)  # in every pass, with a key/value cache or without
     attention_rows: Layers = field(default_factory=dict)  # rows sum to 1 over the past and mix what is put out
     attention_edits: Layers = field(default_factory=dict)  # attention goes through our function

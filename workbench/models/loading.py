@@ -7,6 +7,7 @@ out which hold for this architecture (`model.facts`), and what needs one that do
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from workbench.models.load_options import AUTOMATIC, check_device, check_dtype, 
 from workbench.models.model import DTYPES, Model
 from workbench.models.precision import check_fits, dtype_for
 from workbench.models.prompt_templates import check_date
+from workbench.models.tensor_parallel import check_tensor_parallel, restrict, tensor_parallel_options
 from workbench.models.text_side import prepends_bos
 
 if TYPE_CHECKING:
@@ -47,31 +49,38 @@ def load(
     trust_remote_code: bool = False,
     adapter: str | Path | None = None,
     date: str | datetime.date | None = None,
+    tp_plan: str | None = None,
 ) -> Model:
     """Load a causal LM for observation.
 
     `name`: an organism, a local folder in Hugging Face format, or a hub id (`revision` is the hub's). `dtype`:
     "float32", "bfloat16", "float16", "float64" or "auto" (as stored); by default float32 on a CPU and as stored on an
     accelerator (`precision.dtype_for`). `device`: "cpu", "cuda", "cuda:1", or "auto" to spread it with accelerate; None
-    takes a GPU if there is one. `adapter`: a folder of peft's, merged into
-    the weights. `date`: the day (2025-01-31) that a chat template which prints today's date is told; always the same
-    one by default. Raises InputError for a missing, incomplete, damaged or pickled model, one whose libraries are not
-    here, an architecture or adapter that does not fit, and weights that the device has no room for."""
+    takes a GPU if there is one. `tp_plan`: "auto" spreads it over the processes that torchrun started
+    (`tensor_parallel`): sites of the stream, scores and decoding, for scripts of one's own. `adapter`: a folder of
+    peft's, merged into the weights. `date`: the day (2025-01-31) that a chat template which prints today's date is
+    told; always the same one by default. Raises InputError for a missing, incomplete, damaged or pickled model, one
+    whose libraries are not here, an architecture or adapter that does not fit, and weights that the device has no room
+    for."""
     if isinstance(dtype, str):
         check_dtype(dtype)
-    device = check_device(device)
+    asked, device = device, check_device(device)
     day = read_day(date)
     folder = resolve(name, revision=revision)
     check_folder(folder, name)
+    if tp_plan is not None:
+        check_tensor_parallel(folder, name, tp_plan, device=asked, adapter=adapter)
     dtype = dtype_for(folder, device) if dtype == AUTOMATIC else dtype
-    check_fits(folder, name, dtype=str(dtype).removeprefix("torch."), device=device)
+    processes = 1 if tp_plan is None else int(os.environ["WORLD_SIZE"])
+    check_fits(folder, name, dtype=str(dtype).removeprefix("torch."), device=device, parts=processes)
     patch = None if adapter is None else read_adapter(adapter)
     before = _stamps(folder, patch)
     try:
         check_number_format(folder, name, _methods())
-        hf, info = _from_files(folder, dtype, device, trust_remote_code)
+        spread = tensor_parallel_options() if tp_plan else {"device_map": "auto"} if str(device) == "auto" else {}
+        hf, info = _from_files(folder, dtype, spread, trust_remote_code)
         check_complete(hf, info, name)
-        hf = hf if str(device) == "auto" else hf.to(device)
+        hf = hf if spread else hf.to(device)
         hf = hf if patch is None else merge(hf, patch, name=name)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         model = wrap(hf, tokenizer, name=name, revision=revision, folder=folder)
@@ -102,8 +111,8 @@ def _methods() -> list[str]:
     return list(AUTO_QUANTIZATION_CONFIG_MAPPING)
 
 
-def _from_files(folder: Path, dtype: Any, device: Any, trust_remote_code: bool) -> tuple[Any, dict]:
-    """The Hugging Face model in a folder, and what transformers says of its loading."""
+def _from_files(folder: Path, dtype: Any, spread: dict[str, Any], trust_remote_code: bool) -> tuple[Any, dict]:
+    """The Hugging Face model in a folder, and what transformers says of its loading. `spread`: over which devices."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -117,7 +126,7 @@ def _from_files(folder: Path, dtype: Any, device: Any, trust_remote_code: bool) 
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **({"device_map": "auto"} if str(device) == "auto" else {}),
+            **spread,
         )
     finally:
         logging.set_verbosity(verbosity)
@@ -159,4 +168,5 @@ def wrap(
     examine(hf, anatomy, ids)
     model = Model(hf, tokenizer, name, revision, folder, anatomy, through, prepends_bos(tokenizer))
     find_facts(model, ids, own)
+    restrict(model)
     return model

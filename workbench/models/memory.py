@@ -28,7 +28,7 @@ FUSED = "workbench_shapes"  # an attention kernel that gives a tensor of the rig
 SHARE = 0.5  # of what is free, that the batches of an accelerator may take
 READ_TOKENS, CPU_TOKENS = 16384, 768  # of a batch that is read: on an accelerator, and on a CPU for each thread
 MORE = 4  # times as many tokens as usual go into one batch where there is room: beyond, nothing gets faster
-STEP = 10  # float32 copies of the scores that the statistics of a decoding step hold at once
+STEP = 17  # float32 copies of the scores that the statistics of a decoding step hold at once, at most
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,13 @@ def usual_tokens(place: str) -> int:
     return CPU_TOKENS * min(torch.get_num_threads(), 8) if place.startswith("cpu") else READ_TOKENS
 
 
-def tokens_that_fit(of: Footprint, free: int, *, longest: int, usual: int, caches: bool) -> int:
+def tokens_that_fit(
+    of: Footprint, free: int, *, longest: int, usual: int, caches: bool = False, captured: int = 0
+) -> int:
     """How many tokens of rows of `longest` tokens go into one batch where so many bytes are free: what SHARE of them
     holds, at least one row and at most MORE times the `usual` ones. `caches`: keys and values are kept, and statistics
-    taken of the scores."""
-    row = of.activations(1, longest) + of.positions(1, copies=STEP if caches else 1)
+    taken of the scores; `captured` numbers are kept of each row."""
+    row = 4 * captured + of.activations(1, longest) + of.positions(1, copies=STEP if caches else 1)
     row += of.cache(1, longest) if caches else 0
     return max(longest, min(MORE * usual, int(SHARE * free / max(1, row)) * longest))
 

@@ -341,10 +341,10 @@ class Model(TextSide):
 
         return wanted or self.planned_tokens(usual_tokens(self.device.type), longest=LONG)
 
-    def planned_tokens(self, usual: int, *, longest: int, caches: bool = False) -> int:
+    def planned_tokens(self, usual: int, *, longest: int, caches: bool = False, captured: int = 0) -> int:
         """Tokens of one batch of rows of at most `longest` tokens: the `usual` ones on a CPU; on an accelerator what
         has room beside what is there already (`memory.tokens_that_fit`), over the devices that the model is spread
-        over. `caches`: rows are decoded, with their keys and values.
+        over. `caches`: rows are decoded, with their keys and values; `captured`: numbers kept of each row.
 
         A model whose code needs numbers to run is given the usual ones."""
         if is_cpu(self.device) or self._footprint is None:
@@ -354,7 +354,8 @@ class Model(TextSide):
 
         devices = {weight.device for weight in self.hf.parameters() if weight.device.type not in ("cpu", "meta")}
         free = min(map(free_bytes, devices)) * len(devices)
-        return tokens_that_fit(self._footprint, free, longest=longest, usual=usual, caches=caches)
+        asked = {"longest": longest, "usual": usual, "caches": caches, "captured": captured}
+        return tokens_that_fit(self._footprint, free, **asked)
 
     @cached_property
     def _footprint(self) -> Footprint | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from workbench.core.errors import InputError
 from workbench.models import devices
-from workbench.models.files import stored_numbers
+from workbench.models.files import read_part, stored_numbers
 from workbench.models.load_options import AUTOMATIC, check_device
 from workbench.models.size import BYTES
 
@@ -56,12 +56,12 @@ def weight_bytes(folder: Path, dtype: str) -> int:
     return others + sum(count * (FILED[kind] if dtype == "auto" else BYTES[dtype]) for kind, count in floats.items())
 
 
-def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None) -> None:
+def check_fits(folder: Path, name: str, *, dtype: str, device: Any = None, parts: int = 1) -> None:
     """Raise InputError, with what would fit, for weights that a device has no room for. What is spread (device
-    "auto") finds room on other devices, in memory and on disk, and is not refused."""
+    "auto") finds room on other devices, in memory and on disk, and is not refused. `parts`: over so many processes."""
     if (place := str(check_device(device))) == "auto":
         return
-    wanted = weight_bytes(folder, dtype)
+    wanted = weight_bytes(folder, dtype) // parts
     if wanted <= free_bytes(device):
         return
     devices.free_caches()  # of a model that is gone something may still be held
@@ -93,9 +93,13 @@ def free_bytes(device: Any = None) -> int:
 
 
 def _as_stored(folder: Path) -> str:
-    """The name of the format that most of a folder's numbers are in; "auto" for one that is no plain format."""
-    stored = stored_numbers(folder)
-    return STORED.get(max(stored, key=lambda kind: stored[kind]), "auto") if stored else "float32"
+    """The name of the format that most of a folder's numbers are in, or of which its config.json says so where there
+    are no weights yet; "auto" for one that is no plain format."""
+    if stored := stored_numbers(folder):
+        return STORED.get(max(stored, key=lambda kind: stored[kind]), "auto")
+    config = read_part(folder / "config.json", folder.name)
+    said = config.get("dtype") or config.get("torch_dtype")
+    return said if said in BYTES else "float32"
 
 
 def _said(size: float) -> str:

@@ -191,7 +191,15 @@ def execute(
 
 
 def _its_own(model: Any, **asked: Any) -> None:
-    """Refuse what can only be asked for when a model is loaded, where this one was loaded without it."""
+    """Refuse what can only be asked for when a model is loaded, where this one was loaded without it; and a model of
+    which other processes have a part."""
+    from workbench.models.tensor_parallel import processes_of
+
+    if (count := processes_of(getattr(model, "hf", None))) > 1:
+        raise InputError(
+            f"{model.name} is spread over {count} processes (tp_plan), and a run is made by one; load it with "
+            f"device='auto'."
+        )
     day = getattr(model, "day", None)
     adapter = getattr(model, "adapter", None)
     own = {"revision": model.revision, "adapter": adapter and str(adapter.path), "date": day and str(day)}

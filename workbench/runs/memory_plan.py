@@ -75,7 +75,8 @@ def _rows(of, now: Plan, place: str, free: int) -> int:
     decoded = SAMPLE if now.samples > 1 else DECODE
     most = now.at_once or (decoded if now.generated else usual_tokens(place))
     if not now.at_once and not place.startswith("cpu"):
-        most = tokens_that_fit(of, free, longest=now.longest, usual=most, caches=bool(now.generated))
+        asked = {"longest": now.longest, "usual": most, "captured": now.captured}
+        most = tokens_that_fit(of, free, caches=bool(now.generated), **asked)
     return max(1, min(now.prompts * now.samples, now.rows or ROWS, most // now.longest))
 
 
