@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from workbench.models.model import Model
 
 ANSWERED = 10.0  # an item that is answered, clean and in conflict, and scored
-PATCHED = 0.1  # a patch of one head, which is computed anew at the last position only
+PATCHED = (
+    0.1  # a patch of one head, or a window of layers switched off, which is computed anew at the last position only
+)
 
 
 def stage_weights(model: Model, config: Config, items: Sequence[Item]) -> dict[str, float]:
@@ -29,7 +31,7 @@ def stage_weights(model: Model, config: Config, items: Sequence[Item]) -> dict[s
         "choice of heads": selecting(config, heads, some),
         "pruning": answered_sets(config, validation, test, tried) * ANSWERED,
         "dual runs": 16 * heads * some + 24 * validation * ANSWERED if config.dual_heads else 0,
-        "flow": 3 * model.n_layers * min(config.flow_items, find) * 2,
+        "flow": PATCHED * 5 * model.n_layers * min(config.flow_items, find),
         "patched positions": 3 * 4 * model.n_layers * min(find, config.patch_items),
         "paths between heads": 3 * config.path_heads * min(validation, config.path_items) * (3 + config.path_heads),
     }

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from workbench.models import devices
+
 
 def interleaved(
     variants: dict[str, Callable[[], object]], *, rounds: int, device: str = "cpu"
@@ -16,18 +18,13 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name in list(variants) if turn % 2 else list(reversed(variants)):
-            _wait(device)
+            devices.synchronise(device)
             start = time.perf_counter()
             variants[name]()
-            _wait(device)
+            devices.synchronise(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def gemm_rate(size: int = 1024) -> float:

@@ -1,6 +1,5 @@
-"""Windows of layers switched off at the last position, against one plain pass of Hugging Face (eager, float64) for
-each,
-with hooks that set outputs to zero or cut the attention mask."""
+"""Windows of layers switched off at the last position, against one plain pass of Hugging Face for each (eager,
+float64), with hooks that set outputs to zero or cut the attention mask."""
 
 # ruff: noqa: B023 (every hook runs within the turn of the loop that made it)
 

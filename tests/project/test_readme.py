@@ -76,6 +76,13 @@ def test_the_published_table_is_that_of_the_raw_results():
     assert published == table(json.loads(RESULTS.read_text())).strip()
 
 
+def test_the_published_launches_are_those_that_were_counted():
+    from tests.benchmarks.card_run import LAUNCHES, launches_table
+
+    published = README.split("<!-- launches -->\n")[1].split("<!-- /launches -->")[0].strip()
+    assert published == launches_table(json.loads(LAUNCHES.read_text())).strip()
+
+
 def test_every_probe_is_in_the_readme():
     import probes
 
