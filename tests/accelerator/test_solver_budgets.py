@@ -1,15 +1,20 @@
 """What the linear probes ask of a device: launches that do not grow with the layers or the labellings, and hardly ever
 a wait."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
+from probes import concept_depth
 from probes.concept_depth import batched_newton, linear_probe, mean_difference, multinomial_probe, ridge_probe
 from probes.concept_depth.held_out import folds_of, solve
 from tests import virtual_accelerator as va
+from workbench.core.context import Context
+from workbench.models.loading import load
 
 COPIES = 3  # that the host waits for: features and labels to the device, what was found back
 
@@ -49,10 +54,10 @@ def test_the_host_waits_once_in_ten_steps_for_all_layers_and_labellings(virtual,
 
 def test_hard_problems_take_one_more_wait_for_ten_more_steps(virtual):
     """Separable classes and hardly a penalty: many steps."""
-    features, problems = problem()
+    features, problems = problem(layers=1)
     for x in features:
         x[:, 1] = torch.from_numpy(problems[0].labels * 2.0 - 1) * 1e-3
-    solved, counts = counted(linear_probe.fit_many, features, problems[:4], c=1e8)
+    solved, counts = counted(linear_probe.fit_many, features, problems[:2], c=1e8)
     steps = int(solved.iterations.max())
     assert steps > batched_newton.LOOK and (solved.error <= 1e-6).all()
     assert counts.waits <= math.ceil(steps / batched_newton.LOOK) + COPIES
@@ -108,3 +113,23 @@ def test_float32_stops_at_what_its_gradient_can_tell():
     assert (single.error <= linear_probe.LEAST_SINGLE).all()
     apart = (single.coef - exact.coef).flatten(2).norm(dim=-1) / exact.coef.flatten(2).norm(dim=-1)
     assert float(apart.max()) <= 2 * linear_probe.LEAST_SINGLE
+
+
+def test_a_run_has_the_tables_of_the_cpu_and_its_probes_wait_as_often_as_one_solve(virtual, tiny_llama, tmp_path):
+    rows = [{"text": f"{i}: it is {'glad' if i % 2 else 'not so'} today", "label": i % 2} for i in range(40)]
+    (tmp_path / "joy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = concept_depth.Config(shuffles=4, control_tasks=3, causal="off", draws=100)
+
+    def run(device):
+        with va.counting() as counts:
+            return concept_depth.run(
+                load(str(tiny_llama), device=device), config, Context(data=tmp_path)
+            ).tables, counts
+
+    (there, counts), (here, _) = run("virtual"), run("cpu")
+    for name in ("layers", "depth", "controls"):
+        other = here[name].drop("iterations", "error", strict=False)
+        assert_frame_equal(there[name].drop("iterations", "error", strict=False), other, abs_tol=1e-6)
+    asked = {line: n for line, n in counts.of("wait", "to_device", "to_host").items() if "concept_depth" in line}
+    looks = math.ceil(there["layers"]["iterations"].max() / batched_newton.LOOK)
+    assert 0 < sum(asked.values()) <= looks + COPIES, asked
