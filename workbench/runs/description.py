@@ -13,6 +13,7 @@ from workbench.core.errors import InputError
 from workbench.core.files import digest_path
 from workbench.core.paths import is_there, usable_path, user_path
 from workbench.core.tables import fingerprint_file, read_table
+from workbench.models import devices
 from workbench.models.load_options import AUTOMATIC, DAY
 from workbench.models.prompt_templates import uses_date
 from workbench.runs.identity import by_content, model_name, own_name
@@ -71,6 +72,7 @@ def describe_model(model: Any) -> dict[str, Any]:
         "width": model.width,
         "dtype": dtype_of(model),
         "device": str(model.device),
+        **({} if devices.is_cpu(model.device) else {"device_name": devices.name(model.device)}),
         **({"adapter": _describe_adapter(adapter)} if (adapter := getattr(model, "adapter", None)) else {}),
         **({"date": day} if (day := _template_day(model)) else {}),
     }
@@ -135,7 +137,7 @@ def command_for(
 
 def dtype_said(dtype: str | None, device: str | None) -> bool:
     """Whether a command has to name the dtype to get it: not where it is what the device takes by itself."""
-    by_itself = (None, AUTOMATIC, "float32") if (device or "").startswith("cpu") else (None, AUTOMATIC)
+    by_itself = (None, AUTOMATIC, "float32") if devices.is_cpu(device or "") else (None, AUTOMATIC)
     return dtype not in by_itself
 
 
