@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.support.device_counts import KINDS, Counts, count, counting, source_line
@@ -485,6 +486,7 @@ def present(devices: int = 1, memory: int = 16 * 2**30) -> Iterator[Any]:
         (torch.Tensor, "is_pinned", _is_pinned),
         (torch, "Generator", Generator),
     ]
+    _device_constructors()  # remembers the factories of when it is first asked: `with torch.device(…)` knows them by it
     patched += [(torch, name, _pinning(getattr(torch, name))) for name in ("empty", "zeros", "full", "empty_like")]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in patched]
     for owner, name, value in patched:

@@ -137,7 +137,7 @@ def command_for(
 
 def dtype_said(dtype: str | None, device: str | None) -> bool:
     """Whether a command has to name the dtype to get it: not where it is what the device takes by itself."""
-    by_itself = (None, AUTOMATIC, "float32") if (device or "").startswith("cpu") else (None, AUTOMATIC)
+    by_itself = (None, AUTOMATIC, "float32") if devices.is_cpu(device or "") else (None, AUTOMATIC)
     return dtype not in by_itself
 
 
