@@ -15,6 +15,7 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.models import devices
+from workbench.models.devices import widest
 
 _CPU_BYTES = 24 * 2**20  # the caches of a CPU are small
 _SHARE = 3  # of a device's free memory a third
@@ -35,11 +36,6 @@ class ManyFits:
     scores: np.ndarray
     iterations: np.ndarray
     error: np.ndarray
-
-
-def real_dtype(device: torch.device) -> torch.dtype:
-    """What is solved in: float64, or float32 on a device without."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def finite_features(features: Sequence[torch.Tensor] | torch.Tensor) -> None:
@@ -70,7 +66,7 @@ def fit_each(
     q, k = y.shape[1:]
     keep = q if keep is None else keep
     where = torch.device(device) if device is not None else features[0].device
-    real = real_dtype(where)
+    real = widest(where)
     # a scale is of the rows fitted on, so with it only problems of the same rows are solved together
     together = [np.flatnonzero(own) for own in _same_rows(fitted)] if standardize else [np.arange(q)]
     blocks = [(own, *_on(where, real, y[:, own], fitted[:, own])) for own in together]
@@ -96,13 +92,13 @@ def chunks_of_layers(
     problems: int,
 ) -> Iterator[torch.Tensor]:
     """Features [L][n, d] as many layers at a time as are solved together for so many problems, each [b, n, d] on the
-    device (default: where they are), in its `real_dtype`. `check` is called before each and may raise."""
+    device (default: where they are), in the `widest` dtype that it has. `check` is called before each and may raise."""
     where = torch.device(device) if device is not None else features[0].device
     size = _layers_at_once(where, *features[0].shape, problems)
     for start in range(0, len(features), size):
         if check is not None:
             check()
-        yield torch.stack(list(features[start : start + size])).to(where).to(real_dtype(where))
+        yield torch.stack(list(features[start : start + size])).to(where).to(widest(where))
 
 
 def _fit_block(

@@ -108,7 +108,7 @@ def test_float32_stops_at_what_its_gradient_can_tell():
     labels, fitted = problems[0].labels[None], np.ones((1, 80), dtype=bool)
     exact = linear_probe.fit_many(features, labels, fitted, tolerance=1e-10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probes.concept_depth.many_fits.real_dtype", lambda device: torch.float32)
+        patch.setattr("probes.concept_depth.many_fits.widest", lambda device: torch.float32)
         single = linear_probe.fit_many(features, labels, fitted)
     assert (single.error <= linear_probe.LEAST_SINGLE).all()
     apart = (single.coef - exact.coef).flatten(2).norm(dim=-1) / exact.coef.flatten(2).norm(dim=-1)

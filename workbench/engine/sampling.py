@@ -23,7 +23,7 @@ from workbench.engine.draws import draw
 from workbench.engine.ranking import FLOOR, TOP, Ranked, likeliest_tokens, nucleus_tokens
 from workbench.engine.rule import Rule
 from workbench.engine.truncation import Tempered, of_rule
-from workbench.models.devices import is_cpu, memory
+from workbench.models.devices import is_cpu, memory, widest
 
 FIELDS = (
     "entropy",  # nats, of the truncated distribution
@@ -70,11 +70,6 @@ def rows_at_once(device: torch.device, vocabulary: int) -> int:
     if is_cpu(device):
         return max(1, BLOCK // vocabulary)
     return max(1, memory(device)[0] // 2 // (NUMBER * vocabulary))
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """What a device adds and compares in: float64, and float32 where it has none."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _block(

@@ -91,6 +91,13 @@ def _host_memory() -> tuple[int, int]:
     return max(0, min(free, limit - used)), min(total, limit)
 
 
+def widest(device: torch.device | str) -> torch.dtype:
+    """What a device adds and compares in: float64, and float32 where it has none."""
+    import torch
+
+    return torch.float32 if str(device).startswith("mps") else torch.float64
+
+
 def synchronise(device: torch.device | str) -> None:
     """Wait until a device has done all that it was given."""
     if is_cpu(device):
