@@ -61,7 +61,7 @@ def flat(found) -> list:
 @pytest.mark.parametrize(
     "act",
     [
-        lambda m: capture(m, IDS, ["resid_pre.0", "attn_out.1", "mlp_out.1", "head_out.3"], positions="all").data,
+        lambda m: capture(m, IDS, ["resid_pre.0", "attn_out.1", "mlp_out.1", "head_out.3"], positions="all"),
         lambda m: capture(m, IDS, ["resid_post.1", "final_norm"], positions="mean", engine="nnsight"),
         lambda m: logits(m, IDS),
         lambda m: token_losses(m, IDS),
