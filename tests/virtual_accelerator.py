@@ -27,267 +27,36 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from tests.support.device_counts import KINDS, Counts, count, counting, source_line
-from tests.support.device_graphs import Graph, graph, not_captured, recording
+from tests.support.device_graphs import Graph, not_captured, recording
+from tests.support.device_operations import FREE, HOST_NUMBERS, INDEXED, WAITS, Operation, known_of, waits_for_a_mask
+from tests.support.virtual_device import (
+    NAME,
+    Allocation,
+    Device,
+    Event,
+    Stream,
+    allocation_of,
+    at,
+    device_at,
+    devices_here,
+    host_waits,
+    index_of,
+)
 
 __all__ = ["KINDS", "Counts", "Event", "Generator", "Graph", "Stream", "Tensor", "counting", "present"]
 
-NAME = "virtual"
 CPU = torch.device("cpu")
 aten = torch.ops.aten
-# What the host must know before it goes on: a number, or how long a result is. CUDA's own list.
-WAITS = frozenset(
-    "_local_scalar_dense nonzero masked_select unique_dim _unique _unique2 unique_consecutive unique_dim_consecutive "
-    "equal allclose is_nonzero bincount repeat_interleave _linalg_check_errors linalg_eig histc".split()
-)
-FREE = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift"))
-# Host numbers of no dimension that are no operand of a pointwise operation, and still go with tensors of a device.
-HOST_NUMBERS = frozenset(("masked_fill", "masked_fill_", "fill_", "index_put", "index_put_", "_index_put_impl_"))
-
-
-# The device: how many there are, what they hold, what they have been given to do
-
-
-@dataclass
-class _Device:
-    """One virtual device: bytes held, and the copies that nothing has waited for yet, by stream."""
-
-    limit: int
-    held: int = 0
-    peak: int = 0
-    pending: dict[int, list[Any]] = field(default_factory=dict)
-
-    def settle(self, stream: int | None = None) -> None:
-        """All that this stream (None: any) was given is done: copies have their numbers now."""
-        for key in list(self.pending) if stream is None else [stream]:
-            for done in self.pending.pop(key, []):
-                done()
-
-
-_devices: list[_Device] = []
-_current = [0, 0]  # index of the device, number of the stream
-_storages: weakref.WeakValueDictionary[int, _Allocation] = weakref.WeakValueDictionary()
+_BY_PYTHON = torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
 _generators: weakref.WeakValueDictionary[int, Generator] = weakref.WeakValueDictionary()  # by address: operations get
 # another Python object for the same generator
 _pinned: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-
-
-class _Allocation:
-    """The bytes of one storage, held until no tensor is over it."""
-
-    def __init__(self, storage: Any, index: int) -> None:
-        self.device = None
-        device, self.nbytes, self.index = _device(index), storage.nbytes(), index
-        if device.held + self.nbytes > device.limit:
-            raise torch.OutOfMemoryError(
-                f"{NAME} out of memory. Tried to allocate {self.nbytes} bytes; {NAME}:{index} has {device.limit} "
-                f"bytes, of which {device.limit - device.held} are free. ({source_line()})"
-            )
-        self.device = device
-        device.held += self.nbytes
-        device.peak = max(device.peak, device.held)
-
-    def __del__(self) -> None:
-        if self.device is not None:
-            self.device.held -= self.nbytes
-
-
-def _device(index: int | None = None) -> _Device:
-    index = _current[0] if index is None else index
-    if not 0 <= index < len(_devices):
-        raise RuntimeError(f"{NAME}: invalid device ordinal {index}; {len(_devices)} are present ({source_line()})")
-    return _devices[index]
-
-
-def _index(device: Any = None) -> int:
-    """The index of a device given as torch takes one: None, 1, "virtual:1", torch.device("virtual")."""
-    index = device if isinstance(device, int) or device is None else torch.device(device).index
-    return _current[0] if index is None else index
-
-
-def _wait(what: str, kind: str = "wait", index: int | None = None) -> None:
-    """The host waits for the stream that it is on."""
-    not_captured(what)
-    count(kind, what)
-    _device(index).settle(_current[1])
-
-
-class Stream:
-    """A queue of work. All of them run at once here: what matters is which copies have been waited for."""
-
-    _numbers = iter(range(1, 1 << 62))
-
-    def __init__(self, device: Any = None, priority: int = 0) -> None:
-        self.index, self.number = _index(device), next(self._numbers)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(NAME, self.index)
-
-    def synchronize(self) -> None:
-        not_captured("Stream.synchronize")
-        count("wait", "Stream.synchronize")
-        _device(self.index).settle(self.number)
-
-    def record_event(self, event: Event | None = None) -> Event:
-        event = Event() if event is None else event
-        event.record(self)
-        return event
-
-    def wait_event(self, event: Event) -> None:
-        self._after(event.before)
-
-    def wait_stream(self, stream: Stream) -> None:
-        self._after(_device(stream.index).pending.get(stream.number, []))
-
-    def _after(self, copies: list[Any]) -> None:
-        """Whoever waits for this stream waits for these copies too."""
-        _device(self.index).pending.setdefault(self.number, []).extend(copies)
-
-
-class Event:
-    """A point in a stream: `synchronize` waits for what the stream was given before it, and for nothing else."""
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
-        self.before: list[Any] = []
-
-    def record(self, stream: Stream | None = None) -> None:
-        index, number = (stream.index, stream.number) if stream is not None else tuple(_current)
-        self.before = list(_device(index).pending.get(number, []))
-
-    def wait(self, stream: Stream | None = None) -> None:
-        (stream or current_stream()).wait_event(self)
-
-    def query(self) -> bool:
-        self._done()
-        return True
-
-    def synchronize(self) -> None:
-        not_captured("Event.synchronize")
-        count("event_wait", "Event.synchronize")
-        self._done()
-
-    def _done(self) -> None:
-        for done in self.before:
-            done()
-        self.before = []
-
-
-def current_stream(device: Any = None) -> Stream:
-    stream = Stream.__new__(Stream)
-    stream.index, stream.number = _index(device), _current[1]
-    return stream
-
-
-class _Module:
-    """What `torch.virtual` answers."""
-
-    Stream, Event, Graph, CUDAGraph = Stream, Event, Graph, Graph
-    graph, current_stream = staticmethod(graph), staticmethod(current_stream)
-
-    def is_available(self) -> bool:
-        return bool(_devices)
-
-    def is_initialized(self) -> bool:
-        return bool(_devices)
-
-    def device_count(self) -> int:
-        return len(_devices)
-
-    def current_device(self) -> int:
-        return _current[0]
-
-    def set_device(self, device: Any) -> None:
-        _device(_index(device))
-        _current[0] = _index(device)
-
-    @contextmanager
-    def device(self, device: Any) -> Iterator[None]:
-        before, _current[0] = _current[0], _index(device)
-        try:
-            yield
-        finally:
-            _current[0] = before
-
-    @contextmanager
-    def stream(self, stream: Stream | None) -> Iterator[None]:
-        before = _current[1]
-        _current[1] = before if stream is None else stream.number
-        try:
-            yield
-        finally:
-            _current[1] = before
-
-    def synchronize(self, device: Any = None) -> None:
-        not_captured("synchronize")
-        count("wait", "synchronize")
-        _device(_index(device)).settle()
-
-    def get_device_name(self, device: Any = None) -> str:
-        return f"virtual accelerator {_index(device)}"
-
-    def mem_get_info(self, device: Any = None) -> tuple[int, int]:
-        one = _device(_index(device))
-        return one.limit - one.held, one.limit
-
-    def memory_allocated(self, device: Any = None) -> int:
-        return _device(_index(device)).held
-
-    def max_memory_allocated(self, device: Any = None) -> int:
-        return _device(_index(device)).peak
-
-    def reset_peak_memory_stats(self, device: Any = None) -> None:
-        one = _device(_index(device))
-        one.peak = one.held
-
-    def empty_cache(self) -> None:
-        pass
-
-    def is_current_stream_capturing(self) -> bool:
-        return recording() is not None
-
-    def is_bf16_supported(self, including_emulation: bool = True) -> bool:
-        return True
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]
-
-    def manual_seed_all(self, seed: int) -> None:
-        pass  # the CPU's generator is seeded anyway
-
-    def manual_seed(self, seed: int) -> None:
-        pass
-
-    def get_rng_state(self, device: Any = None) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
-        torch.set_rng_state(state)
-
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
-
-class _Hook(torch._C._acc.PrivateUse1Hooks):
-    def is_available(self) -> bool:
-        return bool(_devices)
-
-    def has_primary_context(self, device_index: int) -> bool:
-        return bool(_devices)
-
-    def is_built(self) -> bool:
-        return True
-
-
-_setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
 
 
 # Tensors
@@ -298,7 +67,7 @@ class Tensor(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     raw: torch.Tensor
-    allocation: _Allocation
+    allocation: Allocation
     from_number: bool  # the device's copy of a Python number, which CUDA leaves on the host when it assigns to a mask
 
     @staticmethod
@@ -312,11 +81,7 @@ class Tensor(torch.Tensor):
             layout=raw.layout,
             device=torch.device(NAME, index),
         )
-        storage = raw.untyped_storage()
-        allocation = _storages.get(storage._cdata)
-        if allocation is None or allocation.index != index:
-            allocation = _storages[storage._cdata] = _Allocation(storage, index)
-        self.raw, self.allocation, self.from_number = raw, allocation, False
+        self.raw, self.allocation, self.from_number = raw, allocation_of(raw.untyped_storage(), index), False
         return self
 
     @classmethod
@@ -376,7 +141,7 @@ class Generator(torch.Generator):
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         self = super().__new__(cls, "cpu" if torch.device(device).type == NAME else device)
-        self.on = torch.device(NAME, _index(device)) if torch.device(device).type == NAME else torch.device(device)
+        self.on = torch.device(NAME, index_of(device)) if torch.device(device).type == NAME else torch.device(device)
         if self.on.type == NAME:
             _generators[self._cdata] = self
         return self
@@ -389,46 +154,9 @@ class Generator(torch.Generator):
 # Operations
 
 
-@dataclass(frozen=True)
-class _Operation:
-    """What there is to know of an operation, from its schema."""
-
-    name: str
-    mutable: bool
-    view: bool
-    composite: bool  # is made of others, which are run and counted one by one
-    pointwise: bool
-    written: tuple[tuple[int, str], ...]  # arguments that it writes to, by place and by name
-    returned: tuple[int, ...]  # for each result that is an argument written to, which of `written`
-
-
-@cache
-def _operation(op: Any) -> _Operation:
-    schema = op._schema
-    written = [
-        (place, argument) for place, argument in enumerate(schema.arguments) if argument.alias_info is not None
-        and argument.alias_info.is_write
-    ]  # fmt: skip
-    sets = [argument.alias_info.before_set for _, argument in written]
-    returned = [
-        sets.index(result.alias_info.before_set)
-        for result in schema.returns
-        if result.alias_info is not None and result.alias_info.is_write
-    ]
-    return _Operation(
-        name=schema.name.split("::")[1],
-        mutable=schema.is_mutable,
-        view=op.is_view,
-        composite=torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"),
-        pointwise=torch.Tag.pointwise in op.tags,
-        written=tuple((place, argument.name) for place, argument in written),
-        returned=tuple(returned),
-    )
-
-
 def _run(op: Any, args: tuple, kwargs: dict) -> Any:
     """One operation with a tensor of a virtual device in it: checked, counted, and done on the raw tensors."""
-    known = _operation(op)
+    known = known_of(op)
     if known.name == "copy_":
         return _copy(*args, **kwargs)
     if known.name == "_copy_from":
@@ -444,15 +172,15 @@ def _run(op: Any, args: tuple, kwargs: dict) -> Any:
     if target is not None:
         if target.type not in (NAME, "cpu"):
             raise RuntimeError(f"{known.name}: a tensor for {target} from one of {NAME} ({source_line()})")
-        index = _index(target) if target.type == NAME else None
+        index = index_of(target) if target.type == NAME else None
     out = _compute(op, known, args, kwargs, index)
     if known.mutable:
         given = [args[place] if place < len(args) else kwargs.get(name) for place, name in known.written]
         for tensor in tree_leaves(given):
-            if isinstance(tensor, Tensor) and (tensor.shape, tensor.stride()) != (
-                tensor.raw.shape,
-                tensor.raw.stride(),
-            ):
+            if isinstance(tensor, Tensor) and known.reshapes:
+                with torch._C._ExcludeDispatchKeyGuard(_BY_PYTHON):
+                    op(*args, **kwargs)  # PyTorch's own, on a tensor without numbers: its shape becomes that of `raw`
+            if isinstance(tensor, Tensor) and tensor.shape != tensor.raw.shape:
                 raise NotImplementedError(f"{op}: changes the shape of a tensor in place ({source_line()})")
         if known.returned:
             found = tuple(given[place] for place in known.returned)
@@ -465,11 +193,11 @@ def _run(op: Any, args: tuple, kwargs: dict) -> Any:
     return found
 
 
-def _compute(op: Any, known: _Operation, args: tuple, kwargs: dict, index: int | None) -> Any:
+def _compute(op: Any, known: Operation, args: tuple, kwargs: dict, index: int | None) -> Any:
     """The operation on raw tensors, counted, and recorded where a graph is captured."""
-    if known.name in WAITS or _waits_for_a_mask(known, args):
-        _wait(known.name, index=index)
-    elif not known.view and known.name not in FREE:
+    if known.name in WAITS or waits_for_a_mask(known, args):
+        host_waits(known.name, index=index)
+    elif not (known.view or known.reshapes) and known.name not in FREE:
         if recording() is None:
             count("launch", known.name)
     raw_args = tuple(_raw(x) for x in args)
@@ -480,6 +208,10 @@ def _compute(op: Any, known: _Operation, args: tuple, kwargs: dict, index: int |
             for raw in tree_leaves(raw_args[place] if place < len(raw_args) else raw_kwargs.get(name)):
                 if isinstance(raw, torch.Tensor):
                     capture.before_write(raw)
+    if (
+        known.name == "_efficientzerotensor"
+    ):  # has no numbers, and is one to PyTorch by what it is, which is hidden here
+        op = aten.zeros.default
     out = op(*raw_args, **raw_kwargs)
     if capture is not None:
         capture.record(op, raw_args, raw_kwargs, out, known.mutable)
@@ -494,7 +226,7 @@ def _raw(x: Any) -> Any:
     return CPU if isinstance(x, torch.device) else x
 
 
-def _one_device(known: _Operation, args: tuple, kwargs: dict) -> int | None:
+def _one_device(known: Operation, args: tuple, kwargs: dict) -> int | None:
     """The index of the one device that all operands are on; RuntimeError where they are on several."""
     found: set[int] = set()
     host, index_from_host = [], False
@@ -508,7 +240,7 @@ def _one_device(known: _Operation, args: tuple, kwargs: dict) -> int | None:
                 if isinstance(part, Tensor):
                     found.add(part.device.index)
                 elif isinstance(part, torch.Tensor):
-                    if known.name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
+                    if known.name in INDEXED:
                         index_from_host = True
                     else:
                         host.append((place, part, False))
@@ -527,21 +259,8 @@ def _one_device(known: _Operation, args: tuple, kwargs: dict) -> int | None:
     if index_from_host:
         if not isinstance(args[0], Tensor):
             raise RuntimeError(f"{known.name}: a host tensor is indexed with one of {NAME} ({source_line()})")
-        _wait(f"{known.name} with host indices", "to_device")
+        host_waits(f"{known.name} with host indices", "to_device")
     return found.pop()
-
-
-def _waits_for_a_mask(known: _Operation, args: tuple) -> bool:
-    """Whether tensors are indexed by a mask, whose hits the host must count first. CUDA does not where a Python number
-    is assigned: that is a masked fill."""
-    if known.name not in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
-        return False
-    masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
-    if not masks:
-        return False
-    value = args[2] if len(args) > 2 else None
-    number = value is not None and value.numel() == 1 and (not isinstance(value, Tensor) or value.from_number)
-    return not (number and len(masks) == len([x for x in args[1] if x is not None]) == 1)
 
 
 def _to(op: Any, source: torch.Tensor, target: torch.device, kwargs: dict) -> torch.Tensor:
@@ -549,16 +268,18 @@ def _to(op: Any, source: torch.Tensor, target: torch.device, kwargs: dict) -> to
     kwargs = {key: x for key, x in kwargs.items() if key not in ("device", "pin_memory")}
     asynchronous = kwargs.pop("non_blocking", False)
     if target.type == NAME:
-        index = _index(target)
-        known = _operation(op)
+        index = index_of(target)
+        known = known_of(op)
         if index == source.device.index:
             return Tensor(_compute(op, known, (source,), kwargs, index), index)
         count("between_devices", "to")
         return Tensor(op(source.raw, **kwargs), index)
+    if target.type == "meta":  # forward-mode gradients look at shapes so
+        return op(source.raw, **kwargs | {"device": target})
     if target.type != "cpu":
         raise RuntimeError(f"a tensor of {source.device} is moved to {target} ({source_line()})")
     if not asynchronous:
-        _wait("to", "to_host", source.device.index)
+        host_waits("to", "to_host", source.device.index)
         return op(source.raw, **kwargs)
     out = op(source.raw, **kwargs)  # PyTorch makes it in pinned memory
     _pinned[out.untyped_storage()] = True
@@ -570,7 +291,7 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
     """`target.copy_(source)`, at least one of them on a device."""
     here, there = (x.device.index if isinstance(x, Tensor) else None for x in (target, source))
     if here == there:
-        _compute(aten.copy_.default, _operation(aten.copy_.default), (target, source), {}, here)
+        _compute(aten.copy_.default, known_of(aten.copy_.default), (target, source), {}, here)
         return target
     if here is not None and there is not None:
         count("between_devices", "copy_")
@@ -578,12 +299,12 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
         return target
     pinned = non_blocking and _is_pinned(source if here is not None else target)
     if here is None and not pinned:
-        _wait("copy_", "to_host", there)
+        host_waits("copy_", "to_host", there)
         target.copy_(source.raw)
     elif here is None:
         _later_on_host(target, source.raw.to(target.dtype, copy=True), there)
     elif not pinned:
-        _wait("copy_", "to_device", here)
+        host_waits("copy_", "to_device", here)
         target.raw.copy_(source)
     else:
         _compute_copy(target, source, here)
@@ -608,7 +329,7 @@ def _compute_copy(target: Tensor, source: torch.Tensor, index: int) -> None:
             )
 
     if capture is None:
-        _device(index).pending.setdefault(_current[1], []).append(check)
+        device_at(index).pending.setdefault(at[1], []).append(check)
 
 
 def _comparable(x: torch.Tensor) -> torch.Tensor:
@@ -630,7 +351,7 @@ def _later_on_host(target: torch.Tensor, numbers: torch.Tensor, index: int) -> N
             held.copy_(numbers)
             done.append(True)
 
-    _device(index).pending.setdefault(_current[1], []).append(finish)
+    device_at(index).pending.setdefault(at[1], []).append(finish)
 
 
 class _Attention(torch.autograd.Function):
@@ -684,7 +405,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    known = _operation(aten.scaled_dot_product_attention.default)
+    known = known_of(aten.scaled_dot_product_attention.default)
     _one_device(known, (query, key, value, attn_mask), {})
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     return _Attention.apply(query, key, value, attn_mask, options)
@@ -749,15 +470,16 @@ def _pinning(make: Any) -> Any:
         out = make(*args, **kwargs)
         return _pin(out) if pin_memory else out
 
+    torch.jit._builtins._register_builtin(made, f"aten::{make.__name__}")  # for functions that are scripted meanwhile
     return made
 
 
 @contextmanager
 def present(devices: int = 1, memory: int = 16 * 2**30) -> Iterator[Any]:
     """Inside the block this machine has that many virtual devices of that many bytes each; gives `torch.virtual`."""
-    if _devices:
+    if devices_here:
         raise RuntimeError("virtual devices are present already")
-    _devices.extend(_Device(memory) for _ in range(devices))
+    devices_here.extend(Device(memory) for _ in range(devices))
     patched = [
         (torch.Tensor, "pin_memory", _pin),
         (torch.Tensor, "is_pinned", _is_pinned),
@@ -774,10 +496,10 @@ def present(devices: int = 1, memory: int = 16 * 2**30) -> Iterator[Any]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
-        _devices.clear()
-        _current[:] = [0, 0]
+        devices_here.clear()
+        at[:] = [0, 0]
 
 
 def set_memory(limit: int, device: int = 0) -> None:
     """How many bytes a virtual device has, from now on."""
-    _device(device).limit = limit
+    device_at(device).limit = limit

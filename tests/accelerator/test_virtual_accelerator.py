@@ -69,6 +69,7 @@ def test_a_number_of_the_host_goes_with_tensors_of_the_device(virtual):
     [
         (lambda x: (x + 1).view(3, 1).expand(3, 2)[1:], {"launch": 1}),
         (lambda x: torch.empty(5, device="virtual"), {}),
+        (lambda x: x.view(3, 1).clone().squeeze_(1).add_(x), {"launch": 2}),
         (lambda x: torch.arange(5, device="virtual"), {"launch": 1}),
         (lambda x: x.sum().item(), {"launch": 1, "wait": 1}),
         (lambda x: bool((x > 0).any()), {"launch": 2, "wait": 1}),
@@ -160,6 +161,19 @@ def test_gradients_are_those_of_the_cpu(virtual):
             optimiser.step()
         found.append([loss.detach(), *(p.grad for p in net.parameters()), *(p.detach() for p in net.parameters())])
     assert all(same(there, here) for here, there in zip(*found, strict=True))
+
+
+def test_forward_mode_gradients_are_those_of_the_cpu(virtual):
+    torch.manual_seed(0)
+    x, along, scale = torch.randn(2, 3), torch.randn(2, 3), torch.randn(3)
+
+    def norm(scale, a):
+        return a * torch.rsqrt(a.pow(2).mean(-1, keepdim=True) + 1e-5) * scale
+
+    _, here = torch.func.jvp(lambda a: norm(scale, a), (x,), (along,))
+    there = scale.to("virtual")
+    _, moved = torch.func.jvp(lambda a: norm(there, a), (x.to("virtual"),), (along.to("virtual"),))
+    assert same(moved, here)
 
 
 def test_a_replayed_graph_is_the_eager_computation_and_one_launch(virtual):

@@ -11,12 +11,18 @@ import pytest
 from workbench.cli import doctor
 
 
-def test_every_thing_is_looked_at_once():
+def test_every_thing_is_looked_at_once(monkeypatch):
     found = doctor.examine()
     assert [item.name for item in found] == [
         "python",
         "packages",
         "torch",
+        "device",
+        "passes",
+        "dtypes",
+        "transfers",
+        "graphs",
+        "unchecked",
         "chromium",
         "model",
         "probes",
@@ -38,6 +44,7 @@ def test_the_store_is_shown_with_its_budget(monkeypatch):
     monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "2GB")
     assert "1 entry, 1." in doctor.store().detail and "kB of 2.0 GB (WORKBENCH_STORE_BUDGET)" in doctor.store().detail
     monkeypatch.setenv("WORKBENCH_STORE_BUDGET", "plenty")
+    monkeypatch.setattr(doctor.device_checks, "CHECKS", ())
     (found,) = [item for item in doctor.examine() if item.name == "store"]
     assert found.status == "fail" and "WORKBENCH_STORE_BUDGET: 'plenty' is not a size" in found.detail
 

@@ -26,6 +26,7 @@ def chained(error: Exception, cause: BaseException) -> Exception:
         (chained(RunFailed("out of memory"), MemoryError()), "circumstance"),
         (chained(RunFailed("CUDA"), torch.OutOfMemoryError("CUDA out of memory.")), "circumstance"),
         (chained(RunFailed("CUDA"), RuntimeError("CUDA error: an illegal access")), "circumstance"),
+        (torch.AcceleratorError("no room in a queue of the device"), "circumstance"),
         (chained(RunFailed("a fault"), ZeroDivisionError("division by zero")), "fault"),
         (RunFailed("The run could not finish."), "fault"),
         (KeyError("x"), "fault"),

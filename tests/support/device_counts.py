@@ -31,7 +31,7 @@ KINDS = (
     "event_wait",
 )
 _ROOT = str(Path(__file__).resolve().parents[2]) + "/"
-_OWN = ("tests/virtual_accelerator.py", "tests/support/device_counts.py", "tests/support/device_graphs.py", ".venv/")
+_OWN = ("tests/virtual_accelerator.py", "tests/support/device_", "tests/support/virtual_device.py", ".venv/")
 _open: list[Counts] = []
 _ours: dict[str, str | None] = {}  # file names, as the repository has them, None where they are not its own
 

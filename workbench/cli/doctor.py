@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.cli import device_checks
+from workbench.cli.finding import Finding
 from workbench.core import registry
 from workbench.core.errors import WorkbenchError
 from workbench.core.paths import cache_root
@@ -19,22 +20,13 @@ DISTRIBUTION = "interpretability-workbench"
 _LITTLE, _TOO_LITTLE = 5_000_000_000, 200_000_000  # bytes of free disk
 
 
-@dataclass(frozen=True)
-class Finding:
-    """``status``: ok, warn (works, with something missing) or fail."""
-
-    name: str
-    status: str
-    detail: str
-    remedy: str = ""
-
-
 def examine() -> list[Finding]:
     """Look at everything. Never raises: what cannot be looked at is a finding."""
     checks: tuple[Callable[[], Finding], ...] = (
         python,
         packages,
         torch,
+        *device_checks.CHECKS,
         chromium,
         model,
         probes,
@@ -95,13 +87,7 @@ def packages() -> Finding:
 def torch() -> Finding:
     import torch
 
-    if torch.cuda.is_available():
-        devices = [
-            f"{torch.cuda.get_device_name(i)}, {human_bytes(torch.cuda.mem_get_info(i)[1])}"
-            for i in range(torch.cuda.device_count())
-        ]
-        return Finding("torch", "ok", f"{torch.__version__}; {'; '.join(devices)}")
-    return Finding("torch", "ok", f"{torch.__version__}; CPU, {torch.get_num_threads()} threads")
+    return Finding("torch", "ok", f"{torch.__version__}; {torch.get_num_threads()} threads")
 
 
 def chromium() -> Finding:

@@ -13,6 +13,7 @@ from workbench.core.errors import InputError
 from workbench.core.files import digest_path
 from workbench.core.paths import is_there, usable_path, user_path
 from workbench.core.tables import fingerprint_file, read_table
+from workbench.models import devices
 from workbench.models.load_options import DAY
 from workbench.models.prompt_templates import uses_date
 from workbench.runs.identity import by_content, model_name, own_name
@@ -71,6 +72,7 @@ def describe_model(model: Any) -> dict[str, Any]:
         "width": model.width,
         "dtype": dtype_of(model),
         "device": str(model.device),
+        **({} if devices.is_cpu(model.device) else {"device_name": devices.name(model.device)}),
         **({"adapter": _describe_adapter(adapter)} if (adapter := getattr(model, "adapter", None)) else {}),
         **({"date": day} if (day := _template_day(model)) else {}),
     }

@@ -54,6 +54,7 @@ class _Model(_Entry):
     width: Count | None = None
     dtype: str | None = None
     device: str | None = None
+    device_name: str | None = None
 
 
 class _Data(_Entry):

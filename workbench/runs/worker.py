@@ -230,11 +230,12 @@ def failure_of(error: BaseException) -> str:
 
 def _of_the_device(error: BaseException) -> bool:
     """Whether a device ran out of memory or failed."""
-    if "torch" not in sys.modules:
+    torch = sys.modules.get("torch")
+    if torch is None:
         return False
     from workbench.models.batching import is_out_of_memory
 
-    return is_out_of_memory(error) or "CUDA error" in str(error)
+    return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 def _trace(error: BaseException) -> str | None:

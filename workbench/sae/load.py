@@ -55,7 +55,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", site: Site |
             made, inner = _released(source, release, str(device))
         else:
             form, weights = recognised(source, path)
-            made = form.read(weights, str(device))
+            made = form.read(weights)
             inner = _built(made, release, str(device))
     except InputError as error:
         raise InputError(_named(source, str(error))) from error
@@ -117,7 +117,7 @@ def _released(source: str | Path, release: Release | None, device: str) -> tuple
     from sae_lens import SAE
 
     name, _, inside = str(source).partition(":")
-    inner = SAE.from_pretrained(name, inside, device=device, dtype="float32")
+    inner = SAE.from_pretrained(name, inside, device="cpu", dtype="float32").to(device)  # safetensors knows few devices
     return SaeState({}, {}, reconstructs=release is None or not release.cross_layer), inner
 
 

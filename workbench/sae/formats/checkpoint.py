@@ -32,7 +32,7 @@ class Format:
     name: str
     files: tuple[str, ...]  # patterns of what a folder of it holds; the last is its weights
     about: Callable[[Path], dict[str, Any]]  # weights file → hook_name and other metadata, without the weights
-    read: Callable[[Path, str], SaeState]  # weights file, device
+    read: Callable[[Path], SaeState]  # of a weights file, on the CPU
 
 
 def checkpoint(architecture: str, state: dict[str, torch.Tensor], about: dict[str, Any], **settings: Any) -> SaeState:
@@ -113,12 +113,12 @@ def of_release(path: Path, pattern: str) -> re.Match | None:
     return next((found for part in reversed(path.parts) if (found := re.search(pattern, part))), None)
 
 
-def torch_state(path: Path, device: str) -> dict[str, Any]:
+def torch_state(path: Path) -> dict[str, Any]:
     """The tensors of a PyTorch file. Raises InputError for one that holds code (a pickle) or is damaged."""
     import pickle
 
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path.name} holds pickled Python objects, which may run any code and are not loaded; save its tensors "
@@ -131,13 +131,13 @@ def torch_state(path: Path, device: str) -> dict[str, Any]:
     return found
 
 
-def safetensors_state(path: Path, device: str) -> dict[str, torch.Tensor]:
+def safetensors_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file. Raises InputError for a damaged one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path, device=device)
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path.name} cannot be read ({one_line(error)}).") from error
 

@@ -53,7 +53,7 @@ def about(weights: Path) -> dict[str, Any]:
     }
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """The class that the trainer names says how it encodes; those by batch use the threshold that they learnt."""
     config = read_json_object(weights.parent / "config.json", what="config.json")
     trainer = _part(config, "trainer")
@@ -63,7 +63,7 @@ def read(weights: Path, device: str) -> SaeState:
             f"config.json names the dictionary class '{kind}'{nearest(kind, CLASSES)}; supported are "
             f"{', '.join(CLASSES)}."
         )
-    raw = torch_state(weights, device)
+    raw = torch_state(weights)
     state = {RENAMED.get(name, name): value for name, value in raw.items() if isinstance(value, torch.Tensor)}
     for name in ("encoder", "decoder"):
         if (weight := state.pop(f"{name}.weight", None)) is not None:

@@ -49,11 +49,11 @@ def about(weights: Path) -> dict[str, Any]:
     return READ_AS | {"model_name": name, "hook_name": hook, "hook_name_out": out}
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """z = a · 1[a > threshold] of a = ReLU(x W_enc + b_enc); x̂ = z W_dec + b_dec."""
     try:
         with np.load(weights, allow_pickle=False) as data:
-            raw = {key.lower(): torch.from_numpy(np.asarray(data[key], np.float32)).to(device) for key in data}
+            raw = {key.lower(): torch.from_numpy(np.asarray(data[key], np.float32)) for key in data}
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise InputError(f"{weights.name} cannot be read ({one_line(error)}).") from error
     told = about(weights)
@@ -75,10 +75,10 @@ def about_second(weights: Path) -> dict[str, Any]:
     return READ_AS | told | {"hook_name": hook, "hook_name_out": out, "hf_hook_name": config.get("hf_hook_point_in")}
 
 
-def read_second(weights: Path, device: str) -> SaeState:
+def read_second(weights: Path) -> SaeState:
     """As the first, with an affine skip connection where there is one; of a cross-layer transcoder what each feature
     writes, summed over the layers."""
-    raw = safetensors_state(weights, device)
+    raw = safetensors_state(weights)
     told = about_second(weights)
     state = _state(raw, weights)
     skip = raw.get("affine_skip_connection")

@@ -31,25 +31,25 @@ def about(weights: Path) -> dict[str, Any]:
     return READ_AS | {"model_name": config.get("model_name") or MODEL} | told
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """JumpReLU with one threshold for all features. The threshold is scaled with the weights, as sae-lens does."""
     config = _settings(weights)
-    state = _linear(weights, device)
+    state = _linear(weights)
     d_in, d_sae = state["W_enc"].shape
     scale = d_in**0.5 / _average_norm(config, weights, "in")
     if (threshold := config.get("jump_relu_threshold")) is None:
         raise InputError(f"{settings_file(weights).name} has no jump_relu_threshold; only JumpReLU is supported.")
-    state["threshold"] = torch.full((d_sae,), float(threshold) * scale, device=device)
+    state["threshold"] = torch.full((d_sae,), float(threshold) * scale)
     return _folded(state, about(weights), config, weights, scale)
 
 
-def read_later(weights: Path, device: str) -> SaeState:
+def read_later(weights: Path) -> SaeState:
     """JumpReLU with a threshold per feature, stored as its logarithm."""
     config = _settings(weights)
     if str(config.get("act_fn", "jumprelu")) != "jumprelu":
         raise InputError(f"config.json says act_fn '{config['act_fn']}'; only jumprelu is supported.")
-    state = _linear(weights, device)
-    (log,) = need(safetensors_state(weights, device), "log_jumprelu_threshold", where=weights)
+    state = _linear(weights)
+    (log,) = need(safetensors_state(weights), "log_jumprelu_threshold", where=weights)
     state["threshold"] = log.float().exp()
     told = about(weights)
     if "dataset_average_activation_norm" not in config:
@@ -63,8 +63,8 @@ def read_later(weights: Path, device: str) -> SaeState:
     return _folded(state, told, config, weights, scale)
 
 
-def _linear(weights: Path, device: str) -> dict[str, torch.Tensor]:
-    raw = safetensors_state(weights, device)
+def _linear(weights: Path) -> dict[str, torch.Tensor]:
+    raw = safetensors_state(weights)
     found = need(raw, "encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias", where=weights)
     encoder, decoder, b_enc, b_dec = (value.float() for value in found)
     return {"W_enc": encoder.T, "W_dec": decoder.T, "b_enc": b_enc, "b_dec": b_dec}

@@ -24,25 +24,25 @@ def about(weights: Path) -> dict[str, Any]:
     return {"hook_name": config.get("hook_name") or config.get("hook_point")} | config | metadata
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """Config and weights as sae-lens reads them; a batch-top-k checkpoint of a training becomes the JumpReLU
     autoencoder that sae-lens saves of it."""
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting, sae_lens_disk_loader
 
     config = read_json_object(weights.parent / "cfg.json", what="cfg.json")
     if config.get("architecture") in BY_BATCH:
-        return _by_threshold(weights, config, device)
-    overrides = {"dtype": "float32", "device": device}
-    found, state = sae_lens_disk_loader(weights.parent, device, overrides)
+        return _by_threshold(weights, config)
+    overrides = {"dtype": "float32", "device": "cpu"}
+    found, state = sae_lens_disk_loader(weights.parent, "cpu", overrides)
     found = handle_config_defaulting(found)
     found["metadata"] = {"sae_lens_version": "6.0.0"} | dict(found.get("metadata") or {})  # it is of that form now
     return SaeState(found, state)
 
 
-def _by_threshold(weights: Path, config: dict[str, Any], device: str) -> SaeState:
+def _by_threshold(weights: Path, config: dict[str, Any]) -> SaeState:
     from workbench.sae.formats.checkpoint import safetensors_state
 
-    state = {name: value.float() for name, value in safetensors_state(weights, device).items()}
+    state = {name: value.float() for name, value in safetensors_state(weights).items()}
     if "topk_threshold" in state:
         state["threshold"] = torch.ones_like(state["b_enc"]) * state.pop("topk_threshold")
     if "threshold" not in state:
@@ -57,4 +57,4 @@ def _by_threshold(weights: Path, config: dict[str, Any], device: str) -> SaeStat
     kept = ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations", "reshape_activations", "metadata")
     own = {key: config[key] for key in kept if key in config}
     own["metadata"] = {"sae_lens_version": "6.0.0"} | dict(own.get("metadata") or {})
-    return SaeState(own | {"architecture": "jumprelu", "dtype": "float32", "device": device}, state)
+    return SaeState(own | {"architecture": "jumprelu", "dtype": "float32", "device": "cpu"}, state)

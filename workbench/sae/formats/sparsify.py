@@ -28,7 +28,7 @@ def about(weights: Path) -> dict[str, Any]:
     return {"hook_name": hook, "hook_name_out": out} | told
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """z = TopK(ReLU(W_enc (x − b_dec) + b_enc)), x̂ = W_decᵀ z + b_dec; a transcoder does not subtract b_dec, and may
     add W_skip x."""
     folder = weights.parent
@@ -40,7 +40,7 @@ def read(weights: Path, device: str) -> SaeState:
         raise InputError(f"{where} has the activation '{config['activation']}'; only topk is supported.")
     if config.get("skip_connection") and not config.get("transcode"):
         raise InputError(f"{where} has 'skip_connection' without 'transcode'; that is not supported.")
-    raw = safetensors_state(weights, device)
+    raw = safetensors_state(weights)
     if "W_dec" not in raw:
         raise InputError(f"{where} has no decoder (W_dec).")
     encoder, decoder, b_dec = need(raw, "encoder.weight", "W_dec", "b_dec", where=weights)

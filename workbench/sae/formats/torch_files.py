@@ -48,9 +48,9 @@ def about(weights: Path) -> dict[str, Any]:
     }
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """Raises InputError, with the tensors that it holds, for a file that is none of these."""
-    raw, told = torch_state(weights, device), about(weights)
+    raw, told = torch_state(weights), about(weights)
     if {"pre_bias", "latent_bias"} <= set(raw):
         return _openai(raw, told, weights)
     if "encoder_linear.weight" in raw:

@@ -29,9 +29,9 @@ def about(weights: Path) -> dict[str, Any]:
     return told | {"hook_name": f"blocks.{found[1]}.{hooks[0]}", "hook_name_out": f"blocks.{found[1]}.{hooks[1]}"}
 
 
-def read(weights: Path, device: str) -> SaeState:
+def read(weights: Path) -> SaeState:
     """z = ReLU(W_enc x + b_enc), x̂ = W_decᵀ z + b_dec (+ W_skip x); JumpReLU where there is a threshold."""
-    raw = safetensors_state(weights, device)
+    raw = safetensors_state(weights)
     encoder, decoder, b_enc, b_dec = need(raw, "W_enc", "W_dec", "b_enc", "b_dec", where=weights)
     if encoder.shape[0] == encoder.shape[1]:
         raise InputError(f"{weights.name} has as many features as inputs, so its encoder may stand either way round.")
@@ -47,14 +47,14 @@ def read(weights: Path, device: str) -> SaeState:
     return checkpoint(f"{kind}transcoder", state, about(weights))
 
 
-def read_cross_layer(weights: Path, device: str) -> SaeState:
+def read_cross_layer(weights: Path) -> SaeState:
     """One layer of a cross-layer transcoder: its features, and what each writes summed over the layers it writes to
     (W_dec [features, layers, width])."""
     layer = re.search(r"(\d+)\.safetensors$", weights.name)
     reads = weights.with_name(weights.name.replace("W_dec_", "W_enc_"))
     if layer is None or not reads.is_file():
         raise InputError(f"The folder of {weights.name} has no {reads.name}.")
-    raw = safetensors_state(reads, device) | safetensors_state(weights, device)
+    raw = safetensors_state(reads) | safetensors_state(weights)
     names = [f"{name}_{layer[1]}" for name in ("W_enc", "W_dec", "b_enc", "b_dec")]
     encoder, decoder, b_enc, b_dec = need(raw, *names, where=weights)
     if "activation_function.threshold" in raw or f"threshold_{layer[1]}" in raw:
