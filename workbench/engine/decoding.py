@@ -52,9 +52,8 @@ def decode(rows: Rows, scores: torch.Tensor, texts: Texts, how: Decoding) -> Non
     steps, plain = 1, OneByOne(rows, how, scores)
     stepping: Stepping = plain
     tried = False
-    look = min(
-        stepping.most, texts.shortest
-    )  # beyond its room a row would come to positions that the model does not have
+    # beyond its room a row would come to positions that the model does not have
+    look = min(stepping.most, texts.shortest)
     while True:
         if stepping.pending == look:
             before = len(texts.alive)

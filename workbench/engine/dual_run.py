@@ -19,7 +19,7 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.edit_sites import Prompts, at_site
-from workbench.models.batching import Batch
+from workbench.models.batching import Batch, copied
 from workbench.models.model import Model
 from workbench.models.running_pass import PassPositions, positions
 from workbench.models.sites import Site
@@ -55,10 +55,11 @@ class DualRun:
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        scales = torch.zeros(model.n_layers, model.n_heads)
-        for (layer, head), scale in zip(self.heads, self._scales()):
-            scales[layer, head] = scale
         layers = sorted({layer for layer, _ in self.heads})
+        own: dict[int, dict[int, float]] = {layer: {} for layer in layers}  # of each layer the heads and their scales
+        for (layer, head), scale in zip(self.heads, self._scales()):
+            if scale:
+                own[layer][head] = scale
         known: list[tuple[PassPositions, dict[int, torch.Tensor]]] = []  # the pass at hand, and its first run
 
         def first(layer: int) -> torch.Tensor:
@@ -72,19 +73,22 @@ class DualRun:
             return known[0][1][layer]
 
         for layer in layers:
-            at_site(model, Site("head_out", layer), lambda x, a=layer: _added(x, first(a), scales[a]), stack)
+            at_site(model, Site("head_out", layer), lambda x, a=layer: _added(x, first(a), own[a]), stack)
 
     def _scales(self) -> list[float]:
         scales = (self.scale,) * len(self.heads) if isinstance(self.scale, int | float) else self.scale
         return [float(scale) for scale in scales]
 
 
-def _added(x: torch.Tensor, first: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def _added(x: torch.Tensor, first: torch.Tensor, scales: dict[int, float]) -> torch.Tensor:
     """x [B, T, H, d_head] with the last T columns of the first run's [B, S, H, d_head] added, scaled by head."""
-    chosen = scales != 0
+    if not scales:
+        return x
+    chosen = copied(torch.tensor(list(scales)), x.device)
+    scale = copied(torch.tensor(list(scales.values()), dtype=x.dtype), x.device)
     new = x.clone()
-    more = first[:, first.shape[1] - x.shape[1] :, chosen].to(x.device)
-    new[:, :, chosen] = x[:, :, chosen] + scales[chosen].to(x.device, x.dtype)[:, None] * more
+    more = first[:, first.shape[1] - x.shape[1] :].to(x.device)[:, :, chosen]
+    new[:, :, chosen] = x[:, :, chosen] + scale[:, None] * more
     return new
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from workbench.engine.kv_cache import GrowingLayer, WholeLayer, WindowLayer, keys_and_values
-from workbench.models.batching import sent
+from workbench.models.batching import ALIGNED, sent
 
 
 @dataclass(eq=False)
@@ -29,18 +29,21 @@ class Columns:
     last: torch.Tensor
     hidden: torch.Tensor
     window: int | None
-    room: int  # columns that were free when it was made
+    begun: int  # columns that it was made with
 
     @classmethod
     def after(cls, real: torch.Tensor, room: int, window: int | None, like: torch.Tensor) -> Columns:
         """Of rows whose columns held are tokens where `real` [B, held] says so, and that grow by `room`; in the dtype
         and on the device of `like`."""
         never = torch.zeros((len(real), int(window is not None)), dtype=torch.bool)
-        seen = torch.cat([never, real, torch.zeros((len(real), room), dtype=torch.bool)], 1)
-        last = torch.tensor([never.shape[1] + real.shape[1] - 1])
+        held = torch.cat([never, real], 1)
+        begun = held.shape[1]
+        spare = -(begun + room) % ALIGNED  # kernels copy a mask of another width for every layer
+        seen = torch.cat([held, torch.zeros((len(real), room + spare), dtype=torch.bool)], 1)
+        last = torch.tensor([begun - 1])
         unseen, last = sent([(~seen)[:, None, None].long(), last], like.device)
         hidden = like.new_zeros(unseen.shape).masked_fill_(unseen.bool(), torch.finfo(like.dtype).min)
-        return cls(last, hidden, window, room)
+        return cls(last, hidden, window, begun)
 
     @property
     def size(self) -> int:
@@ -97,7 +100,7 @@ class FixedLayer(CacheLayerMixin):
     def held(self, count: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of some rows [k] what a layer that has read `count` columns since it was made keeps: [k, KV, held, D]."""
         start = int(self.is_sliding)
-        stop = self.columns.size - self.columns.room + count
+        stop = self.columns.begun + count
         if self.columns.window is not None:
             start = max(start, stop - self.columns.window + 1)
         keys, values = keys_and_values(self)

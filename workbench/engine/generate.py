@@ -20,7 +20,7 @@ from workbench.engine.edits import Edit, apply
 from workbench.engine.endings import FINISH, Ends, Texts, room_after
 from workbench.engine.one_by_one import Decoding, Rows
 from workbench.engine.passes import DECODE, SAMPLE, Pass, check_prompts, with_pass
-from workbench.engine.sampling import FIELDS, Rule, likeliest_unchecked, step
+from workbench.engine.sampling import FIELDS, Rule, likeliest_unchecked, rows_at_once, step
 from workbench.models.batching import pad, sent
 from workbench.models.model import Model
 from workbench.models.sites import Site
@@ -224,8 +224,10 @@ def _sample_batch(
     def edits(alive: list[int]) -> Sequence[Edit]:
         return run.for_prompts([prompt_of[i] for i in alive]).edits
 
+    most = rows_at_once(scores.device, scores.shape[1])
+
     def choose(scores: torch.Tensor, keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return step(scores, rule, keys=keys)
+        return step(scores, rule, keys=keys, rows=most)
 
     decode(rows, scores, texts, Decoding(choose, edits, lambda steps: tick(steps / longest, len(prompt_of))))
 

@@ -207,6 +207,8 @@ def _unfit(steps: OneByOne) -> str | None:
     model, kinds = steps.rows.model, windows(steps.rows.cache)
     if kinds is None:
         return "its cache has layers of other kinds, or on several devices."
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "it runs in several processes, which would have to record alike."
     if model.sliding != any(window is not None for window in kinds):
         return "its windows are not those of its cache."
     if not model.mask_free or model.rotation_limit is not None:
