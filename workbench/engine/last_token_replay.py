@@ -137,26 +137,26 @@ def _replay(
     model: Model, seen: _LastToken, jobs: Sequence[Job], *, frozen: bool, edits: Sequence[Edit]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Final states of the unpatched prompts [P, width] and under each job [P, jobs, width]; jobs in the order of their
-    layers, injections before windows.
+    layers.
 
     `frozen`: the other heads keep their outputs (only MLPs are computed again)."""
     n, first = len(seen.z[0]), jobs[0].layer
     # the first n rows are unpatched, those of each job follow: row → prompt
     prompts = torch.arange(n, device=seen.z[0].device).repeat(1 + len(jobs))
     args, kwargs = seen.calls[first]
-    hidden, here = hidden_argument(args, kwargs), 0  # how many jobs have arrived
+    hidden, copies = hidden_argument(args, kwargs), 1
     windows = Windows(jobs, n, prompts.device)
     for layer in range(first, model.n_layers):
         arrived = [job for job in jobs if job.layer == layer]
+        fresh = [(copies + k, job) for k, job in enumerate(arrived) if isinstance(job, Injection)]
+        copies += len(arrived)
         hidden = torch.cat([hidden, hidden[:n].repeat(len(arrived), 1, 1)]) if arrived else hidden
-        prompt, start = prompts[: len(hidden)], n * (1 + here)
-        here += len(arrived)
-        injections = [job for job in arrived if isinstance(job, Injection)]
-        replaced = functools.partial(_injected, model, seen.z[layer] if frozen else None, injections, start)
+        prompt = prompts[: len(hidden)]
+        replaced = functools.partial(_injected, model, seen.z[layer] if frozen else None, fresh, n)
         with contextlib.ExitStack() as stack:
             own = for_prompts(edits, [row % n for row in range(len(hidden))]) if edits else ()
             stack.enter_context(apply(model, own))
-            if frozen or injections:
+            if frozen or fresh:
                 stack.callback(before(model.o_proj(layer), replaced).remove)
             windows.hang(model, layer, len(hidden), stack)
             hidden = _block(model, seen, layer, hidden, prompt)
@@ -167,22 +167,21 @@ def _replay(
 def _injected(
     model: Model,
     kept: torch.Tensor | None,
-    arrived: Sequence[Injection],
-    start: int,
+    fresh: Sequence[tuple[int, Injection]],
+    n: int,
     _module,
     args: tuple,
     kwargs: dict,
 ) -> tuple[tuple, dict]:
-    """The call of an output projection with the outputs of jobs that arrive here in their rows, which begin at `start`.
-    `kept` [P, H, d_head]: what all other heads put out, where they are not to react."""
+    """The call of an output projection with what `fresh` puts into copies (by number, 0 the unpatched one) of the `n`
+    prompts. `kept` [P, H, d_head]: what all other heads put out, where they are not to react."""
     x = args[0]
     z = x.reshape(len(x), model.n_heads, model.d_head)
-    z = z.clone() if kept is None else kept.to(x.device).repeat(len(x) // len(kept), 1, 1)
-    if arrived:
-        found = torch.stack([job.z.to(x.device, z.dtype) for job in arrived])  # [jobs, P, d_head]
-        rows = z[start : start + found.shape[0] * found.shape[1]].unflatten(0, found.shape[:2])
-        (heads,) = sent([torch.tensor([job.head for job in arrived])], x.device)
-        rows.scatter_(2, heads[:, None, None, None].expand(*found.shape[:2], 1, model.d_head), found[:, :, None])
+    z = z.clone() if kept is None else kept.to(x.device).repeat(len(x) // n, 1, 1)
+    if fresh:
+        found = torch.stack([job.z.to(x.device, z.dtype) for _, job in fresh])  # [jobs, P, d_head]
+        copy, head = sent([torch.tensor([k for k, _ in fresh]), torch.tensor([job.head for _, job in fresh])], x.device)
+        z.unflatten(0, (-1, n))[copy, :, head] = found
     return (z.reshape(x.shape).to(x.dtype), *args[1:]), kwargs
 
 
@@ -249,7 +248,7 @@ def injected_states(
     Raises InputError when the blocks of the architecture, called on their own, do not give what the model gives."""
     model.require(*REPLAYED, for_what="blocks that are called on their own")
     seen = _last_token(model, ids, edits)
-    order = sorted(range(len(jobs)), key=lambda j: (jobs[j].layer, isinstance(jobs[j], Window)))
+    order = sorted(range(len(jobs)), key=lambda j: jobs[j].layer)
     step = max(1, room(model, seen.length, seen.final.element_size()) // len(ids) - 1)
     patched: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), step):
