@@ -24,6 +24,7 @@ from tests.benchmarks.timing import gemm_rate, interleaved, row
 from workbench.core.context import Context
 from workbench.engine.capture import capture
 from workbench.engine.shared_prefix import nodes_per_token
+from workbench.models import devices
 from workbench.models.loading import wrap
 from workbench.models.model import Model
 from workbench.models.sites import Site, sites
@@ -138,7 +139,7 @@ def random_llama(
         max_position_embeddings=512,
     )
     with torch.device(device):
-        hf = LlamaForCausalLM(config).to(torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        hf = LlamaForCausalLM(config).to(torch.float32 if devices.is_cpu(device) else torch.bfloat16)
     tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return wrap(hf, PreTrainedTokenizerFast(tokenizer_object=tokenizer), name=f"random llama {name}")
@@ -238,8 +239,7 @@ def solver(device: str, scale: str) -> dict:
     def ours() -> tuple[linear_probe.LinearProbes, float]:
         start = time.perf_counter()
         fitted = linear_probe.fit(on_device, y)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
+        devices.synchronise(device)
         return fitted, time.perf_counter() - start
 
     def reference(layer: int, **options) -> tuple[np.ndarray, float]:
