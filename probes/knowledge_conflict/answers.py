@@ -7,16 +7,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
+import torch
 
 from probes.knowledge_conflict.config import Config
 from probes.knowledge_conflict.items import GROUPS, Item
 from workbench.core.context import Context
-from workbench.engine.capture import logits
+from workbench.core.errors import RunFailed
 from workbench.engine.edits import Edit
 from workbench.engine.generate import greedy
+from workbench.engine.hf import stream
 from workbench.engine.passes import Pass
-from workbench.models.batching import batches
 from workbench.models.model import Model
+from workbench.models.sites import Site
 from workbench.models.text_positions import find, first_mention
 from workbench.models.thinking import thinking_splitter
 
@@ -53,14 +55,19 @@ def _right(items: Sequence[Item], texts: Sequence[str]) -> list[bool]:
 
 
 def log_probabilities(model: Model, context: Context, items: Sequence[Item], run: Pass) -> np.ndarray:
-    """log p(a_m), log p(a_c) after the conflict prompts, [n, 2]."""
-    out = np.empty((len(items), 2))
-    for rows in batches([len(item.conflict) for item in items]):
-        batch = [items[i] for i in rows]
-        scores = logits(model, [item.conflict for item in batch], run=run.for_prompts(rows))
-        context.count(prompts=len(batch), tokens=sum(len(item.conflict) for item in batch), forwards=1)
-        for i, item, logp in zip(rows, batch, scores.log_softmax(-1)):
-            out[i] = logp[item.memory_id], logp[item.context_id]
+    """log p(a_m), log p(a_c) after the conflict prompts, [n, 2]: taken where the scores are, so that two numbers a
+    prompt leave the device. Raises RunFailed where they are NaN."""
+    ids, out = [item.conflict for item in items], np.empty((len(items), 2))
+    for rows, found, _ in stream(model, ids, ["logits"], dtype=torch.float32, run=run):
+        scores = found[Site("logits")]
+        wanted = torch.tensor([items[i].tokens for i in rows], device=scores.device)
+        out[rows] = scores.log_softmax(-1).gather(1, wanted).cpu().numpy()
+        context.count(prompts=len(rows), tokens=sum(len(ids[i]) for i in rows), forwards=1)
+    if wrong := [items[i].row for i in range(len(items)) if np.isnan(out[i]).any()]:
+        raise RunFailed(
+            f"The model {model.name} gave NaN scores for the items {wrong[:5]}; use another dtype (bfloat16 or "
+            f"float32) or check its weights."
+        )
     return out
 
 

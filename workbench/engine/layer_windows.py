@@ -48,40 +48,37 @@ class Windows:
     each job, in order; jobs of other kinds have no windows."""
 
     def __init__(self, jobs: Sequence[object], prompts: int, device: torch.device):
-        kinds = [*WRITERS, CUT]
-        rows = [(-1, -1, -1)] * prompts
-        sources: list[Sequence[int]] = [()] * prompts
-        for job in jobs:
-            if isinstance(job, Window):
-                if job.what not in kinds:
-                    raise InputError(f"'{job.what}' cannot be switched off; choose {', '.join(kinds)}.")
-                rows += [(job.layer, job.layer + job.size, kinds.index(job.what))] * prompts
-                sources += list(job.sources) or [()] * prompts
-            else:
-                rows += [(-1, -1, -1)] * prompts
-                sources += [()] * prompts
-        self.kinds = [kind for k, kind in enumerate(kinds) if any(row[2] == k for row in rows)]
+        known, nothing = (*WRITERS, CUT), (-1, -1, -1)
+        given = [job if isinstance(job, Window) else None for job in jobs]
+        for job in given:
+            if job is not None and job.what not in known:
+                raise InputError(f"'{job.what}' cannot be switched off; choose {', '.join(known)}.")
+        self.layers = {
+            what: {n for job in given if job and job.what == what for n in range(job.layer, job.layer + job.size)}
+            for what in known
+        }  # in which something is off: every other layer is left alone
+        if not any(self.layers.values()):
+            return
+        rows, sources = [nothing] * prompts, [()] * prompts
+        for job in given:
+            rows += [(job.layer, job.layer + job.size, known.index(job.what)) if job else nothing] * prompts
+            sources += list(map(tuple, job.sources)) if job and job.sources else [()] * prompts
         width = max(1, max(map(len, sources)))
-        (whole,) = sent(
-            [torch.tensor([(*row, *cut, *[-1] * (width - len(cut))) for row, cut in zip(rows, sources)])], device
-        )
+        padded = [(*row, *cut, *[-1] * (width - len(cut))) for row, cut in zip(rows, sources)]
+        (whole,) = sent([torch.tensor(padded)], device)  # one copy for all layers
         self.first, self.end, self.kind, self.sources = whole[:, 0], whole[:, 1], whole[:, 2], whole[:, 3:]
-        self.number = {kind: kinds.index(kind) for kind in self.kinds}
-        spans = {(kind, row[0], row[1]) for kind in self.kinds for row in rows if row[2] == self.number[kind]}
-        self.layers = {kind: {n for what, a, b in spans if what == kind for n in range(a, b)} for kind in self.kinds}
 
     def hang(self, model: Model, layer: int, rows: int, stack: contextlib.ExitStack) -> None:
         """Switch off, until `stack` is closed, what is off in this layer for the first `rows` rows [R, 1]."""
-        here = (self.first[:rows] <= layer) & (layer < self.end[:rows])
-        for kind in self.kinds:
-            if layer not in self.layers[kind]:
+        for number, what in enumerate(self.layers):
+            if layer not in self.layers[what]:
                 continue
-            off = here & (self.kind[:rows] == self.number[kind])
-            if kind == CUT:
+            off = (self.first[:rows] <= layer) & (layer < self.end[:rows]) & (self.kind[:rows] == number)
+            if what == CUT:
                 cut = self.sources[:rows].masked_fill(~off[:, None], -1)
                 stack.enter_context(knock_out(model, layer, queries="last", sources=cut))
             else:
-                at_site(model, Site(kind, layer), lambda x, off=off: _zeroed(x, off), stack)
+                at_site(model, Site(what, layer), lambda x, off=off: _zeroed(x, off), stack)
 
 
 def _zeroed(x: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
