@@ -21,7 +21,7 @@ from workbench.core.long_rows import fitting
 from workbench.engine.generate import Samples, sample
 from workbench.engine.passes import Pass
 from workbench.engine.sampling import FIELDS, TOP, Rule
-from workbench.engine.vllm import Writer, with_statistics
+from workbench.engine.vllm import VllmWriter, with_statistics
 from workbench.models.model import Model
 from workbench.models.prompt_style import (
     PromptStyle,
@@ -63,7 +63,7 @@ class Lab:
     other: Model | None = None
     numbers: list[int] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)  # as `numbers`, one number for prompts with the same words
-    writers: dict[int, Writer] = field(default_factory=dict)  # with vLLM, by id() of their models
+    writers: dict[int, VllmWriter] = field(default_factory=dict)  # with vLLM, by id() of their models
     expected: int = 0  # prompts that the study is likely to sample, over all of its conditions
     measured: int = 0  # of these, those that were
 
@@ -250,7 +250,7 @@ class Lab:
         def compute() -> dict[str, np.ndarray]:
             if id(model) not in self.writers:
                 share = {"memory": config.gpu_memory_utilization, "gpus": config.tensor_parallel_size}
-                self.writers[id(model)] = Writer(model, aside=self.models, **share)
+                self.writers[id(model)] = VllmWriter(model, aside=self.models, **share)
             found = self.writers[id(model)].write(
                 [condition.ids[i] for i in rows],
                 longest=max(map(len, condition.ids)),

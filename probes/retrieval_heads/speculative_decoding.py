@@ -18,7 +18,7 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.kv_cache import Cached, feed, merge, prefill
-from workbench.engine.one_by_one import Rows, steps_between_looks
+from workbench.engine.one_by_one import DecodedRows, steps_between_looks
 from workbench.engine.sampling import check_steps, likeliest_unchecked
 from workbench.models.attention import observe_stacked, of_layers
 from workbench.models.batching import sent
@@ -233,15 +233,15 @@ def go_on(
             spans = spans[index.to(spans.device)] if spans is not None else None
 
 
-def _going_on(model: Model, past: Cached, room: int) -> Rows:
+def _going_on(model: Model, past: Cached, room: int) -> DecodedRows:
     """The rows of a past, to be continued by up to `room` tokens. The past is used up."""
-    rows = Rows(model, past.past, room)
+    rows = DecodedRows(model, past.past, room)
     rows.cache, rows.columns = past.cache, rows.width
     return rows
 
 
 def _steps(
-    rows: Rows,
+    rows: DecodedRows,
     last: Sequence[int],
     spans: torch.Tensor | None,
     count: int,

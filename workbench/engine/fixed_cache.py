@@ -19,7 +19,7 @@ from workbench.models.batching import ALIGNED, sent
 
 
 @dataclass(eq=False)
-class Columns:
+class CacheColumns:
     """The columns of the layers of one kind: those that attend to everything, or those with the same window.
 
     last: [1] int64, the column of the newest token; hidden: [B, 1, 1, columns], what is added to the scores: 0, and the
@@ -32,7 +32,7 @@ class Columns:
     begun: int  # columns that it was made with
 
     @classmethod
-    def after(cls, real: torch.Tensor, room: int, window: int | None, like: torch.Tensor) -> Columns:
+    def after(cls, real: torch.Tensor, room: int, window: int | None, like: torch.Tensor) -> CacheColumns:
         """Of rows whose columns held are tokens where `real` [B, held] says so, and that grow by `room`; in the dtype
         and on the device of `like`."""
         never = torch.zeros((len(real), int(window is not None)), dtype=torch.bool)
@@ -61,7 +61,7 @@ class Columns:
 class FixedLayer(CacheLayerMixin):
     """Keys and values [B, KV, columns, D] of one layer, of which each step writes the newest column."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, columns: Columns):
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, columns: CacheColumns):
         super().__init__()
         self.columns, self.is_sliding = columns, columns.window is not None
         self.keys, self.values = self._filled(keys), self._filled(values)
@@ -109,15 +109,15 @@ class FixedLayer(CacheLayerMixin):
 
 def fixed(
     held: Sequence[tuple[torch.Tensor, torch.Tensor, int | None]], real: torch.Tensor, room: int
-) -> tuple[DynamicCache, dict[int | None, Columns]]:
+) -> tuple[DynamicCache, dict[int | None, CacheColumns]]:
     """A cache with room for `room` tokens more, from keys and values [B, KV, held, D] and the window of every layer;
     `real` [B, columns]: which columns are tokens, on the host. With the columns by window (None: all)."""
-    kinds: dict[int | None, Columns] = {}
+    kinds: dict[int | None, CacheColumns] = {}
     cache = DynamicCache()
     layers: list[Any] = cache.layers
     for keys, values, window in held:
         if window not in kinds:
-            kinds[window] = Columns.after(real[:, real.shape[1] - keys.shape[2] :], room, window, keys)
+            kinds[window] = CacheColumns.after(real[:, real.shape[1] - keys.shape[2] :], room, window, keys)
         layers.append(FixedLayer(keys, values, kinds[window]))
     return cache, kinds
 

@@ -26,7 +26,7 @@ def steps_between_looks(device: torch.device) -> int:
     return 1 if is_cpu(device) else LOOK
 
 
-class Rows:
+class DecodedRows:
     """Rows being continued: their key/value cache, and what its columns hold, laid out to the end beforehand.
 
     batch: the prompts, padded on the left; room: how many tokens may follow."""
@@ -91,7 +91,7 @@ class Decoding:
 class OneByOne:
     """Steps that the host launches one operation at a time. scores: those of the last tokens of the prompts."""
 
-    def __init__(self, rows: Rows, how: Decoding, scores: torch.Tensor):
+    def __init__(self, rows: DecodedRows, how: Decoding, scores: torch.Tensor):
         self.rows, self.how, self.scores = rows, how, scores
         self.chosen: list[torch.Tensor] = []
         self.found: list[torch.Tensor] = []

@@ -77,10 +77,12 @@ def _groups(states: torch.Tensor, variants: Sequence[Variant]) -> Iterator[list[
 
 
 def _group(states: torch.Tensor, sets: Sequence[torch.Tensor]) -> list[_Directions]:
-    """Sets of directions, brought to the states in one copy."""
+    """Sets of directions, brought to the states: in one copy, unless they come from several devices."""
     if not sets:
         return []
-    here = torch.cat([rows.to(states.dtype) for rows in sets]).to(states.device)
+    alike = len({rows.device for rows in sets}) == 1
+    given = sets if alike else [rows.to(states.device) for rows in sets]
+    here = torch.cat([rows.to(states.dtype) for rows in given]).to(states.device)
     sizes = [len(rows) for rows in sets]
     parts = zip(sets, here.split(sizes), (states @ here.T).split(sizes, dim=1))
     return [_Directions(id(rows), mine, along) for rows, mine, along in parts]

@@ -1,8 +1,8 @@
 """Sampling with vLLM, for models that Hugging Face generation is too slow for. Optional: `pip install
 interpretability-workbench[vllm]`.
 
-vLLM only writes the texts (`Writer`). Their statistics come from one teacher-forced pass of the plain model over the
-finished texts (`with_statistics`), so they are exact and mean the same as those of `generate.sample`; vLLM's own
+vLLM only writes the texts (`VllmWriter`). Their statistics come from one teacher-forced pass of the plain model over
+the finished texts (`with_statistics`), so they are exact and mean the same as those of `generate.sample`; vLLM's own
 log-probabilities (which tokens, before or after truncation, depends on its version) are not used. A token that vLLM
 drew from outside the nucleus as recomputed here has truncated log-probability −inf.
 
@@ -32,7 +32,7 @@ SPARE = 0.95  # of what is free, that it may take at most: it counts a share of 
 _APART = 1_000_003  # vLLM seeds sample m of a request with seed + m: seeds of two prompts must not meet
 
 
-class Writer:
+class VllmWriter:
     """vLLM's engine of a model: opened at the first text, asleep while others need the device, `close` it.
 
     `aside`: models that leave the device while it writes (one that is spread over several stays where it is); `memory`:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from workbench.models.attention_weights import Masking, Rows, Weights
+from workbench.models.attention_weights import KeyMasking, Rows, Weights
 from workbench.models.devices import is_cpu
 from workbench.models.running_pass import PassPositions, positions
 
@@ -20,12 +20,12 @@ class _Stack:
     """Products of queries and keys of layers that are masked alike: [room, B, H, R, S], filled as far as there are
     layers."""
 
-    masking: Masking
+    masking: KeyMasking
     rows: Rows
     products: torch.Tensor
     layers: list[int] = field(default_factory=list)
 
-    def takes(self, masking: Masking, shape: Sequence[int], device: torch.device) -> bool:
+    def takes(self, masking: KeyMasking, shape: Sequence[int], device: torch.device) -> bool:
         mine = self.products
         return mine.device == device and mine.shape[1:] == shape and self.masking.alike(masking)
 

@@ -27,7 +27,7 @@ def pick(x: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Masking:
+class KeyMasking:
     """What is made of the products of `queries` queries and `keys` keys: scaled, capped, and hidden by a mask [B, 1 or
     H, Q, S] (bool, or numbers to add), or where there is none and `causal`, by which of them comes later."""
 
@@ -38,7 +38,7 @@ class Masking:
     queries: int
     keys: int
 
-    def alike(self, other: Masking) -> bool:
+    def alike(self, other: KeyMasking) -> bool:
         """Whether the products of both can be masked together."""
         mine, others = self.__dict__ | {"mask": id(self.mask)}, other.__dict__ | {"mask": id(other.mask)}
         return mine == others
@@ -91,9 +91,9 @@ class Weights:
     output: torch.Tensor | None = None  # what the layer's attention gave, [B, Q, H, Dv]
 
     @property
-    def masking(self) -> Masking:
+    def masking(self) -> KeyMasking:
         scaling = self.scaling if self.scaling is not None else self.query.shape[-1] ** -0.5
-        return Masking(self.mask, scaling, self.softcap, self.is_causal, self.query.shape[2], self.key.shape[2])
+        return KeyMasking(self.mask, scaling, self.softcap, self.is_causal, self.query.shape[2], self.key.shape[2])
 
     def products(self, rows: Rows, out: torch.Tensor | None = None) -> torch.Tensor:
         """Products of query rows `rows` and all keys, [B, H, R, S] float32, in `out` where it is given: one batched

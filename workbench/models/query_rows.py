@@ -12,7 +12,7 @@ from workbench.models.running_pass import positions
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class QueryColumns:
     """Query columns of a pass, [R] or [B, R], that are known to hold tokens: nothing looks whether they do, which takes
     a wait for the device."""
 
@@ -21,7 +21,7 @@ class Columns:
 
 # Whose rows are read: "last" (each sequence's last token), "all", token positions ([R], or [B, R] one set per sequence;
 # negative ones count from the end), a stretch of query columns, or columns.
-Queries = str | slice | Columns | torch.Tensor | Sequence[int]
+Queries = str | slice | QueryColumns | torch.Tensor | Sequence[int]
 
 
 def query_rows(rows: Queries, queries: int) -> Rows:
@@ -40,7 +40,7 @@ def _query_rows(rows: Queries, queries: int) -> Rows:
         return here.last_columns()[:, None] if padded and queries > 1 else slice(queries - 1, queries)
     if isinstance(rows, slice):
         return slice(*rows.indices(queries)[:2])
-    if isinstance(rows, Columns):
+    if isinstance(rows, QueryColumns):
         return rows.at
     return here.columns(torch.as_tensor(rows))
 

@@ -18,7 +18,7 @@ from workbench.core.errors import InputError
 from workbench.engine.generate import sample
 from workbench.engine.sampling import FIELDS, Rule
 from workbench.engine.scoring import score
-from workbench.engine.vllm import Writer, with_statistics
+from workbench.engine.vllm import VllmWriter, with_statistics
 from workbench.models.loading import wrap
 
 
@@ -146,7 +146,7 @@ def test_vllm_writes_the_texts_and_one_engine_serves_a_whole_run(run, stories, f
 def test_the_plain_model_leaves_the_device_while_vllm_writes_and_reads_when_it_sleeps(stories, fake_vllm):
     prompts = [stories.encode("Once upon a time"), stories.encode("The dog")]
     asked = {"samples": 2, "max_new_tokens": 5, "seed": 3}
-    expected = with_statistics(stories, prompts, Writer(stories).write(prompts, **asked))
+    expected = with_statistics(stories, prompts, VllmWriter(stories).write(prompts, **asked))
     fake_vllm.opened.clear()
     fake_vllm.calls.clear()
     fake_vllm.watched.append(stories)
@@ -154,7 +154,7 @@ def test_the_plain_model_leaves_the_device_while_vllm_writes_and_reads_when_it_s
         try:
             stories.hf.to("virtual")
             held = module.memory_allocated()
-            writer = Writer(stories, memory=0.9, gpus=2)
+            writer = VllmWriter(stories, memory=0.9, gpus=2)
             found = writer.write(prompts, **asked)
             assert found.steps.isnan().all() and module.memory_allocated() == 0
             writer.rest()
@@ -164,7 +164,7 @@ def test_the_plain_model_leaves_the_device_while_vllm_writes_and_reads_when_it_s
             writer.close()
             assert str(stories.device) == "virtual:0"
             filled = torch.zeros(12 << 20, device="virtual")  # 48 MiB of 64 are somebody else's
-            Writer(stories).write(prompts, **asked)
+            VllmWriter(stories).write(prompts, **asked)
             assert fake_vllm.opened[-1]["gpu_memory_utilization"] == pytest.approx(0.95 * 16 / 64, abs=1e-3)
             del filled
         finally:
