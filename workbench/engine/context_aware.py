@@ -16,7 +16,7 @@ import torch
 from workbench.core.errors import InputError
 from workbench.engine.decoding import decode
 from workbench.engine.edits import Edit, apply
-from workbench.engine.endings import Ends, WrittenTexts, room_after
+from workbench.engine.endings import Ends, GrowingTexts, room_after
 from workbench.engine.one_by_one import DecodedRows, Decoding
 from workbench.engine.passes import DECODE, Pass, check_prompts, with_pass
 from workbench.engine.sampling import likeliest_unchecked
@@ -57,7 +57,7 @@ def context_aware(
 
     def compute(rows: list[int]) -> None:
         pairs = [(prompts[i], without[i]) for i in rows]
-        texts = WrittenTexts([room[i] for i in rows], max_new_tokens, ends)
+        texts = GrowingTexts([room[i] for i in rows], max_new_tokens, ends)
         _batch(model, pairs, texts, weight, run.for_prompts([*rows, *rows]))
         for i, ids in zip(rows, texts.written):
             out[i] = ids
@@ -69,7 +69,7 @@ def context_aware(
 
 
 @torch.no_grad()
-def _batch(model: Model, pairs: list, texts: WrittenTexts, weight: float, run: Pass) -> None:
+def _batch(model: Model, pairs: list, texts: GrowingTexts, weight: float, run: Pass) -> None:
     """Continue pairs of prompts, read as one batch: those with a context first, then those without."""
     batch = pad([ids for side in zip(*pairs) for ids in side], pad_id=model.pad_id, side="left", device=model.device)
     rows = DecodedRows(model, batch, max(texts.room))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from workbench.engine.endings import WrittenTexts
+from workbench.engine.endings import GrowingTexts
 from workbench.engine.one_by_one import DecodedRows, Decoding, OneByOne
 from workbench.engine.recorded_steps import pays, recorded
 from workbench.engine.sampling import check_steps
@@ -45,7 +45,7 @@ class Stepping(Protocol):
 
 
 @torch.no_grad()
-def decode(rows: DecodedRows, scores: torch.Tensor, texts: WrittenTexts, how: Decoding) -> None:
+def decode(rows: DecodedRows, scores: torch.Tensor, texts: GrowingTexts, how: Decoding) -> None:
     """Write `texts` after rows whose prompts were read, with these scores [rows, V] of their last tokens.
 
     Raises RunFailed for scores that are NaN or infinite."""

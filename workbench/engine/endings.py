@@ -54,7 +54,7 @@ def room_after(model: Model, length: int, wanted: int) -> int:
 
 
 @dataclass(eq=False)
-class WrittenTexts:
+class GrowingTexts:
     """What rows write, and what the device found on the way.
 
     room: tokens that each row may write; wanted: those that were asked for; found: of each look at the device the rows

@@ -17,7 +17,7 @@ from workbench.engine.capture import capture
 from workbench.engine.decoding import decode
 from workbench.engine.draws import keys_of_steps, row_keys
 from workbench.engine.edits import Edit, apply
-from workbench.engine.endings import FINISH, Ends, WrittenTexts, room_after
+from workbench.engine.endings import FINISH, Ends, GrowingTexts, room_after
 from workbench.engine.one_by_one import DecodedRows, Decoding
 from workbench.engine.passes import DECODE, SAMPLE, Pass, check_prompts, with_pass
 from workbench.engine.sampling import FIELDS, Rule, likeliest_unchecked, rows_at_once, step
@@ -67,7 +67,7 @@ def greedy(
         def compute(local: list[int], group: list[int] = group) -> None:
             rows = [group[k] for k in local]
             mine, reach = [prompts[i] for i in rows], [room[i] for i in rows]
-            texts = WrittenTexts(reach, max_new_tokens, ends)
+            texts = GrowingTexts(reach, max_new_tokens, ends)
             for i, ids in zip(rows, _greedy_batch(model, mine, texts, edit_phase, run.for_prompts(rows))):
                 out[i] = ids
 
@@ -91,7 +91,7 @@ def _check_decoded(run: Pass, prompts: Sequence[Sequence[int]]) -> None:
 
 
 @torch.no_grad()
-def _greedy_batch(model: Model, prompts: list, texts: WrittenTexts, phase: str, run: Pass) -> list[list[int]]:
+def _greedy_batch(model: Model, prompts: list, texts: GrowingTexts, phase: str, run: Pass) -> list[list[int]]:
     rows = DecodedRows(model, pad(prompts, pad_id=model.pad_id, side="left", device=model.device), max(texts.room))
     if phase == "decode" and rows.width > 1:
         rows.read(rows.width - 1)
@@ -186,7 +186,7 @@ def sample(
     def compute(indices: list[int]) -> None:
         chosen = [rows[i] for i in indices]
         key = row_keys(seed, [keys[p] for p, _ in chosen], [first + m for _, m in chosen])
-        texts = WrittenTexts([room[p] for p, _ in chosen], max_new_tokens, ends)
+        texts = GrowingTexts([room[p] for p, _ in chosen], max_new_tokens, ends)
         _sample_batch(model, prompts, [p for p, _ in chosen], key, texts, rule or Rule(), run, tick)
         found = texts.ids(), texts.table(torch.nan), texts.lengths(), torch.tensor(texts.finish)
         p, m = torch.tensor(chosen).T
@@ -208,7 +208,7 @@ def _sample_batch(
     prompts: Sequence[Sequence[int]],
     prompt_of: list[int],
     keys: torch.Tensor,
-    texts: WrittenTexts,
+    texts: GrowingTexts,
     rule: Rule,
     run: Pass,
     tick: Callable[[float, int], None],
