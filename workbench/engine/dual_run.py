@@ -19,7 +19,8 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.edit_sites import Prompts, at_site
-from workbench.models.batching import Batch, copied
+from workbench.models.batching import Batch
+from workbench.models.host_copies import arriving
 from workbench.models.model import Model
 from workbench.models.running_pass import PassPositions, positions
 from workbench.models.sites import Site
@@ -84,8 +85,8 @@ def _added(x: torch.Tensor, first: torch.Tensor, scales: dict[int, float]) -> to
     """x [B, T, H, d_head] with the last T columns of the first run's [B, S, H, d_head] added, scaled by head."""
     if not scales:
         return x
-    chosen = copied(torch.tensor(list(scales)), x.device)
-    scale = copied(torch.tensor(list(scales.values()), dtype=x.dtype), x.device)
+    chosen = arriving(torch.tensor(list(scales)), x.device)
+    scale = arriving(torch.tensor(list(scales.values()), dtype=x.dtype), x.device)
     new = x.clone()
     more = first[:, first.shape[1] - x.shape[1] :].to(x.device)[:, :, chosen]
     new[:, :, chosen] = x[:, :, chosen] + scale[:, None] * more

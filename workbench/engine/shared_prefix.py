@@ -23,8 +23,9 @@ from workbench.engine import hf
 from workbench.engine.hf import Streamed
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.engine.passes import READ, Pass, with_pass
-from workbench.models.batching import ALIGNED, Batch, copied, is_out_of_memory, pad, sent
+from workbench.models.batching import ALIGNED, Batch, is_out_of_memory, pad, sent
 from workbench.models.devices import is_cpu
+from workbench.models.host_copies import arriving
 from workbench.models.model import Model
 from workbench.models.recording import Keep, Positions, converted, parse_sites, recording, select_positions
 from workbench.models.running_pass import PassPositions, running
@@ -199,7 +200,7 @@ def _run(
     for b, (pack, n) in enumerate(zip(together, sizes)):
         tokens[b, :n], depth[b, :n], sees[b, :n, :n] = torch.tensor(pack.tokens), torch.tensor(pack.depth), pack.sees()
     hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min)
-    hidden = copied(torch.nn.functional.pad(hidden, (past, 0))[:, None], device)
+    hidden = arriving(torch.nn.functional.pad(hidden, (past, 0))[:, None], device)
     real = torch.arange(shape[1]) < torch.tensor(sizes)[:, None]
     which = torch.tensor([b for b, pack in enumerate(together) for _ in pack.rows])
     last = torch.tensor([node for pack in together for node in pack.last])

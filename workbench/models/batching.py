@@ -16,6 +16,7 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.models import devices
+from workbench.models.host_copies import arriving
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -115,15 +116,8 @@ def sent(numbers: Sequence[torch.Tensor], device: torch.device | str) -> list[to
     """Whole numbers [...] int64 of the host on `device`, in one copy that the host does not wait for."""
     if devices.is_cpu(device):
         return list(numbers)
-    together = copied(torch.cat([x.flatten() for x in numbers]), device)
+    together = arriving(torch.cat([x.flatten() for x in numbers]), device)
     return [part.view(x.shape) for part, x in zip(together.split([x.numel() for x in numbers]), numbers)]
-
-
-def copied(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor of the host on `device`, without waiting for the copy: from other memory than pinned one the host
-    would."""
-    pinned = x.pin_memory() if devices.has_pinned_memory(device) else x
-    return pinned.to(device, non_blocking=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Copies from a device to the host that nobody waits for before the device has its next work."""
+"""Copies between the host and a device that nobody waits for before the device has its next work."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def arrivals(
         raise stopped
 
 
-def arriving(x: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+def arriving(x: torch.Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
     """`x` on a device, in another dtype where one is given. From the host it goes through pinned memory, and nobody
     waits for it."""
     dtype = x.dtype if dtype is None else dtype
