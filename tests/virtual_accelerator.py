@@ -24,6 +24,7 @@ the same tables.
 
 from __future__ import annotations
 
+import importlib
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -486,6 +487,7 @@ def present(devices: int = 1, memory: int = 16 * 2**30) -> Iterator[Any]:
         (torch.Tensor, "is_pinned", _is_pinned),
         (torch, "Generator", Generator),
     ]
+    importlib.import_module("torch._decomp.decompositions_for_jvp")  # is compiled with the factories of now
     _device_constructors()  # remembers the factories of when it is first asked: `with torch.device(…)` knows them by it
     patched += [(torch, name, _pinning(getattr(torch, name))) for name in ("empty", "zeros", "full", "empty_like")]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in patched]

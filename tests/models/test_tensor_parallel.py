@@ -68,7 +68,7 @@ def one_of_two(rank: int, folder, out) -> None:
 
 def test_two_processes_read_what_one_reads_and_refuse_what_each_has_a_part_of(tiny_llama, tmp_path):
     expected = read(load(str(tiny_llama)))
-    multiprocessing.start_processes(one_of_two, (tiny_llama, tmp_path), nprocs=2, start_method="fork")
+    multiprocessing.start_processes(one_of_two, (tiny_llama, tmp_path), nprocs=2, start_method="spawn")
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["greedy"] == expected["greedy"]

@@ -234,6 +234,8 @@ def _tensors(file: Path) -> dict[str, dict]:
         with open_plain(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length <= file.stat().st_size else None
+    except OSError as error:
+        raise InputError(f"The weight file {file} cannot be read ({one_line(error)}); copy it again.") from error
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or not all(isinstance(about, dict) for about in header.values()):

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.core import paths
 from workbench.core.errors import InputError
 from workbench.core.files import atomic, canonical, read_json, write_json
 from workbench.core.private import mark
+from workbench.models.devices import known
 from workbench.models.load_options import AUTOMATIC, DEVICE
 from workbench.runs import provenance
 
@@ -85,6 +86,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+def _known(device: str) -> str:
+    """A device of a kind that PyTorch knows; it is asked for the rare ones only, as its import takes seconds."""
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps", "xpu") and not known(kind):
+        raise ValueError(f"PyTorch knows no device '{kind}'")
+    return device
+
+
 Kind = TypeVar("Kind", bound=_Record)
 Word = Annotated[str, Field(min_length=1, max_length=4096)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -100,7 +109,7 @@ class _Spec(_Record):
     data: Word | None = None
     seed: Count = 0
     dtype: Annotated[str, Field(max_length=40)] = AUTOMATIC
-    device: Annotated[str, Field(pattern=f"^({DEVICE})$")] = "cpu"
+    device: Annotated[str, Field(pattern=f"^({DEVICE})$"), AfterValidator(_known)] = "cpu"
     revision: Word | None = None
     adapter: Word | None = None
     submitted: Annotated[str, Field(max_length=40)] = ""

@@ -258,7 +258,7 @@ def test_what_cannot_be_fine_tuned_is_refused_in_a_sentence(model, material, tmp
         execute(model, material, tmp_path / "a", **QUICK | {"target": (str(target),)})
     with pytest.raises(InputError, match="finetune_rate of 0 trains nothing"):
         execute(model, material, tmp_path / "b", **QUICK | {"finetune_rate": 0})
-    monkeypatch.setattr(training, "_free", lambda _: 1000)
+    monkeypatch.setattr(training, "memory", lambda _: (1000, 1000))
     with pytest.raises(InputError, match="use finetune_weights=lora"):
         execute(model, material, tmp_path / "c", **QUICK)
     monkeypatch.setattr(configs, "find_spec", lambda name: None if name == "peft" else importlib.util.find_spec(name))
