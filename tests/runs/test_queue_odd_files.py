@@ -184,7 +184,7 @@ def test_the_worker_goes_on_past_every_bad_job_and_names_it(queued, tmp_path):  
 
 @pytest.mark.parametrize("content", ["5", "[]", '{"status": "complete", "run": 5}', '{"status": "odd"}', "[" * 50_000])
 def test_an_odd_outcome_fails_its_job_and_the_worker_goes_on(queued, content):  # noqa: F811
-    job = jobs.submit("queued", "fake", config={"parts": 2, "seconds": 30.0})
+    job = jobs.submit("queued", "fake", config={"parts": 2, "seconds": 3.0})
     at_work(job)
     partial = job_files.root() / job.id / ".outcome"
     partial.write_text(content)
