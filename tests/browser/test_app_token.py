@@ -152,7 +152,8 @@ def test_who_opens_the_printed_address_does_not_meet_the_token_again(guarded, br
     rest(other)
     with other.expect_download() as waiting, other.expect_response(f"http://{host}/media/*") as answered:
         other.get_by_role("button", name="Parquet", exact=True).click()  # media files are behind the token too
-    assert waiting.value.path().read_bytes()[:4] == b"PAR1"
+    assert waiting.value.suggested_filename.endswith(".parquet")
+    assert context.request.get(answered.value.url).body()[:4] == b"PAR1"
     assert answered.value.headers["cache-control"] == "no-store"  # and stay in no browser's cache
     other.get_by_role("button", name="Upload a file").click()
     other.locator("input[type=file]").set_input_files(

@@ -1,6 +1,7 @@
 """A model spread over processes: refused where it cannot be, else with the stream, scores and texts of a whole one."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def one_of_two(rank: int, folder, out) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_read_what_one_reads_and_refuse_what_each_has_a_part_of(tiny_llama, tmp_path):
+def test_two_processes_read_what_one_reads_and_refuse_what_each_has_a_part_of(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # where the new processes find this file
     expected = read(load(str(tiny_llama)))
     multiprocessing.start_processes(one_of_two, (tiny_llama, tmp_path), nprocs=2, start_method="spawn")
     for rank in (0, 1):
