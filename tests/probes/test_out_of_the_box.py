@@ -9,20 +9,13 @@ import pytest
 
 from tests.support import real_tokenizers
 from tests.support.default_runs import check, takes_chat
+from tests.support.short_runs import PROBES
 from workbench.cli.main import run as command_line
 from workbench.core import registry
 from workbench.core.files import read_json
 from workbench.models import loading
 from workbench.runs.folder import open_run
 
-PROBES = (
-    "retrieval-heads",
-    "concept-depth",
-    "knowledge-conflict",
-    "data-selection",
-    "branching-factor",
-    "representation-geometry",
-)
 CHAT = tuple(probe for probe in PROBES if takes_chat(probe))
 AUTO = ("retrieval-heads", "branching-factor")  # in chat by default where the tokenizer has a template
 # What bounds the time of the two probes whose defaults are long on any model ...
