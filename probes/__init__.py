@@ -10,6 +10,12 @@ ORDER = (
     "data_selection",
     "branching_factor",
     "representation_geometry",
+    "talking_heads",
+    "hopping",
+    "latent_language",
+    "layer_redundancy",
+    "bigram_subnetwork",
+    "token_filter",
 )
 
 __path__ += [
