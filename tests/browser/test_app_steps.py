@@ -18,7 +18,7 @@ def query(page, key: str) -> str:
 def test_text_is_written_by_itself_and_its_tokens_are_walked_through_and_a_reload_restores_the_step(visit):
     page = visit("/?model=organism&map=Steps&head=1.0")
     page.get_by_text("greedy continuation, 19 tokens, ended by the model").wait_for()
-    strip = page.locator(".strip").last.locator("button")
+    strip = page.get_by_role("listbox", name="Written tokens").locator("button")  # the prompt has a strip as well
     strip.nth(5).click()
     page.get_by_text("Step 5").wait_for()
     rest(page)
@@ -30,7 +30,7 @@ def test_text_is_written_by_itself_and_its_tokens_are_walked_through_and_a_reloa
     assert re.search(
         r"had probability 0\.\d+ \(rank 0\)", page.locator(".stHtml", has_text="Step 6").first.inner_text()
     )
-    page.locator(".strip").last.scroll_into_view_if_needed()
+    page.get_by_role("listbox", name="Written tokens").scroll_into_view_if_needed()
     shot(page, "steps")
     page.reload()
     page.get_by_text("Step 6").wait_for()

@@ -1,22 +1,18 @@
 """A model spread over processes: refused where it cannot be, else with the stream, scores and texts of a whole one."""
 
-import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing
 
 from tests.support.architectures import build
-from workbench import probe
+from tests.support.one_of_two import SITES, read
 from workbench.core.errors import InputError
-from workbench.engine.capture import capture, logits
-from workbench.engine.generate import greedy
 from workbench.models.loading import load
 
-IDS = [[1, 5, 9, 13, 20], [1, 7, 3]]
-SITES = ("resid_pre.0", "resid_mid.1", "attn_out.1", "mlp_in.1", "mlp_out.1", "resid_post.1", "final_norm")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def started(monkeypatch, count: int) -> None:
@@ -40,37 +36,18 @@ def test_what_cannot_be_spread_is_refused_before_it_is_read(tiny_llama, tmp_path
         load(str(tmp_path), tp_plan="auto")
 
 
-def read(model) -> dict:
-    """What a process that has a part of the model can read."""
-    found = {site: capture(model, IDS, [site], positions="all")[site] for site in SITES}
-    return found | {"logits": logits(model, IDS), "greedy": greedy(model, IDS, max_new_tokens=5)}
-
-
-def one_of_two(rank: int, folder, out) -> None:
-    """A process of two: reads, and keeps the sentences with which it refuses the rest."""
-    import os
-
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=2)
-    model = load(str(folder), tp_plan="auto")
-    found, refused = read(model), []
-    for ask in (
-        functools.partial(capture, model, IDS, ["head_out.1"]),
-        functools.partial(capture, model, IDS, ["mlp_hidden.1"]),
-        functools.partial(probe("representation-geometry").run, model),
-    ):
-        with pytest.raises(InputError) as error:
-            ask()
-        refused.append(str(error.value))
-    torch.save(found | {"refused": refused}, out / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_read_what_one_reads_and_refuse_what_each_has_a_part_of(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # where the new processes find this file
+def test_two_processes_read_what_one_reads_and_refuse_what_each_has_a_part_of(tiny_llama, tmp_path):
     expected = read(load(str(tiny_llama)))
-    multiprocessing.start_processes(one_of_two, (tiny_llama, tmp_path), nprocs=2, start_method="spawn")
+    # started as programs, not spawned: a spawned process first runs what the parent says is its main file, and that is
+    # a page of the app where an earlier test has shown one
+    command = [sys.executable, "-m", "tests.support.one_of_two"]
+    two = [
+        subprocess.Popen([*command, str(rank), tiny_llama, tmp_path], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    for process in two:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["greedy"] == expected["greedy"]
