@@ -84,7 +84,7 @@ def roles(run: Any) -> go.Figure:
             name=name,
             style=style,
             hover=[f"layer {a}, head {b}<br>memory {m:.3f}, context {c:.3f}" for a, b, m, c in rows],
-            custom=own.select("layer", "head").to_numpy(),
+            heads=own.select("layer", "head").to_numpy(),
             opacity=0.5 if kind == "other" else 0.9,
         )
     traces.add_rule(fig, 0, x=0, dash="dot")
@@ -198,7 +198,7 @@ def gradient(run: Any) -> go.Figure:
             hover=hover,
             legend=False,
             opacity=0.6,
-            custom=frame.select("layer", "head").to_numpy(),
+            heads=frame.select("layer", "head").to_numpy(),
         )
         good = np.isfinite(x) & np.isfinite(y)
         if good.sum() > 2:

@@ -90,7 +90,7 @@ def activation(run: Any) -> go.Figure:
             name=name,
             style=style,
             hover=[f"layer {a}, head {b}<br>score {s:.3f}, active in {f:.0%}" for a, b, f, s in rows],
-            custom=own.select("layer", "head").to_numpy(),
+            heads=own.select("layer", "head").to_numpy(),
             opacity=0.85 if frame.height <= 256 else 0.4,
         )
     fig.layout.xaxis.range = [-0.04, 1.04]
@@ -131,7 +131,7 @@ def attention(run: Any) -> go.Figure:
                 name=name,
                 style=style,
                 hover=[f"layer {a}, head {b}<br>score {s:.3f}, {label} {c:.3f}" for a, b, s, c in rows],
-                custom=own.select("layer", "head").to_numpy(),
+                heads=own.select("layer", "head").to_numpy(),
                 opacity=0.85 if frame.height <= 256 else 0.4,
                 legend=i == 0,
             )

@@ -343,11 +343,17 @@ def figures(
             parser=path_of("--out folder"), metavar="PATH", help="Folder; default: figures/ in the (first) run."
         ),
     ] = None,
+    colour: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Another run, of any probe, whose scores of heads colour the heads."),
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="The score of --colour that does; default: its main one.")] = None,
     json: Json = False,
 ) -> None:
     """Draw the figures of a run, with captions and BibTeX.
 
-    Several runs of one probe are drawn in one figure, where the probe has one.
+    Several runs of one probe are drawn in one figure, where the probe has one. --colour draws those figures of one run
+    that show heads in the colours of another.
     """
     from workbench.core.disk_errors import refusals_as_sentences
     from workbench.core.errors import InputError
@@ -358,9 +364,14 @@ def figures(
 
     found = [open_run(run) for run in runs]
     formats = [item.strip() for item in format.split(",") if item.strip()]
+    if colour is not None and len(found) > 1:
+        raise InputError("--colour colours the figures of one run; name one run.")
+    if column is not None and colour is None:
+        raise InputError("--column is a score of the run that --colour names; give both.")
+    by = None if colour is None else (open_run(colour), column)
     with refusals_as_sentences(out or found[0].folder / "figures"):
         if len(found) == 1:
-            written = export_run(found[0], formats=formats, preset=preset, out=out, only=only)
+            written = export_run(found[0], formats=formats, preset=preset, out=out, only=only, colour=by)
         elif only is not None:
             raise InputError("--only chooses among the figures of one run; several runs have one figure.")
         else:

@@ -15,6 +15,7 @@ from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, write_bytes
 from workbench.core.private import make_folder
 from workbench.core.wording import one_line
+from workbench.figures import coloured_heads
 from workbench.figures import style as theme
 from workbench.figures.browser import browser
 from workbench.figures.captions import caption
@@ -61,14 +62,17 @@ def export_run(
     mode: str = "light",
     out: str | Path | None = None,
     only: str | Sequence[str] | None = None,
+    colour: tuple[Any, str | None] | None = None,
     progress: Any = None,
 ) -> list[Path]:
     """Write the figures of a run, each with ``NAME.caption.txt`` and ``NAME.bib`` beside it; returns the files.
 
     ``out``: the folder, ``figures/`` in the run's folder where None; files of ours in it are replaced, a file of one of
     their names that is not ours is an InputError. ``only``: the name of one figure, or several.
-    ``progress(done, total, label)`` is called per drawn file. Where a drawn format is asked for and there is no
-    Chromium, html, csv, captions and BibTeX are written before the WorkbenchError is raised.
+    ``colour``: another run, and a column of its scores of heads (None: the main one); those figures that show heads are
+    drawn in these colours and called after the column. ``progress(done, total, label)`` is called per drawn file. Where
+    a drawn format is asked for and there is no Chromium, html, csv, captions and BibTeX are written before the
+    WorkbenchError is raised.
     """
     from workbench.figures import build
 
@@ -77,10 +81,15 @@ def export_run(
     if only is not None:
         wanted = [only] if isinstance(only, str) else list(only)
         figures = {name: figures[name] if name in figures else build(run, name)[name] for name in wanted}
-    words = {name: caption(run, dressed(fig, mode=mode, preset=preset)) for name, fig in figures.items()}
+    more, entry = "", bibtex(run)
+    if colour is not None:
+        other, column = colour
+        figures = coloured_heads.all_coloured(figures, run, other, column)
+        more, entry = f" {coloured_heads.in_words(other)}", "\n".join(dict.fromkeys((entry, bibtex(other))))
+    words = {name: caption(run, dressed(fig, mode=mode, preset=preset)) + more for name, fig in figures.items()}
     folder = place_for(figures, formats, run, out)
     return write_figures(
-        figures, words, folder, formats=formats, entry=bibtex(run), preset=preset, mode=mode, progress=progress
+        figures, words, folder, formats=formats, entry=entry, preset=preset, mode=mode, progress=progress
     )
 
 

@@ -28,6 +28,7 @@ CHARACTER = 0.55  # mean width of a character in units of the type size
 CELL_TEXT = "cell-text"  # `meta` of a trace whose labels must fit into cells
 CELL_MARK = "cell-mark"  # `meta` of a trace of cells some of which are outlined
 LARGE = "large"  # `meta` of a trace of points that mark something
+HEAD_POINTS = "heads"  # `meta` of a trace of points that are heads: customdata is layer, head
 TREE_TEXT = "tree-text"  # `meta` of the labels of a tree, which must fit into their columns
 TREE_BRANCH = "tree-branch"  # key in the `meta` of a branch of a tree, with its probability
 TREE_RUN = 0.8  # the part of a column that a node's text takes; the rest is the way to its children

@@ -191,7 +191,7 @@ def against(
     custom = both.select("layer", "head").to_numpy()
     hover = [f"layer {i}, head {j}<br>{u:.3f} against {v:.3f}" for (i, j), u, v in zip(custom, x, y)]
     traces.add_points(
-        fig, 0, x, y, name="heads", style=theme.Style(theme.BLUE), hover=hover, custom=custom, legend=False, opacity=0.6
+        fig, 0, x, y, name="heads", style=theme.Style(theme.BLUE), hover=hover, heads=custom, legend=False, opacity=0.6
     )
     fig.layout.xaxis.range = fig.layout.yaxis.range = [low - pad, high + pad]
     if correlation:

@@ -18,6 +18,7 @@ from workbench.figures import style as theme
 from workbench.figures.figure_geometry import (
     CELL_MARK,
     CELL_TEXT,
+    HEAD_POINTS,
     LARGE,
     arrange,
     arrange_table,
@@ -31,6 +32,7 @@ from workbench.figures.figure_geometry import (
 __all__ = [
     "CELL_MARK",
     "CELL_TEXT",
+    "HEAD_POINTS",
     "LARGE",
     "about",
     "axis",

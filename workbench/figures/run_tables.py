@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from workbench.core.errors import InputError
+from workbench.core.wording import origin
 
 
 def need(run: Any, table: str, columns: Sequence[str] = ()) -> pl.DataFrame:
@@ -67,6 +68,16 @@ def info(run: Any, *path: str, default: Any = None) -> Any:
 def model_name(run: Any) -> str:
     """The name of the model as figures write it: the last part of a folder or hub id."""
     return str(info(run, "model", "name", default="model")).rstrip("/").rsplit("/", 1)[-1]
+
+
+def source(run: Any) -> str:
+    """Which weights a run is of, or where it was imported from."""
+    imported = origin(run.info or {})
+    return (
+        f"imported from {imported}"
+        if imported
+        else f"weights {str(info(run, 'model', 'fingerprint', default=''))[:12]}"
+    )
 
 
 def summary_value(run: Any, key: str) -> float | None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core import registry
 from workbench.core.errors import InputError
-from workbench.core.wording import origin
 from workbench.figures import export, probe_name
-from workbench.figures.run_tables import info, model_name
+from workbench.figures.run_tables import model_name, source
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -42,19 +41,9 @@ def export_of_several(
     Errors as in `export_run` and `figure_of_several`."""
     fig = figure_of_several(runs)
     name = "compare" if out is not None else "compare-" + "-".join(str(run.id)[-6:] for run in runs)
-    others = [f"{model_name(run)} ({_source(run)}, run {run.id})" for run in runs[1:]]
+    others = [f"{model_name(run)} ({source(run)}, run {run.id})" for run in runs[1:]]
     words = f"{export.caption(runs[0], fig)} Further runs: {'; '.join(others)}."
     folder = export.place_for([name], formats, runs[0], out)
     return export.write_figures(
         {name: fig}, {name: words}, folder, formats=formats, entry=export.bibtex(runs[0]), preset=preset
-    )
-
-
-def _source(run: Any) -> str:
-    """Which weights a run is of, or where it was imported from."""
-    imported = origin(run.info or {})
-    return (
-        f"imported from {imported}"
-        if imported
-        else f"weights {str(info(run, 'model', 'fingerprint', default=''))[:12]}"
     )

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from workbench.core.errors import InputError
 from workbench.core.wording import significant
 from workbench.figures import style as theme
-from workbench.figures.layout import CELL_MARK, CELL_TEXT, LARGE, axis, x_axis, y_axis
+from workbench.figures.layout import CELL_MARK, CELL_TEXT, HEAD_POINTS, LARGE, axis, x_axis, y_axis
 from workbench.figures.plotly_text import safe
 
 FEW = 25  # up to so many points a curve also has markers
@@ -254,12 +254,14 @@ def add_points(
     name: str,
     style: theme.Style,
     hover: Sequence[str],
-    custom: np.ndarray | None = None,
+    custom: Sequence | None = None,
+    heads: np.ndarray | None = None,
     legend: bool = True,
     opacity: float = 0.85,
     large: bool = False,
 ) -> None:
-    """Points with a hover text each (already escaped); ``large`` ones mark something on a curve."""
+    """Points with a hover text each (already escaped); ``large`` ones mark something on a curve. ``heads`` [n, 2]: the
+    layer and head of each, where the points are heads."""
     fig.add_scatter(
         x=np.asarray(x, dtype=np.float64),
         y=np.asarray(y, dtype=np.float64),
@@ -273,8 +275,8 @@ def add_points(
             "opacity": opacity,
         },
         text=list(hover),
-        customdata=custom,
-        meta=LARGE if large else None,
+        customdata=custom if heads is None else heads,
+        meta=HEAD_POINTS if heads is not None else LARGE if large else None,
         hovertemplate="%{text}<extra></extra>",
         **axis(i),
     )

@@ -433,22 +433,26 @@ def bind(name: str, /, **config: Any) -> Bound:
     return Bound(probe=item, config=values, **given)
 
 
-def figure(run: Run | str | Path, name: str | None = None):
-    """A figure of a run: the named one, else the first."""
+def figure(
+    run: Run | str | Path, name: str | None = None, *, colour: Run | str | Path | None = None, column: str | None = None
+):
+    """A figure of a run: the named one, else the first. ``colour``: another run, of any probe, whose scores of heads
+    colour the heads in it (the main score, or ``column``). Raises InputError for what there is not."""
     from workbench.figures import build, problems
+    from workbench.figures.coloured_heads import coloured_by
 
     run = open_run(run)
     figures = build(run)
     if name is None:
         if not figures:
             raise InputError(f"The run {run.id} has no figures (it is {run.status}).")
-        return next(iter(figures.values()))
+        name = next(iter(figures))
     if name not in figures:
         reason = problems(run).get(name)
         raise InputError(
             reason or f"The run {run.id} has no figure '{name}'{nearest(name, figures)}; it has {', '.join(figures)}."
         )
-    return figures[name]
+    return figures[name] if colour is None else coloured_by(figures[name], run, open_run(colour), column)
 
 
 # ---- pieces
