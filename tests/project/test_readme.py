@@ -86,7 +86,7 @@ def test_the_published_launches_are_those_that_were_counted():
 def test_every_probe_is_in_the_readme():
     import probes
 
-    assert len(probes.ORDER) == 6
+    assert len(probes.ORDER) == 12
     for folder in probes.ORDER:
         assert f"`{folder.replace('_', '-')}`" in README
 
