@@ -11,6 +11,8 @@ from workbench.runs import demo, execution
 
 FEWER = {  # of what the demo asks for
     "concept-depth": {"sets": ("topic", "lookup", "negation")},
+    "knowledge-conflict": {"limit": 24, "prune_k": (1,), "random_draws": 1},
+    "retrieval-heads": {"lengths": (128, 256), "mask_k": (1, 3)},
     "representation-geometry": {"checkpoints": ("organism@step-0", "organism@step-104", "organism@step-1664")},
 }
 
