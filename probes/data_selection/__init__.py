@@ -307,7 +307,7 @@ def _held_out(
     if not config.finetune:
         return tables, None
     from probes.data_selection.held_out import split_examples
-    from probes.data_selection.training import check_trainable
+    from workbench.engine.finetuning import check_trainable
 
     check_trainable(model, config.finetune_weights)
     return split_examples(tables, config.finetune_held_out, context)

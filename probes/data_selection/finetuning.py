@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from probes.data_selection import training
 from probes.data_selection.config import Config
 from probes.data_selection.held_out import HeldExamples, leaks
 from probes.data_selection.precisions import BETTER, NOT_TOLD, WORSE, word
@@ -23,6 +22,7 @@ from probes.data_selection.samples import TokenizedSamples, tokenize
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.sample_tables import texts
+from workbench.engine import finetuning as training
 from workbench.models.model import Model
 from workbench.models.prompt_style import style_of
 from workbench.stats.clusters import FEWEST, clusters_of, crossed_interval

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.representation_geometry import checkpoints, n_grams
+from probes.representation_geometry import n_grams
 from probes.representation_geometry.ablation import loss_tables
 from probes.representation_geometry.config import BIBTEX, Config, validate
 from probes.representation_geometry.estimate import estimate
@@ -43,6 +43,7 @@ from workbench.core.registry import DataSpec, probe
 from workbench.core.sample_tables import with_texts
 from workbench.core.sinks import counted_sinks
 from workbench.engine.evaluation import Question, encode_choices
+from workbench.models import checkpoints
 from workbench.models.model_outline import Facts
 
 SPECTRUM, NUMBERS, LOSSES, MAPS = 2.0, 1.0, 1.1, 1.0  # what a layer, a layer, a variant and a map take, about

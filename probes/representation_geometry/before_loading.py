@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from probes.representation_geometry import checkpoints
 from probes.representation_geometry.config import Config
 from probes.representation_geometry.measured_texts import measured_texts
 from probes.representation_geometry.trajectory import check_task_steps
 from workbench.core.context import Context
 from workbench.engine.evaluation import encode_choices
+from workbench.models import checkpoints
 from workbench.models.unloaded_model import UnloadedModel
 
 

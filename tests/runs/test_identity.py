@@ -138,9 +138,9 @@ def test_what_is_wrong_with_a_config_is_said_at_every_entrance(tmp_path, probe, 
 
 @pytest.mark.parametrize("name", ["my [v2]", "a*b?", "ü %", "{x}", "one, two", "a:b"])
 def test_every_other_file_that_a_run_reads_may_have_such_a_name(tmp_path, name):
-    from probes.representation_geometry.checkpoints import find
     from workbench.core.config import read_toml
     from workbench.engine.head_masks import read_mask
+    from workbench.models.checkpoints import find
 
     hay, config, mask = (tmp_path / f"{name}{suffix}" for suffix in (".txt", ".toml", ".json"))
     hay.write_text("A text of some words. And more of it.")

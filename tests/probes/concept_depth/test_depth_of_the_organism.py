@@ -7,9 +7,9 @@ import pytest
 
 from probes import concept_depth, representation_geometry
 from probes.concept_depth.above_chance import CEILING, FOUND
-from probes.representation_geometry.checkpoints import find
 from workbench import organisms
 from workbench.core.context import Context
+from workbench.models.checkpoints import find
 from workbench.models.loading import load
 
 # From one word over the words of a whole story to a recalled fact that is weighed against a source: the generator's

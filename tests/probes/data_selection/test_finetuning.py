@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from probes.data_selection import config as configs
-from probes.data_selection import finetuning, held_out, training
+from probes.data_selection import finetuning, held_out
 from probes.data_selection.samples import tokenize
 from tests.support.selection_pool import execute, read, sentence, write
 from workbench.core.context import Context
 from workbench.core.errors import Cancelled, InputError
+from workbench.engine import finetuning as training
 from workbench.runs import cost
 from workbench.runs import execution as runs
 
@@ -259,14 +260,14 @@ def test_what_cannot_be_fine_tuned_is_refused_in_a_sentence(model, material, tmp
     with pytest.raises(InputError, match="finetune_rate of 0 trains nothing"):
         execute(model, material, tmp_path / "b", **QUICK | {"finetune_rate": 0})
     monkeypatch.setattr(training, "memory", lambda _: (1000, 1000))
-    with pytest.raises(InputError, match="use finetune_weights=lora"):
+    with pytest.raises(InputError, match=r"train a LoRA \(lora\) instead"):
         execute(model, material, tmp_path / "c", **QUICK)
     monkeypatch.setattr(configs, "find_spec", lambda name: None if name == "peft" else importlib.util.find_spec(name))
     with pytest.raises(InputError, match="peft is not installed here, which finetune_weights=lora needs"):
         execute(model, material, tmp_path / "d", **QUICK | {"finetune_weights": "lora"})
     monkeypatch.undo()
     monkeypatch.setattr(model.hf, "is_quantized", True, raising=False)
-    with pytest.raises(InputError, match="is quantised, and finetune=true trains a copy"):
+    with pytest.raises(InputError, match="is quantised, and fine-tuning trains a copy"):
         execute(model, material, tmp_path / "e", **QUICK)
 
 

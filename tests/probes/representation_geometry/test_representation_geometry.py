@@ -11,13 +11,14 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM
 
 from probes import concept_depth, representation_geometry
-from probes.representation_geometry import Config, checkpoints, phases, spectra
+from probes.representation_geometry import Config, phases, spectra
 from probes.representation_geometry.n_grams import count
 from tests.benchmarks.geometry import memory_growth
 from tests.support.architectures import build
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine import evaluation
+from workbench.models import checkpoints
 from workbench.models.loading import load, wrap
 from workbench.runs import execution as runs
 from workbench.runs.checks import check_probe

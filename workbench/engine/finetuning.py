@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from probes.data_selection.samples import TokenizedSamples
 from workbench.core.errors import InputError, RunFailed
 from workbench.engine.passes import GRADIENT, ROWS
 from workbench.models.batching import batches, pad
@@ -28,6 +27,17 @@ CLIP = 1.0
 BYTES = 16  # of a parameter that is trained in float32: itself, its gradient, two moments
 
 
+class TrainingRows(Protocol):
+    """What a copy is trained on: token ids [length] of each row, and which of them count [length] bool."""
+
+    ids: list[np.ndarray]
+    masks: list[np.ndarray]
+
+    def lists(self, rows: Sequence[int]) -> list[list[int]]:
+        """The ids of some rows, as a model takes them."""
+        ...
+
+
 def check_trainable(model: Model, how: str) -> None:
     """Raise InputError for a model that no copy can be trained of here: quantised, on several devices, or (how=all) too
     large for the memory that is free."""
@@ -35,14 +45,14 @@ def check_trainable(model: Model, how: str) -> None:
     if getattr(model.hf, "is_quantized", False) or len(places) > 1:
         what = "spread over several devices" if len(places) > 1 else "quantised"
         raise InputError(
-            f"{model.name} is {what}, and finetune=true trains a copy of it; load it whole, or leave it out."
+            f"{model.name} is {what}, and fine-tuning trains a copy of it; load it whole, or do without fine-tuning."
         )
     if how == "all":
         needed, free = BYTES * sum(p.numel() for p in model.hf.parameters()), memory(model.device)[0]
         if needed > free:
             raise InputError(
                 f"Fine-tuning all weights of {model.name} takes {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are "
-                f"free; use finetune_weights=lora."
+                f"free; train a LoRA (lora) instead of all weights."
             )
 
 
@@ -85,7 +95,7 @@ def trainable_copy(model: Model, how: str, seed: int) -> Any:
 def train(
     hf: Any,
     model: Model,
-    samples: TokenizedSamples,
+    samples: TrainingRows,
     steps: Sequence[Sequence[int]],
     *,
     rate: float,
@@ -109,7 +119,7 @@ def train(
                 total = loss.sum() / counted
                 if not bool(total.isfinite()):
                     raise RunFailed(
-                        f"The loss of {model.name} became NaN or infinite while it was fine-tuned; lower finetune_rate."
+                        f"The loss of {model.name} became NaN or infinite while it was fine-tuned; lower the rate."
                     )
                 total.backward()
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
@@ -121,7 +131,7 @@ def train(
 
 @torch.no_grad()
 def text_losses(
-    hf: Any, model: Model, samples: TokenizedSamples, rows: Sequence[int], *, check: Callable[[], None]
+    hf: Any, model: Model, samples: TrainingRows, rows: Sequence[int], *, check: Callable[[], None]
 ) -> np.ndarray:
     """-ln p in nats, the mean over the tokens that count of each row, [rows] float64. Raises RunFailed where one is not
     finite."""
@@ -131,11 +141,11 @@ def text_losses(
         found[places] = loss.sum(1).double().cpu().numpy()
     found /= [int(samples.masks[row][1:].sum()) for row in rows]
     if not np.isfinite(found).all():
-        raise RunFailed(f"The loss of {model.name} on a held-out text is NaN or infinite; lower finetune_rate.")
+        raise RunFailed(f"The loss of {model.name} on a held-out text is NaN or infinite; lower the learning rate.")
     return found
 
 
-def _parts(hf: Any, model: Model, samples: TokenizedSamples, rows: Sequence[int]):
+def _parts(hf: Any, model: Model, samples: TrainingRows, rows: Sequence[int]):
     """(places in `rows`, -ln p [places, T - 1] float32 of the tokens that count, 0 elsewhere), batch by batch."""
     lengths = [len(samples.ids[row]) for row in rows]
     most = model.rows_at_once(lengths, ROWS)
