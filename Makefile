@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/workbench demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 fuzz: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz

@@ -75,10 +75,26 @@ def gpt2_nano_sort(shared) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """What is marked as sensitive to load may be tried twice, and nothing else."""
+    """What is marked as sensitive to load may be tried twice, and nothing else. Files with a browser come early."""
     for item in items:
         if item.get_closest_marker("load_sensitive"):
             item.add_marker(pytest.mark.flaky(reruns=1))
+    items[:] = early(items)
+
+
+def early(items: list) -> list:
+    """The tests with every file that drives a browser among the first, one file in three: such a file waits a lot, and
+    lasts long where it is begun last. The order is otherwise what it was."""
+    files: dict[Path, list] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    with_browser = {path for path, own in files.items() if any(item.get_closest_marker("browser") for item in own)}
+    waiting, others = ([own for path, own in files.items() if (path in with_browser) == kind] for kind in (True, False))
+    found = []
+    while waiting or others:
+        found += [*waiting[:1], *others[:2]]
+        waiting, others = waiting[1:], others[2:]
+    return [item for own in found for item in own]
 
 
 def pytest_terminal_summary(terminalreporter):

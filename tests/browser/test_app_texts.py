@@ -18,10 +18,10 @@ HOSTILE = (
     "<a href='http://evil.example'>k</a> `code` -> <- <-> -- >= ~= https://evil.example/a_b_c &lt; &amp; 1. #1"
 )
 RUN = "retrieval-heads-0000000000ee"
-# What Markdown would have made of it. Headings link to themselves; figures have buttons of their own.
+# What Markdown would have made of it. Headings link to themselves, the app to its runs; figures have buttons.
 MADE = """() => [...document.querySelectorAll('[data-testid=stMain] a:not([href^="#"]), [data-testid=stMain] img, '
   + '.katex, [data-testid=stMain] [data-testid=stMarkdownContainer] :is(code, strong, h1, h2, li, [color], [style*=color])')]
-  .filter(e => e.closest('[data-testid=stHeading]') === null && !(e.getAttribute('href') || '').startsWith('/'))
+  .filter(e => e.closest('[data-testid=stHeading]') === null && !/^(\\/|[a-z_]+\\?run=[a-z0-9-]+$)/.test(e.getAttribute('href') || ''))
   .map(e => e.outerHTML.slice(0, 200))"""  # noqa: E501
 
 

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.conftest import early
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST = 0.05  # share of the tests that may need files from outside the repository
@@ -47,6 +50,20 @@ def test_only_what_is_marked_is_tried_twice_and_it_is_named_when_it_needs_to(tmp
     assert done.returncode == 1 and "2 failed, 2 passed, 2 rerun" in done.stdout, done.stdout + done.stderr
     named = done.stdout.partition("passed only the second time")[2].partition("\n")[2].partition("\n==")[0]
     assert [name.partition("::")[2] for name in named.splitlines()] == ["test_marked_that_fails_once"]
+
+
+def test_files_with_a_browser_come_early_and_no_test_is_lost():
+    def test(file: str, number: int, browser: bool):
+        mark = pytest.mark.browser if browser else None
+        return SimpleNamespace(path=Path(file), number=number, get_closest_marker=lambda name: mark)
+
+    plain = [test(f"plain_{n}", k, False) for n in range(8) for k in range(3)]
+    slow = [test(f"browser_{n}", k, True) for n in range(2) for k in range(3)]
+    found = early([*plain, *slow])
+    assert sorted(map(id, found)) == sorted(map(id, [*plain, *slow]))
+    files = list(dict.fromkeys(str(item.path) for item in found))
+    assert files == ["browser_0", "plain_0", "plain_1", "browser_1", *(f"plain_{n}" for n in range(2, 8))]
+    assert all([item.number for item in found if str(item.path) == file] == [0, 1, 2] for file in files)
 
 
 def test_every_test_that_may_be_tried_twice_says_why(request):
