@@ -39,8 +39,8 @@ def similarity(run: Any) -> go.Figure:
         aspect=0.8,
         interval="95 %, Student's t over texts",
         n=_texts(frame),
-        note="1: the module leaves the direction of the stream as it is. Dashed: updates as long, at a right angle to the "
-        "stream, as random ones nearly are. Filled marks: of the highest similarity, in the order of dropping",
+        note="1: the module leaves the direction of the stream as it is. Dashed: updates as long, at a right angle to "
+        "the stream, as random ones nearly are",
     )
     for i, kind in enumerate(kinds):
         own = frame.filter(pl.col("component") == kind).sort("layer")
