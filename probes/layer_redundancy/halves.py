@@ -40,14 +40,13 @@ class Texts:
 
 
 def read_halves(model: TextSide, config: Config, context: Context) -> dict[str, Texts]:
-    """Both halves, at random: "similarity" and "loss". Raises InputError for too few texts that are long enough, and for
-    a template that does not keep a text."""
+    """Both halves, at random: "similarity" and "loss". Raises InputError for too few texts that are long enough, and
+    for a template that does not keep a text."""
     frame = read_texts(config, context.data, context.read_as)
     limit = min(config.max_length, model.context_length or config.max_length)
     texts = _cut(_written(model, config, frame["text"].to_list(), context), limit, config, context)
-    kept = [
-        i for i, (start, end) in enumerate(texts.own) if end - max(start, 1) >= 1 and end - start >= config.min_length
-    ]
+    scored = [(end - start, end - max(start, 1)) for start, end in texts.own]  # the first token has no loss
+    kept = [i for i, (size, losses) in enumerate(scored) if losses >= 1 and size >= config.min_length]
     if len(kept) < 4:
         raise InputError(
             f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; similarities and losses need "

@@ -35,6 +35,6 @@ def _note(plan: Plan, dropping: pl.DataFrame) -> str:
     interval = "no interval" if low is None else f"[{low:+.3f}, {high:+.3f}]"
     what = "attention layers and MLPs" if plan.component == "joint" else f"{plan.component} modules"
     return (
-        f"the {plan.n} {what} of highest similarity by layer-redundancy: loss {row['loss']:.3f} without them, {whole:.3f} "
-        f"of the whole model; minus that of random ones {row['minus_random']:+.3f} {interval}, n = {row['texts']} texts"
+        f"the {plan.n} {what} of highest similarity by layer-redundancy: loss {row['loss']:.3f} without them, "
+        f"{whole:.3f} of the whole model; minus that of random ones {row['minus_random']:+.3f} {interval}, n = {row['texts']} texts"
     )

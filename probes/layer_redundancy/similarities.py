@@ -31,7 +31,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of `ratio`: Student's t of the variance between texts, which are the clusters that the tokens come in
+    """95 % interval of `ratio`: Student's t of the variance between texts, which are the clusters of the tokens
     (`workbench.stats.clusters.mean_interval` of the tokens, from their sums). NaN below five texts."""
     mean, n = ratio(top, bottom), top.shape[-1]
     if n < FEWEST:

@@ -1,10 +1,12 @@
-"""How much faster passes are without modules, timed on this machine: beside the tables, which are the same everywhere."""
+"""How much faster passes are without modules, timed on this machine: beside the tables, which are the same on any."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Sequence
+
+import torch
 
 from probes.layer_redundancy.config import Config
 from probes.layer_redundancy.drop_losses import speed_of
@@ -24,15 +26,14 @@ FILE = "speed.json"
 def time_plans(
     model: Model, plans: Sequence[Plan], length: int, counted: MultiplyAdds, config: Config, context: Context
 ) -> None:
-    """Write speed.json into the run's folder: seconds of a pass over one text of `length` tokens, whole and without what
-    similarity chose, in turns; medians, and the ratio of each turn's whole pass to its shorter one."""
+    """Write speed.json into the run's folder: seconds of a pass over one text of `length` tokens, whole and without
+    what similarity chose, in turns; medians, and the ratio of each turn's whole pass to its shorter one."""
     if context.out is None or not config.timing_rounds:
         return
     (context.out / FILE).unlink(missing_ok=True)  # of an earlier run in this folder
     chosen = [plan for plan in plans if plan.order == "similarity"]
-    batch = pad(
-        [[token % model.vocab_size for token in range(1, length + 1)]], pad_id=model.pad_id, device=model.device
-    )
+    ids = [token % model.vocab_size for token in range(1, length + 1)]
+    batch = pad([ids], pad_id=model.pad_id, device=model.device)
 
     def seconds(modules: tuple[Module, ...]) -> float:
         with apply(model, (*context.edits, *([DropModules(modules)] if modules else []))):
@@ -41,8 +42,6 @@ def time_plans(
             model.forward(batch)
             devices.synchronise(model.device)
             return time.perf_counter() - start
-
-    import torch
 
     sets = {(NONE, 0): ()} | {(plan.component, plan.n): plan.modules for plan in chosen}
     taken: dict[tuple[str, int], list[float]] = {key: [] for key in sets}
@@ -66,14 +65,11 @@ def time_plans(
         }
         for component, n in sets
     ]
-    about = {"device": devices.name(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-    write_json(
-        context.out / FILE,
-        about | {"tokens": length, "rounds": config.timing_rounds, "threads": _threads(), "rows": rows},
-    )
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+    about = {
+        "device": devices.name(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "tokens": length,
+        "rounds": config.timing_rounds,
+    }
+    write_json(context.out / FILE, about | {"rows": rows})

@@ -1,5 +1,5 @@
-"""How much modules turn the residual stream: cosines between what goes into a module and what comes out, of every token,
-from one pass in which nothing is kept but the stream that a module still has to be compared with."""
+"""How much modules turn the residual stream: cosines between what goes into a module and what comes out, of every
+token, from one pass in which nothing is kept but the stream that a module still has to be compared with."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def final_state_losses(
 @with_pass
 @torch.no_grad()
 def next_tokens(model: Model, rows: Sequence[Sequence[int]], *, run: Pass) -> list[np.ndarray]:
-    """Of every token of each row (token ids) but the first, -ln p and whether it is the likeliest (1 or 0): [2, length -
-    1] float64 per row.
+    """Of every token of each row (token ids) but the first, -ln p and whether it is the likeliest (1 or 0): [2,
+    length - 1] float64 per row.
 
     Raises RunFailed where a loss is not finite, InputError for rows and edits that do not fit."""
     found: dict[int, np.ndarray] = {}
