@@ -36,5 +36,6 @@ def _note(plan: Plan, dropping: pl.DataFrame) -> str:
     what = "attention layers and MLPs" if plan.component == "joint" else f"{plan.component} modules"
     return (
         f"the {plan.n} {what} of highest similarity by layer-redundancy: loss {row['loss']:.3f} without them, "
-        f"{whole:.3f} of the whole model; minus that of random ones {row['minus_random']:+.3f} {interval}, n = {row['texts']} texts"
+        f"{whole:.3f} of the whole model; minus that of random ones {row['minus_random']:+.3f} {interval}, "
+        f"n = {row['texts']} texts"
     )

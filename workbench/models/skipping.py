@@ -17,12 +17,14 @@ import torch
 from torch import nn
 from transformers import Cache
 
+from workbench.core.errors import InputError
 from workbench.models.attention import hooks_of
 from workbench.models.call_tape import first_tensor, hidden_argument
 from workbench.models.model import Model
 from workbench.models.running_pass import hooked
 
 COMPONENTS = ("attention", "mlp", "block")
+DROPPED = "dropped_modules"  # the key of a model's config that names sub-layers which add nothing
 
 Own = Callable[..., Any]  # the module's own forward
 Instead = Callable[..., Any]  # instead(own, *args, **kwargs)
@@ -44,15 +46,60 @@ class StandIn:
 
 
 @contextlib.contextmanager
-def skipping(model: Model, component: str, layer: int, *, everywhere: bool = False) -> Iterator[None]:
-    """While open, the passes of this thread (`everywhere`: of any) go without attention, MLP or the whole block of a
-    layer. The model is as before afterwards.
+def skipping(model: Model, component: str, layer: int) -> Iterator[None]:
+    """While open, the passes of this thread go without attention, MLP or the whole block of a layer. The model is as
+    before afterwards.
 
     The modules must have passed `check_droppable`."""
     with contextlib.ExitStack() as stack:
         for module, instead in _places(model, component, layer):
-            stack.enter_context(_standing_in(module, instead, None if everywhere else threading.get_ident()))
+            stack.enter_context(_standing_in(module, instead, threading.get_ident()))
         yield
+
+
+def skip_dropped(model: Model) -> None:
+    """Leave out for good, in every thread, what the model's config says was dropped (`dropped_modules`, as an export
+    writes it): the weights that it would add are zero, so no number changes.
+
+    Where they are not, since the model was trained on or the config is another's, nothing is left out and the model
+    says so in its warnings. Raises InputError for a config that cannot be read."""
+    for component, layer in dropped_by_config(model):
+        if any(bool(weight.any()) for weight in silenced(model, component, layer)):
+            model.warnings += (
+                f"The config of {model.name} says that {component} {layer} was dropped, and its weights are not zero: "
+                f"it is run as it is.",
+            )
+            continue
+        for module, instead in _places(model, component, layer):
+            _put(module, instead, None)
+
+
+def dropped_by_config(model: Model) -> list[tuple[str, int]]:
+    """The sub-layers that the model's config says were dropped. Raises InputError for a config that cannot be read."""
+    said = getattr(model.hf.config, DROPPED, None) or {}
+    try:
+        found = [(component, layer) for component, layers in said.items() for layer in layers]
+        if any(component not in COMPONENTS[:2] or layer not in range(model.n_layers) for component, layer in found):
+            raise ValueError
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(
+            f"The config of {model.name} has a {DROPPED} that is none ({{'attention': [3], 'mlp': [0]}}, layers from 0 "
+            f"to {model.n_layers - 1}): {str(said)[:80]}."
+        ) from None
+    return found
+
+
+def silenced(model: Model, component: str, layer: int) -> list[torch.Tensor]:
+    """The weights of attention or MLP without which it adds exactly nothing to the stream: those of its last linear map
+    (of experts, all of them), and the bias of a norm behind it."""
+    block = model.anatomy.blocks[layer]
+    last = block.o_proj if component == "attention" else block.mlp_hidden or block.mlp_out
+    own, writer = (
+        (block.attention, block.attention_writer) if component == "attention" else (block.mlp_out, block.mlp_writer)
+    )
+    found = list(last.parameters())
+    bias = getattr(writer, "bias", None) if writer is not own else None
+    return [*found, *([bias] if isinstance(bias, torch.Tensor) else [])]
 
 
 def check_droppable(model: Model, component: str, layer: int) -> None:
@@ -135,13 +182,8 @@ def _block_watched(model: Model, layer: int, inside: list[nn.Module]) -> bool:
 
 
 @contextlib.contextmanager
-def _standing_in(module: nn.Module, instead: Instead, thread: int | None) -> Iterator[None]:
-    with _changing:
-        here = module.__dict__.get("forward")
-        if not isinstance(here, StandIn):
-            here = StandIn(module)
-            module.__dict__["forward"] = here
-        here.instead.setdefault(thread, []).append(instead)
+def _standing_in(module: nn.Module, instead: Instead, thread: int) -> Iterator[None]:
+    here = _put(module, instead, thread)
     try:
         yield
     finally:
@@ -154,3 +196,13 @@ def _standing_in(module: nn.Module, instead: Instead, thread: int | None) -> Ite
                     module.__dict__["forward"] = here.own
                 else:
                     del module.__dict__["forward"]
+
+
+def _put(module: nn.Module, instead: Instead, thread: int | None) -> StandIn:
+    with _changing:
+        here = module.__dict__.get("forward")
+        if not isinstance(here, StandIn):
+            here = StandIn(module)
+            module.__dict__["forward"] = here
+        here.instead.setdefault(thread, []).append(instead)
+    return here
