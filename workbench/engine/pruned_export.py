@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from workbench.core.errors import InputError
+from workbench.core.wording import one_line
 from workbench.engine.dropping import DropModules, Module, check_modules, save_modules
 from workbench.engine.edits import apply
 from workbench.engine.head_masks import save_heads
@@ -79,10 +80,11 @@ def export_without(model: Model, modules: Sequence[Module], folder: str | Path) 
         raise
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
-    note = f"already without effect in this folder, whose weights were {model.name}'s ({model.fingerprint[:12]})"
-    save_modules(
-        folder / "dropped_modules.json", modules, note=f"{note}; layers are numbered as they were", model=model
+    note = (
+        f"gone or silent in this folder, whose weights were {model.name}'s ({model.fingerprint[:12]}); layers are "
+        f"numbered as they were there"
     )
+    save_modules(folder / "dropped_modules.json", modules, note=note, model=model)
     return folder
 
 
@@ -90,21 +92,32 @@ def export_without(model: Model, modules: Sequence[Module], folder: str | Path) 
 def _check_written(model: Model, modules: Sequence[Module], folder: Path) -> None:
     """Raise InputError where the folder, read by plain Hugging Face, gives other scores than the model without the
     modules."""
-    from transformers import AutoModelForCausalLM
-
     size = int(model.hf.get_input_embeddings().weight.shape[0])
     ids = [token * 7919 % size for token in range(1, 10)]
     batch = pad([ids], pad_id=model.pad_id, device=model.device)
     with apply(model, [DropModules(tuple(modules))]):
         wanted = model.forward(batch).logits.float().cpu()
-    written = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
-    found = written(input_ids=torch.tensor([ids]), use_cache=False).logits.float()
+    found = _read_plainly(model, folder, ids)
     tolerance = 1e-3 if model.dtype in EXACT else 0.15  # two attention kernels, in few bits, through every layer
     if not (found - wanted).abs().max() <= tolerance * (1e-6 + wanted.abs().max()):
         raise InputError(
             f"{model.name} ({model.architecture}) cannot be written without these modules: plain Hugging Face gives "
             f"other scores than the model without them; nothing was left in {folder}."
         )
+
+
+def _read_plainly(model: Model, folder: Path, ids: Sequence[int]) -> torch.Tensor:
+    """Scores [1, T, V] of plain Hugging Face. Raises InputError where it cannot read the folder."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        written = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
+        return written(input_ids=torch.tensor([list(ids)]), use_cache=False).logits.float()
+    except Exception as error:  # modelling code raises whatever it likes
+        raise InputError(
+            f"{model.name} ({model.architecture}) cannot be written without these modules: plain Hugging Face does not "
+            f"read the folder ({one_line(error)})."
+        ) from error
 
 
 def _check_free(folder: Path) -> None:
