@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from probes.layer_redundancy.config import BIBTEX, Config, validate
+from probes.layer_redundancy.config import ADDS_UP, BIBTEX, Config, validate
 from probes.layer_redundancy.estimate import estimate
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -31,7 +31,8 @@ from workbench.models.model_outline import Facts
 
 def example(model: Facts) -> dict[str, object]:
     """Few texts and few random sets, every kind of module."""
-    return {"limit": 40, "loss_rows": 20, "random_draws": 5, "max_length": 64, "timing_rounds": 2}
+    values: dict[str, object] = {"limit": 32, "random_draws": 5, "max_length": 64, "timing_rounds": 2}
+    return values if model.why_not((ADDS_UP,)) is None else values | {"components": ("block",)}
 
 
 @probe(

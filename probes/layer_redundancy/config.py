@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -22,6 +23,9 @@ from workbench.core.registry import option
 from workbench.core.tables import read_table
 from workbench.engine.evaluation import read_choices
 
+if TYPE_CHECKING:
+    from workbench.models.model_outline import Facts
+
 BIBTEX = """@article{he2026uncovering,
   title={Uncovering the Redundancy in Transformers via a Unified Study of Layer Dropping},
   author={He, Shwai and Sun, Guoheng and Shen, Zheyu and Li, Ang},
@@ -30,6 +34,7 @@ BIBTEX = """@article{he2026uncovering,
   note={arXiv:2406.15786, first published as What Matters in Transformers? Not All Attention is Needed}
 }"""
 COMPONENTS = ("attention", "mlp", "block", "joint")
+ADDS_UP = "stream_adds_up"  # what must hold of a model whose sub-layers are measured
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class Config:
         "their means",
         choices=("tokens", "texts"),
     )
-    limit: int = option(256, "texts to use: one half for similarities, the other for losses", low=4, high=1_000_000)
-    loss_rows: int = option(64, "texts of the second half whose losses are measured, at most", low=2, high=1_000_000)
+    limit: int = option(256, "texts to use: one half for similarities, the other for losses", low=2, high=1_000_000)
+    loss_rows: int = option(64, "texts of the second half whose losses are measured, at most", low=1, high=1_000_000)
     max_length: int = option(2048, "longest text in tokens; longer ones are cut", low=2, high=10_000_000)
     min_length: int = option(2, "texts with fewer tokens are left out", low=2, high=10_000_000)
     choices: str = option(
@@ -79,7 +84,7 @@ class Config:
         5, "passes of every set of dropped modules that are timed, into speed.json; 0: none", low=0, high=10_000
     )
     long: str = long_option("cut", cut=True)
-    columns: tuple[str, ...] = columns_option("text:content", later=False)
+    columns: tuple[str, ...] = columns_option("text:content")
     template: str = template_option("raw", later=False)
     system: str = system_option(later=False)
     thinking: str = thinking_option(later=False)
@@ -104,6 +109,11 @@ class Config:
         if "consecutive" in self.also and "block" not in self.components:
             raise ValueError("also=consecutive drops blocks; add block to components.")
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The sub-layers of blocks that are asked for."""
+        return tuple(kind for kind in ("attention", "mlp") if {kind, "joint"} & set(self.components))
+
 
 def read_texts(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> pl.DataFrame:
     """The rows of a text file, with the column that the config names."""
@@ -111,13 +121,20 @@ def read_texts(config: Config, data: Path | None, tell: Callable[[str], None] | 
     return read_table(data, required=("text",), columns=names, what="text", tell=tell)  # pyright: ignore[reportArgumentType]
 
 
-def validate(config: Config, data: Path | None) -> None:
-    """Read the files that the config names: what cannot work is said before a model is loaded."""
-    frame = read_texts(config, data)
-    if frame.height < 4:
+def validate(config: Config, data: Path | None, facts: Facts | None = None) -> None:
+    """Read the files that the config names, and ask what the architecture allows: what cannot work is said before a
+    model is loaded."""
+    reason = facts.why_not((ADDS_UP,)) if facts is not None and config.parts else None
+    if reason is not None:
         raise InputError(
-            f"{data} has {frame.height} texts; similarities and losses need two each, so give at least 4 (a line or a "
-            f"row is a text)."
+            f"layer-redundancy cannot measure {' and '.join(config.parts)} of this model: {reason.rstrip('.')}; "
+            f"components=block measures blocks alone."
+        )
+    frame = read_texts(config, data)
+    if frame.height < 2:
+        raise InputError(
+            f"{data} has one text; similarities and losses are measured on different ones, so give at least 2, and 10 "
+            f"for intervals."
         )
     if config.choices:
         read_choices(config.choices)

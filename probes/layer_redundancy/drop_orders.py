@@ -39,9 +39,7 @@ def modules_of(model: Model, component: str) -> list[Module]:
 
 def parts_of(config: Config) -> list[str]:
     """The kinds of module whose similarity is measured."""
-    wanted = [c for c in config.components if c != "joint"]
-    wanted += ["attention", "mlp"] if "joint" in config.components else []
-    return [kind for kind in ("attention", "mlp", "block") if kind in wanted]
+    return [*config.parts, *(["block"] if "block" in config.components else [])]
 
 
 def sizes(config: Config, count: int) -> list[int]:

@@ -70,7 +70,7 @@ def similarity(run: Any) -> go.Figure:
             style=theme.Style(theme.RED, "solid", "diamond"),
             hover=[f"layer {row['layer']}: dropped as number {row['rank']}" for row in first.iter_rows(named=True)],
             legend=i == 0,
-            large=True,
+            large=own.height <= 12,
         )
     return dressed(fig)
 
@@ -93,7 +93,7 @@ def tokens(run: Any) -> go.Figure:
         x_ticks=ticks(range(int(frame["layer"].max()) + 1)),
         aspect=0.8,
         n=_texts(frame),
-        note="First tokens and sinks carry a massive activation that no module turns; they lower importance",
+        note="Tokens that carry a massive activation are hardly turned by any module: with them importance is lower",
     )
     for i, kind in enumerate(kinds):
         own = frame.filter(pl.col("component") == kind).sort("layer")

@@ -47,10 +47,10 @@ def read_halves(model: TextSide, config: Config, context: Context) -> dict[str, 
     texts = _cut(_written(model, config, frame["text"].to_list(), context), limit, config, context)
     scored = [(end - start, end - max(start, 1)) for start, end in texts.own]  # the first token has no loss
     kept = [i for i, (size, losses) in enumerate(scored) if losses >= 1 and size >= config.min_length]
-    if len(kept) < 4:
+    if len(kept) < 2:
         raise InputError(
-            f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; similarities and losses need "
-            f"two texts each."
+            f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; similarities and losses are "
+            f"measured on different ones, so 2 are needed, and 10 for intervals."
         )
     kept = kept[: config.limit]
     context.rows_used = len(kept)

@@ -347,7 +347,7 @@ def test_a_run_with_dropped_modules_is_that_of_the_exported_model(tiny_llama, da
         ({"components": ()}, "names nothing to drop"),
         ({"also": ("consecutive",), "components": ("mlp",)}, "also=consecutive drops blocks"),
         ({"min_length": 30, "max_length": 20}, "no text can have at least min_length=30"),
-        ({"min_length": 24}, "texts have at least 24 tokens"),
+        ({"min_length": 200, "max_length": 200}, "texts have at least 200 tokens; similarities and losses"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(tiny, data, config, message):
@@ -355,11 +355,18 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(tiny, data, config, 
         runs.execute("layer-redundancy", tiny, config=SHORT | config, data=data)
 
 
-def test_three_texts_are_refused_before_a_model_is_loaded(tmp_path):
+def test_one_text_is_refused_before_a_model_is_loaded_and_few_have_no_intervals(tiny, tmp_path):
     path = tmp_path / "few.txt"
-    path.write_text("one two\nthree four\nfive six\n")
-    with pytest.raises(InputError, match="few.txt has 3 texts"):
+    path.write_text("one two three\n")
+    with pytest.raises(InputError, match="few.txt has one text"):
         runs.prepare("layer-redundancy", {}, path)
+    path.write_text("one two three\nfour five six\nseven eight nine\n")
+    found = layer_redundancy.run(tiny, Config(**SHORT), Context(data=path))
+    for table, columns in {
+        "layers": ("ci_low", "ci_high", "held_out_low"),
+        "dropping": ("ci_low", "ci_high", "accuracy_low", "minus_random_high"),
+    }.items():
+        assert all(found.tables[table][column].null_count() == found.tables[table].height for column in columns)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt_neox"])
