@@ -69,6 +69,18 @@ SHORT = {  # (model, config)
             "max_tokens": 768,
         },
     ),
+    "layer-redundancy": (
+        "organism",
+        {
+            "limit": 12,
+            "max_length": 24,
+            "random_draws": 2,
+            "drop_n": (1, 2),
+            "also": ("iterative", "consecutive"),
+            "timing_rounds": 0,
+            "max_tokens": 768,
+        },
+    ),
 }
 
 

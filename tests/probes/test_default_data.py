@@ -32,6 +32,7 @@ OWN = {
     "branching-factor": "prompts.jsonl",
     "data-selection": "pool.jsonl",
     "concept-depth": "concepts",
+    "layer-redundancy": "texts.jsonl",
 }  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
@@ -39,6 +40,7 @@ ENGLISH = {
     "data-selection": "probes.data_selection:material/instructions.jsonl",
     "concept-depth": "probes.concept_depth:material",
     "retrieval-heads": "probes.retrieval_heads:material/needles.jsonl",
+    "layer-redundancy": "probes.layer_redundancy:material/texts.jsonl",
 }
 
 
@@ -93,12 +95,14 @@ IDS = {
     ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
+    ("layer-redundancy", "organism"): "?",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
+    "layer-redundancy": "?",
 }
 
 

@@ -124,6 +124,16 @@ def _selection(run, model, inputs, template: str) -> None:
     assert run.table("scores")["score"].is_finite().all()
 
 
+def _redundancy(run, model, inputs, template: str) -> None:
+    texts = source("layer-redundancy")["text"]
+    for row, ids in inputs.select("row", "ids").iter_rows():
+        reads(model, ids, texts[row], template, cut=True)
+    assert set(inputs["split"]) == {"similarity", "loss"}
+    layers = run.table("layers")
+    assert layers["similarity"].is_between(-1, 1).all() and layers.height == 3 * model.n_layers
+    assert run.table("dropping")["loss"].is_finite().all()
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -131,6 +141,7 @@ CHECKS = {
     "data-selection": _selection,
     "branching-factor": _branching,
     "representation-geometry": _geometry,
+    "layer-redundancy": _redundancy,
 }
 
 

@@ -22,7 +22,7 @@ def export_pruned(
         typer.Argument(
             parser=path_of("mask file"),
             metavar="MASK",
-            help="JSON file of heads, such as the pruned_heads.json of a run.",
+            help="JSON file of heads or of modules to drop, such as a run's pruned_heads.json or dropped_block_2.json.",
         ),
     ],
     folder: Annotated[
@@ -42,9 +42,10 @@ def export_pruned(
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     json: Json = False,
 ) -> None:
-    """Write a model without some of its heads.
+    """Write a model without some of its heads, or without some of its modules.
 
-    A Hugging Face folder with the output weights of the mask's heads set to zero, for use in any other software.
+    A Hugging Face folder for use in any other software. The output weights of heads are set to zero, and those of
+    attention and MLPs that are dropped; dropped blocks are not in it.
     """
     import contextlib
     import sys
@@ -55,37 +56,45 @@ def export_pruned(
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.engine.head_masks import parse_mask
+    from workbench.engine.dropping import ModuleSet, named
+    from workbench.engine.edit_files import parse_edit
     from workbench.runs.folder import read_file
 
-    chosen = parse_mask(read_file(path), path)
-    if chosen.how != "zero":
+    chosen = parse_edit(read_file(path), path)
+    if not isinstance(chosen, ModuleSet) and chosen.how != "zero":
         does = "makes heads attend evenly" if chosen.how == "uniform" else "adds what heads say in a run of their own"
         raise InputError(
             f"The mask {path} {does} ({chosen.how}), which no weights can hold; only masks "
             f"that set heads to zero can be exported."
         )
     from workbench.engine.pruned_export import export_pruned as write
+    from workbench.engine.pruned_export import export_without
     from workbench.models.loading import load
 
     with contextlib.redirect_stdout(sys.stderr), refusals_as_sentences(folder):
         loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         warning = chosen.mismatch_warning(loaded)
-        write(loaded, chosen.heads, folder)
-    heads = [f"{layer}.{head}" for layer, head in chosen.heads]
+        if isinstance(chosen, ModuleSet):
+            export_without(loaded, chosen.modules, folder)
+        else:
+            write(loaded, chosen.heads, folder)
+    if isinstance(chosen, ModuleSet):
+        what, without = "modules", named(chosen.modules)
+        said = f"{loaded.name} without {', '.join(without)}"
+    else:
+        what, without = "heads", [f"{layer}.{head}" for layer, head in chosen.heads]
+        count = f"{len(without)} of its {loaded.n_layers * loaded.n_heads} heads"
+        said = f"{loaded.name} without {count} ({', '.join(without)})"
     if json:
         print_json(
             {
                 "folder": str(folder.resolve()),
                 "model": loaded.name,
-                "heads": heads,
+                what: without,
                 "warnings": [warning] if warning else [],
             }
         )
         return
     if warning:
         say(f"warning: {warning}", error=True)
-    say(
-        f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads "
-        f"({', '.join(heads)}) is in {folder}"
-    )
+    say(f"{said} is in {folder}")

@@ -67,12 +67,43 @@ def final_state_losses(
         for i, length in indices.items():
             found[i] = losses[:, start : start + length]
             if not np.isfinite(found[i]).all():
-                raise RunFailed(
-                    f"The loss of {model.name} on text {i + 1} is NaN or infinite; use another dtype (bfloat16 or "
-                    f"float32) or check its weights."
-                )
+                raise _not_finite(model, i)
             start += length
     return [found[i] for i in range(len(rows))]
+
+
+@with_pass
+@torch.no_grad()
+def next_tokens(model: Model, rows: Sequence[Sequence[int]], *, run: Pass) -> list[np.ndarray]:
+    """Of every token of each row (token ids) but the first, -ln p and whether it is the likeliest (1 or 0): [2,
+    length - 1] float64 per row.
+
+    Raises RunFailed where a loss is not finite, InputError for rows and edits that do not fit."""
+    found: dict[int, np.ndarray] = {}
+    site = read_out_site(model, edited=on_final_norm(run.edits))
+    size = max(1, BLOCK // model.vocab_size)
+    for indices, states in _gathered(model, rows, site, [1] * len(rows), run):
+        targets = torch.tensor([token for i in indices for token in rows[i][1:]], dtype=torch.long)
+        parts = []
+        for start in range(0, len(states), size):
+            run.asked()
+            scores = scores_of(model, site, states[start : start + size])
+            target = arriving(targets[start : start + size], scores.device)
+            losses = cross_entropy(scores, target, reduction="none")
+            parts.append(torch.stack([losses, (scores.argmax(-1) == target).to(losses.dtype)]))
+        both = torch.cat(parts, 1).double().cpu().numpy() if parts else np.empty((2, 0))
+        for i, part in zip(indices, np.split(both, np.cumsum(list(indices.values()))[:-1], axis=1)):
+            if not np.isfinite(part).all():
+                raise _not_finite(model, i)
+            found[i] = part
+    return [found[i] for i in range(len(rows))]
+
+
+def _not_finite(model: Model, row: int) -> RunFailed:
+    return RunFailed(
+        f"The loss of {model.name} on text {row + 1} is NaN or infinite; use another dtype (bfloat16 or float32) or "
+        f"check its weights."
+    )
 
 
 def _gathered(

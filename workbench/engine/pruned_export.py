@@ -1,14 +1,23 @@
-"""A model without some of its heads, as a Hugging Face folder for any other software."""
+"""A model without some of its heads or modules, as a Hugging Face folder for any other software."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from workbench.core.errors import InputError
+from workbench.core.wording import one_line
+from workbench.engine.dropping import DropModules, Module, check_modules, save_modules
+from workbench.engine.edits import apply
 from workbench.engine.head_masks import save_heads
 from workbench.models.architecture import weight_of_head
+from workbench.models.batching import pad
+from workbench.models.float32 import EXACT
 from workbench.models.model import Model
+from workbench.models.without_modules import without_modules
 
 
 def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | Path) -> Path:
@@ -23,8 +32,7 @@ def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | 
     model.check_heads(heads)
     layers = sorted({layer for layer, _ in heads})
     model.require("heads_apart", "heads_add_up", for_what="an export without some heads", layers=layers)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
+    _check_free(folder)
     names = {id(module): name for name, module in model.hf.named_modules()}
     state = {key: value for key, value in model.hf.state_dict().items()}
     for layer in layers:
@@ -47,3 +55,71 @@ def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | 
     note = f"already zero in these weights, which were {model.name}'s ({model.fingerprint[:12]})"
     save_heads(folder / "pruned_heads.json", heads, note=note, model=model)
     return folder
+
+
+def export_without(model: Model, modules: Sequence[Module], folder: str | Path) -> Path:
+    """Write a Hugging Face folder of the model without `modules` ("attention", "mlp" or "block", layer).
+
+    Blocks are gone from weights and config. Attention and MLPs of a block that stays write zeros, so that plain Hugging
+    Face gives the logits of the model without them, and the config says under `dropped_modules` which they are, so that
+    `load` does not run them. What was written is loaded by plain Hugging Face and held against the model in memory,
+    which stays as it is. Raises InputError for modules that do not exist or cannot be dropped, for a folder that is not
+    empty, and for an architecture that comes out as another model."""
+    folder = Path(folder)
+    check_modules(model, modules)
+    _check_free(folder)
+    smaller = without_modules(model, modules)
+    made = not folder.exists()
+    smaller.save_pretrained(folder)
+    try:
+        _check_written(model, modules, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        if not made:
+            folder.mkdir()
+        raise
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    note = (
+        f"gone or silent in this folder, whose weights were {model.name}'s ({model.fingerprint[:12]}); layers are "
+        f"numbered as they were there"
+    )
+    save_modules(folder / "dropped_modules.json", modules, note=note, model=model)
+    return folder
+
+
+@torch.no_grad()
+def _check_written(model: Model, modules: Sequence[Module], folder: Path) -> None:
+    """Raise InputError where the folder, read by plain Hugging Face, gives other scores than the model without the
+    modules."""
+    size = int(model.hf.get_input_embeddings().weight.shape[0])
+    ids = [token * 7919 % size for token in range(1, 10)]
+    batch = pad([ids], pad_id=model.pad_id, device=model.device)
+    with apply(model, [DropModules(tuple(modules))]):
+        wanted = model.forward(batch).logits.float().cpu()
+    found = _read_plainly(model, folder, ids)
+    tolerance = 1e-3 if model.dtype in EXACT else 0.15  # two attention kernels, in few bits, through every layer
+    if not (found - wanted).abs().max() <= tolerance * (1e-6 + wanted.abs().max()):
+        raise InputError(
+            f"{model.name} ({model.architecture}) cannot be written without these modules: plain Hugging Face gives "
+            f"other scores than the model without them; nothing was left in {folder}."
+        )
+
+
+def _read_plainly(model: Model, folder: Path, ids: Sequence[int]) -> torch.Tensor:
+    """Scores [1, T, V] of plain Hugging Face. Raises InputError where it cannot read the folder."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        written = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
+        return written(input_ids=torch.tensor([list(ids)]), use_cache=False).logits.float()
+    except Exception as error:  # modelling code raises whatever it likes
+        raise InputError(
+            f"{model.name} ({model.architecture}) cannot be written without these modules: plain Hugging Face does not "
+            f"read the folder ({one_line(error)})."
+        ) from error
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")

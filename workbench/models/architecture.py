@@ -65,6 +65,8 @@ class Anatomy:
     facts: ModelFacts = field(default_factory=ModelFacts)
     # set by `examine`: how often a module runs in a pass, in one that fills a key/value cache, and in one after that
     calls: dict[nn.Module, tuple[int, ...]] = field(default_factory=dict)
+    # set by `examine`: how many things a module gives in a tuple whose first is the hidden states; 0: these alone
+    returns: dict[nn.Module, int] = field(default_factory=dict)
     final_call: Call | None = None  # of the final norm, the one that feeds the unembedding; None: there is one only
 
     def module(self, site: Site) -> tuple[nn.Module, str]:
@@ -228,6 +230,7 @@ def examine(hf: PreTrainedModel, anatomy: Anatomy, ids: torch.Tensor) -> None:
             f"The model {type(hf).__name__} gives NaN or infinite logits on a plain prompt; its weights are damaged, "
             f"or its dtype cannot hold them."
         )
+    anatomy.returns = {modules[key]: seen[0].items for key, seen in calls.items() if seen}
     _count(hf, anatomy, modules, calls, ids)
     _find_final_call(anatomy, calls)
     close = closeness(next(hf.parameters()).dtype)

@@ -31,12 +31,14 @@ def hidden_argument(args: tuple, kwargs: dict) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One call of a module. `start` and `end` count the events of the pass: a call within another lies between its."""
+    """One call of a module. `start` and `end` count the events of the pass: a call within another lies between its.
+    `items`: how many things came out with the hidden states in a tuple, themselves included; 0: they came out alone."""
 
     start: int
     end: int
     came_in: torch.Tensor
     went_out: torch.Tensor
+    items: int = 0
 
     def within(self, other: Seen) -> bool:
         return other.start < self.start and self.end < other.end
@@ -55,7 +57,8 @@ def tape(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Seen]]]:
 
         def leave(_module, args, kwargs, output):
             came_in, went_out = hidden_argument(args, kwargs), first_tensor(output)
-            seen = Seen(begun[key].pop(), next(clock), came_in.detach().clone(), went_out.detach().clone())
+            items = 0 if isinstance(output, torch.Tensor) else len(output)
+            seen = Seen(begun[key].pop(), next(clock), came_in.detach().clone(), went_out.detach().clone(), items)
             calls[key].append(seen)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, with_kwargs=True)]

@@ -33,6 +33,7 @@ from workbench.models.load_options import AUTOMATIC, check_device, check_dtype, 
 from workbench.models.model import DTYPES, Model
 from workbench.models.precision import check_fits, dtype_for
 from workbench.models.prompt_templates import check_date
+from workbench.models.skipping import skip_dropped
 from workbench.models.tensor_parallel import check_tensor_parallel, restrict, tensor_parallel_options
 from workbench.models.text_side import prepends_bos
 
@@ -89,7 +90,7 @@ def load(
     except BaseException as error:  # Rust panics are no Exceptions, and libraries raise whatever they like
         raise _why_not(error, folder, name) from error
     model.adapter, model.day = patch, day
-    model.warnings = tuple(filter(None, [patch and other_base(patch, name)]))
+    model.warnings += tuple(filter(None, [patch and other_base(patch, name)]))
     check_date(model, date)
     _ = model.fingerprint  # taken now: the files may become others later
     if _stamps(folder, patch) != before:
@@ -169,4 +170,5 @@ def wrap(
     model = Model(hf, tokenizer, name, revision, folder, anatomy, through, prepends_bos(tokenizer))
     find_facts(model, ids, own)
     restrict(model)
+    skip_dropped(model)
     return model

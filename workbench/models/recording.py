@@ -209,16 +209,36 @@ def recording(
     Raises RunFailed for a site that the pass did not come to."""
     seen: dict[Site, torch.Tensor] = {}
     edited = hooked(model.final_norm)
+
+    def note(site: Site, x: torch.Tensor) -> None:
+        seen[site] = keep(site_values(model, site, x, select, edited=edited))
+
+    with reading(model, wanted, batch, note):
+        yield seen
+
+
+@contextlib.contextmanager
+def reading(
+    model: Model, wanted: Sequence[Site], batch: Batch, note: Callable[[Site, torch.Tensor], None]
+) -> Iterator[None]:
+    """While open, one forward pass of this thread gives `note(site, x)` what the module of each site read or gave,
+    [B, T, …] in the order of the pass, and is ended after the last of them (where a module runs more than once, it runs
+    whole, so that its calls are counted). What is kept of `x` has to be a copy: some blocks go on to add in place.
+
+    Raises RunFailed for a site that the pass did not come to."""
+    seen: set[Site] = set()
+    edited = hooked(model.final_norm)
     by_module: dict[tuple[nn.Module, str, Call | None], list[Site]] = {}
     for site in wanted:
         by_module.setdefault(site_module(model, site, edited=edited), []).append(site)
 
     several = any(call is not None for _, _, call in by_module)
 
-    def note(sites: list[Site], x: torch.Tensor) -> None:
+    def told(sites: list[Site], x: torch.Tensor) -> None:
         x = x.unflatten(0, tuple(batch.ids.shape)) if x.ndim == 2 else x  # some blocks flatten tokens
         for site in sites:
-            seen[site] = keep(site_values(model, site, x, select, edited=edited))
+            note(site, x)
+            seen.add(site)
         if len(seen) == len(wanted) and not several:
             raise _Enough
 
@@ -226,13 +246,13 @@ def recording(
         for (module, side, call), sites in by_module.items():
             if side == "input":
                 handle = before(
-                    module, lambda _m, args, kwargs, s=sites: note(s, hidden_argument(args, kwargs)), call=call
+                    module, lambda _m, args, kwargs, s=sites: told(s, hidden_argument(args, kwargs)), call=call
                 )
             else:
-                handle = after(module, lambda _m, _args, output, s=sites: note(s, first_tensor(output)), call=call)
+                handle = after(module, lambda _m, _args, output, s=sites: told(s, first_tensor(output)), call=call)
             stack.callback(handle.remove)
         with contextlib.suppress(_Enough):
-            yield seen
+            yield
     if missed := [site for site in wanted if site not in seen]:
         raise RunFailed(f"A pass of {model.name} did not come to {missed[0]}, which it did when the model was loaded.")
 

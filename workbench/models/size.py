@@ -32,9 +32,7 @@ def size_of(folder: Path) -> Size:
     """The size of the model in a folder. Raises InputError for an architecture that cannot be made from its config."""
     model = empty_model(folder)
     config = model.config
-    inner = config.get_text_config()
-    of_experts = _first(inner, "num_local_experts", "num_experts", "n_routed_experts")
-    chosen = _first(inner, "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
+    expert_share = share_of_experts(config)
     total = active = 0
     looked_up = model.get_input_embeddings().weight
     tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is looked_up
@@ -42,10 +40,17 @@ def size_of(folder: Path) -> Size:
         total += weight.numel()
         if weight is looked_up and not tied:
             continue
-        share = chosen / of_experts if ".experts." in name and of_experts and chosen else 1
-        active += round(weight.numel() * share)
+        active += round(weight.numel() * (expert_share if ".experts." in name else 1))
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return Size(total, active, dtype if dtype in BYTES else "float32")
+
+
+def share_of_experts(config: Any) -> float:
+    """The share of a mixture's experts that a token meets; 1 where there are none."""
+    inner = config.get_text_config()
+    of_experts = _first(inner, "num_local_experts", "num_experts", "n_routed_experts")
+    chosen = _first(inner, "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
+    return chosen / of_experts if of_experts and chosen else 1.0
 
 
 def empty_model(folder: Path, **options: Any) -> Any:

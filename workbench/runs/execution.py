@@ -459,14 +459,14 @@ def figure(
 
 
 def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, ...]:
-    """The edits with saved masks turned into what they do; a mask that was found on other weights is warned of."""
+    """The edits with saved ones turned into what they do; one that was found on other weights is warned of."""
     if not edits:
         return ()
-    from workbench.engine.head_masks import HeadMask
+    from workbench.engine.edit_files import SAVED
 
     out = []
     for edit in edits:
-        if isinstance(edit, HeadMask):
+        if isinstance(edit, SAVED):
             warning = edit.mismatch_warning(model)
             if warning:
                 context.warn(warning)
