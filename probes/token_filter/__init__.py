@@ -38,7 +38,7 @@ from workbench.core.registry import DataSpec, probe
     summary="Which layer's last query picks out the tokens that answer a question, and what a model says from them.",
     tables={
         "layers": ("layer", "needle_recall", "answer_kept", "k", "ci_low", "ci_high"),
-        "selection": ("row", "layer", "positions"),
+        "selection": ("row", "layer", "positions", "k"),
         "trials": ("trial", "needle", "length", "depth", "prompt_tokens"),
         "places": ("k", "layer", "length", "depth", "needle_recall"),
         "choice": ("k", "fold", "layer", "recall_choosing", "recall_testing"),

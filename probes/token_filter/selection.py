@@ -94,11 +94,12 @@ def most_of(found: FilterTrials, trial: Trial) -> int:
 
 
 def places(model: Model, trials: Sequence[Trial], max_tokens: int) -> list[list[int]]:
-    """Trials that are read together: needles at the same place, of about the same length; of the same where attention
-    slides over columns."""
+    """Trials that are read together: needles at the same place, of about the same length; where attention slides over
+    columns of the same length, with answers of the same length, as a window may hold no padding."""
     by_place: dict[tuple, list[int]] = defaultdict(list)
     for i, trial in enumerate(trials):
-        by_place[(-trial.shared, len(trial.ids)) if model.sliding else (-trial.shared,)].append(i)
+        sizes = (len(trial.ids), trial.span[1] - trial.span[0]) if model.sliding else ()
+        by_place[-trial.shared, *sizes].append(i)
     out = []
     for _, rows in sorted(by_place.items()):
         for batch in batches([len(trials[i].ids) for i in rows], max_tokens=max_tokens):
