@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from probes.token_filter.choice import Choice
+from probes.token_filter.choice import FilterChoice
 from probes.token_filter.config import Config
 from probes.token_filter.selection import Selections
 from probes.token_filter.trials import FilterTrials
@@ -59,7 +59,7 @@ class Ask:
 def asks(
     found: FilterTrials,
     selections: Selections,
-    choices: Sequence[Choice],
+    choices: Sequence[FilterChoice],
     tested: Sequence[int],
     config: Config,
     context: Context,

@@ -27,7 +27,7 @@ CHOICE = {
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class FilterChoice:
     """For one k: `layer` [trials], the layer that each trial is filtered by, chosen on other needles; -1 where none is.
     `rows`: of the table `choice`."""
 
@@ -62,21 +62,21 @@ def usable(found: FilterTrials, selections: Selections, config: Config, context:
     return whole
 
 
-def choose(found: FilterTrials, kept: Kept, whole: np.ndarray, config: Config, context: Context) -> Choice:
+def choose(found: FilterTrials, kept: Kept, whole: np.ndarray, config: Config, context: Context) -> FilterChoice:
     """The layer that filters each trial: the one that is asked for, or for every second needle the one with the highest
     needle recall on the others, the earliest of equals, and the other way round."""
     names, layer = found.names, np.full(len(found.trials), -1)
     if isinstance(config.filter_layer, int):
         layer[:] = config.filter_layer
         mean = float(kept.needle[:, config.filter_layer].mean())
-        return Choice(kept.k, layer, [(kept.k, 0, config.filter_layer, None, mean, 0, len(np.unique(names)))])
+        return FilterChoice(kept.k, layer, [(kept.k, 0, config.filter_layer, None, mean, 0, len(np.unique(names)))])
     needles = np.unique(names)
     if len(needles) < 2:
         context.warn(
             "There is one needle, so no layer can be chosen on another: nothing is answered from kept tokens; give "
             "more needles, or filter_layer."
         )
-        return Choice(kept.k, layer, [])
+        return FilterChoice(kept.k, layer, [])
     rows = []
     for fold, start in enumerate((0, 1)):
         testing = np.isin(names, needles[start::2])
@@ -94,10 +94,10 @@ def choose(found: FilterTrials, kept: Kept, whole: np.ndarray, config: Config, c
                 len(needles[start::2]),
             )
         )
-    return Choice(kept.k, layer, rows)
+    return FilterChoice(kept.k, layer, rows)
 
 
-def choice_table(choices: Sequence[Choice]) -> pl.DataFrame:
+def choice_table(choices: Sequence[FilterChoice]) -> pl.DataFrame:
     return pl.DataFrame([row for choice in choices for row in choice.rows], schema=CHOICE, orient="row")
 
 

@@ -50,7 +50,7 @@ class Selections:
         return np.sort(order[:k])
 
 
-class Beginning:
+class SharedHaystack:
     """Keys and values of what prompts begin with, computed when first needed and cut for each group; never for the
     remaining trials only, as a run that was stopped would round otherwise when it goes on."""
 
@@ -68,7 +68,7 @@ class Beginning:
 
 def select(model: Model, config: Config, context: Context, found: FilterTrials) -> Selections:
     """What all layers select in all trials, part by part."""
-    trials, beginning = found.trials, Beginning(model, found.beginning)
+    trials, beginning = found.trials, SharedHaystack(model, found.beginning)
     context.count(tokens=len(found.beginning), forwards=1)  # here: a resumed run counts it once too
     orders: dict[int, np.ndarray] = {}
     seen = np.zeros((len(trials), model.n_layers), np.int64)
@@ -119,7 +119,7 @@ def parts(model: Model, trials: Sequence[Trial], max_tokens: int) -> list[list[i
 
 
 def _part(
-    model: Model, config: Config, context: Context, found: FilterTrials, beginning: Beginning, rows: Sequence[int]
+    model: Model, config: Config, context: Context, found: FilterTrials, beginning: SharedHaystack, rows: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """`order` [rows, layers, m], `seen` [rows, layers] and `copying` [rows, layers, H] of some trials."""
     read: dict[int, tuple[np.ndarray, ...]] = {}
@@ -141,7 +141,7 @@ def _part(
 
 
 def _read(
-    model: Model, config: Config, found: FilterTrials, trials: Sequence[Trial], beginning: Beginning
+    model: Model, config: Config, found: FilterTrials, trials: Sequence[Trial], beginning: SharedHaystack
 ) -> tuple[np.ndarray, ...]:
     """Orders [B, layers, m], tokens seen [B, layers] and copying [B, layers, H] (of no heads where it is not asked for)
     of trials of one place, in one pass."""

@@ -51,7 +51,8 @@ def _that_fits(model: Facts) -> dict[str, object]:
         )
     shortest = max(needed[:count])
     lengths = tuple(sorted({int(x) for x in np.linspace(max(shortest, min(192, room)), room, 3).round()}))
-    return {"needles": count, "lengths": lengths, "k": (max(1, min(lengths) // 4),)}
+    # a question may be longer than what is kept where a tokenizer spells in bytes
+    return {"needles": count, "lengths": lengths, "k": (max(1, min(lengths) // 4),), "force_keep": ("none",)}
 
 
 def sizes(model: Facts, source: Path) -> list[int]:

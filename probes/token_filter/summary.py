@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from probes.token_filter.choice import Choice
+from probes.token_filter.choice import FilterChoice
 from probes.token_filter.layer_recall import RATE, Kept
 from probes.token_filter.trials import FilterTrials
 from workbench.stats.clusters import clusters_of
@@ -16,7 +16,7 @@ from workbench.stats.crossed_shares import steady_share_interval
 
 
 def summary_of_layers(
-    found: FilterTrials, layers: pl.DataFrame, every: Sequence[Kept], choices: Sequence[Choice]
+    found: FilterTrials, layers: pl.DataFrame, every: Sequence[Kept], choices: Sequence[FilterChoice]
 ) -> dict[str, Any]:
     """For every k: which layers keep more of the needle than a random set, the chosen layers, and what they keep of
     needles that did not choose them, beside chance."""

@@ -26,6 +26,7 @@ CASES = {
     "retrieval-heads": ({"n": "The key is red.", "q": "Which key?", "a": "red"}, "needle:n,question:q,answer:a", {}),
     "branching-factor": ({"task": "Say something.", "input": "not this"}, "prompt:task", {}),
     "representation-geometry": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
+    "token-filter": ({"n": "The key is red.", "q": "Which key?", "a": "red"}, "needle:n,question:q,answer:a", {}),
     "data-selection": ({"ask": "Why?", "say": "So.", "text": "not this"}, "prompt:ask,response:say", {"sae": "none"}),
     "knowledge-conflict": (
         CONFLICT,
