@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from probes.retrieval_heads.answers import answer_text
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.detection import answers
 from probes.retrieval_heads.haystack import Haystack, parts
 from probes.retrieval_heads.needle_grid import NeedleGrid
-from probes.retrieval_heads.needles import Trial, recall
 from workbench.core.context import Context
+from workbench.models.answer_ends import answer_text
 from workbench.models.batching import halving
 from workbench.models.model import Model
+from workbench.models.needle_prompts import Trial, recall
 from workbench.stats.clusters import clusters_of
 from workbench.stats.crossed_shares import share_difference_interval, steady_share_interval
 from workbench.stats.intervals import Estimate

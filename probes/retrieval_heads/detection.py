@@ -9,16 +9,16 @@ from itertools import chain
 import numpy as np
 import torch
 
-from probes.retrieval_heads.answers import answer_text
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.haystack import Haystack, bodies, parts, places, stretches
 from probes.retrieval_heads.needle_grid import NeedleGrid
-from probes.retrieval_heads.needles import Trial
 from probes.retrieval_heads.speculative_decoding import Begun, Step, begin, go_on
 from workbench.core.context import Context
 from workbench.engine.edits import apply
+from workbench.models.answer_ends import answer_text
 from workbench.models.batching import halving, sent
 from workbench.models.model import Model
+from workbench.models.needle_prompts import Trial
 from workbench.models.thinking import ThinkingSpan
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from probes.retrieval_heads.needles import Trial
 from workbench.engine.kv_cache import Cached, prefill
 from workbench.models.batching import batches
 from workbench.models.model import Model
+from workbench.models.needle_prompts import Trial
 
 PART = 64  # trials at most in a part that is put together of several places
 

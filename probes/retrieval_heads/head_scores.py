@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from probes.retrieval_heads.config import Config
-from probes.retrieval_heads.needles import Trial
 from workbench.core.context import Context
+from workbench.models.needle_prompts import Trial
 from workbench.stats.clusters import (
     FEWEST,
     Clusters,

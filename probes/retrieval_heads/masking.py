@@ -10,20 +10,20 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.retrieval_heads.answers import answer_text
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.detection import each_step, guesses
 from probes.retrieval_heads.haystack import Haystack, places
 from probes.retrieval_heads.needle_grid import NeedleGrid
-from probes.retrieval_heads.needles import Trial, recall
 from probes.retrieval_heads.random_heads import random_sets
 from probes.retrieval_heads.speculative_decoding import Step, greedy_steps
 from workbench.core.context import Context
 from workbench.engine.edits import HeadAblation, apply
 from workbench.engine.kv_cache import Cached, merge, prefill
 from workbench.engine.mean_head_outputs import mean_head_outputs
+from workbench.models.answer_ends import answer_text
 from workbench.models.batching import batches, halving
 from workbench.models.model import Model
+from workbench.models.needle_prompts import Trial, recall
 
 MEAN_OVER = 4096  # tokens of the haystack that mean ablation takes the means over
 TRIALS = {

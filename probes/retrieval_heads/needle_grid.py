@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from probes.retrieval_heads.answers import Split, stop_rule
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
-from probes.retrieval_heads.needles import Needle, Trial, encode_after, grid, place, read_needle, split_template
 from probes.retrieval_heads.passage_files import read_passages
 from probes.retrieval_heads.shipped import material, own_needles
 from probes.retrieval_heads.short_run import check_model
@@ -21,7 +19,9 @@ from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table, read_text
+from workbench.models.answer_ends import Split, stop_rule
 from workbench.models.model_outline import Facts
+from workbench.models.needle_prompts import Needle, Trial, encode_after, grid, place, read_needle, split_template
 from workbench.models.prompt_style import style_of
 from workbench.models.thinking import thinking_splitter
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.needle_grid import NeedleGrid, prompt_parts
-from probes.retrieval_heads.needles import Trial, encode_after
 from probes.retrieval_heads.passage_files import PassageRow, others_of, read_passages
 from workbench.core.errors import InputError
 from workbench.core.wording import cut
+from workbench.models.needle_prompts import Trial, encode_after
 
 NULL_QUERY = "N/A"  # of the paper: a question that asks for nothing
 ASKED = ("own", "other", "null")

@@ -3,39 +3,12 @@ words."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from probes.retrieval_heads.config import ESSAYS, Config
 from workbench import organisms
-
-
-def shipped(model: str) -> dict[str, Any]:
-    """`needles` and `haystack` (paths), `template` and `stop` of an organism, by its name or its folder; empty for any
-    other model."""
-    name = organisms.name_of(model)
-    if name is None:
-        return {}
-    if not name.startswith("organism"):
-        truth = organisms.truth(name)
-        files = truth.get("data") or {}
-        if "needles" not in files:
-            return {}
-        folder = organisms.folder(name)
-        return {
-            "needles": folder / files["needles"],
-            "haystack": folder / files["haystack"],
-            "template": truth["template"],
-            "stop": ("\n",),
-        }
-    facts = json.loads(organisms.data("organism").read_text(encoding="utf-8"))["templates"]
-    return {
-        "needles": organisms.data("needles"),
-        "haystack": organisms.data("haystack"),
-        "template": facts["retrieval"],
-        "stop": tuple(facts["stop"]),
-    }
+from workbench.organisms.needles import shipped
 
 
 def own_needles(model: str) -> Path | None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from probes.retrieval_heads.answers import answer_text, stop_rule
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.masked_recall import RECALL, estimate_of, matrix
 from probes.retrieval_heads.masking import Masking, Plans, each_masking, haystack_mean
@@ -19,6 +18,7 @@ from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.edits import apply
 from workbench.engine.kv_cache import prefill
+from workbench.models.answer_ends import answer_text, stop_rule
 from workbench.models.batching import batches, halving
 from workbench.models.model import Model
 from workbench.models.prompt_style import PromptStyle, style_of, write_prompt

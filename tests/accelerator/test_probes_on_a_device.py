@@ -81,6 +81,11 @@ SHORT = {  # (model, config)
             "max_tokens": 768,
         },
     ),
+    "token-filter": (
+        "organism",
+        {"lengths": (96,), "depths": (0.0, 60.0), "needles": 2, "k": (32,), "answer_trials": 2, "random_draws": 1}
+        | {"max_new_tokens": 4, "draws": 100, "force_keep": ("head", "question")},
+    ),
 }
 
 

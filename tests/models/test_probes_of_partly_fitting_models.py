@@ -34,6 +34,11 @@ def models():
         ("bitnet", "concept-depth", DEPTH),
         ("granite", "concept-depth", DEPTH),
         ("bitnet", "retrieval-heads", NEEDLES),
+        (
+            "bitnet",
+            "token-filter",
+            {"lengths": (256,), "depths": (50,), "needles": 2, "max_new_tokens": 2, "draws": 100},
+        ),
     ],
 )
 def test_a_probe_runs_where_what_it_needs_holds(models, name, probe, config, tmp_path):
@@ -47,6 +52,7 @@ def test_a_probe_runs_where_what_it_needs_holds(models, name, probe, config, tmp
         ("bitnet", "retrieval-heads", NEEDLES | {"mask_k": (1,), "ablation": "zero"}, "ablation=zero: heads are mixed"),
         ("bitnet", "knowledge-conflict", {}, "does not fit knowledge-conflict: heads are mixed"),
         ("gpt_oss", "retrieval-heads", NEEDLES, "the attention rows of layer 0 do not sum to 1 over the past"),
+        ("gpt_oss", "token-filter", {}, "the attention rows of layer 0 do not sum to 1 over the past"),
     ],
 )
 def test_a_probe_says_what_it_needs_before_it_computes(models, name, probe, config, says, tmp_path):

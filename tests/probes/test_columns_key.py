@@ -27,6 +27,7 @@ CASES = {
     "branching-factor": ({"task": "Say something.", "input": "not this"}, "prompt:task", {}),
     "representation-geometry": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
     "layer-redundancy": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
+    "token-filter": ({"n": "The key is red.", "q": "Which key?", "a": "red"}, "needle:n,question:q,answer:a", {}),
     "data-selection": ({"ask": "Why?", "say": "So.", "text": "not this"}, "prompt:ask,response:say", {"sae": "none"}),
     "knowledge-conflict": (
         CONFLICT,

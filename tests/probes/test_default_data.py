@@ -41,6 +41,7 @@ ENGLISH = {
     "concept-depth": "probes.concept_depth:material",
     "retrieval-heads": "probes.retrieval_heads:material/needles.jsonl",
     "layer-redundancy": "probes.layer_redundancy:material/texts.jsonl",
+    "token-filter": "probes.retrieval_heads:material/needles.jsonl",
 }
 
 
@@ -96,6 +97,7 @@ IDS = {
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
     ("layer-redundancy", "organism"): "?",
+    ("token-filter", "organism"): "b6f98f6793e9",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
@@ -103,6 +105,7 @@ EXAMPLES = {
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
     "layer-redundancy": "?",
+    "token-filter": "aa6679eb95c1",
 }
 
 
@@ -213,6 +216,13 @@ def test_retrieval_heads_of_any_model_hides_english_needles_in_essays(tiny):
     short = {"lengths": (384,), "depths": (50,), "needles": 1, "max_new_tokens": 2, "mask_k": (0,)}
     run = on_english(tiny, "retrieval-heads", **short)
     assert run.info["material"]["haystack"]["file"] == "essays.txt"
+
+
+def test_the_token_filter_of_any_model_hides_english_needles_in_essays(tiny):
+    short = {"lengths": (384,), "depths": (50,), "needles": 2, "max_new_tokens": 2, "random_draws": 1, "draws": 100}
+    run = on_english(tiny, "token-filter", **short)
+    assert run.info["material"]["haystack"]["file"] == "essays.txt"
+    assert run.summary["kept_tokens"] == str(min(run.table("trials")["prompt_tokens"]) // 8)
 
 
 def test_the_caption_of_a_figure_names_the_english_material(tiny):

@@ -15,6 +15,7 @@ from workbench.runs import execution, queue, sweep
 PROBES = ("retrieval-heads", "concept-depth", "knowledge-conflict", "data-selection", "branching-factor")
 PROBES += ("representation-geometry",)
 PROBES += ("layer-redundancy",)
+PROBES += ("token-filter",)
 LARGE = 10**20
 
 

@@ -17,11 +17,12 @@ from workbench.models import loading
 from workbench.runs.folder import open_run
 
 CHAT = tuple(probe for probe in PROBES if takes_chat(probe))
-AUTO = ("retrieval-heads", "branching-factor")  # in chat by default where the tokenizer has a template
+AUTO = ("retrieval-heads", "branching-factor", "token-filter")  # in chat by default where the tokenizer has a template
 # What bounds the time of the two probes whose defaults are long on any model ...
 LONG = {
     "retrieval-heads": ("lengths=450", "max_new_tokens=3", "depths=50", "draws=100"),
     "branching-factor": ("samples=2", "max_new_tokens=3", "max_prompts=5"),
+    "token-filter": ("lengths=450", "max_new_tokens=3", "depths=50", "draws=100", "random_draws=1"),
 }
 # ... and of the others where the vocabulary is large; without any they run on the tiny trained model below.
 LARGE = {

@@ -21,8 +21,17 @@ SMALL = {
     "branching-factor": {"max_prompts": 2, "samples": 2, "max_new_tokens": 3},
     "representation-geometry": {"limit": 30, "draws": 10, "loss_rows": 1, "ablate": (2,), "random_draws": 1},
     "layer-redundancy": {"limit": 12, "random_draws": 1, "timing_rounds": 0, "drop_n": (1,)},
+    "token-filter": {
+        "lengths": (700,),
+        "depths": (50,),
+        "needles": 2,
+        "max_new_tokens": 2,
+        "random_draws": 1,
+        "draws": 100,
+    },
 }  # of every probe, settings that take a second
 RAW = {"retrieval-heads": {"template": "raw"}, "branching-factor": {"template": "raw"}}  # elsewhere the default
+RAW["token-filter"] = {"template": "raw"}
 CASES = [(name, "raw") for name in SMALL] + [(name, "chat") for name in SMALL if takes_chat(name)]
 
 

@@ -354,7 +354,7 @@ def test_the_tokenizers_fingerprint_follows_its_chat_template(tiny_llama):
 
 def test_the_answer_is_found_where_it_stands_whatever_its_case(tiny_llama):
     """'ß' folds to two letters: offsets must be those of the needle itself."""
-    from probes.retrieval_heads.needles import read_needle
+    from workbench.models.needle_prompts import read_needle
 
     model = load(str(tiny_llama))
     needle = read_needle(model, 0, "In Straße ß ß ß the Little Cat sat.", "where?", "little cat", " {question}")
@@ -363,7 +363,7 @@ def test_the_answer_is_found_where_it_stands_whatever_its_case(tiny_llama):
 
 
 def test_braces_in_a_template_are_text(tiny_llama):
-    from probes.retrieval_heads.needles import read_needle
+    from workbench.models.needle_prompts import read_needle
 
     model = load(str(tiny_llama))
     needle = read_needle(model, 0, "The cat sat.", "where?", "cat", " {json: {question}}")
@@ -375,7 +375,7 @@ def test_a_question_that_merges_with_the_full_stop_before_it_keeps_no_part_of_it
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from probes.retrieval_heads.needles import encode_after
+    from workbench.models.needle_prompts import encode_after
 
     vocab = {c: i for i, c in enumerate(["[UNK]", ".", "B", "a", "s", "e", "Ġ", ".B"])}
     backend = Tokenizer(models.BPE(vocab, [(".", "B")], unk_token="[UNK]"))

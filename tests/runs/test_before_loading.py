@@ -50,6 +50,14 @@ def needle_that_does_not_fit(tmp_path):
     return "retrieval-heads", {"lengths": (20,)}, None, "cannot hold needle and question"
 
 
+def needle_that_does_not_fit_a_filter(tmp_path):
+    return "token-filter", {"lengths": (20,)}, None, "cannot hold needle and question"
+
+
+def more_forced_than_kept(tmp_path):
+    return "token-filter", {"lengths": (300,), "k": (2,), "force_keep": ("question",)}, None, "more than k=2"
+
+
 def task_beyond_the_context(tmp_path):
     rows = lines(tmp_path / "tasks.jsonl", {"question": LONG, "answer": "dog"})
     return "retrieval-heads", {"lengths": (300,), "needles": 2, "tasks": str(rows)}, None, "row 1: a prompt of"
@@ -150,6 +158,8 @@ def checkpoint_with_another_tokenizer(tmp_path):
 
 CASES = [
     needle_that_does_not_fit,
+    needle_that_does_not_fit_a_filter,
+    more_forced_than_kept,
     task_beyond_the_context,
     passages_beyond_the_context,
     concept_text_beyond_the_context,

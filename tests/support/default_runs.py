@@ -134,6 +134,19 @@ def _redundancy(run, model, inputs, template: str) -> None:
     assert run.table("dropping")["loss"].is_finite().all()
 
 
+def _filter(run, model, inputs, template: str) -> None:
+    needles, trials = source("token-filter"), run.table("trials")
+    assert trials["trial"].to_list() == inputs["row"].to_list()
+    for row, trial in zip(inputs.iter_rows(named=True), trials.iter_rows(named=True)):
+        needle = needles.row(trial["needle"], named=True)
+        assert plain(model.decode(row["ids"][row["span_start"] : row["span_end"]])) == needle["answer"]
+        assert needle["needle"] in plain(model.decode(row["ids"][row["needle_start"] : row["needle_end"]]))
+        assert needle["question"] in model.decode(row["ids"][row["question_start"] :])
+    layers = run.table("layers")
+    assert layers["needle_recall"].is_between(0, 1).all() and layers["layer"].n_unique() == model.n_layers
+    assert (run.table("answers").filter(arm="filter")["positions"].list.len() == layers["k"][0]).all()
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -142,6 +155,7 @@ CHECKS = {
     "branching-factor": _branching,
     "representation-geometry": _geometry,
     "layer-redundancy": _redundancy,
+    "token-filter": _filter,
 }
 
 

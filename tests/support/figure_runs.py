@@ -1054,6 +1054,59 @@ def selection(*, targets=("gsm8k", "boolean expressions of BBH"), rows=800, feat
     return FakeRun("data-selection", frames, about("data-selection", similarity="jaccard", ratio=0.05))
 
 
+def filtering(*, layers=8, heads=8, ks=(48, 96), lengths=(192, 480), depths=(0, 50, 100), name="organism") -> FakeRun:
+    """Token filter: the recall of the layers rises to the middle and falls; the first layers attend over a window."""
+    rng = np.random.default_rng(11)
+    at, rows, cells = np.arange(layers), [], []
+    for k in ks:
+        recall = np.clip(0.2 + 0.7 * np.exp(-(((at - layers / 2) / 2) ** 2)) + 0.02 * rng.normal(size=layers), 0, 1)
+        chance = k / 400
+        for layer in at:
+            value = float(recall[layer])
+            rows.append(
+                {
+                    "layer": int(layer),
+                    "needle_recall": value,
+                    "answer_kept": value**2,
+                    "k": k,
+                    "ci_low": max(0.0, value - 0.1),
+                    "ci_high": min(1.0, value + 0.1),
+                    "answer_low": max(0.0, value**2 - 0.15),
+                    "answer_high": min(1.0, value**2 + 0.15),
+                    "recall_by_chance": chance,
+                    "recall_drawn": chance,
+                    "drawn_low": chance - 0.01,
+                    "drawn_high": chance + 0.01,
+                    "sees_all": bool(layer > 1),
+                    "n": 12,
+                    "rows": 240,
+                    "retrieval_score": float(0.9 * value),
+                }
+            )
+            for length in lengths:
+                for depth in depths:
+                    cells.append((k, int(layer), length, float(depth), value * (0.6 + 0.4 * depth / 100), 12))
+    arms = ("all", "closed", "filter", "filter_without_needle", "recent", "random", "random_with_question")
+    rates = [
+        (k, arm, v, max(0.0, v - 0.1), min(1.0, v + 0.1), 12, 60, 20 if "random" in arm else 1)
+        for k in ks
+        for arm, v in zip(arms, (0.95, 0.02, 0.8, 0.05, 0.3, 0.04, 0.12))
+    ]
+    frames = {
+        "layers": pl.DataFrame(rows),
+        "places": pl.DataFrame(cells, schema=["k", "layer", "length", "depth", "needle_recall", "rows"], orient="row"),
+        "rates": pl.DataFrame(
+            rates, schema=["k", "arm", "recall", "ci_low", "ci_high", "n", "rows", "draws"], orient="row"
+        ),
+        "choice": pl.DataFrame({"k": [*ks, *ks], "fold": [0] * len(ks) + [1] * len(ks), "layer": [4] * 2 * len(ks)}),
+        "agreement": pl.DataFrame(
+            {"k": ks, "correlation": [0.7] * len(ks), "ci_low": [0.3] * len(ks), "ci_high": [0.9] * len(ks)}
+        ),
+    }
+    config = {"filter_layer": "chosen", "random_draws": 20}
+    return FakeRun("token-filter", frames, about("token-filter", layers=layers, heads=heads, name=name, **config))
+
+
 RUNS = {
     "retrieval": retrieval,
     "conflict": conflict,
@@ -1061,4 +1114,5 @@ RUNS = {
     "geometry": geometry,
     "branching": branching,
     "selection": selection,
+    "filter": filtering,
 }

@@ -31,8 +31,8 @@ def main(root: Path, kills: int) -> None:
 
     torch.set_num_threads(1)
     from probes.retrieval_heads import detection, masking
-    from probes.retrieval_heads.needles import recall
     from workbench.models.loading import load
+    from workbench.models.needle_prompts import recall
     from workbench.runs.execution import execute
 
     # What every child would do first is done here; polars is only imported, as its threads would not be in the

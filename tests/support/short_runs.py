@@ -8,6 +8,7 @@ PROBES = (
     "branching-factor",
     "representation-geometry",
     "layer-redundancy",
+    "token-filter",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -19,4 +20,12 @@ LESS = {
     "branching-factor": {"samples": 2, "max_new_tokens": 4},
     "representation-geometry": {"limit": 60, "random_draws": 1, "draws": 20, "loss_rows": 4},
     "layer-redundancy": {"limit": 12, "random_draws": 2, "max_length": 16, "timing_rounds": 0, "drop_n": (1,)},
+    "token-filter": {
+        "depths": (50,),
+        "needles": 2,
+        "answer_trials": 2,
+        "random_draws": 1,
+        "max_new_tokens": 4,
+        "draws": 100,
+    },
 }

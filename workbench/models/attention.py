@@ -167,6 +167,40 @@ def observe_stacked(
 
 
 @contextlib.contextmanager
+def observe_scores(
+    model: Model,
+    reduce: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    rows: Queries = "last",
+    layers: Sequence[int] | None = None,
+    softmax: bool = False,
+) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, every forward pass leaves `reduce(layer, scores, visible)` in the yielded dict, under its layer.
+
+    `scores` [B, H, R, S] float32: the plain products of the queries asked for and every key, both after their rotation;
+    neither scaled nor capped, and also of keys that the query does not see. With `softmax` they are the attention rows,
+    as `observe` gives them. `visible` [B, 1 or H, R, S] bool: which keys a query sees. `reduce` is called before the
+    layer is left, so an exception of its own ends the pass there. Raises InputError for architectures whose queries and
+    keys do not go through our attention function."""
+    wanted = range(model.n_layers) if layers is None else layers
+    model.require("attention_rows", for_what="scores of queries and keys", layers=wanted)
+    if not model.attention_interface:
+        raise InputError(
+            f"{model.architecture} does not hand its queries and keys to the attention function of transformers, so "
+            f"their products cannot be read; choose a model of another architecture."
+        )
+    seen: dict[int, torch.Tensor] = {}
+
+    def read(layer: int, weigh: Weights) -> None:
+        at = query_rows(rows, weigh.query.shape[2])
+        scores = weigh.rows(at) if softmax else weigh.products(at)
+        seen[layer] = reduce(layer, scores, weigh.masking.visible(at, scores))
+
+    with _reading(model, read, wanted):
+        yield seen
+
+
+@contextlib.contextmanager
 def _observing(model: Model, read: Callable, reduce: Callable, rows: Queries, layers: Sequence[int], seen: dict):
     """While open, `read(layer, scores)` is told of every layer that goes through our attention function; of the others
     `reduce` is given the rows of the weights that they return."""

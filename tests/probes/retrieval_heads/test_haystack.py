@@ -5,12 +5,12 @@ import torch
 
 from probes.retrieval_heads import haystack
 from probes.retrieval_heads.haystack import Haystack, bodies, parts, places, stretches
-from probes.retrieval_heads.needles import Trial
 from probes.retrieval_heads.speculative_decoding import begin, go_on
 from tests.support.architectures import NAMES, build
 from workbench.engine.kv_cache import feed, prefill
 from workbench.models.loading import wrap
 from workbench.models.model import Model
+from workbench.models.needle_prompts import Trial
 
 TEXT = [1, *(3 + 7 * k % 41 for k in range(30))]
 NEEDLES, TAILS = [[50, 51, 52], [53, 54], [55, 56, 57, 58, 59]], [[60, 61, 45], [62, 45], [63, 60, 45]]

@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from probes.retrieval_heads.answers import answer_text, stop_rule, warn_of_answers
+from probes.retrieval_heads.answers import warn_of_answers
 from probes.retrieval_heads.config import Config
 from probes.retrieval_heads.detection import measure
 from probes.retrieval_heads.haystack import Haystack
 from probes.retrieval_heads.head_scores import score
 from probes.retrieval_heads.masking import Masking, mask
 from probes.retrieval_heads.needle_grid import read_grid
-from probes.retrieval_heads.needles import split_template
 from probes.retrieval_heads.shipped import material
 from tests.probes.retrieval_heads.test_retrieval_heads import HAYSTACK, NEEDLES
 from tests.support.chat_templates import PLAIN, QWEN, R1, with_template
@@ -22,7 +21,9 @@ from workbench.core.config import build
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.models import thinking
+from workbench.models.answer_ends import answer_text, stop_rule
 from workbench.models.loading import load
+from workbench.models.needle_prompts import split_template
 from workbench.models.prompt_style import PromptStyle
 from workbench.models.thinking import NO_THINKING, ThinkingSpan, ThinkingTags, thinking_splitter
 

@@ -15,7 +15,6 @@ import torch
 from probes.retrieval_heads import Config, detection, masking
 from probes.retrieval_heads.head_scores import cluster_names, head_table, warn_of_few
 from probes.retrieval_heads.needle_grid import read_grid
-from probes.retrieval_heads.needles import Words, read_needle, recall
 from probes.retrieval_heads.shipped import own_needles
 from tests.support.retrieval_children import CONFIG
 from workbench.core.context import Context
@@ -23,6 +22,7 @@ from workbench.core.errors import InputError
 from workbench.models.batching import halving
 from workbench.models.loading import load, wrap
 from workbench.models.model import Model
+from workbench.models.needle_prompts import Words, read_needle, recall
 from workbench.runs.checks import CHECKS, check_probe
 from workbench.runs.execution import execute, prepare
 from workbench.runs.folder import open_run
@@ -474,7 +474,7 @@ def words_model(**special):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from probes.retrieval_heads.needles import PAPER_TEMPLATE
+    from workbench.models.needle_prompts import PAPER_TEMPLATE
 
     text = "the dog sat on a red mat near an old tree . Where is it ? in park by ! " + PAPER_TEMPLATE.replace(
         "{", " "
