@@ -68,7 +68,7 @@ def run(
             "--edits",
             parser=path_of("edit file"),
             metavar="PATH",
-            help="JSON file of heads to switch off, or to run twice, during the run.",
+            help="JSON file of heads to switch off, or to run twice, during the run; or a mask of weights (safetensors).",
         ),
     ] = None,
     out: Annotated[
@@ -105,10 +105,10 @@ def run(
         from workbench.core.tables import existing
 
         path = existing(edit, what="edits")
-        from workbench.engine.head_masks import parse_mask
+        from workbench.engine.edit_files import parse_edit_file
         from workbench.runs.folder import read_file
 
-        changes = (parse_mask(read_file(path), path),)
+        changes = (parse_edit_file(read_file(path), path),)
     command = execution.command_for(
         ready,
         model,

@@ -459,10 +459,11 @@ def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, .
     if not edits:
         return ()
     from workbench.engine.head_masks import HeadMask
+    from workbench.engine.weight_masks import SavedWeightMask
 
     out = []
     for edit in edits:
-        if isinstance(edit, HeadMask):
+        if isinstance(edit, HeadMask | SavedWeightMask):
             warning = edit.mismatch_warning(model)
             if warning:
                 context.warn(warning)
