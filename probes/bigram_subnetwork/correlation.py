@@ -13,9 +13,11 @@ import numpy as np
 from workbench.stats.clusters import FEWEST
 from workbench.stats.intervals import percentiles, resample_counts
 
+SAME = 1e-5  # nats: surprisals that differ by less are the same but for rounding
+
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """r of x and y [n]; NaN where one of them does not vary or is not finite."""
+    """r of what a model says, x, and what is known, y [n]: 0 where x does not vary, NaN where y does not."""
     return float(_r(_sums(x, y, np.zeros(len(x), int), 1).sum(0))) if len(x) > 1 else float("nan")
 
 
@@ -27,13 +29,13 @@ def _sums(x: np.ndarray, y: np.ndarray, text: np.ndarray, texts: int) -> np.ndar
 
 
 def _r(sums: np.ndarray) -> np.ndarray:
-    """r from sums [..., 6]."""
+    """r from sums [..., 6]: 0 where x, what a model says, is the same of every token; NaN where y is."""
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        var_x, var_y = xx - x * x / n, yy - y * y / n
-        flat = (var_x <= 1e-12 * xx) | (var_y <= 1e-12 * yy) | (xx == 0) | (yy == 0)
-        found = np.where(flat, np.nan, (xy - x * y / n) / np.sqrt(var_x * var_y))
-    return np.clip(found, -1, 1)
+        var_x, var_y = (xx - x * x / n) / n, (yy - y * y / n) / n
+        found = np.clip((xy - x * y / n) / n / np.sqrt(var_x * var_y), -1, 1)
+        found = np.where(var_x <= SAME**2, 0.0, found)
+        return np.where(var_y > SAME**2, found, np.nan)
 
 
 @dataclass(frozen=True, eq=False)

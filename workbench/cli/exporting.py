@@ -22,7 +22,7 @@ def export_pruned(
         typer.Argument(
             parser=path_of("mask file"),
             metavar="MASK",
-            help="JSON file of heads, such as the pruned_heads.json of a run.",
+            help="JSON file of heads, such as the pruned_heads.json of a run, or a mask of weights (safetensors).",
         ),
     ],
     folder: Annotated[
@@ -42,9 +42,10 @@ def export_pruned(
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     json: Json = False,
 ) -> None:
-    """Write a model without some of its heads.
+    """Write a model without some of its heads, or with the weights of a mask alone.
 
-    A Hugging Face folder with the output weights of the mask's heads set to zero, for use in any other software.
+    A Hugging Face folder with the output weights of the mask's heads, or what a mask of weights does not keep, set to
+    zero, for use in any other software.
     """
     import contextlib
     import sys
@@ -55,36 +56,42 @@ def export_pruned(
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.engine.head_masks import parse_mask
+    from workbench.engine.edit_files import parse_edit_file
+    from workbench.engine.weight_masks import SavedWeightMask
     from workbench.runs.folder import read_file
 
-    chosen = parse_mask(read_file(path), path)
-    if chosen.how != "zero":
+    chosen = parse_edit_file(read_file(path), path)
+    weights = isinstance(chosen, SavedWeightMask)
+    if not weights and chosen.how != "zero":
         does = "makes heads attend evenly" if chosen.how == "uniform" else "adds what heads say in a run of their own"
         raise InputError(
             f"The mask {path} {does} ({chosen.how}), which no weights can hold; only masks "
             f"that set heads to zero can be exported."
         )
+    from workbench.engine.pruned_export import export_masked
     from workbench.engine.pruned_export import export_pruned as write
     from workbench.models.loading import load
 
     with contextlib.redirect_stdout(sys.stderr), refusals_as_sentences(folder):
         loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         warning = chosen.mismatch_warning(loaded)
-        write(loaded, chosen.heads, folder)
-    heads = [f"{layer}.{head}" for layer, head in chosen.heads]
+        export_masked(loaded, chosen.masks, folder) if weights else write(loaded, chosen.heads, folder)
+    kept = sum(int(mask.sum()) for mask in chosen.masks.values()) if weights else 0
+    heads = [] if weights else [f"{layer}.{head}" for layer, head in chosen.heads]
     if json:
         print_json(
             {
                 "folder": str(folder.resolve()),
                 "model": loaded.name,
-                "heads": heads,
+                **({"weights": kept} if weights else {"heads": heads}),
                 "warnings": [warning] if warning else [],
             }
         )
         return
     if warning:
         say(f"warning: {warning}", error=True)
+    if weights:
+        return say(f"{loaded.name} with {kept:,} of the weights of its attention and MLPs is in {folder}")
     say(
         f"{loaded.name} without {len(heads)} of its {loaded.n_layers * loaded.n_heads} heads "
         f"({', '.join(heads)}) is in {folder}"

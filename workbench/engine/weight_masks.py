@@ -28,7 +28,7 @@ from workbench.models.host_copies import Resident
 from workbench.models.model import Model
 
 FORMAT = "workbench weight mask"
-_PICKLE = b"\x80"  # how a pickle of protocol 2 or later begins
+PICKLE = b"\x80"  # how a pickle of protocol 2 or later begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +57,14 @@ class WeightMask:
 
     def hang(self, model: Model, stack: contextlib.ExitStack) -> None:
         """Hang it on the passes of this thread until `stack` is closed."""
-        stays = {own.name: Resident(part) for own, part in self._by_weight(model)}
+        parts = self._by_weight(model)
+        stays = {own.name: Resident(part) for own, part in parts}
 
         def masked(own: BlockWeight) -> torch.Tensor:
             stay = stays[own.name].on(own.weight.device)
             return own.weight.masked_fill(stay if self.remove else ~stay, 0)
 
-        compute_with([own for own, _ in self._by_weight(model)], masked, stack)
+        compute_with([own for own, _ in parts], masked, stack)
 
     def _by_weight(self, model: Model) -> list[tuple[BlockWeight, torch.Tensor]]:
         weights = block_weights(model, for_what="a mask of weights")
@@ -131,6 +132,11 @@ def save_masks(path: Path, masks: Mapping[str, torch.Tensor], *, note: str = "",
     write_bytes(Path(path), save(tensors, metadata={"format": FORMAT, "note": note, "model": json.dumps(about)}))
 
 
+def is_safetensors(data: bytes) -> bool:
+    """Whether bytes begin as a safetensors file does: the length of its header, then the header, which is JSON."""
+    return data[8:9] == b"{" and data[:1] != b"{"
+
+
 def read_masks(path: str | Path) -> SavedWeightMask:
     """The weight mask of a file. Raises InputError for a file that is none."""
     try:
@@ -142,7 +148,7 @@ def read_masks(path: str | Path) -> SavedWeightMask:
 
 def parse_masks(data: bytes, path: Path) -> SavedWeightMask:
     """The weight mask in the bytes of a file. Raises InputError for one that is none."""
-    if data[:1] == _PICKLE:
+    if data[:1] == PICKLE and not is_safetensors(data):
         arrays, texts = arrays_and_texts(data, path)
         name = texts.get("orig_model_name")
         return SavedWeightMask(_as_bool(arrays, path), "published mask", {"name": name} if name else {})

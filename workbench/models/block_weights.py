@@ -34,6 +34,7 @@ _ROLES = {
     "fc_in": "in",
     "dense_h_to_4h": "in",
 }
+_PLAIN = ("FalconLinear",)  # maps with code of their own that do no more than nn.Linear
 _QKV = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
 # how a map that holds queries, keys and values lays them out, by the type of the model
 _BY_HEAD = ("gpt_neox", "bloom")  # q, k, v of the first head, then of the second, …
@@ -111,7 +112,7 @@ def _refuse_unfit(
     model: Model, module: nn.Module, wide: Mapping[str, torch.Tensor], layer: int, for_what: str
 ) -> None:
     kind = type(module).__name__
-    linear_map = type(module).forward is nn.Linear.forward or _transposed(module)
+    linear_map = type(module).forward is nn.Linear.forward or _transposed(module) or kind in _PLAIN
     plain = linear_map and set(wide) == {"weight"} and wide["weight"].is_floating_point() and wide["weight"].ndim == 2
     if plain and not wide["weight"].is_meta:
         return
