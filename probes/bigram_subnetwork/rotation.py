@@ -24,6 +24,7 @@ from workbench.models.model import Model
 from workbench.models.sites import Site
 
 RIDGE = 1.0  # as in the official code
+ROUNDING = 1e-9  # of the largest eigenvalue
 SCHEMA = {"model": pl.String, "after_blocks": pl.Int64, "to_input": pl.Float64, "to_output": pl.Float64, "n": pl.Int64}
 
 
@@ -58,8 +59,11 @@ class Moments:
 
 
 def median_angle(map: np.ndarray) -> float:
-    """The median absolute angle of the eigenvalues of a square map, in degrees."""
-    return float(np.median(np.abs(np.angle(np.linalg.eigvals(map), deg=True))))
+    """The median absolute angle of the eigenvalues of a square map, in degrees. An eigenvalue that is 0 but for rounding
+    has none that means anything, and counts as 0°."""
+    found = np.linalg.eigvals(map)
+    turned = np.abs(found) > ROUNDING * np.abs(found).max(initial=0)
+    return float(np.median(np.where(turned, np.abs(np.angle(found, deg=True)), 0.0)))
 
 
 def rotation_rows(

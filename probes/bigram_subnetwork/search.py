@@ -78,9 +78,11 @@ class _Loop:
         if config.steps < ROUNDS:
             self.bounds = list(range(config.steps + 1))
         self.monitored = self.pieces[:MONITORED]
+        # float32 whatever the weights are in; of weights in float64 that
+        self.dtype = torch.promote_types(task.model.dtype, torch.float32)
 
     def begin(self) -> dict[str, np.ndarray]:
-        zeros = np.zeros(self.size, np.float32)
+        zeros = torch.zeros(self.size, dtype=self.dtype).numpy()
         empty = {"losses": np.zeros(0), "rows": np.zeros((0, len(COLUMNS)))}
         return {"m": zeros, "mean": zeros.copy(), "square": zeros.copy(), "finished": np.array(False)} | empty
 
@@ -109,7 +111,7 @@ class _Loop:
                 f"The loss of {self.task.model.name} is NaN or infinite at step "
                 f"{first + int(np.argmin(np.isfinite(found))) + 1} of the search; use bfloat16 or float32."
             )
-        flat = lambda tensors: torch.cat([x.detach().reshape(-1).float().cpu() for x in tensors]).numpy()  # noqa: E731
+        flat = lambda tensors: torch.cat([x.detach().reshape(-1).cpu() for x in tensors]).numpy()  # noqa: E731
         return {
             "m": flat(m),
             "mean": flat([adam.state[x]["exp_avg"] for x in m]),
@@ -129,7 +131,7 @@ class _Loop:
         computed = {own.name: (own.weight * s).to(own.weight.dtype) for own, s in zip(self.weights, soft)}
         found = slopes(self.task, self._batch(step), computed, self.weights)
         for own, x, s in zip(self.weights, m, soft):
-            by_mask = found.by_weight[own.name].float() * own.weight + self.config.penalty / self.size
+            by_mask = found.by_weight[own.name].to(self.dtype) * own.weight + self.config.penalty / self.size
             x.grad = by_mask * beta * s * (1 - s)
         adam.step()
         penalty = self.config.penalty / self.size * sum(s.sum().to(soft[0].device) for s in soft)
