@@ -22,7 +22,7 @@ def export_pruned(
         typer.Argument(
             parser=path_of("mask file"),
             metavar="MASK",
-            help="JSON file of heads or of modules to drop, such as a run's pruned_heads.json or dropped_block_2.json.",
+            help="File of heads, modules to drop or weights to keep, such as a run's pruned_heads.json.",
         ),
     ],
     folder: Annotated[
@@ -42,10 +42,11 @@ def export_pruned(
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code that comes with the model.")] = False,
     json: Json = False,
 ) -> None:
-    """Write a model without some of its heads, or without some of its modules.
+    """Write a model without some of its heads, modules or weights.
 
     A Hugging Face folder for use in any other software. The output weights of heads are set to zero, and those of
-    attention and MLPs that are dropped; dropped blocks are not in it.
+    attention and MLPs that are dropped; dropped blocks are not in it; of a mask of weights only what it keeps is not
+    zero.
     """
     import contextlib
     import sys
@@ -56,45 +57,27 @@ def export_pruned(
     path = existing(mask, what="mask")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
-    from workbench.engine.dropping import ModuleSet, named
     from workbench.engine.edit_files import parse_edit
+    from workbench.engine.pruned_export import check_exportable, export_edit
+    from workbench.models.loading import load
     from workbench.runs.folder import read_file
 
     chosen = parse_edit(read_file(path), path)
-    if not isinstance(chosen, ModuleSet) and chosen.how != "zero":
-        does = "makes heads attend evenly" if chosen.how == "uniform" else "adds what heads say in a run of their own"
-        raise InputError(
-            f"The mask {path} {does} ({chosen.how}), which no weights can hold; only masks "
-            f"that set heads to zero can be exported."
-        )
-    from workbench.engine.pruned_export import export_pruned as write
-    from workbench.engine.pruned_export import export_without
-    from workbench.models.loading import load
-
+    check_exportable(chosen, path)
     with contextlib.redirect_stdout(sys.stderr), refusals_as_sentences(folder):
         loaded = load(model, revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         warning = chosen.mismatch_warning(loaded)
-        if isinstance(chosen, ModuleSet):
-            export_without(loaded, chosen.modules, folder)
-        else:
-            write(loaded, chosen.heads, folder)
-    if isinstance(chosen, ModuleSet):
-        what, without = "modules", named(chosen.modules)
-        said = f"{loaded.name} without {', '.join(without)}"
-    else:
-        what, without = "heads", [f"{layer}.{head}" for layer, head in chosen.heads]
-        count = f"{len(without)} of its {loaded.n_layers * loaded.n_heads} heads"
-        said = f"{loaded.name} without {count} ({', '.join(without)})"
+        done = export_edit(loaded, chosen, folder)
     if json:
         print_json(
             {
                 "folder": str(folder.resolve()),
                 "model": loaded.name,
-                what: without,
+                done.kind: done.what,
                 "warnings": [warning] if warning else [],
             }
         )
         return
     if warning:
         say(f"warning: {warning}", error=True)
-    say(f"{said} is in {folder}")
+    say(f"{done.said} is in {folder}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _COUNTERS = ("prompts", "tokens", "forwards", "cache_hits")
+_ROUND = "rounds done"  # of a state on disk
 
 
 @dataclass
@@ -156,28 +157,75 @@ class Context:
             loaded = _read_part(path)
             if loaded is not None:
                 values, facts = loaded
-                for counter, more in facts["counters"].items():
-                    self.counters[counter] = self.counters.get(counter, 0) + int(more)
-                for message in facts["warnings"]:
-                    self.warn(message)
-                self.seconds_saved += facts["seconds"]
-                self.parts_loaded += 1
+                self._take_over(facts)
                 return values
             self.warn(f"The part '{name}' was damaged on disk ({path.name}) and was computed again.")
         counters, warned, start = dict(self.counters), len(self.warnings), time.perf_counter()
         values = dict(compute())
-        facts = {
-            "seconds": time.perf_counter() - start,
-            "counters": {key: value - counters.get(key, 0) for key, value in self.counters.items()},
-            "warnings": self.warnings[warned:],
-            "order": list(values),
-        }
+        facts = self._facts(time.perf_counter() - start, counters, warned, list(values))
         self.parts_computed += 1
         if path is None:
             return values
         make_folder(path.parent)
         write_bytes(path, _pack(values, facts))
         return values
+
+    def rounds(
+        self,
+        name: str,
+        count: int,
+        begin: Callable[[], Mapping[str, np.ndarray]],
+        advance: Callable[[int, dict[str, np.ndarray]], Mapping[str, np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """The state of something that goes on round by round (a training loop) after ``count`` rounds: ``begin()``, then
+        ``advance(round, state)`` for each round from 0. A state with a true ``finished`` ends it early.
+
+        Only the last state is on disk, in place of the one before it, so what a kill loses is the round that was open.
+        States are numpy arrays of numbers, as in :meth:`part`; counters and warnings of the rounds are kept with them.
+        """
+        self.check()
+        path = None if self.out is None else self.out / "parts" / _file_name(f"{name}, the last round")
+        counters, warned, spent = dict(self.counters), len(self.warnings), 0.0
+        done, state = 0, None
+        if path is not None and path.is_file():
+            if (loaded := _read_part(path)) is None:
+                self.warn(f"The state of '{name}' was damaged on disk ({path.name}), and it was begun again.")
+            else:
+                state, facts = loaded
+                done, spent = int(state.pop(_ROUND)), facts["seconds"]
+                self._take_over(facts)
+        if state is None:
+            state = dict(begin())
+        while done < count and not bool(state.get("finished", False)):
+            start = time.perf_counter()
+            state, done = dict(advance(done, state)), done + 1
+            spent += time.perf_counter() - start
+            self.parts_computed += 1
+            if path is not None:
+                import numpy as np
+
+                make_folder(path.parent)
+                kept = state | {_ROUND: np.array(done)}
+                write_bytes(path, _pack(kept, self._facts(spent, counters, warned, list(kept))))
+        return state
+
+    def _take_over(self, facts: Mapping[str, Any]) -> None:
+        """Counters, warnings and seconds of a part that was loaded."""
+        for counter, more in facts["counters"].items():
+            self.counters[counter] = self.counters.get(counter, 0) + int(more)
+        for message in facts["warnings"]:
+            self.warn(message)
+        self.seconds_saved += facts["seconds"]
+        self.parts_loaded += 1
+
+    def _facts(self, seconds: float, counters: Mapping[str, int], warned: int, order: list[str]) -> dict[str, Any]:
+        """What is kept beside the values of a part, since ``counters`` and the first ``warned`` warnings."""
+        return {
+            "seconds": seconds,
+            "counters": {key: value - counters.get(key, 0) for key, value in self.counters.items()},
+            "warnings": self.warnings[warned:],
+            "order": order,
+        }
 
 
 def _file_name(name: str) -> str:

@@ -1,23 +1,62 @@
-"""A model without some of its heads or modules, as a Hugging Face folder for any other software."""
+"""A model without some of its heads, modules or weights, as a Hugging Face folder for any other software."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from workbench.core.errors import InputError
 from workbench.core.wording import one_line
-from workbench.engine.dropping import DropModules, Module, check_modules, save_modules
+from workbench.engine.dropping import DropModules, Module, ModuleSet, check_modules, named, save_modules
+from workbench.engine.edit_files import SavedEdit
 from workbench.engine.edits import apply
-from workbench.engine.head_masks import save_heads
+from workbench.engine.head_masks import HeadMask, save_heads
+from workbench.engine.weight_masks import fit_masks
 from workbench.models.architecture import weight_of_head
 from workbench.models.batching import pad
 from workbench.models.float32 import EXACT
 from workbench.models.model import Model
 from workbench.models.without_modules import without_modules
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a folder is without: `kind` ("heads", "modules", or "weights" of which only some are left), their names or
+    how many are left, and the same in words."""
+
+    kind: str
+    what: list[str] | int
+    said: str
+
+
+def check_exportable(saved: SavedEdit, path: Path) -> None:
+    """Raise InputError for a mask of heads that no weights can hold."""
+    if isinstance(saved, HeadMask) and saved.how != "zero":
+        does = "makes heads attend evenly" if saved.how == "uniform" else "adds what heads say in a run of their own"
+        raise InputError(
+            f"The mask {path} {does} ({saved.how}), which no weights can hold; only masks "
+            f"that set heads to zero can be exported."
+        )
+
+
+def export_edit(model: Model, saved: SavedEdit, folder: str | Path) -> Exported:
+    """Write the model with a saved edit made for good; raises as the function for its kind below."""
+    if isinstance(saved, HeadMask):
+        export_pruned(model, saved.heads, folder)
+        heads = [f"{layer}.{head}" for layer, head in saved.heads]
+        count = f"{len(heads)} of its {model.n_layers * model.n_heads} heads"
+        return Exported("heads", heads, f"{model.name} without {count} ({', '.join(heads)})")
+    if isinstance(saved, ModuleSet):
+        export_without(model, saved.modules, folder)
+        modules = named(saved.modules)
+        return Exported("modules", modules, f"{model.name} without {', '.join(modules)}")
+    export_masked(model, saved.masks, folder)
+    kept = sum(int(mask.sum()) for mask in saved.masks.values())
+    return Exported("weights", kept, f"{model.name} with {kept:,} of the weights of its attention and MLPs")
 
 
 def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | Path) -> Path:
@@ -43,15 +82,7 @@ def export_pruned(model: Model, heads: Sequence[tuple[int, int]], folder: str | 
             if at == layer:
                 weight[weight_of_head(o_proj, head, model.d_head)] = 0
         state[key] = weight
-    config = model.hf.config
-    implementation = config._attn_implementation
-    try:
-        config._attn_implementation = None  # a name that only this process knows must not be written
-        model.hf.save_pretrained(folder, state_dict=state)
-    finally:
-        config._attn_implementation = implementation
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+    _write(model, state, folder)
     note = f"already zero in these weights, which were {model.name}'s ({model.fingerprint[:12]})"
     save_heads(folder / "pruned_heads.json", heads, note=note, model=model)
     return folder
@@ -88,6 +119,21 @@ def export_without(model: Model, modules: Sequence[Module], folder: str | Path) 
     return folder
 
 
+def export_masked(model: Model, masks: Mapping[str, torch.Tensor], folder: str | Path) -> Path:
+    """Write a Hugging Face folder of the model in which only the weights of a mask (by name of the matrix) are not zero;
+    what no mask covers stays.
+
+    The model in memory stays as it is. Raises InputError for masks that do not fit it and for a folder that is not
+    empty."""
+    folder = Path(folder)
+    _check_free(folder)
+    state = {key: value for key, value in model.hf.state_dict().items()}
+    for name, mask in fit_masks(masks, model, where="The weight mask").items():
+        state[name] = state[name].masked_fill(~mask.to(state[name].device), 0)
+    _write(model, state, folder)
+    return folder
+
+
 @torch.no_grad()
 def _check_written(model: Model, modules: Sequence[Module], folder: Path) -> None:
     """Raise InputError where the folder, read by plain Hugging Face, gives other scores than the model without the
@@ -118,6 +164,19 @@ def _read_plainly(model: Model, folder: Path, ids: Sequence[int]) -> torch.Tenso
             f"{model.name} ({model.architecture}) cannot be written without these modules: plain Hugging Face does not "
             f"read the folder ({one_line(error)})."
         ) from error
+
+
+def _write(model: Model, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """The folder of a model with other weights, and its tokenizer."""
+    config = model.hf.config
+    implementation = config._attn_implementation
+    try:
+        config._attn_implementation = None  # a name that only this process knows must not be written
+        model.hf.save_pretrained(folder, state_dict=state)
+    finally:
+        config._attn_implementation = implementation
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
 
 
 def _check_free(folder: Path) -> None:

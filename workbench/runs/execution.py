@@ -462,11 +462,11 @@ def _applied(edits: Sequence[Any], model: Any, context: Context) -> tuple[Any, .
     """The edits with saved ones turned into what they do; one that was found on other weights is warned of."""
     if not edits:
         return ()
-    from workbench.engine.edit_files import SAVED
+    from workbench.engine.edit_files import SavedEdit
 
     out = []
     for edit in edits:
-        if isinstance(edit, SAVED):
+        if isinstance(edit, SavedEdit):
             warning = edit.mismatch_warning(model)
             if warning:
                 context.warn(warning)
