@@ -170,11 +170,11 @@ def test_a_search_that_is_stopped_goes_on_where_it_was(toy, tmp_path, share):
 
 def test_the_mask_of_a_run_is_an_edit_of_another(toy, found, tmp_path):
     """`--edit subnetwork.safetensors`: what the full model says under it is what the subnetwork said."""
-    from workbench.engine.edit_files import parse_edit_file
+    from workbench.engine.edit_files import parse_edit
 
     model, texts, pairs = toy
     path = found.folder / "subnetwork.safetensors"
-    saved = parse_edit_file(path.read_bytes(), path)
+    saved = parse_edit(path.read_bytes(), path)
     assert saved.mismatch_warning(model) is None
     config = SHORT | {"reference": str(pairs), "mask": str(path), "layer_ablation": False, "random_draws": 1}
     edited = execute("bigram-subnetwork", model, data=texts, config=config, edits=(saved,), out=tmp_path / "edited")
