@@ -1,14 +1,15 @@
 """What a model writes when one residual stream of its prompt is replaced at one position after one block.
 
-A patch puts a state [width] in place of the output of block `layer` at a position of a prompt, while the prompt is read;
-what is decoded afterwards is read unpatched. Back-patching (a later state of the same position), descriptions of a state
-by another prompt and random donors are all of this kind (Biran et al. 2024, arXiv 2406.12775; Ghandeharioun et al. 2024).
+A patch puts a state [width] in place of the output of block `layer` at a position of a prompt, while the prompt is
+read; what is decoded afterwards is read unpatched. Back-patching (a later state of the same position), descriptions of
+a state by another prompt and random donors are all of this kind (Biran et al. 2024, arXiv 2406.12775; Ghandeharioun et
+al. 2024).
 
 Of a patched prompt everything before the position, and everything up to the block, is as it was. So each prompt is read
-once; then all its patches travel through the blocks as rows of one batch, each from the block after its own and from its
-position on, with the keys and values of what did not change. Decoding goes on from these keys and values, all rows at
-once. The result is that of one whole pass per patch. Models whose blocks cannot be called on their own are run in whole
-passes (`whole_passes`), patches of one layer and position together.
+once; then all its patches travel through the blocks as rows of one batch, each from the block after its own and from
+its position on, with the keys and values of what did not change. Decoding goes on from these keys and values, all rows
+at once. The result is that of one whole pass per patch. Models whose blocks cannot be called on their own are run in
+whole passes (`whole_passes`), patches of one layer and position together.
 """
 
 from __future__ import annotations
@@ -226,8 +227,8 @@ def _decoded(
 
 @dataclass(eq=False)
 class _Seen:
-    """A pass over the columns from `first` on of P prompts of one length: how each block was called, the keys and values
-    [P, KV, length, D] of every layer, and the last block's output [P, columns, width]."""
+    """A pass over the columns from `first` on of P prompts of one length: how each block was called, the keys and
+    values [P, KV, length, D] of every layer, and the last block's output [P, columns, width]."""
 
     calls: list[tuple[tuple, dict]]
     whole: list[tuple[torch.Tensor, torch.Tensor]]
