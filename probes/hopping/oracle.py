@@ -110,7 +110,8 @@ def _beside(hit: np.ndarray, there: np.ndarray, names: np.ndarray) -> tuple:
     control = (hit[:, 1:] & there[:, 1:]).sum(1)[some] / count[some]
     other = cluster_share(control, names[some])
     apart = cluster_mean(hit[some, 0] - control, names[some])
-    return (*ends, other.value, other.low, other.high, apart.value, apart.low, apart.high, own.n, own.rows)
+    reach = np.clip([apart.value, apart.low, apart.high], -1, 1).tolist()  # of a difference of shares
+    return (*ends, other.value, other.low, other.high, *reach, own.n, own.rows)
 
 
 def best_pair(config: Config, context: Context, chosen: Sequence[Chosen], solved: Solved) -> pl.DataFrame:

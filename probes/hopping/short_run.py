@@ -12,7 +12,7 @@ def example(model: Facts) -> dict[str, object]:
     """A short run: few questions of each set; on a model that is no organism also those that it does not know, and
     states put into few blocks. Raises InputError where the context holds no describing prompt."""
     if model.is_organism:
-        return {"limit": 200, "items": 12, "shuffles": 10}
+        return {"limit": 240, "items": 24, "shuffles": 10}
     if model.context is not None and model.context < LONGEST:
         raise InputError(
             f"The context of {model.name} ({model.context} tokens) cannot hold the prompt that describes states."
