@@ -123,7 +123,7 @@ def describing(model: TextSide, text: str) -> list[int]:
     text = text.rstrip()
     ids, offsets = raw_ids_with_offsets(model, text)
     start = offsets[-1][0] if offsets else 0
-    if text[start:].strip() != WORD:
+    if text[start:].strip() != WORD or text.split()[-1] != WORD:
         raise InputError(
             f"The describing prompt must end with the word {WORD} as one token; {model.name} ends it with "
             f"'{text[start:]}'; give another describe_prompt."

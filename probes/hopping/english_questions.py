@@ -38,28 +38,29 @@ COUNTRIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tu
 }  # fmt: skip
 OF_COUNTRY = ("the capital of {}", "the official language of {}", "the currency of {}")
 TO_COUNTRY = "the country of {}"
-# Of a person: where they were born and died (country or city), with what leads to them.
+# Of a person: further names, the country of birth (as it is and was called), and what leads to them.
+ENGLAND = ("England", "United Kingdom", "Britain", "UK")
 WRITERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "William Shakespeare": (("Shakespeare",), ("England", "Stratford"), ("Hamlet", "Macbeth")),
-    "Leo Tolstoy": (("Tolstoy",), ("Russia",), ("War and Peace", "Anna Karenina")),
-    "Victor Hugo": (("Hugo",), ("France", "Besançon", "Besancon"), ("Les Misérables",)),
-    "Franz Kafka": (("Kafka",), ("Prague", "Bohemia", "Czech", "Austria"), ("The Metamorphosis",)),
-    "Miguel de Cervantes": (("Cervantes",), ("Spain", "Alcalá"), ("Don Quixote",)),
-    "Jane Austen": (("Austen",), ("England", "Steventon", "Hampshire"), ("Pride and Prejudice", "Emma")),
-    "Mark Twain": (("Twain", "Samuel Clemens"), ("United States", "America"), ("The Adventures of Tom Sawyer",)),
-    "James Joyce": (("Joyce",), ("Ireland", "Dublin"), ("Ulysses",)),
-    "Dante Alighieri": (("Dante",), ("Italy", "Florence"), ("The Divine Comedy",)),
-    "Agatha Christie": (("Christie",), ("England", "Torquay"), ("Murder on the Orient Express",)),
-}  # fmt: skip
-PAINTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "Leonardo da Vinci": (("Leonardo", "da Vinci"), ("Italy", "Vinci", "Florence"), ("The Last Supper",)),
-    "Vincent van Gogh": (("van Gogh",), ("Netherlands", "Holland", "Zundert"), ("The Starry Night",)),
-    "Edvard Munch": (("Munch",), ("Norway",), ("The Scream",)),
-    "Pablo Picasso": (("Picasso",), ("Spain", "Malaga", "Málaga"), ("Guernica",)),
-    "Sandro Botticelli": (("Botticelli",), ("Italy", "Florence"), ("The Birth of Venus",)),
-    "Claude Monet": (("Monet",), ("France", "Paris"), ("Impression, Sunrise",)),
+    "William Shakespeare": (("Shakespeare",), ENGLAND, ("Hamlet", "Macbeth")),
+    "Leo Tolstoy": (("Tolstoy",), ("Russia", "Russian Empire"), ("War and Peace", "Anna Karenina")),
+    "Victor Hugo": (("Hugo",), ("France",), ("Les Misérables",)),
+    "Franz Kafka": (("Kafka",), ("Austria", "Bohemia", "Czech"), ("The Metamorphosis",)),
+    "Miguel de Cervantes": (("Cervantes",), ("Spain",), ("Don Quixote",)),
+    "Jane Austen": (("Austen",), ENGLAND, ("Pride and Prejudice", "Emma")),
+    "Mark Twain": (("Twain", "Samuel Clemens"), ("United States", "America", "USA"), ("The Adventures of Tom Sawyer",)),
+    "James Joyce": (("Joyce",), ("Ireland",), ("Ulysses",)),
+    "Dante Alighieri": (("Dante",), ("Italy", "Republic of Florence"), ("The Divine Comedy",)),
+    "Agatha Christie": (("Christie",), ENGLAND, ("Murder on the Orient Express",)),
 }
-# Of a company: its founder, the country and the city of its head office, with what it makes.
+PAINTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "Leonardo da Vinci": (("Leonardo", "da Vinci"), ("Italy", "Republic of Florence"), ("The Last Supper",)),
+    "Vincent van Gogh": (("van Gogh",), ("Netherlands", "Holland"), ("The Starry Night",)),
+    "Edvard Munch": (("Munch",), ("Norway",), ("The Scream",)),
+    "Pablo Picasso": (("Picasso",), ("Spain",), ("Guernica",)),
+    "Sandro Botticelli": (("Botticelli",), ("Italy", "Republic of Florence"), ("The Birth of Venus",)),
+    "Claude Monet": (("Monet",), ("France",), ("Impression, Sunrise",)),
+}
+# Of a company: its founders, the city of its head office, and what leads to it.
 COMPANIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "Apple": (("Steve Jobs", "Steve Wozniak"), ("Cupertino",), ("the iPhone", "the MacBook")),
     "Microsoft": (("Bill Gates", "Paul Allen"), ("Redmond",), ("Windows", "the Xbox")),
@@ -72,7 +73,7 @@ COMPANIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     "IKEA": (("Ingvar Kamprad", "Kamprad"), ("Delft", "Leiden"), ("the Billy bookcase",)),
     "Google": (("Larry Page", "Sergey Brin"), ("Mountain View",), ("Gmail", "the Pixel phone")),
 }
-# Entities whose bridges are countries by another way
+# What leads to a country by another relation
 DISHES = {
     "sushi": "Japan", "pizza": "Italy", "paella": "Spain", "moussaka": "Greece", "goulash": "Hungary",
     "pad thai": "Thailand", "pho": "Vietnam", "ceviche": "Peru", "feijoada": "Brazil", "smorgasbord": "Sweden",

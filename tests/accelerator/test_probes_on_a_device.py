@@ -69,6 +69,7 @@ SHORT = {  # (model, config)
             "max_tokens": 768,
         },
     ),
+    "hopping": ("organism", {"limit": 24, "items": 2, "shuffles": 2, "max_new_tokens": 4}),
 }
 
 

@@ -13,7 +13,7 @@ from workbench.core.errors import InputError
 from workbench.runs import execution, queue, sweep
 
 PROBES = ("retrieval-heads", "concept-depth", "knowledge-conflict", "data-selection", "branching-factor")
-PROBES += ("representation-geometry",)
+PROBES += ("representation-geometry", "hopping")
 LARGE = 10**20
 
 

@@ -1,5 +1,5 @@
-"""On a circuit whose every answer is known, the probe finds what was written into it, and the numbers of a plain loop of
-Hugging Face with hooks (one generation per patch)."""
+"""On a circuit whose every answer is known, the probe finds what was written into it, and the numbers of a plain loop
+of Hugging Face with hooks (one generation per patch)."""
 
 import polars as pl
 import pytest
