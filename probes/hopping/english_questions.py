@@ -9,31 +9,32 @@ import json
 from pathlib import Path
 
 FILE = Path(__file__).parent / "material" / "questions.jsonl"
-# Of a country: its capital, language, currency (each with further names), and what leads to it.
+# Of a country: its capital, language, currency (each with further names; none where the name stands in other words that
+# are near, as "euro" in "Europe"), and what leads to it.
 COUNTRIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "France": (("Paris",), ("French",), ("euro", "€"), ("the Eiffel Tower", "the Louvre")),
+    "France": (("Paris",), ("French",), (), ("the Eiffel Tower", "the Louvre")),
     "Egypt": (("Cairo",), ("Arabic",), ("Egyptian pound", "pound"), ("the Great Sphinx", "the Valley of the Kings")),
     "Japan": (("Tokyo",), ("Japanese",), ("yen", "JPY"), ("Mount Fuji", "Osaka Castle")),
     "China": (("Beijing", "Peking"), ("Chinese", "Mandarin"), ("yuan", "renminbi"), ("the Forbidden City",)),
     "India": (("New Delhi", "Delhi"), ("Hindi", "English"), ("rupee",), ("the Taj Mahal", "the Red Fort")),
-    "Peru": (("Lima",), ("Spanish",), ("sol",), ("Machu Picchu", "the Nazca Lines")),
-    "Italy": (("Rome", "Roma"), ("Italian",), ("euro", "€"), ("the Colosseum", "the Leaning Tower of Pisa")),
-    "Greece": (("Athens",), ("Greek",), ("euro", "€"), ("the Parthenon", "Mount Olympus")),
-    "Spain": (("Madrid",), ("Spanish",), ("euro", "€"), ("the Alhambra", "the Sagrada Familia")),
-    "Germany": (("Berlin",), ("German",), ("euro", "€"), ("the Brandenburg Gate", "Neuschwanstein Castle")),
+    "Peru": (("Lima",), ("Spanish",), ("Peruvian sol", "nuevo sol"), ("Machu Picchu", "the Nazca Lines")),
+    "Italy": (("Rome", "Roma"), ("Italian",), (), ("the Colosseum", "the Leaning Tower of Pisa")),
+    "Greece": (("Athens",), ("Greek",), (), ("the Parthenon", "Mount Olympus")),
+    "Spain": (("Madrid",), ("Spanish",), (), ("the Alhambra", "the Sagrada Familia")),
+    "Germany": (("Berlin",), ("German",), (), ("the Brandenburg Gate", "Neuschwanstein Castle")),
     "Russia": (("Moscow",), ("Russian",), ("ruble", "rouble"), ("the Hermitage Museum", "Lake Baikal")),
     "Turkey": (("Ankara",), ("Turkish",), ("lira",), ("the Hagia Sophia", "the Blue Mosque")),
-    "Brazil": (("Brasilia", "Brasília"), ("Portuguese",), ("real",), ("Sugarloaf Mountain", "Copacabana Beach")),
+    "Brazil": (("Brasilia", "Brasília"), ("Portuguese",), ("Brazilian real",), ("Sugarloaf Mountain", "Copacabana Beach")),
     "Cambodia": (("Phnom Penh",), ("Khmer",), ("riel",), ("Angkor Wat", "the temple of Bayon")),
-    "Jordan": (("Amman",), ("Arabic",), ("dinar",), ("the ruins of Petra", "the desert of Wadi Rum")),
+    "Jordan": (("Amman",), ("Arabic",), ("Jordanian dinar",), ("the ruins of Petra", "the desert of Wadi Rum")),
     "Kenya": (("Nairobi",), ("Swahili", "English"), ("shilling",), ("the Masai Mara", "the port of Mombasa")),
-    "Iran": (("Tehran", "Teheran"), ("Persian", "Farsi"), ("rial",), ("Persepolis", "the city of Isfahan")),
+    "Iran": (("Tehran", "Teheran"), ("Persian", "Farsi"), ("Iranian rial",), ("Persepolis", "the city of Isfahan")),
     "Poland": (("Warsaw",), ("Polish",), ("zloty", "złoty"), ("Wawel Castle", "the Wieliczka Salt Mine")),
     "Denmark": (("Copenhagen",), ("Danish",), ("krone",), ("the Tivoli Gardens", "Kronborg Castle")),
-    "Thailand": (("Bangkok",), ("Thai",), ("baht",), ("the temple of Wat Pho", "the island of Phuket")),
+    "Thailand": (("Bangkok",), (), ("baht",), ("the temple of Wat Pho", "the island of Phuket")),
     "Hungary": (("Budapest",), ("Hungarian",), ("forint",), ("Lake Balaton", "Buda Castle")),
     "Sweden": (("Stockholm",), ("Swedish",), ("krona",), ("the Vasa Museum", "the port of Gothenburg")),
-    "Portugal": (("Lisbon", "Lisboa"), ("Portuguese",), ("euro", "€"), ("Belem Tower", "Pena Palace")),
+    "Portugal": (("Lisbon", "Lisboa"), ("Portuguese",), (), ("Belem Tower", "Pena Palace")),
     "Vietnam": (("Hanoi", "Ha Noi"), ("Vietnamese",), ("dong",), ("Ha Long Bay", "the Cu Chi tunnels")),
 }  # fmt: skip
 OF_COUNTRY = ("the capital of {}", "the official language of {}", "the currency of {}")
@@ -76,7 +77,7 @@ COMPANIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
 # What leads to a country by another relation
 DISHES = {
     "sushi": "Japan", "pizza": "Italy", "paella": "Spain", "moussaka": "Greece", "goulash": "Hungary",
-    "pad thai": "Thailand", "pho": "Vietnam", "ceviche": "Peru", "feijoada": "Brazil", "smorgasbord": "Sweden",
+    "tom yum": "Thailand", "pho": "Vietnam", "ceviche": "Peru", "feijoada": "Brazil", "smorgasbord": "Sweden",
 }  # fmt: skip
 
 
@@ -101,6 +102,8 @@ def english_questions() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for country, (capital, language, currency, places) in COUNTRIES.items():
         for second, answers in zip(OF_COUNTRY, (capital, language, currency)):
+            if not answers:
+                continue
             rows += [row(TO_COUNTRY, place, country, (), second, answers) for place in places]
             dishes = [dish for dish, home in DISHES.items() if home == country]
             rows += [row("the country that gave the world {}", dish, country, (), second, answers) for dish in dishes]
