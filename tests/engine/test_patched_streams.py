@@ -37,6 +37,17 @@ def blocks(hf):
     return hf.gpt_neox.layers if hasattr(hf, "gpt_neox") else hf.model.layers
 
 
+def test_models_whose_blocks_cannot_be_called_on_their_own_are_run_in_whole_passes():
+    """ALiBi: a bias that is made for the whole batch."""
+    hf = build("bloom")
+    model, ids = wrap(hf, None, name="bloom"), [[5, 6, 7, 8, 9], [9, 8, 7]]
+    patches = some_patches(model, ids, 6)
+    found = patched_texts(model, ids, patches, max_new_tokens=STEPS)
+    for i, (text,) in enumerate(found):
+        state, place = patches.states[i], (patches.layer[i], patches.position[i])
+        assert text == slow(hf, ids[patches.prompt[i]], *place, state, ends=model.eos_ids)
+
+
 def some_patches(model, ids, n=14):
     """Patches at random layers and positions, the last block and the ends of a prompt among them."""
     draw = torch.Generator().manual_seed(7)

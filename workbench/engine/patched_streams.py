@@ -108,7 +108,10 @@ def patched_texts(
     room = [room_after(model, len(row), max_new_tokens) for row in ids]
     check_prompts(model, ids, run, room=room)
     patches.check(model, ids)
-    if (reason := model.lacks(*NEEDED)) is None:
+    reason = model.lacks(*NEEDED)
+    if reason is None and not model.mask_free:  # what biases its attention is made for a batch, not for rows
+        reason = f"{model.architecture} makes its attention from the mask of a whole batch"
+    if reason is None:
         try:
             return _replayed(model, ids, patches, max_new_tokens, drawing, run)
         except _NotTheSame as error:
