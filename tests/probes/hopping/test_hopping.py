@@ -35,10 +35,11 @@ def asked_of(row: int, bridge: str, answer: str, ids: list[int], t1: int | None 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_attention_and_mlps_add_is_read_off_as_plain_hugging_face_reads_it_in_float64(name, monkeypatch):
     hf = build(name)
-    model, exact = wrap(hf, None, name=name), copy.deepcopy(hf).double()
+    exact = copy.deepcopy(hf).double()
+    model = wrap(hf, None, name=name)
     draw = torch.Generator().manual_seed(5)
     ids = [torch.randint(3, 64, (n,), generator=draw).tolist() for n in (7, 10, 7)]
-    tokens = {"b": [4, 9, 11, 30], "a": [5, 6, 50], "other": list(range(3, 40))}
+    tokens = {"b": list(range(0, 24)), "a": list(range(24, 50)), "other": list(range(3, 40))}
     monkeypatch.setattr("probes.hopping.projections.first_tokens", lambda _m, _p, names: tokens[names[0]])
     asked = [asked_of(i, "b", "a", row) for i, row in enumerate(ids)] + [asked_of(9, "other", "other", [5])]
     found, null = project(model, Config(shuffles=2), Context(), asked[:3], asked)
@@ -55,11 +56,7 @@ def test_what_attention_and_mlps_add_is_read_off_as_plain_hugging_face_reads_it_
         with torch.no_grad():
             said = int(exact(torch.tensor([row]), use_cache=False).logits[0, -1].argmax())
             for (w, layer), out in list(seen.items()):
-                scores = (
-                    exact.lm_head(_norm(exact)(out[0, -1]))
-                    if name != "gpt_neox"
-                    else exact.embed_out(_norm(exact)(out[0, -1]))
-                )
+                scores = exact.get_output_embeddings()(_norm(exact)(out[0, -1]))
                 first = int(scores.argmax())
                 expected = [first in tokens["b"], first in tokens["a"], first == said]
                 assert found[i, w, :, layer].tolist() == expected, (i, w, layer)
@@ -67,7 +64,7 @@ def test_what_attention_and_mlps_add_is_read_off_as_plain_hugging_face_reads_it_
                 events += sum(expected)
     for handle in handles:
         handle.remove()
-    assert events > 3 and (null[:, :, :, 2] == -1).all() and found.shape == (3, len(WRITERS), len(READ), 3)
+    assert events > 12 and (null[:, :, :, 2] == -1).all() and found.shape == (3, len(WRITERS), len(READ), 3)
 
 
 def _norm(hf):
@@ -96,7 +93,7 @@ def test_of_equally_likely_tokens_none_is_first():
 def test_first_tokens_are_those_of_names_as_they_go_on_and_never_white_space():
     model = load("organism")
     found = first_tokens(model, "The country that Novis lives in is", ("Danonia",))
-    assert model.encode(" Danonia", bos=False)[0] in found
+    assert model.encode("in Danonia", bos=False)[-1] in found
     assert all(model.decode([token]).strip() for token in found)
 
 
