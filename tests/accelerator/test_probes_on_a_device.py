@@ -86,6 +86,7 @@ SHORT = {  # (model, config)
         {"lengths": (96,), "depths": (0.0, 60.0), "needles": 2, "k": (32,), "answer_trials": 2, "random_draws": 1}
         | {"max_new_tokens": 4, "draws": 100, "force_keep": ("head", "question")},
     ),
+    "hopping": ("organism", {"limit": 24, "items": 2, "shuffles": 2, "max_new_tokens": 4}),
 }
 
 

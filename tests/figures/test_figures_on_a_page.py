@@ -26,6 +26,7 @@ WIDE = {
     "geometry": {"layers": 80, "steps": STEPS},
     "branching": {"conditions": LONG, "prompts": 40, "samples": 3, "length": 12},
     "selection": {"targets": LONG, "rows": 120, "features": 30},
+    "hopping": {"layers": 32},
 }
 
 

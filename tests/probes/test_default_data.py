@@ -42,6 +42,7 @@ ENGLISH = {
     "retrieval-heads": "probes.retrieval_heads:material/needles.jsonl",
     "layer-redundancy": "probes.layer_redundancy:material/texts.jsonl",
     "token-filter": "probes.retrieval_heads:material/needles.jsonl",
+    "hopping": "probes.hopping:material/questions.jsonl",
 }
 
 

@@ -7,15 +7,12 @@ import json
 
 import pytest
 
+from tests.support.short_runs import PROBES
 from workbench.core import config as configs
 from workbench.core import registry
 from workbench.core.errors import InputError
 from workbench.runs import execution, queue, sweep
 
-PROBES = ("retrieval-heads", "concept-depth", "knowledge-conflict", "data-selection", "branching-factor")
-PROBES += ("representation-geometry",)
-PROBES += ("layer-redundancy",)
-PROBES += ("token-filter",)
 LARGE = 10**20
 
 

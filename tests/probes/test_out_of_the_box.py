@@ -31,6 +31,7 @@ LARGE = {
     "data-selection": ("resamples=0", "features=1", "explain=1", "target=code"),
     "representation-geometry": ("limit=30", "loss_rows=1", "draws=20", "random_draws=1"),
     "layer-redundancy": ("limit=8", "random_draws=1", "timing_rounds=0", "drop_n=1", "components=block,joint"),
+    "hopping": ("limit=12", "items=2", "max_new_tokens=3", "shuffles=3"),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

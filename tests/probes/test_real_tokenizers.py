@@ -29,6 +29,7 @@ SMALL = {
         "random_draws": 1,
         "draws": 100,
     },
+    "hopping": {"limit": 4, "keep": "all", "items": 1, "shuffles": 2, "max_new_tokens": 2, "describe_layers": "same"},
 }  # of every probe, settings that take a second
 RAW = {"retrieval-heads": {"template": "raw"}, "branching-factor": {"template": "raw"}}  # elsewhere the default
 RAW["token-filter"] = {"template": "raw"}

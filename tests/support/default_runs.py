@@ -147,6 +147,23 @@ def _filter(run, model, inputs, template: str) -> None:
     assert (run.table("answers").filter(arm="filter")["positions"].list.len() == layers["k"][0]).all()
 
 
+def _hopping(run, model, inputs, template: str) -> None:
+    rows = source("hopping")
+    for row, ids, t1, t2 in inputs.select("row", "ids", "t1", "t2").iter_rows():
+        item = rows.row(row, named=True)
+        phrase = item["r1_template"].format(item["e1"])
+        written = "T" + item["r2_template"].format(phrase)[1:] + " is"  # as a sentence begins
+        reads(model, ids, written, template)
+        assert t2 == len(ids) - 1
+        if template == "raw":
+            tail = item["r2_template"].partition("{}")[2] + " is"
+            assert plain(model.decode(ids[t1 + 1 :])) == plain(tail)
+            assert plain(model.decode(ids[: t1 + 1])).endswith(phrase)
+        else:
+            assert phrase in model.decode(ids[: t1 + 1])
+    assert run.table("items").height == inputs.height
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -156,6 +173,7 @@ CHECKS = {
     "representation-geometry": _geometry,
     "layer-redundancy": _redundancy,
     "token-filter": _filter,
+    "hopping": _hopping,
 }
 
 

@@ -1107,6 +1107,85 @@ def filtering(*, layers=8, heads=8, ks=(48, 96), lengths=(192, 480), depths=(0, 
     return FakeRun("token-filter", frames, about("token-filter", layers=layers, heads=heads, name=name, **config))
 
 
+def hopping(*, layers=8, name="organism", seed=0) -> FakeRun:
+    rng = np.random.default_rng(seed)
+    stages = {
+        "bridge_described_t1": 0.2,
+        "knockout": 0.35,
+        "attention_bridge": 0.45,
+        "bridge_described_t2": 0.5,
+        "mlp_bridge": 0.6,
+        "answer_described_t1": 0.9,
+        "answer_described_t2": 0.7,
+        "attention_answer": 0.75,
+        "mlp_answer": 0.8,
+        "mlp_prediction": 0.9,
+    }
+    curves, means = [], []
+    for late, split in enumerate(("correct", "incorrect")):
+        for stage, centre in stages.items():
+            for layer in range(layers):
+                where = (layer + 0.5) / layers - centre - 0.1 * late
+                rate = float(np.clip(0.8 * np.exp(-((where / 0.2) ** 2)) + rng.normal(0, 0.02), 0, 1))
+                null = None if stage == "mlp_prediction" else 0.05
+                curves.append((split, stage, layer, rate, max(0, rate - 0.1), min(1, rate + 0.1), null, 40, 80))
+        for place, stage in enumerate(("first_hop", "propagation", "second_hop", "extraction")):
+            first = (0.2 + 0.2 * place + 0.1 * late) * layers
+            means.append((split, stage, 0.8, 0.7, 0.9, None, first, first - 1, first + 1, 40, 80))
+    pairs, best, oracle = [], [], []
+    for position in ("t1", "t2"):
+        for target in range(layers):
+            for source in range(target + 1, layers):
+                value = float(np.clip(rng.beta(1, 6), 0, 1))
+                pairs.append((position, source, target, value, value - 0.02, value + 0.1, value / 3, 40, 80, 0.9, 0.5))
+        best.append((position, layers - 2, 1, 0.5, 20, 0.4, 0.3, 0.5, 0.1, 0.05, 0.2, 0.3, 0.2, 0.4, 20, 40))
+    for split in ("correct", "incorrect"):
+        for position in ("t1", "t2", "either"):
+            size = layers * (layers - 1) // 2
+            oracle.append((split, position, size, 0.6, 0.5, 0.7, 0.3, 0.2, 0.4, 0.3, 0.2, 0.4, 40, 80))
+    ends = [f"{what}{end}" for what in ("solved", "control", "difference") for end in ("", "_low", "_high")]
+    items = pl.DataFrame(
+        {
+            "row": range(120),
+            "hop1": rng.random(120) < 0.8,
+            "hop2": rng.random(120) < 0.9,
+            "two_hop": rng.random(120) < 0.4,
+            "shortcut": rng.random(120) < 0.1,
+            "split": ["correct", "incorrect", "left out"] * 40,
+            "entity_shortcut": rng.random(120) < 0.1,
+            "relation_shortcut": rng.random(120) < 0.05,
+            "bridge": [f"bridge {i % 30}" for i in range(120)],
+        }
+    )
+    frames = {
+        "items": items,
+        "layers": pl.DataFrame(
+            curves,
+            schema=["split", "stage", "layer", "rate", "ci_low", "ci_high", "null", "n", "rows"],
+            orient="row",
+        ),
+        "stages": pl.DataFrame(
+            means,
+            schema=["split", "stage", "reached", "reached_low", "reached_high", "reached_null", "layer", "ci_low"]
+            + ["ci_high", "n", "rows"],
+            orient="row",
+        ),
+        "backpatch": pl.DataFrame(
+            pairs,
+            schema=["position", "source_layer", "target_layer", "solved", "ci_low", "ci_high", "control", "n", "rows"]
+            + ["preserved", "preserved_control"],
+            orient="row",
+        ),
+        "oracle": pl.DataFrame(oracle, schema=["split", "position", "pairs", *ends, "n", "rows"], orient="row"),
+        "best_pair": pl.DataFrame(
+            best,
+            schema=["position", "source_layer", "target_layer", "dev_solved", "dev_n", *ends, "n", "rows"],
+            orient="row",
+        ),
+    }
+    return FakeRun("hopping", frames, about("hopping", layers=layers, name=name))
+
+
 RUNS = {
     "retrieval": retrieval,
     "conflict": conflict,
@@ -1115,4 +1194,5 @@ RUNS = {
     "branching": branching,
     "selection": selection,
     "filter": filtering,
+    "hopping": hopping,
 }

@@ -9,6 +9,7 @@ PROBES = (
     "representation-geometry",
     "layer-redundancy",
     "token-filter",
+    "hopping",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -28,4 +29,5 @@ LESS = {
         "max_new_tokens": 4,
         "draws": 100,
     },
+    "hopping": {"items": 2, "shuffles": 2},
 }

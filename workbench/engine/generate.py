@@ -16,7 +16,7 @@ from workbench.core.errors import InputError
 from workbench.engine.capture import capture
 from workbench.engine.decoding import decode
 from workbench.engine.draws import keys_of_steps, row_keys
-from workbench.engine.edits import Edit, apply
+from workbench.engine.edits import Edit, apply, check_edits, for_prompts
 from workbench.engine.endings import FINISH, Ends, GrowingTexts, room_after
 from workbench.engine.one_by_one import DecodedRows, Decoding
 from workbench.engine.passes import DECODE, SAMPLE, Pass, check_prompts, with_pass
@@ -39,6 +39,7 @@ def greedy(
     stop_strings: Sequence[str] = (),
     eos: bool = True,
     edit_phase: str = "all",
+    while_reading: Sequence[Edit] = (),
     run: Pass,
 ) -> list[list[int]]:
     """The most likely continuation of every prompt (token ids), in the order of the prompts.
@@ -46,14 +47,16 @@ def greedy(
     A row ends at EOS (unless `eos` is false), at one of `stop_ids`, once its text holds one of `stop_strings`, at
     `max_new_tokens` or at the end of the model's context; the token that ended it is its last. Edits are applied in
     `edit_phase`: "all" passes, "prefill" (the pass over the prompt) or "decode" (the steps that feed the last prompt
-    token and then each generated one; the rest of the prompt is read unedited). Raises InputError for prompts and edits
-    that do not fit."""
+    token and then each generated one; the rest of the prompt is read unedited). Edits `while_reading` act on the pass
+    over the prompt alone, after the others, whatever the phase. Raises InputError for prompts and edits that do not
+    fit."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; generate at least one token.")
     if edit_phase not in PHASES:
         raise InputError(f"'{edit_phase}' is no phase of generation; choose {', '.join(PHASES)}.")
     room = [room_after(model, len(prompt), max_new_tokens) for prompt in prompts]
     check_prompts(model, prompts, run, room=None if edit_phase == "prefill" else room)
+    check_edits(model, while_reading, [range(-len(row), len(row)) for row in prompts])
     if edit_phase == "decode":
         _check_decoded(run, prompts)
     ends = Ends.of(model, stop_ids, stop_strings, eos)
@@ -68,7 +71,8 @@ def greedy(
             rows = [group[k] for k in local]
             mine, reach = [prompts[i] for i in rows], [room[i] for i in rows]
             texts = GrowingTexts(reach, max_new_tokens, ends)
-            for i, ids in zip(rows, _greedy_batch(model, mine, texts, edit_phase, run.for_prompts(rows))):
+            reading = for_prompts(while_reading, rows)
+            for i, ids in zip(rows, _greedy_batch(model, mine, texts, edit_phase, run.for_prompts(rows), reading)):
                 out[i] = ids
 
         lengths = [len(prompts[i]) + room[i] for i in group]
@@ -91,11 +95,14 @@ def _check_decoded(run: Pass, prompts: Sequence[Sequence[int]]) -> None:
 
 
 @torch.no_grad()
-def _greedy_batch(model: Model, prompts: list, texts: GrowingTexts, phase: str, run: Pass) -> list[list[int]]:
+def _greedy_batch(
+    model: Model, prompts: list, texts: GrowingTexts, phase: str, run: Pass, reading: Sequence[Edit]
+) -> list[list[int]]:
     rows = DecodedRows(model, pad(prompts, pad_id=model.pad_id, side="left", device=model.device), max(texts.room))
     if phase == "decode" and rows.width > 1:
-        rows.read(rows.width - 1)
-    with apply(model, run.edits):  # every phase edits this pass: in "decode" it is the first step
+        with apply(model, reading):
+            rows.read(rows.width - 1)
+    with apply(model, [*run.edits, *reading]):  # every phase edits this pass: in "decode" it is the first step
         scores = rows.read(rows.width)
     edits = (lambda _: ()) if phase == "prefill" else lambda alive: run.for_prompts(alive).edits
     decode(rows, scores, texts, Decoding(lambda scores, _: likeliest_unchecked(scores), edits, lambda _: run.asked()))

@@ -157,6 +157,12 @@ def _cache(layers: Iterable[DynamicLayer]) -> DynamicCache:
     return cache
 
 
+def cache_of(layers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A cache that holds these keys and values [B, KV, S, D] of every layer, all of them: layers that attend over a
+    window keep what lies before it too."""
+    return _cache(_layer(keys, values) for keys, values in layers)
+
+
 def merge(pasts: Sequence[Cached]) -> Cached:
     """Pasts of any lengths as one batch, rows in their order, padded on the left."""
     if len(pasts) == 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
 
 from workbench.engine.edits import Edit, apply
 from workbench.engine.kv_cache import empty_cache, select_rows
@@ -29,11 +30,13 @@ def steps_between_looks(device: torch.device) -> int:
 class DecodedRows:
     """Rows being continued: their key/value cache, and what its columns hold, laid out to the end beforehand.
 
-    batch: the prompts, padded on the left; room: how many tokens may follow."""
+    batch: the prompts, padded on the left; room: how many tokens may follow; cache: the keys and values of all of
+    `batch`, where it was read already."""
 
-    def __init__(self, model: Model, batch: Batch, room: int):
-        self.model, self.cache = model, empty_cache(model, batch.ids.shape[1])
-        self.columns = 0  # that were read
+    def __init__(self, model: Model, batch: Batch, room: int, cache: DynamicCache | None = None):
+        self.model = model
+        self.cache = empty_cache(model, batch.ids.shape[1]) if cache is None else cache
+        self.columns = 0 if cache is None else batch.ids.shape[1]  # that were read
         self.width = batch.ids.shape[1]
         self.keys: torch.Tensor | None = None  # [rows, room] int64, where something is drawn
         more = torch.arange(room)
