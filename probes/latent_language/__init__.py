@@ -18,6 +18,8 @@ unrelated concept), the bootstrap over concepts of leads and crossings, translat
 
 from __future__ import annotations
 
+from functools import partial
+
 import polars as pl
 
 from probes.latent_language.config import BIBTEX, Config
@@ -81,6 +83,7 @@ TASK = ("task", "source", "target")
         ),
         "words": ("row", "language", "lens", "layer", "tokens", "log_probability", "log_p_first", "log_p_set"),
         "steering": (
+            "task",
             "source",
             "target",
             "towards",
@@ -126,7 +129,7 @@ TASK = ("task", "source", "target")
         "layers": (*TASK, "lens", "readout", "language", "layer"),
         "courses": (*TASK, "lens", "readout", "language"),
         "words": ("row", "language", "lens", "layer"),
-        "steering": ("source", "target", "towards", "layer", "direction", "draw"),
+        "steering": (*TASK, "towards", "layer", "direction", "draw"),
         "tokens": ("language",),
         "groups": ("language",),
         "inputs": ("row",),
@@ -134,7 +137,7 @@ TASK = ("task", "source", "target")
     },
 )
 def run(model, config: Config, context: Context) -> Result:
-    """Follow every language over the layers in every task, then steer the answers of the translations.
+    """Follow every language over the layers in every task, then steer the answers.
 
     Probabilities are of the whole vocabulary, in float32. Raises InputError for a model whose scores are not read off
     its stream, and for words that its tokenizer cannot write."""
@@ -143,7 +146,7 @@ def run(model, config: Config, context: Context) -> Result:
     from probes.latent_language.measuring import measure
     from probes.latent_language.prepared import group_table, prepare, token_table, warn_of_words
     from probes.latent_language.row_tables import input_table, word_table
-    from probes.latent_language.steering_check import STEERING, check_steering, steer_layers
+    from probes.latent_language.steering_check import STEERING, check_steering, pairs_for, steer_layers
     from probes.latent_language.summary import summary_of
     from workbench.engine.layer_scores import NEEDS
 
@@ -151,14 +154,18 @@ def run(model, config: Config, context: Context) -> Result:
     ready = prepare(model, config, context)
     warn_of_words(ready, context)
     languages = ready.words.languages
-    translations = [asked for asked in ready.asked if asked.task.name == "translation"]
+    turned = []
+    for asked in ready.asked:
+        pairs = pairs_for(model, ready.words, asked.task, ready.split, config, context)
+        if pairs is not None:
+            turned.append((asked, pairs))
     sizes = [len(asked.questions) for asked in ready.asked]
     steered = min(config.steer_rows, max(sizes)) * len(steer_layers(config, model.n_layers)) * (1 + config.random_draws)
     stage = context.stages(
         {
             "translators": sum(sizes) if "tuned" in config.lenses else 0,
             "languages": 2 * sum(sizes),
-            "steering": steered * len(translations),
+            "steering": steered * len(turned),
         }
     )
     with stage("translators"):
@@ -171,15 +178,11 @@ def run(model, config: Config, context: Context) -> Result:
             tables.append(layer_tables(asked.task, values, ready.clusters(asked), languages, config, context))
     steering = [pl.DataFrame(schema=STEERING)]
     with stage("steering"):
-        for asked in context.each(translations):
-            pairs = list(zip(asked.questions, asked.candidates))
-
-            def check(asked=asked, pairs=pairs):
-                return {
-                    "steering": check_steering(model, ready.words, asked.task, pairs, ready.split, config, context)
-                }
-
-            steering.append(context.part(f"steering {asked.task.key}", check)["steering"])
+        for asked, pairs in context.each(turned):
+            measured = list(zip(asked.questions, asked.candidates))
+            compute = partial(check_steering, model, ready.words, asked.task, pairs, measured, config, context)
+            part = context.part(f"steering {asked.task.key}", lambda compute=compute: {"steering": compute()})
+            steering.append(part["steering"])
     layers, courses = (pl.concat(frames) for frames in zip(*tables))
     out = {
         "layers": layers,
@@ -188,7 +191,7 @@ def run(model, config: Config, context: Context) -> Result:
         "steering": pl.concat(steering),
         "tokens": token_table(ready),
         "groups": group_table(ready),
-        "inputs": input_table(ready),
+        "inputs": input_table(ready, [q for _, pairs in turned for q in (*pairs.into, *pairs.out_of)]),
     }
     if translators is not None:
         out["translators"] = translators

@@ -60,8 +60,8 @@ class Config:
     )
     translator_texts: str = option(
         "prompts",
-        "what the translators are fitted on: prompts (those of the words that are not measured, between all "
-        "languages), or a text file",
+        "what the translators are fitted on: prompts (the same tasks between all languages, of words that are not "
+        "measured), or a text file",
         file=True,
     )
     translator_tokens: int = option(

@@ -27,7 +27,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     tokens = prompts * (length + branches)
     layers = 0 if config.steer_layers == "none" else 5 if config.steer_layers == "auto" else len(config.steer_layers)
     steered = min(config.steer_rows, measured) * layers * (1 + config.random_draws)
-    tokens += steered * length * sum(task.name == "translation" for task in tasks)
+    tokens += steered * length * sum(task.name != "repetition" for task in tasks)
     if "tuned" in config.lenses:
         tokens += config.translator_tokens * max(1, model.layers - 1)
     scored = prompts * branches * model.layers * model.vocabulary * model.width * len(config.lenses)

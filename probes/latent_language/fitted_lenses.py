@@ -22,8 +22,8 @@ PIECE = 256  # tokens of a piece of a text
 
 
 def translator_ids(model: TextSide, ready: Prepared, config: Config, context: Context) -> list[list[int]]:
-    """The texts that translators are fitted on, as token ids, in the order in which they are taken: translations of the
-    concepts that are not measured between any two languages, shuffled, or the pieces of a text file."""
+    """The texts that translators are fitted on, as token ids, in the order in which they are taken: the run's tasks
+    between any two languages, of the concepts that are not measured, shuffled, or the pieces of a text file."""
     if config.translator_texts != "prompts":
         size = min(PIECE, model.context_length or PIECE)
         ids = model.encode(read_text(config.translator_texts, what="translator text"), bos=False)
@@ -31,8 +31,7 @@ def translator_ids(model: TextSide, ready: Prepared, config: Config, context: Co
         step = size - len(front)
         return [[*front, *ids[start : start + step]] for start in range(0, len(ids), step) if len(ids) - start > 1]
     out = []
-    for source, target in permutations(ready.words.languages, 2):
-        task = Task("translation", source, target)
+    for task in _asked(ready, config):
         out += [
             list(question.written.ids)
             for question in questions_of(model, ready.words, task, ready.split.fit, ready.split, config, context)
@@ -43,6 +42,13 @@ def translator_ids(model: TextSide, ready: Prepared, config: Config, context: Co
             "file as translator_texts."
         )
     return [out[i] for i in context.rng("translator texts").permutation(len(out))]
+
+
+def _asked(ready: Prepared, config: Config) -> list[Task]:
+    """The tasks of the run between any two languages that can be read."""
+    languages = ready.words.languages
+    found = [Task("translation", *pair) for pair in permutations(languages, 2)] if "translation" in config.tasks else []
+    return found + [Task(name, g, g) for name in ("repetition", "cloze") if name in config.tasks for g in languages]
 
 
 def lenses_of(

@@ -47,7 +47,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt. `concept`: its number; `other`: the concept whose words are its null; `space`: what stands between
+    """One prompt. `concept`: its number; `other`: the concept whose words are its null (of
+    one that is not measured, nothing is asked of it); `space`: what stands between
     the prompt and the word."""
 
     task: Task
@@ -146,9 +147,10 @@ def questions_of(
         pool = [i for i in fit if i != concept]
         shots = [pool[i] for i in rng.permutation(len(pool))[: config.shots]]
         others = [i for i in among if i != concept and i not in shots and unrelated(words, concept, i)]
-        if not others:
+        if not others and concept not in split.fit:
             continue
-        other = others[int(context.rng(f"unrelated to {words.concepts[concept]}").integers(len(others)))]
+        drawn = context.rng(f"unrelated to {words.concepts[concept]}").integers(max(1, len(others)))
+        other = others[int(drawn)] if others else concept
         written, space = _written(model, words, task, concept, shots, config)
         out.append(Question(task, concept, other, written, space))
     return out

@@ -10,6 +10,7 @@ import polars as pl
 from probes.latent_language.config import READOUTS, Config
 from probes.latent_language.measuring import NULL, OWN, Found
 from probes.latent_language.prepared import Asked, Prepared
+from probes.latent_language.questions import Question
 
 WORDS = {
     "row": pl.Int64,
@@ -30,26 +31,26 @@ INPUTS = {
 }
 
 
-def input_table(ready: Prepared) -> pl.DataFrame:
-    """One row for each prompt, in the order of the tasks."""
+def input_table(ready: Prepared, fitted: Sequence[Question]) -> pl.DataFrame:
+    """One row for each measured prompt, in the order of the tasks, then one for each that directions are fitted on."""
+    asked = [("measured", question) for each in ready.asked for question in each.questions]
     rows = []
-    for asked in ready.asked:
-        for question in asked.questions:
-            task = question.task
-            rows.append(
-                {
-                    "row": len(rows),
-                    "ids": list(question.written.ids),
-                    "task": task.name,
-                    "source": task.source,
-                    "target": task.target,
-                    "concept": ready.words.concepts[question.concept],
-                    "group": ready.words.groups[question.concept],
-                    "unrelated": ready.words.concepts[question.other],
-                    "split": "measured",
-                    "text": question.written.text,
-                }
-            )
+    for split, question in [*asked, *(("fit", question) for question in fitted)]:
+        task = question.task
+        rows.append(
+            {
+                "row": len(rows),
+                "ids": list(question.written.ids),
+                "task": task.name,
+                "source": task.source,
+                "target": task.target,
+                "concept": ready.words.concepts[question.concept],
+                "group": ready.words.groups[question.concept],
+                "unrelated": ready.words.concepts[question.other] if split == "measured" else None,
+                "split": split,
+                "text": question.written.text,
+            }
+        )
     return pl.DataFrame(rows, schema=INPUTS)
 
 

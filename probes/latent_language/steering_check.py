@@ -1,8 +1,9 @@
 """The causal check: is the language of the answer in one direction of the stream?
 
 For a translation from S into A, and another language B: the direction at a layer is the mean state at the last token of
-the prompts S → B less that of the prompts S → A, over concepts that are not measured (with the same examples in both).
-It is added at that token and layer to the measured prompts S → A. What counts is the log-odds of B's words for the
+the prompts S → B less that of the prompts S → A, over concepts that are not measured (with the same examples in both);
+for a cloze in A, that of the prompts of a cloze in B less that of those in A. It is added at that token and layer to the
+measured prompts. What counts is the log-odds of B's words for the
 concept against A's words for it at the end, and how often they are above 0. Beside it, random directions of the same
 length at the same place, and the words of an unrelated concept in B: a direction of the language alone raises these by
 no more than what it raises of B as a whole."""
@@ -28,6 +29,7 @@ from workbench.engine.passes import Pass
 from workbench.engine.steering import Steer
 from workbench.models.model import Model
 from workbench.models.sites import Site
+from workbench.models.text_side import TextSide
 from workbench.stats.clusters import (
     Clusters,
     cluster_mean,
@@ -40,7 +42,7 @@ from workbench.stats.clusters import (
 
 FEWEST_FITTED = 2  # prompts of either kind for a direction
 STEERING = {
-    **{name: pl.String for name in ("source", "target", "towards")},
+    **{name: pl.String for name in ("task", "source", "target", "towards")},
     "layer": pl.Int64,
     "direction": pl.String,
     "draw": pl.Int64,
@@ -78,7 +80,10 @@ def steer_layers(config: Config, n_layers: int) -> list[int]:
 
 
 def steered_to(task: Task, words: WordList, config: Config) -> str | None:
-    """The language that answers of a translation are steered to; None where there is none but the target."""
+    """The language that answers of a task are steered to; None for a repetition, and where there is none but the
+    target."""
+    if task.name == "repetition":
+        return None
     if config.steer_to != "auto":
         if config.steer_to not in words.languages:
             raise InputError(
@@ -89,35 +94,52 @@ def steered_to(task: Task, words: WordList, config: Config) -> str | None:
     return next((g for g in words.languages if g != task.target), None)
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What a direction is fitted on: the same concepts' prompts `into` the language that is steered to and `out_of` the
+    target."""
+
+    towards: str
+    into: list[Question]
+    out_of: list[Question]
+
+
+def pairs_for(
+    model: TextSide, words: WordList, task: Task, split: Split, config: Config, context: Context
+) -> Pairs | None:
+    """The prompts that the directions of a task are fitted on; None where it is not steered."""
+    towards = steered_to(task, words, config)
+    if towards is None or not steer_layers(config, model.n_layers):
+        return None
+    kinds = [_into(task, language) for language in (towards, task.target)]
+    found = [questions_of(model, words, kind, split.fit, split, config, context) for kind in kinds]
+    common = {q.concept for q in found[0]} & {q.concept for q in found[1]}
+    return Pairs(towards, *([q for q in some if q.concept in common] for some in found))
+
+
 def check_steering(
     model: Model,
     words: WordList,
     task: Task,
+    pairs: Pairs,
     asked: Sequence[tuple[Question, Candidates]],
-    split: Split,
     config: Config,
     context: Context,
 ) -> pl.DataFrame:
-    """Rows of the table `steering` for one translation: the language's direction and each random one, at every layer.
+    """Rows of the table `steering` for one task: the language's direction and each random one, at every layer.
 
     The direction's rows have the excess over random directions, with an interval over concepts and directions, and its
     p: of the direction being one more random one, or of there being no excess, whichever is larger; adjusted over the
     layers (Benjamini and Hochberg). Empty where a language has nothing to look for, with a warning."""
-    towards, layers = steered_to(task, words, config), steer_layers(config, model.n_layers)
-    nothing = pl.DataFrame(schema=STEERING)
-    if towards is None or not layers:
-        return nothing
+    towards, layers = pairs.towards, steer_layers(config, model.n_layers)
     subject = _subject(words, task, towards, asked[: config.steer_rows])
-    kinds = [replace(task, target=target) for target in (towards, task.target)]
-    fitted = [questions_of(model, words, kind, split.fit, split, config, context) for kind in kinds]
-    common = {q.concept for q in fitted[0]} & {q.concept for q in fitted[1]}
-    fitted = [[q for q in some if q.concept in common] for some in fitted]
-    if subject is None or len(common) < FEWEST_FITTED:
+    fitted = (pairs.into, pairs.out_of)
+    if subject is None or len(pairs.into) < FEWEST_FITTED:
         context.warn(
-            f"Answers of {task.source} → {task.target} were not steered to {towards}: "
+            f"Answers of {task.key} were not steered to {towards}: "
             f"{'no measured word tells the two languages apart' if subject is None else 'too few words to fit on'}."
         )
-        return nothing
+        return pl.DataFrame(schema=STEERING)
     directions = _directions(model, fitted, layers, config, context)
     base = _answers(model, subject, None, config, context)
     rows: list[dict] = []
@@ -126,7 +148,7 @@ def check_steering(
         direction, size = directions[layer]
         drawn = torch.from_numpy(rng.standard_normal((config.random_draws, model.width))).float()
         drawn *= direction.norm() / drawn.norm(dim=1, keepdim=True)
-        where = {"source": task.source, "target": task.target, "towards": towards, "layer": layer}
+        where = {"task": task.name, "source": task.source, "target": task.target, "towards": towards, "layer": layer}
         effects = []
         for draw, (kind, vector) in enumerate([("language", direction), *(("random", own) for own in drawn)]):
             steer = Steer(Site("resid_post", layer), vector, config.strength, (-1,))
@@ -138,6 +160,11 @@ def check_steering(
         rows[-len(effects)] |= _beside(effects[0], np.stack(effects[1:]), subject.clusters)
         context.progress(done, len(layers), "steered layers")
     return _adjusted(pl.DataFrame([{name: row.get(name) for name in STEERING} for row in rows], schema=STEERING))
+
+
+def _into(task: Task, language: str) -> Task:
+    """The same task into another language."""
+    return replace(task, target=language, source=language if task.name == "cloze" else task.source)
 
 
 def _subject(
@@ -263,5 +290,4 @@ def check_possible(words: WordList, tasks: Sequence[Task], config: Config, layer
     """Raise InputError for layers and languages that cannot be steered."""
     steer_layers(config, layers)
     for task in tasks:
-        if task.name == "translation":
-            steered_to(task, words, config)
+        steered_to(task, words, config)

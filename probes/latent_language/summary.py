@@ -21,8 +21,7 @@ def summary_of(
     found: dict[str, Any] = {"readout": config.show, "lens": config.lenses[0]}
     keys = ("task", "source", "target")
     for (task, source, target), part in layers.filter(chosen).group_by(keys, maintain_order=True):
-        name = f"{task} {source} {target}" if source != target else f"{task} {target}"
-        name = "_".join(name.split())
+        name = "_".join(_name(str(task), str(source), str(target)).split())
         own = courses.filter(chosen, task=task, source=source, target=target)
         found[f"{name}_leads"] = leads_in_words(part)
         last = part.filter(pl.col("layer") == part["layer"].max())
@@ -42,12 +41,16 @@ def summary_of(
                     "high": row["crossing_high"],
                     "n": row["n"],
                 }
-    for (source, target, towards), part in steering.group_by(("source", "target", "towards"), maintain_order=True):
+    for (task, source, target, towards), part in steering.group_by((*keys, "towards"), maintain_order=True):
         told = part.filter(direction="language")
         above = told.filter((pl.col("p_adjusted") < RATE) & (pl.col("excess") > 0))["layer"].to_list()
-        name = f"steered_{source}_{target}_to_{towards}"
+        name = "_".join(f"{_name(str(task), str(source), str(target))} steered to {towards}".split())
         found[f"{name}_layers"] = f"{len(above)} of {told.height} layers above random directions: {_listed(above)}"
     return found
+
+
+def _name(task: str, source: str, target: str) -> str:
+    return f"{task} {source} {target}" if source != target else f"{task} {target}"
 
 
 def leads_in_words(part: pl.DataFrame) -> str:
