@@ -54,8 +54,9 @@ class Vocabulary:
         return self._beginnings[word]
 
     def _tokens_that_read(self, text: str) -> list[int]:
-        spelt = "".join(self._signs[byte] for byte in text.encode())
-        pieces = (text.replace(" ", "▁"), spelt)
+        raw = text.encode()
+        spelt = "".join(self._signs[byte] for byte in raw)
+        pieces = [text.replace(" ", "▁"), spelt, *([f"<0x{raw[0]:02X}>"] if len(raw) == 1 else [])]
         ids = dict.fromkeys(self._pieces[piece] for piece in pieces if piece in self._pieces)
         special = self.model.special_ids
         return [i for i in ids if i not in special and self.model.token_strings([i])[0] == text]

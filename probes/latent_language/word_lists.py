@@ -82,7 +82,7 @@ def read_words(config: Config, data: Path | None, context: Context | None = None
             f"{data} has {len(languages)} columns of words; a comparison needs two languages, each in a column of its "
             f"own beside 'concept'."
         )
-    twice = frame["concept"].is_duplicated()
+    twice = ~frame["concept"].is_first_distinct()
     if twice.any():
         row = int(twice.arg_true()[0])
         raise InputError(f"{data}, row {row + 1}: the concept '{frame['concept'][row]}' stands there twice; keep one.")
