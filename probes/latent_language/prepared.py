@@ -66,7 +66,7 @@ def prepare(model: TextSide, config: Config, context: Context) -> Prepared:
     words = whole.of(languages)
     split = split_of(words, config, context)
     tasks = tasks_of(words, config)
-    check_possible(words, tasks, config, model.n_layers)
+    check_possible(words, tasks, config, model.n_layers, context.engine)
     out = []
     for task in tasks:
         questions = questions_of(model, words, task, split.measured, split, config, context)

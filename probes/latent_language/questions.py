@@ -13,7 +13,7 @@ from probes.latent_language.word_lists import WordList
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
-from workbench.models.prompt_style import WrittenPrompt, style_of, way_of, write_prompt
+from workbench.models.prompt_style import WrittenPrompt, style_of, write_prompt
 from workbench.models.text_side import TextSide
 
 LABELS = {
@@ -177,12 +177,11 @@ def _written(
     whole = "\n".join([*("".join(parts) for parts in lines[:-1]), lines[-1][0]])
     bare = whole.rstrip(" ")
     space = whole[len(bare) :]
-    style = style_of(config)
-    raw = way_of(model, style) == "raw"
-    text = bare.removesuffix('"').rstrip(" ")  # in a chat, an open quotation mark begins the answer
+    text = bare.removesuffix('"').rstrip(" ")  # in a chat, an open quotation mark, with its space, begins the answer
     opening = bare[len(text) :]
-    written = write_prompt(model, {"prompt": text}, style=style, prefix=opening if raw else opening.lstrip())
-    return written, space if raw or opening else ""
+    style = style_of(config)
+    written = write_prompt(model, {"prompt": text}, style=style, prefix=opening)
+    return written, space if opening or written.way == "raw" else ""
 
 
 def _line(words: WordList, task: Task, concept: int, config: Config) -> tuple[str, str, str]:

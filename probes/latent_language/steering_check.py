@@ -24,7 +24,7 @@ from probes.latent_language.word_lists import WordList
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.capture import capture
-from workbench.engine.layer_scores import layer_scores
+from workbench.engine.last_token_edits import last_token_scores
 from workbench.engine.passes import Pass
 from workbench.engine.steering import Steer
 from workbench.models.model import Model
@@ -141,18 +141,17 @@ def check_steering(
         )
         return pl.DataFrame(schema=STEERING)
     directions = _directions(model, fitted, layers, config, context)
-    base = _answers(model, subject, None, config, context)
     rows: list[dict] = []
     rng = context.rng(f"random directions {task.key}")
     for done, layer in enumerate(layers, 1):
         direction, size = directions[layer]
         drawn = torch.from_numpy(rng.standard_normal((config.random_draws, model.width))).float()
         drawn *= direction.norm() / drawn.norm(dim=1, keepdim=True)
+        vectors = [("language", direction), *(("random", own) for own in drawn)]
+        base, *changed = _answers(model, subject, layer, [vector for _, vector in vectors], config, context)
         where = {"task": task.name, "source": task.source, "target": task.target, "towards": towards, "layer": layer}
         effects = []
-        for draw, (kind, vector) in enumerate([("language", direction), *(("random", own) for own in drawn)]):
-            steer = Steer(Site("resid_post", layer), vector, config.strength, (-1,))
-            found = _answers(model, subject, steer, config, context)
+        for draw, ((kind, _), found) in enumerate(zip(vectors, changed)):
             effects.append(found["odds"] - base["odds"])
             number = {"direction": kind, "draw": max(0, draw - 1)}
             norm = {"norm": float(direction.norm()), "relative_norm": float(direction.norm()) / size}
@@ -210,20 +209,24 @@ def _directions(
     return out
 
 
-def _answers(model: Model, subject: Subject, steer: Steer | None, config: Config, context: Context) -> dict:
+def _answers(
+    model: Model, subject: Subject, layer: int, vectors: Sequence[torch.Tensor], config: Config, context: Context
+) -> list[dict]:
     """Of every prompt the log-odds of the language that is steered to, and the probability of its words and of the
-    unrelated concept's, under one edit."""
-    edits = (*context.edits, *([] if steer is None else [steer]))
+    unrelated concept's: unedited, then with each vector added at the last token of a layer."""
+    sets = [(), *((Steer(Site("resid_post", layer), vector, config.strength, (-1,)),) for vector in vectors)]
     wanted = [[*a, *b, *c] for a, b, c in zip(subject.target, subject.towards, subject.null)]
-    run = Pass(edits=edits, max_tokens=config.max_tokens, check=context.check)
-    last = [model.n_layers - 1]
-    found = layer_scores(model, subject.ids, wanted, layers=last, engine=context.engine, run=run)
-    context.count(prompts=len(wanted), tokens=sum(map(len, subject.ids)), forwards=len(wanted))
+    run = Pass(edits=tuple(context.edits), max_tokens=config.max_tokens, check=context.check)
+    found = last_token_scores(model, subject.ids, wanted, sets, run=run)
+    context.count(prompts=len(wanted), tokens=sum(map(len, subject.ids)), forwards=len(wanted) * len(sets))
+    return [_judged(scores, subject) for scores in found]
+
+
+def _judged(found: Sequence[np.ndarray], subject: Subject) -> dict:
     odds, probability, null = [], [], []
     for scores, target, towards, other in zip(found, subject.target, subject.towards, subject.null):
-        log_p = scores.log_p[0, 0].astype(np.float64)
         cut = [len(target), len(target) + len(towards)]
-        a, b, c = np.split(log_p, cut)
+        a, b, c = np.split(scores.astype(np.float64), cut)
         odds.append(np.logaddexp.reduce(b) - np.logaddexp.reduce(a))
         probability.append(np.exp(b).sum())
         null.append(np.exp(c).sum() if other else np.nan)
@@ -286,8 +289,12 @@ def _number(value: float) -> float | None:
 
 
 
-def check_possible(words: WordList, tasks: Sequence[Task], config: Config, layers: int) -> None:
-    """Raise InputError for layers and languages that cannot be steered."""
-    steer_layers(config, layers)
-    for task in tasks:
-        steered_to(task, words, config)
+def check_possible(words: WordList, tasks: Sequence[Task], config: Config, layers: int, engine: str) -> None:
+    """Raise InputError for layers and languages that cannot be steered, and for an engine that cannot."""
+    asked = steer_layers(config, layers)
+    turned = [task for task in tasks if steered_to(task, words, config) is not None]
+    if asked and turned and engine != "hf":
+        raise InputError(
+            "Answers are steered with the weights on this machine; run with --engine hf, or leave the check out with "
+            "steer_layers=none."
+        )

@@ -69,11 +69,11 @@ class Vocabulary:
         if whole[:n] == list(written.ids) and self._reads(whole[n:], word):
             return Continuation(tuple(whole[n:]))
         front = written.text.rstrip()[-1:] or "."
-        before = self.model.encode(front, bos=False)
-        both = self.model.encode(front + space + word, bos=False)
-        tail = both[len(before) :]
-        if both[: len(before)] == before and self._reads(tail, word):
-            return Continuation(tuple(tail), apart=True)
+        for before in (front, ""):
+            ids = self.model.encode(before, bos=False) if before else []
+            both = self.model.encode(before + space + word, bos=False)
+            if both[: len(ids)] == ids and self._reads(both[len(ids) :], word):
+                return Continuation(tuple(both[len(ids) :]), apart=True)
         return None
 
     def _reads(self, ids: Sequence[int], word: str) -> bool:

@@ -69,6 +69,7 @@ SHORT = {  # (model, config)
             "max_tokens": 768,
         },
     ),
+    "latent-language": ("circuit-bilingual", {"draws": 100, "steer_rows": 4, "random_draws": 2, "lens": "both"}),
 }
 
 

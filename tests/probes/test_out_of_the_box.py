@@ -29,6 +29,7 @@ LARGE = {
     "knowledge-conflict": ("limit=24", "max_new_tokens=2"),
     "data-selection": ("resamples=0", "features=1", "explain=1", "target=code"),
     "representation-geometry": ("limit=30", "loss_rows=1", "draws=20", "random_draws=1"),
+    "latent-language": ("limit=8", "draws=100", "random_draws=2", "steer_rows=2"),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}
