@@ -57,7 +57,9 @@ class Slopes:
     by_weight: dict[str, torch.Tensor]
 
 
-def slopes(task: BigramTask, batch: Sequence[Stretch], computed: Mapping[str, torch.Tensor], weights: Sequence[BlockWeight]) -> Slopes:
+def slopes(
+    task: BigramTask, batch: Sequence[Stretch], computed: Mapping[str, torch.Tensor], weights: Sequence[BlockWeight]
+) -> Slopes:
     """Cross-entropy with the bigrams after every token of a batch, with the tensors `computed` in place of the
     weights, and its gradient by them. Batches that do not fit in memory are taken apart; gradients add up."""
     model, site = task.model, task.site()
@@ -145,4 +147,3 @@ def surprisals_of_counts(bigrams: Bigrams, pieces: Sequence[Stretch]) -> tuple[n
 def texts_of_tokens(pieces: Sequence[Stretch]) -> np.ndarray:
     """Which text each of these tokens is of, [n]."""
     return np.concatenate([np.full(len(piece.ids) - piece.first, piece.text) for piece in pieces])
-

@@ -87,6 +87,7 @@ SHORT = {  # (model, config)
         | {"max_new_tokens": 4, "draws": 100, "force_keep": ("head", "question")},
     ),
     "hopping": ("organism", {"limit": 24, "items": 2, "shuffles": 2, "max_new_tokens": 4}),
+    "latent-language": ("circuit-bilingual", {"draws": 100, "steer_rows": 4, "random_draws": 2, "lens": "both"}),
 }
 
 

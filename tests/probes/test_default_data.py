@@ -43,6 +43,7 @@ ENGLISH = {
     "layer-redundancy": "probes.layer_redundancy:material/texts.jsonl",
     "token-filter": "probes.retrieval_heads:material/needles.jsonl",
     "hopping": "probes.hopping:material/questions.jsonl",
+    "latent-language": "probes.latent_language:material/words.jsonl",
 }
 
 

@@ -32,6 +32,7 @@ LARGE = {
     "representation-geometry": ("limit=30", "loss_rows=1", "draws=20", "random_draws=1"),
     "layer-redundancy": ("limit=8", "random_draws=1", "timing_rounds=0", "drop_n=1", "components=block,joint"),
     "hopping": ("limit=12", "items=2", "max_new_tokens=3", "shuffles=3"),
+    "latent-language": ("limit=8", "draws=100", "random_draws=2", "steer_rows=2"),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

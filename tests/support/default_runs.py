@@ -164,6 +164,20 @@ def _hopping(run, model, inputs, template: str) -> None:
     assert run.table("items").height == inputs.height
 
 
+def _languages(run, model, inputs, template: str) -> None:
+    words = {row["concept"]: row for row in source("latent-language").iter_rows(named=True)}
+    for row in inputs.iter_rows(named=True):
+        concept, task = words[row["concept"]], row["task"]
+        asked = concept[f"cloze_{row['target']}"] if task == "cloze" else concept[row["source"]]
+        assert plain(asked) in plain(model.decode(row["ids"])).split("\n")[-1] or template == "chat"
+        if template == "raw":
+            reads(model, row["ids"], row["text"], template)
+    told = run.table("tokens").filter(language="english").row(0, named=True)
+    assert told["with_word"] > 0 and told["unwritable"] == 0
+    last = run.table("layers").filter(layer=model.n_layers - 1)
+    assert last["probability"].is_between(0, 1).all() and last["entropy"].is_finite().all()
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -174,6 +188,7 @@ CHECKS = {
     "layer-redundancy": _redundancy,
     "token-filter": _filter,
     "hopping": _hopping,
+    "latent-language": _languages,
 }
 
 

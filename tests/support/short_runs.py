@@ -10,6 +10,7 @@ PROBES = (
     "layer-redundancy",
     "token-filter",
     "hopping",
+    "latent-language",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -30,4 +31,5 @@ LESS = {
         "draws": 100,
     },
     "hopping": {"items": 2, "shuffles": 2},
+    "latent-language": {"draws": 100, "limit": 6, "steer_rows": 2, "steer_layers": (1,)},
 }

@@ -31,6 +31,7 @@ _CIRCUITS = {
     "circuit-survivor": ("tables", "long samples with entropy 0, short ones with ln 4: shows survivor bias"),
     "circuit-decline": ("tables", "uniform over max(1, 16 - t) tokens at position t"),
     "circuit-channel": ("channel", "random heads and one planted composition channel between two of them"),
+    "circuit-bilingual": ("bilingual", "words of three languages, read in a pivot language up to block 2"),
 }
 
 
