@@ -254,6 +254,22 @@ def observe_mixes(model: Model) -> Iterator[dict[int, torch.Tensor]]:
 
 
 @contextlib.contextmanager
+def observe_projections(
+    model: Model, layers: Sequence[int]
+) -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """While open, every forward pass leaves what the attention function of each of the layers was given: queries
+    [B, H, Q, D] and keys [B, KV, S, D] after rotation, values [B, KV, S, Dv]; nothing for architectures outside the
+    interface."""
+    given: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def read(layer: int, weigh: Weights) -> None:
+        given[layer] = weigh.query.detach(), weigh.key.detach(), weigh.value.detach()
+
+    with _reading(model, read, layers):
+        yield given
+
+
+@contextlib.contextmanager
 def _reading(model: Model, read: Callable[[int, Weights], None], layers: Sequence[int]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if model.attention_interface:

@@ -17,7 +17,7 @@ from pathlib import Path
 from workbench.core.errors import InputError
 from workbench.core.private import close, make_folder
 
-VERSION = 2  # raise it whenever a construction changes: folders built by an older version are built again
+VERSION = 3  # raise it whenever a construction changes: folders built by an older version are built again
 
 _CIRCUITS = {
     "circuit-copy": ("copying", "one induction head copies a needle; scores 1, 0.5 and 0 are known for every head"),

@@ -99,4 +99,14 @@ def build(name: str, place: Path) -> None:
         },
         "attention": "exp(score) / (exp(score) + length - 1) on `target`; 1 / length with the component ablated",
     }
-    save(place, model, words, truth, sequences=[{"text": s, "target": s.split().index("target")} for s in sequences])
+    rows = [{"text": s, "target": s.split().index("target")} for s in sequences]
+    # texts of several lengths for whoever measures attention, each a cluster of its own
+    texts = [
+        " ".join(["plain"] * before + ["signal"] + ["plain"] * between + ["target"] + ["plain"] * after + ["probe"])
+        for before, between, after in [(0, 1, 1), (0, 0, 4), (2, 2, 2), (1, 3, 0), (3, 0, 1), (0, 5, 2)]
+    ] + [
+        " ".join(["plain"] * before + ["target"] + ["plain"] * between + ["signal"] + ["plain"] * after + ["probe"])
+        for before, between, after in [(0, 1, 1), (1, 0, 4), (2, 1, 2), (1, 3, 1), (3, 0, 1), (0, 4, 3)]
+    ]
+    tasks = [{"task": "channel", "prompt": s, "target": "target", "group": f"text {i}"} for i, s in enumerate(texts)]
+    save(place, model, words, truth, sequences=rows, tasks=tasks)
