@@ -266,6 +266,21 @@ def test_cosines_are_float32_whatever_the_weights_and_exact_at_the_ends():
     assert float(turned(huge, huge * 2).importance) == 0 and float(turned(huge, huge * 2).scale) == 2
 
 
+def test_a_model_in_bfloat16_is_measured_in_float32():
+    """Cosines of its own states of bfloat16, by hand in float64; never rounded to bfloat16's steps of 1/256."""
+    model = wrap(build("llama").bfloat16(), name="llama")
+    texts = texts_of(64)
+    frame, _, _ = table_of(model, texts, kinds=("block",))
+    seen = [states(model.hf, model, ids) for ids in texts.ids]
+    for layer in range(3):
+        cos = torch.cat([torch.nn.functional.cosine_similarity(s["x", layer], s["y", layer], dim=-1) for s in seen])
+        assert abs(frame["similarity"][layer] - float(cos.mean())) < 5e-3  # other batches round otherwise in few bits
+    alone = Texts(texts.ids[:1], [0], texts.own[:1])
+    (one,) = [table_of(model, alone, kinds=("block",))[0]["similarity"][0]]
+    cos = torch.nn.functional.cosine_similarity(seen[0]["x", 0], seen[0]["y", 0], dim=-1)
+    assert abs(one - float(cos.mean())) < 1e-6
+
+
 def test_what_turns_more_than_it_rescales_is_not_flagged():
     found = rescales(np.array([0.0, 0.0, 0.5, 0.01, 0.0]), np.array([1.05, 1.2, 1.2, 0.5, 1.0]))
     assert found.tolist() == [False, True, False, True, False]
