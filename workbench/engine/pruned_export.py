@@ -13,7 +13,7 @@ from workbench.core.wording import one_line
 from workbench.engine.dropping import DropModules, Module, check_modules, save_modules
 from workbench.engine.edits import apply
 from workbench.engine.head_masks import save_heads
-from workbench.models.architecture import weight_of_head
+from workbench.models.architecture import weight_of, weight_of_head
 from workbench.models.batching import pad
 from workbench.models.float32 import EXACT
 from workbench.models.model import Model
@@ -92,7 +92,7 @@ def export_without(model: Model, modules: Sequence[Module], folder: str | Path) 
 def _check_written(model: Model, modules: Sequence[Module], folder: Path) -> None:
     """Raise InputError where the folder, read by plain Hugging Face, gives other scores than the model without the
     modules."""
-    size = int(model.hf.get_input_embeddings().weight.shape[0])
+    size = len(weight_of(model.hf.get_input_embeddings()))
     ids = [token * 7919 % size for token in range(1, 10)]
     batch = pad([ids], pad_id=model.pad_id, device=model.device)
     with apply(model, [DropModules(tuple(modules))]):
