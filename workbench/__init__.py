@@ -15,7 +15,8 @@ Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compa
 One prompt, looked at from all sides: `explore`. Many texts, as points on a map of a layer: `activation_map`.
 Passes over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says,
 sampled by a `Rule`, with the edits `HeadAblation`, `HeadScale`, `DualRun`, `Patch`, `ProjectOut`, `Steer`,
-`KnockOut` and `DropModules`; `Store` keeps captures on disk. A probe of one's own is declared with what `workbench.core` offers.
+`KnockOut` and `DropModules`; `Store` keeps captures on disk. A probe of one's own is declared with what
+`workbench.core` offers.
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
 """

@@ -20,7 +20,8 @@ SPLITS = ("similarity", "loss")
 
 @dataclass(frozen=True, eq=False)
 class HalfTexts:
-    """HalfTexts as they are fed: `ids`, `rows` of the data file, and the tokens [start, end) of each that are its own."""
+    """Texts of one half as they are fed: `ids`, `rows` of the data file, and the tokens [start, end) of each that are
+    its own."""
 
     ids: list[list[int]]
     rows: list[int]
