@@ -99,7 +99,7 @@ def run(model, config: Config, context: Context) -> Result:
     halves = read_halves(model, config, context)
     questions = encode_choices(model, config.choices) if config.choices else []
     pairs = [pair_of(model, kind, layer) for kind in parts_of(config) for layer in range(model.n_layers)]
-    stage = context.stages(_weights(model, config))
+    stage = context.stages(_weights(model, config, halves))
 
     def sums_of(split: str) -> np.ndarray:
         def compute() -> dict[str, np.ndarray]:
@@ -135,21 +135,23 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, summary_of(layers, dropping) | counted_rows(context))
 
 
-def _weights(model, config: Config) -> dict[str, float]:
-    """What the stages take beside each other, in passes over one half of the texts."""
+def _weights(model, config: Config, halves) -> dict[str, float]:
+    """What the stages take beside each other, in tokens that are read; losses have scores over the vocabulary, too."""
     from probes.layer_redundancy.drop_orders import modules_of, sizes
 
-    sets, again = 1.0, 0.0
+    deciding, judging = (sum(map(len, halves[name].ids)) for name in ("similarity", "loss"))
+    sets, again, timed = 1, 0, 1
     for component in config.components:
         wanted = sizes(config, len(modules_of(model, component)))
         sets += len(wanted) * (3 + config.random_draws + len(config.also))
+        timed += len(wanted)
         again += max(wanted, default=0) * ("iterative" in config.also)
         again += len(wanted) * ("consecutive" in config.also and component == "block")
-    timed = 0.02 * config.timing_rounds * sets / (3 + config.random_draws)
+    length = min(config.speed_length, model.context_length or config.speed_length)
     return {
-        "similarities": 2.0,
-        "similarities on other texts": 2.0,
-        "orders": 2.0 * again,
-        "losses": sets,
-        "timed passes": timed,
+        "similarities": 1.5 * deciding,
+        "similarities on other texts": 1.5 * judging,
+        "orders": 1.5 * again * deciding,
+        "losses": 1.2 * sets * judging,
+        "timed passes": 1.0 * (config.timing_rounds + 1) * timed * length if config.timing_rounds else 0.0,
     }

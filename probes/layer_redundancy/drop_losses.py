@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from probes.layer_redundancy.drop_orders import NONE, Plan
-from probes.layer_redundancy.halves import Texts
+from probes.layer_redundancy.drop_orders import NONE, DropPlan
+from probes.layer_redundancy.halves import HalfTexts
 from probes.layer_redundancy.stream_pairs import pass_of
 from workbench.core.context import Context
 from workbench.engine.dropping import DropModules, Module, named
@@ -38,7 +38,7 @@ DRAWS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class LossesWithout:
     """Under one set of dropped modules: loss and accuracy of the next token of every text, means over its tokens [2,
     texts]; whether the choices are right [questions]."""
 
@@ -48,12 +48,12 @@ class Measured:
 
 def measure_losses(
     model: Model,
-    plans: Sequence[Plan],
-    texts: Texts,
+    plans: Sequence[DropPlan],
+    texts: HalfTexts,
     questions: Sequence[Question],
     max_tokens: int,
     context: Context,
-) -> dict[tuple[Module, ...], Measured]:
+) -> dict[tuple[Module, ...], LossesWithout]:
     """What every different set of modules gives; each is a part that a run which is stopped does not measure again."""
     sets = list(dict.fromkeys(key_of(plan.modules) for plan in plans))
     found = {}
@@ -69,7 +69,7 @@ def measure_losses(
             return {"texts": means, "choices": np.asarray(right, np.float64)}
 
         part = context.part(f"without {','.join(named(modules)) or 'nothing'}", compute)
-        found[modules] = Measured(part["texts"], part["choices"])
+        found[modules] = LossesWithout(part["texts"], part["choices"])
         context.progress(number + 1, len(sets), "sets of dropped modules")
     return found
 
@@ -80,12 +80,12 @@ def key_of(modules: Sequence[Module]) -> tuple[Module, ...]:
 
 
 def dropping_table(
-    plans: Sequence[Plan], found: dict[tuple[Module, ...], Measured], texts: Texts, counted: MultiplyAdds
+    plans: Sequence[DropPlan], found: dict[tuple[Module, ...], LossesWithout], texts: HalfTexts, counted: MultiplyAdds
 ) -> pl.DataFrame:
     """The table `dropping`: a row for each component, number and order; random sets together in one."""
     clusters = clusters_of(np.arange(texts.n))
     scored = sum(texts.of_own(row, np.empty(len(ids) - 1)).size for row, ids in enumerate(texts.ids))
-    groups: dict[tuple[str, int, str], list[Plan]] = {}
+    groups: dict[tuple[str, int, str], list[DropPlan]] = {}
     for plan in plans:
         groups.setdefault((plan.component, plan.n, plan.order), []).append(plan)
     rows = []
@@ -105,7 +105,9 @@ def dropping_table(
     return pl.DataFrame(rows, schema_overrides=schema).with_columns(pl.selectors.float().fill_nan(None))
 
 
-def draw_table(plans: Sequence[Plan], found: dict[tuple[Module, ...], Measured], counted: MultiplyAdds) -> pl.DataFrame:
+def draw_table(
+    plans: Sequence[DropPlan], found: dict[tuple[Module, ...], LossesWithout], counted: MultiplyAdds
+) -> pl.DataFrame:
     """The table `draws`: every random set."""
     rows = []
     for plan in plans:
@@ -124,7 +126,7 @@ def speed_of(modules: Sequence[Module], counted: MultiplyAdds) -> float:
     return counted.whole / (counted.whole - sum(counted.of(*module) for module in modules))
 
 
-def _estimates(measured: Sequence[Measured], clusters: Clusters, *, drawn: bool) -> dict[str, float | None]:
+def _estimates(measured: Sequence[LossesWithout], clusters: Clusters, *, drawn: bool) -> dict[str, float | None]:
     """Means with intervals over texts and questions; of random sets over both them and the sets."""
     losses = np.stack([each.texts[0] for each in measured])
     hits = np.stack([each.texts[1] for each in measured])
@@ -141,7 +143,7 @@ def _estimates(measured: Sequence[Measured], clusters: Clusters, *, drawn: bool)
     return {name: float(value) for name, value in out.items()}
 
 
-def _beside_random(own: Measured, others: Sequence[Measured], clusters: Clusters) -> dict[str, float]:
+def _beside_random(own: LossesWithout, others: Sequence[LossesWithout], clusters: Clusters) -> dict[str, float]:
     """Loss without the modules less that without random ones, text by text."""
     difference = own.texts[0] - np.stack([other.texts[0] for other in others])
     ends = crossed_interval(difference, clusters)

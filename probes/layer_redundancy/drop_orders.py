@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.layer_redundancy.config import Config
-from probes.layer_redundancy.halves import Texts
+from probes.layer_redundancy.halves import HalfTexts
 from probes.layer_redundancy.similarities import deciding
-from probes.layer_redundancy.stream_pairs import Pair, measure, pair_of, pass_of, stretch_of
+from probes.layer_redundancy.stream_pairs import StreamPair, measure, pair_of, pass_of, stretch_of
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.dropping import DropModules, Module
@@ -21,7 +21,7 @@ NONE = "none"  # the whole model: component and order of its row
 
 
 @dataclass(frozen=True)
-class Plan:
+class DropPlan:
     """Modules that are dropped together; `draw` counts random sets."""
 
     component: str
@@ -69,9 +69,11 @@ def ranked(scores: dict[Module, float], modules: Sequence[Module]) -> list[Modul
     return sorted(modules, key=lambda module: scores[module])
 
 
-def plans(model: Model, scores: dict[Module, float], texts: Texts, config: Config, context: Context) -> list[Plan]:
+def plans(
+    model: Model, scores: dict[Module, float], texts: HalfTexts, config: Config, context: Context
+) -> list[DropPlan]:
     """Every set of modules of this run, the empty one first. `scores`: 1 − similarity."""
-    out = [Plan(NONE, 0, NONE, 0, ())]
+    out = [DropPlan(NONE, 0, NONE, 0, ())]
     for component in config.components:
         modules = modules_of(model, component)
         wanted = sizes(config, len(modules))
@@ -80,19 +82,19 @@ def plans(model: Model, scores: dict[Module, float], texts: Texts, config: Confi
         fixed = {"similarity": ranked(scores, modules), "first": modules, "last": modules[::-1]}
         if "iterative" in config.also:
             fixed["iterative"] = _one_by_one(model, modules, wanted[-1], texts, config, context)
-        out += [Plan(component, n, order, 0, tuple(those[:n])) for order, those in fixed.items() for n in wanted]
+        out += [DropPlan(component, n, order, 0, tuple(those[:n])) for order, those in fixed.items() for n in wanted]
         if component == "block" and "consecutive" in config.also:
             out += _stretches(model, wanted, texts, config, context)
         for n in wanted:
             rng = context.rng(f"random {component} {n}")
             for draw in range(config.random_draws):
                 chosen = sorted(rng.choice(len(modules), n, replace=False).tolist())
-                out.append(Plan(component, n, "random", draw, tuple(modules[i] for i in chosen)))
+                out.append(DropPlan(component, n, "random", draw, tuple(modules[i] for i in chosen)))
     return out
 
 
 def _one_by_one(
-    model: Model, modules: Sequence[Module], most: int, texts: Texts, config: Config, context: Context
+    model: Model, modules: Sequence[Module], most: int, texts: HalfTexts, config: Config, context: Context
 ) -> list[Module]:
     """Drop what changes the stream least, measure what is left in the model without it, and again."""
     dropped: list[Module] = []
@@ -100,7 +102,9 @@ def _one_by_one(
         left = [module for module in modules if module not in dropped]
         pairs = [pair_of(model, *module) for module in left]
 
-        def compute(pairs: list[Pair] = pairs, dropped: tuple[Module, ...] = tuple(dropped)) -> dict[str, np.ndarray]:
+        def compute(
+            pairs: list[StreamPair] = pairs, dropped: tuple[Module, ...] = tuple(dropped)
+        ) -> dict[str, np.ndarray]:
             edits = [DropModules(dropped)] if dropped else []
             run = pass_of(model, config.max_tokens, context, *edits)
             return {"sums": measure(model, texts, pairs, run=run, context=context, label="similarities anew")}
@@ -112,17 +116,19 @@ def _one_by_one(
     return dropped
 
 
-def _stretches(model: Model, wanted: Sequence[int], texts: Texts, config: Config, context: Context) -> list[Plan]:
+def _stretches(
+    model: Model, wanted: Sequence[int], texts: HalfTexts, config: Config, context: Context
+) -> list[DropPlan]:
     """Of every size the stretch of blocks whose ends are most alike."""
     out = []
     for n in wanted:
         pairs = [stretch_of(layer, n) for layer in range(model.n_layers - n + 1)]
 
-        def compute(pairs: list[Pair] = pairs) -> dict[str, np.ndarray]:
+        def compute(pairs: list[StreamPair] = pairs) -> dict[str, np.ndarray]:
             run = pass_of(model, config.max_tokens, context)
             return {"sums": measure(model, texts, pairs, run=run, context=context, label="stretches of blocks")}
 
         scores = deciding(context.part(f"consecutive {n}", compute)["sums"], config)
         start = int(np.argmin(scores))
-        out.append(Plan("block", n, "consecutive", 0, tuple(("block", layer) for layer in range(start, start + n))))
+        out.append(DropPlan("block", n, "consecutive", 0, tuple(("block", layer) for layer in range(start, start + n))))
     return out

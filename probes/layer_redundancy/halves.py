@@ -19,8 +19,9 @@ SPLITS = ("similarity", "loss")
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
-    """Texts as they are fed: `ids`, `rows` of the data file, and the tokens [start, end) of each that are its own."""
+class HalfTexts:
+    """Texts of one half as they are fed: `ids`, `rows` of the data file, and the tokens [start, end) of each that are
+    its own."""
 
     ids: list[list[int]]
     rows: list[int]
@@ -35,11 +36,11 @@ class Texts:
         start, end = self.own[row]
         return values[..., max(0, start - 1) : end - 1]
 
-    def pick(self, chosen: Sequence[int]) -> Texts:
-        return Texts([self.ids[i] for i in chosen], [self.rows[i] for i in chosen], [self.own[i] for i in chosen])
+    def pick(self, chosen: Sequence[int]) -> HalfTexts:
+        return HalfTexts([self.ids[i] for i in chosen], [self.rows[i] for i in chosen], [self.own[i] for i in chosen])
 
 
-def read_halves(model: TextSide, config: Config, context: Context) -> dict[str, Texts]:
+def read_halves(model: TextSide, config: Config, context: Context) -> dict[str, HalfTexts]:
     """Both halves, at random: "similarity" and "loss". Raises InputError for too few texts that are long enough, and
     for a template that does not keep a text."""
     frame = read_texts(config, context.data, context.read_as)
@@ -60,19 +61,19 @@ def read_halves(model: TextSide, config: Config, context: Context) -> dict[str, 
     return {name: texts.pick([kept[i] for i in some]) for name, some in zip(SPLITS, (first, second))}
 
 
-def input_table(halves: dict[str, Texts]) -> pl.DataFrame:
+def input_table(halves: dict[str, HalfTexts]) -> pl.DataFrame:
     """The table `inputs`: what was fed, and for which half."""
     rows = [(row, name, ids) for name, half in halves.items() for row, ids in zip(half.rows, half.ids)]
     schema = {"row": pl.Int64, "split": pl.String, "ids": pl.List(pl.Int64)}
     return pl.DataFrame(sorted(rows), schema=schema, orient="row")
 
 
-def _written(model: TextSide, config: Config, words: Sequence[str], context: Context) -> Texts:
+def _written(model: TextSide, config: Config, words: Sequence[str], context: Context) -> HalfTexts:
     style = style_of(config)
     check_style(model, style)
     if way_of(model, style) == "raw" and config.template in ("raw", "auto"):
         ids = model.encode_all(list(words))
-        return Texts(ids, list(range(len(ids))), [(0, len(row)) for row in ids])
+        return HalfTexts(ids, list(range(len(ids))), [(0, len(row)) for row in ids])
     ids, own = [], []
     for row, text in enumerate(words):
         context.check()
@@ -82,10 +83,10 @@ def _written(model: TextSide, config: Config, words: Sequence[str], context: Con
         except InputError as error:
             raise InputError(f"{context.data}, row {row + 1}: {error}") from None
         ids.append(written.ids)
-    return Texts(ids, list(range(len(ids))), own)
+    return HalfTexts(ids, list(range(len(ids))), own)
 
 
-def _cut(texts: Texts, limit: int, config: Config, context: Context) -> Texts:
+def _cut(texts: HalfTexts, limit: int, config: Config, context: Context) -> HalfTexts:
     """The texts that fit, or with long=cut all of them: the end of a text's own tokens goes, what stands around it
     stays."""
     if config.long != "cut":  # what is cut at max_length is what was asked for
@@ -111,4 +112,4 @@ def _cut(texts: Texts, limit: int, config: Config, context: Context) -> Texts:
             )
         ids.append([*tokens[:kept], *tokens[end:]])
         own.append((start, kept))
-    return Texts(ids, texts.rows, own)
+    return HalfTexts(ids, texts.rows, own)

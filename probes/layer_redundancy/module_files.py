@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from probes.layer_redundancy.drop_orders import Plan
+from probes.layer_redundancy.drop_orders import DropPlan
 from workbench.core.context import Context
 from workbench.core.files import atomic
 from workbench.engine.dropping import save_modules
@@ -15,7 +15,7 @@ from workbench.models.model import Model
 PATTERN = "dropped_*.json"
 
 
-def save_plans(model: Model, plans: Sequence[Plan], dropping: pl.DataFrame, context: Context) -> None:
+def save_plans(model: Model, plans: Sequence[DropPlan], dropping: pl.DataFrame, context: Context) -> None:
     """Write `dropped_{component}_{n}.json` into the run's folder for every set that similarity chose."""
     if context.out is None:
         return
@@ -27,7 +27,7 @@ def save_plans(model: Model, plans: Sequence[Plan], dropping: pl.DataFrame, cont
                 save_modules(temporary, plan.modules, note=_note(plan, dropping), model=model)
 
 
-def _note(plan: Plan, dropping: pl.DataFrame) -> str:
+def _note(plan: DropPlan, dropping: pl.DataFrame) -> str:
     """What dropping these modules was seen to do, in words."""
     row = dropping.filter(component=plan.component, n=plan.n, order=plan.order).row(0, named=True)
     whole = dropping.row(0, named=True)["loss"]

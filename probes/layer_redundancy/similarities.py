@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from probes.layer_redundancy.config import Config
-from probes.layer_redundancy.stream_pairs import SUMS, Pair
+from probes.layer_redundancy.stream_pairs import SUMS, StreamPair
 from workbench.stats.clusters import FEWEST, student_quantile
 
 LEAST_CHANGE = 0.1  # of the length, below which a module is not said to rescale
@@ -62,7 +62,7 @@ def _mean_of_texts(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)
 
 
-def layer_table(pairs: Sequence[Pair], sums: np.ndarray, held_out: np.ndarray, config: Config) -> pl.DataFrame:
+def layer_table(pairs: Sequence[StreamPair], sums: np.ndarray, held_out: np.ndarray, config: Config) -> pl.DataFrame:
     """The table `layers`; `sums` [pairs, texts, …] of the texts that decide, `held_out` of the others."""
     top, bottom = of_sums(sums, "importance"), of_sums(sums, "tokens")
     importance, (low, high) = ratio(top, bottom), ratio_interval(top, bottom)

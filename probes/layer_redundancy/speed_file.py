@@ -10,7 +10,7 @@ import torch
 
 from probes.layer_redundancy.config import Config
 from probes.layer_redundancy.drop_losses import speed_of
-from probes.layer_redundancy.drop_orders import NONE, Plan
+from probes.layer_redundancy.drop_orders import NONE, DropPlan
 from workbench.core.context import Context
 from workbench.core.files import write_json
 from workbench.engine.dropping import DropModules, Module, named
@@ -24,7 +24,7 @@ FILE = "speed.json"
 
 
 def time_plans(
-    model: Model, plans: Sequence[Plan], length: int, counted: MultiplyAdds, config: Config, context: Context
+    model: Model, plans: Sequence[DropPlan], length: int, counted: MultiplyAdds, config: Config, context: Context
 ) -> None:
     """Write speed.json into the run's folder: seconds of a pass over one text of `length` tokens, whole and without
     what similarity chose, in turns; medians, and the ratio of each turn's whole pass to its shorter one."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from probes.layer_redundancy.halves import Texts
+from probes.layer_redundancy.halves import HalfTexts
 from workbench.core.context import Context
 from workbench.core.errors import RunFailed
 from workbench.engine.edits import apply
@@ -38,7 +38,7 @@ HELD = 8  # residual streams of a batch that are there at once, about
 
 
 @dataclass(frozen=True)
-class Pair:
+class StreamPair:
     """The stream before a module and after it: `start` a state, `end` a state or, with `added`, what is added to the
     first."""
 
@@ -50,7 +50,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Turned:
+class TurnedTokens:
     """Of every token [B, T] float32: 1 − cosine of x and y, |y − x| / |x|, the c of the c·x nearest to y, and the
     cosine if y − x had its length and stood at a right angle to x; |x|."""
 
@@ -61,25 +61,31 @@ class Turned:
     norms: torch.Tensor
 
 
-def pair_of(model: Model, component: str, layer: int) -> Pair:
+def pair_of(model: Model, component: str, layer: int) -> StreamPair:
     """What a module is measured between. In blocks whose attention and MLP read the same stream, each is held against
     that stream. Raises InputError for a sub-layer that does more than add to the stream."""
     before, after = Site("resid_pre", layer), Site("resid_post", layer)
     if component == "block":
-        return Pair(component, layer, before, after)
+        return StreamPair(component, layer, before, after)
     model.require("stream_adds_up", for_what=f"the similarity of {component} {layer}", layers=[layer])
     if model.anatomy.blocks[layer].mid_reader is None:
-        return Pair(component, layer, before, Site("attn_out" if component == "attention" else "mlp_out", layer), True)
+        return StreamPair(
+            component, layer, before, Site("attn_out" if component == "attention" else "mlp_out", layer), True
+        )
     middle = Site("resid_mid", layer)
-    return Pair(component, layer, before, middle) if component == "attention" else Pair(component, layer, middle, after)
+    return (
+        StreamPair(component, layer, before, middle)
+        if component == "attention"
+        else StreamPair(component, layer, middle, after)
+    )
 
 
-def stretch_of(layer: int, size: int) -> Pair:
+def stretch_of(layer: int, size: int) -> StreamPair:
     """What `size` blocks from `layer` on are measured between."""
-    return Pair("block", layer, Site("resid_pre", layer), Site("resid_post", layer + size - 1))
+    return StreamPair("block", layer, Site("resid_pre", layer), Site("resid_post", layer + size - 1))
 
 
-def turned(x: torch.Tensor, y: torch.Tensor, *, added: bool = False) -> Turned:
+def turned(x: torch.Tensor, y: torch.Tensor, *, added: bool = False) -> TurnedTokens:
     """How y [B, T, d] lies to x (`added`: x + y does), in float32 whatever their dtype.
 
     1 − cosine is taken from the part of y − x that stands at a right angle to x, so that it is exact where y is x, and
@@ -99,11 +105,11 @@ def turned(x: torch.Tensor, y: torch.Tensor, *, added: bool = False) -> Turned:
     importance = torch.where(scale > 0, near, 1 - cosine)
     importance = torch.where((own == 0) | (size == 0), (moved > 0).to(wide), importance).clamp(0, 2)
     ratio = moved / length
-    return Turned(importance, ratio.sqrt(), scale, (1 + ratio).rsqrt(), own.sqrt())
+    return TurnedTokens(importance, ratio.sqrt(), scale, (1 + ratio).rsqrt(), own.sqrt())
 
 
 def measure(
-    model: Model, texts: Texts, pairs: Sequence[Pair], *, run: Pass, context: Context, label: str
+    model: Model, texts: HalfTexts, pairs: Sequence[StreamPair], *, run: Pass, context: Context, label: str
 ) -> np.ndarray:
     """Sums over the tokens of every text, [pairs, texts, len(SUMS)] float64. Raises RunFailed where one is not
     finite."""
@@ -123,7 +129,9 @@ def measure(
     return found
 
 
-def _streamed(model: Model, texts: Texts, pairs: Sequence[Pair], run: Pass) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _streamed(
+    model: Model, texts: HalfTexts, pairs: Sequence[StreamPair], run: Pass
+) -> Iterator[tuple[list[int], torch.Tensor]]:
     """(texts of a batch, sums [pairs, B, len(SUMS)] where the model is)."""
     check_prompts(model, texts.ids, run)
     wanted = list(dict.fromkeys(site for pair in pairs for site in (pair.start, pair.end)))
@@ -163,7 +171,7 @@ def _counted(batch: Batch, own: Sequence[tuple[int, int]]) -> torch.Tensor:
     return batch.mask & (at >= starts[:, None]) & (at < ends[:, None])
 
 
-def _sums(found: Turned, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
+def _sums(found: TurnedTokens, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
     """[B, len(SUMS)] of one pair."""
     device = found.importance.device
     all_of, first = counted.to(device), (batch.position_ids == 0).to(device)

@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from probes.layer_redundancy import stream_pairs
 from probes.layer_redundancy.config import Config
-from probes.layer_redundancy.halves import Texts
+from probes.layer_redundancy.halves import HalfTexts
 from probes.layer_redundancy.similarities import deciding
 from tests.benchmarks.concept_depth import random_llama
 from tests.benchmarks.timing import interleaved, row
@@ -64,7 +64,7 @@ def measure(device: str = "cpu", scale: str = "small", rounds: int = 5) -> dict:
     model = random_llama(device, scale, *shape)
     rng = np.random.default_rng(0)
     ids = [rng.integers(3, shape[-1], rng.integers(longest // 4, longest + 1)).tolist() for _ in range(n)]
-    texts = Texts(ids, list(range(n)), [(0, len(row)) for row in ids])
+    texts = HalfTexts(ids, list(range(n)), [(0, len(row)) for row in ids])
     pairs = [stream_pairs.pair_of(model, kind, layer) for kind in KINDS for layer in range(model.n_layers)]
 
     def ours() -> np.ndarray:

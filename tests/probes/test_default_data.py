@@ -98,16 +98,16 @@ IDS = {
     ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
-    ("layer-redundancy", "organism"): "?",
     ("token-filter", "organism"): "b6f98f6793e9",
+    ("layer-redundancy", "organism"): "d289af17489d",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
-    "layer-redundancy": "?",
     "token-filter": "aa6679eb95c1",
+    "layer-redundancy": "36bb0b265da1",
 }
 
 

@@ -17,6 +17,7 @@ NAMES = {
     "greedy", "sample", "observe", "Site", "check_probe", "HeadAblation", "HeadScale", "DualRun",
     "explore", "activation_map", "Patch", "ProjectOut",
     "KnockOut", "Pass", "Rule", "Steer", "Store",
+    "DropModules",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from workbench.engine.edit_files import SavedEdit
 from workbench.engine.edits import apply
 from workbench.engine.head_masks import HeadMask, save_heads
 from workbench.engine.weight_masks import fit_masks
-from workbench.models.architecture import weight_of_head
+from workbench.models.architecture import weight_of, weight_of_head
 from workbench.models.batching import pad
 from workbench.models.float32 import EXACT
 from workbench.models.model import Model
@@ -138,7 +138,7 @@ def export_masked(model: Model, masks: Mapping[str, torch.Tensor], folder: str |
 def _check_written(model: Model, modules: Sequence[Module], folder: Path) -> None:
     """Raise InputError where the folder, read by plain Hugging Face, gives other scores than the model without the
     modules."""
-    size = int(model.hf.get_input_embeddings().weight.shape[0])
+    size = len(weight_of(model.hf.get_input_embeddings()))
     ids = [token * 7919 % size for token in range(1, 10)]
     batch = pad([ids], pad_id=model.pad_id, device=model.device)
     with apply(model, [DropModules(tuple(modules))]):

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from probes.layer_redundancy.config import Config
-from probes.layer_redundancy.halves import Texts
+from probes.layer_redundancy.halves import HalfTexts
 from probes.layer_redundancy.similarities import deciding, layer_table, ratio_interval, rescales
 from probes.layer_redundancy.stream_pairs import SUMS, measure, pair_of, pass_of, stretch_of, turned
 from tests.support.architectures import PARTLY, build
@@ -25,13 +25,13 @@ KINDS = ("attention", "mlp", "block")
 LENGTHS = (9, 5, 12, 3, 7, 6)
 
 
-def texts_of(vocabulary: int, lengths=LENGTHS, seed: int = 0) -> Texts:
+def texts_of(vocabulary: int, lengths=LENGTHS, seed: int = 0) -> HalfTexts:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(3, vocabulary, length).tolist() for length in lengths]
-    return Texts(ids, list(range(len(ids))), [(0, len(row)) for row in ids])
+    return HalfTexts(ids, list(range(len(ids))), [(0, len(row)) for row in ids])
 
 
-def table_of(model, texts: Texts, config: Config = Config(), kinds=KINDS):
+def table_of(model, texts: HalfTexts, config: Config = Config(), kinds=KINDS):
     pairs = [pair_of(model, kind, layer) for kind in kinds for layer in range(model.n_layers)]
     context = Context()
     sums = measure(model, texts, pairs, run=pass_of(model, 24, context), context=context, label="")
@@ -224,7 +224,7 @@ def test_first_tokens_that_no_module_turns_lower_importance_and_both_ways_leave_
     with torch.no_grad():
         hf.model.embed_tokens.weight[1] *= 3000
     texts = texts_of(40, (9, 8, 7, 9, 6))
-    texts = Texts([[1, *ids[1:]] for ids in texts.ids], texts.rows, texts.own)
+    texts = HalfTexts([[1, *ids[1:]] for ids in texts.ids], texts.rows, texts.own)
     model = wrap(hf)
     frame, sums, pairs = table_of(model, texts, kinds=("mlp",))
     row = frame.row(0, named=True)
@@ -264,6 +264,21 @@ def test_cosines_are_float32_whatever_the_weights_and_exact_at_the_ends():
     assert turned(zero + 1, zero).importance.tolist() == [[1, 1, 1]]
     huge = torch.full((1, 1, 8), 3e17)
     assert float(turned(huge, huge * 2).importance) == 0 and float(turned(huge, huge * 2).scale) == 2
+
+
+def test_a_model_in_bfloat16_is_measured_in_float32():
+    """Cosines of its own states of bfloat16, by hand in float64; never rounded to bfloat16's steps of 1/256."""
+    model = wrap(build("llama").bfloat16(), name="llama")
+    texts = texts_of(64)
+    frame, _, _ = table_of(model, texts, kinds=("block",))
+    seen = [states(model.hf, model, ids) for ids in texts.ids]
+    for layer in range(3):
+        cos = torch.cat([torch.nn.functional.cosine_similarity(s["x", layer], s["y", layer], dim=-1) for s in seen])
+        assert abs(frame["similarity"][layer] - float(cos.mean())) < 5e-3  # other batches round otherwise in few bits
+    alone = HalfTexts(texts.ids[:1], [0], texts.own[:1])
+    (one,) = [table_of(model, alone, kinds=("block",))[0]["similarity"][0]]
+    cos = torch.nn.functional.cosine_similarity(seen[0]["x", 0], seen[0]["y", 0], dim=-1)
+    assert abs(one - float(cos.mean())) < 1e-6
 
 
 def test_what_turns_more_than_it_rescales_is_not_flagged():
