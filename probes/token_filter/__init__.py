@@ -124,12 +124,15 @@ def run(model, config: Config, context: Context) -> Result:
 def _weights(config: Config, found: FilterTrials) -> dict[str, float]:
     """What the stages take beside each other, in tokens: prompts are read from where they differ, answers from the
     tokens that are kept, all tokens and random ones."""
+    from probes.token_filter.answers import GENERATED
+
     read = sum(len(t.ids) - t.shared for t in found.trials) + len(found.beginning)
     tested = min(config.answer_trials, len(found.trials))
     mean = sum(len(t.ids) for t in found.trials) / len(found.trials)
     each = sum(3 + 2 * config.random_draws for _ in found.ks)
-    per_answer = sum(found.ks) / len(found.ks) + 4 * config.max_new_tokens
-    return {"prompts": read, "answers": tested * (2 * mean + each * per_answer)}
+    new = GENERATED * config.max_new_tokens
+    per_answer = sum(found.ks) / len(found.ks) + new
+    return {"prompts": read, "answers": tested * (2 * (mean + new) + each * per_answer)}
 
 
 def _selection_table(found: FilterTrials, selections, rows: Sequence[int]) -> pl.DataFrame:

@@ -20,7 +20,8 @@ from workbench.models.answer_ends import answer_text
 from workbench.models.model import Model
 from workbench.models.needle_prompts import Trial, recall
 
-PART = 256  # answers that are saved together
+PART, BATCHES = 256, 2  # answers that are saved together at most, and of how many batches of tokens
+GENERATED = 4  # how long a token takes that is generated, in tokens that are read
 # what a trial is answered from; "filter" and what stands beside it with as many tokens
 ALL, CLOSED, FILTER, WITHOUT = "all", "closed", "filter", "filter_without_needle"
 RECENT, RANDOM, ASKED = "recent", "random", "random_with_question"
@@ -120,14 +121,30 @@ def _numbers(positions: np.ndarray) -> tuple[int, ...]:
 def answer(model: Model, config: Config, context: Context, found: FilterTrials, wanted: Sequence[Ask]) -> pl.DataFrame:
     """The table `answers`: what was said to every prompt, and how much of the needle's words is in it."""
     said: list[list[int]] = []
-    for number, start in enumerate(range(0, len(wanted), PART)):
-        context.progress(start, len(wanted), "answers")
-        some = wanted[start : start + PART]
+    each = config.max_new_tokens * GENERATED
+    done, total = 0, sum(len(ask.ids) + each for ask in wanted)
+    for number, some in enumerate(answer_parts(wanted, BATCHES * config.max_tokens)):
+        context.progress(done, total, "tokens")
         part = context.part(f"answers-{number}", lambda some=some: _said(model, config, context, found, some))
         said += [part["token"][part["prompt"] == k].tolist() for k in range(len(some))]
-    context.progress(len(wanted), len(wanted), "answers")
+        done += sum(len(ask.ids) + each for ask in some)
+    context.progress(done, total, "tokens")
     rows = [_row(model, found, ask, ids, config) for ask, ids in zip(wanted, said)]
     return pl.DataFrame(rows, schema=ANSWERS, orient="row")
+
+
+def answer_parts(wanted: Sequence[Ask], tokens: int) -> list[list[Ask]]:
+    """Prompts that are answered and saved together, in their order: at most PART, and of at most so many tokens (one
+    prompt at least)."""
+    out: list[list[Ask]] = []
+    size = 0
+    for ask in wanted:
+        if not out or len(out[-1]) == PART or size + len(ask.ids) > tokens:
+            out.append([])
+            size = 0
+        out[-1].append(ask)
+        size += len(ask.ids)
+    return out
 
 
 def _said(

@@ -142,6 +142,9 @@ def read_trials(model, config: Config, context: Context) -> FilterTrials:
         has_bos=model.prepends_bos,
     )
     _check_forced(found)
+    for place, there in (("bos", found.has_bos), ("head", found.head > 0)):
+        if place in found.forced and not there:
+            context.warn(f"force_keep={place} keeps nothing: no such token stands before the context on this model.")
     return found
 
 

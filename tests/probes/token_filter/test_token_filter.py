@@ -1,6 +1,7 @@
 """Runs of the token filter: on a copy circuit, whose answers are known of any set of tokens, and on the organism, whose
 tables are computed again from what was fed."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from scipy import stats
 
 from probes.token_filter import Config
+from probes.token_filter.answers import Ask, answer_parts
 from probes.token_filter.trials import read_trials
 from tests.support import tiny_llama as tiny
 from tests.support.architectures import build
@@ -284,6 +286,22 @@ def test_a_layer_that_is_asked_for_is_the_filter_and_below_five_needles_there_is
     assert layers.height == 12 and layers["ci_low"].null_count() == layers["p_adjusted"].null_count() == 12
     assert not layers["finds"].any() and found.table("rates")["ci_low"].null_count() == found.table("rates").height
     assert found.table("agreement")["ci_low"].null_count() == 2
+
+
+def test_forcing_tokens_that_are_not_there_is_said():
+    model = wrap(build("gpt2", vocab_size=512, n_positions=512), tiny.tokenizer(), name="gpt2")
+    model = dataclasses.replace(model, prepends_bos=False)
+    found = execute(
+        "token-filter", model, config=TINY | {"lengths": (200,), "force_keep": ("bos",), "answer_trials": 0}
+    )
+    assert any("force_keep=bos keeps nothing" in said for said in found.info["warnings"])
+    assert found.table("trials")["forced"].to_list() == [0] * 4
+
+
+def test_answers_are_saved_in_parts_of_few_tokens():
+    wanted = [Ask(0, "all", 0, None, None, (1,) * size, None) for size in (50, 60, 10, 300, 5, 5)]
+    assert [[len(ask.ids) for ask in part] for part in answer_parts(wanted, 100)] == [[50], [60, 10], [300], [5, 5]]
+    assert [len(part) for part in answer_parts([wanted[-1]] * 600, 10**6)] == [256, 256, 88]
 
 
 def test_one_needle_chooses_no_layer_and_says_so(organism):
