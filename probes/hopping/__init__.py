@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from probes.hopping.asking import Asked, ask, describing
+from probes.hopping.asking import FedQuestion, ask, describing
 from probes.hopping.config import BIBTEX, COLUMNS, Config
 from probes.hopping.estimate import estimate, patched
 from probes.hopping.questions import read_questions
@@ -37,7 +37,7 @@ from workbench.core.context import Context, Result
 from workbench.core.registry import DataSpec, probe
 
 if TYPE_CHECKING:
-    from probes.hopping.labels import Chosen
+    from probes.hopping.labels import QuestionSet
 
 
 def validate(config: Config, data: Path | None) -> None:
@@ -142,7 +142,7 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, summary_of(items, asked, tables["stages"], tables["oracle"], tables["best_pair"]))
 
 
-def _weights(model, config: Config, asked: Sequence[Asked]) -> dict[str, float]:
+def _weights(model, config: Config, asked: Sequence[FedQuestion]) -> dict[str, float]:
     """What the stages take beside each other, in texts that are written."""
     looked = min(len(asked), 2 * config.items or len(asked))
     back = model.n_layers * (model.n_layers - 1) / 2 * len(config.positions) * (1 + config.controls)
@@ -154,7 +154,9 @@ def _weights(model, config: Config, asked: Sequence[Asked]) -> dict[str, float]:
     }
 
 
-def _stages(model, config: Config, context: Context, prompt: list[int] | None, own: Chosen, asked: Sequence[Asked]):
+def _stages(
+    model, config: Config, context: Context, prompt: list[int] | None, own: QuestionSet, asked: Sequence[FedQuestion]
+):
     """Stage -> its events, and the texts that describe states, of one set."""
     from probes.hopping import knockouts, projections
     from probes.hopping.descriptions import TABLE, describe
@@ -187,7 +189,7 @@ def _stages(model, config: Config, context: Context, prompt: list[int] | None, o
     return events(described, projected, cut), texts
 
 
-def _say_of_sets(config: Config, context: Context, items: pl.DataFrame, chosen: Sequence[Chosen]) -> None:
+def _say_of_sets(config: Config, context: Context, items: pl.DataFrame, chosen: Sequence[QuestionSet]) -> None:
     """Warn of sets in which there is nothing, or little, to look into."""
     known = items.filter(pl.col("hop1").fill_null(True) & pl.col("hop2").fill_null(True)).height
     if not any(map(len, chosen)):
@@ -203,7 +205,7 @@ def _say_of_sets(config: Config, context: Context, items: pl.DataFrame, chosen: 
             )
 
 
-def _input_table(asked: Sequence[Asked], answers: pl.DataFrame) -> pl.DataFrame:
+def _input_table(asked: Sequence[FedQuestion], answers: pl.DataFrame) -> pl.DataFrame:
     """What was fed, where it was measured, and what the model said."""
     return pl.DataFrame(
         {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probes.hopping.config import WORD, Config
-from probes.hopping.questions import Question, check_aliases, phrase_end, read_questions
+from probes.hopping.questions import TwoHopQuestion, check_aliases, phrase_end, read_questions
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 
@@ -19,11 +19,11 @@ TURN = "Continue this text. Reply with its next words only.\n\n{prompt}"
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class FedQuestion:
     """A question as it is fed. `ids`: prompt by name -> token ids; `t1`: the position of the last token of its first
     hop in the two-hop prompt, None where that is not known."""
 
-    question: Question
+    question: TwoHopQuestion
     ids: dict[str, list[int]]
     t1: int | None
 
@@ -40,7 +40,7 @@ class Asked:
         return self.t1 if name == "t1" else self.t2
 
 
-def ask(model: TextSide, config: Config, context: Context) -> list[Asked]:
+def ask(model: TextSide, config: Config, context: Context) -> list[FedQuestion]:
     """The questions of the run as this model is fed them. Raises InputError for none that fits its context."""
     questions = read_questions(config, context.data, context.read_as)
     if 0 < config.limit < len(questions):
@@ -64,7 +64,7 @@ def ask(model: TextSide, config: Config, context: Context) -> list[Asked]:
     return found
 
 
-def _say(found: Sequence[Asked], context: Context) -> None:
+def _say(found: Sequence[FedQuestion], context: Context) -> None:
     """Warn of what the file leaves open."""
     unplaced = sum(one.t1 is None for one in found)
     if unplaced:
@@ -86,16 +86,16 @@ def _say(found: Sequence[Asked], context: Context) -> None:
         )
 
 
-def _asked(model: TextSide, config: Config, question: Question) -> Asked:
+def _asked(model: TextSide, config: Config, question: TwoHopQuestion) -> FedQuestion:
     from workbench.models.prompt_style import style_of, write_prompt
 
     style, ids = style_of(config), {}
     for name, text in question.prompts.items():
         ids[name] = write_prompt(model, {"prompt": text}, style=style, turn=TURN).ids
-    return Asked(question, ids, _first_hop_ends(model, config, question))
+    return FedQuestion(question, ids, _first_hop_ends(model, config, question))
 
 
-def _first_hop_ends(model: TextSide, config: Config, question: Question) -> int | None:
+def _first_hop_ends(model: TextSide, config: Config, question: TwoHopQuestion) -> int | None:
     """The position of the last token of the first hop, in the two-hop prompt as it is fed. Raises InputError where
     tokens and text do not fit each other."""
     from workbench.models.prompt_style import style_of, write_prompt

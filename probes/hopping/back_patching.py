@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from probes.hopping.answers import as_text, says
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import POSITIONS, Config
 from probes.hopping.labels import others, run_of
 from probes.hopping.streams import positions_of, streams
@@ -28,7 +28,7 @@ def pairs(layers: int) -> list[tuple[int, int]]:
 
 
 def back_patch(
-    model: Model, config: Config, context: Context, chosen: Sequence[Asked], asked: Sequence[Asked]
+    model: Model, config: Config, context: Context, chosen: Sequence[FedQuestion], asked: Sequence[FedQuestion]
 ) -> np.ndarray:
     """Whether the answer is named, [n, 1 + controls, 2 positions, L sources, L targets] int8: with the question's own
     states, then with those of each donor; −1 where nothing was patched."""
@@ -42,7 +42,9 @@ def back_patch(
     return np.concatenate(found) if found else np.zeros(shape, np.int8)
 
 
-def _part(model: Model, config: Config, context: Context, some: Sequence[Asked], asked: Sequence[Asked]) -> dict:
+def _part(
+    model: Model, config: Config, context: Context, some: Sequence[FedQuestion], asked: Sequence[FedQuestion]
+) -> dict:
     layers, back = model.n_layers, pairs(model.n_layers)
     donors = [[one, *others(context, "donors", asked, one, config.controls, placed=True)] for one in some]
     places = {one.question.row: k for k, one in enumerate({o.question.row: o for own in donors for o in own}.values())}
@@ -68,7 +70,7 @@ def _texts(
     model: Model,
     config: Config,
     context: Context,
-    some: Sequence[Asked],
+    some: Sequence[FedQuestion],
     states: torch.Tensor,
     cells: Sequence[tuple[int, int, int, int, int]],
     position: Sequence[int | None],

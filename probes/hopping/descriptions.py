@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 
 from probes.hopping.answers import as_text, described
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import POSITIONS, Config
 from probes.hopping.labels import others, run_of
 from probes.hopping.streams import streams
 from workbench.core.context import Context
-from workbench.engine.patched_streams import Drawing, StreamPatches, patched_texts
+from workbench.engine.patched_streams import StreamPatches, TextDrawing, patched_texts
 from workbench.engine.rule import Rule
 from workbench.models.model import Model
 
@@ -33,7 +33,7 @@ TABLE = {
 
 
 @dataclass(frozen=True, eq=False)
-class Described:
+class DescribedStates:
     """`found` [n, 2 named, 2 positions, L] int8: whether a description of the state of that layer names it, whatever
     block it is put after; −1 where there is no such position. `null` [n, shuffles, 2, 2, L]: the same of other
     questions' names in the same texts. `texts`: those that name either."""
@@ -65,9 +65,9 @@ def describe(
     config: Config,
     context: Context,
     prompt: Sequence[int],
-    chosen: Sequence[Asked],
-    asked: Sequence[Asked],
-) -> Described:
+    chosen: Sequence[FedQuestion],
+    asked: Sequence[FedQuestion],
+) -> DescribedStates:
     """Describe the states of the chosen questions by the prompt; `asked`: all questions, whose names are the null."""
     found, null, texts = [], [], [pl.DataFrame(schema=TABLE)]
     for first in range(0, len(chosen), AT_ONCE):
@@ -79,7 +79,7 @@ def describe(
         texts.append(part["texts"])
         context.progress(min(first + AT_ONCE, len(chosen)), len(chosen), "questions described")
     shape = (0, len(NAMED), len(POSITIONS), model.n_layers)
-    return Described(
+    return DescribedStates(
         np.concatenate(found) if found else np.zeros(shape, np.int8),
         np.concatenate(null) if null else np.zeros((0, config.shuffles, *shape[1:]), np.int8),
         pl.concat(texts),
@@ -91,10 +91,10 @@ def _part(
     config: Config,
     context: Context,
     prompt: Sequence[int],
-    some: Sequence[Asked],
-    asked: Sequence[Asked],
+    some: Sequence[FedQuestion],
+    asked: Sequence[FedQuestion],
 ) -> dict:
-    """Some questions: Described as a resumable part holds it."""
+    """Of some questions what `DescribedStates` holds, as a resumable part."""
     targets = target_layers(model, config)
     there = [(i, p) for i, one in enumerate(some) for p, name in enumerate(POSITIONS) if one.position(name) is not None]
     cells = [
@@ -121,20 +121,20 @@ def _part(
     return _named(model, config, context, some, asked, cells, found)
 
 
-def drawing(config: Config, context: Context, rows: Sequence[int]) -> Drawing | None:
+def drawing(config: Config, context: Context, rows: Sequence[int]) -> TextDrawing | None:
     """How descriptions of these questions are drawn; None for the likeliest."""
     if config.describe != "sampled":
         return None
     seed = int(context.rng(f"descriptions {rows}").integers(1 << 31))
-    return Drawing(Rule.parse(config.decoding), config.samples, seed)
+    return TextDrawing(Rule.parse(config.decoding), config.samples, seed)
 
 
 def _named(
     model: Model,
     config: Config,
     context: Context,
-    some: Sequence[Asked],
-    asked: Sequence[Asked],
+    some: Sequence[FedQuestion],
+    asked: Sequence[FedQuestion],
     cells: Sequence[tuple[int, int, int, int]],
     written: Sequence[Sequence[Sequence[int]]],
 ) -> dict:

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from probes.hopping.answers import as_text, says
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import Config
-from probes.hopping.labels import Chosen
+from probes.hopping.labels import QuestionSet
 from workbench.core.context import Context
 from workbench.engine.edits import KnockOut
 from workbench.engine.generate import greedy
@@ -29,9 +29,9 @@ def why_not(model: Model) -> str | None:
     return model.lacks("attention_edits", "attention_rows")
 
 
-def knock_out(model: Model, config: Config, context: Context, chosen: Chosen) -> np.ndarray:
-    """Events [n, 2 cut, L] int8: 1 where what the model says is no longer what it said and was, if it was right, not
-    right again; −1 where there is no such token."""
+def knock_out(model: Model, config: Config, context: Context, chosen: QuestionSet) -> np.ndarray:
+    """StageEvents [n, 2 cut, L] int8: 1 where what the model says is no longer what it said and was, if it was right,
+    not right again; −1 where there is no such token."""
     found = []
     for first in range(0, len(chosen), AT_ONCE):
         some = slice(first, first + AT_ONCE)
@@ -42,7 +42,7 @@ def knock_out(model: Model, config: Config, context: Context, chosen: Chosen) ->
     return np.concatenate(found) if found else np.zeros((0, len(CUT), model.n_layers), np.int8)
 
 
-def _part(model: Model, config: Config, context: Context, some: Sequence[Asked], said: Sequence[str]) -> dict:
+def _part(model: Model, config: Config, context: Context, some: Sequence[FedQuestion], said: Sequence[str]) -> dict:
     found = np.full((len(some), len(CUT), model.n_layers), -1, np.int8)
     for c in range(len(CUT)):
         places = [one.t1 if c == 0 else elsewhere(context, one) for one in some]
@@ -58,7 +58,12 @@ def _part(model: Model, config: Config, context: Context, some: Sequence[Asked],
 
 
 def _under(
-    model: Model, config: Config, context: Context, some: Sequence[Asked], layer: int, cut: tuple[tuple[int, ...], ...]
+    model: Model,
+    config: Config,
+    context: Context,
+    some: Sequence[FedQuestion],
+    layer: int,
+    cut: tuple[tuple[int, ...], ...],
 ) -> list[str]:
     """What the model says while attention to these positions is cut in a window of layers."""
     near = range(max(0, layer - config.knockout_width), min(model.n_layers, layer + config.knockout_width + 1))
@@ -76,14 +81,14 @@ def _under(
     return [as_text(model, new) for new in found]
 
 
-def elsewhere(context: Context, one: Asked) -> int | None:
+def elsewhere(context: Context, one: FedQuestion) -> int | None:
     """Another token of the prompt than the first (which may be a sink), t1 and t2, drawn for the question; None where
     there is none."""
     able = [place for place in range(1, len(one.prompt) - 1) if place != one.t1]
     return None if not able else able[int(context.rng(f"cut {one.question.row}").integers(len(able)))]
 
 
-def changed(text: str, before: str, one: Asked, config: Config) -> bool:
+def changed(text: str, before: str, one: FedQuestion, config: Config) -> bool:
     """Whether a text differs from the one before, and is not as right as that was."""
     answer = one.question.answer
     both = says(text, answer, config.match) and says(before, answer, config.match)

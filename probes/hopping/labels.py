@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from probes.hopping.answers import as_text, says
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import SPLITS, Config
 from workbench.core.context import Context
 from workbench.engine.generate import greedy
@@ -29,12 +29,12 @@ def run_of(context: Context) -> Pass:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class QuestionSet:
     """The questions of one set that are looked into, in the order of the file. `split`: correct or incorrect, by what
     the model says of the composition; `said` [n]: that, as text."""
 
     split: str
-    asked: tuple[Asked, ...]
+    asked: tuple[FedQuestion, ...]
     said: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Chosen:
         return np.array([one.question.cluster for one in self.asked])
 
 
-def answer(model: Model, config: Config, context: Context, asked: Sequence[Asked]) -> pl.DataFrame:
+def answer(model: Model, config: Config, context: Context, asked: Sequence[FedQuestion]) -> pl.DataFrame:
     """A row per question: whether each of its prompts is answered (hop1 by the bridge, all others by the answer; null
     where it has none), and what the model says to hop1, hop2 and the composition."""
     frames = []
@@ -61,7 +61,7 @@ def answer(model: Model, config: Config, context: Context, asked: Sequence[Asked
     return pl.concat(frames)
 
 
-def _answers(model: Model, config: Config, context: Context, asked: Sequence[Asked]) -> dict[str, pl.DataFrame]:
+def _answers(model: Model, config: Config, context: Context, asked: Sequence[FedQuestion]) -> dict[str, pl.DataFrame]:
     prompts = [(i, name, ids) for i, one in enumerate(asked) for name, ids in one.ids.items()]
     found = greedy(model, [ids for _, _, ids in prompts], max_new_tokens=config.max_new_tokens, run=run_of(context))
     fed = sum(len(ids) for _, _, ids in prompts)
@@ -80,7 +80,7 @@ def _answers(model: Model, config: Config, context: Context, asked: Sequence[Ask
     return {"answers": pl.DataFrame(rows, schema=schema)}
 
 
-def item_table(config: Config, asked: Sequence[Asked], answers: pl.DataFrame) -> pl.DataFrame:
+def item_table(config: Config, asked: Sequence[FedQuestion], answers: pl.DataFrame) -> pl.DataFrame:
     """`answers` with what each question is about, `shortcut` (either of them), and its `split`: correct or incorrect by
     the composition, or left out (a hop that the model does not know, a shortcut that it takes)."""
     short = pl.any_horizontal(pl.col("entity_shortcut").fill_null(False), pl.col("relation_shortcut").fill_null(False))
@@ -99,7 +99,7 @@ def item_table(config: Config, asked: Sequence[Asked], answers: pl.DataFrame) ->
     return frame.select(*first, pl.exclude(*first, "generated_ids"))
 
 
-def choose(config: Config, context: Context, asked: Sequence[Asked], table: pl.DataFrame) -> list[Chosen]:
+def choose(config: Config, context: Context, asked: Sequence[FedQuestion], table: pl.DataFrame) -> list[QuestionSet]:
     """Of each set the questions that are looked into: all, or as many as `items` drawn at random."""
     found = []
     for split in SPLITS:
@@ -107,13 +107,13 @@ def choose(config: Config, context: Context, asked: Sequence[Asked], table: pl.D
         if 0 < config.items < len(rows):
             rows = np.sort(context.rng(f"items {split}").permutation(rows)[: config.items])
         said = table["two_hop_said"].to_list()
-        found.append(Chosen(split, tuple(asked[i] for i in rows), tuple(said[i] for i in rows)))
+        found.append(QuestionSet(split, tuple(asked[i] for i in rows), tuple(said[i] for i in rows)))
     return found
 
 
 def others(
-    context: Context, name: str, asked: Sequence[Asked], one: Asked, count: int, *, placed: bool = False
-) -> list[Asked]:
+    context: Context, name: str, asked: Sequence[FedQuestion], one: FedQuestion, count: int, *, placed: bool = False
+) -> list[FedQuestion]:
     """`count` questions (with replacement) whose bridge and answer are others than those of `one`, drawn for it alone;
     with `placed` only those whose first hop has a place. Empty where there are none."""
     mine = {text.casefold() for text in (*one.question.bridge, *one.question.answer)}

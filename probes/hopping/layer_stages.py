@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from probes.hopping.config import POSITIONS
-from probes.hopping.descriptions import NAMED, Described
-from probes.hopping.labels import Chosen
+from probes.hopping.descriptions import NAMED, DescribedStates
+from probes.hopping.labels import QuestionSet
 from probes.hopping.projections import READ, WRITERS
 from workbench.stats.clusters import cluster_mean, cluster_share, clusters_of, share_interval
 
@@ -62,7 +62,7 @@ STAGE_MEANS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Events:
+class StageEvents:
     """One stage of the questions of a set: `found` [n, L] int8 (−1: not measured), `null` [n, draws, L] of the control
     (−1: none)."""
 
@@ -71,26 +71,26 @@ class Events:
 
 
 def events(
-    described: Described | None, projected: tuple[np.ndarray, np.ndarray] | None, cut: np.ndarray | None
-) -> dict[str, Events]:
+    described: DescribedStates | None, projected: tuple[np.ndarray, np.ndarray] | None, cut: np.ndarray | None
+) -> dict[str, StageEvents]:
     """Stage -> its events, of what was measured, in the order of STAGES."""
-    found: dict[str, Events] = {}
+    found: dict[str, StageEvents] = {}
     if described is not None:
         for n, named in enumerate(NAMED):
             for p, position in enumerate(POSITIONS):
                 stage = f"{named}_described_{position}"
-                found[stage] = Events(described.found[:, n, p], described.null[:, :, n, p])
+                found[stage] = StageEvents(described.found[:, n, p], described.null[:, :, n, p])
     if projected is not None:
         for w, writer in enumerate(WRITERS):
             for r, read in enumerate(READ):
                 stage = f"{writer.removesuffix('_out').replace('attn', 'attention')}_{read}"
-                found[stage] = Events(projected[0][:, w, r], projected[1][:, :, w, r])
+                found[stage] = StageEvents(projected[0][:, w, r], projected[1][:, :, w, r])
     if cut is not None:
-        found["knockout"] = Events(cut[:, 0], cut[:, 1:])
+        found["knockout"] = StageEvents(cut[:, 0], cut[:, 1:])
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-def layer_table(chosen: Sequence[Chosen], found: Sequence[Mapping[str, Events]]) -> pl.DataFrame:
+def layer_table(chosen: Sequence[QuestionSet], found: Sequence[Mapping[str, StageEvents]]) -> pl.DataFrame:
     """The share of questions at every layer of every stage, over bridges, and that of the control."""
     rows = []
     for own, stages in zip(chosen, found):
@@ -116,7 +116,7 @@ def _null_rate(null: np.ndarray) -> np.ndarray:
     return kept.mean(0) if len(kept) else np.full(null.shape[-1], np.nan)
 
 
-def first_layers(chosen: Sequence[Chosen], found: Sequence[Mapping[str, Events]]) -> pl.DataFrame:
+def first_layers(chosen: Sequence[QuestionSet], found: Sequence[Mapping[str, StageEvents]]) -> pl.DataFrame:
     """A row for every question and stage: the first layer at which it shows, null where it never does; the stages of
     the paper too, the mean of what they are made of."""
     rows = []
@@ -136,7 +136,7 @@ def first_layers(chosen: Sequence[Chosen], found: Sequence[Mapping[str, Events]]
     return pl.DataFrame(rows, schema=FIRST, orient="row").with_columns(pl.col("layer").fill_nan(None))
 
 
-def _measured(stage: str, stages: Mapping[str, Events]) -> np.ndarray:
+def _measured(stage: str, stages: Mapping[str, StageEvents]) -> np.ndarray:
     """Of which questions [n] a stage was measured."""
     parts = [stages[part] for part in PAPER.get(stage, (stage,)) if part in stages]
     return np.stack([(part.found >= 0).all(-1) for part in parts]).any(0)
@@ -154,7 +154,9 @@ def _mean(parts: np.ndarray) -> np.ndarray:
     return np.divide(total, there.sum(0), out=np.full(parts.shape[1], np.nan), where=there.any(0))
 
 
-def stage_table(chosen: Sequence[Chosen], found: Sequence[Mapping[str, Events]], first: pl.DataFrame) -> pl.DataFrame:
+def stage_table(
+    chosen: Sequence[QuestionSet], found: Sequence[Mapping[str, StageEvents]], first: pl.DataFrame
+) -> pl.DataFrame:
     """Of every set and stage the share of questions that reach it at any layer, beside that of the control, and the
     mean first layer of those that do."""
     rows = []

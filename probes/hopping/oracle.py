@@ -11,7 +11,7 @@ import polars as pl
 
 from probes.hopping.back_patching import pairs
 from probes.hopping.config import POSITIONS, SPLITS, Config
-from probes.hopping.labels import Chosen
+from probes.hopping.labels import QuestionSet
 from workbench.core.context import Context
 from workbench.stats.clusters import cluster_mean, cluster_share, clusters_of, share_interval
 
@@ -44,7 +44,7 @@ BEST |= {"n": pl.Int64, "rows": pl.Int64}
 Solved = Sequence[np.ndarray]  # of each set [n, 1 + controls, 2 positions, L, L]; −1 where nothing was patched
 
 
-def pair_table(config: Config, chosen: Sequence[Chosen], solved: Solved) -> pl.DataFrame:
+def pair_table(config: Config, chosen: Sequence[QuestionSet], solved: Solved) -> pl.DataFrame:
     """A row for every position and pair of layers: the share of the failed questions that it solves and that random
     donors solve, and of the answered ones whose answer it preserves."""
     rows = []
@@ -60,7 +60,7 @@ def pair_table(config: Config, chosen: Sequence[Chosen], solved: Solved) -> pl.D
     return pl.DataFrame(rows, schema=BACKPATCH, orient="row").with_columns(pl.selectors.float().fill_nan(None))
 
 
-def _sides(own: Chosen, found: np.ndarray) -> tuple | None:
+def _sides(own: QuestionSet, found: np.ndarray) -> tuple | None:
     """Shares and their ends [L, L], the control [L, L] and the clusters of found [n, 1 + controls, L, L]; None where
     nothing was patched."""
     rows = (found[:, 0] >= 0).any((1, 2)) if len(own) else np.zeros(0, bool)
@@ -81,7 +81,7 @@ def _cell(side: tuple | None, s: int, t: int) -> tuple:
     return (*(float(part[s, t]) for part in side[:4]), side[4].n, side[4].rows)
 
 
-def oracle_table(config: Config, chosen: Sequence[Chosen], solved: Solved) -> pl.DataFrame:
+def oracle_table(config: Config, chosen: Sequence[QuestionSet], solved: Solved) -> pl.DataFrame:
     """Of every set and position the share of questions of which any pair names the answer, beside that of one random
     donor with as many pairs, and the difference, question by question."""
     rows = []
@@ -114,7 +114,7 @@ def _beside(hit: np.ndarray, there: np.ndarray, names: np.ndarray) -> tuple:
     return (*ends, other.value, other.low, other.high, *reach, own.n, own.rows)
 
 
-def best_pair(config: Config, context: Context, chosen: Sequence[Chosen], solved: Solved) -> pl.DataFrame:
+def best_pair(config: Config, context: Context, chosen: Sequence[QuestionSet], solved: Solved) -> pl.DataFrame:
     """For every position the pair that solves most of the failed questions of some bridges (of equals the one that puts
     the state earliest), and what it solves of those of the other bridges; no row where one side has none."""
     own, found = chosen[SPLITS.index("incorrect")], solved[SPLITS.index("incorrect")]

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import Config
 from probes.hopping.labels import others, run_of
 from workbench.core.context import Context
@@ -40,9 +40,9 @@ def first_tokens(model: Model, prompt: str, names: Sequence[str]) -> list[int]:
 
 
 def project(
-    model: Model, config: Config, context: Context, chosen: Sequence[Asked], asked: Sequence[Asked]
+    model: Model, config: Config, context: Context, chosen: Sequence[FedQuestion], asked: Sequence[FedQuestion]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Events [n, 2 writers, 3 read, L] int8, and of other questions' names [n, shuffles, 2, 3, L] (−1 for the
+    """StageEvents [n, 2 writers, 3 read, L] int8, and of other questions' names [n, shuffles, 2, 3, L] (−1 for the
     prediction, which has no names)."""
     found, null = [], []
     for first in range(0, len(chosen), AT_ONCE):
@@ -58,7 +58,9 @@ def project(
     return np.concatenate(found), np.concatenate(null)
 
 
-def _part(model: Model, config: Config, context: Context, some: Sequence[Asked], asked: Sequence[Asked]) -> dict:
+def _part(
+    model: Model, config: Config, context: Context, some: Sequence[FedQuestion], asked: Sequence[FedQuestion]
+) -> dict:
     n, layers = len(some), range(model.n_layers)
     own = [
         [first_tokens(model, o.question.prompt, names) for names in (o.question.bridge, o.question.answer)]
@@ -80,7 +82,7 @@ def _part(model: Model, config: Config, context: Context, some: Sequence[Asked],
         predicted = states[Site("logits")].argmax(-1).tolist()
         for w, kind in enumerate(WRITERS):
             for layer in layers:
-                top = Likeliest.of(model.logits_from(states[Site(kind, layer)]))
+                top = LikeliestToken.of(model.logits_from(states[Site(kind, layer)]))
                 for k, i in enumerate(rows):
                     tokens = [*own[i], [predicted[k]]]
                     found[i, w, :, layer] = [top.is_one_of(k, few) for few in tokens]
@@ -89,14 +91,14 @@ def _part(model: Model, config: Config, context: Context, some: Sequence[Asked],
     return {"found": found, "null": null}
 
 
-class Likeliest:
+class LikeliestToken:
     """The likeliest token of each row of scores, and whether another is as likely: then none of them is first."""
 
     def __init__(self, token: list[int], alone: list[bool]):
         self.token, self.alone = token, alone
 
     @classmethod
-    def of(cls, scores: torch.Tensor) -> Likeliest:
+    def of(cls, scores: torch.Tensor) -> LikeliestToken:
         """Of scores [R, V]."""
         best = scores.topk(min(2, scores.shape[-1]), -1)
         alone = best.values[:, 0] > best.values[:, -1]

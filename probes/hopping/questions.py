@@ -29,7 +29,7 @@ TEXT = tuple(name for name in COLUMNS if not name.endswith("_aliases") and name 
 
 
 @dataclass(frozen=True)
-class Question:
+class TwoHopQuestion:
     """(e1, r1, e2), (e2, r2, e3) as a row of a file asks for it. `bridge`, `answer`: the names of e2 and e3. Prompts
     that a file does not give are empty; `phrase`: the words that name the bridge in the prompt, r1(e1)."""
 
@@ -62,7 +62,9 @@ class Question:
         return {name: text for name, text in found.items() if text}
 
 
-def read_questions(config: Config, data: Path | None, tell: Callable[[str], None] | None = None) -> list[Question]:
+def read_questions(
+    config: Config, data: Path | None, tell: Callable[[str], None] | None = None
+) -> list[TwoHopQuestion]:
     """The questions of a file. Raises InputError, naming the row, for one that cannot be asked."""
     path = existing(data, what="two-hop questions") if data is not None else None
     if path is None:
@@ -74,7 +76,7 @@ def read_questions(config: Config, data: Path | None, tell: Callable[[str], None
 
 
 @lru_cache(4)
-def _read(path: Path, _digest: str, columns: tuple[tuple[str, str], ...]) -> tuple[tuple[Question, ...], str]:
+def _read(path: Path, _digest: str, columns: tuple[tuple[str, str], ...]) -> tuple[tuple[TwoHopQuestion, ...], str]:
     named, said = dict(columns), ""
     table = open_table(path, columns=named, what="two-hop questions")
     there = {name: label for name, label in LABELS.items() if name not in table.frame.columns}
@@ -96,7 +98,7 @@ def _read(path: Path, _digest: str, columns: tuple[tuple[str, str], ...]) -> tup
     return tuple(_question(row, number, path) for number, row in enumerate(rows)), said
 
 
-def _question(row: Mapping[str, Any], number: int, path: Path) -> Question:
+def _question(row: Mapping[str, Any], number: int, path: Path) -> TwoHopQuestion:
     where = f"{path}, row {number + 1}"
     text = {name: (row.get(name) or "").strip() for name in TEXT}
     bridge, answer = (_names(row, name, where) for name in ("e2", "e3"))
@@ -106,7 +108,7 @@ def _question(row: Mapping[str, Any], number: int, path: Path) -> Question:
     phrase = text["phrase"] or _phrase(text["prompt"], text["hop1"])
     if phrase and _last(text["prompt"], phrase) is None:
         raise InputError(f"{where}: the phrase '{phrase}' does not stand in the prompt '{text['prompt']}'.")
-    return Question(
+    return TwoHopQuestion(
         number,
         e1,
         bridge,
@@ -200,13 +202,13 @@ def _without(prompt: str, e1: str) -> str:
     return " ".join((before + " " + after.strip()).split())
 
 
-def phrase_end(question: Question) -> int | None:
+def phrase_end(question: TwoHopQuestion) -> int | None:
     """The character of the prompt before which its first hop ends; None where the file does not say which words it
     is."""
     span = _last(question.prompt, question.phrase) if question.phrase else None
     return None if span is None else span[1]
 
 
-def check_aliases(questions: Sequence[Question]) -> int:
+def check_aliases(questions: Sequence[TwoHopQuestion]) -> int:
     """How many questions have an answer that is named by naming the bridge."""
     return sum(any(a.casefold() in b.casefold() for a in q.answer for b in q.bridge) for q in questions)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import POSITIONS
 from workbench.engine.capture import capture
 from workbench.engine.passes import Pass
@@ -14,7 +14,7 @@ from workbench.models.model import Model
 from workbench.models.sites import sites
 
 
-def streams(model: Model, asked: Sequence[Asked], run: Pass) -> torch.Tensor:
+def streams(model: Model, asked: Sequence[FedQuestion], run: Pass) -> torch.Tensor:
     """[n, positions, layers, width] float32: the outputs of all blocks at t1 and t2 (t1 as t2 where it is not
     known)."""
     places = [[one.t2 if one.t1 is None else one.t1, one.t2] for one in asked]
@@ -23,6 +23,6 @@ def streams(model: Model, asked: Sequence[Asked], run: Pass) -> torch.Tensor:
     return torch.stack([acts[site] for site in wanted], 2)
 
 
-def positions_of(one: Asked, wanted: Sequence[str]) -> list[str]:
+def positions_of(one: FedQuestion, wanted: Sequence[str]) -> list[str]:
     """Those of the wanted positions that a question has."""
     return [name for name in POSITIONS if name in wanted and one.position(name) is not None]

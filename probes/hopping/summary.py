@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import SPLITS
 from probes.hopping.labels import LEFT_OUT
 from probes.hopping.layer_stages import PAPER
@@ -23,7 +23,7 @@ LABELS = {
 
 
 def summary_of(
-    items: pl.DataFrame, asked: Sequence[Asked], stages: pl.DataFrame, oracle: pl.DataFrame, best: pl.DataFrame
+    items: pl.DataFrame, asked: Sequence[FedQuestion], stages: pl.DataFrame, oracle: pl.DataFrame, best: pl.DataFrame
 ) -> dict[str, Any]:
     """What the model answers, the layers of the paper's four stages, and what back-patching solves."""
     names = pl.Series([one.question.cluster for one in asked])

@@ -8,8 +8,8 @@ from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation
 from workbench.engine.generate import greedy
 from workbench.engine.patched_streams import (
-    Drawing,
     StreamPatches,
+    TextDrawing,
     patched_texts,
     whole_passes,
 )
@@ -124,7 +124,7 @@ def test_a_patch_with_its_own_state_changes_nothing(case):
 
 def test_drawn_texts_are_those_of_whole_passes_whatever_batch_they_are_in(case):
     model, _, ids = case
-    patches, how = some_patches(model, ids, 6), Drawing(Rule(temperature=0.7), samples=3, seed=5)
+    patches, how = some_patches(model, ids, 6), TextDrawing(Rule(temperature=0.7), samples=3, seed=5)
     found = patched_texts(model, ids, patches, max_new_tokens=STEPS, drawing=how)
     assert all(len(texts) == 3 for texts in found) and len({str(t) for texts in found for t in texts}) > 6
     assert whole_passes(model, ids, patches, max_new_tokens=STEPS, drawing=how) == found

@@ -81,7 +81,7 @@ class StreamPatches:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class TextDrawing:
     """How the texts are drawn: `samples` of each patch under `rule`, number m of patch i from (seed, key of i, m)."""
 
     rule: Rule
@@ -96,7 +96,7 @@ def patched_texts(
     patches: StreamPatches,
     *,
     max_new_tokens: int,
-    drawing: Drawing | None = None,
+    drawing: TextDrawing | None = None,
     run: Pass,
 ) -> list[list[list[int]]]:
     """The token ids that follow each patch's prompt: of every patch a list of texts, the likeliest one or, with
@@ -129,7 +129,7 @@ def _replayed(
     ids: Sequence[Sequence[int]],
     patches: StreamPatches,
     most: int,
-    drawing: Drawing | None,
+    drawing: TextDrawing | None,
     run: Pass,
 ) -> list[list[list[int]]]:
     """`patched_texts`, blocks called one by one. Raises _NotTheSame where that does not hold."""
@@ -162,7 +162,7 @@ def _texts_of(
     patches: StreamPatches,
     rows: Sequence[int],
     most: int,
-    drawing: Drawing | None,
+    drawing: TextDrawing | None,
     run: Pass,
 ) -> list[list[list[int]]]:
     """The texts of some patches of prompts of one length."""
@@ -192,7 +192,7 @@ def _decoded(
     scores: torch.Tensor,
     room: list[int],
     most: int,
-    drawing: Drawing | None,
+    drawing: TextDrawing | None,
     order: Sequence[int],
     patches: StreamPatches,
     run: Pass,
@@ -393,7 +393,7 @@ def whole_passes(
     patches: StreamPatches,
     *,
     max_new_tokens: int,
-    drawing: Drawing | None = None,
+    drawing: TextDrawing | None = None,
     run: Pass,
 ) -> list[list[list[int]]]:
     """`patched_texts` by an edit of the site resid_post: every patch reads its whole prompt."""

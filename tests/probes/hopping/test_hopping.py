@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 import torch
 
-from probes.hopping.asking import Asked
+from probes.hopping.asking import FedQuestion
 from probes.hopping.config import Config
-from probes.hopping.labels import Chosen, item_table, others
+from probes.hopping.labels import QuestionSet, item_table, others
 from probes.hopping.oracle import best_pair, dev_bridges, oracle_table
-from probes.hopping.projections import READ, WRITERS, Likeliest, first_tokens, project
-from probes.hopping.questions import Question
+from probes.hopping.projections import READ, WRITERS, LikeliestToken, first_tokens, project
+from probes.hopping.questions import TwoHopQuestion
 from tests.support import two_hop_circuit as circuit
 from tests.support.architectures import build
 from workbench.core.context import Context
@@ -27,9 +27,9 @@ from workbench.runs.execution import execute
 NAMES = ("llama", "gpt2", "gemma2", "gpt_neox")
 
 
-def asked_of(row: int, bridge: str, answer: str, ids: list[int], t1: int | None = 0) -> Asked:
-    question = Question(row, f"e{row}", (bridge,), (answer,), "p", "", "", "", "", "")
-    return Asked(question, {"two_hop": ids}, t1)
+def asked_of(row: int, bridge: str, answer: str, ids: list[int], t1: int | None = 0) -> FedQuestion:
+    question = TwoHopQuestion(row, f"e{row}", (bridge,), (answer,), "p", "", "", "", "", "")
+    return FedQuestion(question, {"two_hop": ids}, t1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def _writers(hf, name, layer):
 
 
 def test_of_equally_likely_tokens_none_is_first():
-    top = Likeliest.of(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 1.0], [2.0, 1.0, 2.0]]))
+    top = LikeliestToken.of(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 1.0], [2.0, 1.0, 2.0]]))
     assert [top.is_one_of(row, [0, 1, 2]) for row in range(3)] == [False, True, False]
 
 
@@ -209,7 +209,7 @@ def test_the_best_pair_is_chosen_without_the_questions_that_it_is_measured_on():
     """Where every pair succeeds at random the chosen one does no better than any other on the rest."""
     draw, names = np.random.default_rng(0), [f"bridge{i}" for i in range(60)]
     asked = tuple(asked_of(i, name, "a", [5]) for i, name in enumerate(names))
-    chosen = [Chosen("correct", (), ()), Chosen("incorrect", asked, ("",) * 60)]
+    chosen = [QuestionSet("correct", (), ()), QuestionSet("incorrect", asked, ("",) * 60)]
     solved = np.full((60, 2, 2, 12, 12), -1, np.int8)
     below = np.tril_indices(12, -1)
     solved[:, :, :, below[0], below[1]] = draw.random((60, 2, 2, len(below[0]))) < 0.1
