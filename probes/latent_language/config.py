@@ -78,7 +78,10 @@ class Config:
         choices=("exclude", "report"),
     )
     fit_share: float = option(
-        0.3, "share of the concepts that give examples, translators and directions and are not measured", low=0.1, high=0.9
+        0.3,
+        "share of the concepts that give examples, translators and directions and are not measured",
+        low=0.1,
+        high=0.9,
     )
     limit: int = option(1000, "how many concepts to use, from the first row on", low=4, high=1_000_000)
     show: str = option(
@@ -133,7 +136,9 @@ class Config:
             if max(text.find(f"{{{slot}}}") for slot in slots) != text.find("{answer}"):
                 raise ValueError(f"'{name}' has something to fill in after {{answer}}, which comes last")
         if self.translator_texts != "prompts" and "tuned" not in self.lenses:
-            raise ValueError("'translator_texts' is read with lens=tuned or lens=both only; set that too, or leave it out")
+            raise ValueError(
+                "'translator_texts' is read with lens=tuned or lens=both only; set that too, or leave it out"
+            )
         check_prompt_options(self)
 
     @property

@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from probes.latent_language.candidates import HAN, SHARED, Candidates, Wanted, contexts_of
+from probes.latent_language.candidates import HAN, SHARED, LanguageCandidates, WantedTokens, contexts_of
 from probes.latent_language.config import READOUTS, Config
-from probes.latent_language.questions import Question
+from probes.latent_language.questions import WordQuestion
 from workbench.core.context import Context
 from workbench.engine.layer_scores import LayerScores, Lens, layer_scores
 from workbench.engine.passes import Pass
@@ -27,8 +27,8 @@ Found = dict[str, np.ndarray]
 
 def measure(
     model: Model,
-    questions: Sequence[Question],
-    candidates: Sequence[Candidates],
+    questions: Sequence[WordQuestion],
+    candidates: Sequence[LanguageCandidates],
     languages: Sequence[str],
     lenses: Sequence[Lens],
     config: Config,
@@ -38,9 +38,7 @@ def measure(
     parts = []
     for start in range(0, len(questions), AT_ONCE):
         some = slice(start, start + AT_ONCE)
-        compute = partial(
-            _measured, model, questions[some], candidates[some], languages, lenses, config, context
-        )
+        compute = partial(_measured, model, questions[some], candidates[some], languages, lenses, config, context)
         with context.stretch(start / len(questions), (start + AT_ONCE) / len(questions)):
             parts.append(context.part(f"{questions[0].task.key} {start}", compute))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -48,8 +46,8 @@ def measure(
 
 def _measured(
     model: Model,
-    questions: Sequence[Question],
-    candidates: Sequence[Candidates],
+    questions: Sequence[WordQuestion],
+    candidates: Sequence[LanguageCandidates],
     languages: Sequence[str],
     lenses: Sequence[Lens],
     config: Config,
@@ -57,9 +55,7 @@ def _measured(
 ) -> Found:
     several = config.shared == "report"
     contexts, wanted, roots = contexts_of(questions, candidates, several=several)
-    run = Pass(
-        edits=tuple(context.edits), max_tokens=config.max_tokens, check=context.check, progress=context.progress
-    )
+    run = Pass(edits=tuple(context.edits), max_tokens=config.max_tokens, check=context.check, progress=context.progress)
     found = layer_scores(model, contexts, wanted, lenses=lenses, engine=context.engine, run=run)
     context.count(prompts=len(questions), tokens=sum(map(len, contexts)), forwards=len(contexts))
     scores = _Scores(contexts, wanted, found)
@@ -97,7 +93,9 @@ class _Scores:
         return self._of[context][token]
 
 
-def _readouts(scores: _Scores, root: tuple[int, ...], wanted: Wanted, alternatives: str) -> Mapping[str, np.ndarray]:
+def _readouts(
+    scores: _Scores, root: tuple[int, ...], wanted: WantedTokens, alternatives: str
+) -> Mapping[str, np.ndarray]:
     """The log-probability of each read-out that there is something to look for in."""
     out = {}
     join: Callable[[Sequence[np.ndarray]], np.ndarray] = _joined if alternatives == "sum" else _likeliest

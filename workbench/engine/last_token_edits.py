@@ -77,7 +77,12 @@ def _streamed(
 
 
 def _under(
-    model: Model, begun: Cached | None, ids: Sequence[Sequence[int]], edits: Sequence[Sequence[Edit]], site: Site, run: Pass
+    model: Model,
+    begun: Cached | None,
+    ids: Sequence[Sequence[int]],
+    edits: Sequence[Sequence[Edit]],
+    site: Site,
+    run: Pass,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     for number, some in enumerate(edits):
         if begun is None:
@@ -100,7 +105,9 @@ def _begun(model: Model, ids: Sequence[Sequence[int]], run: Pass) -> Cached:
 
 
 @torch.no_grad()
-def _after(model: Model, begun: Cached, ids: Sequence[Sequence[int]], edits: Sequence[Edit], site: Site) -> torch.Tensor:
+def _after(
+    model: Model, begun: Cached, ids: Sequence[Sequence[int]], edits: Sequence[Edit], site: Site
+) -> torch.Tensor:
     """The states [n, width] of the last tokens, which are read after what stands before them."""
     past = begun.fork()
     last = [row[-1:] for row in ids]

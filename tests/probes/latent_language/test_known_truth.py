@@ -70,7 +70,7 @@ def test_a_languages_direction_turns_the_answer_by_what_the_circuit_says_and_ran
     steering = on_circuit.table("steering").filter(target="cor")
     told = steering.filter(direction="language")
     assert told["towards"].unique().to_list() == ["aru"] and told["layer"].to_list() == [0, 1, 2, 3]
-    # S comes off the language asked for and goes to the other, whether before the switch (as what is asked for) or after
+    # S comes off the language asked for and goes to the other, before the switch (as what is asked for) and after it
     assert told["log_odds"].to_list() == pytest.approx([2 * STRENGTH] * 4, rel=1e-4)
     assert (told["base_log_odds"] + STRENGTH).abs().max() < 1e-4
     assert (told["switched"] == 1).all() and (told["base_switched"] == 0).all()
@@ -84,7 +84,9 @@ def test_a_languages_direction_turns_the_answer_by_what_the_circuit_says_and_ran
 def test_the_direction_moves_the_concepts_own_word_into_the_other_language(on_circuit):
     chance = organisms.truth("circuit-bilingual")["probability"]
     told = on_circuit.table("steering").filter(direction="language", target="cor")
-    assert told["probability"].to_list() == pytest.approx([chance["concept_in_the_language_of_the_layer"]] * 4, rel=1e-4)
+    assert told["probability"].to_list() == pytest.approx(
+        [chance["concept_in_the_language_of_the_layer"]] * 4, rel=1e-4
+    )
     raised = [chance["another_concept_in_the_language_of_the_layer"]] * 4
     assert told["null_probability"].to_list() == pytest.approx(raised, rel=1e-4)
 
@@ -146,7 +148,9 @@ def test_a_token_that_may_begin_words_of_two_languages_is_taken_from_both(bigram
     run = execute("latent-language", model, config=config, data=write_rows(tmp_path / "w.jsonl", rows))
     words = run.table("words")
     assert words["log_p_set"].null_count() == words.height  # the only token of one letter begins both words
-    assert words.filter(pl.col("log_p_first").is_null()).height < words.height  # it tells nothing there, but the words do
+    assert (
+        words.filter(pl.col("log_p_first").is_null()).height < words.height
+    )  # it tells nothing there, but the words do
     layers = run.table("layers")
     assert set(layers.filter(readout="set")["language"]) == {"shared"}
     concepts = run.table("inputs")["concept"].to_list()

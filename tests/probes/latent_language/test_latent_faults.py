@@ -88,7 +88,9 @@ def test_a_model_that_cannot_write_the_languages_says_so(bilingual, organism, tm
     data = write_rows(tmp_path / "three.jsonl", rows)
     run = execute("latent-language", bilingual, data=data, config=SHORT | {"steer_layers": "none"})
     assert set(run.table("words")["language"]) == {"aru", "bel"}
-    assert any(w.startswith("c is left out: the tokenizer of circuit-bilingual writes 0 of") for w in run.info["warnings"])
+    assert any(
+        w.startswith("c is left out: the tokenizer of circuit-bilingual writes 0 of") for w in run.info["warnings"]
+    )
     with pytest.raises(InputError, match="leave it out of 'languages' and 'pairs'"):
         execute("latent-language", bilingual, data=data, config=SHORT | {"languages": ("aru", "bel", "c")})
 

@@ -22,7 +22,15 @@ from workbench.runs.execution import execute
 
 SHIPPED = get("latent-language").data.default_path()
 LANGUAGES = ("english", "french", "german", "chinese")
-SMALL = {"limit": 14, "fit_share": 0.4, "shots": 1, "draws": 100, "random_draws": 2, "steer_rows": 4, "steer_layers": (1,)}
+SMALL = {
+    "limit": 14,
+    "fit_share": 0.4,
+    "shots": 1,
+    "draws": 100,
+    "random_draws": 2,
+    "steer_rows": 4,
+    "steer_layers": (1,),
+}
 
 
 class Plain:
@@ -144,7 +152,9 @@ def test_the_tables_of_layers_are_means_over_the_prompts_of_the_words(run, model
 def test_a_steered_answer_is_that_of_plain_hugging_face_with_the_direction_added(run, model, plain):
     inputs = run.table("inputs")
     row = run.table("steering").row(
-        by_predicate=(pl.col("direction") == "language") & (pl.col("target") == "chinese") & (pl.col("task") == "translation"),
+        by_predicate=(pl.col("direction") == "language")
+        & (pl.col("target") == "chinese")
+        & (pl.col("task") == "translation"),
         named=True,
     )
     assert (row["towards"], row["layer"]) == ("english", 1)
@@ -188,7 +198,9 @@ def test_no_measured_concept_gives_an_example_or_a_direction(run):
     assert measured and fit and not measured & fit
     for text, concept in inputs.filter(split="measured", task="translation").select("text", "concept").iter_rows():
         shots = text.split("\n")[:-1]
-        assert len(shots) == SMALL["shots"] and not any(f'"{spoken(c)["french"]}"' in s for s in shots for c in measured)
+        assert len(shots) == SMALL["shots"] and not any(
+            f'"{spoken(c)["french"]}"' in s for s in shots for c in measured
+        )
         assert f'"{spoken(concept)["french"]}"' in text.split("\n")[-1]
 
 
