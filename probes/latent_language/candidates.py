@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.latent_language.config import Config
-from probes.latent_language.questions import Question
-from probes.latent_language.tokens_of_words import Continuation, Vocabulary, is_han
+from probes.latent_language.questions import WordQuestion
+from probes.latent_language.tokens_of_words import WordTokens, WordVocabulary, is_han
 from probes.latent_language.word_lists import WordList
 from workbench.core.errors import InputError
 
@@ -19,7 +19,7 @@ SHARED, HAN = "shared", "Han"  # what tokens of several languages are reported a
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTokens:
     """Of one concept in one language: `words`, the token ids of each alternative; `ids`, the tokens that may begin
     one. Both without what other languages have too."""
 
@@ -28,20 +28,20 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class LanguageCandidates:
     """After one prompt: by language what is `own` and what is the `null`; tokens of several languages by the name that
     they are reported as; how many words the tokenizer could not write (`unwritable`), were the same in two languages
     (`same`), and were cut apart from the prompt (`apart`), each by language."""
 
-    own: Mapping[str, Wanted]
-    null: Mapping[str, Wanted]
+    own: Mapping[str, WantedTokens]
+    null: Mapping[str, WantedTokens]
     several: Mapping[str, tuple[int, ...]]
     unwritable: tuple[str, ...]
     same: tuple[str, ...]
     apart: tuple[str, ...]
 
 
-def candidates_of(vocabulary: Vocabulary, words: WordList, question: Question) -> Candidates:
+def candidates_of(vocabulary: WordVocabulary, words: WordList, question: WordQuestion) -> LanguageCandidates:
     """What is looked for after the prompt of a question."""
     own, unwritable, apart = _tokens(vocabulary, words, question, question.concept)
     null, *_ = _tokens(vocabulary, words, question, question.other)
@@ -50,14 +50,14 @@ def candidates_of(vocabulary: Vocabulary, words: WordList, question: Question) -
     times = Counter(i for ids in begins.values() for i in ids)
     several = {i for i, n in times.items() if n > 1}
     kept = {
-        g: Wanted(tuple(t for t in own[g] if counts[t] == 1), tuple(i for i in begins[g] if i not in several))
+        g: WantedTokens(tuple(t for t in own[g] if counts[t] == 1), tuple(i for i in begins[g] if i not in several))
         for g in words.languages
     }
     taken = set(times)
     of_null = {g: _beginnings(vocabulary, words.words[g][question.other]) for g in words.languages}
     again = Counter(i for ids in of_null.values() for i in ids)
     beside = {
-        g: Wanted(
+        g: WantedTokens(
             tuple(t for t in null[g] if sum(t in o for o in null.values()) == 1 and t not in counts),
             tuple(i for i in of_null[g] if again[i] == 1 and i not in taken),
         )
@@ -69,17 +69,17 @@ def candidates_of(vocabulary: Vocabulary, words: WordList, question: Question) -
         HAN: tuple(sorted(i for i in several if is_han(text[i]))),
     }
     same = tuple(g for g in words.languages if own[g] and not kept[g].words)
-    return Candidates(kept, beside, named, unwritable, same, apart)
+    return LanguageCandidates(kept, beside, named, unwritable, same, apart)
 
 
 def _tokens(
-    vocabulary: Vocabulary, words: WordList, question: Question, concept: int
+    vocabulary: WordVocabulary, words: WordList, question: WordQuestion, concept: int
 ) -> tuple[dict[str, tuple[tuple[int, ...], ...]], tuple[str, ...], tuple[str, ...]]:
     """The tokens of a concept's words by language, the languages that have words of which none can be written, and
     those with words that are cut apart from the prompt."""
     out, lost, apart = {}, [], []
     for g in words.languages:
-        found: list[Continuation | None] = [
+        found: list[WordTokens | None] = [
             vocabulary.after(question.written, question.space, word) for word in words.words[g][concept]
         ]
         there = [each for each in found if each is not None]
@@ -91,11 +91,13 @@ def _tokens(
     return out, tuple(lost), tuple(apart)
 
 
-def _beginnings(vocabulary: Vocabulary, words: Iterable[str]) -> tuple[int, ...]:
+def _beginnings(vocabulary: WordVocabulary, words: Iterable[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for word in words for i in vocabulary.beginnings(word)))
 
 
-def readable_languages(vocabulary: Vocabulary, words: WordList, config: Config) -> tuple[tuple[str, ...], list[str]]:
+def readable_languages(
+    vocabulary: WordVocabulary, words: WordList, config: Config
+) -> tuple[tuple[str, ...], list[str]]:
     """The languages of which the tokenizer writes at least half of the words, and a sentence for every other one.
 
     Raises InputError where fewer than two are left, and where one is left out that the config names."""
@@ -124,7 +126,7 @@ def readable_languages(vocabulary: Vocabulary, words: WordList, config: Config) 
 
 
 def contexts_of(
-    questions: Sequence[Question], candidates: Sequence[Candidates], *, several: bool
+    questions: Sequence[WordQuestion], candidates: Sequence[LanguageCandidates], *, several: bool
 ) -> tuple[list[tuple[int, ...]], list[list[int]], list[int]]:
     """All contexts in which a token is looked for, each once, the tokens looked for in each, and the number of the
     context of each prompt itself."""

@@ -8,8 +8,8 @@ import polars as pl
 import torch
 
 from probes.latent_language.config import Config
-from probes.latent_language.prepared import Prepared
-from probes.latent_language.questions import Task, questions_of
+from probes.latent_language.prepared import PreparedWords
+from probes.latent_language.questions import LanguageTask, questions_of
 from probes.latent_language.translators import TRANSLATORS, Translators, fit_translators
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -21,7 +21,7 @@ from workbench.models.text_side import TextSide
 PIECE = 256  # tokens of a piece of a text
 
 
-def translator_ids(model: TextSide, ready: Prepared, config: Config, context: Context) -> list[list[int]]:
+def translator_ids(model: TextSide, ready: PreparedWords, config: Config, context: Context) -> list[list[int]]:
     """The texts that translators are fitted on, as token ids, in the order in which they are taken: the run's tasks
     between any two languages, of the concepts that are not measured, shuffled, or the pieces of a text file."""
     if config.translator_texts != "prompts":
@@ -38,21 +38,27 @@ def translator_ids(model: TextSide, ready: Prepared, config: Config, context: Co
         ]
     if not out:
         raise InputError(
-            "There are too few concepts that are not measured to fit translators on; give a larger fit_share, or a text "
-            "file as translator_texts."
+            "There are too few concepts that are not measured to fit translators on; give a larger fit_share, or a "
+            "text file as translator_texts."
         )
     return [out[i] for i in context.rng("translator texts").permutation(len(out))]
 
 
-def _asked(ready: Prepared, config: Config) -> list[Task]:
+def _asked(ready: PreparedWords, config: Config) -> list[LanguageTask]:
     """The tasks of the run between any two languages that can be read."""
     languages = ready.words.languages
-    found = [Task("translation", *pair) for pair in permutations(languages, 2)] if "translation" in config.tasks else []
-    return found + [Task(name, g, g) for name in ("repetition", "cloze") if name in config.tasks for g in languages]
+    found = (
+        [LanguageTask("translation", *pair) for pair in permutations(languages, 2)]
+        if "translation" in config.tasks
+        else []
+    )
+    return found + [
+        LanguageTask(name, g, g) for name in ("repetition", "cloze") if name in config.tasks for g in languages
+    ]
 
 
 def lenses_of(
-    model: Model, ready: Prepared, config: Config, context: Context
+    model: Model, ready: PreparedWords, config: Config, context: Context
 ) -> tuple[list[Lens], pl.DataFrame | None]:
     """The lenses of a run, in the order of `config.lenses`, and the table `translators` where one was fitted."""
     if "tuned" not in config.lenses:

@@ -10,7 +10,7 @@ import polars as pl
 
 from probes.latent_language.config import READOUTS, Config
 from probes.latent_language.measuring import NAMES, NULL, OWN, Found
-from probes.latent_language.questions import Task
+from probes.latent_language.questions import LanguageTask
 from workbench.core.context import Context
 from workbench.stats.clusters import FEWEST, clusters_of, false_discovery, mean_interval, p_of_zero, share_interval
 from workbench.stats.intervals import percentiles, resample_counts
@@ -45,7 +45,7 @@ RATE = 0.05
 
 
 def layer_tables(
-    task: Task, found: Found, names: np.ndarray, languages: Sequence[str], config: Config, context: Context
+    task: LanguageTask, found: Found, names: np.ndarray, languages: Sequence[str], config: Config, context: Context
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The tables `layers` and `courses` of one task; `names` [prompts]: the cluster (concept, or group) of each."""
     layers, courses = [], []

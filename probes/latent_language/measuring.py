@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from probes.latent_language.candidates import HAN, SHARED, Candidates, Wanted, contexts_of
+from probes.latent_language.candidates import HAN, SHARED, LanguageCandidates, WantedTokens, contexts_of
 from probes.latent_language.config import READOUTS, Config
-from probes.latent_language.questions import Question
+from probes.latent_language.questions import WordQuestion
 from workbench.core.context import Context
 from workbench.engine.layer_scores import LayerScores, Lens, layer_scores
 from workbench.engine.passes import Pass
@@ -27,8 +27,8 @@ Found = dict[str, np.ndarray]
 
 def measure(
     model: Model,
-    questions: Sequence[Question],
-    candidates: Sequence[Candidates],
+    questions: Sequence[WordQuestion],
+    candidates: Sequence[LanguageCandidates],
     languages: Sequence[str],
     lenses: Sequence[Lens],
     config: Config,
@@ -46,8 +46,8 @@ def measure(
 
 def _measured(
     model: Model,
-    questions: Sequence[Question],
-    candidates: Sequence[Candidates],
+    questions: Sequence[WordQuestion],
+    candidates: Sequence[LanguageCandidates],
     languages: Sequence[str],
     lenses: Sequence[Lens],
     config: Config,
@@ -93,7 +93,9 @@ class _Scores:
         return self._of[context][token]
 
 
-def _readouts(scores: _Scores, root: tuple[int, ...], wanted: Wanted, alternatives: str) -> Mapping[str, np.ndarray]:
+def _readouts(
+    scores: _Scores, root: tuple[int, ...], wanted: WantedTokens, alternatives: str
+) -> Mapping[str, np.ndarray]:
     """The log-probability of each read-out that there is something to look for in."""
     out = {}
     join: Callable[[Sequence[np.ndarray]], np.ndarray] = _joined if alternatives == "sum" else _likeliest

@@ -10,11 +10,11 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from probes.latent_language.candidates import Candidates, candidates_of, readable_languages
+from probes.latent_language.candidates import LanguageCandidates, candidates_of, readable_languages
 from probes.latent_language.config import Config
-from probes.latent_language.questions import Question, Split, Task, questions_of, split_of, tasks_of
+from probes.latent_language.questions import ConceptSplit, LanguageTask, WordQuestion, questions_of, split_of, tasks_of
 from probes.latent_language.steering_check import check_possible
-from probes.latent_language.tokens_of_words import Vocabulary
+from probes.latent_language.tokens_of_words import WordVocabulary
 from probes.latent_language.word_lists import WordList, read_words
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -23,12 +23,12 @@ from workbench.models.text_side import TextSide
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AskedTask:
     """One task with its questions and what is looked for after each."""
 
-    task: Task
-    questions: list[Question]
-    candidates: list[Candidates]
+    task: LanguageTask
+    questions: list[WordQuestion]
+    candidates: list[LanguageCandidates]
 
     @cached_property
     def longest(self) -> int:
@@ -41,27 +41,27 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedWords:
     """`words` of the languages that can be read, the `split` of the concepts, and each task; `left_out`: a sentence for
     every language that cannot be read."""
 
     words: WordList
-    split: Split
-    asked: list[Asked]
-    vocabulary: Vocabulary
+    split: ConceptSplit
+    asked: list[AskedTask]
+    vocabulary: WordVocabulary
     left_out: list[str]
 
-    def clusters(self, asked: Asked) -> np.ndarray:
+    def clusters(self, asked: AskedTask) -> np.ndarray:
         """[prompts]: what is independent, by name."""
         return np.array([self.words.groups[q.concept] for q in asked.questions])
 
 
-def prepare(model: TextSide, config: Config, context: Context) -> Prepared:
+def prepare(model: TextSide, config: Config, context: Context) -> PreparedWords:
     """Prompts and tokens of a run. Raises InputError for what cannot be asked of this model: no tokenizer, fewer than
     two languages that it can write, no word to look for, prompts beyond the context."""
     check_style(model, style_of(config))
     whole = read_words(config, context.data, context)
-    vocabulary = Vocabulary(model)
+    vocabulary = WordVocabulary(model)
     languages, said = readable_languages(vocabulary, whole, config)
     words = whole.of(languages)
     split = split_of(words, config, context)
@@ -77,7 +77,7 @@ def prepare(model: TextSide, config: Config, context: Context) -> Prepared:
         for question in questions:
             context.check()
             found.append(candidates_of(vocabulary, words, question))
-        asked = Asked(task, questions, found)
+        asked = AskedTask(task, questions, found)
         if model.too_long(asked.longest):
             raise InputError(
                 f"A prompt of {task.key} has {asked.longest} tokens with its answer, more than the context of "
@@ -91,10 +91,10 @@ def prepare(model: TextSide, config: Config, context: Context) -> Prepared:
         out.append(asked)
     if not out:
         raise InputError("No task is left: no measured concept has words in the languages that are asked for.")
-    return Prepared(words, split, out, vocabulary, said)
+    return PreparedWords(words, split, out, vocabulary, said)
 
 
-def warn_of_words(ready: Prepared, context: Context) -> None:
+def warn_of_words(ready: PreparedWords, context: Context) -> None:
     """Say which languages are left out, and which words are."""
     for sentence in ready.left_out:
         context.warn(sentence)
@@ -110,7 +110,7 @@ def warn_of_words(ready: Prepared, context: Context) -> None:
                 context.warn(f"Words that {what}: {shown} (of {len(asked.candidates)} concepts).")
 
 
-def token_table(ready: Prepared) -> pl.DataFrame:
+def token_table(ready: PreparedWords) -> pl.DataFrame:
     """What the tokenizer makes of each language's words, in the first task: how many concepts have a word that can be
     looked for, how many tokens it has, how many concepts have a token that begins it and no other language's word."""
     asked = ready.asked[0]
@@ -134,7 +134,7 @@ def token_table(ready: Prepared) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"mean_tokens": pl.Float64})
 
 
-def group_table(ready: Prepared) -> pl.DataFrame:
+def group_table(ready: PreparedWords) -> pl.DataFrame:
     """The tokens that begin words of one language and of no other, over all measured concepts: language, ids."""
     of = {g: {i for a in ready.asked for each in a.candidates for i in each.own[g].ids} for g in ready.words.languages}
     times = Counter(i for ids in of.values() for i in ids)
@@ -142,6 +142,6 @@ def group_table(ready: Prepared) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"language": pl.String, "ids": pl.List(pl.Int64)})
 
 
-def shown(ready: Prepared, ids: Sequence[int]) -> list[str]:
+def shown(ready: PreparedWords, ids: Sequence[int]) -> list[str]:
     """Tokens as they read."""
     return ready.vocabulary.model.token_strings(ids)

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from probes.latent_language.config import Config
 from probes.latent_language.word_lists import WordList
 from workbench.core.context import Context
@@ -33,7 +31,7 @@ FEWEST_FITTED = 2  # concepts that give examples
 
 
 @dataclass(frozen=True)
-class Task:
+class LanguageTask:
     """What is asked: a task from a language (the same in repetition and cloze) into a language."""
 
     name: str
@@ -46,12 +44,12 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Question:
+class WordQuestion:
     """One prompt. `concept`: its number; `other`: the concept whose words are its null (of
     one that is not measured, nothing is asked of it); `space`: what stands between
     the prompt and the word."""
 
-    task: Task
+    task: LanguageTask
     concept: int
     other: int
     written: WrittenPrompt
@@ -59,14 +57,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Split:
+class ConceptSplit:
     """Numbers of the concepts that give examples, translators and directions, and of those that are measured."""
 
     fit: tuple[int, ...]
     measured: tuple[int, ...]
 
 
-def split_of(words: WordList, config: Config, context: Context) -> Split:
+def split_of(words: WordList, config: Config, context: Context) -> ConceptSplit:
     """Groups of concepts, shared out at random: `fit_share` of them, two concepts at least, are not measured."""
     groups = list(dict.fromkeys(words.groups))
     order = [groups[i] for i in context.rng("split").permutation(len(groups))]
@@ -82,10 +80,10 @@ def split_of(words: WordList, config: Config, context: Context) -> Split:
             f"Of {len(words.concepts)} concepts in {len(groups)} groups {len(measured)} are left to measure beside "
             f"those of the examples; give more concepts, or a smaller fit_share."
         )
-    return Split(tuple(sorted(fitted)), measured)
+    return ConceptSplit(tuple(sorted(fitted)), measured)
 
 
-def tasks_of(words: WordList, config: Config) -> list[Task]:
+def tasks_of(words: WordList, config: Config) -> list[LanguageTask]:
     """The tasks of a run, in their order. Raises InputError for a pair of languages that the words do not have, and
     where no task is left."""
     pairs = _pairs(words.languages, config)
@@ -93,11 +91,11 @@ def tasks_of(words: WordList, config: Config) -> list[Task]:
     out = []
     for name in dict.fromkeys(config.tasks):
         if name == "translation":
-            out += [Task(name, *pair) for pair in pairs]
+            out += [LanguageTask(name, *pair) for pair in pairs]
         elif name == "repetition":
-            out += [Task(name, target, target) for target in targets]
+            out += [LanguageTask(name, target, target) for target in targets]
         else:
-            out += [Task(name, target, target) for target in targets if any(words.clues[target])]
+            out += [LanguageTask(name, target, target) for target in targets if any(words.clues[target])]
     if not out:
         raise InputError(
             f"No task is left: the words have no clues in {' or '.join(targets)} (a column cloze_{targets[0]}); ask "
@@ -131,8 +129,14 @@ def label(language: str, config: Config) -> str:
 
 
 def questions_of(
-    model: TextSide, words: WordList, task: Task, among: Sequence[int], split: Split, config: Config, context: Context
-) -> list[Question]:
+    model: TextSide,
+    words: WordList,
+    task: LanguageTask,
+    among: Sequence[int],
+    split: ConceptSplit,
+    config: Config,
+    context: Context,
+) -> list[WordQuestion]:
     """The question of a task for each of the concepts `among`, whose examples are drawn from those that are not
     measured, and the unrelated concept beside it. Concepts without the words that a task needs are left out.
 
@@ -152,7 +156,7 @@ def questions_of(
         drawn = context.rng(f"unrelated to {words.concepts[concept]}").integers(max(1, len(others)))
         other = others[int(drawn)] if others else concept
         written, space = _written(model, words, task, concept, shots, config)
-        out.append(Question(task, concept, other, written, space))
+        out.append(WordQuestion(task, concept, other, written, space))
     return out
 
 
@@ -163,14 +167,14 @@ def unrelated(words: WordList, a: int, b: int) -> bool:
     return not any({*own[a]} & {*own[b]} for own in words.words.values())
 
 
-def _has(words: WordList, task: Task, concept: int) -> bool:
+def _has(words: WordList, task: LanguageTask, concept: int) -> bool:
     if task.name == "cloze":
         return bool(words.words[task.target][concept] and words.clues[task.target][concept])
     return bool(words.words[task.source][concept] and words.words[task.target][concept])
 
 
 def _written(
-    model: TextSide, words: WordList, task: Task, concept: int, shots: Sequence[int], config: Config
+    model: TextSide, words: WordList, task: LanguageTask, concept: int, shots: Sequence[int], config: Config
 ) -> tuple[WrittenPrompt, str]:
     """The prompt up to where the word begins, and the space in front of the word."""
     lines = [_line(words, task, i, config) for i in (*shots, concept)]
@@ -184,7 +188,7 @@ def _written(
     return written, space if opening or written.way == "raw" else ""
 
 
-def _line(words: WordList, task: Task, concept: int, config: Config) -> tuple[str, str, str]:
+def _line(words: WordList, task: LanguageTask, concept: int, config: Config) -> tuple[str, str, str]:
     """A line of the prompt: what stands before the word, the word, what stands after it."""
     word = words.words[task.target][concept][0]
     if task.name == "cloze":

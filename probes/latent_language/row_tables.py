@@ -9,8 +9,8 @@ import polars as pl
 
 from probes.latent_language.config import READOUTS, Config
 from probes.latent_language.measuring import NULL, OWN, Found
-from probes.latent_language.prepared import Asked, Prepared
-from probes.latent_language.questions import Question
+from probes.latent_language.prepared import AskedTask, PreparedWords
+from probes.latent_language.questions import WordQuestion
 
 WORDS = {
     "row": pl.Int64,
@@ -31,7 +31,7 @@ INPUTS = {
 }
 
 
-def input_table(ready: Prepared, fitted: Sequence[Question]) -> pl.DataFrame:
+def input_table(ready: PreparedWords, fitted: Sequence[WordQuestion]) -> pl.DataFrame:
     """One row for each measured prompt, in the order of the tasks, then one for each that directions are fitted on."""
     asked = [("measured", question) for each in ready.asked for question in each.questions]
     rows = []
@@ -54,7 +54,7 @@ def input_table(ready: Prepared, fitted: Sequence[Question]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=INPUTS)
 
 
-def word_table(ready: Prepared, found: Sequence[Found], config: Config) -> pl.DataFrame:
+def word_table(ready: PreparedWords, found: Sequence[Found], config: Config) -> pl.DataFrame:
     """A row for each prompt, language, lens and layer: log-probabilities in nats, null where there is nothing to look
     for. `tokens`: of the word, or of its alternatives one after the other, each ended by −1."""
     parts, start = [], 0
@@ -64,7 +64,7 @@ def word_table(ready: Prepared, found: Sequence[Found], config: Config) -> pl.Da
     return pl.concat(parts).with_columns(pl.selectors.float().fill_nan(None))
 
 
-def _of_task(asked: Asked, values: Found, languages: Sequence[str], config: Config, start: int) -> pl.DataFrame:
+def _of_task(asked: AskedTask, values: Found, languages: Sequence[str], config: Config, start: int) -> pl.DataFrame:
     log_p = values["log_p"].astype(np.float64)  # [n, 2, readouts, G, lenses, layers]
     n, _, _, count, lenses, depth = log_p.shape
     row, g, lens, layer = (axis.ravel() for axis in np.indices((n, count, lenses, depth)))

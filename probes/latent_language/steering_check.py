@@ -2,8 +2,8 @@
 
 For a translation from S into A, and another language B: the direction at a layer is the mean state at the last token of
 the prompts S → B less that of the prompts S → A, over concepts that are not measured (with the same examples in both);
-for a cloze in A, that of the prompts of a cloze in B less that of those in A. It is added at that token and layer to the
-measured prompts. What counts is the log-odds of B's words for the
+for a cloze in A, that of the prompts of a cloze in B less that of those in A. It is added at that token and layer to
+the measured prompts. What counts is the log-odds of B's words for the
 concept against A's words for it at the end, and how often they are above 0. Beside it, random directions of the same
 length at the same place, and the words of an unrelated concept in B: a direction of the language alone raises these by
 no more than what it raises of B as a whole."""
@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.latent_language.candidates import Candidates, Wanted
+from probes.latent_language.candidates import LanguageCandidates, WantedTokens
 from probes.latent_language.config import Config
-from probes.latent_language.questions import Question, Split, Task, questions_of
+from probes.latent_language.questions import ConceptSplit, LanguageTask, WordQuestion, questions_of
 from probes.latent_language.word_lists import WordList
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -57,7 +57,7 @@ STEERING = {
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class SteeredPrompts:
     """The prompts to steer: `ids` of what is asked, the tokens that stand for each language, and the clusters."""
 
     ids: list[list[int]]
@@ -79,7 +79,7 @@ def steer_layers(config: Config, n_layers: int) -> list[int]:
     return layers
 
 
-def steered_to(task: Task, words: WordList, config: Config) -> str | None:
+def steered_to(task: LanguageTask, words: WordList, config: Config) -> str | None:
     """The language that answers of a task are steered to; None for a repetition, and where there is none but the
     target."""
     if task.name == "repetition":
@@ -95,18 +95,18 @@ def steered_to(task: Task, words: WordList, config: Config) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class DirectionPrompts:
     """What a direction is fitted on: the same concepts' prompts `into` the language that is steered to and `out_of` the
     target."""
 
     towards: str
-    into: list[Question]
-    out_of: list[Question]
+    into: list[WordQuestion]
+    out_of: list[WordQuestion]
 
 
 def pairs_for(
-    model: TextSide, words: WordList, task: Task, split: Split, config: Config, context: Context
-) -> Pairs | None:
+    model: TextSide, words: WordList, task: LanguageTask, split: ConceptSplit, config: Config, context: Context
+) -> DirectionPrompts | None:
     """The prompts that the directions of a task are fitted on; None where it is not steered."""
     towards = steered_to(task, words, config)
     if towards is None or not steer_layers(config, model.n_layers):
@@ -114,15 +114,15 @@ def pairs_for(
     kinds = [_into(task, language) for language in (towards, task.target)]
     found = [questions_of(model, words, kind, split.fit, split, config, context) for kind in kinds]
     common = {q.concept for q in found[0]} & {q.concept for q in found[1]}
-    return Pairs(towards, *([q for q in some if q.concept in common] for some in found))
+    return DirectionPrompts(towards, *([q for q in some if q.concept in common] for some in found))
 
 
 def check_steering(
     model: Model,
     words: WordList,
-    task: Task,
-    pairs: Pairs,
-    asked: Sequence[tuple[Question, Candidates]],
+    task: LanguageTask,
+    pairs: DirectionPrompts,
+    asked: Sequence[tuple[WordQuestion, LanguageCandidates]],
     config: Config,
     context: Context,
 ) -> pl.DataFrame:
@@ -161,12 +161,14 @@ def check_steering(
     return _adjusted(pl.DataFrame([{name: row.get(name) for name in STEERING} for row in rows], schema=STEERING))
 
 
-def _into(task: Task, language: str) -> Task:
+def _into(task: LanguageTask, language: str) -> LanguageTask:
     """The same task into another language."""
     return replace(task, target=language, source=language if task.name == "cloze" else task.source)
 
 
-def _subject(words: WordList, task: Task, towards: str, asked: Sequence[tuple[Question, Candidates]]) -> Subject | None:
+def _subject(
+    words: WordList, task: LanguageTask, towards: str, asked: Sequence[tuple[WordQuestion, LanguageCandidates]]
+) -> SteeredPrompts | None:
     kept = []
     for question, each in asked:
         both = [_telling(each.own[g]) for g in (task.target, towards)]
@@ -174,7 +176,7 @@ def _subject(words: WordList, task: Task, towards: str, asked: Sequence[tuple[Qu
             kept.append((question, both, _telling(each.null[towards])))
     if not kept:
         return None
-    return Subject(
+    return SteeredPrompts(
         [list(q.written.ids) for q, *_ in kept],
         [both[0] for _, both, _ in kept],
         [both[1] for _, both, _ in kept],
@@ -183,14 +185,14 @@ def _subject(words: WordList, task: Task, towards: str, asked: Sequence[tuple[Qu
     )
 
 
-def _telling(wanted: Wanted) -> tuple[int, ...]:
+def _telling(wanted: WantedTokens) -> tuple[int, ...]:
     """The tokens that stand for a language: those that may begin its word, else the first of its tokens (of a word
     without a token of whole characters)."""
     return wanted.ids or tuple(dict.fromkeys(tokens[0] for tokens in wanted.words))
 
 
 def _directions(
-    model: Model, fitted: Sequence[Sequence[Question]], layers: Sequence[int], config: Config, context: Context
+    model: Model, fitted: Sequence[Sequence[WordQuestion]], layers: Sequence[int], config: Config, context: Context
 ) -> dict[int, tuple[torch.Tensor, float]]:
     """By layer the difference of the mean states [width] of two kinds of prompts, and the mean length of a state."""
     sites = [Site("resid_post", layer) for layer in layers]
@@ -208,7 +210,7 @@ def _directions(
 
 
 def _answers(
-    model: Model, subject: Subject, layer: int, vectors: Sequence[torch.Tensor], config: Config, context: Context
+    model: Model, subject: SteeredPrompts, layer: int, vectors: Sequence[torch.Tensor], config: Config, context: Context
 ) -> list[dict]:
     """Of every prompt the log-odds of the language that is steered to, and the probability of its words and of the
     unrelated concept's: unedited, then with each vector added at the last token of a layer."""
@@ -220,7 +222,7 @@ def _answers(
     return [_judged(scores, subject) for scores in found]
 
 
-def _judged(found: Sequence[np.ndarray], subject: Subject) -> dict:
+def _judged(found: Sequence[np.ndarray], subject: SteeredPrompts) -> dict:
     odds, probability, null = [], [], []
     for scores, target, towards, other in zip(found, subject.target, subject.towards, subject.null):
         cut = [len(target), len(target) + len(towards)]
@@ -286,7 +288,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def check_possible(words: WordList, tasks: Sequence[Task], config: Config, layers: int, engine: str) -> None:
+def check_possible(words: WordList, tasks: Sequence[LanguageTask], config: Config, layers: int, engine: str) -> None:
     """Raise InputError for layers and languages that cannot be steered, and for an engine that cannot."""
     asked = steer_layers(config, layers)
     turned = [task for task in tasks if steered_to(task, words, config) is not None]

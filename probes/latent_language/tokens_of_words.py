@@ -1,4 +1,4 @@
-"""Which tokens are a word: all of it as it stands after a prompt, and every token of the vocabulary that may begin it."""
+"""Which tokens are a word: all of it as it stands after a prompt, and every token that may begin it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_han(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Continuation:
+class WordTokens:
     """`tokens` of a word after a prompt; `apart`: cut by themselves, because the prompt's last token would be cut
     otherwise with the word behind it."""
 
@@ -27,7 +27,7 @@ class Continuation:
     apart: bool = False
 
 
-class Vocabulary:
+class WordVocabulary:
     """A model's tokenizer, asked for words; what was found is kept."""
 
     def __init__(self, model: TextSide):
@@ -61,19 +61,19 @@ class Vocabulary:
         special = self.model.special_ids
         return [i for i in ids if i not in special and self.model.token_strings([i])[0] == text]
 
-    def after(self, written: WrittenPrompt, space: str, word: str) -> Continuation | None:
+    def after(self, written: WrittenPrompt, space: str, word: str) -> WordTokens | None:
         """The tokens of a word behind a prompt; None where the tokenizer cannot write it."""
         encoded = chat_ids if written.way == "chat" else raw_ids
         whole = encoded(self.model, written.text + space + word)
         n = len(written.ids)
         if whole[:n] == list(written.ids) and self._reads(whole[n:], word):
-            return Continuation(tuple(whole[n:]))
+            return WordTokens(tuple(whole[n:]))
         front = written.text.rstrip()[-1:] or "."
         for before in (front, ""):
             ids = self.model.encode(before, bos=False) if before else []
             both = self.model.encode(before + space + word, bos=False)
             if both[: len(ids)] == ids and self._reads(both[len(ids) :], word):
-                return Continuation(tuple(both[len(ids) :]), apart=True)
+                return WordTokens(tuple(both[len(ids) :]), apart=True)
         return None
 
     def _reads(self, ids: Sequence[int], word: str) -> bool:

@@ -127,8 +127,8 @@ def _fit(
 
 
 def ridge_maps(x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
-    """(ridge, map [width, width], shift [width]) with the least |x m + b − y|² + ridge |m|² for each of RIDGES, times the
-    mean eigenvalue of the covariance times the tokens; x, y [tokens, width] float64."""
+    """(ridge, map [width, width], shift [width]) with the least |x m + b − y|² + ridge |m|² for each of RIDGES, times
+    the mean eigenvalue of the covariance times the tokens; x, y [tokens, width] float64."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     u, s, vt = torch.linalg.svd(x - mean_x, full_matrices=False)
     right = u.T @ (y - mean_y)

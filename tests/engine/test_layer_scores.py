@@ -1,5 +1,5 @@
-"""What layers give to chosen tokens is what plain Hugging Face gives, context by context: hidden states, the model's own
-final norm and unembedding, a softmax over the whole vocabulary in float64."""
+"""What layers give to chosen tokens is what plain Hugging Face gives, context by context: hidden states, the model's
+own final norm and unembedding, a softmax over the whole vocabulary in float64."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ the end of many contexts.
 
 Probabilities are exact: the normaliser runs over the whole vocabulary, in float32 at least, block by block, so that
 contexts × layers × vocabulary is never held; the chosen tokens are read beside it. Contexts that begin alike share
-their keys and values (`workbench.engine.shared_prefix`); where a model cannot be run so, a context that another one goes
-on from is read in the same pass as that one.
+their keys and values (`workbench.engine.shared_prefix`); where a model cannot be run so, a context that another one
+goes on from is read in the same pass as that one.
 """
 
 from __future__ import annotations

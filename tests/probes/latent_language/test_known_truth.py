@@ -70,7 +70,7 @@ def test_a_languages_direction_turns_the_answer_by_what_the_circuit_says_and_ran
     steering = on_circuit.table("steering").filter(target="cor")
     told = steering.filter(direction="language")
     assert told["towards"].unique().to_list() == ["aru"] and told["layer"].to_list() == [0, 1, 2, 3]
-    # S comes off the language asked for and goes to the other, whether before the switch (as what is asked for) or after
+    # S comes off the language asked for and goes to the other, before the switch (as what is asked for) and after it
     assert told["log_odds"].to_list() == pytest.approx([2 * STRENGTH] * 4, rel=1e-4)
     assert (told["base_log_odds"] + STRENGTH).abs().max() < 1e-4
     assert (told["switched"] == 1).all() and (told["base_switched"] == 0).all()
