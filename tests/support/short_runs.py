@@ -7,6 +7,7 @@ PROBES = (
     "data-selection",
     "branching-factor",
     "representation-geometry",
+    "talking-heads",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -17,4 +18,12 @@ LESS = {
     | {"baselines": ("neurons", "hidden")},
     "branching-factor": {"samples": 2, "max_new_tokens": 4},
     "representation-geometry": {"limit": 60, "random_draws": 1, "draws": 20, "loss_rows": 4},
+    "talking-heads": {
+        "sequences": 8,
+        "limit": 8,
+        "random_draws": 1,
+        "receivers_each": 1,
+        "ablate": 1,
+        "scales": (0.0,),
+    },
 }
