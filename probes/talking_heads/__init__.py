@@ -61,7 +61,18 @@ def own_tasks(model: str) -> Path | str | None:
         ),
         "heads": ("layer", "head", "in_strength", "out_strength"),
         "components": ("source_layer", "source_head", "component", "target_layer", "target_head", "kind", "score", "z"),
-        "ablation": ("component", "ablation", "metric", "value", "ci_low", "ci_high"),
+        "ablation": (
+            "task",
+            "target_layer",
+            "target_head",
+            "channels",
+            "component",
+            "ablation",
+            "metric",
+            "value",
+            "ci_low",
+            "ci_high",
+        ),
         "sweep": ("task", "scale", "size", "split", "metric", "value", "ci_low", "ci_high"),
         "inputs": ("row", "ids", "target", "others", "answer_id", "wrong_ids", "split"),
     },
@@ -165,9 +176,10 @@ def _task(model, weights, channels: pl.DataFrame, own: list, chooses: list[bool]
     said, table = {}, empty[1]
     receiver, sets = chosen[0]
     if task == config.sweep and sets:
+        strongest = sets[-1] if len(sets[-1].channels) > 1 else sets[0]
 
         def scales() -> dict:
-            return sweep(model, weights, own, chooses, receiver, sets[-1], config, context, run)
+            return sweep(model, weights, own, chooses, receiver, strongest, config, context, run)
 
         found = context.part(f"sweep {task}", scales)
         table, said = found["sweep"], summary_of_sweep(found["gain"])

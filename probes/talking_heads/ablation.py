@@ -17,7 +17,14 @@ from workbench.core.context import Context
 from workbench.engine.edits import Edit
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
-from workbench.stats.clusters import clusters_of, crossed_interval, false_discovery, mean_interval, p_of_zero, share_interval
+from workbench.stats.clusters import (
+    clusters_of,
+    crossed_interval,
+    false_discovery,
+    mean_interval,
+    p_of_zero,
+    share_interval,
+)
 
 Head = tuple[int, int]
 SCHEMA = {
@@ -201,7 +208,7 @@ def _rows(
                 "change_low": number(ends[0]),
                 "change_high": number(ends[1]),
             }
-            if len(found) == 1:
+            if ablation != "random":
                 row["p_adjusted"] = number(p_of_zero(change[0], clusters))
         if controls:
             control = np.stack([one.of(metric, receiver) for one in controls])[:, told]

@@ -60,5 +60,7 @@ def mean_coordinates(
         context.count(tokens=batch.tokens, forwards=1)
         for channel in channels:
             z = states[sites[channel.layer]][:, channel.head].double().cpu()
-            total[channel] += float((z @ weights.components[channel.layer].reads[channel.head, channel.component]).sum())
+            total[channel] += float(
+                (z @ weights.components[channel.layer].reads[channel.head, channel.component]).sum()
+            )
     return {channel: one / len(prompts) for channel, one in total.items()}

@@ -40,7 +40,12 @@ class Measured:
 
 @torch.no_grad()
 def measure(
-    model: Model, prompts: Sequence[Prompt], layers: Sequence[int], context: Context, run: Pass, edits: Sequence[Edit] = ()
+    model: Model,
+    prompts: Sequence[Prompt],
+    layers: Sequence[int],
+    context: Context,
+    run: Pass,
+    edits: Sequence[Edit] = (),
 ) -> Measured:
     """The three measures of every prompt, with the attention of these layers, under edits. Attention and scores are in
     float32, whatever the dtype of the weights."""
@@ -57,7 +62,10 @@ def measure(
             mass = of_layers(seen).cpu().double().numpy()  # [layers, B, H, S]
             scores = scores_of(model, site, states[site]).reshape(len(rows), -1)
             wanted = [[prompts[i].answer, *prompts[i].wrong] for i in rows]
-            picked = [scores[k, torch.tensor(ids, device=scores.device)].double().cpu().numpy() for k, ids in enumerate(wanted)]
+            picked = [
+                scores[k, torch.tensor(ids, device=scores.device)].double().cpu().numpy()
+                for k, ids in enumerate(wanted)
+            ]
             for k, i in enumerate(rows):
                 prompt = prompts[i]
                 on_target = mass[:, k, :, list(prompt.target)].sum(0)

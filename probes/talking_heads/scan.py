@@ -22,7 +22,6 @@ from workbench.engine.composition import (
     readers,
 )
 from workbench.models.head_weights import HeadWeights, head_weights, rotations
-from workbench.stats.clusters import false_discovery
 
 SCHEMA = {
     "rank": pl.Int64,
@@ -219,7 +218,11 @@ def _strongest(weights: Weights, reading: Reading, pairs: np.ndarray, p: np.ndar
     chosen = {(int(i), reader) for reader in range(m) for i in first[:, reader]}
     flat = np.argpartition(-least.ravel(), min(config.keep, n * m) - 1)[: config.keep]
     chosen |= {(int(i // m), int(i % m)) for i in flat}
-    order = {(int(i), r): k for r in range(m) for k, i in enumerate(first[np.argsort(-least[first[:, r], r], kind="stable"), r])}
+    order = {
+        (int(i), r): k
+        for r in range(m)
+        for k, i in enumerate(first[np.argsort(-least[first[:, r], r], kind="stable"), r])
+    }
     step = 1 if reading.kind == "q" else weights.group
     found = []
     for i, reader in sorted(chosen):

@@ -12,7 +12,7 @@ def example(model: Facts) -> dict[str, object]:
     if model.layers == 1:
         raise InputError(f"{model.name} has one layer, so no head comes before another.")
     if model.is_organism:
-        return {"sweep": "context", "together": 8, "random_draws": 10, "scales": (-1.0, 0.0, 0.5, 1.0, 2.0)}
+        return {"sweep": "context", "together": 6, "random_draws": 10, "scales": (-1.0, 0.0, 0.5, 1.0, 2.0)}
     return {
         "sequences": 12,
         "limit": 12,

@@ -26,17 +26,20 @@ def summary_of_scan(channels: pl.DataFrame, tests: np.ndarray, weights: Weights,
     found["random_score"] = float(channels["null_mean"].mean()) if channels.height else None  # pyright: ignore[reportArgumentType]
     found["one_over_root_d"] = weights.width**-0.5
     best = channels.sort("rank").head(5)
-    found["strongest"] = "; ".join(
-        f"{in_words(row)} score {row['score']:.3f}, z {row['z']:.1f} and {row['z_heads']:.1f}"
-        for row in best.iter_rows(named=True)
-        if row["is_channel"]
-    ) or f"none: no component has both z at {config.outlier:g} or above"
+    found["strongest"] = (
+        "; ".join(
+            f"{in_words(row)} score {row['score']:.3f}, z {row['z']:.1f} and {row['z_heads']:.1f}"
+            for row in best.iter_rows(named=True)
+            if row["is_channel"]
+        )
+        or f"none: no component has both z at {config.outlier:g} or above"
+    )
     return found
 
 
 def summary_of_ablation(ablation: pl.DataFrame) -> dict:
     """For every task, the attention of its first receiver, and how it changes without the channels that are removed
-    together (or without the only one)."""
+    together, or without the strongest."""
     found: dict = {}
     for task in ablation["task"].unique(maintain_order=True).to_list():
         own = ablation.filter(task=task, metric="attention")
@@ -50,6 +53,8 @@ def summary_of_ablation(ablation: pl.DataFrame) -> dict:
             if rows.is_empty():
                 continue
             last = rows.row(-1, named=True)
+            if last["component"] is not None:
+                last = rows.row(0, named=True)
             found[f"{name}_removed"] = last["channels"]
             found[f"{name}_change_{ablated}"] = _estimate(last, "change", "change_low", "change_high")
             if ablated == "weight" and last["beyond_random"] is not None:

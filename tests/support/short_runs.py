@@ -11,6 +11,7 @@ PROBES = (
     "token-filter",
     "hopping",
     "latent-language",
+    "talking-heads",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -32,4 +33,12 @@ LESS = {
     },
     "hopping": {"items": 2, "shuffles": 2},
     "latent-language": {"draws": 100, "limit": 6, "steer_rows": 2, "steer_layers": (1,)},
+    "talking-heads": {
+        "sequences": 8,
+        "limit": 8,
+        "random_draws": 1,
+        "receivers_each": 1,
+        "ablate": 1,
+        "scales": (0.0,),
+    },
 }

@@ -119,9 +119,7 @@ class RandomDirections:
         return special.betaincc(self.a, self.b, share)
 
 
-def random_directions(
-    reading: torch.Tensor, *, width: int, draws: int, rng: np.random.Generator
-) -> RandomDirections:
+def random_directions(reading: torch.Tensor, *, width: int, draws: int, rng: np.random.Generator) -> RandomDirections:
     """What a random direction, uniform on the sphere of `width` dimensions, scores into readers [m, d, h].
 
     With p_j the shares of ‖B‖² along its singular directions the square of the score is Σ p_j g_j² / Σ g_j² for normal

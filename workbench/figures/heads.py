@@ -102,6 +102,39 @@ def head_map(
     return dressed(about(fig, heads=value))
 
 
+def add_links(fig: go.Figure, frame: pl.DataFrame, *, weight: str, group: str = "kind", most: int = 20) -> int:
+    """Arrows between the heads of a `head_map`, and how many they are: the ``most`` links of the table with the largest
+    ``weight``, one colour for each value of ``group``. ``frame``: ``source_layer``, ``source_head``, ``target_layer``,
+    ``target_head``, and these two columns; of several links of a pair the strongest is drawn."""
+    pair = ["source_layer", "source_head", "target_layer", "target_head", group]
+    frame = frame.filter(pl.col(weight).is_finite()).sort(weight, descending=True, maintain_order=True)
+    frame = frame.unique(pair, keep="first", maintain_order=True).head(most)
+    looks = theme.sequence(sorted(frame[group].unique().to_list()))
+    for name, look in looks.items():
+        rows = frame.filter(pl.col(group) == name)
+        ends = rows.select("source_head", "source_layer", "target_head", "target_layer").to_numpy().astype(float)
+        gaps = np.full(len(ends), np.nan)
+        text = [
+            f"{a}.{b} → {c}.{d}<br>{traces.safe(weight.replace('_', ' '))} {traces.number(value)}"
+            for a, b, c, d, value in rows.select(
+                "source_layer", "source_head", "target_layer", "target_head", weight
+            ).iter_rows()
+        ]
+        fig.add_scatter(
+            x=np.stack([ends[:, 0], ends[:, 2], gaps], 1).ravel(),
+            y=np.stack([ends[:, 1], ends[:, 3], gaps], 1).ravel(),
+            mode="lines+markers",
+            name=traces.safe(name),
+            showlegend=True,
+            line={"color": look.colour, "width": 1.4},
+            marker={"color": look.colour, "symbol": "arrow", "angleref": "previous", "size": [0, 9, 0] * len(ends)},
+            text=[line for each in text for line in (each, each, "")],
+            hovertemplate="%{text}<extra></extra>",
+            **axis(0),
+        )
+    return frame.height
+
+
 def ranked(
     frame: pl.DataFrame,
     *,

@@ -46,9 +46,7 @@ class HeadWeights:
 
 
 @torch.no_grad()
-def head_weights(
-    model: Model, *, folded: bool = True, check: Callable[[], None] | None = None
-) -> list[HeadWeights]:
+def head_weights(model: Model, *, folded: bool = True, check: Callable[[], None] | None = None) -> list[HeadWeights]:
     """The weights of every layer's heads; with `folded` they read the stream before the norm and write it after any
     norm behind the output projection, with the mean taken off where the norms of the model take it off.
 
@@ -170,9 +168,14 @@ def _read(model: Model, check: Callable[[], None] | None) -> tuple[list[torch.Te
         for start in range(0, model.width, ROWS):
             states = torch.zeros(min(ROWS, model.width - start), model.width)
             states[torch.arange(len(states)), torch.arange(start, start + len(states))] = scale
-            parts.append([[x - n for x, n in zip(side, zero)] for side, zero in zip(_at(model, states, 0, check), none)])
+            parts.append(
+                [[x - n for x, n in zip(side, zero)] for side, zero in zip(_at(model, states, 0, check), none)]
+            )
     return tuple(
-        [torch.cat([*(part[side][layer] / scale for part in parts), none[side][layer]], 1) for layer in range(model.n_layers)]
+        [
+            torch.cat([*(part[side][layer] / scale for part in parts), none[side][layer]], 1)
+            for layer in range(model.n_layers)
+        ]
         for side in range(3)
     )
 
@@ -185,7 +188,13 @@ def _at(
     if check is not None:
         check()
     layers = range(model.n_layers)
-    one = pad([[1 % model.vocab_size]] * len(states), pad_id=0, side="left", device=model.device, first=[position] * len(states))
+    one = pad(
+        [[1 % model.vocab_size]] * len(states),
+        pad_id=0,
+        side="left",
+        device=model.device,
+        first=[position] * len(states),
+    )
 
     def instead(_module, args, kwargs):
         old = hidden_argument(args, kwargs)
