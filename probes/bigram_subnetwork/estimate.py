@@ -32,6 +32,4 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     prompts = (0 if config.mask else config.steps * config.batch) + variants * max(1, held // length)
     scored = (searched + judged) * model.vocabulary * model.width
     captured = length * (model.layers + 1) * model.width if config.rotation else 0
-    return Plan(
-        prompts, searched + judged, 0, scored, "", longest=length, at_once=config.max_tokens, captured=captured
-    )
+    return Plan(prompts, searched + judged, 0, scored, "", longest=length, at_once=config.max_tokens, captured=captured)

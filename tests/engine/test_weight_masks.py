@@ -157,7 +157,8 @@ def test_a_pickle_that_names_code_is_refused_and_never_run(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{}", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 40, pickle.dumps({"a": np.full((2, 2), 3)}), b"\x80\x04}."]
+    "data",
+    [b"", b"{}", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 40, pickle.dumps({"a": np.full((2, 2), 3)}), b"\x80\x04}."],
 )
 def test_what_is_no_mask_is_refused_in_a_sentence(data, tmp_path):
     with pytest.raises(InputError) as caught:
@@ -185,4 +186,6 @@ def test_a_masked_model_is_written_as_a_folder_and_runs_in_plain_transformers(ti
     plain = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         wanted = plain(torch.tensor(IDS)).logits[0, -1]
-    torch.testing.assert_close(logits(model, IDS, edits=[WeightMask.of(masks)])[0], wanted.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(model, IDS, edits=[WeightMask.of(masks)])[0], wanted.float(), atol=1e-5, rtol=1e-5
+    )

@@ -26,6 +26,7 @@ CASES = {
     "retrieval-heads": ({"n": "The key is red.", "q": "Which key?", "a": "red"}, "needle:n,question:q,answer:a", {}),
     "branching-factor": ({"task": "Say something.", "input": "not this"}, "prompt:task", {}),
     "representation-geometry": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
+    "bigram-subnetwork": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
     "data-selection": ({"ask": "Why?", "say": "So.", "text": "not this"}, "prompt:ask,response:say", {"sae": "none"}),
     "knowledge-conflict": (
         CONFLICT,

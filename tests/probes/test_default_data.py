@@ -32,6 +32,7 @@ OWN = {
     "branching-factor": "prompts.jsonl",
     "data-selection": "pool.jsonl",
     "concept-depth": "concepts",
+    "bigram-subnetwork": "texts.jsonl",
 }  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
@@ -39,6 +40,7 @@ ENGLISH = {
     "data-selection": "probes.data_selection:material/instructions.jsonl",
     "concept-depth": "probes.concept_depth:material",
     "retrieval-heads": "probes.retrieval_heads:material/needles.jsonl",
+    "bigram-subnetwork": "probes:representation_geometry/material/passages.jsonl",
 }
 
 

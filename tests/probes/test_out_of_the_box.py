@@ -22,6 +22,7 @@ AUTO = ("retrieval-heads", "branching-factor")  # in chat by default where the t
 LONG = {
     "retrieval-heads": ("lengths=450", "max_new_tokens=3", "depths=50", "draws=100"),
     "branching-factor": ("samples=2", "max_new_tokens=3", "max_prompts=5"),
+    "bigram-subnetwork": ("steps=3", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=60"),
 }
 # ... and of the others where the vocabulary is large; without any they run on the tiny trained model below.
 LARGE = {
@@ -29,6 +30,7 @@ LARGE = {
     "knowledge-conflict": ("limit=24", "max_new_tokens=2"),
     "data-selection": ("resamples=0", "features=1", "explain=1", "target=code"),
     "representation-geometry": ("limit=30", "loss_rows=1", "draws=20", "random_draws=1"),
+    "bigram-subnetwork": ("steps=1", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=8"),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

@@ -115,6 +115,7 @@ MORE = {
     "data-selection": {},
     "branching-factor": {"samples": 80},
     "representation-geometry": {"limit": 1200},
+    "bigram-subnetwork": {"steps": 400},
 }
 
 

@@ -124,6 +124,18 @@ def _selection(run, model, inputs, template: str) -> None:
     assert run.table("scores")["score"].is_finite().all()
 
 
+def _bigram(run, model, inputs, template: str) -> None:
+    texts = source("bigram-subnetwork")["text"]
+    bos = model.bos_id if model.prepends_bos else None
+    for (row,), pieces in inputs.group_by("row"):
+        ids = [i for piece in pieces.sort("stretch")["ids"] for i in piece if i != bos]
+        written = plain(model.decode(ids))
+        assert len(written) > 0.8 * len(plain(texts[row])) and plain(texts[row]).startswith(written)
+    assert set(inputs["split"]) == {"search", "held out"}
+    assert run.table("parameters")["total"].sum() > 0
+    assert run.table("evaluation").filter(model="full")["correlation"][0] is not None
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -131,6 +143,7 @@ CHECKS = {
     "data-selection": _selection,
     "branching-factor": _branching,
     "representation-geometry": _geometry,
+    "bigram-subnetwork": _bigram,
 }
 
 

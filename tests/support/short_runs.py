@@ -7,6 +7,7 @@ PROBES = (
     "data-selection",
     "branching-factor",
     "representation-geometry",
+    "bigram-subnetwork",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -17,4 +18,5 @@ LESS = {
     | {"baselines": ("neurons", "hidden")},
     "branching-factor": {"samples": 2, "max_new_tokens": 4},
     "representation-geometry": {"limit": 60, "random_draws": 1, "draws": 20, "loss_rows": 4},
+    "bigram-subnetwork": {"steps": 6, "random_draws": 1, "eval_texts": 6, "layer_ablation": False, "draws": 100},
 }

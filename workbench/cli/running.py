@@ -68,7 +68,7 @@ def run(
             "--edits",
             parser=path_of("edit file"),
             metavar="PATH",
-            help="JSON file of heads to switch off, or to run twice, during the run; or a mask of weights (safetensors).",
+            help="JSON file of heads to switch off, or to run twice, during the run; or a mask of weights.",
         ),
     ] = None,
     out: Annotated[

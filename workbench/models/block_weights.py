@@ -108,9 +108,7 @@ def block_weights(model: Model, *, for_what: str) -> list[BlockWeight]:
     return found
 
 
-def _refuse_unfit(
-    model: Model, module: nn.Module, wide: Mapping[str, torch.Tensor], layer: int, for_what: str
-) -> None:
+def _refuse_unfit(model: Model, module: nn.Module, wide: Mapping[str, torch.Tensor], layer: int, for_what: str) -> None:
     kind = type(module).__name__
     linear_map = type(module).forward is nn.Linear.forward or _transposed(module) or kind in _PLAIN
     plain = linear_map and set(wide) == {"weight"} and wide["weight"].is_floating_point() and wide["weight"].ndim == 2

@@ -30,9 +30,7 @@ def dense(texts) -> np.ndarray:
             pairs[one, two] += 1
             before[one] += 1
     total = sum(single.values())
-    return np.array(
-        [[pairs[c, w] / before[c] if before[c] else single[w] / total for w in range(V)] for c in range(V)]
-    )
+    return np.array([[pairs[c, w] / before[c] if before[c] else single[w] / total for w in range(V)] for c in range(V)])
 
 
 def test_probabilities_are_those_of_counting_with_dicts(texts):

@@ -110,7 +110,9 @@ def test_unseen_pairs_are_dropped_or_take_the_largest_surprisal(toy, tmp_path):
     save_masks(tmp_path / "mask.safetensors", bigram_toy.oracle(model))
     config = QUICK | {"mask": str(tmp_path / "mask.safetensors"), "reference": str(half), "layer_ablation": False}
     found = {
-        how: execution.execute("bigram-subnetwork", model, data=texts, config=config | {"unseen": how}).table("evaluation")
+        how: execution.execute("bigram-subnetwork", model, data=texts, config=config | {"unseen": how}).table(
+            "evaluation"
+        )
         for how in ("drop", "max")
     }
     assert found["drop"]["infinite"][0] == found["max"]["infinite"][0] > 0
@@ -123,7 +125,9 @@ def test_the_estimate_counts_what_is_fed(toy):
     facts = cost.facts(str(model.folder))
     config = Config(**QUICK, reference=str(pairs), sharpening=1.01)
     plan = registry.get("bigram-subnetwork").estimate(config, texts, facts)
-    run = execution.execute("bigram-subnetwork", model, data=texts, config=QUICK | {"reference": str(pairs), "sharpening": 1.01})
+    run = execution.execute(
+        "bigram-subnetwork", model, data=texts, config=QUICK | {"reference": str(pairs), "sharpening": 1.01}
+    )
     counted = run.info["counters"]["tokens"]  # of a step once: its gradients are no tokens
     steps = QUICK["steps"] * QUICK["batch"] * QUICK["length"]
     assert 0.5 < (plan.tokens - 2 * steps) / (counted + QUICK["steps"] * 16 * QUICK["length"]) < 2

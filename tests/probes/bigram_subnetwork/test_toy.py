@@ -35,7 +35,9 @@ def judged(toy, tmp_path):
         if isinstance(masks, dict):
             save_masks(path, masks)
         mask = str(path if isinstance(masks, dict) else masks)
-        return execute("bigram-subnetwork", model, data=texts, config=SHORT | {"reference": str(pairs), "mask": mask} | config)
+        return execute(
+            "bigram-subnetwork", model, data=texts, config=SHORT | {"reference": str(pairs), "mask": mask} | config
+        )
 
     return run
 
@@ -77,7 +79,8 @@ def test_an_oracle_mask_has_r_one_and_the_search_is_left_out(toy, judged):
 def test_a_random_mask_of_the_same_size_has_r_near_zero(toy, judged):
     rng, known = np.random.default_rng(0), bigram_toy.oracle(toy[0])
     masks = {
-        name: torch.from_numpy(rng.permutation(mask.numpy().ravel()).reshape(mask.shape)) for name, mask in known.items()
+        name: torch.from_numpy(rng.permutation(mask.numpy().ravel()).reshape(mask.shape))
+        for name, mask in known.items()
     }
     assert abs(of(judged(masks), "subnetwork")["correlation"]) < 0.15
 
@@ -157,7 +160,9 @@ def test_a_search_that_is_stopped_goes_on_where_it_was(toy, tmp_path, share):
 
     asked = lambda: len(tokens) >= 50 * share  # noqa: E731
     with pytest.raises(Cancelled):
-        execute("bigram-subnetwork", model, data=texts, config=config, out=tmp_path / "two", progress=stop, cancel=asked)
+        execute(
+            "bigram-subnetwork", model, data=texts, config=config, out=tmp_path / "two", progress=stop, cancel=asked
+        )
     before = len(tokens)
     run = execute("bigram-subnetwork", model, data=texts, config=config, out=tmp_path / "two", progress=stop)
     assert run.status == "complete"
