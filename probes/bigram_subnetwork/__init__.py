@@ -30,7 +30,7 @@ from probes.bigram_subnetwork.mask_tables import parameter_table
 from probes.bigram_subnetwork.masked_pass import BigramTask
 from probes.bigram_subnetwork.rotation import SCHEMA, rotation_rows
 from probes.bigram_subnetwork.search import COLUMNS, Searched, run_of, search
-from probes.bigram_subnetwork.stretches import Texts, inputs_table, texts_of
+from probes.bigram_subnetwork.stretches import FedTexts, inputs_table, texts_of
 from probes.bigram_subnetwork.summary import summary_of
 from workbench import organisms
 from workbench.core.context import Context, Result
@@ -130,7 +130,7 @@ def run(model, config: Config, context: Context) -> Result:
     return Result(tables, {}, summary_of(tables))
 
 
-def _weights_of_stages(config: Config, texts: Texts, layers: int) -> dict[str, float]:
+def _weights_of_stages(config: Config, texts: FedTexts, layers: int) -> dict[str, float]:
     """What each stage takes, in passes over a stretch."""
     variants = 3 + 2 * config.random_draws + (layers * (1 + config.layer_draws) if config.layer_ablation else 0)
     return {
@@ -145,7 +145,7 @@ def _read(config: Config, model) -> dict:
     return fit_masks(saved.masks, model, where=f"The weight mask {Path(config.mask).name}")
 
 
-def _search(task: BigramTask, weights, texts: Texts, config: Config, context: Context, searches: list) -> Masks:
+def _search(task: BigramTask, weights, texts: FedTexts, config: Config, context: Context, searches: list) -> Masks:
     """The mask of the first search whose loss is stable, of at most `attempts`; else of the last."""
     for attempt in range(config.attempts):
         with context.stretch(attempt / config.attempts, (attempt + 1) / config.attempts):
@@ -159,8 +159,8 @@ def _search(task: BigramTask, weights, texts: Texts, config: Config, context: Co
         )
     if not searches[-1].settled:
         context.warn(
-            f"The masks had not settled after {config.steps} steps; the subnetwork is what was above 0 then. More steps "
-            f"or a larger penalty settle them."
+            f"The masks had not settled after {config.steps} steps; the subnetwork is what was above 0 then. More "
+            f"steps or a larger penalty settle them."
         )
     return searches[-1].masks
 
@@ -181,7 +181,7 @@ def _search_table(searches: list[Searched]) -> pl.DataFrame:
     return found.with_columns(pl.selectors.float().fill_nan(None))
 
 
-def _rotations(task: BigramTask, masks: Masks, texts: Texts, config: Config, context: Context) -> pl.DataFrame:
+def _rotations(task: BigramTask, masks: Masks, texts: FedTexts, config: Config, context: Context) -> pl.DataFrame:
     """`rotations` of the full model, of the subnetwork and of a random mask of its size."""
     if not config.rotation:
         return pl.DataFrame(schema=SCHEMA)

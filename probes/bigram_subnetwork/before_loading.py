@@ -1,4 +1,4 @@
-"""What is known to be wrong before the weights are read: texts that are too few or too short, a mask of other layers."""
+"""What is known to be wrong before the weights are read: too few texts, a mask file that is none."""
 
 from __future__ import annotations
 

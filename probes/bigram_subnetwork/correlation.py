@@ -60,8 +60,8 @@ class Correlations:
 def correlations(
     said: Sequence[np.ndarray], known: np.ndarray, text: np.ndarray, *, draws: int, rng: np.random.Generator
 ) -> Correlations:
-    """`said`: surprisals [n] of each model; `known` [n] those that they are held against; `text` [n]: of which text each
-    token is. A surprisal that is infinite takes the largest finite one of its model, as in the official code."""
+    """`said`: surprisals [n] of each model; `known` [n] those that they are held against; `text` [n]: the text of each
+    token. A surprisal that is infinite takes the largest finite one of its model, as in the official code."""
     names, index = np.unique(text, return_inverse=True)
     sums = [_sums(finite(one), known, index, len(names)) for one in said]
     counts = resample_counts(len(names), draws, rng) if len(names) >= FEWEST else np.zeros((0, len(names)))

@@ -13,7 +13,7 @@ from probes.bigram_subnetwork.config import Config
 from probes.bigram_subnetwork.correlation import Correlations, correlations, finite, mean_over_draws
 from probes.bigram_subnetwork.mask_sets import Masks, kept_by_layer, random_like, without_layer, without_random
 from probes.bigram_subnetwork.masked_pass import BigramTask, Readings, readings, surprisals_of_counts, texts_of_tokens
-from probes.bigram_subnetwork.stretches import Stretch
+from probes.bigram_subnetwork.stretches import Piece
 from workbench.core.context import Context
 from workbench.engine.weight_masks import WeightMask
 from workbench.models.block_weights import BlockWeight
@@ -25,7 +25,7 @@ TOKENS = 2000  # rows of the table `tokens` at most
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Verdicts:
     """What every variant says of the held-out tokens [n]: ``said`` variant → readings, ``known`` the bigrams' surprisal
     [n] where ``kept`` (or its replacement), ``text`` [n]."""
 
@@ -40,10 +40,10 @@ def judge(
     task: BigramTask,
     weights: Sequence[BlockWeight],
     masks: Masks,
-    pieces: Sequence[Stretch],
+    pieces: Sequence[Piece],
     config: Config,
     context: Context,
-) -> Judged:
+) -> Verdicts:
     """Passes over the held-out stretches: one for each variant. Those with random masks draw from generators of their
     own, so that each is a part of the run that can be resumed."""
     kept, _ = kept_by_layer(masks, weights, task.model.n_layers)
@@ -84,8 +84,8 @@ def judge(
 
 
 def _against_counts(
-    task: BigramTask, pieces: Sequence[Stretch], said: dict[tuple[str, int], Readings], config: Config
-) -> Judged:
+    task: BigramTask, pieces: Sequence[Piece], said: dict[tuple[str, int], Readings], config: Config
+) -> Verdicts:
     known, unigram = surprisals_of_counts(task.bigrams, pieces)
     some = np.isfinite(known)
     said["unigram", 0] = Readings(unigram, np.full(len(unigram), np.nan))
@@ -93,10 +93,10 @@ def _against_counts(
         known, kept = finite(known), np.ones(len(known), bool)
     else:
         kept = some
-    return Judged(said, known, kept, texts_of_tokens(pieces), int((~some).sum()))
+    return Verdicts(said, known, kept, texts_of_tokens(pieces), int((~some).sum()))
 
 
-def correlations_of(judged: Judged, config: Config, context: Context) -> tuple[list[tuple[str, int]], Correlations]:
+def correlations_of(judged: Verdicts, config: Config, context: Context) -> tuple[list[tuple[str, int]], Correlations]:
     """The variants in an order, and their correlations with the bigrams over the tokens that count."""
     names = list(judged.said)
     said = [judged.said[name].surprisal[judged.kept] for name in names]
@@ -106,7 +106,7 @@ def correlations_of(judged: Judged, config: Config, context: Context) -> tuple[l
 
 
 def evaluation_tables(
-    judged: Judged, masks: Masks, weights: Sequence[BlockWeight], layers: int, config: Config, context: Context
+    judged: Verdicts, masks: Masks, weights: Sequence[BlockWeight], layers: int, config: Config, context: Context
 ) -> dict[str, pl.DataFrame]:
     """`evaluation`, `draws`, `contrasts`, `layers` and `tokens`."""
     names, found = correlations_of(judged, config, context)
@@ -147,7 +147,7 @@ def evaluation_tables(
     }
 
 
-def _means(judged: Judged, kind: str, measure: str, name: str) -> dict[str, float]:
+def _means(judged: Verdicts, kind: str, measure: str, name: str) -> dict[str, float]:
     """Mean over tokens of all draws of a kind with its interval: texts vary, and draws where there are several."""
     values = np.stack([finite(getattr(one, measure)) for (k, _), one in judged.said.items() if k == kind])
     texts = clusters_of(judged.text)
@@ -157,7 +157,7 @@ def _means(judged: Judged, kind: str, measure: str, name: str) -> dict[str, floa
     return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _contrasts(judged: Judged, found: Correlations, value: dict[str, float], drawn: dict) -> pl.DataFrame:
+def _contrasts(judged: Verdicts, found: Correlations, value: dict[str, float], drawn: dict) -> pl.DataFrame:
     """Differences of pairs: of correlations between the subnetwork and what it is held against, and of the next token's
     surprisal between a model without the subnetwork and models without random sets of its size."""
     rows = [
@@ -193,7 +193,7 @@ def _layers(judged, found: Correlations, value, drawn, sizes: tuple[np.ndarray, 
     return _floats(pl.DataFrame(rows))
 
 
-def _tokens(judged: Judged, context: Context) -> pl.DataFrame:
+def _tokens(judged: Verdicts, context: Context) -> pl.DataFrame:
     """Surprisals of some held-out tokens, in nats: of the bigrams, the subnetwork and the full model."""
     n = len(judged.kept)
     some = np.sort(context.rng("tokens of the table").permutation(n)[:TOKENS])
@@ -212,4 +212,4 @@ def _floats(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.selectors.float().fill_nan(None))
 
 
-__all__ = ["Judged", "correlations_of", "evaluation_tables", "judge"]
+__all__ = ["Verdicts", "correlations_of", "evaluation_tables", "judge"]

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from probes.bigram_subnetwork.bigrams import Bigrams
-from probes.bigram_subnetwork.stretches import Stretch
+from probes.bigram_subnetwork.stretches import Piece
 from probes.bigram_subnetwork.target_loss import cross_entropies, target_of
 from workbench.engine.edits import apply, on_final_norm
 from workbench.engine.hf import stream
 from workbench.engine.passes import GRADIENT, Pass
 from workbench.models.batching import pad
 from workbench.models.block_weights import BlockWeight, compute_with
-from workbench.models.devices import is_cpu
 from workbench.models.host_copies import Resident, arrivals, arriving
 from workbench.models.model import Model
 from workbench.models.recording import ended_by, read_out_site, scores_of
@@ -58,7 +57,7 @@ class Slopes:
 
 
 def slopes(
-    task: BigramTask, batch: Sequence[Stretch], computed: Mapping[str, torch.Tensor], weights: Sequence[BlockWeight]
+    task: BigramTask, batch: Sequence[Piece], computed: Mapping[str, torch.Tensor], weights: Sequence[BlockWeight]
 ) -> Slopes:
     """Cross-entropy with the bigrams after every token of a batch, with the tensors `computed` in place of the
     weights, and its gradient by them. Batches that do not fit in memory are taken apart; gradients add up."""
@@ -102,7 +101,7 @@ class Readings:
     loss: np.ndarray
 
 
-def readings(task: BigramTask, pieces: Sequence[Stretch], edits: Sequence = ()) -> Readings:
+def readings(task: BigramTask, pieces: Sequence[Piece], edits: Sequence = ()) -> Readings:
     """What the model, under further edits, says of the tokens of the stretches. Numbers that are not finite come back
     as they are."""
     run = Pass((*task.run.edits, *edits), task.run.max_tokens, check=task.run.check)
@@ -119,7 +118,7 @@ def readings(task: BigramTask, pieces: Sequence[Stretch], edits: Sequence = ()) 
     return Readings(*(np.concatenate([found[i][part] for i in range(len(pieces))]) for part in (0, 1)))
 
 
-def _of_batch(task: BigramTask, site: Site, states: torch.Tensor, pieces: Sequence[Stretch]) -> dict[str, torch.Tensor]:
+def _of_batch(task: BigramTask, site: Site, states: torch.Tensor, pieces: Sequence[Piece]) -> dict[str, torch.Tensor]:
     parts = states.reshape(-1, states.shape[-1]).split([len(piece.ids) for piece in pieces])
     before = torch.cat([part[piece.first - 1 : -1] for part, piece in zip(parts, pieces)])
     contexts = [token for piece in pieces for token in piece.ids[piece.first - 1 : -1]]
@@ -136,7 +135,7 @@ def _of_batch(task: BigramTask, site: Site, states: torch.Tensor, pieces: Sequen
     return {"surprisal": torch.cat(surprisal), "loss": torch.cat(loss)}
 
 
-def surprisals_of_counts(bigrams: Bigrams, pieces: Sequence[Stretch]) -> tuple[np.ndarray, np.ndarray]:
+def surprisals_of_counts(bigrams: Bigrams, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
     """−ln P of the same tokens by the bigrams and by the unigrams, [n] each; infinite where they give none."""
     contexts = np.array([token for piece in pieces for token in piece.ids[piece.first - 1 : -1]])
     targets = np.array([token for piece in pieces for token in piece.ids[piece.first :]])
@@ -144,6 +143,6 @@ def surprisals_of_counts(bigrams: Bigrams, pieces: Sequence[Stretch]) -> tuple[n
         return bigrams.surprisal(contexts, targets), -np.log(bigrams.unigram[targets])
 
 
-def texts_of_tokens(pieces: Sequence[Stretch]) -> np.ndarray:
+def texts_of_tokens(pieces: Sequence[Piece]) -> np.ndarray:
     """Which text each of these tokens is of, [n]."""
     return np.concatenate([np.full(len(piece.ids) - piece.first, piece.text) for piece in pieces])

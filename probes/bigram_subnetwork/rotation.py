@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from probes.bigram_subnetwork.stretches import Stretch
+from probes.bigram_subnetwork.stretches import Piece
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.engine.hf import stream
@@ -28,7 +28,7 @@ ROUNDING = 1e-9  # of the largest eigenvalue
 SCHEMA = {"model": pl.String, "after_blocks": pl.Int64, "to_input": pl.Float64, "to_output": pl.Float64, "n": pl.Int64}
 
 
-class Moments:
+class MapSums:
     """Sums over tokens of x, y and their products for ridge maps from x [n, d] to each y [n, d]."""
 
     def __init__(self, width: int, targets: int, device: torch.device):
@@ -59,8 +59,8 @@ class Moments:
 
 
 def median_angle(map: np.ndarray) -> float:
-    """The median absolute angle of the eigenvalues of a square map, in degrees. An eigenvalue that is 0 but for rounding
-    has none that means anything, and counts as 0°."""
+    """The median absolute angle of the eigenvalues of a square map, in degrees. One that is 0 but for rounding has no
+    angle that means anything, and counts as 0°."""
     found = np.linalg.eigvals(map)
     turned = np.abs(found) > ROUNDING * np.abs(found).max(initial=0)
     return float(np.median(np.where(turned, np.abs(np.angle(found, deg=True)), 0.0)))
@@ -68,7 +68,7 @@ def median_angle(map: np.ndarray) -> float:
 
 def rotation_rows(
     model: Model,
-    pieces: Sequence[Stretch],
+    pieces: Sequence[Piece],
     edits: Sequence[WeightMask],
     kind: str,
     *,
@@ -82,7 +82,7 @@ def rotation_rows(
     embedding = model.hf.get_input_embeddings()
     some = _enough(pieces, tokens)
     masked = Pass((*run.edits, *edits), run.max_tokens, check=run.check)
-    sums: list[Moments] = []
+    sums: list[MapSums] = []
     for rows, seen, _ in stream(model, [piece.ids for piece in some], sites, positions="all", run=masked):
         ids = torch.tensor([token for i in rows for token in some[i].ids], device=model.device)
         with torch.no_grad():
@@ -94,7 +94,7 @@ def rotation_rows(
                 f"{input_states.shape[1]} dimensions and its states {output.shape[1]}."
             )
         if not sums:
-            sums = [Moments(output.shape[1], 2, output.device) for _ in sites]
+            sums = [MapSums(output.shape[1], 2, output.device) for _ in sites]
         for each, site in zip(sums, sites):
             each.add(seen[site].reshape(len(ids), -1), (input_states, output))
         context.check()
@@ -106,7 +106,7 @@ def rotation_rows(
     return pl.DataFrame(found, schema=SCHEMA)
 
 
-def _enough(pieces: Sequence[Stretch], tokens: int) -> list[Stretch]:
+def _enough(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
     """The first stretches that hold so many tokens."""
     found, total = [], 0
     for piece in pieces:

@@ -17,7 +17,7 @@ from probes.bigram_subnetwork.config import Config
 from probes.bigram_subnetwork.correlation import pearson
 from probes.bigram_subnetwork.masked_pass import BigramTask, readings, slopes, surprisals_of_counts
 from probes.bigram_subnetwork.stability import is_stable
-from probes.bigram_subnetwork.stretches import Stretch
+from probes.bigram_subnetwork.stretches import Piece
 from workbench.core.context import Context
 from workbench.core.errors import RunFailed
 from workbench.engine.passes import Pass
@@ -48,7 +48,7 @@ class Searched:
 def search(
     task: BigramTask,
     weights: Sequence[BlockWeight],
-    pieces: Sequence[Stretch],
+    pieces: Sequence[Piece],
     config: Config,
     context: Context,
     attempt: int,
@@ -137,7 +137,7 @@ class _Loop:
         penalty = self.config.penalty / self.size * sum(s.sum().to(soft[0].device) for s in soft)
         return found.loss, penalty
 
-    def _batch(self, step: int) -> list[Stretch]:
+    def _batch(self, step: int) -> list[Piece]:
         """The stretches of a step: every one once before any twice, in an order of its own each time."""
         n, size = len(self.pieces), min(self.config.batch, len(self.pieces))
         each = max(1, n // size)

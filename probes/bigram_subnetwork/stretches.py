@@ -17,7 +17,7 @@ from workbench.stats.clusters import FEWEST
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Piece:
     """Token ids of a piece of text, BOS in front where the tokenizer puts one; `text`: the row that it is of. `first`:
     the first token that counts as a next token: a BOS that stands in front of a text's middle says nothing of what
     follows."""
@@ -28,17 +28,17 @@ class Stretch:
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class FedTexts:
     """Stretches to search on and stretches to judge on; `counted`: token ids of the texts that bigrams are counted in,
     whole; `vocabulary`: how many ids the tokenizer has."""
 
-    search: list[Stretch]
-    held_out: list[Stretch]
+    search: list[Piece]
+    held_out: list[Piece]
     counted: list[list[int]]
     vocabulary: int
 
 
-def texts_of(model: TextSide, config: Config, context: Context) -> Texts:
+def texts_of(model: TextSide, config: Config, context: Context) -> FedTexts:
     """The texts as they are fed. Which are held out is drawn by the seed. Raises InputError for too few texts with two
     tokens."""
     words = read_texts(config, context.data, context.read_as)["text"].to_list()[: config.limit]
@@ -60,7 +60,7 @@ def texts_of(model: TextSide, config: Config, context: Context) -> Texts:
     cut = [[piece for row in rows for piece in stretches(ids[row], row, length, bos)] for rows in (rest, held)]
     if not all(cut):
         raise InputError(f"{context.data}: stretches of {length} tokens leave no next token to judge; raise length.")
-    return Texts(*cut, counted, vocabulary_of(model, counted))
+    return FedTexts(*cut, counted, vocabulary_of(model, counted))
 
 
 def _reference(model: TextSide, path: str) -> list[list[int]]:
@@ -73,7 +73,7 @@ def vocabulary_of(model: TextSide, counted: Sequence[Sequence[int]]) -> int:
     return 1 + max(max(known, default=0), max((max(ids, default=0) for ids in counted), default=0))
 
 
-def stretches(ids: Sequence[int], text: int, length: int, bos: int | None) -> list[Stretch]:
+def stretches(ids: Sequence[int], text: int, length: int, bos: int | None) -> list[Piece]:
     """A text in pieces of at most `length` tokens, BOS in front of each where the text begins with one. Pieces with
     nothing to predict are left out."""
     begins = bos is not None and ids[0] == bos
@@ -85,11 +85,11 @@ def stretches(ids: Sequence[int], text: int, length: int, bos: int | None) -> li
         piece = front + own[start : start + max(room, 1)]
         first = 2 if begins and start else 1
         if len(piece) > first:
-            found.append(Stretch(piece, text, first))
+            found.append(Piece(piece, text, first))
     return found
 
 
-def inputs_table(texts: Texts) -> pl.DataFrame:
+def inputs_table(texts: FedTexts) -> pl.DataFrame:
     """`inputs`: what was fed, row by row of the data file."""
     rows = [("search", piece) for piece in texts.search] + [("held out", piece) for piece in texts.held_out]
     return pl.DataFrame(

@@ -13,7 +13,7 @@ from workbench.models.host_copies import Resident, arriving
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class TargetRows:
     """Bigram distributions of n tokens: entry `at` = n-th token × V + next token, of `row`, with probability `p`;
     `unseen`: which of them have no row and take the unigrams."""
 
@@ -23,15 +23,15 @@ class Target:
     unseen: torch.Tensor
 
 
-def target_of(bigrams: Bigrams, tokens: Sequence[int], device: torch.device) -> Target:
+def target_of(bigrams: Bigrams, tokens: Sequence[int], device: torch.device) -> TargetRows:
     """The distributions after these tokens, on a device."""
     row, token, p, seen = bigrams.rows(np.asarray(tokens, np.int64))
     at = row * bigrams.vocabulary + token
     numbers = (at, row, p.astype(np.float32), np.flatnonzero(~seen))
-    return Target(*(arriving(torch.from_numpy(x), device) for x in numbers))
+    return TargetRows(*(arriving(torch.from_numpy(x), device) for x in numbers))
 
 
-def cross_entropies(scores: torch.Tensor, target: Target, unigram: Resident) -> torch.Tensor:
+def cross_entropies(scores: torch.Tensor, target: TargetRows, unigram: Resident) -> torch.Tensor:
     """−Σ P(w) ln softmax(scores)(w) of each token, [n] float32, for scores [n, V] float32 (padding columns of the
     vocabulary taken off). Gradients reach the scores."""
     picked = scores.reshape(-1).index_select(0, target.at) * target.p

@@ -88,6 +88,12 @@ SHORT = {  # (model, config)
     ),
     "hopping": ("organism", {"limit": 24, "items": 2, "shuffles": 2, "max_new_tokens": 4}),
     "latent-language": ("circuit-bilingual", {"draws": 100, "steer_rows": 4, "random_draws": 2, "lens": "both"}),
+    # a penalty that leaves nothing: which weights are kept beside hangs on roundings, see test_masks_on_a_device.py
+    "bigram-subnetwork": (
+        "organism",
+        {"limit": 24, "steps": 6, "batch": 4, "length": 32, "attempts": 1, "penalty": 1e9, "random_draws": 1}
+        | {"draws": 100, "rotation": True, "rotation_tokens": 200},
+    ),
 }
 
 

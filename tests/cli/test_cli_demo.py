@@ -58,6 +58,7 @@ def test_the_examples_are_those_that_the_probes_ask_for_and_the_first_probe_is_t
     assert demo.main_probe().name == "retrieval-heads"
     found = [(probe.name, model) for probe, model in demo.declared()]
     assert sorted(found) == [
+        ("bigram-subnetwork", "organism"),
         ("branching-factor", "organism"),
         ("concept-depth", "organism"),
         ("data-selection", "organism"),

@@ -28,6 +28,7 @@ CASES = {
     "representation-geometry": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
     "layer-redundancy": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
     "token-filter": ({"n": "The key is red.", "q": "Which key?", "a": "red"}, "needle:n,question:q,answer:a", {}),
+    "bigram-subnetwork": ({"body of it": "Some words.", "content": "not these"}, "text:body of it", {}),
     "data-selection": ({"ask": "Why?", "say": "So.", "text": "not this"}, "prompt:ask,response:say", {"sae": "none"}),
     "knowledge-conflict": (
         CONFLICT,

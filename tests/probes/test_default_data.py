@@ -33,6 +33,7 @@ OWN = {
     "data-selection": "pool.jsonl",
     "concept-depth": "concepts",
     "layer-redundancy": "texts.jsonl",
+    "bigram-subnetwork": "texts.jsonl",
 }  # probe -> what an organism reads, below its data folder
 ENGLISH = {
     "representation-geometry": "probes.representation_geometry:material/passages.jsonl",
@@ -44,6 +45,7 @@ ENGLISH = {
     "token-filter": "probes.retrieval_heads:material/needles.jsonl",
     "hopping": "probes.hopping:material/questions.jsonl",
     "latent-language": "probes.latent_language:material/words.jsonl",
+    "bigram-subnetwork": "probes:representation_geometry/material/passages.jsonl",
 }
 
 

@@ -23,6 +23,7 @@ LONG = {
     "retrieval-heads": ("lengths=450", "max_new_tokens=3", "depths=50", "draws=100"),
     "branching-factor": ("samples=2", "max_new_tokens=3", "max_prompts=5"),
     "token-filter": ("lengths=450", "max_new_tokens=3", "depths=50", "draws=100", "random_draws=1"),
+    "bigram-subnetwork": ("steps=3", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=60"),
 }
 # ... and of the others where the vocabulary is large; without any they run on the tiny trained model below.
 LARGE = {
@@ -33,6 +34,7 @@ LARGE = {
     "layer-redundancy": ("limit=8", "random_draws=1", "timing_rounds=0", "drop_n=1", "components=block,joint"),
     "hopping": ("limit=12", "items=2", "max_new_tokens=3", "shuffles=3"),
     "latent-language": ("limit=8", "draws=100", "random_draws=2", "steer_rows=2"),
+    "bigram-subnetwork": ("steps=1", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=8"),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

@@ -116,6 +116,7 @@ MORE = {
     "branching-factor": {"samples": 80},
     "representation-geometry": {"limit": 1200},
     "token-filter": {"answer_trials": 48},
+    "bigram-subnetwork": {"steps": 400},
 }
 
 

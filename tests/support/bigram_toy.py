@@ -49,8 +49,10 @@ def write_texts(path: Path, rows: list[list[int]]) -> Path:
 
 
 def build(folder: Path, seed: int = 0) -> tuple[Path, Path, Path]:
-    """(folder of the model, file of its texts, file of the pairs that are counted): a Llama whose norms change nothing (their epsilon drowns what they
-    read), with one coordinate for each token that is read and one for each that is written."""
+    """(folder of the model, file of its texts, file of the pairs that are counted).
+
+    A Llama whose norms change nothing (their epsilon drowns what they read), with one coordinate for each token that is
+    read and one for each that is written."""
     pairs = counts(seed)
     size = len(WORDS)
     config = LlamaConfig(
@@ -69,7 +71,7 @@ def build(folder: Path, seed: int = 0) -> tuple[Path, Path, Path]:
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         weight.fill_(2.0**20) if weight.ndim == 1 else weight.normal_(0, SMALL)
     mlp = model.model.layers[0].mlp
     for module in (model.model.embed_tokens, model.lm_head, mlp.gate_proj, mlp.up_proj, mlp.down_proj):

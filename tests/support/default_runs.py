@@ -178,6 +178,18 @@ def _languages(run, model, inputs, template: str) -> None:
     assert last["probability"].is_between(0, 1).all() and last["entropy"].is_finite().all()
 
 
+def _bigram(run, model, inputs, template: str) -> None:
+    texts = source("bigram-subnetwork")["text"]
+    bos = model.bos_id if model.prepends_bos else None
+    for (row,), pieces in inputs.group_by("row"):
+        ids = [i for piece in pieces.sort("stretch")["ids"] for i in piece if i != bos]
+        written = plain(model.decode(ids))
+        assert len(written) > 0.8 * len(plain(texts[row])) and plain(texts[row]).startswith(written)
+    assert set(inputs["split"]) == {"search", "held out"}
+    assert run.table("parameters")["total"].sum() > 0
+    assert run.table("evaluation").filter(model="full")["correlation"][0] is not None
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -189,6 +201,7 @@ CHECKS = {
     "token-filter": _filter,
     "hopping": _hopping,
     "latent-language": _languages,
+    "bigram-subnetwork": _bigram,
 }
 
 

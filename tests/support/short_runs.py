@@ -12,6 +12,7 @@ PROBES = (
     "hopping",
     "latent-language",
     "talking-heads",
+    "bigram-subnetwork",
 )
 # As the short run, but with less of each: what decides whether it fits the model is left as it is
 LESS = {
@@ -41,4 +42,5 @@ LESS = {
         "ablate": 1,
         "scales": (0.0,),
     },
+    "bigram-subnetwork": {"steps": 6, "random_draws": 1, "eval_texts": 6, "layer_ablation": False, "draws": 100},
 }

@@ -177,8 +177,8 @@ class Context:
         begin: Callable[[], Mapping[str, np.ndarray]],
         advance: Callable[[int, dict[str, np.ndarray]], Mapping[str, np.ndarray]],
     ) -> dict[str, np.ndarray]:
-        """The state of something that goes on round by round (a training loop) after ``count`` rounds: ``begin()``, then
-        ``advance(round, state)`` for each round from 0. A state with a true ``finished`` ends it early.
+        """The state of something that goes on round by round (a training loop) after ``count`` rounds: ``begin()``,
+        then ``advance(round, state)`` for each round from 0. A state with a true ``finished`` ends it early.
 
         Only the last state is on disk, in place of the one before it, so what a kill loses is the round that was open.
         States are numpy arrays of numbers, as in :meth:`part`; counters and warnings of the rounds are kept with them.

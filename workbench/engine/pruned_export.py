@@ -120,8 +120,8 @@ def export_without(model: Model, modules: Sequence[Module], folder: str | Path) 
 
 
 def export_masked(model: Model, masks: Mapping[str, torch.Tensor], folder: str | Path) -> Path:
-    """Write a Hugging Face folder of the model in which only the weights of a mask (by name of the matrix) are not zero;
-    what no mask covers stays.
+    """Write a Hugging Face folder of the model in which what a mask (by name of the matrix) does not keep is zero; what
+    no mask covers stays.
 
     The model in memory stays as it is. Raises InputError for masks that do not fit it and for a folder that is not
     empty."""

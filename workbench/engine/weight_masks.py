@@ -76,7 +76,8 @@ class WeightMask:
         sizes = [own.weight.numel() for own in ordered]
         if sum(sizes) != len(self.kept):
             raise InputError(
-                f"The weight mask is of another model: it has {len(self.kept):,} weights and {model.name} {sum(sizes):,}."
+                f"The weight mask is of another model: it has {len(self.kept):,} weights and {model.name} has "
+                f"{sum(sizes):,}."
             )
         return [(own, part.reshape(own.shape)) for own, part in zip(ordered, self.kept.split(sizes))]
 

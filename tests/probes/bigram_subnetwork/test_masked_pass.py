@@ -8,7 +8,7 @@ import torch
 
 from probes.bigram_subnetwork.bigrams import count
 from probes.bigram_subnetwork.masked_pass import BigramTask, readings, slopes, surprisals_of_counts, texts_of_tokens
-from probes.bigram_subnetwork.stretches import Stretch
+from probes.bigram_subnetwork.stretches import Piece
 from tests.support import architectures
 from workbench.core.errors import InputError
 from workbench.engine.edits import HeadAblation
@@ -27,7 +27,7 @@ def case(request):
     model = wrap(hf)
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, 40, size).tolist() for size in (9, 5, 9, 2)]
-    pieces = [Stretch(row, i, 2 if i == 1 else 1) for i, row in enumerate(rows)]
+    pieces = [Piece(row, i, 2 if i == 1 else 1) for i, row in enumerate(rows)]
     bigrams = count([rng.integers(3, 30, 200).tolist()], WORDS)
     return hf, model, block_weights(model, for_what="a test"), pieces, bigrams
 
@@ -121,7 +121,7 @@ def test_what_is_known_is_of_the_same_tokens_in_the_same_order(case):
 def test_few_bits_compute_the_scores_in_float32():
     hf = architectures.build("llama")
     rng = np.random.default_rng(0)
-    pieces = [Stretch(rng.integers(3, 40, 12).tolist(), 0, 1)]
+    pieces = [Piece(rng.integers(3, 40, 12).tolist(), 0, 1)]
     bigrams = count([rng.integers(3, 30, 200).tolist()], WORDS)
     exact = readings(BigramTask.of(wrap(copy.deepcopy(hf).bfloat16().float()), bigrams, Pass()), pieces)
     model = wrap(hf.bfloat16())

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from probes.bigram_subnetwork.rotation import Moments, median_angle, rotation_rows
-from probes.bigram_subnetwork.stretches import Stretch
+from probes.bigram_subnetwork.rotation import MapSums, median_angle, rotation_rows
+from probes.bigram_subnetwork.stretches import Piece
 from tests.support import architectures
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -25,7 +25,7 @@ def test_a_rotation_in_every_plane_is_found_whatever_the_basis(degrees):
     basis = np.linalg.qr(rng.normal(size=(10, 10)))[0]
     turn = basis @ planes(10, degrees) @ basis.T
     x = rng.normal(size=(4000, 10)) + 3
-    sums = Moments(10, 2, torch.device("cpu"))
+    sums = MapSums(10, 2, torch.device("cpu"))
     for part in np.array_split(x, 3):
         sums.add(torch.tensor(part), [torch.tensor(part @ turn.T * 2.5 + 1), torch.tensor(part)])
     turned, same = sums.maps()
@@ -36,7 +36,7 @@ def test_a_rotation_in_every_plane_is_found_whatever_the_basis(degrees):
 def test_maps_are_those_of_ridge_regression():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(60, 6)) + 5, rng.normal(size=(60, 6)) - 2
-    sums = Moments(6, 1, torch.device("cpu"))
+    sums = MapSums(6, 1, torch.device("cpu"))
     sums.add(torch.tensor(x), [torch.tensor(y)])
     np.testing.assert_allclose(sums.maps(ridge=1.0)[0], Ridge(alpha=1.0).fit(x, y).coef_, atol=1e-9)
 
@@ -44,7 +44,7 @@ def test_maps_are_those_of_ridge_regression():
 def test_rows_of_a_model_are_those_of_its_hidden_states():
     hf = architectures.build("gpt2")
     rng = np.random.default_rng(0)
-    pieces = [Stretch(rng.integers(3, 60, 20).tolist(), i, 1) for i in range(8)]
+    pieces = [Piece(rng.integers(3, 60, 20).tolist(), i, 1) for i in range(8)]
     found = rotation_rows(wrap(hf), pieces, [], "full", tokens=100, run=Pass(), context=Context())
     ids = torch.tensor([piece.ids for piece in pieces[:5]])
     captured = []
@@ -67,5 +67,5 @@ def test_embeddings_of_another_width_than_the_states_are_refused():
     model = wrap(architectures.build("gpt2"))
     model.hf.get_input_embeddings = lambda: torch.nn.Embedding(64, 16)
     with pytest.raises(InputError, match="rotation=true: its embeddings have 16 dimensions and its states 32"):
-        pieces = [Stretch([5, 6, 7], 0, 1)]
+        pieces = [Piece([5, 6, 7], 0, 1)]
         rotation_rows(model, pieces, [], "full", tokens=100, run=Pass(), context=Context())
