@@ -68,7 +68,7 @@ def run(
             "--edits",
             parser=path_of("edit file"),
             metavar="PATH",
-            help="File of heads to switch off or to run twice, of modules to drop, or of weights to keep, during the run.",
+            help="File of heads to switch off or run twice, of modules to drop, or of weights to keep, during the run.",
         ),
     ] = None,
     out: Annotated[
