@@ -81,7 +81,7 @@ def plans(
             continue
         fixed = {"similarity": ranked(scores, modules), "first": modules, "last": modules[::-1]}
         if "iterative" in config.also:
-            fixed["iterative"] = _one_by_one(model, modules, wanted[-1], texts, config, context)
+            fixed["iterative"] = one_by_one(model, modules, wanted[-1], texts, config, context)
         out += [DropPlan(component, n, order, 0, tuple(those[:n])) for order, those in fixed.items() for n in wanted]
         if component == "block" and "consecutive" in config.also:
             out += _stretches(model, wanted, texts, config, context)
@@ -93,7 +93,7 @@ def plans(
     return out
 
 
-def _one_by_one(
+def one_by_one(
     model: Model, modules: Sequence[Module], most: int, texts: HalfTexts, config: Config, context: Context
 ) -> list[Module]:
     """Drop what changes the stream least, measure what is left in the model without it, and again."""

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from probes import layer_redundancy
 from probes.layer_redundancy.config import Config
-from probes.layer_redundancy.drop_orders import modules_of, parts_of, plans, ranked, sizes
+from probes.layer_redundancy.drop_orders import modules_of, one_by_one, parts_of, plans, ranked, sizes
 from probes.layer_redundancy.halves import read_halves
 from probes.layer_redundancy.similarities import deciding
 from probes.layer_redundancy.stream_pairs import measure, pair_of, pass_of
+from tests.probes.layer_redundancy.test_similarities import texts_of
 from tests.support.architectures import build
 from workbench.cli.main import run as command_line
 from workbench.core.context import Context
@@ -30,6 +31,7 @@ from workbench.runs.checks import check_probe
 from workbench.stats.clusters import clusters_of, crossed_interval, mean_interval, share_interval
 
 WORDS = "Tom Lily dog cat park tree ball happy sad big small ran saw and the a went to play with was".split()
+SEED = 3  # of weights on which the two orders differ
 SHORT = {"random_draws": 3, "max_length": 24, "limit": 24, "timing_rounds": 0, "max_tokens": 200}
 
 
@@ -156,28 +158,58 @@ def test_the_order_of_dropping_is_that_of_similarity_first_last_and_random_sets_
     assert rows.filter(order="none").height == 1
 
 
-def test_similarities_are_measured_anew_after_every_module_that_is_dropped(result, tiny_llama):
-    """By hand: of the model whose first chosen block is gone, the block whose ends are most alike."""
-    ids = result.tables["inputs"].filter(split="similarity")["ids"].to_list()
-    rows = result.tables["dropping"].filter(component="block", order="iterative").sort("n")
-    chosen = rows["modules"][-1].to_list()
-    assert chosen[0] == result.tables["dropping"].filter(component="block", order="similarity")["modules"][0][0]
-    hf = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager", dtype=torch.float64)
-    left = [layer for layer in range(5) if f"block.{layer}" != chosen[0]]
-    hf.model.layers = torch.nn.ModuleList([hf.model.layers[layer] for layer in left])
-    hf.config.num_hidden_layers = len(left)
-    ends: dict[int, list] = {layer: [] for layer in left}
-    for layer, block in zip(left, hf.model.layers):
+def test_similarities_are_measured_anew_after_every_module_that_is_dropped():
+    """By hand: of the model whose chosen blocks are gone, the block whose ends are most alike. On these weights the
+    order is another one than that of the whole model's similarities."""
+    hf = build("llama", seed=SEED, num_hidden_layers=6)
+    model, texts = wrap(build("llama", seed=SEED, num_hidden_layers=6)), texts_of(64)
+    modules = modules_of(model, "block")
+    pairs = [pair_of(model, *module) for module in modules]
+    sums = measure(model, texts, pairs, run=pass_of(model, 0, Context()), context=Context(), label="")
+    at_once = ranked(dict(zip(modules, deciding(sums, Config()))), modules)
+    found = one_by_one(model, modules, 4, texts, Config(), Context())
+    blocks, left, wanted = list(hf.model.layers), list(range(6)), []
+    for _ in range(4):
+        hf.model.layers = torch.nn.ModuleList([blocks[layer] for layer in left])
+        hf.config.num_hidden_layers = len(left)
+        ends: dict[int, list] = {layer: [] for layer in left}
+        handles = []
+        for layer in left:
 
-        def note(_m, args, output, layer=layer):
-            ends[layer].append(torch.nn.functional.cosine_similarity(args[0][0], output[0], dim=-1))
+            def note(_m, args, output, cos=ends[layer]):
+                cos.append(torch.nn.functional.cosine_similarity(args[0][0].double(), output[0].double(), dim=-1))
 
-        block.register_forward_hook(note)
-    with torch.no_grad():
-        for text in ids:
-            hf(torch.tensor([text]), use_cache=False)
-    means = {layer: float(torch.cat(cos).mean()) for layer, cos in ends.items()}
-    assert chosen[1] == f"block.{max(means, key=means.get)}"
+            handles.append(blocks[layer].register_forward_hook(note))
+        with torch.no_grad():
+            for ids in texts.ids:
+                hf(torch.tensor([ids]), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        means = {layer: float(torch.cat(cos).mean()) for layer, cos in ends.items()}
+        wanted.append(max(means, key=means.get))
+        left.remove(wanted[-1])
+    assert [layer for _, layer in found] == wanted != [layer for _, layer in at_once[:4]]
+
+
+def test_of_a_written_text_only_its_own_tokens_count(tiny, tiny_llama, data):
+    config = Config(**(SHORT | {"template": "Once upon a time {prompt} and so on.", "max_length": 60, "drop_n": (1,)}))
+    found = layer_redundancy.run(tiny, config, Context(data=data))
+    halves = read_halves(tiny, config, Context(data=data))
+    own = WithoutModules(tiny_llama, ())
+    losses = []
+    for ids, (start, end) in zip(halves["loss"].ids, halves["loss"].own):
+        words = tiny.decode(ids[start:end]).strip()
+        assert 0 < start < end < len(ids) and words.split()[0] in WORDS and words.split()[-1] in WORDS
+        with torch.no_grad():
+            scores = own.hf(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+        losses.append(np.mean([-float(scores[at - 1, ids[at]]) for at in range(start, end)]))
+    assert found.tables["dropping"]["loss"][0] == pytest.approx(np.mean(losses), abs=1e-5)
+    counted = sum(end - start for start, end in halves["similarity"].own)
+    assert found.tables["layers"]["tokens"].unique().to_list() == [counted]
+    short = Config(**(SHORT | {"template": "Once upon a time {prompt} and so on.", "max_length": 24}))
+    cut = read_halves(tiny, short, Context(data=data))["loss"]
+    for ids, (_, end) in zip(cut.ids, cut.own):
+        assert len(ids) <= 24 and tiny.decode(ids[end:]).strip() == "and so on."
 
 
 def test_a_stretch_of_blocks_is_the_one_whose_ends_are_most_alike(result, tiny, data):

@@ -236,6 +236,29 @@ def test_first_tokens_that_no_module_turns_lower_importance_and_both_ways_leave_
     assert 1 - deciding(sums, Config(pooling="texts"))[0] == pytest.approx(row["text_mean"])
 
 
+def test_a_massive_token_in_the_middle_is_a_sink_and_not_a_first_token():
+    """Against norms by hand: beyond ten medians of its text, or first."""
+    hf = planted()
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[1] *= 3000
+    texts = texts_of(40, (9, 8, 7, 9, 6))
+    texts = HalfTexts([[*ids[:4], 1, *ids[5:]] for ids in texts.ids], texts.rows, texts.own)
+    model = wrap(hf)
+    frame, _, _ = table_of(model, texts, kinds=("mlp",))
+    each = [(cosines(hf, model, ids)["mlp", 0], states(hf, model, ids)) for ids in texts.ids]
+    kept = []
+    for cos, seen in each:
+        norms = (seen["x", 0] + seen["attention", 0]).norm(dim=-1).numpy()
+        ordinary = norms <= 10 * np.median(norms)
+        ordinary[0] = False
+        assert not ordinary[4] and ordinary.sum() == len(cos) - 2
+        kept.append(cos[ordinary])
+    row = frame.row(0, named=True)
+    assert row["without_sinks"] == pytest.approx(np.concatenate(kept).mean(), abs=2e-6)
+    assert row["without_first"] == pytest.approx(np.concatenate([cos[1:] for cos, _ in each]).mean(), abs=2e-6)
+    assert 1 - row["without_sinks"] > 1.1 * (1 - row["without_first"])
+
+
 def test_long_texts_weigh_more_where_tokens_are_pooled_and_not_where_texts_are():
     sums = np.zeros((1, 2, len(SUMS)))
     sums[0, :, SUMS.index("tokens")] = [10, 90]
