@@ -280,7 +280,10 @@ def test_with_softmax_the_layer_of_the_organisms_copying_head_is_chosen_and_keep
 
 
 def test_with_nothing_forced_random_sets_with_the_question_stand_beside(organism):
-    found = execute("token-filter", organism, config=TINY | {"random_draws": 2}).table("answers")
+    done = execute("token-filter", organism, config=TINY | {"random_draws": 2, "filter_layer": 3})
+    found = done.table("answers")
+    kept = found.filter(arm="filter")["question_kept"].mean()
+    assert any(f"The filter keeps {kept:.0%} of the tokens that ask" in said for said in done.info["warnings"])
     asked = found.filter(arm="random_with_question")
     assert asked.height == 4 and (asked["question_kept"] == 1).all()
     assert (found.filter(arm="random")["question_kept"] < 1).any()
