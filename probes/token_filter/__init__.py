@@ -78,7 +78,7 @@ def run(model, config: Config, context: Context) -> Result:
     Raises InputError for needles without their answer, lengths that do not fit the model, and an architecture whose
     queries and keys cannot be read."""
     from probes.token_filter.agreement import agreement_table, layer_scores
-    from probes.token_filter.answer_rates import rate_table
+    from probes.token_filter.answer_rates import rate_table, warn_of_answers
     from probes.token_filter.answers import answer, asks
     from probes.token_filter.choice import choice_table, choose, spread, usable
     from probes.token_filter.layer_recall import kept_of, layer_table, place_table
@@ -98,6 +98,7 @@ def run(model, config: Config, context: Context) -> Result:
     with stage("answers"):
         wanted = asks(found, selections, choices, tested, config, context)
         answers = answer(model, config, context, found, wanted)
+    warn_of_answers(answers, context)
     scores = layer_scores(model, selections, config)
     layers = layer_table(found, selections, every)
     retrieval = pl.Series("retrieval_score", None if scores is None else np.tile(scores, len(every)), pl.Float64)

@@ -8,9 +8,11 @@ import numpy as np
 import polars as pl
 
 from probes.token_filter.answers import ALL, ASKED, CLOSED, FILTER, RANDOM, RECENT, WITHOUT
+from workbench.core.context import Context
 from workbench.stats.clusters import clusters_of
 from workbench.stats.crossed_shares import crossed_share_interval, share_difference_interval
 
+ENOUGH, LEAST = 0.8, 0.1  # of the question that is kept, and of the trials that are answered from all tokens
 BESIDE = (ALL, CLOSED, WITHOUT, RECENT, RANDOM, ASKED)
 RATES = {
     "k": pl.Int64,
@@ -47,6 +49,25 @@ def rate_table(answers: pl.DataFrame, names: np.ndarray, ks: Sequence[int]) -> p
                 mean = float(filtered.mean() - value.mean())
                 rows.append((k, f"filter_minus_{arm}", mean, *ends, clusters.n, clusters.rows, _draws(value)))
     return pl.DataFrame(rows, schema=RATES, orient="row").with_columns(pl.col("ci_low", "ci_high").fill_nan(None))
+
+
+def warn_of_answers(answers: pl.DataFrame, context: Context) -> None:
+    """Warn where the filter drops the question, which no set without it could answer, and where there is nothing to
+    lose."""
+    filtered, whole = answers.filter(arm=FILTER), answers.filter(arm=ALL)
+    if filtered.is_empty():
+        return
+    kept, answered = filtered["question_kept"].to_numpy().mean(), whole["answered"].to_numpy().mean()
+    if kept < ENOUGH:
+        context.warn(
+            f"The filter keeps {kept:.0%} of the tokens that ask the question, so that what it keeps of the needle "
+            f"could hardly be answered from; set force_keep=question, or head,question in a chat."
+        )
+    if answered < LEAST:
+        context.warn(
+            f"From all tokens {answered:.0%} of the trials are answered, so there is little that a filter could lose; "
+            f"try shorter lengths or another template."
+        )
 
 
 def _values(own: pl.DataFrame, arm: str, trials: np.ndarray) -> np.ndarray | None:

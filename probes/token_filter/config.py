@@ -45,7 +45,7 @@ class Config:
     )
     lengths: str | tuple[int, ...] = option(
         "auto",
-        "prompt lengths in tokens; auto: 4 from 1,000 (or a fifth of the longest) to 50,000 or the model's context",
+        "prompt lengths in tokens; auto: 4 from 8,192 (or a third of the longest) to 50,000 or the model's context",
         choices=("auto",),
         low=8,
         high=10_000_000,
@@ -55,7 +55,7 @@ class Config:
     )
     k: str | tuple[int, ...] = option(
         "auto",
-        "how many tokens are kept, several numbers for several filters; auto: 1024 (paper), or an eighth of the "
+        "how many tokens are kept, several numbers for several filters; auto: 1024 (paper), or a quarter of the "
         "shortest prompt where that is less",
         choices=("auto",),
         low=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from probes.token_filter.config import SHIPPED, Config
-from probes.token_filter.trials import LENGTHS, PAPER_K, SHARE
+from probes.token_filter.trials import LONGEST, PAPER_K, PART, even_lengths
 from workbench.core.tables import read_table
 from workbench.runs.cost import CONTEXT, Facts, Plan
 
@@ -19,14 +19,9 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     needles = (
         min(rows, config.needles) or config.needles if isinstance(config.needles, int) else min(rows, SHIPPED) or rows
     )
-    longest = min(50_000, (model.context or CONTEXT) - config.max_new_tokens)
-    first = min(1000, longest // 5)
-    lengths = (
-        [int(n) for n in config.lengths]
-        if config.lengths != "auto"
-        else [longest - i * (longest - first) // (LENGTHS - 1) for i in range(LENGTHS)]
-    )
-    ks = [min(PAPER_K, min(lengths) // SHARE)] if config.k == "auto" else [int(k) for k in config.k]
+    longest = max(1, min(LONGEST, (model.context or CONTEXT) - config.max_new_tokens))
+    lengths = even_lengths(longest) if config.lengths == "auto" else [int(n) for n in config.lengths]
+    ks = [min(PAPER_K, min(lengths) // PART)] if config.k == "auto" else [int(k) for k in config.k]
     trials = needles * len(config.depths) * len(lengths)
     fed = needles * len(config.depths) * sum(lengths) + trials * TAIL
     tested = min(config.answer_trials, trials)

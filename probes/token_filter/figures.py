@@ -44,7 +44,7 @@ def layers(run: Any) -> go.Figure:
         if known
         else "",
         n=_counted(frame),
-        note=_windows(frame) + _chosen(run) + ("" if known else f" No intervals: they need {FEWEST} needles."),
+        note=(_windows(frame) + _chosen(run) + _why_none(known)).strip(),
     )
     looks = {
         "needle_recall": ("needle's tokens", theme.Style(theme.BLUE), "ci_low", "ci_high"),
@@ -129,8 +129,7 @@ def answers(run: Any) -> go.Figure:
         aspect=0.5 if len(ks) == 1 else 0.9,
         interval="95 % over needles, of random sets over their draws too" if known else "",
         n=_counted(frame),
-        note="The filter layer was chosen on other needles." * _held_out(run)
-        + ("" if known else f" No intervals: they need {FEWEST} needles."),
+        note=("The filter layer was chosen on other needles." * _held_out(run) + _why_none(known)).strip(),
     )
     for i, k in enumerate(ks):
         own = {row["arm"]: row for row in frame.filter(pl.col("k") == k).iter_rows(named=True)}
@@ -235,6 +234,11 @@ def _chosen(run: Any) -> str:
     chosen = sorted(table["layer"].unique().to_list())
     how = "Chosen on one half of the needles and judged on the other" if _held_out(run) else "The filter layer"
     return f" {how}: layer {', '.join(map(str, chosen))}."
+
+
+def _why_none(known: bool) -> str:
+    """Why there are no intervals, as the end of a note."""
+    return "" if known else f" No intervals: they need {FEWEST} needles."
 
 
 def _held_out(run: Any) -> bool:

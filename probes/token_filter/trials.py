@@ -23,8 +23,8 @@ from workbench.models.prompt_style import style_of
 from workbench.models.thinking import thinking_splitter
 from workbench.organisms.needles import shipped
 
-PAPER_K, SHARE = 1024, 8  # tokens that are kept by default; at most this part of the shortest prompt
-LENGTHS = 4
+PAPER_K, PART = 1024, 4  # tokens that are kept by default; at most this part of the shortest prompt
+LENGTHS, SHORTEST, LONGEST = 4, 8192, 50_000  # tokens of the prompts by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def read_trials(model, config: Config, context: Context) -> FilterTrials:
 def _kept(config: Config, trials: Sequence[Trial]) -> tuple[int, ...]:
     if config.k != "auto":
         return tuple(sorted({int(k) for k in config.k}))
-    return (max(1, min(PAPER_K, min(len(t.ids) for t in trials) // SHARE)),)
+    return (max(1, min(PAPER_K, min(len(t.ids) for t in trials) // PART)),)
 
 
 def _check_forced(found: FilterTrials) -> None:
@@ -187,16 +187,21 @@ def _needles(model, config: Config, context: Context, after: str) -> list[Needle
     ]
 
 
+def even_lengths(longest: int) -> list[int]:
+    """The lengths of prompts by default, ascending: from SHORTEST, or a third of the longest, to the longest."""
+    return sorted({int(x) for x in np.linspace(min(SHORTEST, longest // 3), longest, LENGTHS).round()})
+
+
 def _lengths(model, config: Config, needles: Sequence[Needle]) -> list[int]:
     """Prompt lengths in tokens, each once; chosen by itself: those that can hold a needle and its question."""
     if config.lengths != "auto":
         return list(dict.fromkeys(int(n) for n in config.lengths))
-    longest = min(50_000, (model.context_length or 50_000) - config.max_new_tokens)
+    longest = min(LONGEST, (model.context_length or LONGEST) - config.max_new_tokens)
     needed = 1 + max(len(n.ids) + len(n.tail) for n in needles)
     if longest <= needed:
         raise InputError(
             f"The context of {model.name} ({model.context_length} tokens) cannot hold a needle with its question "
             f"({needed} tokens) and an answer of max_new_tokens={config.max_new_tokens}; ask for shorter answers."
         )
-    even = sorted({int(x) for x in np.linspace(min(1000, longest // 5), longest, LENGTHS).round()})
+    even = even_lengths(longest)
     return [x for x in even if x > needed + 7] or [longest]

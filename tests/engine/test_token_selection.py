@@ -222,8 +222,9 @@ def test_the_layers_after_the_filter_do_not_run_and_nothing_is_left_on_the_model
     assert not any(hooks_of(model.attention(layer)).readers for layer in range(3))
 
 
-def test_a_padded_batch_selects_what_single_prompts_select_and_edits_act():
-    model = wrap(build("llama"))
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2"])
+def test_a_padded_batch_selects_what_single_prompts_select_and_edits_act(name):
+    model = wrap(build(name))
     rows = [IDS[0], IDS[1], IDS[0][:9], IDS[1][:6]]
     together = select_tokens(model, rows, layer=2, keep=4)
     assert together == [select_tokens(model, [row], layer=2, keep=4)[0] for row in rows]

@@ -15,7 +15,7 @@ import torch
 
 from workbench.core.errors import InputError
 from workbench.engine.edits import apply
-from workbench.engine.passes import READ, Pass, check_prompts, with_pass
+from workbench.engine.passes import READ, ROWS, Pass, check_prompts, with_pass
 from workbench.models.attention import observe_scores
 from workbench.models.batching import pad, sent
 from workbench.models.model import Model
@@ -135,7 +135,7 @@ def select_tokens(
             out[i] = sorted(p for p in positions_of if 0 <= p < len(ids[i]))
 
     lengths = [len(row) for row in ids]
-    rows = 1 if model.sliding else None  # a window counts columns
+    rows = model.rows_at_once(lengths, run.max_rows or ROWS)
     tokens = model.planned_tokens(READ, longest=max(lengths))
     for _ in run.batches(lengths, compute, tokens=tokens, rows=rows):
         pass

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from probes.token_filter.config import Config
-from probes.token_filter.layer_recall import by_chance, kept_of
+from probes.token_filter.layer_recall import Kept, _rows, by_chance, kept_of
 from probes.token_filter.selection import Selections, select
 from probes.token_filter.trials import FilterTrials
 from tests.support.architectures import build
 from tests.support.plain_token_scores import best, by_hand, plain_of, window_mean
 from workbench.core.context import Context
+from workbench.models.attention_weights import Weights
 from workbench.models.loading import wrap
 from workbench.models.needle_prompts import Needle, Trial
 from workbench.models.thinking import ThinkingSpan
+from workbench.stats.clusters import clusters_of
 
 ARCHITECTURES = ("llama", "gpt2", "gemma2", "gpt_neox", "qwen3", "mistral")
 TEXT = [(11 * i + i * i) % 50 + 5 for i in range(30)]
@@ -83,6 +85,41 @@ def test_heads_copy_what_the_eager_attention_of_the_whole_text_says(both):
                 at = [int(row[len(trial.ids) - 1 + j].argmax()) for j in range(len(answer))]
                 hits = [trial.span[0] <= p < trial.span[1] and trial.ids[p] == answer[j] for j, p in enumerate(at)]
                 assert selections.copying[i, layer, head] == pytest.approx(sum(hits) / len(answer))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_prompts_that_are_read_in_blocks_give_the_same_sets(name, monkeypatch):
+    """Blocks of a few columns, each after the keys of those before it."""
+    model, found = wrap(build(name)), trials(lengths=(50,))
+    whole = select(model, Config(), Context(), found)
+    passes: list[int] = []
+    monkeypatch.setattr(type(model), "tokens_at_once", lambda self, wanted=0: 1)
+    forward = type(model).forward
+
+    def counted(self, batch, **more):
+        passes.append(batch.ids.shape[1])
+        return forward(self, batch, **more)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    blocks = select(model, Config(), Context(), found)
+    assert len(passes) > 8 and max(passes) < 40  # three places, read whole, are seven passes
+    assert all(np.array_equal(a, b) for a, b in zip(whole.orders, blocks.orders))
+    assert np.allclose(whole.copying, blocks.copying)
+
+
+def test_of_attention_only_the_rows_that_are_read_are_ever_computed(monkeypatch):
+    """The last query for the sets, and the tokens before the answer's for the heads; never one for every token."""
+    model, rows = wrap(build("llama")), []
+    products = Weights.products
+
+    def counted(self, at, out=None):
+        found = products(self, at, out)
+        rows.append(found.shape[2])
+        return found
+
+    monkeypatch.setattr(Weights, "products", counted)
+    select(model, Config(), Context(), trials())
+    assert set(rows) == {1, 3}  # the longest answer has three tokens
 
 
 def test_batches_of_any_size_give_the_same_sets():
@@ -156,3 +193,26 @@ def test_drawn_sets_agree_with_the_closed_form_within_their_error():
     assert (np.abs(kept.drawn.mean(0) - kept.by_chance) < error).all()
     values = Counter(np.round(kept.drawn[:, 0] * 4).astype(int).tolist())
     assert set(values) <= {0, 1, 2, 3, 4} and values[1] > 100
+
+
+def test_layers_that_keep_random_sets_are_hardly_ever_told_from_chance():
+    """Fifty runs of forty layers whose sets are random: after the adjustment a run marks any of them in few cases."""
+    rng, names = np.random.default_rng(0), np.repeat(np.arange(10), 6)
+    marked = []
+    for _ in range(50):
+        share = rng.hypergeometric(4, 18, 6, size=(60, 40)) / 4
+        kept = Kept(6, share, share == 1, np.full(60, 6 / 22), np.zeros(60), share[:, :20].T)
+        selections = Selections([], np.full((60, 40), 22), None)
+        frame = _rows(kept, clusters_of(names), selections, np.full(60, 22))
+        marked.append(frame["finds"].any())
+        assert frame["above_chance"].abs().max() < 0.12
+    assert np.mean(marked) <= 0.1
+
+
+def test_a_layer_that_keeps_the_needle_more_often_is_told_from_chance():
+    rng, names = np.random.default_rng(1), np.repeat(np.arange(10), 6)
+    share = rng.hypergeometric(4, 18, 6, size=(60, 5)) / 4
+    share[:, 3] = np.maximum(share[:, 3], rng.integers(1, 5, 60) / 4)
+    kept = Kept(6, share, share == 1, np.full(60, 6 / 22), np.zeros(60), share[:, :4].T)
+    frame = _rows(kept, clusters_of(names), Selections([], np.full((60, 5), 22), None), np.full(60, 22))
+    assert frame["finds"].to_list() == [False, False, False, True, False]

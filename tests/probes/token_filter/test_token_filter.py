@@ -271,8 +271,19 @@ def test_the_explorer_shows_the_recall_of_the_layers_as_a_curve(run):
 # settings
 
 
+def test_with_softmax_the_layer_of_the_organisms_copying_head_is_chosen_and_keeps_more(run, organism):
+    """Plain products add up heads of different scale."""
+    softmax = execute("token-filter", organism, config=SHORT | {"score": "softmax", "random_draws": 1})
+    best = run.table("layers").sort("retrieval_score")["layer"][-1]
+    assert softmax.table("choice")["layer"].to_list() == [best, best] != run.table("choice")["layer"].to_list()
+    assert softmax.table("choice")["recall_testing"].min() > run.table("choice")["recall_testing"].max()
+
+
 def test_with_nothing_forced_random_sets_with_the_question_stand_beside(organism):
-    found = execute("token-filter", organism, config=TINY | {"random_draws": 2}).table("answers")
+    done = execute("token-filter", organism, config=TINY | {"random_draws": 2, "filter_layer": 3})
+    found = done.table("answers")
+    kept = found.filter(arm="filter")["question_kept"].mean()
+    assert any(f"The filter keeps {kept:.0%} of the tokens that ask" in said for said in done.info["warnings"])
     asked = found.filter(arm="random_with_question")
     assert asked.height == 4 and (asked["question_kept"] == 1).all()
     assert (found.filter(arm="random")["question_kept"] < 1).any()
