@@ -29,7 +29,7 @@ import polars as pl
 
 from probes.hopping.asking import FedQuestion, ask, describing
 from probes.hopping.config import BIBTEX, COLUMNS, Config
-from probes.hopping.estimate import estimate, patched
+from probes.hopping.estimate import cuts, estimate, patched
 from probes.hopping.questions import read_questions
 from probes.hopping.shipped import QUESTIONS, describe_prompt, material, own_questions
 from probes.hopping.short_run import example
@@ -146,7 +146,7 @@ def _weights(model, config: Config, asked: Sequence[FedQuestion]) -> dict[str, f
     """What the stages take beside each other, in texts that are written."""
     looked = min(len(asked), 2 * config.items or len(asked))
     back = model.n_layers * (model.n_layers - 1) / 2 * len(config.positions) * (1 + config.controls)
-    cut = 2 * model.n_layers if config.knockout != "off" else 0
+    cut = cuts(config, model.n_layers)
     return {
         "answers": 5 * len(asked),
         "stages": looked * (1 + cut + patched(config, model.n_layers) - back),
@@ -166,7 +166,7 @@ def _stages(
         {
             "descriptions": patched(config, model.n_layers) if prompt is not None else 0,
             "projections": 2.0 if config.project else 0,
-            "attention cut": 2 * model.n_layers if config.knockout != "off" else 0,
+            "attention cut": cuts(config, model.n_layers),
         }
     )
     described = projected = cut = None
