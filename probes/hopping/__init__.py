@@ -14,9 +14,8 @@ of random other questions with as many pairs, and beside the one pair that was c
 
 Deviations: descriptions are the likeliest text by default, and drawn (three texts) where asked for; the describing
 prompt is another one of the same form, and can be given; an event of a projection needs one likeliest token, not one of
-several equal ones; attention is cut from the last token or from all, not from e1 or r1, and to t1 alone; one-character
-names have to stand alone; the shortcut over the relations keeps the verb; curves, shares and first layers have
-intervals over bridges and a control. See docs/methods/hopping.md.
+several equal ones; one-character names have to stand alone; the shortcut over the relations keeps the verb; curves,
+shares and first layers have intervals over bridges and a control. See docs/methods/hopping.md.
 """
 
 from __future__ import annotations

@@ -94,14 +94,14 @@ IDS = {
     ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
-    ("hopping", "organism"): "PIN",
+    ("hopping", "organism"): "fa2e5845a1f0",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
-    "hopping": "PIN2",
+    "hopping": "382ce809fd17",
 }
 
 
