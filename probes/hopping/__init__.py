@@ -14,9 +14,8 @@ of random other questions with as many pairs, and beside the one pair that was c
 
 Deviations: descriptions are the likeliest text by default, and drawn (three texts) where asked for; the describing
 prompt is another one of the same form, and can be given; an event of a projection needs one likeliest token, not one of
-several equal ones; attention is cut from the last token or from all, not from e1 or r1, and to t1 alone; one-character
-names have to stand alone; the shortcut over the relations keeps the verb; curves, shares and first layers have
-intervals over bridges and a control. See docs/methods/hopping.md.
+several equal ones; one-character names have to stand alone; the shortcut over the relations keeps the verb; curves,
+shares and first layers have intervals over bridges and a control. See docs/methods/hopping.md.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import polars as pl
 
 from probes.hopping.asking import FedQuestion, ask, describing
 from probes.hopping.config import BIBTEX, COLUMNS, Config
-from probes.hopping.estimate import estimate, patched
+from probes.hopping.estimate import cuts, estimate, patched
 from probes.hopping.questions import read_questions
 from probes.hopping.shipped import QUESTIONS, describe_prompt, material, own_questions
 from probes.hopping.short_run import example
@@ -146,7 +145,7 @@ def _weights(model, config: Config, asked: Sequence[FedQuestion]) -> dict[str, f
     """What the stages take beside each other, in texts that are written."""
     looked = min(len(asked), 2 * config.items or len(asked))
     back = model.n_layers * (model.n_layers - 1) / 2 * len(config.positions) * (1 + config.controls)
-    cut = 2 * model.n_layers if config.knockout != "off" else 0
+    cut = cuts(config, model.n_layers)
     return {
         "answers": 5 * len(asked),
         "stages": looked * (1 + cut + patched(config, model.n_layers) - back),
@@ -166,7 +165,7 @@ def _stages(
         {
             "descriptions": patched(config, model.n_layers) if prompt is not None else 0,
             "projections": 2.0 if config.project else 0,
-            "attention cut": 2 * model.n_layers if config.knockout != "off" else 0,
+            "attention cut": cuts(config, model.n_layers),
         }
     )
     described = projected = cut = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probes.hopping.config import WORD, Config
-from probes.hopping.questions import TwoHopQuestion, check_aliases, phrase_end, read_questions
+from probes.hopping.questions import TwoHopQuestion, check_aliases, phrase_end, read_questions, relation_ends
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 
@@ -21,11 +21,13 @@ TURN = "Continue this text. Reply with its next words only.\n\n{prompt}"
 @dataclass(frozen=True, eq=False)
 class FedQuestion:
     """A question as it is fed. `ids`: prompt by name -> token ids; `t1`: the position of the last token of its first
-    hop in the two-hop prompt, None where that is not known."""
+    hop in the two-hop prompt, `r1`, `r2`: of the words of its relations; None where that is not known."""
 
     question: TwoHopQuestion
     ids: dict[str, list[int]]
     t1: int | None
+    r1: int | None = None
+    r2: int | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -36,8 +38,8 @@ class FedQuestion:
         return len(self.prompt) - 1
 
     def position(self, name: str) -> int | None:
-        """The position called t1 or t2."""
-        return self.t1 if name == "t1" else self.t2
+        """The position called t1, t2, r1 or r2."""
+        return {"t1": self.t1, "t2": self.t2, "r1": self.r1, "r2": self.r2}[name]
 
 
 def ask(model: TextSide, config: Config, context: Context) -> list[FedQuestion]:
@@ -92,27 +94,32 @@ def _asked(model: TextSide, config: Config, question: TwoHopQuestion) -> FedQues
     style, ids = style_of(config), {}
     for name, text in question.prompts.items():
         ids[name] = write_prompt(model, {"prompt": text}, style=style, turn=TURN).ids
-    return FedQuestion(question, ids, _first_hop_ends(model, config, question))
+    ends = {"t1": phrase_end(question), **relation_ends(question)}
+    return FedQuestion(question, ids, **_tokens_before(model, config, question, ends))
 
 
-def _first_hop_ends(model: TextSide, config: Config, question: TwoHopQuestion) -> int | None:
-    """The position of the last token of the first hop, in the two-hop prompt as it is fed. Raises InputError where
-    tokens and text do not fit each other."""
+def _tokens_before(
+    model: TextSide, config: Config, question: TwoHopQuestion, ends: dict[str, int | None]
+) -> dict[str, int | None]:
+    """The positions, in the two-hop prompt as it is fed, of the tokens that hold the last character before each of
+    `ends`. Raises InputError where tokens and text do not fit each other."""
     from workbench.models.prompt_style import style_of, write_prompt
     from workbench.models.prompt_templates import chat_ids_with_offsets, raw_ids_with_offsets
 
-    end = phrase_end(question)
-    if end is None:
-        return None
+    if all(end is None for end in ends.values()):
+        return dict.fromkeys(ends)
     written = write_prompt(model, {"prompt": question.prompt}, style=style_of(config), turn=TURN)
-    place = (chat_ids_with_offsets if written.way == "chat" else raw_ids_with_offsets)(model, written.text)
-    last = written.spans["prompt"][0] + end - 1  # the prompt has no white space at its ends: nothing was cut off
-    found = [k for k, (a, b) in enumerate(place[1]) if a <= last < b]
-    if place[0] != written.ids or not found:
-        raise InputError(
-            f"The tokenizer of {model.name} cannot say which token ends '{question.phrase}' in '{question.prompt}'."
-        )
-    return found[-1]
+    ids, offsets = (chat_ids_with_offsets if written.way == "chat" else raw_ids_with_offsets)(model, written.text)
+    start, places = written.spans["prompt"][0], {}  # the prompt has no white space at its ends: nothing was cut off
+    for name, end in ends.items():
+        found = [k for k, (a, b) in enumerate(offsets) if end is not None and a <= start + end - 1 < b]
+        if end is not None and (ids != written.ids or not found):
+            raise InputError(
+                f"The tokenizer of {model.name} cannot say which token ends '{question.prompt[:end]}' in "
+                f"'{question.prompt}'."
+            )
+        places[name] = found[-1] if found else None
+    return places
 
 
 def describing(model: TextSide, text: str) -> list[int]:

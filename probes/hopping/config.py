@@ -46,6 +46,7 @@ COLUMNS = (
 )
 POSITIONS = ("t1", "t2")
 SPLITS = ("correct", "incorrect")
+CUT_TO = ("t1", "r1", "r2")  # tokens that attention can be cut from
 WORD = "x"  # the word of a describing prompt in whose place a state is put
 
 
@@ -92,21 +93,33 @@ class Config:
     )
     knockout: str = option(
         "last",
-        "what can no longer attend to the last token of the first hop, layer by layer: last (the last token), all "
-        "(every token, in decoding too), off",
-        choices=("last", "all", "off"),
+        "what can no longer attend to the tokens of knockout_to, layer by layer: last (the last token), all (every "
+        "token, in decoding too), t1 (the end of the first hop), r1 (the word of the first relation), off",
+        choices=("last", "all", "t1", "r1", "off"),
+    )
+    knockout_to: tuple[str, ...] = option(
+        ("t1",),
+        "tokens that can no longer be attended to, each by itself: t1 (the end of the first hop), r1, r2 (the last "
+        "word of the first and of the second relation)",
+        choices=CUT_TO,
     )
     knockout_width: int = option(
         0, "layers before and after a layer in which attention is cut as well", low=0, high=10_000
     )
     positions: tuple[str, ...] = option(
-        POSITIONS, "where back-patching puts a later state: t1, the end of the first hop, t2, the last token; none: off"
+        POSITIONS,
+        "where back-patching puts a later state: t1, the end of the first hop, t2, the last token; none: off",
+        choices=POSITIONS,
     )
-    controls: int = option(1, "random donors of each question that back-patching is repeated with; 0: none", high=100)
+    controls: int = option(
+        1, "random donors of each question that back-patching is repeated with; 0: none", low=0, high=100
+    )
     dev_share: float = option(
-        0.5, "share of the bridges on which the best pair of layers is chosen; it is measured on the rest", low=0.1,
+        0.5,
+        "share of the bridges on which the best pair of layers is chosen; it is measured on the rest",
+        low=0.1,
         high=0.9,
-    )  # fmt: skip
+    )
     shuffles: int = option(
         20, "other questions whose bridge or answer is looked for in the place of a question's own", low=1, high=1000
     )
@@ -122,11 +135,12 @@ class Config:
 
         column_map(self.columns, COLUMNS)
         check_prompt_options(self)
-        for position in self.positions:
-            if position not in POSITIONS:
-                raise ValueError(f"'positions' has '{position}'; it may have t1 and t2")
         if len(set(self.positions)) < len(self.positions):
             raise ValueError("'positions' names one twice")
+        if self.knockout != "off" and not self.knockout_to:
+            raise ValueError("'knockout_to' is empty; use knockout=off to cut nothing")
+        if len(set(self.knockout_to)) < len(self.knockout_to):
+            raise ValueError("'knockout_to' names one twice")
         if self.describe_layers == ():
             raise ValueError("'describe_layers' is empty; use describe=off for no descriptions")
         words = self.describe_prompt.split()

@@ -22,7 +22,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     looked = min(count, 2 * config.items or count)
     layers = model.layers
     described = patched(config, layers)
-    cut = 2 * layers if config.knockout != "off" else 0
+    cut = cuts(config, layers)
     prompts = asked + looked * (3 + cut + described)
     fed = (asked + looked * (3 + cut)) * each + (asked + looked * (cut + described)) * config.max_new_tokens
     return Plan(
@@ -31,6 +31,11 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
         longest=max(model.lengths(texts)) + config.max_new_tokens,
         generated=config.max_new_tokens,
     )
+
+
+def cuts(config: Config, layers: int) -> int:
+    """Texts that are written while attention is cut, for one question that is looked into."""
+    return (len(config.knockout_to) + 1) * layers if config.knockout != "off" else 0
 
 
 def patched(config: Config, layers: int) -> float:

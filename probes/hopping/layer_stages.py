@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from probes.hopping.config import POSITIONS
+from probes.hopping.config import CUT_TO, POSITIONS
 from probes.hopping.descriptions import NAMED, DescribedStates
 from probes.hopping.labels import QuestionSet
 from probes.hopping.projections import READ, WRITERS
@@ -18,7 +18,9 @@ from workbench.stats.clusters import cluster_mean, cluster_share, clusters_of, s
 # Stage -> what it is, in the order of an answer; those that the paper names are made of these (PAPER).
 STAGES = {
     "bridge_described_t1": "a description of the state at the end of the first hop names the bridge",
-    "knockout": "the answer changes where the last token cannot attend to the end of the first hop",
+    "knockout": "the answer changes where the end of the first hop cannot be attended to",
+    "knockout_r1": "the same for the last word of the first relation",
+    "knockout_r2": "the same for the last word of the second relation",
     "attention_bridge": "what attention adds at the last token is read as the bridge",
     "bridge_described_t2": "a description of the state at the last token names the bridge",
     "mlp_bridge": "what the MLP adds at the last token is read as the bridge",
@@ -86,7 +88,8 @@ def events(
                 stage = f"{writer.removesuffix('_out').replace('attn', 'attention')}_{read}"
                 found[stage] = StageEvents(projected[0][:, w, r], projected[1][:, :, w, r])
     if cut is not None:
-        found["knockout"] = StageEvents(cut[:, 0], cut[:, 1:])
+        for k, target in enumerate(CUT_TO):
+            found["knockout" if target == "t1" else f"knockout_{target}"] = StageEvents(cut[:, k], cut[:, -1:])
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 

@@ -209,6 +209,18 @@ def phrase_end(question: TwoHopQuestion) -> int | None:
     return None if span is None else span[1]
 
 
+def relation_ends(question: TwoHopQuestion) -> dict[str, int | None]:
+    """The characters of the prompt before which the words of both relations end: r1 before e1 in the phrase of the
+    first hop, r2 before that phrase, each without the preposition that leads on; None where there are none."""
+    phrase = _last(question.prompt, question.phrase) if question.phrase else None
+    if phrase is None:
+        return {"r1": None, "r2": None}
+    inside = _last(question.phrase, question.e1) if question.e1 else None
+    before = 0 if inside is None else len(DANGLING.sub("", question.phrase[: inside[0]].rstrip()))
+    second = len(DANGLING.sub("", question.prompt[: phrase[0]].rstrip()))
+    return {"r1": phrase[0] + before if before else None, "r2": second or None}
+
+
 def check_aliases(questions: Sequence[TwoHopQuestion]) -> int:
     """How many questions have an answer that is named by naming the bridge."""
     return sum(any(a.casefold() in b.casefold() for a in q.answer for b in q.bridge) for q in questions)

@@ -102,6 +102,7 @@ IDS = {
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
     ("token-filter", "organism"): "b6f98f6793e9",
     ("layer-redundancy", "organism"): "d289af17489d",
+    ("hopping", "organism"): "fa2e5845a1f0",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
@@ -110,6 +111,7 @@ EXAMPLES = {
     "concept-depth": "e13e565ef028",
     "token-filter": "aa6679eb95c1",
     "layer-redundancy": "36bb0b265da1",
+    "hopping": "382ce809fd17",
 }
 
 

@@ -209,17 +209,13 @@ def _decoded(
     def edits(alive: list[int]) -> Sequence[Edit]:
         return for_prompts(run.edits, [prompt[k] for k in alive])
 
-    if drawing is None:
-
-        def choose(scores: torch.Tensor, _keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-            return likeliest_unchecked(scores)
-    else:
+    if drawing is not None:
         key = row_keys(drawing.seed, [i for i in order for _ in range(copies)], list(range(copies)) * len(order))
         (rows.keys,) = sent([keys_of_steps(key, max(room))], scores.device)
-        block = rows_at_once(scores.device, scores.shape[1])
+    block = rows_at_once(scores.device, scores.shape[1])
 
-        def choose(scores: torch.Tensor, keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-            return step(scores, drawing.rule, keys=keys, rows=block)
+    def choose(scores: torch.Tensor, keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return likeliest_unchecked(scores) if drawing is None else step(scores, drawing.rule, keys=keys, rows=block)
 
     decode(rows, scores, texts, Decoding(choose, edits, lambda _: run.asked()))
     return [texts.written[k : k + copies] for k in range(0, len(texts.written), copies)]
@@ -336,8 +332,12 @@ def _through(
             hidden, joined = arrivals(layer - 1, hidden_argument(*seen.calls[layer]), hidden)
         rows = torch.cat([prompt[:joined], plain])
         hidden, kept = _block(model, seen, layer, hidden, rows, edits)
-        base = (part.index_select(0, prompt[joined:].to(part.device)) for part in seen.whole[layer])
-        whole.append((*(torch.cat([mine[:joined], rest]) for mine, rest in zip(kept, base)),))
+        rest = prompt[joined:]
+        keys, values = (
+            torch.cat([mine[:joined], part.index_select(0, rest.to(part.device))])
+            for mine, part in zip(kept, seen.whole[layer])
+        )
+        whole.append((keys, values))
     _check_unpatched(model, hidden[joined:], seen.final[plain.to(seen.final.device)])
     hidden, joined = arrivals(model.n_layers - 1, seen.final, hidden)
     return hidden[:joined, -1], cache_of(whole)

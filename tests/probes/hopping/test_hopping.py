@@ -229,3 +229,30 @@ def test_the_best_pair_is_chosen_without_the_questions_that_it_is_measured_on():
 
 def test_the_sites_that_are_read_are_those_that_a_layer_adds():
     assert [str(Site(kind, 2)) for kind in WRITERS] == ["attn_out.2", "mlp_out.2"]
+
+
+def test_the_explorer_reads_the_stages_as_courses_over_the_layers_and_opens_rows_as_prompts(toy, toy_run):
+    from workbench.explorer import layer_curves, row_prompts
+    from workbench.runs.folder import Run
+
+    found = layer_curves.curves([toy_run], fingerprint=toy.fingerprint)
+    course = next(c for c in found if c.column == "rate" and c.of == "incorrect · bridge_described_t1")
+    assert course.layers == (0, 1, 2, 3) and course.values == (0, 1, 1, 1) and course.at(1)[1] is not None
+    items = toy_run.table("items")
+    opened = row_prompts.prompts_of(toy_run, "items", items.row(3, named=True), items, read=Run.table)
+    assert list(opened[0].ids) == toy_run.table("inputs")["ids"][3].to_list()
+    first = toy_run.table("first_layers")
+    assert row_prompts.offers(toy_run, "first_layers", first)
+
+
+def test_states_of_half_precision_give_the_texts_that_the_same_weights_give_in_whole_passes():
+    from workbench.engine.capture import capture
+    from workbench.engine.patched_streams import StreamPatches, patched_texts, whole_passes
+
+    model = wrap(build("llama").to(torch.bfloat16), None, name="half")
+    ids = [[5, 9, 33, 12, 7], [40, 8, 22]]
+    acts = capture(model, ids, ["resid_post.2"], positions=[[3], [1]])
+    states = acts["resid_post.2"].flatten(0, 1)  # float32, as the probe keeps them
+    patches = StreamPatches(states, [0, 1, 0, 1], [0, 0, 1, 1], [3, 1, 4, 2], [0, 1, 1, 0])
+    found = patched_texts(model, ids, patches, max_new_tokens=1)
+    assert found == whole_passes(model, ids, patches, max_new_tokens=1)

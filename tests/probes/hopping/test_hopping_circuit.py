@@ -7,6 +7,7 @@ import torch
 
 from tests.support import two_hop_circuit as circuit
 from workbench.engine.patched_streams import StreamPatches, patched_texts
+from workbench.runs.execution import execute
 
 QUESTIONS = circuit.questions()
 LATE = [i for i, row in enumerate(QUESTIONS) if row["e1"] in circuit.LATE]
@@ -200,3 +201,37 @@ def test_a_cut_is_that_of_a_plain_mask(toy, toy_run):
             assert events == rate(toy_run, "knockout", split)
     finally:
         hf.set_attn_implementation(implementation)
+
+
+@pytest.mark.parametrize(
+    "asks,to,late,early",
+    [
+        ("t1", "r1", [0, 1, 0, 0], [1, 0, 0, 0]),  # where the first relation is gathered, for each kind of subject
+        ("last", "r2", [0, 0, 0, 0], [1, 0, 0, 0]),  # who fails says the bridge, whatever is asked of it
+        ("all", "t1", [0, 0, 1, 0], [0, 1, 1, 0]),
+        ("r1", "t1", None, None),  # what comes later cannot be seen: nothing is cut
+    ],
+)
+def test_words_of_the_relations_are_cut_where_they_are_needed(toy, place, tmp_path, asks, to, late, early):
+    config = {"describe": "off", "project": False, "positions": (), "knockout": asks, "knockout_to": (to,), "items": 0}
+    run = execute("hopping", toy, config=config, data=place / "questions.jsonl", out=tmp_path / "run")
+    stage = "knockout" if to == "t1" else f"knockout_{to}"
+    if late is None:
+        assert run.table("layers").is_empty()
+        return
+    assert set(run.table("layers")["stage"]) == {stage}
+    assert rate(run, stage) == late and rate(run, stage, "correct") == early
+
+
+def test_the_words_of_the_relations_are_those_before_their_subjects(toy, place):
+    from probes.hopping.asking import ask
+    from probes.hopping.config import Config
+    from workbench.core.context import Context
+
+    for one, row in zip(ask(toy, Config(), Context(data=place / "questions.jsonl")), QUESTIONS):
+        words = toy.token_strings(one.prompt)
+        assert (words[one.r1], words[one.r2], words[one.t1]) == (
+            row["r1_template"].split()[1],
+            row["r2_template"].split()[1],
+            row["e1"],
+        )
