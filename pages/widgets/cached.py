@@ -12,7 +12,7 @@ from workbench import organisms
 from workbench.core import file_hashes
 from workbench.core.errors import InputError, WorkbenchError
 from workbench.core.registry import Probe
-from workbench.explorer import example_prompts, head_sets, readings
+from workbench.explorer import example_prompts, head_sets, readings, token_groups
 from workbench.explorer.heads_in_runs import HeadsInRuns
 from workbench.explorer.lens_maps import lens_map as read_lens
 from workbench.explorer.opened_model import Head, Opened, open_model
@@ -216,6 +216,26 @@ def lens_map(
     """What every layer would say at every token."""
     parts = None if of == "stream" else sub_blocks(opened, ids, None, switches)
     return read_lens(opened, reading(who, ids, switches, opened), of=of, parts=parts, target=target)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)
+def group_map(
+    who: str,
+    ids: tuple[int, ...],
+    switches: Switches,
+    of: str,
+    groups: str,
+    _groups: token_groups.TokenGroups,
+    opened: Opened,
+) -> pl.DataFrame:
+    """Which group of tokens has most of what every layer would say at every token; `groups` names them."""
+    parts = None if of == "stream" else sub_blocks(opened, ids, None, switches)
+    return token_groups.group_map(opened, reading(who, ids, switches, opened), _groups.groups, of=of, parts=parts)
+
+
+def groups_in_runs(fingerprint: str) -> list[token_groups.TokenGroups]:
+    """The groups of tokens that the complete runs of this very model declare, the latest run first."""
+    return token_groups.token_groups(run_list(), fingerprint=fingerprint, read=table)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_MODEL)

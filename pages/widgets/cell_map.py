@@ -37,6 +37,7 @@ _CSS = """
 .foot {display: flex; align-items: center; gap: 8px; margin-top: 7px; flex-wrap: wrap; font-size: .74rem; color: var(--st-text-color)}
 .foot i {display: inline-block; width: 120px; height: 9px; border-radius: 2px}
 .foot .dim {opacity: .72}
+.foot i.kind {width: 12px; height: 12px}
 """  # noqa: E501
 _JS = """
 export default function({ data, parentElement, setTriggerValue }) {
@@ -69,8 +70,16 @@ export default function({ data, parentElement, setTriggerValue }) {
     const last = make('tr', make('tfoot', table, undefined, 'rowgroup'), undefined, 'row');
     make('th', last, data.corner, 'columnheader');
     for (const name of data.columns) make('th', last, name, 'columnheader').title = name;
-    const low = make('span', foot, data.low), bar = make('i', foot), high = make('span', foot, data.high), say = make('span', foot, data.say);
-    bar.style.background = 'linear-gradient(to right,' + data.scale.join(',') + ')'; say.className = 'dim';
+    for (const [name, colour] of data.kinds) {
+      const box = make('i', foot);
+      box.className = 'kind'; box.style.background = colour; make('span', foot, name);
+    }
+    if (!data.kinds.length) {
+      make('span', foot, data.low);
+      make('i', foot).style.background = 'linear-gradient(to right,' + data.scale.join(',') + ')';
+      make('span', foot, data.high);
+    }
+    make('span', foot, data.say).className = 'dim';
     frame.scrollLeft = seen[0]; frame.scrollTop = seen[1];
   };
   if (frame.dataset.stamp !== data.stamp) { draw(); frame.dataset.stamp = data.stamp; }
@@ -122,6 +131,8 @@ class CellMap:
     words: Sequence[str] | None = None
     corner: str = ""
     say: str = ""
+    kinds: Sequence[int] | None = None  # of each cell, the number of its name in `kind_names`, which gives its hue
+    kind_names: Sequence[str] = ()
 
 
 def show(
@@ -136,7 +147,10 @@ def show(
     """Draw a map; a click or an arrow key calls ``on_pick(row, column)``."""
     known = [v for v in shown.values if v is not None and v == v]
     ends = ends or styling.limits(known, diverging=diverging)
-    shades = styling.shades(shown.values, diverging=diverging, ends=ends)
+    if shown.kinds is None:
+        shades = styling.shades(shown.values, diverging=diverging, ends=ends)
+    else:
+        shades = styling.shades_of_kinds(shown.kinds, shown.values)
     data: dict[str, Any] = {
         "name": shown.name,
         "rows": list(shown.rows),
@@ -149,6 +163,7 @@ def show(
         "low": number(ends[0]),
         "high": number(ends[1]),
         "scale": list(styling.scale(diverging=diverging)),
+        "kinds": [[name, styling.hue_of_kind(k)] for k, name in enumerate(shown.kind_names)],
         "say": shown.say,
     }
     data |= {"stamp": xxhash.xxh3_64_hexdigest(json.dumps(data).encode()), "at": list(at)}

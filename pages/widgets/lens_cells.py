@@ -17,6 +17,7 @@ from workbench.explorer import drawn
 from workbench.explorer.opened_model import Opened, next_strings
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
+from workbench.explorer.token_groups import TokenGroups, group_figure
 
 WIDE = 512  # tokens that a map shows at once
 MANY = 2500  # cells from which on hovering says less
@@ -76,6 +77,45 @@ def lens_figure(
     """The figure that is taken home: of the tokens that are shown."""
     frame, tokens = part_of(cached.lens_map(who, ids, switches, of, target, opened), ids, first, opened)
     return drawn.lens_figure(frame, tokens, colour=colour, said=target.in_words(opened.model))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=cached.BY_MODEL)
+def group_cells(
+    who: str,
+    ids: tuple[int, ...],
+    switches: Switches,
+    of: str,
+    read: str,
+    groups: str,
+    first: int,
+    _groups: TokenGroups,
+    opened: Opened,
+) -> tuple[LensCells, go.Figure]:
+    """The lens of one prompt by groups of tokens (called `groups`), and its figure: the hue of a cell is that of the
+    group that has most of what the layer would say next, its strength how much; as `lens_cells` else."""
+    whole = cached.group_map(who, ids, switches, of, groups, _groups, opened)
+    frame, tokens = part_of(whole, ids, first, opened)
+    names = list(_groups.groups)
+    layers = frame["layer"].unique().sort().to_list()
+    shares = frame.select(f"share of {name}" for name in names).rows()
+    titles = [
+        f"layer {drawn.layer_name(layer)}, token {position} {tokens[position - first]!r}: {group} {p:.3g}\n"
+        + "\n".join(f"{name} {number(share)}" for name, share in zip(names, own))
+        for layer, position, group, p, own in zip(*frame.select("layer", "position", "group", "probability"), shares)
+    ]
+    cells = CellMap(
+        f"{_groups.kind}s of the logit lens, {read}",
+        [drawn.layer_name(layer) for layer in layers],
+        tokens,
+        frame["probability"].to_list(),
+        titles,
+        words=[styling.token(group) for group in frame["group"]],
+        corner="layer",
+        say=f"the {_groups.kind} with most of what is said next, paler for less; click a cell to go to it",
+        kinds=[names.index(group) for group in frame["group"]],
+        kind_names=names,
+    )
+    return LensCells(whole, cells, layers, False, (0.0, 1.0)), group_figure(frame, tokens, kind=_groups.kind)
 
 
 def part_of(whole: pl.DataFrame, ids: tuple[int, ...], first: int, opened: Opened) -> tuple[pl.DataFrame, list[str]]:

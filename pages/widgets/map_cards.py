@@ -27,6 +27,7 @@ from workbench.explorer.opened_model import Opened, encode
 from workbench.explorer.readings import Reading
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
+from workbench.explorer.token_groups import TokenGroups
 
 SCREEN = "explorer"
 MAPS = ("Lens", "Waterfall", "Patching", "Paths", "Patterns", "Features", "Steps")
@@ -106,19 +107,44 @@ def lens(looking: Looking) -> None:
         help="Through the final norm and the unembedding.",
     )
     by_name = {name: colour for colour, name in drawn.LENS_COLOURS.items()}
-    colour = by_name[
-        right.selectbox(
-            "Colour of the cells",
-            list(by_name),
-            key="lens colour",
-            bind="query-params",
-            help="KL: from the model's own next tokens at that token to the read-out's.",
-        )
-    ]
+    in_runs = {groups.name: groups for groups in cached.groups_in_runs(looking.opened.model.fingerprint)}
+    chosen = right.selectbox(
+        "Colour of the cells",
+        [*by_name, *in_runs],
+        key="lens colour",
+        bind="query-params",
+        help="KL: from the model's own next tokens at that token to the read-out's. Groups of tokens that finished "
+        "runs declare (languages, say) stand last: which of them has most of what is said next.",
+    )
+    if chosen in in_runs:
+        of, first = READ_OFF[read], lens_cells.stretch(len(looking.ids), looking.at)
+        return lens_of_groups(looking, of, read, first, in_runs[chosen], more)
+    colour = by_name[chosen]
     of, first = READ_OFF[read], lens_cells.stretch(len(looking.ids), looking.at)
     shown = lens_cells.lens_cells(
         looking.name, looking.ids, looking.switches, of, read, colour, looking.target, first, looking.opened
     )
+    lens_drawn(looking, shown, read, first)
+    with more:  # after the cells, which are then on their way: the figure takes as long as they do
+        fig = lens_cells.lens_figure(
+            looking.name, looking.ids, looking.switches, of, colour, looking.target, first, looking.opened
+        )
+        export_panel.show(looking.name, fig, shown.frame, "lens", f"lens(of={of!r}, colour={colour!r})", looking)
+
+
+def lens_of_groups(looking: Looking, of: str, read: str, first: int, groups: TokenGroups, more) -> None:
+    """Layers × tokens, the leading group of tokens in the cell."""
+    shown, fig = lens_cells.group_cells(
+        looking.name, looking.ids, looking.switches, of, read, groups.name, first, groups, looking.opened
+    )
+    lens_drawn(looking, shown, read, first)
+    with more:
+        call = f"token_groups(run={groups.run.id!r}, of={of!r})"
+        export_panel.show(looking.name, fig, shown.frame, "token_groups", call, looking)
+
+
+def lens_drawn(looking: Looking, shown: lens_cells.LensCells, read: str, first: int) -> None:
+    """The cells, and what they are of in words."""
     layers = shown.layers
     cell_map.show(
         shown.cells,
@@ -132,11 +158,6 @@ def lens(looking: Looking) -> None:
     if len(looking.ids) > lens_cells.WIDE:
         where = f"tokens {first} to {last} of {len(looking.ids)}, around the chosen one (the CSV has all)"
     st.caption(f"{read[0].upper()}{read[1:]}, read off at {where}; “in” is the embedding.")
-    with more:  # after the cells, which are then on their way: the figure takes as long as they do
-        fig = lens_cells.lens_figure(
-            looking.name, looking.ids, looking.switches, of, colour, looking.target, first, looking.opened
-        )
-        export_panel.show(looking.name, fig, shown.frame, "lens", f"lens(of={of!r}, colour={colour!r})", looking)
 
 
 def go_to(looking: Looking, layer: int, position: int | None = None, head: int | None = None) -> None:

@@ -219,6 +219,22 @@ def shades(
     return found
 
 
+def hue_of_kind(kind: int) -> str:
+    """The hue of a kind of cells, by its number: that of the house in the present mode; from the eighth on grey."""
+    palette = theme.PALETTE if mode() == "light" else theme.PALETTE_DARK
+    return palette[kind] if kind < len(palette) else theme.NEUTRAL
+
+
+def shades_of_kinds(kinds: Sequence[int], values: Sequence[float | None]) -> list[tuple[str, str]]:
+    """(background, ink) of cells of several kinds: the hue of the kind, the fuller the nearer the value is to 1."""
+    plain = "#FFFFFF" if mode() == "light" else "#161A21"
+    found = []
+    for kind, value in zip(kinds, values):
+        colour = theme.colour_at((plain, hue_of_kind(kind)), min(1.0, max(0.0, value or 0.0)) ** 0.5)
+        found.append((colour, ink_on(colour)))
+    return found
+
+
 @functools.lru_cache(maxsize=4096)
 def ink_on(colour: str) -> str:
     """Black or white, whichever reads better on a cell of this colour: a contrast of at least 4.5 on every colour."""

@@ -125,6 +125,7 @@ TASK = ("task", "source", "target")
     example_models=("organism", "circuit-bilingual"),
     needs=("tokenizer", "final_norm_ends_stream", "logits_unembedded"),
     layer_curves={"layers": ("probability", "entropy")},
+    token_groups={"groups": ("language", "ids")},
     keys={
         "layers": (*TASK, "lens", "readout", "language", "layer"),
         "courses": (*TASK, "lens", "readout", "language"),

@@ -98,6 +98,7 @@ class Probe:
     head_scores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shares: tuple[str, ...] = ()
     layer_curves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    token_groups: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     title: str = ""
     version: int = 1
@@ -137,6 +138,7 @@ def probe(
     head_scores: Mapping[str, tuple[str, ...]] | None = None,
     shares: tuple[str, ...] = (),
     layer_curves: Mapping[str, tuple[str, ...]] | None = None,
+    token_groups: Mapping[str, tuple[str, str]] | None = None,
     keys: Mapping[str, tuple[str, ...]] | None = None,
     title: str = "",
     version: int = 1,
@@ -176,6 +178,8 @@ def probe(
     something about a head; the first is the one that the explorer opens on, and ``ci_low``, ``ci_high`` are its
     interval. ``shares``: those of them that are shares or frequencies, drawn on the whole scale from 0 to 1.
     ``layer_curves``: table with rows per ``layer`` -> columns that are a course over the layers, the interval as above.
+    ``token_groups``: table with a row per group of tokens -> (column of the group's name, column of its token ids, a
+    list); the explorer's lens map shows how much of what a layer would say is of each.
     ``leaves``: pattern of a file's name -> what it is, for files that a run leaves in its folder beside the usual ones;
     ``HEAD_MASK`` for one that ``--edit`` reads. ``fed``: table -> what finds the prompt of one of its rows in the table
     ``inputs``: a column of ``inputs`` -> the table's column of the same value; where a table is not named, the key
@@ -221,6 +225,7 @@ def probe(
                 head_scores=_columns(head_scores),
                 shares=tuple(shares),
                 layer_curves=_columns(layer_curves),
+                token_groups={table: (name, ids) for table, (name, ids) in (token_groups or {}).items()},
                 keys=_columns(keys),
                 title=title or name.replace("-", " ").capitalize(),
                 version=version,

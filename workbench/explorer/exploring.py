@@ -32,6 +32,7 @@ from workbench.explorer import (
     passages,
     patch_maps,
     pattern_thumbnails,
+    token_groups,
 )
 from workbench.explorer.autoencoders import DEFAULT, open_autoencoder
 from workbench.explorer.continuation import MOST, Continuation
@@ -238,6 +239,20 @@ class Exploration:
         fingerprint = self.opened.model.fingerprint
         found = layer_curves.curves(list_runs() if runs is None else runs, fingerprint=fingerprint)
         return layer_curves.as_table(found), layer_curves_drawn.layer_curves_figure(found, layer=layer)
+
+    def token_groups(self, *, run: str = "", of: str = "stream", runs: Sequence[Run] | None = None) -> Panel:
+        """Groups of tokens that a finished run of this very model declares (languages, say) over the logit lens:
+        `group_map`. `run`: its id, the newest that has groups unless given; `runs`: as in `layer_curves`."""
+        known = token_groups.token_groups(
+            list_runs() if runs is None else runs, fingerprint=self.opened.model.fingerprint
+        )
+        found = next((one for one in known if run in ("", one.run.id)), None)
+        if found is None:
+            named = f"The run '{run}' has" if run else "No finished run of this model has"
+            raise InputError(f"{named} no groups of tokens.")
+        parts = None if of == "stream" else sub_blocks(self.opened, self.ids, None, self.switches)
+        table = token_groups.group_map(self.opened, self.reading, found.groups, of=of, parts=parts)
+        return table, token_groups.group_figure(table, self.tokens, kind=found.kind)
 
     def _read_features(self, autoencoder: str) -> FeatureReading:
         return read_features(self.opened, self.ids, open_autoencoder(self.opened, autoencoder), self.switches)

@@ -55,7 +55,7 @@ def lens_map(
 
     `parts` (`sub_blocks` over all positions) is needed for everything but the stream. Raises InputError for an unknown
     `of` and for a model whose scores are not read off its stream."""
-    states, layers = _states(reading, of, parts)
+    states, layers = lens_states(reading, of, parts)
     model = opened.model
     model.require("final_norm_ends_stream", "logits_unembedded", for_what="a logit lens")
     T = len(reading.ids)
@@ -89,8 +89,9 @@ def lens_map(
     return frame.select(list(SCHEMA)).with_columns(pl.Series("text", texts, pl.String))
 
 
-def _states(reading: Reading, of: str, parts: SubBlocks | None) -> tuple[torch.Tensor, list[int]]:
-    """States [rows, T, width] and the layer of each."""
+def lens_states(reading: Reading, of: str, parts: SubBlocks | None) -> tuple[torch.Tensor, list[int]]:
+    """What a lens reads: states [rows, T, width] and the layer of each. Raises InputError for an unknown `of`, and for
+    parts that are missing."""
     layers = len(reading.stream) - 1
     if of == "stream":
         return reading.stream, list(range(-1, layers))

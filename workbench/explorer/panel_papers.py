@@ -58,6 +58,7 @@ ENTRIES = {
 }
 PAPERS = {
     "lens": ("nostalgebraist2020lens", "belrose2023eliciting"),
+    "token_groups": ("nostalgebraist2020lens",),
     "waterfall": ("elhage2021mathematical",),
     "direct_effects": ("elhage2021mathematical", "wang2022interpretability"),
     "patch_map": ("heimersheim2024use",),

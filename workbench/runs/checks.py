@@ -236,7 +236,7 @@ def check_run(case: Case) -> None:
     for table, columns in case.probe.tables.items():
         frame = run.table(table)
         expect(set(columns) <= set(frame.columns), f"the table '{table}' lacks {set(columns) - set(frame.columns)}")
-    for what in ("keys", "head_scores", "layer_curves"):
+    for what in ("keys", "head_scores", "layer_curves", "token_groups"):
         for table, columns in getattr(case.probe, what).items():
             needed = [column for column in columns if what != "keys" or column not in optional_columns(case.probe)]
             check_columns(run, what, table, needed)
