@@ -46,7 +46,7 @@ def own_tasks(model: str) -> Path | str | None:
 @probe(
     "talking-heads",
     title="Talking heads",
-    summary="Which earlier head talks to which later one, by its weights alone, and what happens when the channel is cut.",
+    summary="Which earlier head talks to which later one, by weights alone, and what happens when the channel is cut.",
     tables={
         "channels": (
             "source_layer",
@@ -98,8 +98,8 @@ def own_tasks(model: str) -> Path | str | None:
     },
 )
 def run(model, config: Config, context: Context) -> Result:
-    """Score every component of every head against all later readers, then cut the strongest channels into the heads that
-    do each task. Heads are query heads.
+    """Score every component of every head against all later readers, then cut the strongest channels into the heads
+    that do each task. Heads are query heads.
 
     Raises InputError for a model of one layer, for receivers that it does not have, and for an architecture whose head
     weights cannot be read."""

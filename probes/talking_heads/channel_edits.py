@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from probes.talking_heads.scan import Weights
+from probes.talking_heads.scan import ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
 from workbench.engine.component_scale import ComponentScale
@@ -29,19 +29,19 @@ class Channel(NamedTuple):
         return f"{self.layer}.{self.head}/{self.component}"
 
 
-def scaled(weights: Weights, channel: Channel, scale: float, about: float) -> ComponentScale:
+def scaled(weights: ModelHeads, channel: Channel, scale: float, about: float) -> ComponentScale:
     """The coordinate of a channel brought to about + scale · (it − about)."""
     own = weights.components[channel.layer]
     read, put = (side[channel.head, channel.component].float() for side in (own.reads, own.puts))
     return ComponentScale((channel.layer, channel.head), read, put, scale, about)
 
 
-def removed(weights: Weights, channel: Channel) -> ComponentScale:
+def removed(weights: ModelHeads, channel: Channel) -> ComponentScale:
     """The weight edit W_OV − s u vᵀ: what the coordinate is where the stream is zero stays."""
     return scaled(weights, channel, 0.0, at_rest(weights, channel))
 
 
-def at_rest(weights: Weights, channel: Channel) -> float:
+def at_rest(weights: ModelHeads, channel: Channel) -> float:
     """What the coordinate is by biases alone, whatever the head attends to."""
     bias = weights.heads[channel.layer].value_bias[channel.head // weights.group].double()
     return float(bias @ weights.components[channel.layer].reads[channel.head, channel.component])
@@ -49,7 +49,12 @@ def at_rest(weights: Weights, channel: Channel) -> float:
 
 @torch.no_grad()
 def mean_coordinates(
-    model: Model, weights: Weights, channels: Sequence[Channel], prompts: Sequence[Prompt], context: Context, run: Pass
+    model: Model,
+    weights: ModelHeads,
+    channels: Sequence[Channel],
+    prompts: Sequence[Prompt],
+    context: Context,
+    run: Pass,
 ) -> Mapping[Channel, float]:
     """The mean coordinate of each channel over all tokens of the prompts, each prompt counted once."""
     sites = {layer: Site("head_out", layer) for layer in sorted({channel.layer for channel in channels})}

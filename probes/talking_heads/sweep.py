@@ -11,7 +11,7 @@ from probes.talking_heads.ablation import Chosen, Head, number
 from probes.talking_heads.channel_edits import at_rest, scaled
 from probes.talking_heads.config import Config
 from probes.talking_heads.measures import METRICS, Measured, measure
-from probes.talking_heads.scan import Weights
+from probes.talking_heads.scan import ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
 from workbench.engine.passes import Pass
@@ -37,7 +37,7 @@ SCHEMA = {
 
 def sweep(
     model: Model,
-    weights: Weights,
+    weights: ModelHeads,
     prompts: Sequence[Prompt],
     chooses: Sequence[bool],
     receiver: Head,

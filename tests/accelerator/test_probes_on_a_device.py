@@ -69,6 +69,10 @@ SHORT = {  # (model, config)
             "max_tokens": 768,
         },
     ),
+    "talking-heads": (
+        "organism",
+        {"sequences": 8, "limit": 12, "random_draws": 2, "receivers_each": 1, "scales": (0.0, 2.0), "sweep": "context"},
+    ),
 }
 
 

@@ -39,6 +39,7 @@ ENGLISH = {
     "data-selection": "probes.data_selection:material/instructions.jsonl",
     "concept-depth": "probes.concept_depth:material",
     "retrieval-heads": "probes.retrieval_heads:material/needles.jsonl",
+    "talking-heads": "probes.talking_heads:material/tasks.jsonl",
 }
 
 

@@ -29,6 +29,7 @@ LARGE = {
     "knowledge-conflict": ("limit=24", "max_new_tokens=2"),
     "data-selection": ("resamples=0", "features=1", "explain=1", "target=code"),
     "representation-geometry": ("limit=30", "loss_rows=1", "draws=20", "random_draws=1"),
+    "talking-heads": ("limit=4", "random_draws=1", "ablate=1", "receivers_each=1", "scales=0"),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

@@ -20,6 +20,7 @@ SMALL = {
     | {"features": 2, "explain": 1},
     "branching-factor": {"max_prompts": 2, "samples": 2, "max_new_tokens": 3},
     "representation-geometry": {"limit": 30, "draws": 10, "loss_rows": 1, "ablate": (2,), "random_draws": 1},
+    "talking-heads": {"limit": 4, "random_draws": 1, "ablate": 1, "receivers_each": 1, "scales": (0.0,)},
 }  # of every probe, settings that take a second
 RAW = {"retrieval-heads": {"template": "raw"}, "branching-factor": {"template": "raw"}}  # elsewhere the default
 CASES = [(name, "raw") for name in SMALL] + [(name, "chat") for name in SMALL if takes_chat(name)]

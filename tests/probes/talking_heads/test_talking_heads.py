@@ -78,7 +78,7 @@ def test_measures_are_those_of_plain_eager_attention(name):
         mass = rows[..., list(p.target)].sum(-1) - (sum(others) / len(others) if others else 0)
         plain.append((mass[1:], out.logits[0, -1].double()))
     found = measure(wrap(hf), prompts, [1, 2], Context(), Pass())
-    for i, (mass, scores) in enumerate(plain):
+    for i, (mass, _) in enumerate(plain):
         np.testing.assert_allclose(found.attention[i], mass.numpy(), atol=1e-5)
     scores = plain[0][1]
     assert found.logit_difference[0] == pytest.approx(float(scores[7] - scores[[8, 9]].mean()), abs=1e-3)
