@@ -88,6 +88,7 @@ def own_tasks(model: str) -> Path | str | None:
     head_scores={
         "heads": ("out_strength", "in_strength", "in_q_strength", "in_k_strength", "in_v_strength"),
     },
+    head_links={"channels": ("z", "is_channel")},
     keys={
         "channels": ("source_layer", "source_head", "component", "target_layer", "target_head", "kind"),
         "heads": ("layer", "head"),

@@ -26,8 +26,9 @@ from workbench.models.sites import Site
 @dataclass(frozen=True, eq=False)
 class ComponentScale:
     """Bring the coordinate c of a head's output along a component to about + scale · (c − about): 0 removes it, 1
-    changes nothing, −1 turns it around. `read` and `put` [d_head]: c = z · read, and c grows by 1 where `put` is added to z.
-    `positions`: the same of every prompt, or as many tuples as there are prompts; None: every token."""
+    changes nothing, −1 turns it around. `read` and `put` [d_head]: c = z · read, and c grows by 1 where
+    `put` is added to z. `positions`: the same of every prompt, or as many tuples as there are prompts; None: every
+    token."""
 
     head: tuple[int, int]
     read: torch.Tensor

@@ -58,8 +58,8 @@ def readers(weights: HeadWeights, kind: str, turned: Sequence[torch.Tensor] = ()
     ("v", [KV, d, Dv]), float64: ‖vᵀ reader‖ is ‖vᵀ B‖ and the norm of the reader is ‖B‖_F.
 
     Keys and values are shared by a group of heads, which is one reader: the B of its heads stand side by side.
-    `turned`: the rotations [D, D] of the offsets between query and key over which ‖vᵀ B‖² and ‖B‖² are averaged (none: 0 tokens,
-    the weights before rotation)."""
+    `turned`: the rotations [D, D] of the offsets between query and key over which ‖vᵀ B‖² and ‖B‖² are averaged
+    (none: 0 tokens, the weights before rotation)."""
     kv = len(weights.key)
     group = len(weights.query) // kv
     query, key = weights.query.double(), weights.key.double()

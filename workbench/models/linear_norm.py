@@ -2,8 +2,8 @@
 
 A layer norm or an RMS norm is N(x) = (C x) g / s(x) + b, with C taking the mean off (or nothing), a gain g and a scale
 s(x) that is one number for each state. Weights that read or write through a norm take up C and g ("folding"); s(x)
-stays outside. The module itself is asked, so gains that are stored as 1 + w, norms without weights and those of other names
-are all the same here.
+stays outside. The module itself is asked, so gains that are stored as 1 + w, norms without weights and those of other
+names are all the same here.
 """
 
 from __future__ import annotations
