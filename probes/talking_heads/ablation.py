@@ -136,15 +136,12 @@ def ablate(
     for number, chosen in enumerate(sets):
         context.progress(number, len(sets), "channels")
 
-        def under(edits: Sequence[Edit]) -> Measured:
-            return measure(model, prompts, layers, context, run, edits)
+        def under(edit: Edit) -> Measured:
+            return measure(model, prompts, layers, context, run, (edit,))
 
-        controls = [
-            under([removed(weights, channel) for channel in drawn])
-            for drawn in random_sets(weights, chosen, config, context)
-        ]
-        without = under([removed(weights, channel) for channel in chosen.channels])
-        held = under([scaled(weights, channel, 0.0, about[channel]) for channel in chosen.channels])
+        controls = [under(removed(weights, drawn)) for drawn in random_sets(weights, chosen, config, context)]
+        without = under(removed(weights, chosen.channels))
+        held = under(scaled(weights, chosen.channels, 0.0, about))
         rows += _rows(prompts, receiver, chosen, "weight", [without], plain, controls)
         rows += _rows(prompts, receiver, chosen, "activation", [held], plain, controls)
         if controls:

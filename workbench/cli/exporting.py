@@ -60,7 +60,11 @@ def export_pruned(
 
     chosen = parse_mask(read_file(path), path)
     if chosen.how != "zero":
-        does = "makes heads attend evenly" if chosen.how == "uniform" else "adds what heads say in a run of their own"
+        does = {
+            "uniform": "makes heads attend evenly",
+            "dual run": "adds what heads say in a run of their own",
+            "components": "scales components of heads",
+        }[chosen.how]
         raise InputError(
             f"The mask {path} {does} ({chosen.how}), which no weights can hold; only masks "
             f"that set heads to zero can be exported."

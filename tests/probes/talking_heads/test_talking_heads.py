@@ -16,6 +16,7 @@ from workbench.core import registry
 from workbench.core.config import build as config_of
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.engine.head_masks import read_mask
 from workbench.engine.passes import Pass
 from workbench.models.loading import load, wrap
 from workbench.organisms import circuits
@@ -60,6 +61,21 @@ def test_the_run_finds_the_receiver_and_what_it_loses(finished):
     doubled = np.exp(2 * score) / (np.exp(2 * score) + lengths - 1)
     assert swept.filter(scale=2.0)["value"].item() == pytest.approx(doubled.mean(), rel=1e-3)
     assert swept.filter(scale=0.0)["value"].item() == pytest.approx((1 / lengths).mean(), rel=1e-3)
+
+
+def test_what_was_cut_is_left_as_a_file_that_does_it_again(finished, tmp_path_factory):
+    (path,) = finished.folder.glob("channels_*.json")
+    found = read_mask(path)
+    assert found.heads == ((0, 5),) and found.scales == (0.0,) and "2.11" in found.note
+    folder = circuits.folder("circuit-channel", tmp_path_factory.mktemp("again"))
+    model = load(str(folder))
+    config = {"tasks": ("channel",), "sweep": "none", "receivers": ("2.11",), "random_draws": 1, "ablate": 1}
+    data, out = folder / "tasks.jsonl", tmp_path_factory.mktemp("edited") / "x"
+    again = execute(PROBE, model, config=config, data=data, edits=[found], out=out)
+    cut = finished.table("ablation").filter(metric="attention", ablation="weight", channels="0.5/0")["value"].item()
+    plain = again.table("ablation").filter(metric="attention", ablation="none")["value"].item()
+    assert plain == pytest.approx(cut, rel=1e-4)
+    assert any("the weights as they are" in said for said in again.info["warnings"])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox"])
