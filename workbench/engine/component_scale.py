@@ -27,8 +27,8 @@ from workbench.models.sites import Site
 class ComponentScale:
     """Bring the coordinate c of heads' outputs along components to about + scale · (c − about): 0 removes it, 1 changes
     nothing, −1 turns it around. `heads`: whose component each is (a head may have several); `read` and `put`
-    [m, d_head]: c = z · read, and c grows by 1 where `put` is added to z. `scale` and `about`: one number for all, or one each.
-    `positions`: the same of every prompt, or as many tuples as there are prompts; None: every token."""
+    [m, d_head]: c = z · read, and c grows by 1 where `put` is added to z. `scale` and `about`: one number for all, or
+    one each. `positions`: the same of every prompt, or as many tuples as there are prompts; None: every token."""
 
     heads: tuple[tuple[int, int], ...]
     read: torch.Tensor
