@@ -62,8 +62,8 @@ def view(name: str, opened, text: str) -> None:
     left, right = st.columns([10, 9], gap="large")
     with left:
         styling.unseen_heading("Heads")
-        column, frame, share = head_colours.choose(looking, tables)
-        head_cells.show(opened, frame, column, switches, (layer, head), share=share)
+        column, frame, share, links = head_colours.choose(looking, tables)
+        head_cells.show(opened, frame, column, switches, (layer, head), share=share, links=links)
         switch_row.show(opened, frame, column, switches, (layer, head))
         styling.unseen_heading("Answer")
         head_cards.answer(name, opened, ids, switches, reading)

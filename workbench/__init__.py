@@ -14,8 +14,8 @@ the options of the run (device, dtype, revision, edits, out; data and seed too).
 Models and runs: `load`, `wrap`, `probe`, `probes`, `figure`, `open_run`, `compare`, `read_table`, `check_probe`.
 One prompt, looked at from all sides: `explore`. Many texts, as points on a map of a layer: `activation_map`.
 Passes over a model: `capture`, `logits`, `score`, `greedy`, `sample`, `observe`, at a `Site`, as a `Pass` says,
-sampled by a `Rule`, with the edits `HeadAblation`, `HeadScale`, `DualRun`, `Patch`, `ProjectOut`, `Steer`,
-`KnockOut` and `DropModules`; `Store` keeps captures on disk. A probe of one's own is declared with what
+sampled by a `Rule`, with the edits `HeadAblation`, `HeadScale`, `DualRun`, `ComponentScale`, `Patch`, `ProjectOut`,
+`Steer`, `KnockOut` and `DropModules`; `Store` keeps captures on disk. A probe of one's own is declared with what
 `workbench.core` offers.
 
 Everything here is loaded when it is first asked for: ``import workbench`` imports neither torch nor polars.
@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy(
         "HeadAblation": "workbench.engine.edits",
         "HeadScale": "workbench.engine.edits",
         "DualRun": "workbench.engine.dual_run",
+        "ComponentScale": "workbench.engine.component_scale",
         "explore": "workbench.explorer",
         "activation_map": "workbench.explorer",
         "Patch": "workbench.engine.edits",

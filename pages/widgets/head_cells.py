@@ -15,6 +15,7 @@ from workbench.explorer.opened_model import Head
 from workbench.explorer.switches import Switches
 from workbench.models.model import Model
 
+Links = tuple[pl.DataFrame, str] | None  # of `head_links.links_of`
 LEAST = 0.05  # where no value is larger, two decimals in a cell say nothing
 STEPS = 64  # colours of the scale; the last of the palette is that of a missing value
 
@@ -31,8 +32,11 @@ def scale_choice() -> str:
     )
 
 
-def show(opened, frame: pl.DataFrame, column: str, switches: Switches, at: Head, *, share: bool) -> None:
-    """The grid, coloured by `column` of a table with layer and head; `share`: on the whole scale from 0 to 1."""
+def show(
+    opened, frame: pl.DataFrame, column: str, switches: Switches, at: Head, *, share: bool, links: Links = None
+) -> None:
+    """The grid, coloured by `column` of a table with layer and head; `share`: on the whole scale from 0 to 1; `links`:
+    drawn as arrows."""
     head_grid.heads(
         data(
             opened.model,
@@ -43,6 +47,7 @@ def show(opened, frame: pl.DataFrame, column: str, switches: Switches, at: Head,
             share=share,
             scale=st.session_state.get("scale") or colour_scales.AUTOMATIC,
             selected=head_selection.selected(opened.model),
+            links=links,
         ),
         key="grid",
         on_pick=switchboard.pick_head,
@@ -63,6 +68,7 @@ def data(
     share: bool,
     scale: str = colour_scales.AUTOMATIC,
     selected: Sequence[Head] = (),
+    links: Links = None,
 ) -> dict[str, Any]:
     """What the grid draws. A head is numbered layer · heads + head in it; colours are numbers in a palette."""
     parts = [part for part in ("control", "difference") if f"{column}_{part}" in frame.columns]
@@ -88,6 +94,9 @@ def data(
     grouped = 1 < group < model.n_heads
     say = ["rows: layers, columns: heads", f"gaps part the {model.n_kv_heads} key/value groups" if grouped else ""]
     label = column.replace("_", " ")
+    arrows = [] if links is None else _arrows(model, links[0])
+    if links is not None and arrows:
+        say.append(f"arrows: the {len(arrows)} strongest links by {links[1]}" if len(arrows) > 1 else "arrow: a link")
     return {
         "model": str(model.name),
         "name": f"the heads of the model, coloured by {label}",
@@ -109,9 +118,22 @@ def data(
         "low": number(spread.ends[0]),
         "high": number(spread.ends[1]),
         "scale": list(styling.scale(diverging=diverging)),
+        "arrows": arrows,
         "say": "; ".join(filter(None, [spread.in_words, *say])),
     }
 
 
 def _numbers(model: Model, heads: Sequence[Head]) -> list[int]:
     return [layer * model.n_heads + head for layer, head in heads]
+
+
+def _arrows(model: Model, links: pl.DataFrame) -> list[list[float | int | str]]:
+    """Links as the grid takes them: the numbers of both heads, how strong the link is beside the strongest, and what is
+    said of it. A link of heads that the model does not have is left out."""
+    most = links["weight"].abs().max() if links.height else None
+    found: list[list[float | int | str]] = []
+    for a, b, c, d, weight in links.iter_rows():
+        if max(a, c) < model.n_layers and max(b, d) < model.n_heads and isinstance(most, float) and most > 0:
+            start, end = _numbers(model, [(a, b), (c, d)])
+            found.append([start, end, abs(weight) / most, f"{a}.{b} → {c}.{d}, {number(weight)}"])
+    return found

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.widgets import cached, head_cells, styling
 from pages.widgets.map_cards import Looking
-from workbench.explorer import beside_control, head_sets, readings
+from workbench.explorer import beside_control, head_links, head_sets, readings
 from workbench.explorer.opened_model import Opened
 from workbench.explorer.switches import Switches
 from workbench.explorer.targets import Target
@@ -25,8 +25,11 @@ LIVE = (HERE, *readings.SCORES, EFFECT, NORM)
 SHARES = ("induction", "previous_token", "duplicate_token", "first_token")
 
 
-def choose(looking: Looking, tables: Sequence[tuple[Run, pl.DataFrame]]) -> tuple[str, pl.DataFrame, bool]:
-    """(column, table with layer, head and that column, whether it is a share) that colours the grid."""
+def choose(
+    looking: Looking, tables: Sequence[tuple[Run, pl.DataFrame]]
+) -> tuple[str, pl.DataFrame, bool, head_cells.Links]:
+    """(column, table with layer, head and that column, whether it is a share, links between heads) that colours the
+    grid; there are links where it is coloured by a run that names some."""
     opened, target, at = looking.opened, looking.target, looking.at
     from_runs = cached.heads_in_runs(opened.model.fingerprint, str(opened.model.name)).columns
     wanted = st.query_params.get("colour", "")
@@ -40,7 +43,8 @@ def choose(looking: Looking, tables: Sequence[tuple[Run, pl.DataFrame]]) -> tupl
         [*LIVE, *from_runs],
         key="colour",
         bind="query-params",
-        help="Type to search: a probe, a score, a seed, a date. "
+        help="Type to search: a probe, a score, a seed, a date. A run that names links between heads also draws its "
+        f"{head_links.MOST} strongest as arrows, from the head that writes to the one that reads. "
         + "; ".join(f"{k}: {v}" for k, v in readings.SCORES.items()),
     )
     source = right.selectbox(
@@ -58,7 +62,7 @@ def choose(looking: Looking, tables: Sequence[tuple[Run, pl.DataFrame]]) -> tupl
     if chosen in from_runs:
         identifier, column = from_runs[chosen]
         run, frame = next((run, frame) for run, frame in tables if run.id == identifier)
-        return column, frame, head_sets.is_share(run, column)
+        return column, frame, head_sets.is_share(run, column), head_links.links_of(run)
     column, found, share = live(
         chosen, looking.name, opened, looking.ids, looking.switches, target, at, repeated=source != PROMPTS[0]
     )
@@ -69,7 +73,7 @@ def choose(looking: Looking, tables: Sequence[tuple[Run, pl.DataFrame]]) -> tupl
     elif chosen in readings.SCORES and beside_control.has_control(found, chosen):
         more = f" Score them on {PROMPTS[1]}." if source == PROMPTS[0] else ""
         st.caption(styling.md(beside_control.in_words(found, chosen) + more))
-    return column, found, share
+    return column, found, share, None
 
 
 def live(

@@ -41,6 +41,11 @@ _CSS = """
 .grid button.mlp {margin-left: 6px; width: 34px; background: var(--st-secondary-background-color)}
 .grid button.mlp:hover {outline: 1px solid var(--st-text-color)}
 .grid .gap {margin-left: 5px}
+.grid {position: relative}
+.grid svg.links {position: absolute; left: 0; top: 0; z-index: 1; pointer-events: none; overflow: visible}
+.grid svg.links line {stroke: var(--st-background-color); stroke-width: 2.6; stroke-linecap: round; opacity: .45}
+.grid svg.links line.ink {stroke: var(--st-text-color); stroke-width: 1.1; opacity: 1}
+.grid svg.links path {fill: var(--st-text-color)}
 .foot {display: flex; align-items: center; gap: 3px 8px; margin-top: 5px; flex-wrap: wrap; color: var(--st-text-color); font-size: .74rem;
   font-variant-numeric: tabular-nums}
 .foot i {display: inline-block; width: 120px; height: 9px; border-radius: 2px}
@@ -109,6 +114,25 @@ export default function({ data, parentElement, setTriggerValue }) {
     if (i === at) b.setAttribute('aria-current', 'true'); else b.removeAttribute('aria-current');
   });
   mark();
+  // arrows between heads: thin, the weak ones paler, and never in the way of a click
+  grid.querySelectorAll('svg.links').forEach((e) => e.remove());
+  if (data.arrows.length) {
+    const svg = (kind, parent, names) => {
+      const e = document.createElementNS('http://www.w3.org/2000/svg', kind);
+      Object.entries(names).forEach(([k, v]) => e.setAttribute(k, v)); parent.appendChild(e); return e;
+    };
+    const all = svg('svg', grid, { class: 'links', width: '1', height: '1', 'aria-hidden': 'true' });
+    const tip = svg('marker', svg('defs', all, {}), { id: 'tip', viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 7, markerHeight: 7,
+      markerUnits: 'userSpaceOnUse', orient: 'auto' });
+    svg('path', tip, { d: 'M0 0 L8 4 L0 8 Z' });
+    const middle = (i) => { const b = cells[i]; return [b.offsetLeft + b.offsetWidth / 2, b.offsetTop + b.offsetHeight / 2]; };
+    data.arrows.forEach(([from, to, share, said]) => {
+      const [x1, y1] = middle(from), [x2, y2] = middle(to), ends = { x1, y1, x2, y2 };
+      svg('line', all, ends);
+      const line = svg('line', all, { ...ends, class: 'ink', 'marker-end': 'url(#tip)', 'stroke-opacity': 0.35 + 0.65 * share });
+      line.dataset.link = said;
+    });
+  }
   frame.mlps.forEach((m, l) => {
     m.className = 'mlp' + (mlps.has(l) ? ' off' : ''); m.setAttribute('aria-pressed', String(mlps.has(l)));
     m.title = 'MLP of layer ' + l + (mlps.has(l) ? ', switched: click to switch it on' : ': click to switch it off');

@@ -46,7 +46,7 @@ def own_tasks(model: str) -> Path | str | None:
 @probe(
     "talking-heads",
     title="Talking heads",
-    summary="Which earlier head talks to which later one, by its weights alone, and what happens when the channel is cut.",
+    summary="Which earlier head talks to which later one, by weights alone, and what happens when the channel is cut.",
     tables={
         "channels": (
             "source_layer",
@@ -84,10 +84,12 @@ def own_tasks(model: str) -> Path | str | None:
     estimate=estimate,
     example=example,
     example_models=("organism",),
+    leaves={"channels_*.json": "channels that are cut, for --edit"},
     needs=("tokenizer", "attention_rows", "attention_edits", "heads_add_up", "stream_adds_up"),
     head_scores={
         "heads": ("out_strength", "in_strength", "in_q_strength", "in_k_strength", "in_v_strength"),
     },
+    head_links={"channels": ("z", "is_channel")},
     keys={
         "channels": ("source_layer", "source_head", "component", "target_layer", "target_head", "kind"),
         "heads": ("layer", "head"),
@@ -98,8 +100,8 @@ def own_tasks(model: str) -> Path | str | None:
     },
 )
 def run(model, config: Config, context: Context) -> Result:
-    """Score every component of every head against all later readers, then cut the strongest channels into the heads that
-    do each task. Heads are query heads.
+    """Score every component of every head against all later readers, then cut the strongest channels into the heads
+    that do each task. Heads are query heads.
 
     Raises InputError for a model of one layer, for receivers that it does not have, and for an architecture whose head
     weights cannot be read."""
@@ -112,6 +114,8 @@ def run(model, config: Config, context: Context) -> Result:
     if model.n_layers < 2:
         raise InputError(f"{model.name} has one layer, so no head comes before another.")
     model.check_heads(config.chosen_receivers or ())
+    if context.edits:
+        context.warn("Edits act on the prompts of the tasks; the scores of channels are of the weights as they are.")
     prompts = all_prompts(model, config, context)
     tasks = {task: [p for p in prompts if p.task == task] for task in dict.fromkeys(p.task for p in prompts)}
     chooses = halves(prompts, context)
@@ -147,6 +151,7 @@ def run(model, config: Config, context: Context) -> Result:
 def _task(model, weights, channels: pl.DataFrame, own: list, chooses: list[bool], config: Config, context: Context):
     """The tables `ablation` and `sweep` of one task, and what its sweep says."""
     from probes.talking_heads import ablation
+    from probes.talking_heads.channel_edits import removed, save_channels
     from probes.talking_heads.measures import measure
     from probes.talking_heads.summary import summary_of_sweep
     from probes.talking_heads.sweep import SCHEMA as SWEPT
@@ -175,8 +180,14 @@ def _task(model, weights, channels: pl.DataFrame, own: list, chooses: list[bool]
         parts.append(context.part(f"ablation {task} {layer}.{head}", compute)["ablation"])
     said, table = {}, empty[1]
     receiver, sets = chosen[0]
-    if task == config.sweep and sets:
-        strongest = sets[-1] if len(sets[-1].channels) > 1 else sets[0]
+    strongest = None if not sets else sets[-1] if len(sets[-1].channels) > 1 else sets[0]
+    if strongest is not None:
+        note = (
+            f"talking-heads, task {task}: {strongest.in_words}, read by {receiver[0]}.{receiver[1]}, removed from the "
+            f"weights"
+        )
+        save_channels(model, context, task, removed(weights, strongest.channels), note)
+    if task == config.sweep and strongest is not None:
 
         def scales() -> dict:
             return sweep(model, weights, own, chooses, receiver, strongest, config, context, run)

@@ -11,7 +11,7 @@ import polars as pl
 from probes.talking_heads.channel_edits import Channel, mean_coordinates, removed, scaled
 from probes.talking_heads.config import Config
 from probes.talking_heads.measures import METRICS, Measured, measure
-from probes.talking_heads.scan import Weights
+from probes.talking_heads.scan import ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
 from workbench.engine.edits import Edit
@@ -67,7 +67,7 @@ class Chosen:
 
 
 def receivers_of(measured: Measured, config: Config) -> list[Head]:
-    """The heads beyond layer 0 that attend most as the task asks, on the prompts that choose; or those that are given."""
+    """The heads beyond layer 0 that attend most as the task asks, on the prompts that choose, or those given."""
     if config.chosen_receivers is not None:
         return config.chosen_receivers
     means = measured.attention.mean(0)  # [layers, H]
@@ -96,7 +96,7 @@ def channels_into(table: pl.DataFrame, receiver: Head, config: Config) -> list[C
     return chosen
 
 
-def random_sets(weights: Weights, chosen: Chosen, config: Config, context: Context) -> list[tuple[Channel, ...]]:
+def random_sets(weights: ModelHeads, chosen: Chosen, config: Config, context: Context) -> list[tuple[Channel, ...]]:
     """Other components of the same heads, as many of each head, different in every draw; as many draws as there are."""
     rng = context.rng(f"random components {chosen.in_words}")
     own = set(chosen.channels)
@@ -117,7 +117,7 @@ def random_sets(weights: Weights, chosen: Chosen, config: Config, context: Conte
 
 def ablate(
     model: Model,
-    weights: Weights,
+    weights: ModelHeads,
     prompts: Sequence[Prompt],
     means_of: Sequence[Prompt],
     receiver: Head,
@@ -136,15 +136,12 @@ def ablate(
     for number, chosen in enumerate(sets):
         context.progress(number, len(sets), "channels")
 
-        def under(edits: Sequence[Edit]) -> Measured:
-            return measure(model, prompts, layers, context, run, edits)
+        def under(edit: Edit) -> Measured:
+            return measure(model, prompts, layers, context, run, (edit,))
 
-        controls = [
-            under([removed(weights, channel) for channel in drawn])
-            for drawn in random_sets(weights, chosen, config, context)
-        ]
-        without = under([removed(weights, channel) for channel in chosen.channels])
-        held = under([scaled(weights, channel, 0.0, about[channel]) for channel in chosen.channels])
+        controls = [under(removed(weights, drawn)) for drawn in random_sets(weights, chosen, config, context)]
+        without = under(removed(weights, chosen.channels))
+        held = under(scaled(weights, chosen.channels, 0.0, about))
         rows += _rows(prompts, receiver, chosen, "weight", [without], plain, controls)
         rows += _rows(prompts, receiver, chosen, "activation", [held], plain, controls)
         if controls:

@@ -1,16 +1,19 @@
-"""Channels as edits of the sending head: removed from its weights, held at their mean, scaled."""
+"""Channels as edits of the sending heads: removed from their weights, held at their mean, scaled; and as files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from probes.talking_heads.scan import Weights
+from probes.talking_heads.scan import ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
+from workbench.core.files import atomic
 from workbench.engine.component_scale import ComponentScale
+from workbench.engine.head_masks import save_components
 from workbench.engine.hf import stream
 from workbench.engine.passes import Pass
 from workbench.models.model import Model
@@ -29,19 +32,25 @@ class Channel(NamedTuple):
         return f"{self.layer}.{self.head}/{self.component}"
 
 
-def scaled(weights: Weights, channel: Channel, scale: float, about: float) -> ComponentScale:
-    """The coordinate of a channel brought to about + scale · (it − about)."""
-    own = weights.components[channel.layer]
-    read, put = (side[channel.head, channel.component].float() for side in (own.reads, own.puts))
-    return ComponentScale((channel.layer, channel.head), read, put, scale, about)
+def scaled(
+    weights: ModelHeads, channels: Sequence[Channel], scale: float, about: Mapping[Channel, float] | None = None
+) -> ComponentScale:
+    """The coordinates of channels brought to about + scale · (they − about); about what they are at rest where it is
+    not given."""
+    sides = [
+        torch.stack([getattr(weights.components[c.layer], name)[c.head, c.component].float() for c in channels])
+        for name in ("reads", "puts")
+    ]
+    places = tuple(at_rest(weights, c) if about is None else about[c] for c in channels)
+    return ComponentScale(tuple((c.layer, c.head) for c in channels), sides[0], sides[1], scale, places)
 
 
-def removed(weights: Weights, channel: Channel) -> ComponentScale:
-    """The weight edit W_OV − s u vᵀ: what the coordinate is where the stream is zero stays."""
-    return scaled(weights, channel, 0.0, at_rest(weights, channel))
+def removed(weights: ModelHeads, channels: Sequence[Channel]) -> ComponentScale:
+    """The weight edit W_OV − Σ s u vᵀ: what the coordinates are where the stream is zero stays."""
+    return scaled(weights, channels, 0.0)
 
 
-def at_rest(weights: Weights, channel: Channel) -> float:
+def at_rest(weights: ModelHeads, channel: Channel) -> float:
     """What the coordinate is by biases alone, whatever the head attends to."""
     bias = weights.heads[channel.layer].value_bias[channel.head // weights.group].double()
     return float(bias @ weights.components[channel.layer].reads[channel.head, channel.component])
@@ -49,7 +58,12 @@ def at_rest(weights: Weights, channel: Channel) -> float:
 
 @torch.no_grad()
 def mean_coordinates(
-    model: Model, weights: Weights, channels: Sequence[Channel], prompts: Sequence[Prompt], context: Context, run: Pass
+    model: Model,
+    weights: ModelHeads,
+    channels: Sequence[Channel],
+    prompts: Sequence[Prompt],
+    context: Context,
+    run: Pass,
 ) -> Mapping[Channel, float]:
     """The mean coordinate of each channel over all tokens of the prompts, each prompt counted once."""
     sites = {layer: Site("head_out", layer) for layer in sorted({channel.layer for channel in channels})}
@@ -64,3 +78,12 @@ def mean_coordinates(
                 (z @ weights.components[channel.layer].reads[channel.head, channel.component]).sum()
             )
     return {channel: one / len(prompts) for channel, one in total.items()}
+
+
+def save_channels(model: Model, context: Context, task: str, edit: ComponentScale, note: str) -> None:
+    """Write the cut of channels into the run folder, for `--edit`."""
+    if context.out is None:
+        return
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", task)[:40]
+    with atomic(context.out / f"channels_{name}.json") as temporary:
+        save_components(temporary, edit, note=note, model=model)

@@ -59,8 +59,8 @@ class Config:
     null_draws: int = option(2000, "random directions of the null", low=100, high=1_000_000)
     tasks: tuple[str, ...] = option(
         ("all",),
-        "tasks on which channels are ablated: names in the column task of the data file, repeated for words said twice, "
-        "all, or none",
+        "tasks on which channels are ablated: names in the column task of the data file, repeated for words said "
+        "twice, all, or none",
     )
     receivers: tuple[str, ...] = option(
         ("auto",),

@@ -57,7 +57,7 @@ NORMAL_MAD = 0.6744897501960817  # median absolute deviation of a normal variabl
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class ReaderScores:
     """The scores of all components before a later layer into its readers of one kind: `scores` [n, m] float64, n the
     earlier layers' heads' components in their order; `null`: what random directions score; `z` and `z_heads` [n, m]:
     against these, and against the components of all heads before the layer."""
@@ -76,7 +76,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class ModelHeads:
     """What is known of the heads of every layer."""
 
     heads: list[HeadWeights]
@@ -90,7 +90,7 @@ class Weights:
         return len(self.heads[0].query) // len(self.heads[0].key)
 
 
-def read_weights(model, config: Config, context: Context) -> Weights:
+def read_weights(model, config: Config, context: Context) -> ModelHeads:
     """The weights of all heads and the components of what they write."""
     heads = head_weights(model, folded=config.norms == "folded", check=context.check)
     turned: list[list[torch.Tensor]] = [[] for _ in heads]
@@ -99,10 +99,10 @@ def read_weights(model, config: Config, context: Context) -> Weights:
             for own, turn in zip(turned, rotations(model, offset, check=context.check)):
                 own.append(turn)
     width = model.width - int(heads[0].centred)
-    return Weights(heads, [components(own) for own in heads], turned, width)
+    return ModelHeads(heads, [components(own) for own in heads], turned, width)
 
 
-def readings(weights: Weights, config: Config, context: Context, device) -> Iterator[Reading]:
+def readings(weights: ModelHeads, config: Config, context: Context, device) -> Iterator[ReaderScores]:
     """Layer by layer and kind by kind, the scores into its readers."""
     writes = [own.writes.flatten(0, 1).to(device, torch.float32) for own in weights.components]
     for layer in range(1, len(weights.heads)):
@@ -117,7 +117,7 @@ def readings(weights: Weights, config: Config, context: Context, device) -> Iter
             )
             with np.errstate(invalid="ignore", divide="ignore"):
                 z = (scores - null.mean) / null.sd
-            yield Reading(layer, kind, scores, null, z, against_others(scores))
+            yield ReaderScores(layer, kind, scores, null, z, against_others(scores))
 
 
 def against_others(scores: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def against_others(scores: np.ndarray) -> np.ndarray:
         return np.where(spread > 0, off / spread, np.nan)
 
 
-def scan(weights: Weights, config: Config, context: Context, device) -> dict[str, pl.DataFrame | np.ndarray]:
+def scan(weights: ModelHeads, config: Config, context: Context, device) -> dict[str, pl.DataFrame | np.ndarray]:
     """The tables `channels`, `heads` and `components`, the array `pair_scores` [3, L, H, L, H] (kind, from, to) and how
     many tests there were."""
     shape = len(weights.heads), len(weights.heads[0].query)
@@ -167,18 +167,18 @@ def scan(weights: Weights, config: Config, context: Context, device) -> dict[str
     }
 
 
-def _heads_of(weights: Weights, kind: str) -> list[list[int]]:
+def _heads_of(weights: ModelHeads, kind: str) -> list[list[int]]:
     """The query heads that each reader stands for."""
     size = 1 if kind == "q" else weights.group
     return [list(range(start, start + size)) for start in range(0, len(weights.heads[0].query), size)]
 
 
-def _split(weights: Weights, reading: Reading) -> tuple[int, int, int]:
+def _split(weights: ModelHeads, reading: ReaderScores) -> tuple[int, int, int]:
     heads, each = weights.components[0].values.shape
     return reading.layer, heads, each
 
 
-def _pairs(weights: Weights, reading: Reading) -> np.ndarray:
+def _pairs(weights: ModelHeads, reading: ReaderScores) -> np.ndarray:
     """Scores of whole heads, [earlier layers, H, readers]."""
     layers, heads, each = _split(weights, reading)
     values = torch.cat([own.values for own in weights.components[:layers]])
@@ -186,7 +186,9 @@ def _pairs(weights: Weights, reading: Reading) -> np.ndarray:
     return pair_scores(values, scores).unflatten(0, (layers, heads)).numpy()
 
 
-def _strengths(strength: dict[str, np.ndarray], weights: Weights, reading: Reading, heads: list[list[int]]) -> None:
+def _strengths(
+    strength: dict[str, np.ndarray], weights: ModelHeads, reading: ReaderScores, heads: list[list[int]]
+) -> None:
     layers, count, each = _split(weights, reading)
     least = reading.least.reshape(layers, count, each, -1)
     leaving = strength["out"][:layers]
@@ -198,7 +200,7 @@ def _strengths(strength: dict[str, np.ndarray], weights: Weights, reading: Readi
             place[several] = np.fmax(place[several], arriving[reader])
 
 
-def _telling_p(reading: Reading) -> np.ndarray:
+def _telling_p(reading: ReaderScores) -> np.ndarray:
     """p of a random direction, one-sided; NaN where it is not small enough to matter (z below 1)."""
     p = np.full(reading.scores.shape, np.nan)
     near = reading.z > 1
@@ -209,7 +211,9 @@ def _telling_p(reading: Reading) -> np.ndarray:
     return p
 
 
-def _strongest(weights: Weights, reading: Reading, pairs: np.ndarray, p: np.ndarray, config: Config) -> list[dict]:
+def _strongest(
+    weights: ModelHeads, reading: ReaderScores, pairs: np.ndarray, p: np.ndarray, config: Config
+) -> list[dict]:
     """The `keep` strongest channels into the layer, and the `ablate` strongest into each of its readers."""
     layers, heads, each = _split(weights, reading)
     least = np.nan_to_num(reading.least, nan=-np.inf)
@@ -277,8 +281,8 @@ def _channel_table(
 
 
 def _adjusting(p_values: np.ndarray, tested: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What adjusts p (Benjamini and Hochberg) over `tested` tests, of which `p_values` are all that are at most TELLING:
-    exact where the adjusted p is at most TELLING, else at least the p (1 where it is not known)."""
+    """What adjusts p (Benjamini and Hochberg) over `tested` tests, of which `p_values` are all that are at most
+    TELLING: exact where the adjusted p is at most TELLING, else at least the p (1 where it is not known)."""
     order = np.sort(p_values)
     if len(order):
         ranked = np.minimum(order * tested / np.arange(1, len(order) + 1), 1.0)
@@ -307,7 +311,7 @@ def _head_table(strength: dict[str, np.ndarray]) -> pl.DataFrame:
 
 
 def _component_table(
-    weights: Weights, channels: pl.DataFrame, config: Config, context: Context, device
+    weights: ModelHeads, channels: pl.DataFrame, config: Config, context: Context, device
 ) -> pl.DataFrame:
     """Every component of the sending head, for the pairs of heads with the strongest channels."""
     pairs = channels.unique(

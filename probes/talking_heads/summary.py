@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from probes.talking_heads.config import Config
-from probes.talking_heads.scan import RATE, Weights
+from probes.talking_heads.scan import RATE, ModelHeads
 
 
 def in_words(row: dict) -> str:
@@ -19,7 +19,7 @@ def in_words(row: dict) -> str:
     )
 
 
-def summary_of_scan(channels: pl.DataFrame, tests: np.ndarray, weights: Weights, config: Config) -> dict:
+def summary_of_scan(channels: pl.DataFrame, tests: np.ndarray, weights: ModelHeads, config: Config) -> dict:
     """How many channels stand out of how many tests, the strongest ones, and the score of a random direction."""
     tested, marked = (int(n) for n in tests)
     found: dict = {"tests": tested, "channels": marked, "expected_false_at_most": RATE * marked}

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 
 from probes.talking_heads.ablation import Chosen, Head, number
-from probes.talking_heads.channel_edits import at_rest, scaled
+from probes.talking_heads.channel_edits import scaled
 from probes.talking_heads.config import Config
 from probes.talking_heads.measures import METRICS, Measured, measure
-from probes.talking_heads.scan import Weights
+from probes.talking_heads.scan import ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
 from workbench.engine.passes import Pass
@@ -37,7 +37,7 @@ SCHEMA = {
 
 def sweep(
     model: Model,
-    weights: Weights,
+    weights: ModelHeads,
     prompts: Sequence[Prompt],
     chooses: Sequence[bool],
     receiver: Head,
@@ -56,7 +56,7 @@ def sweep(
     rows = []
     for done, scale in enumerate(scales):
         context.progress(done, len(scales), "scales")
-        edits = [scaled(weights, channel, scale, at_rest(weights, channel)) for channel in chosen.channels]
+        edits = [scaled(weights, chosen.channels, scale)]
         found[scale] = measure(model, prompts, [receiver[0]], context, run, edits if scale != 1 else ())
         for split in ("choosing", "measured"):
             for each in (None, *sorted(set(size.tolist()))):

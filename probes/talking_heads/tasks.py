@@ -45,8 +45,8 @@ class Prompt:
 
 
 def read_rows(data: Path | None, config: Config) -> pl.DataFrame | None:
-    """The rows of the data file of the tasks that are asked for; None where only words said twice are. Raises InputError
-    for a task that the file does not have."""
+    """The rows of the data file of the tasks that are asked for; None where only words said twice are. Raises
+    InputError for a task that the file does not have."""
     if config.tasks == ("none",) or set(config.tasks) == {REPEATED}:
         return None
     if data is None:
@@ -57,7 +57,7 @@ def read_rows(data: Path | None, config: Config) -> pl.DataFrame | None:
     known = rows["task"].unique(maintain_order=True).to_list()
     if REPEATED in known:
         raise InputError(
-            f"The file {Path(data).name} has a task named '{REPEATED}', which is the task of words said twice; rename it."
+            f"The file {Path(data).name} has a task named '{REPEATED}', which is that of words said twice; rename it."
         )
     if config.tasks != ("all",):
         for name in config.tasks:

@@ -94,6 +94,10 @@ SHORT = {  # (model, config)
         {"limit": 24, "steps": 6, "batch": 4, "length": 32, "attempts": 1, "penalty": 1e9, "random_draws": 1}
         | {"draws": 100, "rotation": True, "rotation_tokens": 200},
     ),
+    "talking-heads": (
+        "organism",
+        {"sequences": 8, "limit": 12, "random_draws": 2, "receivers_each": 1, "scales": (0.0, 2.0), "sweep": "context"},
+    ),
 }
 
 

@@ -65,6 +65,7 @@ def test_the_examples_are_those_that_the_probes_ask_for_and_the_first_probe_is_t
         ("knowledge-conflict", "organism"),
         ("representation-geometry", "organism"),
         ("retrieval-heads", "organism-chat"),
+        ("talking-heads", "organism"),
     ]
     real = registry.problem
     monkeypatch.setattr(registry, "problem", lambda name: "broken" if name == "concept-depth" else real(name))

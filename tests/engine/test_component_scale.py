@@ -1,6 +1,7 @@
 """Scaling a component of a head is the edit of its weights, and moves nothing else."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from workbench.core.errors import InputError
 from workbench.engine.capture import capture, logits
 from workbench.engine.component_scale import ComponentScale
 from workbench.engine.composition import components
+from workbench.engine.head_masks import COMPONENTS, load_edits, read_mask, save_components
 from workbench.models.head_weights import head_weights
 from workbench.models.loading import wrap
 
@@ -28,7 +30,8 @@ def edit_of(model, scale=0.0, about=None, **more):
     read, put = own.reads[HEAD[1], WHICH], own.puts[HEAD[1], WHICH]
     group = model.n_heads // model.n_kv_heads
     rest = float(weights.value_bias[HEAD[1] // group].double() @ read) if about is None else about
-    return ComponentScale(HEAD, read.float(), put.float(), scale, rest, **more), own.writes[HEAD[1], WHICH]
+    edit = ComponentScale((HEAD,), read.float()[None], put.float()[None], scale, rest, **more)
+    return edit, own.writes[HEAD[1], WHICH]
 
 
 def plain_logits(hf, ids):
@@ -93,13 +96,50 @@ def test_positions_are_those_that_are_named(model):
     assert moved == [True] + [False] * 5 + [False, False, True]
 
 
-@pytest.mark.parametrize("wrong", ["head", "shape", "scale"])
+def test_several_components_are_scaled_as_one_after_another(model):
+    own = [components(w) for w in head_weights(model)]
+    chosen = [((1, 2), 0, 0.5, 0.1), ((1, 2), 3, -1.0, 0.0), ((0, 1), 2, 2.0, -0.3)]
+    reads, puts = (
+        torch.stack([getattr(own[layer], side)[head, i].float() for (layer, head), i, _, _ in chosen])
+        for side in ("reads", "puts")
+    )
+    heads, _, scales, abouts = zip(*chosen)
+    together = ComponentScale(heads, reads, puts, scales, abouts)
+    apart = [ComponentScale((h,), reads[[k]], puts[[k]], scales[k], abouts[k]) for k, h in enumerate(heads)]
+    first, second = logits(model, IDS, edits=[together]), logits(model, IDS, edits=apart)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4 * float(first.abs().max()))
+
+
+def test_components_in_a_file_do_what_they_do(model, tmp_path):
+    edit, _ = edit_of(model, scale=-1.5, about=0.25)
+    path = tmp_path / "channels.json"
+    save_components(path, edit, note="found", model=model)
+    found = read_mask(path)
+    assert found.how == COMPONENTS and found.note == "found" and found.model["layers"] == 3
+    assert torch.equal(logits(model, IDS, edits=[found.edit]), logits(model, IDS, edits=[edit]))
+    assert load_edits(path)[0].heads == (HEAD,)
+
+
+@pytest.mark.parametrize("part", ["read", "put", "scales", "about"])
+def test_a_file_of_components_that_is_not_whole_is_refused(model, tmp_path, part):
+    edit, _ = edit_of(model)
+    path = tmp_path / "channels.json"
+    save_components(path, edit, model=model)
+    found = json.loads(path.read_text())
+    found[part] = found[part] * 2
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="not a head mask"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("wrong", ["head", "shape", "scale", "number"])
 def test_what_does_not_fit_is_refused(model, wrong):
-    one = torch.ones(model.d_head)
+    one = torch.ones(1, model.d_head)
     edit = {
-        "head": ComponentScale((9, 0), one, one),
-        "shape": ComponentScale(HEAD, torch.ones(3), one),
-        "scale": ComponentScale(HEAD, one, one, float("nan")),
+        "head": ComponentScale(((9, 0),), one, one),
+        "shape": ComponentScale((HEAD,), torch.ones(1, 3), one),
+        "scale": ComponentScale((HEAD,), one, one, float("nan")),
+        "number": ComponentScale((HEAD,), one, one, (1.0, 2.0)),
     }[wrong]
     with pytest.raises(InputError):
         logits(model, IDS, edits=[edit])

@@ -34,7 +34,7 @@ def layer(seed: int, *, heads=HEADS, kv=KV, width=WIDTH, size=SIZE) -> HeadWeigh
 
 
 def matrices(own: HeadWeights, kind: str, turned=()):
-    """The B of every reader of a layer as [d, m · d] matrices, one for each offset and head of a group, side by side."""
+    """The B of every reader of a layer as [d, m · d] matrices, offsets and heads of a group side by side."""
     group = len(own.query) // len(own.key)
     turned = turned or [torch.eye(own.query.shape[-1], dtype=torch.double)]
     found = []

@@ -53,6 +53,22 @@ def test_the_grid_gets_every_head_its_own_value_and_the_colour_of_that_value():
     assert (data["off"], data["selected"], data["mlps"], data["group"]) == ([11], [1, 8], [1], 2)
 
 
+def test_links_between_heads_are_arrows_from_number_to_number_and_are_said_under_the_grid():
+    links = pl.DataFrame(
+        [(0, 1, 2, 3, 8.0), (1, 0, 2, 0, 2.0), (0, 9, 1, 0, 1.0)],
+        schema=["source_layer", "source_head", "target_layer", "target_head", "weight"],
+        orient="row",
+    )
+    frame = scored(3, 4, lambda a, b: 0.5)
+    plain, drawn = (
+        head_cells.data(Shape(3, 4, 4), frame, "induction", Switches(), (0, 0), share=True, links=x)
+        for x in (None, (links, "z"))
+    )
+    assert plain["arrows"] == [] and "arrow" not in plain["say"]
+    assert [arrow[:3] for arrow in drawn["arrows"]] == [[1, 11, 1.0], [4, 8, 0.25]]  # head 0.9 is not of this model
+    assert drawn["arrows"][0][3] == "0.1 → 2.3, 8" and "the 2 strongest links by z" in drawn["say"]
+
+
 @pytest.mark.parametrize(("layers", "heads"), [(2, 4), (12, 12), (24, 14), (32, 32), (80, 64)])
 def test_cells_of_any_model_can_be_hit_and_what_a_click_sends_grows_by_a_few_bytes_a_head(layers, heads):
     wide, tall = head_grid.size_of_cells(layers, heads)

@@ -46,6 +46,7 @@ ENGLISH = {
     "hopping": "probes.hopping:material/questions.jsonl",
     "latent-language": "probes.latent_language:material/words.jsonl",
     "bigram-subnetwork": "probes:representation_geometry/material/passages.jsonl",
+    "talking-heads": "probes.talking_heads:material/tasks.jsonl",
 }
 
 

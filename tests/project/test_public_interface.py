@@ -14,7 +14,7 @@ import workbench.core
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "load", "wrap", "probe", "probes", "figure", "open_run", "compare", "read_table", "capture", "logits", "score",
-    "greedy", "sample", "observe", "Site", "check_probe", "HeadAblation", "HeadScale", "DualRun",
+    "greedy", "sample", "observe", "Site", "check_probe", "HeadAblation", "HeadScale", "DualRun", "ComponentScale",
     "explore", "activation_map", "Patch", "ProjectOut",
     "KnockOut", "Pass", "Rule", "Steer", "Store",
     "DropModules",

@@ -190,6 +190,19 @@ def _bigram(run, model, inputs, template: str) -> None:
     assert run.table("evaluation").filter(model="full")["correlation"][0] is not None
 
 
+def _talking(run, model, inputs, template: str) -> None:
+    rows = source("talking-heads")
+    for row in inputs.iter_rows(named=True):
+        if row["data_row"] is None:  # words said twice
+            assert row["ids"].index(row["ids"][-1]) == row["target"][0] - 1
+            continue
+        item = rows.row(row["data_row"], named=True)
+        reads(model, row["ids"], item["prompt"], template)
+        assert item["target"] in model.decode([row["ids"][i] for i in row["target"]])
+    assert run.table("heads").height == model.n_layers * model.n_heads
+    assert run.table("channels")["score"].is_between(0, 1).all() and run.table("ablation").height
+
+
 CHECKS = {
     "retrieval-heads": _retrieval,
     "concept-depth": _depth,
@@ -202,6 +215,7 @@ CHECKS = {
     "hopping": _hopping,
     "latent-language": _languages,
     "bigram-subnetwork": _bigram,
+    "talking-heads": _talking,
 }
 
 

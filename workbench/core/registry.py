@@ -35,6 +35,7 @@ __all__ = ["DataSpec", "Probe", "get", "names", "option", "probe", "problem", "r
 
 MODULES = "workbench.probes"  # name of the probe -> its module
 FOLDERS = "workbench.probe_folders"  # any name -> a package whose sub-packages are probes
+LINK_ENDS = ("source_layer", "source_head", "target_layer", "target_head")  # of the tables of `head_links`
 HEAD_MASK = "head mask"  # what `leaves` calls a file that `--edit` reads; the explorer offers these
 
 
@@ -106,6 +107,7 @@ class Probe:
     imports: Mapping[str, str] = field(default_factory=dict)
     comparable: str | None = None
     fed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    head_links: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check(self, config: Any, data: Path | None, model: str | None = None, facts: Any = None) -> None:
         """What the probe's `validate` says; of the model too, where it asks for its name or for what is known of
@@ -146,6 +148,7 @@ def probe(
     imports: Mapping[str, str] | None = None,
     comparable: str | None = None,
     fed: Mapping[str, Mapping[str, str]] | None = None,
+    head_links: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register ``run(model, config: MyConfig, context) -> Result`` as the probe ``name``; the function itself is
     unchanged.
@@ -177,6 +180,9 @@ def probe(
     :mod:`workbench.runs.comparable`. ``head_scores``: table with one row per ``layer`` and ``head`` -> columns that say
     something about a head; the first is the one that the explorer opens on, and ``ci_low``, ``ci_high`` are its
     interval. ``shares``: those of them that are shares or frequencies, drawn on the whole scale from 0 to 1.
+    ``head_links``: table with links from one head to a later one (``source_layer``, ``source_head``, ``target_layer``,
+    ``target_head``) -> the column of their strength and, where not all rows count, one that says which do; the explorer
+    draws the strongest as arrows.
     ``layer_curves``: table with rows per ``layer`` -> columns that are a course over the layers, the interval as above.
     ``token_groups``: table with a row per group of tokens -> (column of the group's name, column of its token ids, a
     list); the explorer's lens map shows how much of what a layer would say is of each.
@@ -233,6 +239,7 @@ def probe(
                 imports=dict(imports or {}),
                 comparable=comparable,
                 fed={table: dict(columns) for table, columns in (fed or {}).items()},
+                head_links=_columns(head_links),
             )
         )
         return run

@@ -1,8 +1,8 @@
 """Composition of attention heads from weights alone: how much of what an earlier head writes a later head reads.
 
-With head matrices W_OV = W_V W_O and W_QK = W_Q W_Kᵀ [d, d] of rank at most d_h (row vectors, x W), the composition score
-of A before B is ‖A B‖_F / (‖A‖_F ‖B‖_F) (Elhage et al. 2021): A the W_OV of the earlier head; B the later head's W_QK for
-Q-, its transpose for K- and its W_OV for V-composition. A component of the earlier head is a singular triple
+With head matrices W_OV = W_V W_O and W_QK = W_Q W_Kᵀ [d, d] of rank at most d_h (row vectors, x W), the composition
+score of A before B is ‖A B‖_F / (‖A‖_F ‖B‖_F) (Elhage et al. 2021): A the W_OV of the earlier head; B the later head's
+W_QK for Q-, its transpose for K- and its W_OV for V-composition. A component of the earlier head is a singular triple
 s u vᵀ of its W_OV, and its score is ‖vᵀ B‖ / ‖B‖_F (Merullo et al. 2024).
 
 No [d, d] product is ever formed. B = M N with M [d, h]; with N Nᵀ = Rᵀ R (R from the QR decomposition of Nᵀ) the norm
@@ -54,12 +54,12 @@ def components(weights: HeadWeights) -> Components:
 
 
 def readers(weights: HeadWeights, kind: str, turned: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-    """What each later head of a layer reads through its queries ("q", [H, d, D]), keys ("k", [KV, d, D]) or values ("v",
-    [KV, d, Dv]), float64: ‖vᵀ reader‖ is ‖vᵀ B‖ and the norm of the reader is ‖B‖_F.
+    """What each later head of a layer reads through its queries ("q", [H, d, D]), keys ("k", [KV, d, D]) or values
+    ("v", [KV, d, Dv]), float64: ‖vᵀ reader‖ is ‖vᵀ B‖ and the norm of the reader is ‖B‖_F.
 
-    Keys and values are shared by a group of heads, which is one reader: the B of its heads stand side by side. `turned`:
-    the rotations [D, D] of the offsets between query and key over which ‖vᵀ B‖² and ‖B‖² are averaged (none: 0 tokens,
-    the weights before rotation)."""
+    Keys and values are shared by a group of heads, which is one reader: the B of its heads stand side by side.
+    `turned`: the rotations [D, D] of the offsets between query and key over which ‖vᵀ B‖² and ‖B‖² are averaged
+    (none: 0 tokens, the weights before rotation)."""
     kv = len(weights.key)
     group = len(weights.query) // kv
     query, key = weights.query.double(), weights.key.double()

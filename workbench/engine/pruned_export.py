@@ -34,12 +34,16 @@ class Exported:
 
 
 def check_exportable(saved: SavedEdit, path: Path) -> None:
-    """Raise InputError for a mask of heads that no weights can hold."""
+    """Raise InputError for a mask of heads that does more than set heads to zero."""
     if isinstance(saved, HeadMask) and saved.how != "zero":
-        does = "makes heads attend evenly" if saved.how == "uniform" else "adds what heads say in a run of their own"
+        does = {
+            "uniform": "makes heads attend evenly",
+            "dual run": "adds what heads say in a run of their own",
+            "components": "scales components of heads",
+        }[saved.how]
         raise InputError(
-            f"The mask {path} {does} ({saved.how}), which no weights can hold; only masks "
-            f"that set heads to zero can be exported."
+            f"The mask {path} {does} ({saved.how}); of masks of heads only those that set heads to zero are written as "
+            f"weights."
         )
 
 

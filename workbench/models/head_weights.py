@@ -5,8 +5,8 @@ They are read off the model's own attention: every layer's attention is given un
 token each, and the queries, keys and values that come out are the rows of the weights. Whatever way a model stores them
 (one matrix for all three, groups of heads, quantised) they are those that it computes with. A token at position 0 is
 not rotated, so queries and keys are those before the rotation; `rotations` says what another position does to them.
-Norms inside the attention (of queries and keys) are replaced by their linear part meanwhile, and so is, where asked, the
-norm before and after it ("folding"; Elhage et al. 2021). Scales of norms depend on the state and are left out.
+Norms inside the attention (of queries and keys) are replaced by their linear part meanwhile, and so is, where asked,
+the norm before and after it ("folding"; Elhage et al. 2021). Scales of norms depend on the state and are left out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The linear part of a norm: what it does to a state once its scale is taken as one number.
 
 A layer norm or an RMS norm is N(x) = (C x) g / s(x) + b, with C taking the mean off (or nothing), a gain g and a scale
-s(x) that is one number for each state. Weights that read or write through a norm take up C and g ("folding"); s(x) stays
-outside. The module itself is asked, so gains that are stored as 1 + w, norms without weights and those of other names
-are all the same here.
+s(x) that is one number for each state. Weights that read or write through a norm take up C and g ("folding"); s(x)
+stays outside. The module itself is asked, so gains that are stored as 1 + w, norms without weights and those of other
+names are all the same here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def linear_norm(norm: nn.Module, width: int) -> LinearNorm:
     cosine = float((real * ours).sum() / (real.norm() * ours.norm()).clamp_min(1e-300))
     if not abs(cosine - 1) < 1e-4:
         raise InputError(
-            f"The norm {type(norm).__name__} is not a gain on the state (with its mean taken off or not), so the weights "
-            f"behind it cannot be read as they read the residual stream."
+            f"The norm {type(norm).__name__} is not a gain on the state (with its mean taken off or not), so the "
+            f"weights behind it cannot be read as they read the residual stream."
         )
     return found

@@ -28,7 +28,7 @@ from workbench.core.context import Context, Result
 from workbench.core.errors import Cancelled, InputError, WorkbenchError
 from workbench.core.files import TEMPORARY, canonical
 from workbench.core.nearest_name import nearest
-from workbench.core.registry import Probe
+from workbench.core.registry import LINK_ENDS, Probe
 from workbench.runs import cost, execution
 from workbench.runs.folder import Run
 
@@ -236,7 +236,7 @@ def check_run(case: Case) -> None:
     for table, columns in case.probe.tables.items():
         frame = run.table(table)
         expect(set(columns) <= set(frame.columns), f"the table '{table}' lacks {set(columns) - set(frame.columns)}")
-    for what in ("keys", "head_scores", "layer_curves", "token_groups"):
+    for what in ("keys", "head_scores", "head_links", "layer_curves", "token_groups"):
         for table, columns in getattr(case.probe, what).items():
             needed = [column for column in columns if what != "keys" or column not in optional_columns(case.probe)]
             check_columns(run, what, table, needed)
@@ -377,7 +377,7 @@ def check_columns(run: Run, what: str, table: str, columns: list[str]) -> None:
     if table not in run.tables:
         return
     frame = run.table(table)
-    address = {"head_scores": ("layer", "head"), "layer_curves": ("layer",)}.get(what, ())
+    address = {"head_scores": ("layer", "head"), "head_links": LINK_ENDS, "layer_curves": ("layer",)}.get(what, ())
     absent = [column for column in (*address, *columns) if column not in frame.columns]
     expect(not absent, f"{what} of '{table}': there is no column {', '.join(absent)}")
     if what == "head_scores":

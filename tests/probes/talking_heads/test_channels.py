@@ -63,11 +63,11 @@ def test_cutting_it_takes_the_known_logit_from_the_receiver_and_no_other_compone
     score = truth["score"]["intact"]
     for seen, length in attention_on(model, folder, []):
         assert seen == pytest.approx(np.exp(score) / (np.exp(score) + length - 1), rel=1e-4)
-    for seen, length in attention_on(model, folder, [removed(weights, Channel(0, 5, 0))]):
+    for seen, length in attention_on(model, folder, [removed(weights, [Channel(0, 5, 0)])]):
         assert seen == pytest.approx(1 / length, rel=1e-4)
     intact = [seen for seen, _ in attention_on(model, folder, [])]
     for other in [Channel(0, 5, i) for i in range(1, 16)] + [Channel(layer, 3, i) for layer in (0, 1) for i in (0, 9)]:
-        kept = [seen for seen, _ in attention_on(model, folder, [removed(weights, other)])]
+        kept = [seen for seen, _ in attention_on(model, folder, [removed(weights, [other])])]
         assert kept == pytest.approx(intact, rel=1e-5), other
 
 

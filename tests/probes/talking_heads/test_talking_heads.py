@@ -16,6 +16,7 @@ from workbench.core import registry
 from workbench.core.config import build as config_of
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.engine.head_masks import read_mask
 from workbench.engine.passes import Pass
 from workbench.models.loading import load, wrap
 from workbench.organisms import circuits
@@ -62,6 +63,21 @@ def test_the_run_finds_the_receiver_and_what_it_loses(finished):
     assert swept.filter(scale=0.0)["value"].item() == pytest.approx((1 / lengths).mean(), rel=1e-3)
 
 
+def test_what_was_cut_is_left_as_a_file_that_does_it_again(finished, tmp_path_factory):
+    (path,) = finished.folder.glob("channels_*.json")
+    found = read_mask(path)
+    assert found.heads == ((0, 5),) and found.scales == (0.0,) and "2.11" in found.note
+    folder = circuits.folder("circuit-channel", tmp_path_factory.mktemp("again"))
+    model = load(str(folder))
+    config = {"tasks": ("channel",), "sweep": "none", "receivers": ("2.11",), "random_draws": 1, "ablate": 1}
+    data, out = folder / "tasks.jsonl", tmp_path_factory.mktemp("edited") / "x"
+    again = execute(PROBE, model, config=config, data=data, edits=[found], out=out)
+    cut = finished.table("ablation").filter(metric="attention", ablation="weight", channels="0.5/0")["value"].item()
+    plain = again.table("ablation").filter(metric="attention", ablation="none")["value"].item()
+    assert plain == pytest.approx(cut, rel=1e-4)
+    assert any("the weights as they are" in said for said in again.info["warnings"])
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox"])
 @torch.no_grad()
 def test_measures_are_those_of_plain_eager_attention(name):
@@ -78,7 +94,7 @@ def test_measures_are_those_of_plain_eager_attention(name):
         mass = rows[..., list(p.target)].sum(-1) - (sum(others) / len(others) if others else 0)
         plain.append((mass[1:], out.logits[0, -1].double()))
     found = measure(wrap(hf), prompts, [1, 2], Context(), Pass())
-    for i, (mass, scores) in enumerate(plain):
+    for i, (mass, _) in enumerate(plain):
         np.testing.assert_allclose(found.attention[i], mass.numpy(), atol=1e-5)
     scores = plain[0][1]
     assert found.logit_difference[0] == pytest.approx(float(scores[7] - scores[[8, 9]].mean()), abs=1e-3)
