@@ -62,10 +62,15 @@ def test_the_examples_are_those_that_the_probes_ask_for_and_the_first_probe_is_t
         ("branching-factor", "organism"),
         ("concept-depth", "organism"),
         ("data-selection", "organism"),
+        ("hopping", "organism"),
         ("knowledge-conflict", "organism"),
+        ("latent-language", "circuit-bilingual"),
+        ("latent-language", "organism"),
+        ("layer-redundancy", "organism"),
         ("representation-geometry", "organism"),
         ("retrieval-heads", "organism-chat"),
         ("talking-heads", "organism"),
+        ("token-filter", "organism"),
     ]
     real = registry.problem
     monkeypatch.setattr(registry, "problem", lambda name: "broken" if name == "concept-depth" else real(name))

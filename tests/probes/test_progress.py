@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.support.short_runs import LESS
+from tests.support.short_runs import LESS, PROBES
 from workbench.core import registry
 from workbench.models.loading import load
 from workbench.runs import demo, execution
@@ -23,7 +23,7 @@ def organism():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.names()[:6])
+@pytest.mark.parametrize("name", PROBES)
 def test_the_bar_of_a_demo_grows_with_the_work(name, organism, tmp_path):
     probe = registry.get(name)
     settings = demo.settings(probe, "organism") | FEWER.get(name, {})
