@@ -27,6 +27,8 @@ WIDE = {
     "branching": {"conditions": LONG, "prompts": 40, "samples": 3, "length": 12},
     "selection": {"targets": LONG, "rows": 120, "features": 30},
     "hopping": {"layers": 32},
+    "filter": {"layers": 80, "ks": (64, 128, 256, 512, 1024, 2048), "lengths": tuple(range(1000, 21000, 1000))}
+    | {"depths": tuple(range(0, 101, 10))},
 }
 
 
