@@ -139,7 +139,8 @@ def stages(run: Any) -> go.Figure:
 def first_layers(run: Any) -> go.Figure:
     """The mean first layer of the paper's four stages, and how many questions reach them."""
     frame = need(run, "stages", ("split", "stage", "reached", "layer", "ci_low", "ci_high", "n"))
-    frame = finite(frame.filter(pl.col("stage").is_in(list(FOUR))), "layer", what="first layer of a stage")
+    frame = frame.filter(pl.col("stage").is_in(list(FOUR)))
+    finite(frame, "layer", what="first layer of a stage")  # or there is nothing to draw
     shown = list(FOUR)[::-1]
     fig = sheet(
         ["first layer", "questions that reach it"],
@@ -176,6 +177,7 @@ def first_layers(run: Any) -> go.Figure:
                 legend=i == 0,
             )
     _shares(fig, 1, len(shown))
+    y_axis(fig, 0).range = y_axis(fig, 1).range
     return dressed(fig)
 
 

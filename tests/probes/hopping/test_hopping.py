@@ -256,3 +256,23 @@ def test_states_of_half_precision_give_the_texts_that_the_same_weights_give_in_w
     patches = StreamPatches(states, [0, 1, 0, 1], [0, 0, 1, 1], [3, 1, 4, 2], [0, 1, 1, 0])
     found = patched_texts(model, ids, patches, max_new_tokens=1)
     assert found == whole_passes(model, ids, patches, max_new_tokens=1)
+
+
+def test_figures_show_the_numbers_of_the_tables(toy_run):
+    from probes.hopping.figures import FIGURES
+    from workbench.figures.run_tables import collect
+
+    figures, reasons = collect(toy_run, FIGURES)
+    assert reasons == {} and set(figures) == set(FIGURES)
+    table = toy_run.table("backpatch").filter(position="t2")
+    shares = {(s, t): v for s, t, v in table.select("source_layer", "target_layer", "solved").iter_rows()}
+    drawn = [trace for trace in figures["back_patching"].data if trace.xaxis == "x3"]  # t2, the own state
+    found = {
+        (int(base + 0.5), int(x)): float(colour)
+        for trace in drawn
+        if not isinstance(trace.marker.color, str)
+        for x, base, colour in zip(trace.x, trace.base, trace.marker.color)
+    }
+    assert found == shares
+    reached = [t for t in figures["first_layers"].data if t.xaxis == "x2" and t.name == "failed"]
+    assert sorted(reached[0].x) == [0, 0, 1, 1]  # what no question reaches is shown as that
