@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ COMPONENT_SCHEMA = {
 TELLING = 0.05  # p from which on a test may count; larger ones cannot change the adjusted p of smaller ones
 PAIRS = 12  # pairs of heads of which the table of components has every component
 RATE = 0.05
+TINY = 1e-9  # a spread of scores below it is rounding
+DEAD = 1e-6  # singular values below it, beside the largest of the head, are rounding: their directions mean nothing
 FEWEST = 8  # components of which the spread is told
 NORMAL_MAD = 0.6744897501960817  # median absolute deviation of a normal variable of standard deviation 1
 
@@ -71,7 +74,7 @@ class ReaderScores:
 
     @property
     def least(self) -> np.ndarray:
-        """The smaller of both z: what is no outlier of one of the nulls is none."""
+        """The smaller of both z, the one where there is no other: what is no outlier of one of the nulls is none."""
         return np.fmin(self.z, self.z_heads)
 
 
@@ -105,6 +108,8 @@ def read_weights(model, config: Config, context: Context) -> ModelHeads:
 def readings(weights: ModelHeads, config: Config, context: Context, device) -> Iterator[ReaderScores]:
     """Layer by layer and kind by kind, the scores into its readers."""
     writes = [own.writes.flatten(0, 1).to(device, torch.float32) for own in weights.components]
+    values = [own.values for own in weights.components]
+    dead = torch.cat([(v <= DEAD * v.max()).flatten() for v in values]).numpy()
     for layer in range(1, len(weights.heads)):
         for kind in KINDS:
             context.check()
@@ -112,6 +117,7 @@ def readings(weights: ModelHeads, config: Config, context: Context, device) -> I
             there = reading.to(device, torch.float32)
             found = [component_scores(own, there).cpu() for own in writes[:layer]]
             scores = torch.cat(found).double().numpy()
+            scores[dead[: len(scores)]] = np.nan
             null = random_directions(
                 reading, width=weights.width, draws=config.null_draws, rng=context.rng(f"null {layer} {kind}")
             )
@@ -122,13 +128,17 @@ def readings(weights: ModelHeads, config: Config, context: Context, device) -> I
 
 def against_others(scores: np.ndarray) -> np.ndarray:
     """How far each score [n, m] is from the median of its column, in standard deviations as the median absolute
-    deviation gives them: few strong channels do not hide each other. NaN below FEWEST scores."""
+    deviation gives them: few strong channels do not hide each other. The plain standard deviation where more than half
+    of a column is one number; NaN below FEWEST scores, and where all of them are one."""
     if len(scores) < FEWEST:
         return np.full(scores.shape, np.nan)
-    off = scores - np.median(scores, axis=0)
-    spread = np.median(np.abs(off), axis=0) / NORMAL_MAD
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread > 0, off / spread, np.nan)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a reader without a score
+        off = scores - np.nanmedian(scores, axis=0)
+        spread = np.nanmedian(np.abs(off), axis=0) / NORMAL_MAD
+        spread = np.where(spread > TINY, spread, np.nanstd(scores, axis=0))
+        few = np.isfinite(scores).sum(0) < FEWEST
+        return np.where((spread > TINY) & ~few, off / spread, np.nan)
 
 
 def scan(weights: ModelHeads, config: Config, context: Context, device) -> dict[str, pl.DataFrame | np.ndarray]:
@@ -144,7 +154,7 @@ def scan(weights: ModelHeads, config: Config, context: Context, device) -> dict[
     total = len(KINDS) * (len(weights.heads) - 1)
     for number, reading in enumerate(readings(weights, config, context, device)):
         context.progress(number, total, "layers and kinds")
-        tested += reading.scores.size
+        tested += int(np.isfinite(reading.scores).sum())
         own = _pairs(weights, reading)
         heads = _heads_of(weights, reading.kind)
         for reader, several in enumerate(heads):
@@ -182,7 +192,7 @@ def _pairs(weights: ModelHeads, reading: ReaderScores) -> np.ndarray:
     """Scores of whole heads, [earlier layers, H, readers]."""
     layers, heads, each = _split(weights, reading)
     values = torch.cat([own.values for own in weights.components[:layers]])
-    scores = torch.from_numpy(reading.scores).unflatten(0, (layers * heads, each))
+    scores = torch.from_numpy(np.nan_to_num(reading.scores)).unflatten(0, (layers * heads, each))
     return pair_scores(values, scores).unflatten(0, (layers, heads)).numpy()
 
 
@@ -192,8 +202,8 @@ def _strengths(
     layers, count, each = _split(weights, reading)
     least = reading.least.reshape(layers, count, each, -1)
     leaving = strength["out"][:layers]
-    leaving[:] = np.fmax(leaving, least.max((2, 3)))
-    arriving = least.max((0, 1, 2))
+    leaving[:] = np.fmax(leaving, np.fmax.reduce(least, (2, 3)))
+    arriving = np.fmax.reduce(least, (0, 1, 2))
     for reader, several in enumerate(heads):
         for name in ("in", f"in_{reading.kind}"):
             place = strength[name][reading.layer]
@@ -230,6 +240,8 @@ def _strongest(
     step = 1 if reading.kind == "q" else weights.group
     found = []
     for i, reader in sorted(chosen):
+        if not np.isfinite(reading.scores[i, reader]):
+            continue
         layer, head, component = i // (heads * each), i // each % heads, i % each
         values = weights.components[layer].values[head].numpy()
         beside = np.abs(np.delete(values, component) - values[component])
@@ -275,9 +287,9 @@ def _channel_table(
         if rank > config.keep and row["rank_in"] is None:
             continue
         p = float(adjusted(np.array([row.pop("p")]))[0])
-        least = min(row["z"], row["z_heads"])
+        least = np.fmin(row["z"], row["z_heads"])
         kept.append(row | {"rank": rank, "p_adjusted": p, "is_channel": bool(p < RATE and least >= config.outlier)})
-    return pl.DataFrame(kept, schema=SCHEMA), adjusted
+    return pl.DataFrame(kept, schema=SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None)), adjusted
 
 
 def _adjusting(p_values: np.ndarray, tested: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -339,4 +351,4 @@ def _component_table(
             }
             for i, score in enumerate(scores)
         ]
-    return pl.DataFrame(found, schema=COMPONENT_SCHEMA)
+    return pl.DataFrame(found, schema=COMPONENT_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))

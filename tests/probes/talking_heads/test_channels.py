@@ -10,7 +10,7 @@ import torch
 from probes.talking_heads.ablation import channels_into
 from probes.talking_heads.channel_edits import Channel, removed
 from probes.talking_heads.config import Config
-from probes.talking_heads.scan import RATE, TELLING, _adjusting, read_weights, scan
+from probes.talking_heads.scan import RATE, TELLING, _adjusting, against_others, read_weights, scan
 from tests.support.architectures import build
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -77,6 +77,36 @@ def test_the_organism_talks_from_its_previous_token_head_to_its_induction_head()
     marked = found["channels"].filter("is_channel")
     pairs = set(marked.select("source_layer", "source_head", "target_layer", "target_head", "kind").iter_rows())
     assert pairs == {(0, 1, 1, 0, "k")} and marked["target_heads"].unique().to_list() == [2]
+
+
+def test_the_copy_circuit_hands_the_previous_token_to_the_keys_of_its_copy_head(tmp_path_factory):
+    """Rotary positions, two key/value heads: 0.0 and 0.2 write the previous token (twins), 1.1 looks for it by its keys,
+    which it shares with 1.0. Most heads have fewer components than numbers; only those that are there are tested."""
+    model = load(str(circuits.folder("circuit-copy-gqa", tmp_path_factory.mktemp("copy"))))
+    weights, found = scanned(model)
+    first = found["channels"].head(4).rows(named=True)
+    assert {(row["source_layer"], row["source_head"]) for row in first} == {(0, 0), (0, 2)}
+    reader = ("target_layer", "target_head", "target_heads", "kind")
+    assert {tuple(row[name] for name in reader) for row in first} == {(1, 0, 2, "k")}
+    assert all(row["z"] > 10 for row in first)
+    values = weights.components[0].values
+    there = int((values > 1e-6 * values.max()).sum())
+    assert 0 < there < values.numel() and found["tests"][0] <= there * (4 + 2 + 2)
+    assert found["channels"]["score"].is_finite().all()
+
+
+def test_z_against_other_components_is_robust_to_channels_and_told_of_enough_components_only():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0.1, 0.01, (500, 2))
+    scores[:20, 0] = 0.9  # twenty channels do not hide each other
+    z = against_others(scores)
+    assert z[:20, 0].min() > 50 and abs(z[20:].std() - 1) < 0.1
+    few = scores[:7]
+    assert np.isnan(against_others(few)).all()
+    same = np.full((50, 1), 0.25)
+    assert np.isnan(against_others(same)).all()
+    same[3] = 0.75
+    assert against_others(same)[3, 0] == pytest.approx(0.5 / np.std(same))
 
 
 @pytest.mark.parametrize(("name", "kv"), [("llama", 2), ("gemma2", 2), ("gpt_neox", 4), ("gpt2", 4), ("olmo2", 2)])
