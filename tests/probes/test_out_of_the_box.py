@@ -30,7 +30,8 @@ LARGE = {
     "knowledge-conflict": ("limit=24", "max_new_tokens=2"),
     "data-selection": ("resamples=0", "features=1", "explain=1", "target=code"),
     "representation-geometry": ("limit=30", "loss_rows=1", "draws=20", "random_draws=1"),
-    "bigram-subnetwork": ("steps=1", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=8"),
+    "bigram-subnetwork": ("steps=1", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=4")
+    + ("length=32",),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

@@ -20,7 +20,7 @@ SMALL = {
     | {"features": 2, "explain": 1},
     "branching-factor": {"max_prompts": 2, "samples": 2, "max_new_tokens": 3},
     "representation-geometry": {"limit": 30, "draws": 10, "loss_rows": 1, "ablate": (2,), "random_draws": 1},
-    "bigram-subnetwork": {"limit": 12, "steps": 2, "batch": 2, "attempts": 1, "random_draws": 1}
+    "bigram-subnetwork": {"limit": 4, "length": 32, "steps": 1, "batch": 2, "attempts": 1, "random_draws": 1}
     | {"layer_ablation": False, "draws": 100},
 }  # of every probe, settings that take a second
 RAW = {"retrieval-heads": {"template": "raw"}, "branching-factor": {"template": "raw"}}  # elsewhere the default
