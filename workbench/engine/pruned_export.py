@@ -56,7 +56,7 @@ def export_masked(model: Model, masks: Mapping[str, torch.Tensor], folder: str |
     return folder
 
 
-def _write(model: Model, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+def _write(model: Model, state: dict[str, torch.Tensor], folder: Path) -> None:
     """The folder of a model with other weights, and its tokenizer."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and is not an empty folder; choose another for the pruned model.")
