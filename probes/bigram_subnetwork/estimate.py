@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from probes.bigram_subnetwork.config import Config
 
 BACKWARD = 3  # a pass with its gradients, in plain passes
+BYTES = 24  # for each weight: m, its gradient and two moments in float32, the masked weight and its gradient
 
 
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
@@ -32,4 +33,12 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     prompts = (0 if config.mask else config.steps * config.batch) + variants * max(1, held // length)
     scored = (searched + judged) * model.vocabulary * model.width
     captured = length * (model.layers + 1) * model.width if config.rotation else 0
-    return Plan(prompts, searched + judged, 0, scored, "", longest=length, at_once=config.max_tokens, captured=captured)
+    return Plan(
+        prompts,
+        searched + judged,
+        scored=scored,
+        longest=length,
+        at_once=config.max_tokens,
+        captured=captured,
+        trained=0 if config.mask else BYTES,
+    )

@@ -32,11 +32,34 @@ def target_of(bigrams: Bigrams, tokens: Sequence[int], device: torch.device) -> 
 
 
 def cross_entropies(scores: torch.Tensor, target: TargetRows, unigram: Resident) -> torch.Tensor:
-    """−Σ P(w) ln softmax(scores)(w) of each token, [n] float32, for scores [n, V] float32 (padding columns of the
-    vocabulary taken off). Gradients reach the scores."""
-    picked = scores.reshape(-1).index_select(0, target.at) * target.p
-    expected = torch.zeros(len(scores), dtype=scores.dtype, device=scores.device).index_add(0, target.row, picked)
-    if len(target.unseen):
-        of_unigrams = scores.index_select(0, target.unseen) @ unigram.on(scores.device, scores.dtype)
-        expected = expected.index_add(0, target.unseen, of_unigrams)
-    return scores.logsumexp(-1) - expected
+    """−Σ P(w) ln softmax(scores)(w) of each token, [n] in the dtype of the scores, for scores [n, V] float32 (padding
+    columns of the vocabulary taken off). Gradients reach the scores."""
+    single = unigram.on(scores.device, scores.dtype)
+    return _CrossEntropies.apply(scores, target, single)  # pyright: ignore[reportReturnType]
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """The gradient, softmax(scores) − P, is one piece of the size of the scores: autograd's own would hold four."""
+
+    @staticmethod
+    def forward(ctx, scores: torch.Tensor, target: TargetRows, single: torch.Tensor) -> torch.Tensor:
+        total = scores.logsumexp(-1)
+        picked = scores.reshape(-1).index_select(0, target.at) * target.p
+        expected = torch.zeros_like(total).index_add(0, target.row, picked.to(total.dtype))
+        if len(target.unseen):
+            expected = expected.index_add(0, target.unseen, scores.index_select(0, target.unseen) @ single)
+        ctx.save_for_backward(scores, total)
+        ctx.target, ctx.single = target, single
+        return total - expected
+
+    @staticmethod
+    def backward(ctx, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        scores, total = ctx.saved_tensors
+        target, (slope,) = ctx.target, slopes
+        found = (scores - total[:, None]).exp_().mul_(slope[:, None])
+        weights = (target.p * slope.index_select(0, target.row)).to(found.dtype)
+        found.view(-1).index_add_(0, target.at, weights, alpha=-1)
+        if len(target.unseen):
+            of_unigrams = slope.index_select(0, target.unseen)[:, None] * ctx.single
+            found.index_add_(0, target.unseen, of_unigrams, alpha=-1)
+        return found, None, None

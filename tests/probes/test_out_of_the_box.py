@@ -34,8 +34,9 @@ LARGE = {
     "layer-redundancy": ("limit=8", "random_draws=1", "timing_rounds=0", "drop_n=1", "components=block,joint"),
     "hopping": ("limit=12", "items=2", "max_new_tokens=3", "shuffles=3"),
     "latent-language": ("limit=8", "draws=100", "random_draws=2", "steer_rows=2"),
-    "bigram-subnetwork": ("steps=1", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=8"),
     "talking-heads": ("limit=4", "random_draws=1", "ablate=1", "receivers_each=1", "scales=0"),
+    "bigram-subnetwork": ("steps=1", "batch=2", "attempts=1", "random_draws=1", "layer_ablation=false", "limit=4")
+    + ("length=32",),
 }
 # What a model that was never taught facts cannot do.
 CANNOT = {"knowledge-conflict": r"the model knows none of the \d+ items"}

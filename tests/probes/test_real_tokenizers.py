@@ -31,7 +31,7 @@ SMALL = {
     },
     "hopping": {"limit": 4, "keep": "all", "items": 1, "shuffles": 2, "max_new_tokens": 2, "describe_layers": "same"},
     "latent-language": {"limit": 6, "shots": 1, "draws": 100, "random_draws": 2, "steer_rows": 2, "steer_layers": (1,)},
-    "bigram-subnetwork": {"limit": 12, "steps": 2, "batch": 2, "attempts": 1, "random_draws": 1}
+    "bigram-subnetwork": {"limit": 4, "length": 32, "steps": 1, "batch": 2, "attempts": 1, "random_draws": 1}
     | {"layer_ablation": False, "draws": 100},
     "talking-heads": {"limit": 4, "random_draws": 1, "ablate": 1, "receivers_each": 1, "scales": (0.0,)},
 }  # of every probe, settings that take a second

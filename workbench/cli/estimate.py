@@ -77,6 +77,7 @@ PARTS = {
     "activations": "activations of a pass",
     "scores": "next-token scores, in float32",
     "captured": "captured activations",
+    "training": "training beside the weights",
 }
 
 

@@ -170,7 +170,7 @@ def _read_plainly(model: Model, folder: Path, ids: Sequence[int]) -> torch.Tenso
         ) from error
 
 
-def _write(model: Model, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+def _write(model: Model, state: dict[str, torch.Tensor], folder: Path) -> None:
     """The folder of a model with other weights, and its tokenizer."""
     config = model.hf.config
     implementation = config._attn_implementation

@@ -34,13 +34,14 @@ STEP = 17  # float32 copies of the scores that the statistics of a decoding step
 @dataclass(frozen=True)
 class MemoryNeed:
     """Bytes, each part at its greatest: the weights, keys and values, what a pass makes on its way, next-token scores
-    in float32 with their statistics, and what is captured."""
+    in float32 with their statistics, what is captured, and what training keeps for each weight."""
 
     weights: int
     cache: int = 0
     activations: int = 0
     scores: int = 0
     captured: int = 0
+    training: int = 0
 
     @property
     def total(self) -> int:

@@ -31,7 +31,8 @@ class Plan:
 
     Of the largest batch: ``longest`` tokens of a row, with the ``generated`` ones that follow it; ``at_once`` tokens
     and ``rows`` at most (0: what suits the device), of which ``samples`` share the reading of one prompt; ``captured``
-    numbers that are kept of a row while it runs."""
+    numbers that are kept of a row while it runs. ``trained``: bytes that are kept for each weight of the model where
+    something is trained on it (moments of an optimiser, gradients)."""
 
     prompts: int
     tokens: int
@@ -44,6 +45,7 @@ class Plan:
     rows: int = 0
     samples: int = 1
     captured: int = 0
+    trained: int = 0
 
 
 @dataclass(frozen=True)

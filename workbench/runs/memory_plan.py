@@ -42,13 +42,14 @@ def plan_memory(folder: Path, now: Plan, *, dtype: str, device: str | None) -> M
     place = str(check_device(device))
     dtype = dtype_for(folder, device) if dtype == AUTOMATIC else dtype
     free, weights = free_bytes(device), _weights(folder, dtype)
-    alone = MemoryPlan(MemoryNeed(weights), 0, 0, dtype, place, free)
+    trained = now.trained * size_of(folder).total if now.trained else 0
+    alone = MemoryPlan(MemoryNeed(weights, training=trained), 0, 0, dtype, place, free)
     if not now.longest:
         return alone
     try:
         of = footprint(folder, dtype if dtype in BYTES else size_of(folder).dtype)
-        rows = _rows(of, now, place, max(0, free - weights))
-        need = _need(of, now, rows, weights)
+        rows = _rows(of, now, place, max(0, free - weights - trained))
+        need = replace(_need(of, now, rows, weights), training=trained)
     except InputError:
         raise
     except Exception as error:  # modelling code raises whatever it likes
@@ -58,8 +59,8 @@ def plan_memory(folder: Path, now: Plan, *, dtype: str, device: str | None) -> M
     if found.fits:
         return found
     fewer = []
-    if weights < free:
-        alone_fits = _need(of, now, 1, weights).total <= free
+    if weights + trained < free:
+        alone_fits = _need(of, now, 1, weights).total + trained <= free
         fewer = ["smaller batches (they are halved where memory runs out)" if alone_fits else "shorter texts"]
     room = max(0, free - (need.total - weights))
     return replace(found, instead=what_fits(folder, dtype=dtype, device=device, free=room, more=fewer))

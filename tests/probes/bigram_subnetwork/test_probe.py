@@ -15,6 +15,7 @@ from workbench.engine.weight_masks import save_masks
 from workbench.models.loading import load
 from workbench.runs import cost, execution
 from workbench.runs.checks import check_probe
+from workbench.runs.memory_plan import plan_memory
 
 
 def test_the_battery_of_a_search_in_double_precision(toy):
@@ -131,6 +132,18 @@ def test_the_estimate_counts_what_is_fed(toy):
     counted = run.info["counters"]["tokens"]  # of a step once: its gradients are no tokens
     steps = QUICK["steps"] * QUICK["batch"] * QUICK["length"]
     assert 0.5 < (plan.tokens - 2 * steps) / (counted + QUICK["steps"] * 16 * QUICK["length"]) < 2
+
+
+def test_the_memory_of_a_search_holds_the_state_of_its_optimiser_and_that_of_a_given_mask_does_not(toy, tmp_path):
+    model, texts, _ = toy
+    save_masks(tmp_path / "mask.safetensors", bigram_toy.oracle(model))
+    needs = []
+    for mask in ("", str(tmp_path / "mask.safetensors")):
+        plan = registry.get("bigram-subnetwork").estimate(Config(mask=mask), texts, cost.facts(str(model.folder)))
+        needs.append(plan_memory(model.folder, plan, dtype="float32", device="cpu").need)
+    weights = sum(weight.numel() for weight in model.hf.parameters())
+    assert [need.training for need in needs] == [24 * weights, 0]
+    assert needs[0].total - needs[1].total == 24 * weights
 
 
 @pytest.mark.slow
