@@ -119,7 +119,8 @@ def run(model, config: Config, context: Context) -> Result:
     prompts = all_prompts(model, config, context)
     tasks = {task: [p for p in prompts if p.task == task] for task in dict.fromkeys(p.task for p in prompts)}
     chooses = halves(prompts, context)
-    stage = context.stages({"weights": 4, **{f"task {task}": len(own) for task, own in tasks.items()}})
+    fed = {f"task {task}": float(sum(len(p.ids) for p in own)) for task, own in tasks.items()}
+    stage = context.stages({"weights": 0.05 * sum(fed.values()), **fed})
     with stage("weights"):
         weights = scan.read_weights(model, config, context)
         found = context.part("scan", lambda: scan.scan(weights, config, context, model.device))
@@ -169,15 +170,16 @@ def _task(model, weights, channels: pl.DataFrame, own: list, chooses: list[bool]
     first = measure(model, choosing, range(1, model.n_layers), context, run)
     parts = []
     chosen = []
-    for layer, head in ablation.receivers_of(first, config):
-        sets = ablation.channels_into(channels, (layer, head), config)
-        chosen.append(((layer, head), sets))
+    with context.stretch(0, 0.95):
+        for layer, head in context.each(ablation.receivers_of(first, config)):
+            sets = ablation.channels_into(channels, (layer, head), config)
+            chosen.append(((layer, head), sets))
 
-        def compute(receiver=(layer, head), sets=sets) -> dict:
-            table = ablation.ablate(model, weights, measured, choosing, receiver, sets, config, context, run)
-            return {"ablation": table}
+            def compute(receiver=(layer, head), sets=sets) -> dict:
+                table = ablation.ablate(model, weights, measured, choosing, receiver, sets, config, context, run)
+                return {"ablation": table}
 
-        parts.append(context.part(f"ablation {task} {layer}.{head}", compute)["ablation"])
+            parts.append(context.part(f"ablation {task} {layer}.{head}", compute)["ablation"])
     said, table = {}, empty[1]
     receiver, sets = chosen[0]
     strongest = None if not sets else sets[-1] if len(sets[-1].channels) > 1 else sets[0]
@@ -192,6 +194,7 @@ def _task(model, weights, channels: pl.DataFrame, own: list, chooses: list[bool]
         def scales() -> dict:
             return sweep(model, weights, own, chooses, receiver, strongest, config, context, run)
 
-        found = context.part(f"sweep {task}", scales)
+        with context.stretch(0.95, 1):
+            found = context.part(f"sweep {task}", scales)
         table, said = found["sweep"], summary_of_sweep(found["gain"])
     return (pl.concat(parts), table), said
