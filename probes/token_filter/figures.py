@@ -82,6 +82,7 @@ def places(run: Any) -> go.Figure:
     lengths = sorted(frame["length"].unique().to_list())
     shown = lengths if len(lengths) <= FEW_PANELS else [lengths[i] for i in _even(len(lengths), FEW_PANELS)]
     depths, size = sorted(frame["depth"].unique().to_list()), int(frame["layer"].max()) + 1
+    some = "" if len(shown) == len(lengths) else f" {len(shown)} of the {len(lengths)} lengths are shown."
     fig = sheet(
         [f"{n:,} tokens" for n in shown],
         title=f"Where {model_name(run)} keeps a needle, {k:,} tokens kept",
@@ -92,7 +93,7 @@ def places(run: Any) -> go.Figure:
         aspect=min(1.5, max(0.6, size / max(len(depths), 1) / 3)),
         cells=(size, len(depths)),
         n=_counted(maybe(run, "layers")),
-        note="Depth 0 is the beginning of the context." + _windows(maybe(run, "layers")),
+        note=f"Depth 0 is the beginning of the context.{some}" + _windows(maybe(run, "layers")),
     )
     traces.colour_scale(fig, (0.0, 1.0), "share kept")
     for i, length in enumerate(shown):
