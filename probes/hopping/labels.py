@@ -116,13 +116,8 @@ def others(
 ) -> list[FedQuestion]:
     """`count` questions (with replacement) whose bridge and answer are others than those of `one`, drawn for it alone;
     with `placed` only those whose first hop has a place. Empty where there are none."""
-    mine = {text.casefold() for text in (*one.question.bridge, *one.question.answer)}
-    able = [
-        other
-        for other in asked
-        if (other.t1 is not None or not placed)
-        and not mine & {text.casefold() for text in (*other.question.bridge, *other.question.answer)}
-    ]
+    mine = one.question.names
+    able = [other for other in asked if (other.t1 is not None or not placed) and mine.isdisjoint(other.question.names)]
     if not able:
         return []
     drawn = context.rng(f"{name} {one.question.row}").integers(len(able), size=count)

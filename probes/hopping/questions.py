@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class TwoHopQuestion:
     def cluster(self) -> str:
         """What is independent of other questions: the bridge."""
         return self.bridge[0].casefold()
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All names of the bridge and of the answer, in lower case."""
+        return frozenset(name.casefold() for name in (*self.bridge, *self.answer))
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -180,8 +185,21 @@ def _phrase(prompt: str, hop1: str) -> str:
 
 def _last(text: str, phrase: str) -> tuple[int, int] | None:
     """Where a phrase stands in a text for the last time, as characters [start, end), in any case and as whole words."""
-    found = list(re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE))
-    return found[-1].span() if found else None
+    low, wanted = text.lower(), phrase.lower()
+    if len(low) != len(text) or not wanted:  # a letter that is two in lower case: places would be others
+        low, wanted = text, phrase
+    at = low.rfind(wanted) if wanted else -1
+    while at >= 0:
+        end = at + len(wanted)
+        if not (_in_word(low, at - 1) or _in_word(low, end)):
+            return at, end
+        at = low.rfind(wanted, 0, end - 1)
+    return None
+
+
+def _in_word(text: str, at: int) -> bool:
+    """Whether the character at a place is one of a word."""
+    return 0 <= at < len(text) and (text[at].isalnum() or text[at] == "_")
 
 
 def _instead(hop2: str, bridge: str, e1: str) -> str:

@@ -194,3 +194,30 @@ def test_published_questions_without_their_hops_are_asked_as_they_are(shared):
     questions = read_questions(config, shared("multihop/lens-eval-multihop.json"))
     assert len(questions) > 50 and {tuple(question.prompts) for question in questions} == {("two_hop",)}
     assert all(phrase_end(question) is None for question in questions)
+
+
+def test_what_tokenizer_and_context_say_against_a_run_is_said_before_the_weights_are_read(tiny_llama, tmp_path):
+    from workbench.models.unloaded_model import open_unloaded
+
+    model = str(tiny_llama)
+    probe = registry.get("hopping")
+    about = open_unloaded(model).about
+    assert execution.check_unloaded(execution.prepare(probe, probe.example(about), model=model), model) is None
+    long = file_of(tmp_path, [TEMPLATES | {"e1": "imagine " * 600}])
+    for config, data, said in (
+        ({"describe_layers": (5,)}, None, "describe_layers names layer 5, and .* has layers 0–4"),
+        ({"describe_prompt": "a stone, " * 300 + "x"}, None, "The describing prompt has [0-9,]+ tokens"),
+        ({}, long, "no question fits the context"),
+    ):
+        with pytest.raises(InputError, match=said):
+            execution.execute("hopping", model, config=config, data=data)
+
+
+def test_a_phrase_is_found_as_whole_words_where_it_stands_last(tmp_path):
+    rows = [
+        {"prompt": "The art of the artist of art is", "e2": "a b", "e3": "c d", "phrase": "art"},
+        {"prompt": "İs the singer of X is", "e2": "a b", "e3": "c d", "phrase": "the singer of X"},
+    ]
+    first, second = read_questions(Config(), file_of(tmp_path, rows))
+    assert first.prompt[: phrase_end(first)] == "The art of the artist of art"
+    assert second.prompt[: phrase_end(second)] == "İs the singer of X"
