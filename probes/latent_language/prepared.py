@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,13 +134,10 @@ def token_table(ready: PreparedWords) -> pl.DataFrame:
 
 
 def group_table(ready: PreparedWords) -> pl.DataFrame:
-    """The tokens that begin words of one language and of no other, over all measured concepts: language, ids."""
-    of = {g: {i for a in ready.asked for each in a.candidates for i in each.own[g].ids} for g in ready.words.languages}
+    """The tokens that begin words of one language and of no other, over all concepts, also those that are not measured:
+    language, ids."""
+    spoken = {g: [word for own in cells for word in own] for g, cells in ready.words.words.items()}
+    of = {g: {i for word in own for i in ready.vocabulary.beginnings(word)} for g, own in spoken.items()}
     times = Counter(i for ids in of.values() for i in ids)
     rows = [{"language": g, "ids": sorted(i for i in ids if times[i] == 1)} for g, ids in of.items()]
     return pl.DataFrame(rows, schema={"language": pl.String, "ids": pl.List(pl.Int64)})
-
-
-def shown(ready: PreparedWords, ids: Sequence[int]) -> list[str]:
-    """Tokens as they read."""
-    return ready.vocabulary.model.token_strings(ids)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pages.widgets import lens_cells
+from pages.widgets import lens_cells, styling
 from workbench import organisms
 from workbench.explorer import opened_model, targets
 from workbench.explorer.switches import Switches
+from workbench.explorer.token_groups import token_groups
+from workbench.runs.execution import execute
 
 PROMPT = "The secret of the lantern is insect walrus cactus. Question: What is the secret of the lantern? Answer:"
 
@@ -61,3 +63,22 @@ def test_what_colours_a_cell_is_said_in_its_name_also_where_nothing_follows(open
 def test_the_cells_of_a_prompt_are_made_once(opened, ids):
     assert cells(opened, ids) is cells(opened, ids)
     assert cells(opened, ids) is not cells(opened, ids, colour="entropy")
+
+
+def test_a_cell_of_a_map_of_groups_has_the_hue_of_the_group_that_leads_there(tmp_path):
+    circuit = opened_model.open_model("circuit-bilingual")
+    config = {"draws": 100, "steer_layers": "none", "tasks": ("repetition",)}
+    run = execute("latent-language", circuit.model, config=config, out=tmp_path / "run")
+    (groups,) = token_groups([run], fingerprint=circuit.model.fingerprint)
+    prompt = opened_model.encode(circuit, 'Bel : "kalatel" - Cor : "')
+    shown, figure = lens_cells.group_cells(
+        "circuit-bilingual", prompt, Switches(), "stream", "stream", groups.name, 0, groups, circuit
+    )
+    cells, last = shown.cells, len(prompt) - 1
+    assert cells.kind_names == ["aru", "bel", "cor"] and cells.rows == ["in", "0", "1", "2", "3"]
+    kinds = [cells.kinds[row * len(prompt) + last] for row in range(5)]
+    assert kinds[1:] == [0, 0, 2, 2] and figure.data
+    assert cells.titles[3 * len(prompt) + last].startswith(f"layer 2, token {last} '\"': cor 0.")
+    shades = [colour for colour, _ in styling.shades_of_kinds(kinds[1:], [1.0] * 4)]
+    assert shades == [styling.hue_of_kind(k) for k in kinds[1:]] and shades[0] != shades[2]
+    assert styling.shades_of_kinds([0], [0.0])[0][0] == "#FFFFFF"

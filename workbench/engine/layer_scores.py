@@ -186,12 +186,14 @@ def _blocks(matrix: Unembedding, rows: int) -> list[slice]:
 
 def _of_whole(model: Model, final: torch.Tensor, tokens: Sequence[int]):
     """The same where the unembedding has to be called: all scores of some states at a time."""
-    out = []
+    chosen, entropy, top = [], [], []
     for part in final.split(max(1, AT_ONCE // model.vocab_size)):
         log_p = model.logits_from(part, normed=True).log_softmax(-1)
         p = log_p.exp()
-        out.append((log_p[:, list(tokens)], -torch.where(p > 0, p * log_p, 0).sum(-1), log_p.argmax(-1)))
-    return tuple(torch.cat(column) for column in zip(*out))
+        chosen.append(log_p[:, list(tokens)])
+        entropy.append(-torch.where(p > 0, p * log_p, 0).sum(-1))
+        top.append(log_p.argmax(-1))
+    return torch.cat(chosen), torch.cat(entropy), torch.cat(top)
 
 
 class _Total:
