@@ -94,12 +94,15 @@ IDS = {
     ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
+    ("talking-heads", "organism"): "f351adbd5f02",
+    ("talking-heads", "circuit-copy"): "f351adbd5f02",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
+    "talking-heads": "027e7bb8e87d",
 }
 
 

@@ -14,6 +14,7 @@ from workbench.runs import execution, queue, sweep
 
 PROBES = ("retrieval-heads", "concept-depth", "knowledge-conflict", "data-selection", "branching-factor")
 PROBES += ("representation-geometry",)
+PROBES += ("talking-heads",)
 LARGE = 10**20
 
 
