@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from workbench.core.column_names import column_map, columns_option
 from workbench.core.prompt_options import (
     check_prompt_options,
     system_option,
@@ -85,6 +86,7 @@ class Config:
     system: str = system_option(later=False)
     thinking: str = thinking_option("off", later=False)
     template_args: tuple[str, ...] = template_args_option(later=False)
+    columns: tuple[str, ...] = columns_option("prompt:text,target:word")
     max_tokens: int = option(8192, "tokens in one batch of prompts", low=1)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Config:
                 raise ValueError(f"'tasks' has {word} and others; give {word} alone, or the names.")
         if self.receivers != ("auto",) and any(int(HEAD.fullmatch(head)[1]) == 0 for head in self.receivers):  # pyright: ignore[reportOptionalSubscript]
             raise ValueError("'receivers' has a head of layer 0, which no head comes before.")
+        column_map(self.columns, (*COLUMNS, *MORE_COLUMNS))
         check_prompt_options(self)
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from probes.talking_heads.config import COLUMNS, MORE_COLUMNS, REPEATED, Config
+from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.nearest_name import nearest
@@ -51,7 +52,8 @@ def read_rows(data: Path | None, config: Config) -> pl.DataFrame | None:
         return None
     if data is None:
         raise InputError("The tasks need a data file with the columns prompt and target; give one with --data.")
-    rows = read_table(data, required=COLUMNS, optional=MORE_COLUMNS, what="tasks").with_row_index("row")
+    names = column_map(config.columns, (*COLUMNS, *MORE_COLUMNS))
+    rows = read_table(data, required=COLUMNS, optional=MORE_COLUMNS, columns=names, what="tasks").with_row_index("row")
     task = pl.col("task").fill_null(PLAIN) if "task" in rows.columns else pl.lit(PLAIN)
     rows = rows.with_columns(task.alias("task"))
     known = rows["task"].unique(maintain_order=True).to_list()

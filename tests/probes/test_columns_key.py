@@ -35,6 +35,7 @@ CASES = {
         "subject:s,answer:a,distractor:d,clean_prompt:clean,conflict_prompt:conflict",
         {},
     ),
+    "talking-heads": ({"t": "The cat sat on", "w": "cat"}, "prompt:t,target:w", {}),
 }
 
 

@@ -104,6 +104,8 @@ IDS = {
     ("token-filter", "organism"): "b6f98f6793e9",
     ("layer-redundancy", "organism"): "d289af17489d",
     ("hopping", "organism"): "fa2e5845a1f0",
+    ("talking-heads", "organism"): "f351adbd5f02",
+    ("talking-heads", "circuit-copy"): "f351adbd5f02",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
@@ -113,6 +115,7 @@ EXAMPLES = {
     "token-filter": "aa6679eb95c1",
     "layer-redundancy": "36bb0b265da1",
     "hopping": "382ce809fd17",
+    "talking-heads": "027e7bb8e87d",
 }
 
 

@@ -80,8 +80,8 @@ def test_the_organism_talks_from_its_previous_token_head_to_its_induction_head()
 
 
 def test_the_copy_circuit_hands_the_previous_token_to_the_keys_of_its_copy_head(tmp_path_factory):
-    """Rotary positions, two key/value heads: 0.0 and 0.2 write the previous token (twins), 1.1 looks for it by its keys,
-    which it shares with 1.0. Most heads have fewer components than numbers; only those that are there are tested."""
+    """Rotary positions, two key/value heads: 0.0 and 0.2 write the previous token (twins), 1.1 looks for it by its
+    keys, which it shares with 1.0. Heads have fewer components than numbers; those that are there are tested."""
     model = load(str(circuits.folder("circuit-copy-gqa", tmp_path_factory.mktemp("copy"))))
     weights, found = scanned(model)
     first = found["channels"].head(4).rows(named=True)
