@@ -142,6 +142,11 @@ def test_batches_give_the_numbers_of_single_prompts_and_other_threads_run_the_wh
     assert torch.equal(elsewhere[0], plain) and torch.equal(logits(model, IDS), plain)
 
 
+def test_the_engine_that_cannot_leave_modules_out_says_so(models):
+    with pytest.raises(InputError, match="dropped by the engine 'hf' only"):
+        capture(models("llama"), IDS, ["resid_post.1"], edits=[DropModules((("block", 1),))], engine="nnsight")
+
+
 @pytest.mark.parametrize("name", [n for n in PARTLY if n in ("granite", "bloom")])
 def test_a_sub_layer_that_does_more_than_add_is_refused_and_a_block_is_not(name):
     model = wrap(build(name), name=name)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from workbench.core.errors import InputError
+from workbench.engine.dropping import DropModules
 from workbench.engine.edits import apply, on_final_norm
 from workbench.engine.passes import ROWS, Pass, check_prompts, with_pass
 from workbench.models.batching import Batch, pad
@@ -68,6 +69,8 @@ def stream(
 
     wanted = parse_sites(model, sites)
     check_prompts(model, ids, run)
+    if any(isinstance(edit, DropModules) for edit in run.edits):
+        raise InputError("Modules are dropped by the engine 'hf' only, as nnsight runs what it watches; use engine=hf.")
     keep = converted(dtype, copy=True)
     paths = {module: name for name, module in model.hf.named_modules()}
     edited = on_final_norm(run.edits)
