@@ -22,6 +22,7 @@ from workbench.models.model import Model
 
 AT_ONCE = 8  # questions of one resumable part
 NAMED = ("bridge", "answer")
+DEEPEST = 10_000  # more layers than any model has
 TABLE = {
     "row": pl.Int64,
     "position": pl.String,
@@ -113,7 +114,7 @@ def _part(
         [prompt],
         patches,
         max_new_tokens=config.max_new_tokens,
-        drawing=drawing(config, context, [one.question.row for one in some]),
+        drawing=drawing(config, context, [(some[i].question.row, *cell) for i, *cell in cells]),
         run=run_of(context),
     )
     fed = sum(len(one.prompt) for one in some) + sum(len(text) for texts in found for text in texts)
@@ -121,12 +122,14 @@ def _part(
     return _named(model, config, context, some, asked, cells, found)
 
 
-def drawing(config: Config, context: Context, rows: Sequence[int]) -> TextDrawing | None:
-    """How descriptions of these questions are drawn; None for the likeliest."""
+def drawing(config: Config, context: Context, cells: Sequence[tuple[int, int, int, int]]) -> TextDrawing | None:
+    """How the descriptions of cells (row of the file, position, source, target) are drawn, whatever others there are;
+    None for the likeliest."""
     if config.describe != "sampled":
         return None
-    seed = int(context.rng(f"descriptions {rows}").integers(1 << 31))
-    return TextDrawing(Rule.parse(config.decoding), config.samples, seed)
+    seed = int(context.rng("descriptions").integers(1 << 31))
+    keys = tuple(((row * len(POSITIONS) + p) * DEEPEST + s) * DEEPEST + t for row, p, s, t in cells)
+    return TextDrawing(Rule.parse(config.decoding), config.samples, seed, keys)
 
 
 def _named(

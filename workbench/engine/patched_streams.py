@@ -82,11 +82,16 @@ class StreamPatches:
 
 @dataclass(frozen=True)
 class TextDrawing:
-    """How the texts are drawn: `samples` of each patch under `rule`, number m of patch i from (seed, key of i, m)."""
+    """How the texts are drawn: `samples` of each patch under `rule`, number m of patch i from (seed, keys[i], m); None:
+    the key of a patch is its number."""
 
     rule: Rule
     samples: int
     seed: int
+    keys: tuple[int, ...] | None = None
+
+    def key(self, patch: int) -> int:
+        return patch if self.keys is None else self.keys[patch]
 
 
 @with_pass
@@ -210,7 +215,9 @@ def _decoded(
         return for_prompts(run.edits, [prompt[k] for k in alive])
 
     if drawing is not None:
-        key = row_keys(drawing.seed, [i for i in order for _ in range(copies)], list(range(copies)) * len(order))
+        key = row_keys(
+            drawing.seed, [drawing.key(i) for i in order for _ in range(copies)], list(range(copies)) * len(order)
+        )
         (rows.keys,) = sent([keys_of_steps(key, max(room))], scores.device)
     block = rows_at_once(scores.device, scores.shape[1])
 
@@ -414,7 +421,7 @@ def whole_passes(
                 max_new_tokens=max_new_tokens,
                 rule=drawing.rule,
                 seed=drawing.seed,
-                prompt_keys=rows,
+                prompt_keys=[drawing.key(i) for i in rows],
                 run=mine,
             )
             found = [[drawn.tokens(k, m) for m in range(drawing.samples)] for k in range(len(rows))]

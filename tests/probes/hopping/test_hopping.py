@@ -150,7 +150,7 @@ def test_the_run_of_the_organism_looks_into_both_sets_and_says_what_it_does_not_
 
 def test_drawn_descriptions_are_the_same_again_and_find_the_bridge_too(toy, place, tmp_path):
     config = {"describe_prompt": circuit.DESCRIBE, "shuffles": 2, "limit": 6, "describe": "sampled", "knockout": "off"}
-    config |= {"positions": (), "project": False, "decoding": "temperature=0.1", "samples": 2}
+    config |= {"positions": (), "project": False, "decoding": "temperature=0.01", "samples": 2}
     first, again = (
         execute("hopping", toy, config=config, data=place / "questions.jsonl", out=tmp_path / name)
         for name in ("first", "again")
@@ -276,3 +276,20 @@ def test_figures_show_the_numbers_of_the_tables(toy_run):
     assert found == shares
     reached = [t for t in figures["first_layers"].data if t.xaxis == "x2" and t.name == "failed"]
     assert sorted(reached[0].x) == [0, 0, 1, 1]  # what no question reaches is shown as that
+
+
+def test_a_drawn_text_does_not_depend_on_which_other_questions_are_looked_into(toy, place, tmp_path):
+    config = {
+        "describe_prompt": circuit.DESCRIBE,
+        "shuffles": 2,
+        "describe": "sampled",
+        "knockout": "off",
+        "samples": 2,
+    }
+    config |= {"positions": (), "project": False, "decoding": "temperature=1.5", "keep": "all"}
+    few, many = (
+        execute("hopping", toy, config=config | {"items": n}, data=place / "questions.jsonl", out=tmp_path / str(n))
+        for n in (3, 0)
+    )
+    rows = few.table("descriptions")["row"].unique().to_list()
+    assert rows and few.table("descriptions").equals(many.table("descriptions").filter(pl.col("row").is_in(rows)))

@@ -221,3 +221,23 @@ def test_a_phrase_is_found_as_whole_words_where_it_stands_last(tmp_path):
     first, second = read_questions(Config(), file_of(tmp_path, rows))
     assert first.prompt[: phrase_end(first)] == "The art of the artist of art"
     assert second.prompt[: phrase_end(second)] == "İs the singer of X"
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    "file,columns,placed",
+    [
+        ("two_hop_dev.jsonl", "prompt:prompt_two_hop,hop1:prompt_hop1,hop2:prompt_hop2", True),
+        ("lens-eval-multihop.json", "e2:intermediates,e3:target", False),
+    ],
+)
+def test_published_questions_run_on_a_tiny_trained_model(shared, stories260k, tmp_path, file, columns, placed):
+    config = {"columns": columns, "limit": 4, "keep": "all", "items": 2, "describe_layers": "same", "shuffles": 2}
+    data = shared(f"multihop/{file}")
+    run = execution.execute("hopping", str(stories260k), config=config, data=data, out=tmp_path / "run")
+    assert run.table("items").height == 4 and run.table("backpatch").height
+    assert (run.table("inputs")["t1"].null_count() == 0) == placed
+    assert ("knockout" in set(run.table("layers")["stage"])) == placed
+    assert set(run.table("backpatch")["position"]) == ({"t1", "t2"} if placed else {"t2"})
+    said = " ".join(run.info["warnings"])
+    assert ("it is not known where the first hop ends" in said) == ("count as known" in said) == (not placed)
