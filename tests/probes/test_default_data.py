@@ -95,12 +95,15 @@ IDS = {
     ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
+    ("bigram-subnetwork", "organism"): "332e23013938",
+    ("bigram-subnetwork", "circuit-copy"): "332e23013938",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
+    "bigram-subnetwork": "9045a694cc3d",
 }
 
 
