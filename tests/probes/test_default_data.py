@@ -106,6 +106,8 @@ IDS = {
     ("hopping", "organism"): "fa2e5845a1f0",
     ("talking-heads", "organism"): "f351adbd5f02",
     ("talking-heads", "circuit-copy"): "f351adbd5f02",
+    ("bigram-subnetwork", "organism"): "332e23013938",
+    ("bigram-subnetwork", "circuit-copy"): "332e23013938",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
@@ -116,6 +118,7 @@ EXAMPLES = {
     "layer-redundancy": "36bb0b265da1",
     "hopping": "382ce809fd17",
     "talking-heads": "027e7bb8e87d",
+    "bigram-subnetwork": "9045a694cc3d",
 }
 
 

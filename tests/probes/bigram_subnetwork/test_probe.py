@@ -23,7 +23,7 @@ def test_the_battery_of_a_search_in_double_precision(toy):
     whole steps of them; in float64 one prompt at a time gives the same weights."""
     model, texts, pairs = toy
     exact = load(str(model.folder), dtype="float64")
-    config = QUICK | {"reference": str(pairs), "rotation": True, "rotation_tokens": 200}
+    config = QUICK | {"steps": 8, "reference": str(pairs), "rotation": True, "rotation_tokens": 200}
     assert len(check_probe("bigram-subnetwork", exact, config=config, data=texts)) == 9
 
 

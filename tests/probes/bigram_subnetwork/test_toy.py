@@ -11,6 +11,7 @@ import torch
 
 from tests.probes.bigram_subnetwork.conftest import SHORT
 from tests.support import bigram_toy
+from workbench.cli.main import run as command_line
 from workbench.core.errors import Cancelled, InputError
 from workbench.core.files import read_json
 from workbench.engine.weight_masks import read_masks, save_masks
@@ -186,3 +187,28 @@ def test_the_mask_of_a_run_is_an_edit_of_another(toy, found, tmp_path):
     for measure in ("correlation", "loss", "surprisal"):
         assert of(edited, "full")[measure] == pytest.approx(of(found, "subnetwork")[measure], abs=1e-6)
     assert read_json(edited.folder / "run.json")["status"] == "complete"
+
+
+def test_the_command_line_takes_the_mask_as_an_edit(toy, found, tmp_path, capsys):
+    model, texts, pairs = toy
+    options = QUICK | {"reference": pairs, "mask": found.folder / "subnetwork.safetensors", "layer_ablation": "false"}
+    words = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
+    edit = ["--edit", str(found.folder / "subnetwork.safetensors"), "--out", str(tmp_path / "out"), "--json"]
+    assert (
+        command_line(["run", "bigram-subnetwork", "--model", str(model.folder), "--data", str(texts), *words, *edit])
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)["summary"]
+    whole = found.summary["correlation with bigrams"]["value"]
+    assert told["correlation, full model"]["value"] == pytest.approx(whole, abs=1e-6)
+
+
+def test_the_bar_only_grows_and_is_full_at_the_end(toy, tmp_path):
+    model, texts, pairs = toy
+    told = []
+    config = QUICK | {"reference": str(pairs), "rotation": True, "rotation_tokens": 100}
+    progress = lambda done, total, label: told.append((done / total if total else 0.0, label))  # noqa: E731
+    execute("bigram-subnetwork", model, data=texts, config=config, out=tmp_path / "run", progress=progress)
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and shares[0] < 0.05 and shares[-1] == 1 and shares.count(1.0) == 1
+    assert {"search", "evaluation", "rotation"} <= {label.partition(",")[0] for _, label in told}
