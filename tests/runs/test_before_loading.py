@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.support.app_screens import open_page
+from tests.support.short_runs import PROBES
 from workbench import organisms
 from workbench.core import registry
 from workbench.core.errors import InputError
@@ -193,7 +194,7 @@ def test_a_run_that_cannot_work_is_refused_without_the_weights(unread, tmp_path,
     assert queue.listing() == []
 
 
-@pytest.mark.parametrize("name", registry.names()[:6])
+@pytest.mark.parametrize("name", PROBES)
 def test_what_is_right_gets_as_far_as_the_weights(unread, name):
     probe = registry.get(name)
     assert probe.before_loading is not None
