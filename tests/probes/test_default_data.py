@@ -94,12 +94,14 @@ IDS = {
     ("data-selection", "circuit-copy"): "6903620641ca",
     ("concept-depth", "organism"): "df76b2a4b723",
     ("concept-depth", "circuit-copy"): "df76b2a4b723",
+    ("latent-language", "organism"): "3a0b2b078ed1",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
     "branching-factor": "864dcf53d301",
     "data-selection": "66932c8d2443",
     "concept-depth": "e13e565ef028",
+    "latent-language": "f0f88166698c",
 }
 
 
