@@ -13,7 +13,7 @@ from workbench.engine import layer_scores as module
 from workbench.engine import shared_prefix
 from workbench.engine.layer_scores import as_it_is, distribution, layer_scores, longest
 from workbench.engine.steering import Steer
-from workbench.models.loading import wrap
+from workbench.models.loading import load, wrap
 from workbench.models.sites import Site
 
 NORMS = {
@@ -139,3 +139,13 @@ def test_what_has_no_lens_is_refused_in_a_sentence():
         layer_scores(model, [[1, 2]], [[3]])
     with pytest.raises(InputError, match="2 contexts and 1 lists"):
         layer_scores(wrap(build("llama")), [[1], [2]], [[3]])
+
+
+def test_the_second_engine_gives_the_same():
+    model = load("circuit-bilingual")
+    contexts, wanted = [[3, 4, 6, 9, 3], [3, 4, 6, 9], [3, 4, 6, 9, 3, 10], [5, 6]], [[3, 9]] * 4
+    both = [layer_scores(model, contexts, wanted, engine=engine) for engine in ("hf", "nnsight")]
+    for a, b in zip(*both):
+        np.testing.assert_allclose(a.log_p, b.log_p, atol=1e-5)
+    with pytest.raises(InputError, match="'hff' is not an engine"):
+        layer_scores(model, contexts, wanted, engine="hff")

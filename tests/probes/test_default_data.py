@@ -108,6 +108,7 @@ IDS = {
     ("talking-heads", "circuit-copy"): "f351adbd5f02",
     ("bigram-subnetwork", "organism"): "332e23013938",
     ("bigram-subnetwork", "circuit-copy"): "332e23013938",
+    ("latent-language", "organism"): "3a0b2b078ed1",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
@@ -119,6 +120,7 @@ EXAMPLES = {
     "hopping": "382ce809fd17",
     "talking-heads": "027e7bb8e87d",
     "bigram-subnetwork": "9045a694cc3d",
+    "latent-language": "f0f88166698c",
 }
 
 

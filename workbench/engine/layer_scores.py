@@ -27,6 +27,7 @@ from workbench.models.unembedding import Unembedding, unembedding_of
 STATES = 2048  # that are read off together
 AT_ONCE = 1 << 24  # scores that are held together
 NEEDS = ("final_norm_ends_stream", "logits_unembedded")
+ENGINES = {"hf": hf.stream, "nnsight": nnsight.stream}
 Lens = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, states [n, width] float32) -> states that are read off
 
 
@@ -65,6 +66,8 @@ def layer_scores(
     model.require(*NEEDS, for_what="a lens")
     if len(contexts) != len(wanted):
         raise InputError(f"There are {len(contexts)} contexts and {len(wanted)} lists of tokens; give one each.")
+    if engine not in ENGINES:
+        raise InputError(f"'{engine}' is not an engine; choose {' or '.join(ENGINES)}.")
     check_ids(model, contexts)
     own = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     sites = [Site("resid_post", layer) for layer in own]
@@ -87,7 +90,7 @@ def _streamed(
             if rows:
                 yield rows, torch.stack([_wide(seen[site]) for site in sites], 1)
         return
-    stream = {"hf": hf.stream, "nnsight": nnsight.stream}[engine]
+    stream = ENGINES[engine]
     if run.edits:  # positions of an edit may be counted from the end of a prompt: every context is one of its own
         plain: Iterator[Streamed] = stream(model, contexts, sites, positions="last", run=run)
         for rows, seen, _ in plain:
