@@ -45,7 +45,8 @@ def channel_map(run: Any) -> go.Figure:
         n=None,
     )
     count = heads.add_links(fig, marked, weight="least_z", group="side", most=ARROWS)
-    said = f"Arrows: the {count} strongest pairs of heads with a channel" if count else "No component is a channel"
+    arrows = "Arrow: the one pair" if count == 1 else f"Arrows: the {count} strongest pairs"
+    said = f"{arrows} of heads with a channel" if count else "No component is a channel"
     least = info(run, "config", "outlier", default=6.0)
     note = (
         f"{said} (z of at least {least:g} against random directions and against the components of all earlier heads)."
