@@ -1,6 +1,7 @@
 """Channels whose truth is known: planted in weights, learnt by the organism, shared by a group of heads."""
 
 import json
+import time
 
 import numpy as np
 import polars as pl
@@ -10,10 +11,12 @@ import torch
 from probes.talking_heads.ablation import channels_into
 from probes.talking_heads.channel_edits import Channel, removed
 from probes.talking_heads.config import Config
-from probes.talking_heads.scan import RATE, TELLING, _adjusting, against_others, read_weights, scan
+from probes.talking_heads.scan import RATE, TELLING, ModelHeads, _adjusting, against_others, read_weights, scan
+from tests.benchmarks.composition import random_heads
 from tests.support.architectures import build
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.engine.composition import components
 from workbench.engine.edits import apply
 from workbench.models.attention import observe
 from workbench.models.batching import pad
@@ -176,3 +179,22 @@ def test_channels_into_a_head_are_those_of_its_group(planted):
 def test_an_architecture_without_head_weights_is_refused():
     with pytest.raises(InputError, match="weights of its heads"):
         scanned(wrap(build("falcon")))
+
+
+def random_model(layers: int, heads: int, size: int, width: int) -> ModelHeads:
+    own = [random_heads(layer, heads, size, width) for layer in range(layers)]
+    return ModelHeads(own, [components(one) for one in own], [[] for _ in own], width)
+
+
+def test_random_heads_have_no_channel():
+    found = scan(random_model(6, 4, 16, 96), Config(), Context(), torch.device("cpu"))
+    assert found["tests"][0] == 15 * 4 * 16 * 12 and found["tests"][1] == 0
+    assert found["channels"]["p_adjusted"].min() > 0.001
+    assert found["channels"]["null_mean"].mean() == pytest.approx(96**-0.5, rel=0.05)
+
+
+@pytest.mark.slow
+def test_all_pairs_of_a_model_of_144_heads_take_less_than_a_minute_of_one_core():
+    begun = time.process_time()
+    found = scan(random_model(12, 12, 64, 768), Config(), Context(), torch.device("cpu"))
+    assert time.process_time() - begun < 60 and found["tests"].tolist() == [66 * 12 * 64 * 36, 0]
