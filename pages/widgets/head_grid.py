@@ -117,8 +117,9 @@ export default function({ data, parentElement, setTriggerValue }) {
   // arrows between heads: thin, the weak ones paler, and never in the way of a click
   grid.querySelectorAll('svg.links').forEach((e) => e.remove());
   if (data.arrows.length) {
+    const vector = parentElement.querySelector('svg.vector').namespaceURI;
     const svg = (kind, parent, names) => {
-      const e = document.createElementNS('http://www.w3.org/2000/svg', kind);
+      const e = document.createElementNS(vector, kind);
       Object.entries(names).forEach(([k, v]) => e.setAttribute(k, v)); parent.appendChild(e); return e;
     };
     const all = svg('svg', grid, { class: 'links', width: '1', height: '1', 'aria-hidden': 'true' });
@@ -249,7 +250,10 @@ export default function({ data, parentElement, setTriggerValue }) {
 """  # noqa: E501
 
 _grid = st.components.v2.component(
-    "workbench.heads", html="<div class='frame'></div><div class='foot'></div>", css=_CSS, js=_JS
+    "workbench.heads",
+    html="<div class='frame'></div><div class='foot'></div><svg class='vector' hidden></svg>",
+    css=_CSS,
+    js=_JS,
 )
 
 

@@ -31,4 +31,5 @@ def check(model: UnloadedModel, config: Config, context: Context) -> None:
     """Raise InputError for prompts that do not hold their words, or that the context does not hold."""
     check_engine(context)
     rows = read_rows(context.data, config)
-    written_prompts(model, config, rows, "the data" if context.data is None else Path(context.data).name)
+    source = "the data" if context.data is None else Path(context.data).name
+    written_prompts(model, config, rows, source, context)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from workbench.core.column_names import column_map, columns_option
+from workbench.core.long_rows import long_option
 from workbench.core.prompt_options import (
     check_prompt_options,
     system_option,
@@ -88,6 +89,7 @@ class Config:
     template_args: tuple[str, ...] = template_args_option(later=False)
     columns: tuple[str, ...] = columns_option("prompt:text,target:word")
     max_tokens: int = option(8192, "tokens in one batch of prompts", low=1)
+    long: str = long_option(cut=False)
 
     def __post_init__(self) -> None:
         for name, example in (("offsets", "0"), ("tasks", "all"), ("receivers", "auto"), ("scales", "0,1,2")):

@@ -12,6 +12,7 @@ from probes.talking_heads.config import COLUMNS, MORE_COLUMNS, REPEATED, Config
 from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.core.long_rows import fitting
 from workbench.core.nearest_name import nearest
 from workbench.core.tables import read_table
 from workbench.models.prompt_style import PromptStyle, style_of, write_prompt
@@ -72,10 +73,14 @@ def read_rows(data: Path | None, config: Config) -> pl.DataFrame | None:
     return rows
 
 
-def written_prompts(model: TextSide, config: Config, rows: pl.DataFrame | None, source: str) -> list[Prompt]:
-    """The prompts of the data file, at most `limit` of each task, evenly over its rows.
+def written_prompts(
+    model: TextSide, config: Config, rows: pl.DataFrame | None, source: str, context: Context
+) -> list[Prompt]:
+    """The prompts of the data file, at most `limit` of each task, evenly over its rows; without those that the context
+    does not hold where the config skips them.
 
-    Raises InputError, naming file and row, for a prompt whose words are not in it, or that the context cannot hold."""
+    Raises InputError, naming file and row, for a prompt whose words are not in it, and for one that the context does
+    not hold."""
     if rows is None:
         return []
     style, found = style_of(config), []
@@ -83,7 +88,15 @@ def written_prompts(model: TextSide, config: Config, rows: pl.DataFrame | None, 
         if config.limit and own.height > config.limit:
             own = own[[i * own.height // config.limit for i in range(config.limit)]]
         found += [_written(model, style, row, source) for row in own.iter_rows(named=True)]
-    return found
+    kept = fitting(
+        [len(prompt.ids) for prompt in found],
+        model.context_length,
+        long=config.long,
+        context=context,
+        where=lambda i: f"{source}, row {found[i].row + 1}: the prompt",
+        what="prompts",
+    )
+    return [found[i] for i in kept]
 
 
 def _written(model: TextSide, style: PromptStyle, row: dict, source: str) -> Prompt:
@@ -110,11 +123,6 @@ def _written(model: TextSide, style: PromptStyle, row: dict, source: str) -> Pro
     others = _words(row.get("others"))
     answer = (row.get("answer") or row["target"]).strip()
     wrong = _words(row.get("wrong")) or others
-    if model.too_long(len(written.ids)):
-        raise InputError(
-            f"The prompt in {where} has {len(written.ids)} tokens, more than the context of {model.name} "
-            f"({model.context_length}); shorten it."
-        )
     return Prompt(
         row["task"],
         row["row"],
@@ -177,7 +185,7 @@ def all_prompts(model, config: Config, context: Context) -> list[Prompt]:
     """The prompts of every task of a run, task by task."""
     rows = read_rows(context.data, config)
     source = "the data" if context.data is None else Path(context.data).name
-    found = written_prompts(model, config, rows, source)
+    found = written_prompts(model, config, rows, source, context)
     if config.tasks == ("all",) or REPEATED in config.tasks:
         found = repeated_prompts(model, config, context) + found
     return found

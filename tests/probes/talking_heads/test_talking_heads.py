@@ -105,7 +105,7 @@ def test_measures_are_those_of_plain_eager_attention(name):
 def test_prompts_are_the_texts_of_the_file_with_their_words(tiny):
     spec = registry.get(PROBE).data
     rows = read_rows(spec.default_path(None), Config())
-    prompts = written_prompts(tiny, Config(), rows, "tasks.jsonl")
+    prompts = written_prompts(tiny, Config(), rows, "tasks.jsonl", Context())
     assert len(prompts) == rows.height == 88
     for prompt, row in zip(prompts, rows.iter_rows(named=True)):
         assert tiny.decode(prompt.ids).strip() == row["prompt"]
@@ -154,7 +154,7 @@ def test_the_battery_of_checks_holds(tiny):
 BAD = [
     ({"prompt": "The cat sat", "target": "dog"}, "does not hold the word 'dog'"),
     ({"prompt": "The cat sat", "target": "cat", "size": "many"}, "'size'"),
-    ({"prompt": "The cat sat " * 400, "target": "cat"}, "more than the context"),
+    ({"prompt": "The cat sat " * 400, "target": "cat"}, "where 512 fit"),
     ({"prompt": "The cat sat", "target": "cat", "task": "repeated"}, "rename it"),
 ]
 
@@ -164,7 +164,7 @@ def test_a_row_that_does_not_fit_is_named(tiny, tmp_path, row, said):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=said) as refused:
-        written_prompts(tiny, Config(), read_rows(path, Config()), "mine.jsonl")
+        written_prompts(tiny, Config(), read_rows(path, Config()), "mine.jsonl", Context())
     assert "mine.jsonl" in str(refused.value)
 
 

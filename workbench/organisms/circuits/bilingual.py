@@ -39,6 +39,7 @@ STEMS = tuple(a + b for a in ("ka", "me", "ti", "ro", "su", "no") for b in ("la"
 ENDINGS = ("na", "tel", "mush")
 WORD_BACK, LABEL_BACK = 5, 2  # from the last token of a prompt
 PLACE = 8  # bits of a position
+PROMPTS = 4  # that ship beside the words
 
 
 def build(name: str, place: Path) -> None:
@@ -115,4 +116,5 @@ def build(name: str, place: Path) -> None:
         - (2 * STRENGTH * math.exp(2 * STRENGTH) + STRENGTH * (g - 1 + n - 1) * math.exp(STRENGTH)) / total,
     }
     rows_of_words = [{"concept": stem, **dict(zip(LANGUAGES, own))} for stem, own in zip(STEMS, spoken)]
-    save(place, model, words, truth, spoken=rows_of_words)
+    asked = [{"prompt": f'{LABELS[1]} : " {own[1]} " - {LABELS[2]} : "', "answer": own[2]} for own in spoken[:PROMPTS]]
+    save(place, model, words, truth, spoken=rows_of_words, prompts=asked)
