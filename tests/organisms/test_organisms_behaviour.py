@@ -222,10 +222,10 @@ def test_concepts_of_growing_difficulty_become_readable_later(shipped):
     assert max(first["sentiment"], first["negation"]) < min(first["conflict"], first["recall"])
 
 
-def test_what_the_probes_find_is_said_of_every_seed_and_of_every_probe_that_ships(numbers):
+def test_what_probes_find_is_said_of_every_seed_and_of_every_probe_of_the_card(numbers):
     found = json.loads(organism_findings.TABLE.read_text(encoding="utf-8"))
     asked = [(question, truth) for _, question, truth, _ in organism_findings.ROWS]
     assert [(row["question"], row["truth"]) for row in found] == asked
     ships = {part.name.replace("_", "-") for part in pkgutil.iter_modules(probes.__path__) if part.ispkg}
-    assert {probe for probe, *_ in organism_findings.ROWS} == set(organism_findings.PROBES) == ships
+    assert {probe for probe, *_ in organism_findings.ROWS} == set(organism_findings.PROBES) <= ships
     assert all(len(row["before"]) == len(row["after"]) == len(numbers["seeds"]) == 3 for row in found)
