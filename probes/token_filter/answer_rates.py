@@ -73,7 +73,7 @@ def warn_of_answers(answers: pl.DataFrame, context: Context) -> None:
 def _values(own: pl.DataFrame, arm: str, trials: np.ndarray) -> np.ndarray | None:
     """Recall of an arm, [trials], or [draws, trials] of random sets; None where not every one of the trials has it."""
     frame = own.filter((pl.col("arm") == arm) & pl.col("trial").is_in(trials.tolist())).sort("draw", "trial")
-    if frame.is_empty() or frame.height % len(trials):
+    if not np.array_equal(frame["trial"].unique().sort().to_numpy(), trials):
         return None
     values = frame["recall"].to_numpy().reshape(-1, len(trials))
     return values if arm in (RANDOM, ASKED) else values[0]

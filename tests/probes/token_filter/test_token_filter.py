@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from probes.token_filter import Config
+from probes.token_filter.answer_rates import rate_table
 from probes.token_filter.answers import Ask, answer_parts
 from probes.token_filter.trials import read_trials
 from tests.support import tiny_llama as tiny
@@ -250,6 +251,21 @@ def test_the_rates_are_means_over_trials_with_intervals_over_needles_and_draws(r
     row = rates["filter_minus_random"]
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high)) and rates["random"]["draws"] == 3
     assert row["recall"] == pytest.approx(by_arm["filter"].mean() - by_arm["random"].mean())
+
+
+def test_an_arm_that_some_trials_do_not_have_is_left_out_of_the_rates():
+    """A question that is longer than what is kept has no random set with it: the others' recalls must not be taken for
+    those of all trials, however the numbers of draws and trials divide."""
+    arms = {"all": (None, 1), "filter": (10, 1), "random": (10, 4), "random_with_question": (10, 4)}
+    rows = [
+        {"trial": trial, "arm": arm, "draw": draw, "k": k, "recall": float(trial == 0)}
+        for trial in range(4)
+        for arm, (k, draws) in arms.items()
+        for draw in range(draws)
+        if arm != "random_with_question" or trial < 2
+    ]
+    rates = rate_table(pl.DataFrame(rows), np.arange(4), [10])
+    assert rates["arm"].to_list() == ["filter", "all", "random", "filter_minus_all", "filter_minus_random"]
 
 
 def test_the_agreement_is_spearmans_rho_over_layers(run):
