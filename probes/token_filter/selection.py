@@ -20,7 +20,14 @@ from probes.token_filter.trials import FilterTrials
 from workbench.core.context import Context
 from workbench.engine.edits import apply
 from workbench.engine.kv_cache import Cached, feed, prefill
-from workbench.engine.token_selection import UNSEEN, forced_mask, observe_token_scores, pooled, ranked
+from workbench.engine.token_selection import (
+    UNSEEN,
+    check_finite,
+    forced_mask,
+    observe_token_scores,
+    pooled,
+    ranked,
+)
 from workbench.models.attention import observe_stacked, of_layers
 from workbench.models.batching import batches, halving, sent
 from workbench.models.model import Model
@@ -168,6 +175,7 @@ def _read(
             )
         feed(model, rows, past)
     together = of_layers(scores, 1)  # [B, layers, width]
+    check_finite(model, together, range(model.n_layers))
     forced = forced_mask([found.always(t) for t in trials], width, together.device)
     order = ranked(
         pooled(together, config.kernel),

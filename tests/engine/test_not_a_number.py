@@ -19,6 +19,7 @@ from workbench.engine.evaluation import final_state_losses, read_choices
 from workbench.engine.generate import greedy
 from workbench.engine.mean_head_outputs import mean_head_outputs
 from workbench.engine.patching import direct_effects
+from workbench.engine.token_selection import select_tokens
 from workbench.models.loading import wrap
 
 BROKEN = 7  # the token whose embedding is NaN, as a word at which float16 overflows
@@ -45,6 +46,7 @@ READERS = {
     "logits": logits,
     "losses": lambda model, prompts: final_state_losses(model, prompts, [("keep", None)]),
     "mean_head_outputs": mean_head_outputs,
+    "select_tokens": lambda model, prompts: select_tokens(model, prompts, layer=1, keep=2),
     "direct_effects": lambda model, prompts: direct_effects(
         model, prompts, [row[::-1] for row in prompts], [[1, 2]] * len(prompts)
     ),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, RunFailed
 from workbench.engine.edits import apply
 from workbench.engine.passes import READ, ROWS, Pass, check_prompts, with_pass
 from workbench.models.attention import observe_scores
@@ -64,6 +64,17 @@ def _by_position(scores: torch.Tensor, visible: torch.Tensor, width: int) -> tor
     return out.scatter_(1, at, summed)[:, :width]
 
 
+def check_finite(model: Model, scores: torch.Tensor, layers: Sequence[int]) -> None:
+    """Raise RunFailed where a score [B, layers, n] is NaN or infinite: sorting would put it first, and the first tokens
+    of the prompt would look selected. (UNSEEN is no score.) Waits for the device."""
+    broken = (scores.isnan() | (scores == float("inf"))).any(-1).any(0).tolist()
+    if any(broken):
+        raise RunFailed(
+            f"The scores of tokens at layer {layers[broken.index(True)]} of {model.name} are NaN or infinite; use "
+            f"another dtype (bfloat16 or float32) or check its weights."
+        )
+
+
 def pooled(scores: torch.Tensor, kernel: int = KERNEL) -> torch.Tensor:
     """Scores [..., n] averaged over a window of `kernel` tokens (odd), with zeros beyond the ends that count; tokens
     that are UNSEEN count as zeros, and stay UNSEEN."""
@@ -106,7 +117,7 @@ def select_tokens(
     run, the last of them as far as its keys, and nothing is cached.
 
     `forced`: of every prompt positions that are kept whatever their scores. Raises InputError for prompts, edits and a
-    layer that do not fit, and for more forced positions than `keep`."""
+    layer that do not fit, and for more forced positions than `keep`; RunFailed for scores that are not finite."""
     check_prompts(model, ids, run)
     if not 0 <= layer < model.n_layers:
         raise InputError(f"There is no layer {layer}: {model.name} has layers 0–{model.n_layers - 1}.")
@@ -129,6 +140,7 @@ def select_tokens(
         edits = apply(model, run.for_prompts(rows).edits)
         with torch.no_grad(), edits, observed, contextlib.suppress(_Selected):
             model.forward(batch, last_logits=0)
+        check_finite(model, seen[layer][:, None], [layer])
         chosen = forced_mask([must[i] for i in rows], width, seen[layer].device)
         order = ranked(pooled(seen[layer], kernel), keep, forced=chosen).tolist()
         for i, positions_of in zip(rows, order):

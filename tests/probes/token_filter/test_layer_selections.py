@@ -15,6 +15,7 @@ from probes.token_filter.trials import FilterTrials
 from tests.support.architectures import build
 from tests.support.plain_token_scores import best, by_hand, plain_of, window_mean
 from workbench.core.context import Context
+from workbench.core.errors import RunFailed
 from workbench.models.attention_weights import Weights
 from workbench.models.loading import wrap
 from workbench.models.needle_prompts import Needle, Trial
@@ -128,6 +129,15 @@ def test_batches_of_any_size_give_the_same_sets():
     for i in range(len(found.trials)):
         assert np.array_equal(one.orders[i], all_.orders[i]) and np.array_equal(few.orders[i], all_.orders[i])
     assert np.allclose(one.copying, all_.copying) and np.array_equal(one.seen, all_.seen)
+
+
+def test_scores_that_are_no_numbers_are_refused_and_select_nothing():
+    model = wrap(build("llama"))
+    found = trials()
+    with torch.no_grad():
+        model.hf.get_input_embeddings().weight[TEXT[3]] = torch.nan
+    with pytest.raises(RunFailed, match="at layer 0 of .* are NaN or infinite; use another dtype"):
+        select(model, Config(retrieval="none"), Context(), found)
 
 
 def test_forced_tokens_are_in_every_set_and_the_rest_is_of_the_best():
