@@ -11,6 +11,7 @@ import polars as pl
 from probes.bigram_subnetwork.config import FEWEST_TEXTS, Config, read_texts
 from workbench.core.context import Context
 from workbench.core.errors import InputError
+from workbench.core.repeats import without_repeats
 from workbench.core.tables import read_table
 from workbench.models.text_side import TextSide
 from workbench.stats.clusters import FEWEST
@@ -43,11 +44,11 @@ def texts_of(model: TextSide, config: Config, context: Context) -> FedTexts:
     tokens."""
     words = read_texts(config, context.data, context.read_as)["text"].to_list()[: config.limit]
     ids = model.encode_all(words)
-    usable = [row for row, tokens in enumerate(ids) if len(tokens) >= 2]
+    usable = without_repeats(ids, [row for row, tokens in enumerate(ids) if len(tokens) >= 2], context)
     if len(usable) < FEWEST_TEXTS:
         raise InputError(
-            f"{context.data}: {len(usable)} texts have the two tokens that a bigram needs, and two texts are needed, "
-            f"one to search on and one to judge on."
+            f"{context.data}: {len(usable)} different texts have the two tokens that a bigram needs, and two are "
+            f"needed, one to search on and one to judge on."
         )
     context.rows_used = len(usable)
     order = context.rng("held-out texts").permutation(len(usable))

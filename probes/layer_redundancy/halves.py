@@ -12,6 +12,7 @@ from probes.layer_redundancy.config import Config, read_texts
 from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.long_rows import fitting
+from workbench.core.repeats import without_repeats
 from workbench.models.prompt_style import check_style, style_of, token_span, way_of, write_prompt
 from workbench.models.text_side import TextSide
 
@@ -48,10 +49,11 @@ def read_halves(model: TextSide, config: Config, context: Context) -> dict[str, 
     texts = _cut(_written(model, config, frame["text"].to_list(), context), limit, config, context)
     scored = [(end - start, end - max(start, 1)) for start, end in texts.own]  # the first token has no loss
     kept = [i for i, (size, losses) in enumerate(scored) if losses >= 1 and size >= config.min_length]
+    kept = without_repeats(texts.ids, kept, context)
     if len(kept) < 2:
         raise InputError(
-            f"{context.data}: {len(kept)} texts have at least {config.min_length} tokens; similarities and losses are "
-            f"measured on different ones, so 2 are needed, and 10 for intervals."
+            f"{context.data}: {len(kept)} different texts have at least {config.min_length} tokens; similarities and "
+            f"losses are measured on different ones, so 2 are needed, and 10 for intervals."
         )
     kept = kept[: config.limit]
     context.rows_used = len(kept)
