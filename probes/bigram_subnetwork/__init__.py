@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from probes.bigram_subnetwork.before_loading import check_engine
 from probes.bigram_subnetwork.bigrams import count
 from probes.bigram_subnetwork.config import BIBTEX, Config, validate
 from probes.bigram_subnetwork.estimate import estimate
@@ -34,7 +35,6 @@ from probes.bigram_subnetwork.stretches import FedTexts, inputs_table, texts_of
 from probes.bigram_subnetwork.summary import summary_of
 from workbench import organisms
 from workbench.core.context import Context, Result
-from workbench.core.errors import InputError
 from workbench.core.paths import user_path
 from workbench.core.registry import DataSpec, probe
 from workbench.engine.weight_masks import WeightMask, fit_masks, read_masks, save_masks
@@ -100,8 +100,7 @@ def run(model, config: Config, context: Context) -> Result:
 
     Raises InputError for an engine without gradients, a model whose blocks hold other weights than linear maps, texts
     that are too few, and a mask of another model."""
-    if context.engine != "hf":
-        raise InputError(f"The bigram subnetwork masks weights, which engine={context.engine} does not; use engine=hf.")
+    check_engine(context)
     weights = block_weights(model, for_what="a bigram subnetwork")
     texts = texts_of(model, config, context)
     bigrams = count(texts.counted, min(texts.vocabulary, model.vocab_size))
@@ -114,7 +113,10 @@ def run(model, config: Config, context: Context) -> Result:
     stage = context.stages(_weights_of_stages(config, texts, model.n_layers))
     searches: list[Searched] = []
     with stage("search"):
-        masks = _read(config, model) if config.mask else _search(task, weights, texts, config, context, searches)
+        if config.mask:
+            masks = _read(config, model, context)
+        else:
+            masks = _search(task, weights, texts, config, context, searches)
     if context.out is not None:
         save_masks(context.out / FILE, masks, note="bigram subnetwork: the weights that stay", model=model)
     if not any(bool(mask.any()) for mask in masks.values()):
@@ -140,9 +142,12 @@ def _weights_of_stages(config: Config, texts: FedTexts, layers: int) -> dict[str
     }
 
 
-def _read(config: Config, model) -> dict:
+def _read(config: Config, model, context: Context) -> Masks:
     saved = read_masks(user_path(config.mask))
-    return fit_masks(saved.masks, model, where=f"The weight mask {Path(config.mask).name}")
+    masks = fit_masks(saved.masks, model, where=f"The weight mask {Path(config.mask).name}")
+    if warning := saved.mismatch_warning(model):
+        context.warn(warning)
+    return masks
 
 
 def _search(task: BigramTask, weights, texts: FedTexts, config: Config, context: Context, searches: list) -> Masks:

@@ -61,7 +61,8 @@ def correlations(
     said: Sequence[np.ndarray], known: np.ndarray, text: np.ndarray, *, draws: int, rng: np.random.Generator
 ) -> Correlations:
     """`said`: surprisals [n] of each model; `known` [n] those that they are held against; `text` [n]: the text of each
-    token. A surprisal that is infinite takes the largest finite one of its model, as in the official code."""
+    token. A surprisal that is infinite takes the largest finite one of its model, as in the official code; a model with
+    one that is NaN has no correlation."""
     names, index = np.unique(text, return_inverse=True)
     sums = [_sums(finite(one), known, index, len(names)) for one in said]
     counts = resample_counts(len(names), draws, rng) if len(names) >= FEWEST else np.zeros((0, len(names)))
@@ -71,9 +72,9 @@ def correlations(
 
 
 def finite(x: np.ndarray) -> np.ndarray:
-    """Infinite and NaN surprisals at the largest finite one."""
+    """Infinite surprisals at the largest finite one; NaN stays."""
     some = np.isfinite(x)
-    return x if some.all() or not some.any() else np.where(some, x, x[some].max())
+    return x if some.all() or not some.any() else np.where(np.isinf(x), x[some].max(), x)
 
 
 def mean_over_draws(found: Correlations, which: Sequence[int], rng: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ from probes.bigram_subnetwork.mask_sets import Masks, kept_by_layer, random_like
 from probes.bigram_subnetwork.masked_pass import BigramTask, Readings, readings, surprisals_of_counts, texts_of_tokens
 from probes.bigram_subnetwork.stretches import Piece
 from workbench.core.context import Context
+from workbench.core.errors import RunFailed
 from workbench.engine.weight_masks import WeightMask
 from workbench.models.block_weights import BlockWeight
 from workbench.stats.clusters import clusters_of, crossed_interval, mean_interval
@@ -80,7 +81,23 @@ def judge(
 
         said[kind, draw] = Readings(**context.part(f"judged {kind} {draw}", compute))
         context.progress(number + 1, len(variants), "variant")
+    _check_numbers(task, said, context)
     return _against_counts(task, pieces, said, config)
+
+
+def _check_numbers(task: BigramTask, said: dict[tuple[str, int], Readings], context: Context) -> None:
+    """Raise RunFailed where the full model says NaN, and warn of other variants that do: they have no numbers."""
+    broken = [kind for (kind, _), one in said.items() if np.isnan(one.surprisal).any()]
+    if "full" in broken:
+        raise RunFailed(
+            f"The loss of {task.model.name} on held-out texts is NaN; use another dtype (bfloat16 or float32) or check "
+            f"its weights."
+        )
+    if broken:
+        context.warn(
+            f"{task.model.name} gives NaN with these masks, which have no numbers for that: "
+            f"{', '.join(dict.fromkeys(broken))}; use bfloat16 or float32."
+        )
 
 
 def _against_counts(

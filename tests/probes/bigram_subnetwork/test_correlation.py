@@ -58,6 +58,15 @@ def test_infinite_surprisals_take_the_largest_finite_one():
     assert finite(np.array([1.0, np.inf, 3.0])).tolist() == [1, 3, 3]
 
 
+def test_with_a_surprisal_that_is_nan_there_is_no_correlation(drawn):
+    said, known, text = drawn
+    broken = said[0].copy()
+    broken[3] = np.nan
+    found = correlations([said[0], broken], known, text, draws=200, rng=np.random.default_rng(0))
+    assert np.isnan(found.value).tolist() == [False, True]
+    assert np.isnan(found.interval(found.drawn[:, 1])).all()
+
+
 def test_coverage_of_the_interval_by_simulation():
     """r of texts with differences of their own, against what very many texts give."""
     rng, truth, held = np.random.default_rng(5), None, 0

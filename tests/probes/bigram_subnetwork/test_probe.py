@@ -1,6 +1,7 @@
 """The contract: the battery of every probe, bad input in a sentence, the estimate, the search of the organism."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_rate_and_sharpening_are_the_papers_at_its_steps_and_go_as_far_in_fewer(
     ("rows", "config", "said"),
     [
         (["one"], {}, "has 1 text; one is searched on and another judged on"),
-        (["a", "b"], {}, "0 texts have the two tokens that a bigram needs"),
+        (["a", "b"], {}, "0 different texts have the two tokens that a bigram needs"),
         (["a b c", "b c a"], {"mask": "no.safetensors"}, "cannot be read"),
         (["a b c", "b c a"], {"mask": "{data}"}, "is no weight mask"),
         (["a b c", "b c a"], {"reference": "no.jsonl"}, "no.jsonl"),
@@ -69,8 +70,10 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(toy, tmp_path):
     broken.mkdir()
     for file in toy[0].folder.iterdir():
         (broken / file.name).write_bytes(b"no weights" if file.suffix == ".safetensors" else file.read_bytes())
-    with pytest.raises(InputError, match="0 texts have the two tokens"):
+    with pytest.raises(InputError, match="0 different texts have the two tokens"):
         execution.execute("bigram-subnetwork", str(broken), data=data, config=QUICK)
+    with pytest.raises(InputError, match="run it with --engine hf"):
+        execution.execute("bigram-subnetwork", str(broken), data=toy[1], config=QUICK, engine="nnsight")
     texts, odd = toy[1], tmp_path / "odd.pickle"
     odd.write_bytes(b"\x80\x04.")
     with pytest.raises(InputError, match="no pickle of numpy arrays alone"):
@@ -79,7 +82,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(toy, tmp_path):
 
 def test_another_engine_and_a_loss_that_is_no_number_are_refused(toy):
     model, texts, pairs = toy
-    with pytest.raises(InputError, match="engine=nnsight"):
+    with pytest.raises(InputError, match="the engine 'nnsight' does not; run it with --engine hf"):
         execution.execute("bigram-subnetwork", model, data=texts, config=QUICK, engine="nnsight")
     other = load(str(model.folder))
     with torch.no_grad():
@@ -101,6 +104,42 @@ def test_few_bigrams_and_an_empty_mask_are_warned_of(toy, tmp_path):
     said = " ".join(run.info["warnings"])
     assert "few for a vocabulary of 12" in said and "keeps no weight at all" in said
     assert run.summary["active weights"] == 0 and run.summary["correlation with bigrams"]["value"] == 0
+
+
+def test_a_text_that_is_there_twice_is_on_one_side_alone(toy, tmp_path):
+    model, texts, pairs = toy
+    rows = texts.read_text().splitlines(keepends=True)[:20]
+    (tmp_path / "texts.jsonl").write_text("".join(rows * 3))
+    save_masks(tmp_path / "mask.safetensors", bigram_toy.oracle(model), model=model)
+    config = QUICK | {"mask": str(tmp_path / "mask.safetensors"), "reference": str(pairs), "layer_ablation": False}
+    run = execution.execute("bigram-subnetwork", model, data=tmp_path / "texts.jsonl", config=config)
+    assert "40 of the 60 texts in" in " ".join(run.info["warnings"])
+    fed = run.table("inputs")
+    sides = {split: {tuple(ids) for ids in own["ids"].to_list()} for (split,), own in fed.group_by("split")}
+    assert not sides["search"] & sides["held out"] and set(fed["row"]) == set(range(20))
+    assert run.table("evaluation")["n"][0] == 5
+
+
+def test_a_mask_that_was_found_on_other_weights_is_warned_of(toy, tmp_path):
+    model, texts, pairs = toy
+    other = SimpleNamespace(name="someone/other", fingerprint="0" * 64)
+    for number, (owner, expected) in enumerate(((model, False), (other, True))):
+        mask = tmp_path / f"mask{number}.safetensors"
+        save_masks(mask, bigram_toy.oracle(model), model=owner)  # pyright: ignore[reportArgumentType]
+        config = QUICK | {"mask": str(mask), "reference": str(pairs), "layer_ablation": False}
+        run = execution.execute("bigram-subnetwork", model, data=texts, config=config)
+        assert ("The weight mask was found on someone/other" in " ".join(run.info["warnings"])) == expected
+
+
+def test_a_full_model_that_says_nan_is_refused(toy, tmp_path):
+    model, texts, pairs = toy
+    broken = load(str(model.folder))
+    config = QUICK | {"mask": str(tmp_path / "mask.safetensors"), "reference": str(pairs), "layer_ablation": False}
+    save_masks(tmp_path / "mask.safetensors", bigram_toy.oracle(model))
+    with torch.no_grad():
+        broken.hf.get_input_embeddings().weight[5] = torch.nan
+    with pytest.raises(RunFailed, match="on held-out texts is NaN; use another dtype"):
+        execution.execute("bigram-subnetwork", broken, data=texts, config=config)
 
 
 def test_unseen_pairs_are_dropped_or_take_the_largest_surprisal(toy, tmp_path):
