@@ -68,7 +68,8 @@ def layer_table(pairs: Sequence[StreamPair], sums: np.ndarray, held_out: np.ndar
     importance, (low, high) = ratio(top, bottom), ratio_interval(top, bottom)
     other, other_bottom = of_sums(held_out, "importance"), of_sums(held_out, "tokens")
     other_low, other_high = ratio_interval(other, other_bottom)
-    change, scale, null = (ratio(of_sums(sums, name), bottom) for name in ("norm_change", "scale", "null"))
+    there, null = of_sums(sums, "tokens_with_stream"), ratio(of_sums(sums, "null"), bottom)
+    change, scale = (ratio(of_sums(sums, name), there) for name in ("norm_change", "scale"))
     columns = {
         "component": [pair.component for pair in pairs],
         "layer": [pair.layer for pair in pairs],

@@ -22,7 +22,7 @@ from workbench.models.sinks import find_sinks
 from workbench.models.sites import Site
 
 # Sums over the tokens of a text: of 1 − cosine and how many tokens, of three choices of tokens; of the other numbers,
-# over all tokens.
+# over all tokens; change and scale over those at which there is a stream, which are counted.
 SUMS = (
     "importance",
     "tokens",
@@ -33,6 +33,7 @@ SUMS = (
     "norm_change",
     "scale",
     "null",
+    "tokens_with_stream",
 )
 HELD = 8  # residual streams of a batch that are there at once, about
 
@@ -158,7 +159,8 @@ def _streamed(
         latest.append(torch.stack([sums[number].to(model.device) for number in range(len(pairs))]))
 
     lengths = [len(ids) for ids in texts.ids]
-    tokens = model.planned_tokens(READ, longest=max(lengths), captured=max(lengths) * HELD * model.width)
+    held = HELD + max(pair.end.layer - pair.start.layer for pair in pairs)  # stretches that begin before one ends
+    tokens = model.planned_tokens(READ, longest=max(lengths), captured=max(lengths) * held * model.width)
     rows = model.rows_at_once(lengths, run.max_rows or 256)
     for indices in run.batches(lengths, step, tokens=tokens, rows=rows):
         yield indices, latest[0]
@@ -179,7 +181,9 @@ def _sums(found: TurnedTokens, batch: Batch, counted: torch.Tensor) -> torch.Ten
     columns = []
     for chosen in (all_of, all_of & ~first, all_of & ~sinks):
         columns += [_total(found.importance, chosen), chosen.sum(1).to(found.importance.dtype)]
-    columns += [_total(x, all_of) for x in (found.norm_change, found.scale, found.null)]
+    there = all_of & (found.norms > 0)  # beside nothing, no change has a size
+    columns += [_total(found.norm_change, there), _total(found.scale, there), _total(found.null, all_of)]
+    columns += [there.sum(1).to(found.importance.dtype)]
     return torch.stack(columns, 1)
 
 

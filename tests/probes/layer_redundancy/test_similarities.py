@@ -340,6 +340,22 @@ def test_a_stream_that_is_not_finite_fails_and_says_where(models):
         table_of(model, texts_of(40))
 
 
+def test_a_token_without_a_stream_has_a_cosine_and_no_change():
+    """A row of the embeddings that is zero, as padding_idx leaves it: its module adds all that there is."""
+    hf = planted()
+    model, texts = wrap(hf), texts_of(40)
+    alone = HalfTexts([row[:-1] for row in texts.ids], texts.rows, [(0, len(row) - 1) for row in texts.ids])
+    with torch.no_grad():
+        hf.get_input_embeddings().weight[39] = 0
+    ended = HalfTexts([[*row[:-1], 39] for row in texts.ids], texts.rows, texts.own)
+    with_it, without = (table_of(model, some)[0].filter(component="attention", layer=0) for some in (ended, alone))
+    assert 39 not in {token for row in alone.ids for token in row}
+    for column in ("norm_change", "scale"):
+        assert with_it[column][0] == pytest.approx(without[column][0], rel=1e-5)
+    tokens = sum(map(len, ended.ids))
+    assert with_it["tokens"][0] == tokens and with_it["importance"][0] > without["importance"][0]
+
+
 def test_nothing_of_the_stream_is_kept_but_what_a_module_still_has_to_be_compared_with(models, monkeypatch):
     """However many layers and tokens there are, at most two states are held beside the one at hand."""
     from probes.layer_redundancy import stream_pairs
