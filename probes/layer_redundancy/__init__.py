@@ -48,7 +48,7 @@ def example(model: Facts) -> dict[str, object]:
         "dropping": (
             *("component", "n", "order", "loss", "ci_low", "ci_high", "accuracy", "accuracy_low", "accuracy_high"),
             *("choice_accuracy", "choice_low", "choice_high", "speed"),
-            *("minus_random", "minus_random_low", "minus_random_high"),
+            *("minus_random", "minus_random_low", "minus_random_high", "random_as_good"),
             *("modules", "draws", "texts", "tokens", "questions"),
         ),
         "draws": ("component", "n", "draw", "modules", "loss", "accuracy", "choice_accuracy", "speed"),

@@ -55,12 +55,19 @@ def check_sizes(config: Config, layers: int, tell) -> None:
         count = layers * (2 if component == "joint" else 1)
         left = sizes(config, count)
         kept |= bool(left)
+        if not left and not config.drop_n:
+            tell(f"Nothing is dropped of {component}: the model has one, and one stays.")
         if over := [n for n in config.drop_n if n >= count]:
             tell(f"drop_n={','.join(map(str, over))} is left out of {component}: the model has {count} to drop from.")
+    if not kept and not config.drop_n:
+        raise InputError(
+            f"The model has one layer, so nothing is left where {' or '.join(config.components)} is dropped; add joint "
+            f"to components, which drops one of its two sub-layers."
+        )
     if not kept:
         raise InputError(
-            f"drop_n={','.join(map(str, config.drop_n)) or 'none'} leaves nothing to drop of a model of {layers} "
-            f"layers; ask for fewer than there are."
+            f"drop_n={','.join(map(str, config.drop_n))} leaves nothing to drop of a model of {layers} layers; ask for "
+            f"fewer than there are."
         )
 
 

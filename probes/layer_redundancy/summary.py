@@ -45,6 +45,7 @@ def summary_of(layers: pl.DataFrame, dropping: pl.DataFrame) -> dict[str, Any]:
             "high": row["minus_random_high"],
             "n": row["texts"],
         }
+        out[f"random sets as good as {what}"] = row["random_as_good"]
         out[f"counted speed with {what}"] = row["speed"]
     return out
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from probes import layer_redundancy
 from probes.layer_redundancy.config import Config
-from probes.layer_redundancy.drop_orders import modules_of, one_by_one, parts_of, plans, ranked, sizes
+from probes.layer_redundancy.drop_orders import check_sizes, modules_of, one_by_one, parts_of, plans, ranked, sizes
 from probes.layer_redundancy.halves import read_halves
 from probes.layer_redundancy.similarities import deciding
 from probes.layer_redundancy.stream_pairs import measure, pair_of, pass_of
@@ -120,6 +120,7 @@ def test_losses_and_accuracies_are_those_of_plain_hugging_face_without_the_modul
     assert chosen["minus_random"] == pytest.approx(difference.mean(), abs=1e-5)
     wanted = crossed_interval(difference, each)
     assert (chosen["minus_random_low"], chosen["minus_random_high"]) == pytest.approx(wanted, abs=1e-3)
+    assert chosen["random_as_good"] == np.mean([np.mean(loss) <= chosen["loss"] for loss in losses])
 
 
 def test_right_choices_are_counted_without_the_modules_too(result, tiny_llama, tiny, questions):
@@ -323,6 +324,16 @@ def test_numbers_of_modules_default_to_an_eighth_a_quarter_and_a_half():
     assert parts_of(Config(components=("joint",))) == ["attention", "mlp"]
 
 
+def test_a_model_of_one_layer_drops_one_of_its_sub_layers():
+    told = []
+    check_sizes(Config(), 1, told.append)
+    assert [line.split(":")[0] for line in told] == [
+        f"Nothing is dropped of {kind}" for kind in ("attention", "mlp", "block")
+    ]
+    with pytest.raises(InputError, match="one layer, so nothing is left where attention or mlp is dropped; add joint"):
+        check_sizes(Config(components=("attention", "mlp")), 1, told.append)
+
+
 def test_equal_modules_are_dropped_in_the_order_of_a_pass(tiny):
     modules = modules_of(tiny, "joint")
     assert modules[:3] == [("attention", 0), ("mlp", 0), ("attention", 1)]
@@ -385,6 +396,7 @@ def test_a_run_with_dropped_modules_is_that_of_the_exported_model(tiny_llama, da
     "config, message",
     [
         ({"drop_n": (5, 9), "components": ("block",)}, "leaves nothing to drop of a model of 5 layers"),
+        ({"drop_n": (9,), "components": ("attention",)}, "drop_n=9 leaves nothing to drop of a model of 5 layers"),
         ({"components": ()}, "names nothing to drop"),
         ({"also": ("consecutive",), "components": ("mlp",)}, "also=consecutive drops blocks"),
         ({"min_length": 30, "max_length": 20}, "no text can have at least min_length=30"),
