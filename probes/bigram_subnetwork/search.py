@@ -161,7 +161,8 @@ class _Loop:
         counted, _ = surprisals_of_counts(self.task.bigrams, self.monitored)
         some = np.isfinite(counted)
         r = pearson(said.surprisal[some], counted[some])
-        return [step, float(loss), float(penalty), active, undecided, beta, r], undecided < STOP * kept
+        settled = undecided < STOP * kept or not undecided
+        return [step, float(loss), float(penalty), active, undecided, beta, r], settled
 
 
 def run_of(config: Config, context: Context) -> Pass:

@@ -142,6 +142,16 @@ def test_a_full_model_that_says_nan_is_refused(toy, tmp_path):
         execution.execute("bigram-subnetwork", broken, data=texts, config=config)
 
 
+def test_a_search_whose_masks_are_all_off_has_settled(toy):
+    model, texts, pairs = toy
+    config = QUICK | {"reference": str(pairs), "penalty": 1e6, "steps": 40, "layer_ablation": False}
+    run = execution.execute("bigram-subnetwork", model, data=texts, config=config)
+    last = run.table("search").row(-1, named=True)
+    assert last["active"] == 0 and last["undecided"] == 0 and last["settled"] and last["step"] < 40
+    said = " ".join(run.info["warnings"])
+    assert "keeps no weight at all" in said and "had not settled" not in said
+
+
 def test_unseen_pairs_are_dropped_or_take_the_largest_surprisal(toy, tmp_path):
     """Bigrams of half of the texts: some pairs of the others have no probability."""
     model, texts, _ = toy
