@@ -23,7 +23,7 @@ def without_repeats(rows: Sequence[Sequence[int]], kept: Sequence[int], context:
             found.append(number)
     if again := len(kept) - len(found):
         context.warn(
-            f"{again:,} of the {len(kept):,} texts in {context.data} repeat another one token by token, and each text "
-            f"is used once."
+            f"{again:,} of the {len(kept):,} texts in {context.data} are the same tokens as another one, as they are "
+            f"fed: each is used once."
         )
     return found

@@ -251,7 +251,7 @@ def test_a_text_that_is_there_twice_is_in_one_half_alone(tiny, data, tmp_path):
     halves = read_halves(tiny, Config(limit=40), context)
     sides = [{tuple(ids) for ids in half.ids} for half in halves.values()]
     assert not sides[0] & sides[1] and [half.n for half in halves.values()] == [12, 12]
-    assert "24 of the 48 texts in" in context.warnings[0] and "is used once" in context.warnings[0]
+    assert "24 of the 48 texts in" in context.warnings[0] and "each is used once" in context.warnings[0]
 
 
 def test_chosen_at_the_best_similarity_held_out_similarity_is_that_of_the_other_half(tiny, data):
