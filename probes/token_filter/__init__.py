@@ -25,7 +25,7 @@ import polars as pl
 
 from probes.token_filter.before_loading import check_engine, check_layers, validate
 from probes.token_filter.config import BIBTEX, COLUMNS, DEFAULT, Config
-from probes.token_filter.estimate import estimate
+from probes.token_filter.estimate import estimate, random_sets
 from probes.token_filter.short_run import example
 from probes.token_filter.trials import FilterTrials, material, own_needles, read_trials
 from workbench.core.context import Context, Result
@@ -130,7 +130,7 @@ def _weights(config: Config, found: FilterTrials) -> dict[str, float]:
     read = sum(len(t.ids) - t.shared for t in found.trials) + len(found.beginning)
     tested = min(config.answer_trials, len(found.trials))
     mean = sum(len(t.ids) for t in found.trials) / len(found.trials)
-    each = sum(3 + 2 * config.random_draws for _ in found.ks)
+    each = len(found.ks) * (3 + random_sets(config))
     new = GENERATED * config.max_new_tokens
     per_answer = sum(found.ks) / len(found.ks) + new
     return {"prompts": read, "answers": tested * (2 * (mean + new) + each * per_answer)}

@@ -12,6 +12,11 @@ from workbench.runs.cost import CONTEXT, Facts, Plan
 TAIL = 32  # tokens of a question in its template
 
 
+def random_sets(config: Config) -> int:
+    """Random sets beside each answered trial: with the question forced there is one kind of them."""
+    return config.random_draws * (1 if "question" in config.forced else 2)
+
+
 def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     """The grid of needles, lengths and depths, read once, and the answers from all tokens, from kept ones and from
     random ones."""
@@ -25,7 +30,7 @@ def estimate(config: Config, data: Path | None, model: Facts) -> Plan:
     trials = needles * len(config.depths) * len(lengths)
     fed = needles * len(config.depths) * sum(lengths) + trials * TAIL
     tested = min(config.answer_trials, trials)
-    each = 3 + 2 * config.random_draws
+    each = 3 + random_sets(config)
     answers = tested * (2 + each * len(ks))
     fed += tested * 2 * sum(lengths) // len(lengths) + tested * each * sum(ks) + answers * config.max_new_tokens
     return Plan(

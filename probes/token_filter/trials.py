@@ -48,8 +48,10 @@ class FilterTrials:
 
     @property
     def names(self) -> np.ndarray:
-        """The cluster of every trial: its needle."""
-        return np.array([t.needle for t in self.trials])
+        """The cluster of every trial: its needle, the first of those that say and ask the same."""
+        first: dict[tuple, int] = {}
+        same = [first.setdefault((n.ids, n.tail, n.span), k) for k, n in enumerate(self.needles)]
+        return np.array([same[t.needle] for t in self.trials])
 
     def needle_span(self, trial: Trial) -> tuple[int, int]:
         """The needle's tokens in the prompt, end excluded."""
@@ -169,8 +171,8 @@ def _needles(model, config: Config, context: Context, after: str) -> list[Needle
     rows = needle_rows(config, source, context.read_as)
     if again := rows.height - rows.unique(COLUMNS).height:
         context.warn(
-            f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of "
-            f"their own, and the intervals are too narrow."
+            f"{again} of the {rows.height} needles in {source} repeat another one: they are no evidence of their own, "
+            f"and count as one needle with it."
         )
     ship = {NEEDLES.resolve(), (own_needles(model.name) or NEEDLES).resolve()}
     if isinstance(config.needles, int):

@@ -13,6 +13,7 @@ from scipy import stats
 from probes.token_filter import Config
 from probes.token_filter.answer_rates import rate_table
 from probes.token_filter.answers import Ask, answer_parts
+from probes.token_filter.estimate import random_sets
 from probes.token_filter.trials import read_trials
 from tests.support import tiny_llama as tiny
 from tests.support.architectures import build
@@ -329,6 +330,23 @@ def test_answers_are_saved_in_parts_of_few_tokens():
     wanted = [Ask(0, "all", 0, None, None, (1,) * size, None) for size in (50, 60, 10, 300, 5, 5)]
     assert [[len(ask.ids) for ask in part] for part in answer_parts(wanted, 100)] == [[50], [60, 10], [300], [5, 5]]
     assert [len(part) for part in answer_parts([wanted[-1]] * 600, 10**6)] == [256, 256, 88]
+
+
+def test_a_needle_that_is_there_twice_is_one_cluster_on_one_side_of_the_choice(organism, tmp_path):
+    rows = [json.loads(line) for line in organisms.data("needles.jsonl").read_text().splitlines()[:3]]
+    data = tmp_path / "needles.jsonl"
+    data.write_text("".join(json.dumps(rows[i]) + "\n" for i in (0, 1, 0, 2, 1, 2)))
+    run = execute("token-filter", organism, data=data, config=TINY | {"needles": "default"})
+    assert "3 of the 6 needles" in " ".join(run.info["warnings"])
+    assert run.table("layers")["n"].unique().to_list() == [3] and run.table("layers")["ci_low"].null_count() > 0
+    choice = run.table("choice")
+    assert (choice["needles_choosing"] + choice["needles_testing"]).unique().to_list() == [3]
+
+
+def test_the_estimate_counts_the_random_sets_that_are_answered(run):
+    answers = run.table("answers")
+    one = answers.filter((pl.col("trial") == answers["trial"][0]) & pl.col("arm").str.starts_with("random"))
+    assert random_sets(Config(**SHORT)) == one.height == 3 and random_sets(Config(random_draws=3)) == 6
 
 
 def test_one_needle_chooses_no_layer_and_says_so(organism):
