@@ -76,7 +76,8 @@ def asks(
         rng, short = context.rng(f"random tokens of {choice.k}"), 0
         for i in tested:
             trial, layer = found.trials[i], int(choice.layer[i])
-            if layer < 0 or choice.k >= len(trial.ids):
+            start, end = found.needle_span(trial)
+            if layer < 0 or choice.k > len(trial.ids) - (end - start):  # no set of k tokens is without the needle
                 short += layer >= 0
                 continue
             sets = _sets(found, selections, i, choice.k, layer, config.random_draws, rng)
@@ -86,8 +87,9 @@ def asks(
                 out.append(Ask(i, arm, draw, choice.k, chosen, ids, positions))
         if short:
             context.warn(
-                f"{short} of the {len(tested)} trials that are answered have no more than k={choice.k} tokens, so a "
-                f"filter keeps all of them; they are left out for this k; give longer lengths or fewer tokens."
+                f"{short} of the {len(tested)} trials that are answered have fewer than k={choice.k} tokens beside the "
+                f"needle, so a filter keeps nearly all of them; they are left out for this k; give longer lengths or "
+                f"fewer tokens."
             )
     return out
 

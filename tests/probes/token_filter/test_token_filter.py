@@ -356,10 +356,14 @@ def test_one_needle_chooses_no_layer_and_says_so(organism):
 
 
 def test_prompts_that_a_filter_would_keep_whole_are_left_out_and_said(organism):
-    found = execute("token-filter", organism, config=TINY | {"k": (32, 500)})
+    found = execute("token-filter", organism, config=TINY | {"k": (32, 90, 500)})
     assert found.table("layers").filter(k=500)["needle_recall"].to_list() == [1.0] * 6
+    assert found.table("trials")["prompt_tokens"].max() > 90  # of which some are the needle's
     assert found.table("rates")["k"].unique().to_list() == [32]
-    assert any("no more than k=500 tokens" in said for said in found.info["warnings"])
+    for k in (90, 500):
+        assert any(f"fewer than k={k} tokens beside the needle" in said for said in found.info["warnings"])
+    sizes = found.table("answers").drop_nulls("k").select(pl.col("positions").list.len(), "k")
+    assert (sizes["positions"] == sizes["k"]).all()
 
 
 def test_the_heads_of_another_run_can_be_compared(organism, tmp_path):
