@@ -194,6 +194,13 @@ def test_a_receiver_that_the_model_does_not_have_is_refused_before_loading(tiny_
         prepare(PROBE, {"receivers": ("9.0",)}, model=str(tiny_llama))
 
 
+def test_an_offset_beyond_the_context_is_refused_before_loading(tiny_llama):
+    from workbench.runs.preparation import prepare
+
+    with pytest.raises(InputError, match="90000 tokens apart"):
+        prepare(PROBE, {"offsets": (0, 90_000)}, model=str(tiny_llama))
+
+
 def test_the_scan_alone_feeds_no_prompt(tiny, tmp_path):
     run = execute(PROBE, tiny, config={"tasks": ("none",), "sweep": "none"}, out=tmp_path / "run")
     assert run.status == "complete" and run.table("ablation").is_empty() and run.table("channels").height
