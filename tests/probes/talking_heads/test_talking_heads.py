@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 import torch
 
+from probes.talking_heads.ablation import _rows
 from probes.talking_heads.config import Config
-from probes.talking_heads.measures import measure
+from probes.talking_heads.measures import Measured, measure
 from probes.talking_heads.tasks import Prompt, all_prompts, halves, read_rows, written_prompts
 from tests.support.architectures import build
 from tests.support.short_runs import LESS
@@ -100,6 +101,23 @@ def test_measures_are_those_of_plain_eager_attention(name):
     assert found.logit_difference[0] == pytest.approx(float(scores[7] - scores[[8, 9]].mean()), abs=1e-3)
     assert found.accuracy[0] == float(scores[7] > scores[[8, 9]].max())
     assert np.isnan(found.accuracy[1]) and np.isnan(found.logit_difference[1])  # the answer is among the wrong ones
+
+
+@pytest.mark.parametrize(("others", "low"), [((), 0.0), (((0,),), -1.0)])
+def test_no_interval_goes_beyond_what_attention_and_accuracy_can_be(others, low):
+    prompts = [Prompt("x", i, (1, 2, 3), (1,), others, 7, (8,), f"group {i}", 2) for i in range(6)]
+
+    def of(attention, right):
+        values = np.array(attention)[:, None, None]
+        return Measured(values, np.array(right) * 9.0, np.array(right), (1,))
+
+    plain = of([0.99, 0.99, 0.99, 0.99, 0.99, 0.3], [1, 1, 1, 1, 1, 1.0])
+    draws = [of([0.99, 0.99, 0.99, 0.99, 0.99, low + 0.01], right) for right in ([1, 1, 1, 1, 1, 0.0], [1.0] * 6)]
+    rows = _rows(prompts, (1, 0), None, "none", [plain], plain, None)
+    rows += _rows(prompts, (1, 0), None, "random", draws, plain, None)
+    table = pl.DataFrame(rows).filter(pl.col("metric") != "logit_difference")
+    assert table["ci_high"].max() == 1.0 and table["ci_low"].min() >= low
+    assert table["change_high"].max() <= 1 - low and table["change_low"].min() >= low - 1
 
 
 def test_prompts_are_the_texts_of_the_file_with_their_words(tiny):
