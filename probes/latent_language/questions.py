@@ -160,6 +160,11 @@ def questions_of(
     return out
 
 
+def examples_for(words: WordList, task: LanguageTask, split: ConceptSplit) -> int:
+    """How many concepts can give an example in the prompts of a task."""
+    return sum(_has(words, task, i) for i in split.fit)
+
+
 def unrelated(words: WordList, a: int, b: int) -> bool:
     """Whether two concepts share no word in any language and are not of one group."""
     if words.groups[a] == words.groups[b]:
