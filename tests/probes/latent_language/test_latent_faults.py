@@ -151,6 +151,19 @@ def test_fewer_examples_than_asked_for_are_said(bilingual, tmp_path):
     assert not any("examples" in said for said in enough.info["warnings"])
 
 
+def test_no_example_gives_the_word_that_is_asked_for(bilingual, tmp_path):
+    rows = _circuit_rows()[:12]
+    rows += [row | {"concept": f"again {row['concept']}"} for row in rows]  # the same words under another name
+    data = write_rows(tmp_path / "twice.jsonl", rows)
+    config = SHORT | {"shots": 3, "steer_layers": "none", "tasks": ("translation",)}
+    run = execute("latent-language", bilingual, data=data, config=config)
+    word = {row["concept"]: row for row in rows}
+    for row in run.table("inputs").iter_rows(named=True):
+        *examples, _ = row["text"].split("\n")
+        assert len(examples) == 3
+        assert not [line for line in examples if word[row["concept"]][row["target"]] in line]
+
+
 def test_a_ridge_map_solves_the_normal_equations():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(40, 6, generator=generator).double() for _ in range(2))

@@ -134,6 +134,15 @@ def test_prompts_are_the_texts_of_the_file_with_their_words(tiny):
     assert sizes == {"inhibition": [2], "list": [3, 4, 6, 8]}
 
 
+def test_a_prompt_that_stands_in_a_file_twice_is_one_group(tiny, tmp_path):
+    data = tmp_path / "twice.jsonl"
+    rows = [{"prompt": f"The {word} saw the park. The {word}", "target": "park"} for word in ("dog", "cat", "dog")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Config(tasks=("prompts",))
+    found = written_prompts(tiny, config, read_rows(data, config), "twice.jsonl", Context())
+    assert [p.group for p in found] == ["row 1", "row 2", "row 1"] and [p.row for p in found] == [0, 1, 2]
+
+
 def test_the_material_is_well_made():
     rows = read_rows(registry.get(PROBE).data.default_path(None), Config())
     for row in rows.filter(task="inhibition").iter_rows(named=True):
