@@ -46,7 +46,7 @@ def _part(
     model: Model, config: Config, context: Context, some: Sequence[FedQuestion], asked: Sequence[FedQuestion]
 ) -> dict:
     layers, back = model.n_layers, pairs(model.n_layers)
-    donors = [[one, *others(context, "donors", asked, one, config.controls, placed=True)] for one in some]
+    donors = [[one, *_donors(config, context, asked, one)] for one in some]
     places = {one.question.row: k for k, one in enumerate({o.question.row: o for own in donors for o in own}.values())}
     from_ = list({o.question.row: o for own in donors for o in own}.values())
     states = streams(model, from_, run_of(context))  # [donors, positions, layers, width]
@@ -64,6 +64,13 @@ def _part(
     for (i, d, p, s, t), text in zip(cells, found):
         solved[i, d, p, s, t] = says(text, some[i].question.answer, config.match)
     return {"solved": solved}
+
+
+def _donors(config: Config, context: Context, asked: Sequence[FedQuestion], one: FedQuestion) -> Sequence[FedQuestion]:
+    """The questions whose states take the place of those of one; with a place of their first hop where its own is
+    patched."""
+    placed = "t1" in positions_of(one, config.positions)
+    return others(context, "donors", asked, one, config.controls, placed=placed)
 
 
 def _texts(

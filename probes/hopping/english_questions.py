@@ -18,7 +18,7 @@ COUNTRIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tu
     "China": (("Beijing", "Peking"), ("Chinese", "Mandarin"), ("yuan", "renminbi"), ("the Forbidden City",)),
     "India": (("New Delhi", "Delhi"), ("Hindi", "English"), ("rupee",), ("the Taj Mahal", "the Red Fort")),
     "Peru": (("Lima",), ("Spanish",), ("Peruvian sol", "nuevo sol"), ("Machu Picchu", "the Nazca Lines")),
-    "Italy": (("Rome", "Roma"), ("Italian",), (), ("the Colosseum", "the Leaning Tower of Pisa")),
+    "Italy": (("Rome",), ("Italian",), (), ("the Colosseum", "the Leaning Tower of Pisa")),
     "Greece": (("Athens",), ("Greek",), (), ("the Parthenon", "Mount Olympus")),
     "Spain": (("Madrid",), ("Spanish",), (), ("the Alhambra", "the Sagrada Familia")),
     "Germany": (("Berlin",), (), (), ("the Brandenburg Gate", "Neuschwanstein Castle")),
@@ -39,8 +39,9 @@ COUNTRIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tu
 }  # fmt: skip
 OF_COUNTRY = ("the capital of {}", "the official language of {}", "the currency of {}")
 TO_COUNTRY = "the country of {}"
-# Of a person: further names, the country of birth (as it is and was called), and what leads to them.
-ENGLAND = ("England", "United Kingdom", "Britain", "UK")
+# Of a person: further names, the country of birth (as it is and was called; not UK and USA, which stand in "Ukraine"
+# and "thousand"), and what leads to them.
+ENGLAND = ("England", "United Kingdom", "Britain")
 WRITERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "William Shakespeare": (("Shakespeare",), ENGLAND, ("Hamlet", "Macbeth")),
     "Leo Tolstoy": (("Tolstoy",), ("Russia", "Russian Empire"), ("War and Peace", "Anna Karenina")),
@@ -48,7 +49,11 @@ WRITERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "Franz Kafka": (("Kafka",), ("Austria", "Bohemia", "Czech"), ("The Metamorphosis",)),
     "Miguel de Cervantes": (("Cervantes",), ("Spain",), ("Don Quixote",)),
     "Jane Austen": (("Austen",), ENGLAND, ("Pride and Prejudice", "Emma")),
-    "Mark Twain": (("Twain", "Samuel Clemens"), ("United States", "America", "USA"), ("The Adventures of Tom Sawyer",)),
+    "Mark Twain": (
+        ("Twain", "Samuel Clemens"),
+        ("United States", "America"),
+        ("The Adventures of Tom Sawyer",),
+    ),
     "James Joyce": (("Joyce",), ("Ireland",), ("Ulysses",)),
     "Dante Alighieri": (("Dante",), ("Italy", "Republic of Florence"), ("The Divine Comedy",)),
     "Agatha Christie": (("Christie",), ENGLAND, ("Murder on the Orient Express",)),

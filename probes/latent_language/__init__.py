@@ -124,6 +124,7 @@ TASK = ("task", "source", "target")
     example=example,
     example_models=("organism", "circuit-bilingual"),
     needs=("tokenizer", "final_norm_ends_stream", "logits_unembedded"),
+    version=2,
     layer_curves={"layers": ("probability", "entropy")},
     token_groups={"groups": ("language", "ids")},
     keys={

@@ -1,7 +1,7 @@
 """What is looked for after a prompt: of every language the words of the concept, and those of an unrelated one.
 
 What belongs to several languages tells none of them: a word that two languages share is taken from both, and so is a
-token that may begin words of both."""
+token that may begin words of both, or that the words of both begin with after the prompt."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ SHARED, HAN = "shared", "Han"  # what tokens of several languages are reported a
 
 @dataclass(frozen=True)
 class WantedTokens:
-    """Of one concept in one language: `words`, the token ids of each alternative; `ids`, the tokens that may begin
-    one. Both without what other languages have too."""
+    """Of one concept in one language: `words`, the token ids of each alternative; `firsts`, the first tokens of these;
+    `ids`, the tokens that may begin one. All without what other languages have too."""
 
     words: tuple[tuple[int, ...], ...]
+    firsts: tuple[int, ...]
     ids: tuple[int, ...]
 
 
@@ -49,16 +50,26 @@ def candidates_of(vocabulary: WordVocabulary, words: WordList, question: WordQue
     begins = {g: _beginnings(vocabulary, words.words[g][question.concept]) for g in words.languages}
     times = Counter(i for ids in begins.values() for i in ids)
     several = {i for i, n in times.items() if n > 1}
+    first, first_of_null = _first_tokens(own), _first_tokens(null)
     kept = {
-        g: WantedTokens(tuple(t for t in own[g] if counts[t] == 1), tuple(i for i in begins[g] if i not in several))
+        g: WantedTokens(
+            tuple(t for t in own[g] if counts[t] == 1),
+            tuple(i for i in dict.fromkeys(t[0] for t in own[g] if counts[t] == 1) if first[i] == 1),
+            tuple(i for i in begins[g] if i not in several),
+        )
         for g in words.languages
     }
     taken = set(times)
     of_null = {g: _beginnings(vocabulary, words.words[g][question.other]) for g in words.languages}
     again = Counter(i for ids in of_null.values() for i in ids)
+    unlike = {
+        g: tuple(t for t in null[g] if sum(t in o for o in null.values()) == 1 and t not in counts)
+        for g in words.languages
+    }
     beside = {
         g: WantedTokens(
-            tuple(t for t in null[g] if sum(t in o for o in null.values()) == 1 and t not in counts),
+            unlike[g],
+            tuple(i for i in dict.fromkeys(t[0] for t in unlike[g]) if first_of_null[i] == 1 and i not in first),
             tuple(i for i in of_null[g] if again[i] == 1 and i not in taken),
         )
         for g in words.languages
@@ -89,6 +100,11 @@ def _tokens(
         if any(each.apart for each in there):
             apart.append(g)
     return out, tuple(lost), tuple(apart)
+
+
+def _first_tokens(words: Mapping[str, Iterable[tuple[int, ...]]]) -> Counter[int]:
+    """First token of a word -> how many languages have a word with it."""
+    return Counter(i for own in words.values() for i in {tokens[0] for tokens in own})
 
 
 def _beginnings(vocabulary: WordVocabulary, words: Iterable[str]) -> tuple[int, ...]:

@@ -192,8 +192,8 @@ def _courses(
 
 
 def _crossing(leads: _Leads, target: int, g: int) -> dict:
-    """The layer from which on the target is more probable than language g in every layer; in resamples, among those
-    that have one."""
+    """The layer from which on the target is more probable than language g in every layer, and its percentiles in
+    resamples, where one that never is counts as later than all layers: no end where the percentile is such a one."""
     at = crossing_of(leads.mean[None, target] > leads.mean[None, g])[0]
     depth = leads.mean.shape[1]
     found: dict = {"crossing": int(at) if at < depth else None}
@@ -201,11 +201,9 @@ def _crossing(leads: _Leads, target: int, g: int) -> dict:
     if leads.drawn is None:
         return found
     drawn = crossing_of(leads.drawn[:, target] > leads.drawn[:, g])
-    there = drawn[drawn < depth]
-    found["crossing_share"] = len(there) / len(drawn)
-    if len(there):
-        low, high = percentiles(there.astype(float), of_the_values=True)
-        found |= {"crossing_low": float(low), "crossing_high": float(high)}
+    found["crossing_share"] = float((drawn < depth).mean())
+    ends = percentiles(drawn.astype(float), of_the_values=True)
+    found |= {name: float(end) for name, end in zip(("crossing_low", "crossing_high"), ends) if end < depth}
     return found
 
 

@@ -103,8 +103,8 @@ def _readouts(
         out["word"] = join(
             [sum(scores.of(root + word[:k], token) for k, token in enumerate(word)) for word in wanted.words]
         )
-        firsts = dict.fromkeys(word[0] for word in wanted.words)
-        out["first"] = join([scores.of(root, token) for token in firsts])
+    if wanted.firsts:
+        out["first"] = join([scores.of(root, token) for token in wanted.firsts])
     if wanted.ids:
         out["set"] = _joined([scores.of(root, token) for token in wanted.ids])
     return out

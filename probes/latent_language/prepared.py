@@ -11,7 +11,15 @@ import polars as pl
 
 from probes.latent_language.candidates import LanguageCandidates, candidates_of, readable_languages
 from probes.latent_language.config import Config
-from probes.latent_language.questions import ConceptSplit, LanguageTask, WordQuestion, questions_of, split_of, tasks_of
+from probes.latent_language.questions import (
+    ConceptSplit,
+    LanguageTask,
+    WordQuestion,
+    examples_for,
+    questions_of,
+    split_of,
+    tasks_of,
+)
 from probes.latent_language.steering_check import check_possible
 from probes.latent_language.tokens_of_words import WordVocabulary
 from probes.latent_language.word_lists import WordList, read_words
@@ -42,7 +50,7 @@ class AskedTask:
 @dataclass(frozen=True, eq=False)
 class PreparedWords:
     """`words` of the languages that can be read, the `split` of the concepts, and each task; `left_out`: a sentence for
-    every language that cannot be read."""
+    every language that cannot be read, and for whatever else is not as asked."""
 
     words: WordList
     split: ConceptSplit
@@ -77,6 +85,12 @@ def prepare(model: TextSide, config: Config, context: Context) -> PreparedWords:
             context.check()
             found.append(candidates_of(vocabulary, words, question))
         asked = AskedTask(task, questions, found)
+        shots = min(config.shots, examples_for(words, task, split))
+        if shots < config.shots:
+            said.append(
+                f"Prompts of {task.key} have {shots} of {config.shots} examples: no more of the other concepts "
+                f"have the words that it needs; give more concepts, a larger fit_share, or fewer shots."
+            )
         if model.too_long(asked.longest):
             raise InputError(
                 f"A prompt of {task.key} has {asked.longest} tokens with its answer, more than the context of "

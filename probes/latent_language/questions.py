@@ -138,7 +138,8 @@ def questions_of(
     context: Context,
 ) -> list[WordQuestion]:
     """The question of a task for each of the concepts `among`, whose examples are drawn from those that are not
-    measured, and the unrelated concept beside it. Concepts without the words that a task needs are left out.
+    measured and share no word with it (the answer would stand in the prompt), and the unrelated concept beside it.
+    Concepts without the words that a task needs are left out.
 
     The same concept has the same examples in every translation and repetition."""
     fit = [i for i in split.fit if _has(words, task, i)]
@@ -148,7 +149,7 @@ def questions_of(
         if not _has(words, task, concept):
             continue
         rng = context.rng(f"examples of {words.concepts[concept]}{' cloze' if task.name == 'cloze' else ''}")
-        pool = [i for i in fit if i != concept]
+        pool = [i for i in fit if i != concept and not _share_words(words, concept, i)]
         shots = [pool[i] for i in rng.permutation(len(pool))[: config.shots]]
         others = [i for i in among if i != concept and i not in shots and unrelated(words, concept, i)]
         if not others and concept not in split.fit:
@@ -160,11 +161,18 @@ def questions_of(
     return out
 
 
+def examples_for(words: WordList, task: LanguageTask, split: ConceptSplit) -> int:
+    """How many concepts can give an example in the prompts of a task."""
+    return sum(_has(words, task, i) for i in split.fit)
+
+
 def unrelated(words: WordList, a: int, b: int) -> bool:
     """Whether two concepts share no word in any language and are not of one group."""
-    if words.groups[a] == words.groups[b]:
-        return False
-    return not any({*own[a]} & {*own[b]} for own in words.words.values())
+    return words.groups[a] != words.groups[b] and not _share_words(words, a, b)
+
+
+def _share_words(words: WordList, a: int, b: int) -> bool:
+    return any({*own[a]} & {*own[b]} for own in words.words.values())
 
 
 def _has(words: WordList, task: LanguageTask, concept: int) -> bool:

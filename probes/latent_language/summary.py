@@ -34,7 +34,7 @@ def summary_of(
                 "n": row["n"],
                 "rows": row["rows"],
             }
-            if g != target:
+            if g != target and row["crossing"] is not None:
                 found[f"{name}_crossing_{g}"] = {
                     "value": row["crossing"],
                     "low": row["crossing_low"],

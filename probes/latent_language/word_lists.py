@@ -101,7 +101,10 @@ def read_words(config: Config, data: Path | None, context: Context | None = None
 def _texts(frame: pl.DataFrame, column: str, data: Path) -> list[str]:
     series = frame[column]
     if series.dtype not in (pl.String, pl.Null):
-        raise InputError(f"{data}: the column '{column}' must hold text; its cells are words (several as a|b).")
+        raise InputError(
+            f"{data}: the column '{column}' must hold text; its cells are words (several as a|b). Where it is no "
+            f"language, name those that are, as in --set languages=english,french."
+        )
     return [unicodedata.normalize("NFC", text or "").strip() for text in series.to_list()]
 
 

@@ -86,6 +86,7 @@ def own_tasks(model: str) -> Path | str | None:
     example_models=("organism",),
     leaves={"channels_*.json": "channels that are cut, for --edit"},
     needs=("tokenizer", "attention_rows", "attention_edits", "heads_add_up", "stream_adds_up"),
+    version=2,
     head_scores={
         "heads": ("out_strength", "in_strength", "in_q_strength", "in_k_strength", "in_v_strength"),
     },

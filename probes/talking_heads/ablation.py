@@ -10,8 +10,8 @@ import polars as pl
 
 from probes.talking_heads.channel_edits import Channel, mean_coordinates, removed, scaled
 from probes.talking_heads.config import Config
-from probes.talking_heads.measures import METRICS, Measured, measure
-from probes.talking_heads.scan import ModelHeads
+from probes.talking_heads.measures import METRICS, Measured, measure, within
+from probes.talking_heads.scan import DEAD, ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
 from workbench.engine.edits import Edit
@@ -81,7 +81,7 @@ def channels_into(table: pl.DataFrame, receiver: Head, config: Config) -> list[C
     layer, head = receiver
     mine = (pl.col("target_layer") == layer) & pl.col("kind").is_in(["q", "k"])
     mine &= (pl.col("target_head") <= head) & (head < pl.col("target_head") + pl.col("target_heads"))
-    rows = table.filter(mine).sort("rank").iter_rows(named=True)
+    rows = table.filter(mine).iter_rows(named=True)  # the strongest first
     found: dict[Channel, str] = {}
     marked: set[Channel] = set()
     for row in rows:
@@ -97,7 +97,8 @@ def channels_into(table: pl.DataFrame, receiver: Head, config: Config) -> list[C
 
 
 def random_sets(weights: ModelHeads, chosen: Chosen, config: Config, context: Context) -> list[tuple[Channel, ...]]:
-    """Other components of the same heads, as many of each head, different in every draw; as many draws as there are."""
+    """Other components of the same heads, as many of each head, different in every draw; as many draws as there are.
+    Those whose singular value is rounding are none: taking them away changes nothing."""
     rng = context.rng(f"random components {chosen.in_words}")
     own = set(chosen.channels)
     draws: dict[tuple[Channel, ...], None] = {}
@@ -105,10 +106,13 @@ def random_sets(weights: ModelHeads, chosen: Chosen, config: Config, context: Co
         drawn: list[Channel] = []
         for layer, head in dict.fromkeys((c.layer, c.head) for c in chosen.channels):
             size = sum((c.layer, c.head) == (layer, head) for c in chosen.channels)
-            every = range(weights.components[layer].values.shape[1])
-            rest = [i for i in every if Channel(layer, head, i) not in own]
+            values = weights.components[layer].values
+            alive = (values[head] > DEAD * values.max()).nonzero()[:, 0].tolist()
+            rest = [i for i in alive if Channel(layer, head, i) not in own]
             picked = rng.permutation(len(rest))[:size]
             drawn += [Channel(layer, head, rest[i]) for i in sorted(picked.tolist())]
+        if len(drawn) < len(chosen.channels):
+            break
         draws.setdefault(tuple(drawn), None)
         if len(draws) == config.random_draws:
             break
@@ -196,10 +200,12 @@ def _rows(
             ends = crossed_interval(values, clusters)
         else:
             ends = (share_interval if metric == "accuracy" else mean_interval)(values[0], clusters)
+        ends = within(ends, metric, prompts)
         row |= {"ci_low": number(ends[0]), "ci_high": number(ends[1])}
         if ablation != "none":
             change = values - before
             ends = crossed_interval(change, clusters) if len(found) > 1 else mean_interval(change[0], clusters)
+            ends = within(ends, metric, prompts, change=True)
             row |= {
                 "change": float(change.mean()),
                 "change_low": number(ends[0]),
@@ -210,7 +216,7 @@ def _rows(
         if controls:
             control = np.stack([one.of(metric, receiver) for one in controls])[:, told]
             beyond = values[0] - control
-            ends = crossed_interval(beyond, clusters)
+            ends = within(crossed_interval(beyond, clusters), metric, prompts, change=True)
             row |= {
                 "beyond_random": float(beyond.mean()),
                 "beyond_random_low": number(ends[0]),

@@ -38,6 +38,17 @@ class Measured:
         return getattr(self, metric)
 
 
+def within(ends, metric: str, prompts: Sequence[Prompt], *, change: bool = False) -> tuple[float, float]:
+    """The ends of an interval of a metric, or of a change of it, no further than the metric can be: attention is a mass
+    less that on others, where there are others; accuracy a share."""
+    low, high = (-1.0 if metric == "attention" and any(p.others for p in prompts) else 0.0), 1.0
+    if metric == "logit_difference":
+        low, high = -np.inf, np.inf
+    if change:
+        low, high = low - high, high - low
+    return float(np.clip(ends[0], low, high)), float(np.clip(ends[1], low, high))
+
+
 @torch.no_grad()
 def measure(
     model: Model,

@@ -288,7 +288,8 @@ def _channel_table(
             continue
         p = float(adjusted(np.array([row.pop("p")]))[0])
         least = np.fmin(row["z"], row["z_heads"])
-        kept.append(row | {"rank": rank, "p_adjusted": p, "is_channel": bool(p < RATE and least >= config.outlier)})
+        place = rank if rank <= config.keep else None  # stronger ones into other readers are not kept: not known
+        kept.append(row | {"rank": place, "p_adjusted": p, "is_channel": bool(p < RATE and least >= config.outlier)})
     return pl.DataFrame(kept, schema=SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None)), adjusted
 
 

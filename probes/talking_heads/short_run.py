@@ -25,8 +25,8 @@ def example(model: Facts) -> dict[str, object]:
 
 
 def check_model(config: Config, facts: Facts | None) -> None:
-    """Raise InputError for a model that is known to have no head before another, and for receivers that it does not
-    have."""
+    """Raise InputError for a model that is known to have no head before another, and for receivers and offsets that it
+    does not have."""
     if facts is None:
         return
     if facts.layers == 1:
@@ -37,6 +37,11 @@ def check_model(config: Config, facts: Facts | None) -> None:
                 f"The receiver {layer}.{head} does not exist: {facts.name} has layers 0–{facts.layers - 1} and heads "
                 f"0–{facts.heads - 1}."
             )
+    if facts.context is not None and max(config.offsets) >= facts.context:
+        raise InputError(
+            f"No two tokens of {facts.name} are {max(config.offsets)} tokens apart: its context holds {facts.context}; "
+            f"give smaller 'offsets'."
+        )
     if not facts.attention_interface:
         raise InputError(
             f"{facts.name} computes attention outside the interface of transformers; the weights of its heads cannot "

@@ -25,7 +25,7 @@ def summary_of_scan(channels: pl.DataFrame, tests: np.ndarray, weights: ModelHea
     found: dict = {"tests": tested, "channels": marked, "expected_false_at_most": RATE * marked}
     found["random_score"] = float(channels["null_mean"].mean()) if channels.height else None  # pyright: ignore[reportArgumentType]
     found["one_over_root_d"] = weights.width**-0.5
-    best = channels.sort("rank").head(5)
+    best = channels.head(5)
     found["strongest"] = (
         "; ".join(
             f"{in_words(row)} score {row['score']:.3f}, z {row['z']:.1f} and {row['z_heads']:.1f}"

@@ -10,7 +10,7 @@ import polars as pl
 from probes.talking_heads.ablation import Chosen, Head, number
 from probes.talking_heads.channel_edits import scaled
 from probes.talking_heads.config import Config
-from probes.talking_heads.measures import METRICS, Measured, measure
+from probes.talking_heads.measures import METRICS, Measured, measure, within
 from probes.talking_heads.scan import ModelHeads
 from probes.talking_heads.tasks import Prompt
 from workbench.core.context import Context
@@ -68,6 +68,7 @@ def sweep(
                         continue
                     clusters = clusters_of(names[told])
                     ends = (share_interval if metric == "accuracy" else mean_interval)(values[told], clusters)
+                    ends = within(ends, metric, prompts)
                     rows.append(
                         {
                             "task": prompts[0].task,
@@ -99,5 +100,5 @@ def _gain(found: dict[float, Measured], half: np.ndarray, names: np.ndarray) -> 
     best = max(found, key=lambda scale: (found[scale].accuracy[choosing].mean(), -abs(scale - 1)))
     change = found[best].accuracy[measured] - plain[measured]
     clusters = clusters_of(names[measured])
-    low, high = mean_interval(change, clusters)
+    low, high = within(mean_interval(change, clusters), "accuracy", (), change=True)
     return np.array([best, change.mean(), low, high, clusters.n, clusters.rows])

@@ -56,7 +56,7 @@ def read_rows(data: Path | None, config: Config) -> pl.DataFrame | None:
     names = column_map(config.columns, (*COLUMNS, *MORE_COLUMNS))
     rows = read_table(data, required=COLUMNS, optional=MORE_COLUMNS, columns=names, what="tasks").with_row_index("row")
     task = pl.col("task").fill_null(PLAIN) if "task" in rows.columns else pl.lit(PLAIN)
-    rows = rows.with_columns(task.alias("task"))
+    rows = rows.with_columns(task.alias("task"), pl.col("row").min().over("prompt").alias("alike"))
     known = rows["task"].unique(maintain_order=True).to_list()
     if REPEATED in known:
         raise InputError(
@@ -131,7 +131,7 @@ def _written(model: TextSide, style: PromptStyle, row: dict, source: str) -> Pro
         tuple(tokens(word) for word in others),
         token(answer),
         tuple(token(word) for word in wrong),
-        (row.get("group") or f"row {row['row'] + 1}").strip(),
+        (row.get("group") or f"row {row['alike'] + 1}").strip(),
         _size(row.get("size"), len(others) + 1, where),
     )
 

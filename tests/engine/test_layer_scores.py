@@ -141,6 +141,12 @@ def test_what_has_no_lens_is_refused_in_a_sentence():
         layer_scores(wrap(build("llama")), [[1], [2]], [[3]])
 
 
+@pytest.mark.parametrize("token", [64, -1])
+def test_a_token_that_the_model_does_not_score_is_refused(token):
+    with pytest.raises(InputError, match=f"Token {token} is looked for, and model scores 64"):
+        layer_scores(wrap(build("llama")), [[1, 5]], [[7, token]])
+
+
 def test_the_second_engine_gives_the_same():
     model = load("circuit-bilingual")
     contexts, wanted = [[3, 4, 6, 9, 3], [3, 4, 6, 9], [3, 4, 6, 9, 3, 10], [5, 6]], [[3, 9]] * 4

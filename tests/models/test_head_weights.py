@@ -113,6 +113,21 @@ def test_bfloat16_weights_are_read_to_their_last_bit_but_one(name):
             assert (a - b).abs().max() <= 2**-7 * a.abs().max(), part
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_read_below_the_number_at_which_queries_keys_and_values_are_cut_off(dtype):
+    hf = build("olmo", clip_qkv=2.0).to(dtype)
+    a = hf.model.layers[1].self_attn
+    assert a.q_proj.weight.abs().max() < 2
+    own = head_weights(wrap(hf), folded=False)[1]
+    for found, plain, count in ((own.query, a.q_proj, H), (own.key, a.k_proj, KV), (own.value, a.v_proj, KV)):
+        torch.testing.assert_close(found.double(), heads(plain.weight, count), **CLOSE)
+
+
+def test_weights_beyond_the_number_at_which_they_are_cut_off_are_refused():
+    with pytest.raises(InputError, match="not in proportion"):
+        head_weights(wrap(build("olmo", clip_qkv=0.1)))
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 def test_a_rotation_is_that_of_the_plain_model_between_query_and_key(name):
     """(q R) · k of rotations(model, 5) is the product of q turned to position 9 and k to position 4."""
@@ -131,6 +146,14 @@ def test_a_rotation_is_that_of_the_plain_model_between_query_and_key(name):
 def test_a_model_with_learned_positions_turns_nothing():
     for turn in rotations(wrap(build("gpt2")), 7):
         torch.testing.assert_close(turn, torch.eye(D, dtype=torch.double), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_offset_that_no_two_tokens_have_is_refused(name):
+    model = wrap(build(name))
+    assert len(rotations(model, 63)) == 3
+    with pytest.raises(InputError, match="64 tokens apart"):
+        rotations(model, 64)
 
 
 def test_reading_leaves_the_model_as_it_was():

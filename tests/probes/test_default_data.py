@@ -104,11 +104,11 @@ IDS = {
     ("token-filter", "organism"): "b6f98f6793e9",
     ("layer-redundancy", "organism"): "d289af17489d",
     ("hopping", "organism"): "fa2e5845a1f0",
-    ("talking-heads", "organism"): "f351adbd5f02",
-    ("talking-heads", "circuit-copy"): "f351adbd5f02",
+    ("talking-heads", "organism"): "d23d9828b9e0",
+    ("talking-heads", "circuit-copy"): "d23d9828b9e0",
     ("bigram-subnetwork", "organism"): "332e23013938",
     ("bigram-subnetwork", "circuit-copy"): "332e23013938",
-    ("latent-language", "organism"): "3a0b2b078ed1",
+    ("latent-language", "organism"): "eaf97b9025b1",
 }
 EXAMPLES = {
     "representation-geometry": "0ffea1d45942",
@@ -118,9 +118,9 @@ EXAMPLES = {
     "token-filter": "aa6679eb95c1",
     "layer-redundancy": "36bb0b265da1",
     "hopping": "382ce809fd17",
-    "talking-heads": "027e7bb8e87d",
+    "talking-heads": "fd17ebec6c1b",
     "bigram-subnetwork": "9045a694cc3d",
-    "latent-language": "f0f88166698c",
+    "latent-language": "1fbe1c5cfe1e",
 }
 
 

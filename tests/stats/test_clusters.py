@@ -89,6 +89,14 @@ def test_a_share_of_none_or_all_has_an_interval_with_a_width_that_counts_cluster
     assert [few.low, few.high] == pytest.approx([float(end) for end in of_six])
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-12, 1e-40])
+def test_a_very_small_share_has_no_end_below_zero_and_lies_within_its_ends(size):
+    values = size * (1 + np.arange(10.0))
+    low, high = c.share_interval(values, names_of([1] * 10))
+    assert 0 < low < values.mean() < high
+    assert low == pytest.approx(values.mean() ** 2 / high, rel=0.01)  # the two ends of Wilson's multiply to this
+
+
 @pytest.mark.parametrize("clusters", [1, 2, 4])
 def test_below_five_clusters_there_is_no_interval(clusters):
     names = np.repeat(np.arange(clusters), 10)

@@ -49,6 +49,10 @@ PARTLY = {
     "bloom": _BASE | {"n_layer": 3, "n_head": 4},  # the MLP adds the stream itself
     "modernbert-decoder": _BASE,  # the scores go through a head of their own
 }
+# those that do one thing otherwise, for the tests that are about it
+ODD = {
+    "olmo": _BASE | _GROUPED | {"clip_qkv": 2.0},  # queries, keys and values are cut off at a number
+}
 NAMES = tuple(CONFIGS)
 NO_INTERFACE = ("falcon", "gptj")  # attention outside transformers' AttentionInterface
 
@@ -57,7 +61,7 @@ def build(name: str, *, seed: int = 0, **changes):
     """A Hugging Face causal LM of 3 layers and 4 heads (eager attention), weights scaled up so that attention is far
     from uniform."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[name](**((CONFIGS | PARTLY)[name] | changes))
+    config = CONFIG_MAPPING[name](**((CONFIGS | PARTLY | ODD)[name] | changes))
     hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for parameter in hf.parameters():
         if parameter.ndim >= 2:

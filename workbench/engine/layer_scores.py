@@ -61,14 +61,20 @@ def layer_scores(
     `layers` (default: all) through each of `lenses`.
 
     Final norm, logit scale and soft-cap are the model's; the last layer through `as_it_is` is the model's own
-    distribution. Raises InputError for a model whose scores are not read off its stream, and RunFailed for states that
-    are no numbers."""
+    distribution. Raises InputError for a model whose scores are not read off its stream and for tokens that it does
+    not score, and RunFailed for states that are no numbers."""
     model.require(*NEEDS, for_what="a lens")
     if len(contexts) != len(wanted):
         raise InputError(f"There are {len(contexts)} contexts and {len(wanted)} lists of tokens; give one each.")
     if engine not in ENGINES:
         raise InputError(f"'{engine}' is not an engine; choose {' or '.join(ENGINES)}.")
     check_ids(model, contexts)
+    outside = [token for tokens in wanted for token in tokens if not 0 <= token < model.vocab_size]
+    if outside:
+        raise InputError(
+            f"Token {outside[0]} is looked for, and {model.name} scores {model.vocab_size} tokens; use the tokenizer "
+            f"that goes with its weights."
+        )
     own = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     sites = [Site("resid_post", layer) for layer in own]
     found: list[LayerScores | None] = [None] * len(contexts)

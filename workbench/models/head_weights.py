@@ -70,8 +70,13 @@ def rotations(model: Model, offset: int, *, check: Callable[[], None] | None = N
     """What being `offset` tokens later does to the queries of each layer, [D, D] float64: a query x W_Q R, with x the
     state and R this matrix; the identity in models whose positions are added to the stream.
 
-    Raises InputError as `head_weights`."""
+    Raises InputError as `head_weights`, and for an offset beyond the context of the model."""
     _possible(model)
+    if model.context_length is not None and offset >= model.context_length:
+        raise InputError(
+            f"No two tokens of {model.name} are {offset} tokens apart: its context holds {model.context_length}; give "
+            f"smaller offsets."
+        )
     states = torch.randn(2 * model.d_head + 8, model.width, generator=torch.Generator().manual_seed(0))
     with _linear_inside(model):
         here = [_at(model, states, place, check)[0] for place in (0, offset)]
@@ -160,17 +165,22 @@ def _unit(dtype: torch.dtype) -> float:
 
 def _read(model: Model, check: Callable[[], None] | None) -> tuple[list[torch.Tensor], ...]:
     """Queries, keys and values of each layer [heads, d + 1, D] float32 on the host: a row for each unit vector, less
-    what comes out for zero, and that itself as the last row."""
-    scale = _unit(model.dtype)
-    parts: list[list[list[torch.Tensor]]] = []
+    what comes out for zero, and that itself as the last row.
+
+    Raises InputError where they are no linear map of what attention reads."""
     with _linear_inside(model):
         none = _at(model, torch.zeros(1, model.width), 0, check)
-        for start in range(0, model.width, ROWS):
-            states = torch.zeros(min(ROWS, model.width - start), model.width)
-            states[torch.arange(len(states)), torch.arange(start, start + len(states))] = scale
-            parts.append(
-                [[x - n for x, n in zip(side, zero)] for side, zero in zip(_at(model, states, 0, check), none)]
-            )
+        scale = _unit(model.dtype)
+        clipped = not _in_proportion(model, scale, none, check, rows=ROWS)
+        if clipped:  # queries, keys and values that are cut off at a number: vectors of length 1 stay below it
+            scale = 1.0
+            if not _in_proportion(model, scale, none, check, rows=model.width):
+                raise InputError(
+                    f"Queries, keys and values of {model.architecture} are not in proportion to what its attention "
+                    f"reads (they are cut off, or rounded in half precision), so the weights of its heads cannot be "
+                    f"read; try --dtype float32."
+                )
+        parts = [_units(model, start, scale, none, check) for start in range(0, model.width, ROWS)]
     return tuple(
         [
             torch.cat([*(part[side][layer] / scale for part in parts), none[side][layer]], 1)
@@ -178,6 +188,29 @@ def _read(model: Model, check: Callable[[], None] | None) -> tuple[list[torch.Te
         ]
         for side in range(3)
     )
+
+
+Sides = tuple[list[torch.Tensor], ...]
+
+
+def _units(model: Model, start: int, length: float, none: Sides, check: Callable[[], None] | None) -> Sides:
+    """What comes out for at most ROWS unit vectors from number `start` on, times `length`, less what does for zero."""
+    states = torch.zeros(min(ROWS, model.width - start), model.width)
+    states[torch.arange(len(states)), torch.arange(start, start + len(states))] = length
+    found = _at(model, states, 0, check)
+    return tuple([x - n for x, n in zip(side, zero)] for side, zero in zip(found, none))
+
+
+def _in_proportion(model: Model, length: float, none: Sides, check: Callable[[], None] | None, *, rows: int) -> bool:
+    """Whether the first unit vectors, `length` long, give twice what they give half as long."""
+    close = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
+    for start in range(0, min(rows, model.width), ROWS):
+        whole, half = (_units(model, start, size, none, check) for size in (length, length / 2))
+        for side, other in zip(whole, half):
+            for a, b in zip(side, other):
+                if not bool((a - 2 * b).abs().max() <= close * (2 * b).abs().max()):
+                    return False
+    return True
 
 
 def _at(

@@ -190,8 +190,11 @@ def _score_interval(mean: np.ndarray, n: np.ndarray, z: np.ndarray) -> Ends:
     """Wilson's interval of a share of n (not whole) with quantile z."""
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    high = centre + half
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low = mean * (mean / (high * (1 + z * z / n)))  # centre − half, without its rounding
     # exactly 0 (or 1) where nothing (or everything) succeeded; rounding must not say otherwise
-    return np.where(mean == 0, 0.0, centre - half), np.where(mean == 1, 1.0, centre + half)
+    return np.where(mean == 0, 0.0, low), np.where(mean == 1, 1.0, np.minimum(high, 1.0))
 
 
 def _none(mean: np.ndarray) -> Ends:

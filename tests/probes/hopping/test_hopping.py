@@ -1,6 +1,7 @@
 """The probe on models of several architectures, on the organism, and through the battery that every probe passes."""
 
 import copy
+import json
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from probes.hopping.config import Config
 from probes.hopping.labels import QuestionSet, item_table, others
 from probes.hopping.oracle import best_pair, dev_bridges, oracle_table
 from probes.hopping.projections import READ, WRITERS, LikeliestToken, first_tokens, project
-from probes.hopping.questions import TwoHopQuestion
+from probes.hopping.questions import TwoHopQuestion, read_questions
 from tests.support import two_hop_circuit as circuit
 from tests.support.architectures import build
 from workbench.core.context import Context
@@ -203,6 +204,20 @@ def test_donors_share_neither_bridge_nor_answer_and_have_a_place():
     assert {one.question.row for one in placed} == {4} and len(placed) == 20
     assert {one.question.row for one in others(Context(), "names", asked, asked[0], 20)} == {3, 4}
     assert others(Context(), "donors", asked[:3], asked[0], 5) == []
+
+
+def test_questions_without_a_first_hop_have_donors_for_their_last_token(toy, place, tmp_path):
+    rows = [json.loads(line) for line in (place / "questions.jsonl").read_text().splitlines()]
+    data = tmp_path / "prompts.jsonl"
+    prompts = [q.prompt for q in read_questions(Config(), place / "questions.jsonl")]
+    kept = [{"e2": row["e2"], "e3": row["e3"], "prompt": text} for row, text in zip(rows, prompts)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    config = {"describe": "off", "project": False, "shuffles": 2, "items": 4}
+    run = execute("hopping", toy, config=config, data=data, out=tmp_path / "run")
+    assert run.table("inputs")["t1"].null_count() == len(kept)
+    oracle = run.table("oracle")
+    assert oracle["position"].unique().to_list() == ["t2"] and oracle["control"].null_count() == 0
+    assert run.table("backpatch")["control"].null_count() == 0
 
 
 def test_the_best_pair_is_chosen_without_the_questions_that_it_is_measured_on():

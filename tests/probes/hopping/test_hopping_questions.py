@@ -135,6 +135,13 @@ def test_the_english_questions_have_many_bridges_and_the_first_of_them_all_diffe
         assert not says(asked, question.answer, "words"), question
 
 
+def test_no_english_answer_stands_in_the_name_of_another_country_or_people():
+    near = "Ukraine Romania Roman Jerusalem Belarus Niger Nigeria Guinea Europe European thousand".casefold().split()
+    for question in read_questions(Config(), english_questions.FILE):
+        for name in question.answer:
+            assert not [word for word in near if name.casefold() in word], name
+
+
 def test_the_questions_about_the_world_are_its_facts_composed():
     from workbench.organism_training.world import facts
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from probes.latent_language.config import Config
-from probes.latent_language.layer_tables import crossing_of
+from probes.latent_language.layer_tables import _crossing, _Leads, crossing_of
 from probes.latent_language.translators import RIDGES, Translators, ridge_maps
 from tests.probes.latent_language.hand_made import write_rows
 from workbench.core import config as configs
@@ -128,6 +128,40 @@ def test_a_crossing_is_the_layer_from_which_on_the_target_is_ahead_to_the_end():
     above = rng.random((200, 6)) < 0.6
     slow = [next((l for l in range(7) if row[l:].all()), 6) for row in above]
     assert crossing_of(above).tolist() == slow and len(set(slow)) > 4
+
+
+def test_resamples_without_a_crossing_count_as_later_than_every_layer():
+    rng = np.random.default_rng(0)
+    gap = np.array([1.0] * 12 + [-1.0] * 8)  # of each concept: the target ahead at the end, or behind
+    log_p = np.log(0.2 + 0.1 * np.stack([gap, -gap], 1))[..., None].repeat(3, -1)  # [concepts, languages, layers]
+    leads = _Leads(log_p, np.arange(20), 500, rng)
+    found = _crossing(leads, 0, 1)
+    assert found["crossing"] == 0 and found["crossing_low"] == 0.0
+    assert 0.6 < found["crossing_share"] < 0.97 and "crossing_high" not in found
+    behind = _crossing(leads, 1, 0)
+    assert behind["crossing"] is None and "crossing_high" not in behind
+
+
+def test_fewer_examples_than_asked_for_are_said(bilingual, tmp_path):
+    data = write_rows(tmp_path / "few.jsonl", _circuit_rows()[:8])
+    config = SHORT | {"shots": 4, "steer_layers": "none", "tasks": ("translation",)}
+    run = execute("latent-language", bilingual, data=data, config=config)
+    assert any("have 2 of 4 examples" in said for said in run.info["warnings"])
+    enough = execute("latent-language", bilingual, data=data, config=config | {"shots": 2})
+    assert not any("examples" in said for said in enough.info["warnings"])
+
+
+def test_no_example_gives_the_word_that_is_asked_for(bilingual, tmp_path):
+    rows = _circuit_rows()[:12]
+    rows += [row | {"concept": f"again {row['concept']}"} for row in rows]  # the same words under another name
+    data = write_rows(tmp_path / "twice.jsonl", rows)
+    config = SHORT | {"shots": 3, "steer_layers": "none", "tasks": ("translation",)}
+    run = execute("latent-language", bilingual, data=data, config=config)
+    word = {row["concept"]: row for row in rows}
+    for row in run.table("inputs").iter_rows(named=True):
+        *examples, _ = row["text"].split("\n")
+        assert len(examples) == 3
+        assert not [line for line in examples if word[row["concept"]][row["target"]] in line]
 
 
 def test_a_ridge_map_solves_the_normal_equations():

@@ -2,13 +2,14 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from probes.talking_heads.ablation import channels_into
+from probes.talking_heads.ablation import Chosen, channels_into, random_sets
 from probes.talking_heads.channel_edits import Channel, removed
 from probes.talking_heads.config import Config
 from probes.talking_heads.scan import RATE, TELLING, ModelHeads, _adjusting, against_others, read_weights, scan
@@ -174,6 +175,34 @@ def test_channels_into_a_head_are_those_of_its_group(planted):
     )
     assert channels_into(grouped, (2, 14), Config(ablate=1))[0].channels == (Channel(0, 5, 0),)
     assert channels_into(grouped, (2, 15), Config(ablate=1))[0].channels != (Channel(0, 5, 0),)
+
+
+def test_a_rank_is_over_all_tests_and_not_told_where_stronger_ones_are_not_kept():
+    weights = random_model(4, 2, 8, 48)
+    few, every = (
+        scan(weights, Config(keep=keep), Context(), torch.device("cpu"))["channels"] for keep in (5, 1_000_000)
+    )
+    assert every["rank"].to_list() == list(range(1, every.height + 1))
+    own = ["source_layer", "source_head", "component", "target_layer", "target_head", "kind"]
+    both = few.join(every, on=own, suffix="_of_all")
+    assert both.height == few.height > 5 and both["rank"].drop_nulls().to_list() == [1, 2, 3, 4, 5]
+    known = both.drop_nulls("rank")
+    assert known["rank"].to_list() == known["rank_of_all"].to_list()
+    assert both["rank_of_all"].is_sorted()
+
+
+def test_random_components_are_of_equal_number_and_none_writes_nothing(planted):
+    weights = planted[3]
+    values = weights.components[0].values.clone()
+    values[5, 4:] = 1e-9  # what is left of a head of rank 4
+    own = replace(weights.components[0], values=values)
+    poor = replace(weights, components=[own, *weights.components[1:]])
+    one = Chosen((Channel(0, 5, 0),), ("q",))
+    sets = random_sets(poor, one, Config(random_draws=20), Context())
+    assert sorted(sets) == [(Channel(0, 5, 1),), (Channel(0, 5, 2),), (Channel(0, 5, 3),)]
+    three = Chosen(tuple(Channel(0, 5, i) for i in range(3)), ("q",) * 3)
+    assert random_sets(poor, three, Config(), Context()) == []
+    assert len(random_sets(weights, three, Config(random_draws=20), Context())) == 20
 
 
 def test_an_architecture_without_head_weights_is_refused():

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 import torch
 
+from probes.talking_heads.ablation import _rows
 from probes.talking_heads.config import Config
-from probes.talking_heads.measures import measure
+from probes.talking_heads.measures import Measured, measure
 from probes.talking_heads.tasks import Prompt, all_prompts, halves, read_rows, written_prompts
 from tests.support.architectures import build
 from tests.support.short_runs import LESS
@@ -102,6 +103,23 @@ def test_measures_are_those_of_plain_eager_attention(name):
     assert np.isnan(found.accuracy[1]) and np.isnan(found.logit_difference[1])  # the answer is among the wrong ones
 
 
+@pytest.mark.parametrize(("others", "low"), [((), 0.0), (((0,),), -1.0)])
+def test_no_interval_goes_beyond_what_attention_and_accuracy_can_be(others, low):
+    prompts = [Prompt("x", i, (1, 2, 3), (1,), others, 7, (8,), f"group {i}", 2) for i in range(6)]
+
+    def of(attention, right):
+        values = np.array(attention)[:, None, None]
+        return Measured(values, np.array(right) * 9.0, np.array(right), (1,))
+
+    plain = of([0.99, 0.99, 0.99, 0.99, 0.99, 0.3], [1, 1, 1, 1, 1, 1.0])
+    draws = [of([0.99, 0.99, 0.99, 0.99, 0.99, low + 0.01], right) for right in ([1, 1, 1, 1, 1, 0.0], [1.0] * 6)]
+    rows = _rows(prompts, (1, 0), None, "none", [plain], plain, None)
+    rows += _rows(prompts, (1, 0), None, "random", draws, plain, None)
+    table = pl.DataFrame(rows).filter(pl.col("metric") != "logit_difference")
+    assert table["ci_high"].max() == 1.0 and table["ci_low"].min() >= low
+    assert table["change_high"].max() <= 1 - low and table["change_low"].min() >= low - 1
+
+
 def test_prompts_are_the_texts_of_the_file_with_their_words(tiny):
     spec = registry.get(PROBE).data
     rows = read_rows(spec.default_path(None), Config())
@@ -114,6 +132,15 @@ def test_prompts_are_the_texts_of_the_file_with_their_words(tiny):
             assert word in tiny.decode([prompt.ids[i] for i in place])
     sizes = {p.task: sorted({q.size for q in prompts if q.task == p.task}) for p in prompts}
     assert sizes == {"inhibition": [2], "list": [3, 4, 6, 8]}
+
+
+def test_a_prompt_that_stands_in_a_file_twice_is_one_group(tiny, tmp_path):
+    data = tmp_path / "twice.jsonl"
+    rows = [{"prompt": f"The {word} saw the park. The {word}", "target": "park"} for word in ("dog", "cat", "dog")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Config(tasks=("prompts",))
+    found = written_prompts(tiny, config, read_rows(data, config), "twice.jsonl", Context())
+    assert [p.group for p in found] == ["row 1", "row 2", "row 1"] and [p.row for p in found] == [0, 1, 2]
 
 
 def test_the_material_is_well_made():
@@ -192,6 +219,13 @@ def test_a_receiver_that_the_model_does_not_have_is_refused_before_loading(tiny_
 
     with pytest.raises(InputError, match="9.0"):
         prepare(PROBE, {"receivers": ("9.0",)}, model=str(tiny_llama))
+
+
+def test_an_offset_beyond_the_context_is_refused_before_loading(tiny_llama):
+    from workbench.runs.preparation import prepare
+
+    with pytest.raises(InputError, match="90000 tokens apart"):
+        prepare(PROBE, {"offsets": (0, 90_000)}, model=str(tiny_llama))
 
 
 def test_the_scan_alone_feeds_no_prompt(tiny, tmp_path):
