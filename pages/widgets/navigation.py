@@ -81,7 +81,7 @@ def _page(name: str, screen: Callable[[str], None]) -> Callable[[], None]:
 def main(screen: Callable[[str], None]) -> None:
     """The whole app; ``screen`` draws the screen of the probe of a name."""
     styling.style()
-    page = st.navigation(pages(screen))
+    page = st.navigation(pages(screen), expanded=True)
     st.session_state["framed"] = True
     with st.sidebar:
         at_work()

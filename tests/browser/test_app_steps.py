@@ -4,6 +4,7 @@ side."""
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browser.conftest import shot, too_wide
 from tests.browser.serving import rest
@@ -33,9 +34,8 @@ def test_text_is_written_by_itself_and_its_tokens_are_walked_through_and_a_reloa
     page.get_by_role("listbox", name="Written tokens").scroll_into_view_if_needed()
     shot(page, "steps")
     page.reload()
-    page.get_by_text("Step 6").wait_for()
+    expect(page.get_by_text("Step 6").first).to_have_text(said, timeout=60_000)
     rest(page)
-    assert page.get_by_text("Step 6").first.inner_text() == said
     page.set_viewport_size({"width": 390, "height": 844})
     rest(page)
     assert too_wide(page) == []

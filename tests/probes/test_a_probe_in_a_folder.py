@@ -206,7 +206,7 @@ def test_on_the_command_line_it_is_listed_run_drawn_and_compared(place, tmp_path
     found, done = out["probe"], out["runs"]
     assert found["title"] == "The last token" and found["demo"] == {"most": 2}
     assert found["leaves"] == {"off-*.json": "head mask"} and found["module"] == "probes.last_token"
-    assert out["list"][7].startswith(NAME)  # after the project's six
+    assert out["list"][13].startswith(NAME)  # after those of the project
 
     assert [run["status"] for run in done] == ["complete"] * 2 and done[0]["material"]["note"]["file"] == "note.txt"
     assert done[0]["data"]["name"].endswith("material/texts.jsonl") and done[0]["counters"]["prompts"] == 3
@@ -312,7 +312,7 @@ def test_in_the_app_it_has_its_place_screen_form_figures_estimate_and_example(pl
     script = tmp_path / "screens.py"
     script.write_text(APP)
     said = json.loads(python(place, str(script), NAME, MODEL, str(ROOT), cwd=tmp_path).splitlines()[-1])
-    assert said["navigation"][6] == "last_token Last token" and said["title"] == "The last token"
+    assert said["navigation"][12] == "last_token Last token" and said["title"] == "The last token"
     assert said["charts"] == 1 and said["form"] == 8 and said["example"] == 3
     assert said["estimate"].startswith("About 3 prompts, ")
     assert said["choices"][0] == "as it is" and len(said["choices"]) == 3 and said["changed"]
