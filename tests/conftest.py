@@ -83,17 +83,18 @@ def pytest_collection_modifyitems(items):
 
 
 def early(items: list) -> list:
-    """The tests with every file that drives a browser among the first, one file in three: such a file waits a lot, and
-    lasts long where it is begun last. The order is otherwise what it was."""
+    """The tests with the files that drive a browser spread over the first half of all: such a file lasts long where it
+    is begun last, and several at once wait for each other. The order is otherwise what it was."""
     files: dict[Path, list] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
     with_browser = {path for path, own in files.items() if any(item.get_closest_marker("browser") for item in own)}
     waiting, others = ([own for path, own in files.items() if (path in with_browser) == kind] for kind in (True, False))
+    between = max(1, len(others) // (2 * max(1, len(waiting))))
     found = []
     while waiting or others:
-        found += [*waiting[:1], *others[:2]]
-        waiting, others = waiting[1:], others[2:]
+        found += [*waiting[:1], *others[:between]]
+        waiting, others = waiting[1:], others[between:]
     return [item for own in found for item in own]
 
 

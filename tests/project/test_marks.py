@@ -52,7 +52,7 @@ def test_only_what_is_marked_is_tried_twice_and_it_is_named_when_it_needs_to(tmp
     assert [name.partition("::")[2] for name in named.splitlines()] == ["test_marked_that_fails_once"]
 
 
-def test_files_with_a_browser_come_early_and_no_test_is_lost():
+def test_files_with_a_browser_come_in_the_first_half_and_no_test_is_lost():
     def test(file: str, number: int, browser: bool):
         mark = pytest.mark.browser if browser else None
         return SimpleNamespace(path=Path(file), number=number, get_closest_marker=lambda name: mark)
