@@ -45,13 +45,14 @@ from probes.retrieval_heads.head_scores import (
     warn_of_few,
 )
 from probes.retrieval_heads.needle_grid import NeedleGrid, read_grid, validate
-from probes.retrieval_heads.shipped import material, own_needles
+from probes.retrieval_heads.shipped import material
 from probes.retrieval_heads.short_run import example
 from probes.retrieval_heads.summary import summary_of_heads, summary_of_masking
 from workbench.core.context import Context, Result
 from workbench.core.errors import InputError
 from workbench.core.registry import HEAD_MASK, DataSpec, probe
 from workbench.models.needle_prompts import recall
+from workbench.organisms.needles import own_needles
 
 if TYPE_CHECKING:
     from probes.retrieval_heads.detection import MeasuredTrials

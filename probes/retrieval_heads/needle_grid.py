@@ -12,7 +12,7 @@ import polars as pl
 
 from probes.retrieval_heads.config import COLUMNS, NEEDLES, SHIPPED, Config
 from probes.retrieval_heads.passage_files import read_passages
-from probes.retrieval_heads.shipped import material, own_needles
+from probes.retrieval_heads.shipped import material
 from probes.retrieval_heads.short_run import check_model
 from probes.retrieval_heads.task_answers import read_tasks
 from workbench.core.column_names import column_map
@@ -21,9 +21,18 @@ from workbench.core.errors import InputError
 from workbench.core.tables import read_table, read_text
 from workbench.models.answer_ends import Split, stop_rule
 from workbench.models.model_outline import Facts
-from workbench.models.needle_prompts import Needle, Trial, encode_after, grid, place, read_needle, split_template
+from workbench.models.needle_prompts import (
+    Needle,
+    Trial,
+    check_answers,
+    encode_after,
+    grid,
+    read_needle,
+    split_template,
+)
 from workbench.models.prompt_style import style_of
 from workbench.models.thinking import thinking_splitter
+from workbench.organisms.needles import own_needles
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
         # a model may ship with more than the project does
         if isinstance(config.needles, int) and source.resolve() != NEEDLES.resolve():
             _first(rows, config.needles, source)
-        for k, row in enumerate(rows.iter_rows(named=True)):
-            try:
-                place(k, row["needle"], row["answer"])
-            except InputError as error:
-                raise InputError(f"{source}: {error}") from None
+        check_answers(rows, source)
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
     if config.tasks:

@@ -3,28 +3,13 @@ words."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from probes.retrieval_heads.config import ESSAYS, Config
-from workbench import organisms
-from workbench.organisms.needles import shipped
-
-
-def own_needles(model: str) -> Path | None:
-    """The needles that ship with a model."""
-    return shipped(model).get("needles")
+from workbench.organisms.needles import left_to_what_ships
 
 
 def material(config: Config, model: str) -> dict[str, Any]:
     """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the
     model."""
-    own = {"haystack": ESSAYS} | shipped(model)
-    if organisms.name_of(model) is None:
-        own["template"] = "auto"
-    left = {
-        "haystack": config.haystack == "default",
-        "template": config.template == "default",
-        "stop": config.stop == ("default",),
-    }
-    return {key: own[key] for key, default in left.items() if default and key in own}
+    return left_to_what_ships(config, model, ESSAYS)

@@ -27,9 +27,10 @@ from probes.token_filter.before_loading import check_engine, check_layers, valid
 from probes.token_filter.config import BIBTEX, COLUMNS, DEFAULT, Config
 from probes.token_filter.estimate import estimate, random_sets
 from probes.token_filter.short_run import example
-from probes.token_filter.trials import FilterTrials, material, own_needles, read_trials
+from probes.token_filter.trials import FilterTrials, material, read_trials
 from workbench.core.context import Context, Result
 from workbench.core.registry import DataSpec, probe
+from workbench.organisms.needles import own_needles
 
 
 @probe(

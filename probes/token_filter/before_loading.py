@@ -13,7 +13,7 @@ from workbench.core.context import Context
 from workbench.core.errors import InputError
 from workbench.core.tables import read_text
 from workbench.models.model_outline import Facts
-from workbench.models.needle_prompts import place
+from workbench.models.needle_prompts import check_answers
 from workbench.models.unloaded_model import UnloadedModel
 
 
@@ -26,11 +26,7 @@ def validate(config: Config, data: Path | None, facts: Facts | None = None) -> N
         # a model may ship with more than the project does
         if isinstance(config.needles, int) and source.resolve() != NEEDLES.resolve():
             first_rows(rows, config.needles, source)
-        for k, row in enumerate(rows.iter_rows(named=True)):
-            try:
-                place(k, row["needle"], row["answer"])
-            except InputError as error:
-                raise InputError(f"{source}: {error}") from None
+        check_answers(rows, source)
     if config.haystack != "default":
         read_text(config.haystack, what="haystack")
     if config.retrieval not in ("answer", "none"):

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from probes.token_filter.config import COLUMNS, NEEDLES, Config
-from probes.token_filter.trials import own_needles
 from workbench.core.errors import InputError
 from workbench.core.tables import read_table
 from workbench.models.model_outline import Facts
 from workbench.models.needle_prompts import PAPER_TEMPLATE
+from workbench.organisms.needles import own_needles
 
 LONGEST = 480  # tokens of a prompt of a short run
 LEAST = 8  # tokens of haystack in the shortest prompt

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from probes.token_filter.config import COLUMNS, ESSAYS, NEEDLES, SHIPPED, Config
-from workbench import organisms
 from workbench.core.column_names import column_map
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -21,7 +20,7 @@ from workbench.models.answer_ends import Split, stop_rule
 from workbench.models.needle_prompts import Needle, Trial, encode_after, grid, read_needle, split_template
 from workbench.models.prompt_style import style_of
 from workbench.models.thinking import thinking_splitter
-from workbench.organisms.needles import shipped
+from workbench.organisms.needles import left_to_what_ships, own_needles
 
 PAPER_K, PART = 1024, 4  # tokens that are kept by default; at most this part of the shortest prompt
 LENGTHS, SHORTEST, LONGEST = 4, 8192, 50_000  # tokens of the prompts by default
@@ -69,23 +68,10 @@ class FilterTrials:
         return sorted(found)
 
 
-def own_needles(model: str) -> Path | None:
-    """The needles that ship with a model."""
-    return shipped(model).get("needles")
-
-
 def material(config: Config, model: str) -> dict[str, Any]:
     """Haystack, template and stopping words, where the config leaves them to what ships with the project or with the
     model."""
-    own = {"haystack": ESSAYS} | shipped(model)
-    if organisms.name_of(model) is None:
-        own["template"] = "auto"
-    left = {
-        "haystack": config.haystack == "default",
-        "template": config.template == "default",
-        "stop": config.stop == ("default",),
-    }
-    return {key: own[key] for key, default in left.items() if default and key in own}
+    return left_to_what_ships(config, model, ESSAYS)
 
 
 def needle_file(config: Config, data: Path | None) -> Path | None:

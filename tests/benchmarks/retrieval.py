@@ -174,7 +174,7 @@ def case(model, scale: str, n: int | None, **more) -> tuple:
     """The grid, config and context of a scale with `n` needles; of the probe's defaults for None."""
     from probes.retrieval_heads import Config
     from probes.retrieval_heads.needle_grid import read_grid
-    from probes.retrieval_heads.shipped import own_needles
+    from workbench.organisms.needles import own_needles
 
     lengths, depths, _, new_tokens = SCALES[scale]
     options = {"lengths": lengths, "depths": depths, "needles": n, "max_new_tokens": new_tokens} if n else {}
@@ -350,7 +350,7 @@ def memory_growth() -> dict[str, float]:
             "from probes.retrieval_heads.detection import measure\n"
             "from probes.retrieval_heads.haystack import Haystack\n"
             "from probes.retrieval_heads.needle_grid import read_grid\n"
-            "from probes.retrieval_heads.shipped import own_needles\n"
+            "from workbench.organisms.needles import own_needles\n"
             "from workbench.core.context import Context\n"
             "memory = lambda field: int(re.search(field + r':\\s+(\\d+)', "
             "Path('/proc/self/status').read_text())[1]) / 1024\n"

@@ -38,7 +38,8 @@ def sweep(model, device: str, scale: str, rounds: int) -> dict:
     """All layers of all prompts, as the probe does it."""
     from probes.token_filter.config import Config
     from probes.token_filter.selection import select
-    from probes.token_filter.trials import own_needles, read_trials
+    from probes.token_filter.trials import read_trials
+    from workbench.organisms.needles import own_needles
 
     length, depths, needles = SCALES[scale][1]
     options = {"lengths": (length,), "depths": depths, "needles": needles, "max_new_tokens": 16}

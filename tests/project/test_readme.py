@@ -56,10 +56,10 @@ def test_the_needle_grid_of_the_first_command_fits_the_model():
     """Whatever else a command says: prompt and answer within the organism's context."""
     from probes.retrieval_heads import Config
     from probes.retrieval_heads.needle_grid import read_grid
-    from probes.retrieval_heads.shipped import own_needles
     from workbench import load
     from workbench.core.config import build, parse_assignments
     from workbench.core.context import Context
+    from workbench.organisms.needles import own_needles
 
     (line,) = re.findall(r"\$ workbench run retrieval-heads --model organism (.*)", README)
     words = shlex.split(line)

@@ -340,8 +340,8 @@ def test_an_organisms_name_means_the_organism_wherever_one_stands(tmp_path, monk
 
 def test_an_organism_brings_its_material_by_name_and_by_folder():
     """The same weights must be the same experiment, or one run id would stand for two."""
-    from probes.retrieval_heads.shipped import shipped
     from workbench.organisms import folder
+    from workbench.organisms.needles import shipped
 
     assert shipped("circuit-copy")["needles"] == shipped(str(folder("circuit-copy")))["needles"]
 

@@ -18,6 +18,10 @@ from workbench.core.errors import InputError
 from workbench.models.prompt_style import PromptStyle, write_prompt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+
     from workbench.models.model import Model
 
 PAPER_TEMPLATE = "{context}Based on the content of the book, Question: {question}\nAnswer:"
@@ -86,6 +90,15 @@ def recall(answer: str, response: str) -> float:
     """ROUGE-1 recall of the answer's words (see Words) in the response, stemmed, between 0 and 1: the official success
     measure, which prints it × 100."""
     return float(_rouge().score(answer, response)["rouge1"].recall)
+
+
+def check_answers(rows: pl.DataFrame, source: Path) -> None:
+    """Raise InputError, with the file in front, for a needle that does not hold its answer, see :func:`place`."""
+    for k, row in enumerate(rows.iter_rows(named=True)):
+        try:
+            place(k, row["needle"], row["answer"])
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
 
 def place(row: int, needle: str, answer: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ words."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from workbench import organisms
@@ -34,3 +35,22 @@ def shipped(model: str) -> dict[str, Any]:
         "template": facts["retrieval"],
         "stop": tuple(facts["stop"]),
     }
+
+
+def own_needles(model: str) -> Path | None:
+    """The needles that ship with a model."""
+    return shipped(model).get("needles")
+
+
+def left_to_what_ships(config: Any, model: str, essays: Path) -> dict[str, Any]:
+    """`haystack`, `template` and `stop`, of those that a config with these keys leaves at "default": the model's own,
+    or `essays` and the template that suits any other model."""
+    own = {"haystack": essays} | shipped(model)
+    if organisms.name_of(model) is None:
+        own["template"] = "auto"
+    left = {
+        "haystack": config.haystack == "default",
+        "template": config.template == "default",
+        "stop": config.stop == ("default",),
+    }
+    return {key: own[key] for key, default in left.items() if default and key in own}

@@ -15,7 +15,6 @@ import torch
 from probes.retrieval_heads import Config, detection, masking
 from probes.retrieval_heads.head_scores import cluster_names, head_table, warn_of_few
 from probes.retrieval_heads.needle_grid import read_grid
-from probes.retrieval_heads.shipped import own_needles
 from tests.support.retrieval_children import CONFIG
 from workbench.core.context import Context
 from workbench.core.errors import InputError
@@ -23,6 +22,7 @@ from workbench.models.batching import halving
 from workbench.models.loading import load, wrap
 from workbench.models.model import Model
 from workbench.models.needle_prompts import Words, read_needle, recall
+from workbench.organisms.needles import own_needles
 from workbench.runs.checks import CHECKS, check_probe
 from workbench.runs.execution import execute, prepare
 from workbench.runs.folder import open_run
